@@ -1,0 +1,146 @@
+"""Clips to a batch that a model takes: crop or pad, filterbank if wanted, masks.
+
+All chance comes from a generator keyed by (seed, epoch, clip): which part of a clip is seen and
+what is hidden does not depend on workers, ranks, or how a run was interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.fbank import fbank, num_frames
+from mae_ast.core.masking import MASK_TYPES, MaskIds, pad_mask_ids
+
+
+def clip_generator(seed: int, epoch: int, clip: int) -> torch.Generator:
+    """A generator that gives the same draws for the same (seed, epoch, clip), anywhere."""
+    key = np.random.SeedSequence((seed, epoch, clip)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(key >> np.uint64(1)))
+
+
+def draw_start(room: int, generator: torch.Generator) -> int:
+    """A start from 0 to ``room``, each equally likely."""
+    return int(torch.randint(room + 1, (), generator=generator)) if room > 0 else 0
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One decoded clip.
+
+    Args:
+        id: its row in the manifest.
+        samples: (L,) int16 at 16 kHz.
+        generator: the clip's own, for the draws that are still to be made.
+    """
+
+    id: int
+    samples: Tensor
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a pretraining step needs.
+
+    Args:
+        ids: (B,) int64, rows in the manifest.
+        source: (B, L) int16 waveforms, or (B, T, 128) float32 log-mel.
+        lengths: (B,) int64, valid samples or frames; ``None`` where nothing is padded.
+        mask: visible and masked patches.
+        num_visible, num_masked: patches over the whole batch.
+        num_samples: valid samples over the whole batch.
+    """
+
+    ids: Tensor
+    source: Tensor
+    lengths: Tensor | None
+    mask: MaskIds
+    num_visible: int
+    num_masked: int
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class Collater:
+    """Makes batches.
+
+    Args:
+        config: of the model: its patches and mask ratio.
+        mask_type: name of a strategy.
+        pad: pad clips to the longest, instead of cropping them to the shortest.
+        random_crop: crop anywhere, instead of at the beginning.
+        compute_fbank: run the filterbank here, instead of in the model.
+    """
+
+    config: MaeAstConfig
+    mask_type: str
+    pad: bool = False
+    random_crop: bool = True
+    compute_fbank: bool = False
+
+    def __call__(self, clips: Sequence[Clip]) -> Batch:
+        """Collate; an empty sequence gives a batch of nothing, whose losses are 0."""
+        if not clips:
+            return self._nothing()
+        lengths = [len(clip.samples) for clip in clips]
+        length = max(lengths) if self.pad else min(lengths)
+        waveforms = torch.zeros(len(clips), length, dtype=torch.int16)
+        for row, clip in zip(waveforms, clips, strict=True):
+            room = len(clip.samples) - length
+            start = draw_start(room, clip.generator) if self.random_crop else 0
+            part = clip.samples[start : start + length]
+            row[: len(part)] = part
+        lengths = [min(n, length) for n in lengths]
+        mask = self._draw_masks(clips, lengths)
+        ids = torch.tensor([clip.id for clip in clips])
+        return self._batch(ids, waveforms, lengths, mask)
+
+    def _draw_masks(self, clips: Sequence[Clip], lengths: list[int]) -> MaskIds:
+        strategy = MASK_TYPES[self.mask_type]
+        if self.mask_type == "retain_spans":
+            strategy = partial(strategy, span_length=self.config.mask_length)
+        shape, ratio = self.config.patch_shape, self.config.random_mask_prob
+        generators = [clip.generator for clip in clips]
+        if self.mask_type == "random_mask_batched":
+            state = generators[0].get_state()
+            generators = [torch.Generator().set_state(state) for _ in clips]
+        return pad_mask_ids(
+            [
+                strategy(1, shape.grid(num_frames(length)), ratio, generator=generator)
+                for length, generator in zip(lengths, generators, strict=True)
+            ]
+        )
+
+    def _batch(self, ids: Tensor, waveforms: Tensor, lengths: list[int], mask: MaskIds) -> Batch:
+        is_padded = any(length < waveforms.shape[1] for length in lengths)
+        source = waveforms
+        valid = lengths
+        if self.compute_fbank:
+            source, valid = fbank(waveforms), [num_frames(length) for length in lengths]
+        return Batch(
+            ids,
+            source,
+            torch.tensor(valid) if is_padded else None,
+            mask,
+            num_visible=int((mask.visible_ids >= 0).sum()),
+            num_masked=int((mask.masked_ids >= 0).sum()),
+            num_samples=sum(lengths),
+        )
+
+    def _nothing(self) -> Batch:
+        """One silent clip that counts for nothing: no valid frame, no masked patch.
+
+        A worker whose clips are all bad, or a rank that has run out, still takes part in the step.
+        """
+        shape = self.config.patch_shape
+        visible = torch.arange(shape.per_column).unsqueeze(0)
+        mask = MaskIds(visible, torch.full((1, 1), -1), padded=True)
+        silence = torch.zeros(1, shape.min_samples, dtype=torch.int16)
+        return self._batch(torch.empty(0, dtype=torch.int64), silence, [0], mask)

@@ -1,0 +1,99 @@
+"""Kaldi log-mel filterbanks for a whole batch: (B, L) samples -> (B, T, 128) float32.
+
+25 ms povey windows every 10 ms, DC removed, pre-emphasis 0.97, power spectrum, no dither, no
+energy: the values of ``torchaudio.compliance.kaldi.fbank(use_energy=False, num_mel_bins=128)``
+within 1e-3, on any device. Its order of operations is kept on purpose: folded into one matrix
+they miss by 1.8e-3.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchaudio.compliance.kaldi import get_mel_banks
+
+from mae_ast.core.audio import SAMPLE_RATE
+
+NUM_MEL_BINS = 128
+FRAME_LENGTH = 400  # samples, 25 ms
+FRAME_SHIFT = 160  # samples, 10 ms
+FFT_LENGTH = 512
+PREEMPHASIS = 0.97
+LOW_FREQUENCY = 20.0  # Hz
+
+# On a CPU, frames go through in blocks whose intermediate values stay in the cache.
+_CPU_BLOCK_FRAMES = 1024
+
+
+def num_frames(num_samples: int) -> int:
+    """Frames of a clip of ``num_samples`` at 16 kHz; 0 where it is shorter than one window."""
+    return max(0, 1 + (num_samples - FRAME_LENGTH) // FRAME_SHIFT)
+
+
+def num_frames_of(num_samples: Tensor) -> Tensor:
+    """:func:`num_frames` for a (B,) int64 tensor."""
+    return (1 + (num_samples - FRAME_LENGTH).div(FRAME_SHIFT, rounding_mode="floor")).clamp(min=0)
+
+
+def num_samples_of_frames(frames: int) -> int:
+    """The fewest samples at 16 kHz that give ``frames`` frames."""
+    return FRAME_LENGTH + (frames - 1) * FRAME_SHIFT
+
+
+def fbank(waveform: Tensor) -> Tensor:
+    """Log-mel filterbank of a batch.
+
+    Args:
+        waveform: (B, L) int16, or float in [-1, 1], at 16 kHz. A clip that is padded on the right
+            has the frames it has alone in its first ``num_frames(its samples)`` rows.
+
+    Returns:
+        (B, T, 128) float32 with T = 1 + (L - 400) // 160.
+
+    Raises:
+        ValueError: L is shorter than one window of 400 samples.
+    """
+    length = waveform.shape[-1]
+    if length < FRAME_LENGTH:
+        raise ValueError(f"a clip of {length} samples is shorter than one window of {FRAME_LENGTH}")
+    with torch.autocast(waveform.device.type, enabled=False):
+        frames = waveform.unfold(-1, FRAME_LENGTH, FRAME_SHIFT)  # (B, T, 400), a view
+        if waveform.device.type != "cpu":
+            return _log_mel(frames)
+        clips = min(len(frames), 16)
+        block = max(1, _CPU_BLOCK_FRAMES // clips)
+        out = frames.new_empty((*frames.shape[:2], NUM_MEL_BINS), dtype=torch.float32)
+        for some_frames, some_out in zip(frames.split(clips), out.split(clips), strict=True):
+            for source, target in zip(
+                some_frames.split(block, dim=1), some_out.split(block, dim=1), strict=True
+            ):
+                target.copy_(_log_mel(source))
+        return out
+
+
+def _log_mel(frames: Tensor) -> Tensor:
+    """(..., 400) samples to (..., 128) log-mel energies."""
+    window, mel_banks = _constants(frames.device)
+    if frames.dtype == torch.int16:
+        frames = frames.float() / 32768.0
+    frames = frames.float()
+    frames = frames - frames.mean(dim=-1, keepdim=True)
+    first = frames[..., :1]
+    frames = frames - PREEMPHASIS * torch.cat((first, frames[..., :-1]), dim=-1)
+    spectrum = torch.fft.rfft(frames * window, n=FFT_LENGTH)
+    # abs().square(), not real^2 + imag^2: torchaudio's rounding.
+    energies = F.linear(spectrum.abs().square_(), mel_banks)
+    return energies.clamp_(min=torch.finfo(torch.float32).eps).log_()
+
+
+@lru_cache(maxsize=8)
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The povey window (400,) and the mel matrix (128, 257), on ``device``."""
+    window = torch.hann_window(FRAME_LENGTH, periodic=False).pow(0.85)
+    banks, _ = get_mel_banks(
+        NUM_MEL_BINS, FFT_LENGTH, float(SAMPLE_RATE), LOW_FREQUENCY, 0.0, 100.0, -500.0, 1.0
+    )
+    return window.to(device), F.pad(banks, (0, 1)).to(device)  # nothing at the Nyquist bin

@@ -1,0 +1,80 @@
+"""The input's normalisation to N(0, 0.5^2): (B, T, F) -> (B, T, F), always in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+TARGET_STD = 0.5
+EPS = 1e-5
+MOMENTUM = 0.1
+
+
+class InputNorm(nn.Module):
+    """Non-affine batch norm over the valid frames of one "channel", times 0.5.
+
+    Buffers are named and updated as ``nn.BatchNorm2d(1, affine=False)`` does.
+
+    Args:
+        update: normalise a training batch by its own statistics and track them. ``False`` keeps
+            the running ones fixed, so that a clip's values do not depend on its batch.
+        mean, std: initial running statistics, of log-mel values.
+
+    Raises:
+        ValueError: ``std`` is not positive.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, update: bool = True, mean: float = 0.0, std: float = 1.0) -> None:
+        super().__init__()
+        if not std > 0:
+            raise ValueError(f"the input's standard deviation is {std}; it must be positive")
+        self.update = update
+        self.register_buffer("running_mean", torch.tensor([float(mean)]))
+        self.register_buffer("running_var", torch.tensor([float(std) ** 2]))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def forward(self, spectrogram: Tensor, num_frames: Tensor | None = None) -> Tensor:
+        """Normalise.
+
+        Args:
+            spectrogram: (B, T, F) float32 log-mel.
+            num_frames: (B,) int64, valid frames of each clip; ``None``: all.
+        """
+        mean, var = self.running_mean, self.running_var
+        if self.training and self.update:
+            mean, var = self._track(spectrogram, num_frames)
+        return (spectrogram - mean) * (torch.rsqrt(var + EPS) * TARGET_STD)
+
+    @torch.no_grad()
+    def _track(self, x: Tensor, num_frames: Tensor | None) -> tuple[Tensor, Tensor]:
+        if num_frames is None:
+            count = torch.full((), x.numel(), dtype=torch.float32, device=x.device)
+            var, mean = torch.var_mean(x, correction=0)
+        else:
+            valid = torch.arange(x.shape[1], device=x.device) < num_frames[:, None]
+            valid = valid[:, :, None]
+            count = valid.sum() * float(x.shape[2])
+            mean = x.where(valid, 0.0).sum() / count.clamp(min=1)
+            var = (x - mean).where(valid, 0.0).square().sum() / count.clamp(min=1)
+        momentum = MOMENTUM * (count > 0)  # a batch of nothing moves nothing
+        unbiased = var * count / (count - 1).clamp(min=1)
+        self.running_mean.lerp_(mean.reshape(1), momentum)
+        self.running_var.lerp_(unbiased.reshape(1), momentum)
+        self.num_batches_tracked += 1
+        return mean, var
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InputNorm:
+        """Move to a device, but stay in float32 when the model around is made half precision."""
+        exact = {name: buffer for name, buffer in self.named_buffers()}
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            moved = getattr(self, name)
+            if moved.dtype != buffer.dtype:
+                setattr(self, name, buffer.to(moved.device))
+        return self

@@ -1,0 +1,59 @@
+"""The two pretraining losses, summed over masked patches: (B, M, P) twice -> scalars.
+
+Sums, not means: divided by the number of masked patches of *all* workers they give exact means,
+whatever batch a clip is in. Always in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class InfoNCE:
+    """InfoNCE over a batch.
+
+    Args:
+        loss: scalar, in nats, summed over masked patches.
+        num_correct: scalar, masked patches whose own target scored highest.
+    """
+
+    loss: Tensor
+    num_correct: Tensor
+
+
+def reconstruction_loss(prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Mean squared error of each patch, summed over masked patches.
+
+    Args:
+        prediction, target: (B, M, P).
+        valid: (B, M) bool, False = padding; ``None``: all valid.
+    """
+    per_patch = (prediction.float() - target.float()).square().mean(dim=-1)
+    return _sum(per_patch, valid)
+
+
+def info_nce_loss(prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> InfoNCE:
+    """Tell each masked patch's target from those of the clip's other masked patches.
+
+    logits[i, j] = prediction_i . target_j, softmax over j; raw targets, no temperature
+    (Baade et al. 2022, MAE-AST; SSAST's own program takes the softmax over i).
+
+    Args:
+        prediction, target: (B, M, P).
+        valid: (B, M) bool, False = padding; ``None``: all valid.
+    """
+    logits = prediction.float() @ target.float().transpose(1, 2)  # (B, M, M)
+    if valid is not None:
+        logits = logits.masked_fill(~valid[:, None, :], torch.finfo(logits.dtype).min)
+    own = logits.diagonal(dim1=1, dim2=2)
+    per_patch = logits.logsumexp(dim=-1) - own
+    correct = logits.argmax(dim=-1) == torch.arange(logits.shape[1], device=logits.device)
+    return InfoNCE(_sum(per_patch, valid), _sum(correct.float().detach(), valid))
+
+
+def _sum(per_patch: Tensor, valid: Tensor | None) -> Tensor:
+    return per_patch.sum() if valid is None else per_patch.where(valid, 0.0).sum()

@@ -1,0 +1,210 @@
+"""MAE-AST (Baade et al. 2022, arXiv 2203.16691): a masked autoencoder on log-mel patches.
+
+A deep encoder sees the visible patches only. A shallow decoder sees the encoder's output put back
+in place, one learned token wherever a patch is hidden, and predicts the hidden patches.
+
+    waveform (B, L) -> fbank (B, T, F) -> normalised (B, T, F) -> patches (B, N, P)
+    visible patches (B, V, P) -> tokens (B, V, D) -> encoder (B, V, D)
+    -> with mask tokens (B, N, D_dec) -> decoder (B, N, D_dec) -> two heads (B, M, P)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.fbank import fbank, num_frames_of
+from mae_ast.core.input_norm import InputNorm
+from mae_ast.core.masking import MaskIds
+from mae_ast.core.patches import patchify
+from mae_ast.core.positions import SinusoidalPositions
+from mae_ast.core.transformer import Transformer, init_linear
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the decoder says of the masked patches.
+
+    Args:
+        reconstruction: (B, M, P), or ``None`` where that head is out of training.
+        classification: (B, M, P), likewise.
+        target: (B, M, P) float32, the normalised patches themselves.
+        valid: (B, M) bool, False = padding; ``None``: all valid.
+    """
+
+    reconstruction: Tensor | None
+    classification: Tensor | None
+    target: Tensor
+    valid: Tensor | None
+
+
+class MaeAst(nn.Module):
+    """The model.
+
+    Args:
+        config: what it is made of.
+
+    Raises:
+        ValueError: the configuration cannot work.
+    """
+
+    def __init__(self, config: MaeAstConfig) -> None:
+        super().__init__()
+        config.validate()
+        self.patch_shape = config.patch_shape
+        self.precision = config.precision
+        width, decoder_width = config.encoder_embed_dim, config.decoder_embed_dim
+        patch_dim = self.patch_shape.dim
+
+        self.batch_norm = InputNorm(
+            config.input_stats == "batch", config.input_mean, config.input_std
+        )
+        self.post_extract_proj = nn.Linear(patch_dim, width)
+        self.dropout_input = nn.Dropout(config.dropout_input)
+        self.encoder_positions = SinusoidalPositions(width)
+        self.encoder = Transformer(
+            config.encoder_layers,
+            width,
+            config.encoder_ffn_embed_dim,
+            config.encoder_attention_heads,
+            config.layer_norm_first,
+            config.dropout,
+            config.attention_dropout,
+            config.activation_dropout,
+            config.encoder_layerdrop,
+        )
+        self.post_enc_proj: nn.Module = nn.Identity()
+        if width != decoder_width:
+            self.post_enc_proj = nn.Linear(width, decoder_width)
+        self.decoder_mask_emb = nn.Parameter(torch.rand(decoder_width))
+        self.decoder_positions = SinusoidalPositions(decoder_width)
+        self.decoder = Transformer(
+            config.decoder_layers,
+            decoder_width,
+            config.decoder_ffn_embed_dim or config.encoder_ffn_embed_dim,
+            config.decoder_attention_heads or config.encoder_attention_heads,
+            config.layer_norm_first,
+            config.dropout,
+            config.attention_dropout,
+            config.activation_dropout,
+            config.decoder_layerdrop,
+        )
+        self.final_proj_reconstruction = nn.Linear(decoder_width, patch_dim)
+        self.final_proj_classification = nn.Linear(decoder_width, patch_dim)
+        self.apply(init_linear)
+
+    def forward(
+        self,
+        source: Tensor,
+        lengths: Tensor | None,
+        visible_ids: Tensor,
+        masked_ids: Tensor,
+        padded: bool = False,
+    ) -> Prediction:
+        """Predict the masked patches from the visible ones.
+
+        Args:
+            source: (B, L) int16 or float waveforms at 16 kHz, or (B, T, 128) log-mel.
+            lengths: (B,) int64, valid samples (or frames) of each clip; ``None``: all.
+            visible_ids, masked_ids, padded: as in :class:`~mae_ast.core.masking.MaskIds`.
+        """
+        mask = MaskIds(visible_ids, masked_ids, padded)
+        patches = self.patches(source, lengths)
+        with self._autocast(patches.device):
+            encoded = self.encode_visible(_take(patches, visible_ids), mask)
+            decoded = _take(self.decode(encoded, mask, patches.shape[1]), masked_ids)
+            reconstruction = self._head(self.final_proj_reconstruction, decoded)
+            classification = self._head(self.final_proj_classification, decoded)
+        return Prediction(
+            reconstruction,
+            classification,
+            _take(patches, masked_ids),
+            masked_ids >= 0 if padded else None,
+        )
+
+    def spectrogram(self, source: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Normalised log-mel (B, T, F) float32 of waveforms or log-mel, and its (B,) frames."""
+        if source.ndim == 2:
+            source = fbank(source)
+            lengths = None if lengths is None else num_frames_of(lengths)
+        return self.batch_norm(source, lengths), lengths
+
+    def patches(self, source: Tensor, lengths: Tensor | None) -> Tensor:
+        """Normalised patches (B, N, P) float32 of waveforms or log-mel."""
+        with torch.autocast(source.device.type, enabled=False):
+            return patchify(self.spectrogram(source, lengths)[0], self.patch_shape)
+
+    def encode_visible(self, patches: Tensor, mask: MaskIds) -> Tensor:
+        """Visible patches (B, V, P) -> (B, V, D)."""
+        ids = mask.visible_ids
+        padding_mask = ids < 0 if mask.padded else None
+        num_positions = ids.shape[1] + mask.masked_ids.shape[1]
+        positions = self.encoder_positions(num_positions)[ids.clamp(min=0)]
+        encoded: Tensor = self.encoder(self.embed(patches) + positions, padding_mask)
+        return encoded
+
+    def embed(self, patches: Tensor) -> Tensor:
+        """Patches (B, N, P) -> tokens (B, N, D), before positions."""
+        tokens: Tensor = self.post_extract_proj(patches.to(self.post_extract_proj.weight.dtype))
+        out: Tensor = self.dropout_input(tokens)
+        return out
+
+    def decode(self, encoded: Tensor, mask: MaskIds, num_patches: int) -> Tensor:
+        """Encoder output (B, V, D) back in place among mask tokens -> (B, N, D_dec)."""
+        visible = self.post_enc_proj(encoded)
+        batch, _, width = visible.shape
+        slots, padding_mask, ids = num_patches, None, mask.visible_ids
+        if mask.padded:
+            # Padding goes to one slot more, which is cut off again.
+            slots, ids = num_patches + 1, ids.where(ids >= 0, num_patches)
+            per_clip = (mask.visible_ids >= 0).sum(1) + (mask.masked_ids >= 0).sum(1)
+            padding_mask = torch.arange(num_patches, device=ids.device) >= per_clip[:, None]
+        tokens = self.decoder_mask_emb.to(visible.dtype).expand(batch, slots, width)
+        tokens = tokens.scatter(1, ids.unsqueeze(2).expand(-1, -1, width), visible)[:, :num_patches]
+        decoded: Tensor = self.decoder(tokens + self.decoder_positions(num_patches), padding_mask)
+        return decoded
+
+    def hidden_states(self, source: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
+        """The encoder's layers on clips of which nothing is hidden.
+
+        Args:
+            source, lengths: as in :meth:`forward`.
+
+        Returns:
+            Per layer (B, N, D); what lies past a clip's own patches is of no meaning. Pre-norm
+            layers are given as they are, without the stack's last layer norm.
+        """
+        with torch.autocast(source.device.type, enabled=False):
+            normalised, num_frames = self.spectrogram(source, lengths)
+            patches = patchify(normalised, self.patch_shape)
+        padding_mask = None
+        if num_frames is not None:
+            along_time = num_frames // self.patch_shape.time
+            index = torch.arange(patches.shape[1], device=patches.device)
+            padding_mask = index >= (along_time * self.patch_shape.per_column)[:, None]
+        states: list[Tensor] = []
+        with self._autocast(patches.device):
+            tokens = self.embed(patches) + self.encoder_positions(patches.shape[1])
+            self.encoder(tokens, padding_mask, states)
+        return states
+
+    def train_heads(self, reconstruction: bool, classification: bool) -> None:
+        """Take a head whose loss has weight 0 out of training: no forward, no gradient."""
+        self.final_proj_reconstruction.requires_grad_(reconstruction)
+        self.final_proj_classification.requires_grad_(classification)
+
+    def _head(self, head: nn.Linear, decoded: Tensor) -> Tensor | None:
+        return head(decoded) if head.weight.requires_grad or not self.training else None
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        is_float32 = self.post_extract_proj.weight.dtype == torch.float32
+        enabled = self.precision == "bfloat16" and is_float32
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def _take(patches: Tensor, ids: Tensor) -> Tensor:
+    """(B, N, C) at (B, K) -> (B, K, C); ids of -1 give some patch, which no one looks at."""
+    return patches.gather(1, ids.clamp(min=0).unsqueeze(2).expand(-1, -1, patches.shape[2]))

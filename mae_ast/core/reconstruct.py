@@ -1,0 +1,52 @@
+"""Rebuild what was hidden: three spectrograms (B, T', 128), of the input, its visible part, and
+the model's answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.masking import MaskIds
+from mae_ast.core.patches import unpatchify
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Normalised log-mel spectrograms, T' frames without those that fill no patch.
+
+    Args:
+        original: (B, T', 128).
+        visible: the same, NaN where hidden.
+        rebuilt: the visible patches, and the model's prediction where hidden.
+    """
+
+    original: Tensor
+    visible: Tensor
+    rebuilt: Tensor
+
+
+@torch.no_grad()
+def reconstruct(model: MaeAst, source: Tensor, mask: MaskIds) -> Reconstruction:
+    """Run a model on clips of equal length.
+
+    Args:
+        model: in eval mode.
+        source: (B, L) int16 or float waveforms at 16 kHz, or (B, T, 128) log-mel.
+        mask: what to hide.
+    """
+    patches = model.patches(source, None)
+    prediction = model(source, None, mask.visible_ids, mask.masked_ids).reconstruction
+    where = mask.masked_ids.unsqueeze(2).expand(-1, -1, patches.shape[2])
+
+    def picture(values: Tensor) -> Tensor:
+        return unpatchify(values, model.patch_shape)
+
+    return Reconstruction(
+        picture(patches),
+        picture(patches.scatter(1, where, float("nan"))),
+        picture(patches.scatter(1, where, prediction.float())),
+    )

@@ -1,0 +1,184 @@
+"""A standard transformer encoder, (B, N, D) -> (B, N, D), on scaled_dot_product_attention.
+
+``norm_first=False`` is the post-norm kind of BERT and wav2vec 2.0 (the stack's own layer norm
+then runs before the first layer), ``True`` the pre-norm kind (it runs after the last). Names of
+modules are those of fairseq's ``TransformerSentenceEncoder``, for easy loading.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+INIT_STD = 0.02
+
+
+def init_linear(module: nn.Module) -> None:
+    """Linear layers: weights N(0, 0.02), biases 0. Use with ``module.apply``."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=INIT_STD)
+        nn.init.zeros_(module.bias)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention.
+
+    Args:
+        embed_dim: D.
+        num_heads: H.
+        dropout: probability of dropping an attention weight.
+
+    Raises:
+        ValueError: H does not divide D.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if num_heads < 1 or embed_dim % num_heads:
+            raise ValueError(f"{num_heads} attention heads do not divide a width of {embed_dim}")
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.k_proj = nn.Linear(embed_dim, embed_dim)
+        self.v_proj = nn.Linear(embed_dim, embed_dim)
+        self.q_proj = nn.Linear(embed_dim, embed_dim)
+        self.out_proj = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D); ``attention_mask`` (B, 1, 1, N) is True where to attend."""
+
+        def heads(y: Tensor) -> Tensor:
+            return y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, D / H)
+
+        y = F.scaled_dot_product_attention(
+            heads(self.q_proj(x)),
+            heads(self.k_proj(x)),
+            heads(self.v_proj(x)),
+            attn_mask=attention_mask,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        out: Tensor = self.out_proj(y.transpose(1, 2).flatten(2))
+        return out
+
+
+class TransformerLayer(nn.Module):
+    """Self-attention and a feed-forward block with residuals.
+
+    Args:
+        embed_dim: D.
+        ffn_embed_dim: width of the feed-forward block's hidden layer.
+        num_heads: H.
+        norm_first: pre-norm instead of post-norm.
+        dropout: on both branches.
+        attention_dropout: on attention weights.
+        activation_dropout: after the feed-forward block's activation.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        ffn_embed_dim: int,
+        num_heads: int,
+        norm_first: bool = False,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm_first = norm_first
+        self.self_attn = SelfAttention(embed_dim, num_heads, attention_dropout)
+        self.self_attn_layer_norm = nn.LayerNorm(embed_dim)
+        self.fc1 = nn.Linear(embed_dim, ffn_embed_dim)
+        self.fc2 = nn.Linear(ffn_embed_dim, embed_dim)
+        self.final_layer_norm = nn.LayerNorm(embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.activation_dropout = nn.Dropout(activation_dropout)
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        if self.norm_first:
+            x = x + self.dropout(self.self_attn(self.self_attn_layer_norm(x), attention_mask))
+            return x + self.feed_forward(self.final_layer_norm(x))
+        x = self.self_attn_layer_norm(x + self.dropout(self.self_attn(x, attention_mask)))
+        out: Tensor = self.final_layer_norm(x + self.feed_forward(x))
+        return out
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Linear, GELU, linear."""
+        hidden = self.activation_dropout(F.gelu(self.fc1(x)))
+        out: Tensor = self.dropout(self.fc2(hidden))
+        return out
+
+
+class Transformer(nn.Module):
+    """A stack of layers.
+
+    Args:
+        num_layers: depth.
+        embed_dim, ffn_embed_dim, num_heads, norm_first: as in :class:`TransformerLayer`.
+        dropout, attention_dropout, activation_dropout: likewise; ``dropout`` also on the input.
+        layerdrop: probability that a layer passes its input on unchanged in a training step.
+            Which ones is drawn on the device, and every layer stays in the graph, so that each
+            parameter has a gradient in each step.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        embed_dim: int,
+        ffn_embed_dim: int,
+        num_heads: int,
+        norm_first: bool = False,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+        layerdrop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm_first = norm_first
+        self.layerdrop = layerdrop
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(
+            TransformerLayer(
+                embed_dim,
+                ffn_embed_dim,
+                num_heads,
+                norm_first,
+                dropout,
+                attention_dropout,
+                activation_dropout,
+            )
+            for _ in range(num_layers)
+        )
+        self.layer_norm = nn.LayerNorm(embed_dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        padding_mask: Tensor | None = None,
+        hidden_states: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Run all layers.
+
+        Args:
+            x: (B, N, D).
+            padding_mask: (B, N) bool, True = padding; ``None`` where there is none. What is not
+                padding is not influenced by it.
+            hidden_states: when given, the output of each layer is appended to it.
+
+        Returns:
+            (B, N, D).
+        """
+        attention_mask = None if padding_mask is None else ~padding_mask[:, None, None, :]
+        if not self.norm_first:
+            x = self.layer_norm(x)
+        x = self.dropout(x)
+        for layer in self.layers:
+            y = layer(x, attention_mask)
+            if self.training and self.layerdrop > 0:
+                keep = torch.rand((), device=x.device) >= self.layerdrop
+                y = torch.where(keep, y, x)
+            x = y
+            if hidden_states is not None:
+                hidden_states.append(x)
+        return self.layer_norm(x) if self.norm_first else x

@@ -1,0 +1,1 @@
+"""fairseq criterions; the tasks import them, since fairseq does not."""

@@ -1,0 +1,100 @@
+"""fairseq criterion ``mae_ast``: 10 * mean squared error + InfoNCE over masked patches.
+
+All logged values are sums, so several workers need one all-reduce; ``sample_size`` is the number
+of masked patches, so gradients are means over those of all workers.
+"""
+
+# No postponed annotations here: fairseq reads the types of the fields.
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.dataclass import FairseqDataclass
+from fairseq.logging import metrics
+
+from mae_ast.core.losses import info_nce_loss, reconstruction_loss
+from mae_ast.data.pretraining_dataset import net_input
+
+
+@dataclass
+class MaeAstCriterionConfig(FairseqDataclass):  # type: ignore[misc]
+    """``criterion.*``."""
+
+    reconstruction_weight: float = field(
+        default=10.0, metadata={"help": "weight of the mean squared error; 0 drops its head"}
+    )
+    classification_weight: float = field(
+        default=1.0, metadata={"help": "weight of InfoNCE; 0 drops its head"}
+    )
+
+
+@register_criterion("mae_ast", dataclass=MaeAstCriterionConfig)
+class MaeAstCriterion(FairseqCriterion):  # type: ignore[misc]
+    """Weighted sum of the two losses."""
+
+    def __init__(
+        self, task: Any, reconstruction_weight: float, classification_weight: float
+    ) -> None:
+        super().__init__(task)
+        if min(reconstruction_weight, classification_weight) < 0 or not (
+            reconstruction_weight or classification_weight
+        ):
+            raise ValueError(
+                f"criterion.reconstruction_weight={reconstruction_weight:g} and "
+                f"criterion.classification_weight={classification_weight:g}: neither may be "
+                "negative, and one must be positive"
+            )
+        self.reconstruction_weight = reconstruction_weight
+        self.classification_weight = classification_weight
+
+    def forward(
+        self, model: torch.nn.Module, sample: dict[str, Any]
+    ) -> tuple[torch.Tensor, int, dict[str, Any]]:
+        """Loss summed over masked patches, their number, and what is logged."""
+        prediction = model(**net_input(sample))
+        num_masked = sample["num_masked"]
+        logging_output: dict[str, Any] = {
+            "ntokens": sample["num_visible"] + num_masked,
+            "nsentences": sample["nsentences"],
+            "num_samples": sample["num_samples"],
+            "sample_size": num_masked,
+        }
+        loss = torch.zeros((), device=prediction.target.device)
+        if self.reconstruction_weight:
+            mse = reconstruction_loss(
+                prediction.reconstruction, prediction.target, prediction.valid
+            )
+            loss = loss + self.reconstruction_weight * mse
+            logging_output["mse"] = mse.detach()
+        if self.classification_weight:
+            nce = info_nce_loss(prediction.classification, prediction.target, prediction.valid)
+            loss = loss + self.classification_weight * nce.loss
+            logging_output["info_nce"] = nce.loss.detach()
+            logging_output["num_correct"] = nce.num_correct
+        logging_output["loss"] = loss.detach()
+        return loss, num_masked, logging_output
+
+    @staticmethod
+    def reduce_metrics(logging_outputs: Sequence[dict[str, Any]]) -> None:
+        """Means over masked patches of all workers; InfoNCE is in nats."""
+
+        def total(key: str) -> Any:
+            return sum(log.get(key, 0) for log in logging_outputs)
+
+        num_masked, ntokens = total("sample_size"), total("ntokens")
+        if num_masked == 0:  # a step without any usable clip
+            return
+        per_masked = {"loss": "loss", "mse": "mse", "info_nce": "info_nce"}
+        per_masked["accuracy"] = "num_correct"
+        for name, key in per_masked.items():
+            if any(key in log for log in logging_outputs):
+                metrics.log_scalar(name, total(key) / num_masked, num_masked, round=5)
+        metrics.log_scalar("mask_ratio", num_masked / ntokens, ntokens, round=3)
+        metrics.log_speed("clips_per_s", total("nsentences"), priority=90, round=1)
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        """Everything logged is a sum."""
+        return True

@@ -1,0 +1,59 @@
+"""What fairseq 0.12.3 needs to behave on today's machines; each repair says when it can go."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import fairseq_cli.train
+import torch.utils.data._utils
+from fairseq.file_io import PathManager
+
+from mae_ast import interruption
+
+_WORKER_CHECK_S = 0.05
+
+
+def apply() -> None:
+    """Apply all repairs; more than once is harmless."""
+    if getattr(apply, "done", False):
+        return
+    apply.done = True  # type: ignore[attr-defined]
+
+    # fairseq's iterators form reference cycles, so a data loader's workers are ended by the
+    # garbage collector, where torch waits this long (5 s) for each of them: 40 tiny updates with
+    # 2 workers took 73 s instead of 3. Can go when fairseq closes its iterators.
+    torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = _WORKER_CHECK_S
+
+    # checkpoint_last.pt is a plain copy of the file just saved; a run killed meanwhile leaves it
+    # truncated and can never be resumed. Can go when fairseq renames a finished copy into place.
+    PathManager.copy = staticmethod(_copy_atomically)
+
+    # Ending early with a checkpoint has no hook in the training loop. Can go when it has.
+    fairseq_cli.train.validate_and_save = _stop_when_asked(fairseq_cli.train.validate_and_save)
+
+
+def _copy_atomically(src_path: str, dst_path: str, overwrite: bool = False) -> str:
+    if os.path.exists(dst_path) and not overwrite:
+        raise FileExistsError(dst_path)
+    part = f"{dst_path}.tmp"
+    shutil.copyfile(src_path, part)
+    os.replace(part, dst_path)
+    return dst_path
+
+
+def _stop_when_asked(validate_and_save: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapper(
+        cfg: Any, trainer: Any, task: Any, epoch_itr: Any, *args: Any
+    ) -> tuple[list[float | None], bool]:
+        if getattr(task, "should_stop", False):
+            interruption.save_and_stop(cfg, trainer, task, epoch_itr)
+            return [None], True
+        result: tuple[list[float | None], bool] = validate_and_save(
+            cfg, trainer, task, epoch_itr, *args
+        )
+        return result
+
+    return wrapper

@@ -1,0 +1,94 @@
+"""Runs that end early but whole: on a cluster's signal, or when the data turns out too bad.
+
+SIGTERM or SIGUSR1 sets a flag. It travels with the values that are logged, which all workers sum
+up in each step anyway, so all of them stop after the same step; then a checkpoint is saved and
+the program ends with status 0, ready to be queued again.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.tasks import FairseqTask
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+_requested = threading.Event()
+
+
+def listen(forward: bool = False) -> None:
+    """Take SIGTERM and SIGUSR1 as a request to save and end.
+
+    Args:
+        forward: hand the signal on to child processes, as a launcher does whose children train.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    def request(number: int, frame: FrameType | None) -> None:
+        _requested.set()
+        if forward:
+            for child in multiprocessing.active_children():
+                if child.pid is not None:
+                    os.kill(child.pid, number)
+
+    for number in SIGNALS:
+        signal.signal(number, request)
+
+
+def heed_only_the_trainer() -> None:
+    """In a data loader's worker: end on SIGTERM from the trainer, not from the cluster.
+
+    A cluster signals all processes at once, and a trainer whose workers are gone cannot finish its
+    step. Call it before the worker starts threads, so that they block the signals too.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    def wait() -> None:
+        while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+class InterruptibleTask(FairseqTask):  # type: ignore[misc]
+    """A task whose training can be asked to stop; base of this project's tasks."""
+
+    should_stop = False  # the same on all workers after each step
+
+    def wants_to_stop(self) -> bool:
+        """Whether this worker asks all to stop."""
+        return _requested.is_set()
+
+    def before_exit(self) -> None:
+        """Called once the checkpoint of an early end is saved."""
+        logger.info("saved after %s; the same command goes on from here", "a signal to end")
+
+    def train_step(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, int, dict[str, Any]]:
+        """fairseq's step, with this worker's wish to stop among the logged values."""
+        loss, sample_size, logging_output = super().train_step(*args, **kwargs)
+        logging_output["stop_requested"] = float(self.wants_to_stop())
+        return loss, sample_size, logging_output
+
+    def reduce_metrics(self, logging_outputs: Sequence[dict[str, Any]], criterion: Any) -> None:
+        """fairseq's, and the workers' common decision."""
+        super().reduce_metrics(logging_outputs, criterion)
+        self.should_stop |= any(float(log.get("stop_requested", 0)) for log in logging_outputs)
+
+
+def save_and_stop(cfg: Any, trainer: Any, task: InterruptibleTask, epoch_itr: Any) -> None:
+    """Save a checkpoint to go on from."""
+    checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
+    task.before_exit()

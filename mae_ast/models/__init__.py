@@ -1,0 +1,1 @@
+"""fairseq models; fairseq imports each file of this folder."""

@@ -1,0 +1,1 @@
+"""fairseq tasks; fairseq imports each file of this folder."""
