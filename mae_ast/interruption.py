@@ -77,7 +77,7 @@ class InterruptibleTask(FairseqTask):  # type: ignore[misc]
         logger.info("saved after %s; the same command goes on from here", "a signal to end")
 
     def train_step(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, int, dict[str, Any]]:
-        """fairseq's step, with this worker's wish to stop among the logged values."""
+        """Fairseq's step, with this worker's wish to stop among the logged values."""
         loss, sample_size, logging_output = super().train_step(*args, **kwargs)
         logging_output["stop_requested"] = float(self.wants_to_stop())
         return loss, sample_size, logging_output

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mae_ast.core.fbank import FRAME_SHIFT, NUM_MEL_BINS
 from mae_ast.core.audio import SAMPLE_RATE
+from mae_ast.core.fbank import FRAME_SHIFT, NUM_MEL_BINS
 from mae_ast.core.reconstruct import Reconstruction
 
 FRAMES_PER_S = SAMPLE_RATE / FRAME_SHIFT
@@ -50,6 +51,34 @@ def reconstruction_figure(pictures: Reconstruction, titles: Sequence[str] = ()) 
             if row == num_clips - 1:
                 axis.set_xlabel("time (s)")
         axes[row][0].set_ylabel(f"{titles[row]}\nmel bin" if row < len(titles) else "mel bin")
+    return figure
+
+
+def loss_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """The course of a training, from the values that the trainer logs.
+
+    Args:
+        history: one mapping a logged line: ``kind`` (train_inner or valid) and the values, those
+            of validation with ``valid_`` before their names.
+    """
+    panels = {
+        "loss": "total loss",
+        "mse": "mean squared error",
+        "info_nce": "InfoNCE (nats)",
+        "accuracy": "InfoNCE accuracy",
+    }
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    axes = figure.subplots(1, len(panels))
+    kinds = {"train_inner": ("", "training", "-"), "valid": ("valid_", "validation", "o-")}
+    for axis, (name, title) in zip(axes, panels.items(), strict=True):
+        for kind, (prefix, label, style) in kinds.items():
+            lines = [line for line in history if line["kind"] == kind and prefix + name in line]
+            updates = [int(line[f"{prefix}num_updates"]) for line in lines]
+            axis.plot(updates, [float(line[prefix + name]) for line in lines], style, label=label)
+        axis.set_title(title)
+        axis.set_xlabel("updates")
+        axis.grid(alpha=0.3)
+    axes[0].legend()
     return figure
 
 

@@ -1,4 +1,4 @@
-"""A file on disk to 16 kHz mono 16-bit samples: ``read_audio(path, start, num_samples) -> (L,) int16``.
+"""A file on disk to 16 kHz mono samples: ``read_audio(path, start, num_samples) -> (L,) int16``.
 
 flac, wav, ogg and mp3 are read by soundfile, which seeks to the part that is asked for;
 everything else (mkv, mp4, m4a, webm, ...) by PyAV, which decodes from the start of the file and

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.fbank import fbank, num_frames
-from mae_ast.core.masking import MASK_TYPES, MaskIds, pad_mask_ids
+from mae_ast.core.masking import MaskIds, mask_strategy, pad_mask_ids
 
 
 def clip_generator(seed: int, epoch: int, clip: int) -> torch.Generator:
@@ -103,9 +102,7 @@ class Collater:
         return self._batch(ids, waveforms, lengths, mask)
 
     def _draw_masks(self, clips: Sequence[Clip], lengths: list[int]) -> MaskIds:
-        strategy = MASK_TYPES[self.mask_type]
-        if self.mask_type == "retain_spans":
-            strategy = partial(strategy, span_length=self.config.mask_length)
+        strategy = mask_strategy(self.mask_type, self.config.mask_length)
         shape, ratio = self.config.patch_shape, self.config.random_mask_prob
         generators = [clip.generator for clip in clips]
         if self.mask_type == "random_mask_batched":

@@ -71,8 +71,8 @@ class InputNorm(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InputNorm:
         """Move to a device, but stay in float32 when the model around is made half precision."""
-        exact = {name: buffer for name, buffer in self.named_buffers()}
-        super()._apply(fn, recurse)
+        exact = dict(self.named_buffers())
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in exact.items():
             moved = getattr(self, name)
             if moved.dtype != buffer.dtype:

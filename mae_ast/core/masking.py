@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -149,6 +150,13 @@ MASK_TYPES: dict[str, Callable[..., MaskIds]] = {
 }
 
 
+def mask_strategy(mask_type: str, span_length: int) -> Callable[..., MaskIds]:
+    """The strategy of that name; ``span_length`` is for spans only."""
+    strategy = MASK_TYPES[mask_type]
+    is_spans = strategy is retain_spans
+    return partial(strategy, span_length=span_length) if is_spans else strategy
+
+
 def hide_lowest(scores: Tensor, num_masked: int) -> MaskIds:
     """(B, N) scores to the M lowest as masked ids and the rest as visible ids."""
     lowest = scores.topk(num_masked, dim=1, largest=False, sorted=False).indices
@@ -224,7 +232,9 @@ def check_mask(mask_type: str, ratio: float, patches_per_column: int) -> None:
         ValueError: with the value and what would be right.
     """
     if mask_type not in MASK_TYPES:
-        raise ValueError(f"mask_type {mask_type!r} is not known; it is one of {', '.join(MASK_TYPES)}")
+        raise ValueError(
+            f"mask_type {mask_type!r} is not known; it is one of {', '.join(MASK_TYPES)}"
+        )
     if mask_type == "retain_spans":
         if patches_per_column != 1:
             raise ValueError(

@@ -1,6 +1,4 @@
-"""Rebuild what was hidden: three spectrograms (B, T', 128), of the input, its visible part, and
-the model's answer.
-"""
+"""Rebuild what was hidden: original, visible part and answer, (B, T', 128) each."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class SelfAttention(nn.Module):
         """(B, N, D) -> (B, N, D); ``attention_mask`` (B, 1, 1, N) is True where to attend."""
 
         def heads(y: Tensor) -> Tensor:
-            return y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, D / H)
+            return y.reshape(*y.shape[:2], self.num_heads, -1).transpose(1, 2)  # (B, H, N, D / H)
 
         y = F.scaled_dot_product_attention(
             heads(self.q_proj(x)),

@@ -17,7 +17,7 @@ _UNREAD, _GOOD, _BAD = 0, 1, 2
 AT_LEAST = 20  # so many bad files never stop a run
 
 
-class TooManyBadFiles(ValueError):
+class TooManyBadFilesError(ValueError):
     """More files are unusable than a run puts up with; the message lists them."""
 
 
@@ -64,13 +64,13 @@ class BadFiles:
         """Stop where there are too many; cheap enough for each step.
 
         Raises:
-            TooManyBadFiles: with the list.
+            TooManyBadFilesError: with the list.
         """
         if not self._is_over[0]:
             return
         rows = self.rows
         paths = "\n  ".join(self.manifest.audio_path(row) for row in rows)
-        raise TooManyBadFiles(
+        raise TooManyBadFilesError(
             f"{self.manifest.path}: {len(rows)} of {self.num_read} files read are bad, more than "
             f"max({AT_LEAST}, {self.max_fraction:g} of them); mend the manifest or raise "
             f"task.max_bad_fraction. They are:\n  {paths}"

@@ -1,4 +1,4 @@
-"""The fairseq dataset for pretraining: manifest rows to batches of waveforms (or log-mel) and masks."""
+"""The fairseq dataset for pretraining: manifest rows to batches of audio and masks."""
 
 from __future__ import annotations
 
@@ -184,7 +184,8 @@ def net_input(sample: dict[str, Any]) -> dict[str, Any]:
 
 def show_probing(rows: Iterable[int], total: int) -> Iterable[int]:
     """A progress bar for the headers that are read once."""
-    return tqdm(rows, total=total, desc="reading sample rates", unit="file", mininterval=1.0)
+    bar: Iterable[int] = tqdm(rows, total=total, desc="reading sample rates", unit="file")
+    return bar
 
 
 def _check_one_patch(

@@ -24,7 +24,7 @@ from mae_ast.core.batch import Collater
 from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.manifest import Manifest
 from mae_ast.core.reconstruct import reconstruct
-from mae_ast.data.bad_files import TooManyBadFiles
+from mae_ast.data.bad_files import TooManyBadFilesError
 from mae_ast.data.pretraining_dataset import PretrainingDataset, show_probing
 from mae_ast.interruption import InterruptibleTask
 from mae_ast.pictures import reconstruction_figure, to_array
@@ -155,7 +155,7 @@ class MaeAstPretrainingTask(InterruptibleTask):
 
     def max_positions(self) -> None:
         """No limit but ``dataset.max_tokens``."""
-        return None
+        return
 
     def wants_to_stop(self) -> bool:
         """On a signal, or when too many files are bad."""
@@ -202,11 +202,11 @@ class MaeAstPretrainingTask(InterruptibleTask):
             return not torch.cuda.is_available()
         return self.cfg.fbank == "workers"
 
-    def _too_many_bad_files(self) -> TooManyBadFiles | None:
+    def _too_many_bad_files(self) -> TooManyBadFilesError | None:
         for dataset in self.datasets.values():
             try:
                 dataset.bad_files.check()
-            except TooManyBadFiles as reason:
+            except TooManyBadFilesError as reason:
                 return reason
         return None
 

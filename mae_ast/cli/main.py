@@ -1,0 +1,51 @@
+"""The ``mae-ast`` command: one sub-command a file."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from mae_ast import __version__
+from mae_ast.cli import demo, manifest, pretrain, reconstruct, stats
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Self-supervised pretraining of spectrogram transformers.",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version."
+    ),
+) -> None:
+    pass
+
+
+app.command("manifest")(manifest.manifest)
+app.command("stats")(stats.stats)
+app.command(
+    "pretrain", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)(pretrain.pretrain)
+app.command("reconstruct")(reconstruct.reconstruct)
+app.command("demo")(demo.demo)
+
+
+def main() -> None:
+    """Entry point; wrong input ends in one line, not in a traceback."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        sys.exit(f"mae-ast: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("mae-ast: interrupted")

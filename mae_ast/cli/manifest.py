@@ -1,0 +1,127 @@
+"""``mae-ast manifest DIR...``: folders of audio to train.tsv, valid.tsv and test.tsv."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mae_ast.cli.progress import bar
+from mae_ast.core.audio import AUDIO_SUFFIXES, AudioError, AudioInfo, num_samples_16k, probe_audio
+from mae_ast.core.manifest import PROBE_THREADS, write_manifest
+
+MAX_LISTED = 10  # left-out files shown of each kind; all are in left_out.tsv
+
+
+@dataclass(frozen=True)
+class _Probed:
+    path: str
+    info: AudioInfo | None
+    problem: str  # why it is left out; empty: it is not
+
+
+def manifest(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of audio.")],
+    out: Annotated[Path, typer.Option(help="Where the manifests go.")] = Path("manifests"),
+    valid: Annotated[float, typer.Option(help="Share of files for validation.")] = 0.01,
+    test: Annotated[float, typer.Option(help="Share of files for test.")] = 0.0,
+    min_seconds: Annotated[float, typer.Option(help="Leave out shorter files.")] = 0.045,
+    max_seconds: Annotated[float, typer.Option(help="Leave out longer files.")] = float("inf"),
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    jobs: Annotated[int, typer.Option(help="Headers read at a time.")] = PROBE_THREADS,
+) -> None:
+    """Walk folders, read the length of each audio file from its header, and write manifests.
+
+    A file's split depends on its path and the seed alone, so it keeps it when files are added.
+    """
+    if valid < 0 or test < 0 or valid + test >= 1:
+        raise ValueError(f"--valid {valid} and --test {test} leave nothing for training")
+    for folder in folders:
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{folder}: no such folder")
+    root = Path(os.path.commonpath([folder.resolve() for folder in folders]))
+    paths = sorted({path for folder in folders for path in _walk(folder.resolve())})
+    if not paths:
+        kinds = ", ".join(sorted(AUDIO_SUFFIXES))
+        raise ValueError(f"no audio files below {', '.join(map(str, folders))} ({kinds})")
+
+    with ThreadPoolExecutor(jobs) as pool:
+        found = pool.map(lambda path: _probe(path, min_seconds, max_seconds), paths)
+        probed = list(bar("reading headers", "file")(found, len(paths)))
+    kept = [file for file in probed if not file.problem]
+    if not kept:
+        raise ValueError(f"none of {len(probed)} files is usable; the first: {probed[0].problem}")
+    out.mkdir(parents=True, exist_ok=True)
+    splits = _split(kept, root, valid, test, seed)
+    for name, files in splits.items():
+        write_manifest(out / f"{name}.tsv", str(root), _rows(files, root))
+        seconds = sum(f.info.num_frames / f.info.sample_rate for f in files if f.info is not None)
+        typer.echo(f"{out / name}.tsv: {len(files)} files, {seconds / 3600:.2f} h")
+    _report_left_out([file for file in probed if file.problem], out)
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    for parent, _, names in os.walk(folder, followlinks=True):
+        for name in names:
+            if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES and not name.startswith("."):
+                yield os.path.join(parent, name)
+
+
+def _probe(path: str, min_seconds: float, max_seconds: float) -> _Probed:
+    try:
+        info = probe_audio(path)
+    except (AudioError, OSError) as error:
+        return _Probed(path, None, str(error).removeprefix(f"{path}: "))
+    seconds = info.num_frames / info.sample_rate
+    problem = ""
+    if any(c in path for c in "\t\r\n"):
+        problem = "its path has a tab or a line break"
+    elif num_samples_16k(info.num_frames, info.sample_rate) == 0:
+        problem = "its header gives no length"
+    elif seconds < min_seconds:
+        problem = f"shorter than {min_seconds:g} s"
+    elif seconds > max_seconds:
+        problem = f"longer than {max_seconds:g} s"
+    return _Probed(path, info, problem)
+
+
+def _split(
+    files: list[_Probed], root: Path, valid: float, test: float, seed: int
+) -> dict[str, list[_Probed]]:
+    splits: dict[str, list[_Probed]] = {"train": [], "valid": [], "test": []}
+    for file in files:
+        relative = os.path.relpath(file.path, root)
+        digest = hashlib.sha256(f"{seed}\t{relative}".encode(errors="surrogateescape")).digest()
+        draw = int.from_bytes(digest[:8], "big") / 2**64
+        name = "valid" if draw < valid else "test" if draw < valid + test else "train"
+        splits[name].append(file)
+    for name, share in (("valid", valid), ("test", test)):
+        if share > 0 and not splits[name] and len(splits["train"]) > 1:
+            splits[name].append(splits["train"].pop())  # small sets get one file at least
+    return {name: listed for name, listed in splits.items() if listed}
+
+
+def _rows(files: list[_Probed], root: Path) -> Iterable[tuple[str, int, int]]:
+    for file in files:
+        assert file.info is not None
+        yield os.path.relpath(file.path, root), file.info.num_frames, file.info.sample_rate
+
+
+def _report_left_out(files: list[_Probed], out: Path) -> None:
+    if not files:
+        return
+    report = out / "left_out.txt"
+    report.write_text(
+        "".join(f"{file.path}\t{file.problem}\n" for file in files), errors="surrogateescape"
+    )
+    typer.echo(f"left out {len(files)} files, listed in {report}:", err=True)
+    for problem, count in Counter(file.problem for file in files).most_common(MAX_LISTED):
+        example = next(file.path for file in files if file.problem == problem)
+        typer.echo(f"  {count} x {problem} (as {example})", err=True)

@@ -1,0 +1,55 @@
+"""``mae-ast reconstruct CHECKPOINT FILE -o PNG``: hide most of a recording and rebuild it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from mae_ast import pictures
+from mae_ast.core.audio import SAMPLE_RATE, read_audio
+from mae_ast.core.batch import clip_generator
+from mae_ast.core.checkpoint import load_checkpoint
+from mae_ast.core.fbank import num_frames
+from mae_ast.core.masking import check_mask, mask_strategy
+from mae_ast.core.reconstruct import reconstruct as rebuild
+
+
+def reconstruct(
+    checkpoint: Annotated[Path, typer.Argument(help="A pretraining checkpoint.")],
+    file: Annotated[Path, typer.Argument(help="Audio of any kind.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture.")] = Path(
+        "reconstruction.png"
+    ),
+    start: Annotated[float, typer.Option(min=0, help="Where to begin, in seconds.")] = 0.0,
+    seconds: Annotated[float, typer.Option(min=0, help="How much of it.")] = 10.0,
+    mask_type: Annotated[
+        str | None, typer.Option(help="Kind of mask; default: as in training.")
+    ] = None,
+    ratio: Annotated[
+        float | None, typer.Option(help="Fraction hidden; default: as in training.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the mask.")] = 0,
+) -> None:
+    """Draw a spectrogram, what the encoder sees of it, and what the decoder makes of that."""
+    loaded = load_checkpoint(checkpoint)
+    kind = mask_type or loaded.mask_type
+    share = loaded.config.random_mask_prob if ratio is None else ratio
+    shape = loaded.config.patch_shape
+    check_mask(kind, share, shape.per_column)
+    samples = read_audio(file, round(start * SAMPLE_RATE), round(seconds * SAMPLE_RATE))
+    if len(samples) < shape.min_samples:
+        raise ValueError(
+            f"{file}: {len(samples)} samples at 16 kHz from {start:g} s on are shorter than one "
+            f"patch ({shape.min_samples})"
+        )
+    draw = mask_strategy(kind, loaded.config.mask_length)
+    grid = shape.grid(num_frames(len(samples)))
+    mask = draw(1, grid, share, generator=clip_generator(seed, 0, 0))
+    rebuilt = rebuild(loaded.model, samples.unsqueeze(0), mask)
+    pictures.reconstruction_figure(rebuilt, [file.name]).savefig(output, dpi=120)
+    error = torch.nn.functional.mse_loss(rebuilt.rebuilt, rebuilt.original)
+    hidden = rebuilt.visible.isnan().float().mean()
+    typer.echo(f"{output}: {hidden:.0%} hidden, mean squared error there {error / hidden:.4f}")

@@ -1,0 +1,59 @@
+"""``mae-ast stats MANIFEST``: the mean and deviation of log-mel, for fixed input statistics."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+
+from mae_ast.cli.progress import bar
+from mae_ast.core.audio import SAMPLE_RATE, AudioError, read_audio
+from mae_ast.core.fbank import FRAME_LENGTH, NUM_MEL_BINS, fbank
+from mae_ast.core.manifest import Manifest
+
+MAX_SECONDS = 30.0  # of each file
+
+
+def stats(
+    manifest: Annotated[Path, typer.Argument(help="A manifest, such as train.tsv.")],
+    max_files: Annotated[int, typer.Option(help="Files drawn from the manifest.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    jobs: Annotated[int, typer.Option(help="Files decoded at a time.")] = 4,
+) -> None:
+    """Compute the mean and standard deviation of the log-mel spectrograms of a manifest.
+
+    Prints the settings that make training use them for every clip, whatever its batch.
+    """
+    listed = Manifest.load(manifest, bar("reading sample rates", "file"))
+    rows = np.random.default_rng(seed).permutation(len(listed))[:max_files].tolist()
+    with ThreadPoolExecutor(jobs) as pool:
+        found = pool.map(lambda row: _moments(listed.audio_path(row)), rows)
+        moments = torch.stack(list(bar("computing log-mel", "file")(found, len(rows))))
+    frames, total, squares = moments.sum(dim=0).tolist()
+    if not frames:
+        raise ValueError(f"{manifest}: none of {len(rows)} files could be decoded")
+    mean = total / (frames * NUM_MEL_BINS)
+    std = (squares / (frames * NUM_MEL_BINS) - mean**2) ** 0.5
+    num_bad = int((moments[:, 0] == 0).sum())
+    hours = frames / 100 / 3600
+    typer.echo(f"{len(rows) - num_bad} files, {hours:.2f} h, {num_bad} left out as bad", err=True)
+    typer.echo(f"model.input_stats=fixed model.input_mean={mean:.6f} model.input_std={std:.6f}")
+
+
+def _moments(path: str) -> torch.Tensor:
+    """Frames, sum and sum of squares of the log-mel of a file, in float64; zeros if it is bad."""
+    try:
+        samples = read_audio(path, 0, int(MAX_SECONDS * SAMPLE_RATE))
+    except (AudioError, OSError) as error:
+        typer.echo(f"left out: {error}", err=True)
+        return torch.zeros(3, dtype=torch.float64)
+    if len(samples) < FRAME_LENGTH:
+        return torch.zeros(3, dtype=torch.float64)
+    values = fbank(samples.unsqueeze(0))[0].double()
+    return torch.stack(
+        [torch.tensor(float(len(values))).double(), values.sum(), values.square().sum()]
+    )

@@ -1,0 +1,1 @@
+"""The demo: pretrain on spoken words in minutes, on a machine without a GPU."""

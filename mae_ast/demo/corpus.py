@@ -1,0 +1,255 @@
+"""A corpus of spoken words, made on the spot by the speech synthesiser espeak-ng.
+
+The 35 words of Speech Commands V2 in 40 voices (language and variant) at drawn pitch and speed, in
+a noisy room, one second each. Voices are split, not clips: what validation and test speak with
+was never heard in training. Laid out twice:
+
+    corpus/{train,valid,test}.tsv        manifests of corpus/clips: FLAC at 16 kHz, MKV at 48 kHz
+    corpus/speech_commands/<word>/*.wav  as the Speech Commands data set, with _background_noise_,
+                                         validation_list.txt and testing_list.txt
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile
+import torch
+from torchaudio.functional import resample
+
+from mae_ast.core.audio import SAMPLE_RATE
+from mae_ast.core.manifest import write_manifest
+
+WORDS = (
+    *("backward", "bed", "bird", "cat", "dog", "down", "eight", "five", "follow", "forward"),
+    *("four", "go", "happy", "house", "learn", "left", "marvin", "nine", "no", "off", "on"),
+    *("one", "right", "seven", "sheila", "six", "stop", "three", "tree", "two", "up", "visual"),
+    *("wow", "yes", "zero"),
+)
+LANGUAGES = (
+    *("en", "en-us", "en-029", "en-us-nyc", "en-gb-scotland", "en-gb-x-rp"),
+    *("en-gb-x-gbclan", "en-gb-x-gbcwmd"),
+)
+VARIANTS = ("m1", "f1", "m3", "f2", "m7", "f3", "m2", "f4", "m5", "f5")
+VOICES_PER_LANGUAGE = 5
+NUM_HELD_OUT = 4  # voices of validation, and as many of test
+MKV_RATE = 48_000
+MKV_SHARE = 10  # one clip in so many is an MKV
+NOISES = ("room_tone", "fan", "street")
+NOISE_SECONDS = 60
+SNR_DB = (20.0, 35.0)
+
+Progress = Callable[[Iterable[object], int], Iterable[object]]
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A speaker.
+
+    Args:
+        language: espeak-ng's name of a language or accent.
+        variant: its name of a kind of voice.
+    """
+
+    language: str
+    variant: str
+
+    @property
+    def name(self) -> str:
+        """One word, for file names."""
+        return f"{self.language}-{self.variant}".replace("-", "")
+
+
+def voices() -> list[Voice]:
+    """All speakers, in an order in which any few of them differ in language and variant."""
+    return [
+        Voice(language, VARIANTS[(turn + 3 * number) % len(VARIANTS)])
+        for turn in range(VOICES_PER_LANGUAGE)
+        for number, language in enumerate(LANGUAGES)
+    ]
+
+
+def split_of(number: int) -> str:
+    """Which split the voice of this number speaks in: four each for valid and test."""
+    step = len(LANGUAGES) * VOICES_PER_LANGUAGE // NUM_HELD_OUT
+    return {0: "valid", step // 2: "test"}.get(number % step, "train")
+
+
+class Synthesiser:
+    """espeak-ng through ctypes: a word in 15 ms.
+
+    Raises:
+        SystemExit: the package that carries the library is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import espeakng_loader
+        except ImportError as error:
+            raise SystemExit("the demo needs espeak-ng: pip install 'mae-ast[demo]'") from error
+        self._library = ctypes.CDLL(espeakng_loader.get_library_path())
+        retrieve_audio = 1
+        self.sample_rate = self._library.espeak_Initialize(
+            retrieve_audio, 0, espeakng_loader.get_data_path().encode(), 0
+        )
+        self._blocks: list[np.ndarray] = []
+        callback = ctypes.CFUNCTYPE(
+            ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+        )
+
+        def take(samples: ctypes._Pointer[ctypes.c_short], count: int, events: object) -> int:
+            if samples and count > 0:
+                self._blocks.append(np.ctypeslib.as_array(samples, (count,)).copy())
+            return 0
+
+        self._take = callback(take)  # the library keeps the address only
+        self._library.espeak_SetSynthCallback(self._take)
+
+    def speak(self, word: str, voice: Voice, words_per_minute: int, pitch: int) -> np.ndarray:
+        """Say a word.
+
+        Args:
+            word: in English.
+            voice: the speaker.
+            words_per_minute: speed, 80 to 450.
+            pitch: 0 to 99.
+
+        Returns:
+            (L,) float32 in [-1, 1] at ``sample_rate``, without silence around it.
+        """
+        rate_parameter, pitch_parameter, utf8 = 1, 3, 1
+        self._blocks.clear()
+        name = f"{voice.language}+{voice.variant}"
+        if self._library.espeak_SetVoiceByName(name.encode()) != 0:
+            raise ValueError(f"espeak-ng has no voice {name}")
+        self._library.espeak_SetParameter(rate_parameter, words_per_minute, 0)
+        self._library.espeak_SetParameter(pitch_parameter, pitch, 0)
+        text = word.encode()
+        self._library.espeak_Synth(text, len(text) + 1, 0, 1, 0, utf8, None, None)
+        self._library.espeak_Synchronize()
+        samples = np.concatenate(self._blocks).astype(np.float32) / 32768
+        loud = np.flatnonzero(np.abs(samples) > 0.005)
+        return samples[loud[0] : loud[-1] + 1]
+
+
+def make_corpus(folder: Path, takes: int, jobs: int, progress: Progress) -> None:
+    """Make the corpus, unless it is there.
+
+    Args:
+        folder: where.
+        takes: times that each voice says each word.
+        jobs: processes.
+        progress: wraps the iteration over voices; gets it and its length.
+    """
+    done = folder / "corpus.json"
+    wanted = json.dumps({"takes": takes, "voices": [voice.name for voice in voices()]})
+    if done.exists() and done.read_text() == wanted:
+        return
+    done.unlink(missing_ok=True)
+    noise_folder = folder / "speech_commands" / "_background_noise_"
+    noise_folder.mkdir(parents=True, exist_ok=True)
+    (folder / "clips").mkdir(exist_ok=True)
+    for word in WORDS:
+        (folder / "speech_commands" / word).mkdir(exist_ok=True)
+    for number, name in enumerate(NOISES):
+        noise = _noise(name, np.random.default_rng(number))
+        soundfile.write(noise_folder / f"{name}.wav", noise, SAMPLE_RATE, subtype="PCM_16")
+
+    with ProcessPoolExecutor(jobs) as pool:
+        spoken = pool.map(partial(_speak_all, folder, takes), range(len(voices())))
+        rows_of_voices = list(progress(spoken, len(voices())))
+    rows: dict[str, list[tuple[str, int, int]]] = {"train": [], "valid": [], "test": []}
+    for number, of_voice in enumerate(rows_of_voices):
+        rows[split_of(number)].extend(of_voice)  # type: ignore[arg-type]
+    for split, listed in rows.items():
+        write_manifest(folder / f"{split}.tsv", "clips", listed)
+    for split, file_name in (("valid", "validation_list.txt"), ("test", "testing_list.txt")):
+        names = (f"{name.split('_')[0]}/{_wav_name(name)}\n" for name, _, _ in rows[split])
+        (folder / "speech_commands" / file_name).write_text("".join(names))
+    done.write_text(wanted)
+
+
+@lru_cache(maxsize=1)
+def _synthesiser() -> Synthesiser:
+    """One a process: the library does not survive being started twice."""
+    return Synthesiser()
+
+
+def _speak_all(folder: Path, takes: int, number: int) -> list[tuple[str, int, int]]:
+    """All words of one voice, as files; their manifest rows."""
+    torch.set_num_threads(1)
+    synthesiser = _synthesiser()
+    voice = voices()[number]
+    noises = [
+        soundfile.read(folder / "speech_commands" / "_background_noise_" / f"{name}.wav")[0]
+        for name in NOISES
+    ]
+    rng = np.random.default_rng(1000 + number)
+    rows: list[tuple[str, int, int]] = []
+    for word in WORDS:
+        for take in range(takes):
+            speed, pitch = int(rng.integers(130, 200)), int(rng.integers(30, 71))
+            spoken = synthesiser.speak(word, voice, speed, pitch)
+            samples = resample(torch.from_numpy(spoken), synthesiser.sample_rate, SAMPLE_RATE)
+            clip = _in_a_room(samples.numpy(), noises[rng.integers(len(noises))], rng)
+            name = f"{word}_{voice.name}_{take}"
+            if len(rows) % MKV_SHARE == 0:
+                name, length, rate = f"{name}.mkv", MKV_RATE, MKV_RATE
+                _write_mkv(folder / "clips" / name, clip)
+            else:
+                name, length, rate = f"{name}.flac", SAMPLE_RATE, SAMPLE_RATE
+                soundfile.write(folder / "clips" / name, clip, rate, subtype="PCM_16")
+            wav = folder / "speech_commands" / word / _wav_name(name)
+            soundfile.write(wav, clip, SAMPLE_RATE, subtype="PCM_16")
+            rows.append((name, length, rate))
+    return rows
+
+
+def _wav_name(name: str) -> str:
+    """Speech Commands' name for a clip: ``<speaker>_nohash_<take>.wav``."""
+    _, speaker, take = Path(name).stem.split("_")
+    return f"{speaker}_nohash_{take}.wav"
+
+
+def _in_a_room(spoken: np.ndarray, noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One second with the word somewhere in it and noise under it."""
+    spoken = spoken[:SAMPLE_RATE]
+    clip = np.zeros(SAMPLE_RATE, dtype=np.float32)
+    start = int(rng.integers(SAMPLE_RATE - len(spoken) + 1))
+    clip[start : start + len(spoken)] = spoken
+    begin = int(rng.integers(len(noise) - SAMPLE_RATE))
+    under = noise[begin : begin + SAMPLE_RATE]
+    snr = 10 ** (rng.uniform(*SNR_DB) / 20)
+    under = under * (np.sqrt(np.mean(spoken**2)) / (snr * np.sqrt(np.mean(under**2))))
+    mixed = (clip + under) * rng.uniform(0.4, 1.0)
+    return np.asarray(np.clip(mixed, -1, 1), dtype=np.float32)
+
+
+def _noise(name: str, rng: np.random.Generator) -> np.ndarray:
+    """A minute of noise whose power falls with frequency, each kind at its own slope."""
+    slope = dict(zip(NOISES, (0.5, 1.0, 1.5), strict=True))[name]
+    length = NOISE_SECONDS * SAMPLE_RATE
+    spectrum = np.fft.rfft(rng.standard_normal(length))
+    spectrum /= np.maximum(np.fft.rfftfreq(length, 1 / SAMPLE_RATE), 50.0) ** (slope / 2)
+    noise = np.fft.irfft(spectrum, length)
+    return np.asarray(0.3 * noise / np.abs(noise).max(), dtype=np.float32)
+
+
+def _write_mkv(path: Path, clip: np.ndarray) -> None:
+    """Matroska at 48 kHz, as sound tracks of videos come."""
+    samples = resample(torch.from_numpy(clip), SAMPLE_RATE, MKV_RATE).numpy()
+    with av.open(str(path), "w", format="matroska") as container:
+        stream = container.add_stream("pcm_s16le", rate=MKV_RATE, layout="mono")
+        pcm = np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16)
+        frame = av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
+        frame.sample_rate = MKV_RATE
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))

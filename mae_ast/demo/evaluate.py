@@ -1,0 +1,87 @@
+"""How well a model rebuilds what is hidden, against a simple guess, on unheard voices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from mae_ast.core.audio import read_audio
+from mae_ast.core.batch import Batch, Clip, Collater, clip_generator
+from mae_ast.core.checkpoint import Loaded
+from mae_ast.core.losses import info_nce_loss, reconstruction_loss
+from mae_ast.core.manifest import Manifest
+from mae_ast.core.patches import patchify, unpatchify
+
+BATCH_SIZE = 64
+CLIPS_FOR_MEANS = 1024
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Over all hidden patches of a split.
+
+    Args:
+        mse: of the model, on normalised log-mel.
+        baseline_mse: of each mel bin's mean in training, plus the clip's own offset from it.
+        accuracy: share of hidden patches whose own content the model picks among the clip's.
+        num_candidates: hidden patches of a clip, what a guess would pick from.
+    """
+
+    mse: float
+    baseline_mse: float
+    accuracy: float
+    num_candidates: float
+
+
+def batches(manifest: Manifest, loaded: Loaded, seed: int = 0) -> Iterator[Batch]:
+    """All clips of a split, with the masks of training, always the same for a seed."""
+    collate = Collater(loaded.config, loaded.mask_type, random_crop=False)
+    for first in range(0, len(manifest), BATCH_SIZE):
+        rows = range(first, min(first + BATCH_SIZE, len(manifest)))
+        yield collate(
+            [
+                Clip(row, read_audio(manifest.audio_path(row)), clip_generator(seed, 0, row))
+                for row in rows
+            ]
+        )
+
+
+@torch.no_grad()
+def evaluate(loaded: Loaded, train: Manifest, valid: Manifest) -> Scores:
+    """Score a model and the simple guess on the same hidden patches."""
+    model = loaded.model
+    some = islice(batches(train, loaded), CLIPS_FOR_MEANS // BATCH_SIZE)
+    bin_means = torch.cat([model.spectrogram(b.source, None)[0].mean(1) for b in some]).mean(0)
+
+    totals = torch.zeros(5, dtype=torch.float64)
+    for batch in batches(valid, loaded):
+        ids = batch.mask
+        out = model(batch.source, None, ids.visible_ids, ids.masked_ids)
+        patches = model.patches(batch.source, None)
+        guess = _guess(patches, ids.visible_ids, bin_means, loaded)
+        hidden = ids.masked_ids.unsqueeze(2).expand(-1, -1, patches.shape[2])
+        totals += torch.stack(
+            [
+                reconstruction_loss(out.reconstruction, out.target),
+                reconstruction_loss(guess.gather(1, hidden), out.target),
+                info_nce_loss(out.classification, out.target).num_correct,
+                torch.tensor(float(batch.num_masked)),
+                torch.tensor(float(len(batch.ids))),
+            ]
+        ).double()
+    mse, baseline, correct, masked, clips = totals.tolist()
+    return Scores(mse / masked, baseline / masked, correct / masked, masked / clips)
+
+
+def _guess(patches: Tensor, visible_ids: Tensor, bin_means: Tensor, loaded: Loaded) -> Tensor:
+    """Each bin's mean, moved by how far the clip's visible patches lie from theirs."""
+    shape = loaded.config.patch_shape
+    spectrogram = unpatchify(patches, shape)
+    means = patchify(bin_means.expand_as(spectrogram), shape)
+    visible = visible_ids.unsqueeze(2).expand(-1, -1, patches.shape[2])
+    offset = (patches - means).gather(1, visible).mean(dim=(1, 2), keepdim=True)
+    return means + offset
