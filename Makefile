@@ -1,0 +1,52 @@
+# `make demo` and `make test` work as the first command on a fresh machine with Python 3.11 or
+# 3.12, a C compiler and a package registry. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := demo,s3prl,dev
+# Built when the environment is as these files and this Python want it; the name tells.
+STATE := $(shell cat constraints.txt pyproject.toml setup.py Makefile | cksum | cut -d ' ' -f 1)
+READY := $(VENV)/ready-$(STATE)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint type unit format clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+venv: $(READY)  ## make the virtual environment, unless it is right already
+
+$(READY):
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or \
+	  sys.exit("Python 3.11 or 3.12 is needed, not %d.%d: make PYTHON=python3.11 ..." % v)'
+	@$(BIN)/python -c '' 2>/dev/null || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
+	@rm -f $(VENV)/ready-*
+	@echo "installing PyTorch ..."
+	@$(PIP) torch torchaudio numpy cython setuptools wheel
+	@echo "building fairseq and installing the rest (3 to 5 minutes) ..."
+	@$(PIP) --no-build-isolation -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: $(READY)  ## pretrain on spoken words, with pictures, in minutes
+	$(BIN)/mae-ast demo
+
+test: lint type unit  ## everything that has to hold
+
+lint: $(READY)  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(READY)  ## mypy, strict on the core
+	$(BIN)/mypy
+
+unit: $(READY)  ## pytest
+	$(BIN)/python -m pytest
+
+format: $(READY)  ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment and what was built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
