@@ -74,7 +74,7 @@ class InterruptibleTask(FairseqTask):  # type: ignore[misc]
 
     def before_exit(self) -> None:
         """Called once the checkpoint of an early end is saved."""
-        logger.info("saved after %s; the same command goes on from here", "a signal to end")
+        logger.info("saved and ended on a signal; the same command goes on from here")
 
     def train_step(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, int, dict[str, Any]]:
         """Fairseq's step, with this worker's wish to stop among the logged values."""

@@ -13,9 +13,9 @@ from typing import Annotated
 
 import typer
 
-from mae_ast.cli.progress import bar
 from mae_ast.core.audio import AUDIO_SUFFIXES, AudioError, AudioInfo, num_samples_16k, probe_audio
 from mae_ast.core.manifest import PROBE_THREADS, write_manifest
+from mae_ast.progress import bar
 
 MAX_LISTED = 10  # left-out files shown of each kind; all are in left_out.tsv
 

@@ -9,20 +9,7 @@ from typing import Annotated
 
 import typer
 
-import mae_ast
-
-PACKAGE = Path(mae_ast.__file__).resolve().parent
-# Overrides that hold a path: hydra changes the working folder before they are read.
-PATH_KEYS = (
-    *("task.data", "hydra.run.dir", "checkpoint.save_dir", "checkpoint.restore_file"),
-    *("checkpoint.finetune_from_model", "common.tensorboard_logdir"),
-)
-
-
-def config_dir() -> Path:
-    """The presets: inside an installed package, beside it in a checkout."""
-    installed = PACKAGE / "config"
-    return installed if installed.is_dir() else PACKAGE.parent / "config"
+from mae_ast.train_command import train_command
 
 
 def pretrain(
@@ -40,43 +27,3 @@ def pretrain(
     On SIGTERM or SIGUSR1 the run saves and ends; the same command goes on from there.
     """
     os.execv(sys.executable, train_command(data, config, out, context.args))
-
-
-def train_command(data: Path, config: str, out: Path, overrides: list[str]) -> list[str]:
-    """The command line of a training process.
-
-    Args:
-        data: folder of the manifests.
-        config: a preset's name or a YAML file's path.
-        out: folder of the run.
-        overrides: for hydra; relative paths among them are made absolute.
-
-    Raises:
-        ValueError: there is no such preset.
-    """
-    presets = config_dir() / "pretrain"
-    preset = Path(config) if config.endswith((".yaml", ".yml")) else presets / f"{config}.yaml"
-    if not preset.is_file():
-        known = ", ".join(sorted(path.stem for path in presets.glob("*.yaml")))
-        raise ValueError(f"--config {config}: no such preset or file; presets are {known}")
-    return [
-        *(sys.executable, "-m", "mae_ast.launch"),
-        *("--config-dir", str(preset.resolve().parent), "--config-name", preset.stem),
-        f"common.user_dir={PACKAGE}",
-        f"task.data={_quoted(data.resolve())}",
-        f"hydra.run.dir={_quoted(out.resolve())}",
-        *(_absolute(override) for override in overrides),
-    ]
-
-
-def _absolute(override: str) -> str:
-    key, equals, value = override.partition("=")
-    if key.lstrip("+") in PATH_KEYS and equals and value not in ("null", "checkpoint_last.pt"):
-        return f"{key}={_quoted(Path(value.strip(chr(34) + chr(39))).resolve())}"
-    return override
-
-
-def _quoted(path: Path) -> str:
-    """As hydra's grammar wants a path with spaces, commas or brackets."""
-    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"

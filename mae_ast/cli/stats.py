@@ -10,10 +10,10 @@ import numpy as np
 import torch
 import typer
 
-from mae_ast.cli.progress import bar
 from mae_ast.core.audio import SAMPLE_RATE, AudioError, read_audio
 from mae_ast.core.fbank import FRAME_LENGTH, NUM_MEL_BINS, fbank
 from mae_ast.core.manifest import Manifest
+from mae_ast.progress import bar
 
 MAX_SECONDS = 30.0  # of each file
 

@@ -90,7 +90,8 @@ class MaeAstCriterion(FairseqCriterion):  # type: ignore[misc]
         per_masked["accuracy"] = "num_correct"
         for name, key in per_masked.items():
             if any(key in log for log in logging_outputs):
-                metrics.log_scalar(name, total(key) / num_masked, num_masked, round=5)
+                # Not rounded: that would fetch each value from the device in each step.
+                metrics.log_scalar(name, total(key) / num_masked, num_masked)
         metrics.log_scalar("mask_ratio", num_masked / ntokens, ntokens, round=3)
         metrics.log_speed("clips_per_s", total("nsentences"), priority=90, round=1)
 

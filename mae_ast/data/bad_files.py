@@ -35,14 +35,16 @@ class BadFiles:
         self._state = torch.zeros(len(manifest), dtype=torch.uint8).share_memory_()
         self._is_over = torch.zeros(1, dtype=torch.uint8).share_memory_()
 
+    def is_bad(self, row: int) -> bool:
+        """Whether this file was found bad before."""
+        return bool(self._state[row] == _BAD)
+
     def add_good(self, row: int) -> None:
         """A file was read."""
         self._state[row] = _GOOD
 
     def add_bad(self, row: int, why: str) -> None:
         """A file cannot be used: log that once, and see whether there are too many."""
-        if self._state[row] == _BAD:
-            return
         self._state[row] = _BAD
         logger.warning("left out, bad file: %s (%s)", why, self.manifest.where(row))
         num_bad = int((self._state == _BAD).sum())

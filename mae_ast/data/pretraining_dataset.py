@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from fairseq.data import FairseqDataset
 from torch.utils.data import get_worker_info
-from tqdm import tqdm
 
 from mae_ast.core.audio import SAMPLE_RATE, AudioError, read_audio
 from mae_ast.core.batch import Batch, Clip, Collater, clip_generator, draw_start
@@ -92,6 +91,8 @@ class PretrainingDataset(FairseqDataset):  # type: ignore[misc]
         """Decode a clip's part; ``None`` where the file is bad."""
         self._prepare_worker()
         row = int(self.rows[index])
+        if self.bad_files.is_bad(row):
+            return None
         generator = clip_generator(self.seed, int(self._epoch), row)
         wanted = int(self.sizes[index])
         room = int(self.manifest_length(row)) - wanted if self.collate.random_crop else 0
@@ -180,12 +181,6 @@ def net_input(sample: dict[str, Any]) -> dict[str, Any]:
     if arguments["source"].dtype == torch.int32:
         arguments["source"] = arguments["source"].view(torch.float32)
     return arguments
-
-
-def show_probing(rows: Iterable[int], total: int) -> Iterable[int]:
-    """A progress bar for the headers that are read once."""
-    bar: Iterable[int] = tqdm(rows, total=total, desc="reading sample rates", unit="file")
-    return bar
 
 
 def _check_one_patch(

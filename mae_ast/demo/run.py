@@ -15,8 +15,6 @@ import typer
 from tqdm import tqdm
 
 from mae_ast import pictures
-from mae_ast.cli.pretrain import train_command
-from mae_ast.cli.progress import bar
 from mae_ast.core.audio import read_audio
 from mae_ast.core.batch import Clip, Collater, clip_generator
 from mae_ast.core.checkpoint import Loaded, load_checkpoint
@@ -27,6 +25,8 @@ from mae_ast.core.masking import random_mask
 from mae_ast.core.reconstruct import reconstruct
 from mae_ast.demo.corpus import make_corpus
 from mae_ast.demo.evaluate import Scores, evaluate
+from mae_ast.progress import bar
+from mae_ast.train_command import train_command
 
 SHOWN_WORDS = ("marvin", "seven", "sheila", "yes")
 _JSON_LINE = re.compile(r"\]\[(train_inner|train|valid)\]\[INFO\] - (\{.*\})")

@@ -9,7 +9,7 @@ from fairseq.models import BaseFairseqModel, register_model
 
 from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.mae_ast import MaeAst
-from mae_ast.plugin import user_errors
+from mae_ast.errors import user_errors
 
 
 @dataclass

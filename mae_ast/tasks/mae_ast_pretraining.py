@@ -25,10 +25,11 @@ from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.manifest import Manifest
 from mae_ast.core.reconstruct import reconstruct
 from mae_ast.data.bad_files import TooManyBadFilesError
-from mae_ast.data.pretraining_dataset import PretrainingDataset, show_probing
+from mae_ast.data.pretraining_dataset import PretrainingDataset
+from mae_ast.errors import user_errors
 from mae_ast.interruption import InterruptibleTask
 from mae_ast.pictures import reconstruction_figure, to_array
-from mae_ast.plugin import user_errors
+from mae_ast.progress import bar
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ class MaeAstPretrainingTask(InterruptibleTask):
             raise RuntimeError("build_model comes first: the data depends on the model's patches")
         with user_errors():
             self.datasets[split] = PretrainingDataset(
-                Manifest.load(self.folder / f"{split}.tsv", show_probing),
+                Manifest.load(self.folder / f"{split}.tsv", bar("reading sample rates", "file")),
                 Collater(
                     self._model_config,
                     self.cfg.mask_type,
