@@ -1,0 +1,166 @@
+"""The ``mae-ast`` command, run as a person runs it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.fbank import fbank
+from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.manifest import Manifest
+
+COMMAND = Path(sys.executable).with_name("mae-ast")
+
+
+def run(*arguments, cwd=None):
+    return subprocess.run(
+        [COMMAND, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
+
+
+def write(path, seconds, rate=16_000, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).standard_normal(int(seconds * rate)) * 0.1
+    soundfile.write(path, noise, rate, subtype="PCM_16")
+    return path
+
+
+@pytest.fixture(scope="module")
+def music(tmp_path_factory):
+    """40 good files in two folders, and five that must be left out."""
+    root = tmp_path_factory.mktemp("müsic box")
+    for number in range(40):
+        rate = 48_000 if number % 4 == 0 else 16_000
+        write(root / "a b" / f"{number:02}.flac", 0.5 + number / 100, rate, number)
+    write(root / "c" / "deep" / "long.wav", 9.0)
+    write(root / "c" / "short.wav", 0.01)
+    (root / "c" / "empty.flac").touch()
+    (root / "c" / "garbage.mp3").write_bytes(b"this is no music" * 100)
+    write(root / "c" / "tab\there.wav", 1.0)
+    (root / "c" / "notes.txt").write_text("no audio")
+    return root
+
+
+def test_manifest_lists_what_is_there_and_says_what_is_not(music, tmp_path):
+    done = run("manifest", music, "--out", tmp_path, "--valid", 0.2, "--max-seconds", 5)
+    assert done.returncode == 0, done.stderr
+    splits = {name: Manifest.load(tmp_path / f"{name}.tsv") for name in ("train", "valid")}
+    paths = {
+        name: [listed.audio_path(row) for row in range(len(listed))]
+        for name, listed in splits.items()
+    }
+    assert sum(map(len, paths.values())) == 40
+    assert not set(paths["train"]) & set(paths["valid"])
+    assert 2 <= len(paths["valid"]) <= 16
+    for name, listed in splits.items():
+        for row, path in enumerate(paths[name]):
+            info = soundfile.info(path)
+            assert (listed.lengths[row], listed.sample_rates[row]) == (info.frames, info.samplerate)
+    report = (tmp_path / "left_out.txt").read_text()
+    assert report.count("\n") == 5
+    for name, reason in {
+        "empty.flac": "is empty",
+        "garbage.mp3": "cannot be read",
+        "short.wav": "shorter than",
+        "long.wav": "longer than 5 s",
+        "tab\there.wav": "tab",
+    }.items():
+        line = next(line for line in report.splitlines() if name in line)
+        assert reason in line
+    assert "left out 5 files" in done.stderr
+    assert "notes.txt" not in report
+
+
+def test_a_file_keeps_its_split_when_others_come(music, tmp_path):
+    run("manifest", music / "a b", "--out", tmp_path / "one", "--valid", 0.3)
+    before = (tmp_path / "one" / "valid.tsv").read_text().splitlines()[1:]
+    write(music / "a b" / "zz.flac", 1.0)
+    run("manifest", music / "a b", "--out", tmp_path / "two", "--valid", 0.3)
+    (music / "a b" / "zz.flac").unlink()
+    after = (tmp_path / "two" / "valid.tsv").read_text().splitlines()[1:]
+    assert set(before) <= set(after) | {"zz.flac\t16000\t16000"}
+    assert len(after) - len(before) in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("manifest", "nowhere"), ("nowhere", "no such folder")),
+        (("manifest", ".", "--valid", "1"), ("--valid 1", "nothing for training")),
+        (("manifest", "."), ("no audio files",)),
+        (("stats", "nowhere.tsv"), ("nowhere.tsv", "no such manifest")),
+        (("reconstruct", "no.pt", "no.wav"), ("no.pt", "no such checkpoint")),
+        (("pretrain", ".", "--config", "huge"), ("huge", "mae_ast", "demo")),
+    ],
+)
+def test_wrong_input_is_one_line(tmp_path, arguments, words):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()
+    assert len(last) == 1
+    assert last[0].startswith("mae-ast: error: ")
+    for word in words:
+        assert word in last[0]
+
+
+def test_stats_are_those_of_the_log_mel(music, tmp_path):
+    run("manifest", music / "a b", "--out", tmp_path, "--valid", 0)
+    done = run("stats", tmp_path / "train.tsv")
+    values = dict(part.removeprefix("model.").split("=") for part in done.stdout.split())
+    listed = Manifest.load(tmp_path / "train.tsv")
+    from mae_ast.core.audio import read_audio
+
+    frames = torch.cat(
+        [fbank(read_audio(listed.audio_path(row))[None])[0] for row in range(len(listed))]
+    )
+    assert values["input_stats"] == "fixed"
+    assert float(values["input_mean"]) == pytest.approx(frames.mean().item(), abs=1e-3)
+    assert float(values["input_std"]) == pytest.approx(frames.std().item(), abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    config = MaeAstConfig(
+        encoder_layers=1,
+        encoder_embed_dim=32,
+        encoder_ffn_embed_dim=64,
+        encoder_attention_heads=4,
+        decoder_layers=1,
+        decoder_embed_dim=32,
+    )
+    path = tmp_path_factory.mktemp("run") / "checkpoint.pt"
+    state = {
+        "cfg": {"model": vars(config), "task": {"mask_type": "chunk_mask"}},
+        "model": MaeAst(config).state_dict(),
+    }
+    torch.save(state, path)
+    return path
+
+
+def test_reconstruct_draws(checkpoint, music, tmp_path):
+    picture = tmp_path / "picture.png"
+    file = music / "a b" / "36.flac"
+    done = run("reconstruct", checkpoint, file, "-o", picture, "--ratio", 0.5)
+    assert done.returncode == 0, done.stderr
+    assert "50% hidden" in done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    again = run("reconstruct", checkpoint, file, "-o", picture, "--ratio", 0.5)
+    assert again.stdout == done.stdout
+
+
+def test_reconstruct_refuses_what_cannot_be(checkpoint, music, tmp_path):
+    for arguments, words in (
+        ((music / "c" / "short.wav",), "shorter than one patch"),
+        ((music / "a b" / "36.flac", "--ratio", 1), "between 0 and 1"),
+        ((music / "a b" / "36.flac", "--mask-type", "spots"), "spots"),
+    ):
+        done = run("reconstruct", checkpoint, *arguments, "-o", tmp_path / "no.png")
+        assert done.returncode == 1
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "no.png").exists()

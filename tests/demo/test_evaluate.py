@@ -1,0 +1,67 @@
+"""The demo's scores, on a corpus whose answers are known."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from mae_ast.core.checkpoint import Loaded
+from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.manifest import Manifest, write_manifest
+from mae_ast.demo.evaluate import evaluate
+from mae_ast.demo.run import faster_precision
+from mae_ast.pictures import loss_figure
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(6):
+        noise = rng.standard_normal(16_000) * 10 ** (-number / 4) * 0.2
+        soundfile.write(tmp_path / f"{number}.wav", noise, 16_000, subtype="PCM_16")
+        rows.append((f"{number}.wav", 16_000, 16_000))
+    write_manifest(tmp_path / "train.tsv", ".", rows)
+    return Manifest.load(tmp_path / "train.tsv")
+
+
+def test_the_simple_guess_knows_loudness_and_colour(manifest):
+    config = MaeAstConfig(
+        encoder_layers=1,
+        encoder_embed_dim=32,
+        encoder_ffn_embed_dim=32,
+        encoder_attention_heads=2,
+        decoder_layers=1,
+        decoder_embed_dim=32,
+        input_stats="fixed",
+        input_mean=-6.0,
+        input_std=3.0,
+    )
+    torch.manual_seed(0)
+    model = MaeAst(config).eval()
+    for head in (model.final_proj_reconstruction, model.final_proj_classification):
+        torch.nn.init.zeros_(head.weight)  # a model that always answers 0
+    scores = evaluate(Loaded(model, config, "random_mask"), manifest, manifest)
+    assert scores.num_candidates == 36
+    assert scores.accuracy == pytest.approx(1 / 36, abs=0.02)  # all logits alike: the first wins
+    # White noise: once its level and colour are known, only the ripple of the log spectrum is left.
+    with torch.no_grad():
+        levels = scores.mse
+    assert scores.baseline_mse < 0.03 < levels
+
+
+def test_faster_precision_is_one_of_two():
+    assert faster_precision() in ("float32", "bfloat16")
+
+
+def test_loss_figure_has_both_curves():
+    history = [
+        {"kind": "train_inner", "num_updates": n, "loss": 2 / n, "mse": 1 / n, "info_nce": 1 / n}
+        for n in (1, 2, 3)
+    ]
+    history.append({"kind": "valid", "valid_num_updates": "3", "valid_loss": "0.5"})
+    axes = loss_figure(history).axes
+    lines = axes[0].get_lines()
+    assert [len(line.get_xdata()) for line in lines] == [3, 1]
+    assert lines[1].get_ydata()[0] == 0.5
