@@ -1,0 +1,43 @@
+"""Fixtures that all tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from mae_ast.core.config import MaeAstConfig
+
+
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def small_config() -> Callable[..., MaeAstConfig]:
+    """``small_config(kernel=(16, 16), **fields)``: a narrow 2 + 1 layer model without dropout.
+
+    The kernel is (frames, mel bins).
+    """
+
+    def build(kernel: tuple[int, int] = (16, 16), **fields: Any) -> MaeAstConfig:
+        values: dict[str, Any] = {
+            "ast_kernel_size_time": kernel[0],
+            "ast_kernel_stride_time": kernel[0],
+            "ast_kernel_size_chan": kernel[1],
+            "ast_kernel_stride_chan": kernel[1],
+            "encoder_layers": 2,
+            "encoder_embed_dim": 32,
+            "encoder_ffn_embed_dim": 64,
+            "encoder_attention_heads": 4,
+            "decoder_layers": 1,
+            "decoder_embed_dim": 32,
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+        }
+        return MaeAstConfig(**(values | fields))
+
+    return build

@@ -1,0 +1,208 @@
+"""Checkpoints come back as they went, and nothing in them is run."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mae_ast.core.checkpoint import CheckpointError, load_checkpoint
+from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.masking import random_mask
+from tests.sounds import speech_like
+
+
+@pytest.fixture
+def state(small_config) -> dict[str, Any]:
+    """A trainer's file, with keys of the trainer's own."""
+    config = small_config(
+        (8, 32), decoder_embed_dim=48, layer_norm_first=True, dropout=0.2, random_mask_prob=0.6
+    )
+    model = MaeAst(config)
+    model.train()(speech_like(8_000).unsqueeze(0), None, *_ids(config))
+    return {
+        "cfg": {
+            "model": {"_name": "mae_ast", **dataclasses.asdict(config)},
+            "task": {"_name": "mae_ast_pretraining", "data": "/data", "mask_type": "chunk_mask"},
+        },
+        "model": model.state_dict(),
+        "optimizer_history": [{"num_updates": 3}],
+    }
+
+
+def _ids(config) -> tuple[torch.Tensor, torch.Tensor]:
+    mask = random_mask(1, config.patch_shape.grid(48), 0.5)
+    return mask.visible_ids, mask.masked_ids
+
+
+def saved(path: Path, state: Any) -> Path:
+    torch.save(state, path)
+    return path
+
+
+def test_round_trip(tmp_path, state):
+    loaded = load_checkpoint(saved(tmp_path / "a.pt", state))
+    fields = {k: v for k, v in state["cfg"]["model"].items() if k != "_name"}
+    assert dataclasses.asdict(loaded.config) == fields
+    assert loaded.mask_type == "chunk_mask"
+    assert not loaded.model.training
+    for name, value in loaded.model.state_dict().items():
+        assert torch.equal(value, state["model"][name]), name
+    assert loaded.model.batch_norm.num_batches_tracked == 1
+
+    original = MaeAst(loaded.config).eval()
+    original.load_state_dict(state["model"])
+    wave = speech_like(8_000, seed=1).unsqueeze(0)
+    for ours, theirs in zip(
+        loaded.model.hidden_states(wave), original.hidden_states(wave), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_half_precision_weights_become_float32(tmp_path, state):
+    state["model"] = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in state["model"].items()
+    }
+    model = load_checkpoint(str(saved(tmp_path / "a.pt", state))).model
+    for name, value in model.state_dict().items():
+        assert value.dtype in (torch.float32, torch.int64), name
+        assert torch.equal(value, state["model"][name].to(value.dtype)), name
+
+
+class Payload:
+    """What unpickling must not run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_file_that_would_run_something_is_refused_and_not_run(tmp_path, state, is_zip):
+    touched = tmp_path / "touched"
+    state["extra_state"] = Payload(touched)
+    path = tmp_path / "evil.pt"
+    torch.save(state, path, _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(CheckpointError, match=r"evil\.pt: is no checkpoint that can be read safel"):
+        load_checkpoint(path)
+    assert not touched.exists()
+    torch.load(path, weights_only=False)
+    assert touched.exists(), "the payload would have worked"
+
+
+def test_a_bare_pickle_is_refused_and_not_run(tmp_path):
+    touched = tmp_path / "touched"
+    path = tmp_path / "evil.pt"
+    path.write_bytes(pickle.dumps({"cfg": Payload(touched)}, protocol=2))
+    with pytest.raises(CheckpointError, match=r"evil\.pt"):
+        load_checkpoint(path)
+    assert not touched.exists()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_file_cut_short_is_named(tmp_path, state, share):
+    path = saved(tmp_path / "cut.pt", state)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(CheckpointError, match=r"cut\.pt: is no checkpoint that can be read"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [b"text\n" * 50, bytes(500), b"PK\x03\x04" + bytes(90)])
+def test_garbage_is_named(tmp_path, content):
+    path = tmp_path / "garbage.pt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"garbage\.pt: is no checkpoint"):
+        load_checkpoint(path)
+
+
+@pytest.mark.xfail(strict=True, raises=IndexError, reason="errors without a text")
+@pytest.mark.parametrize("content", [b"", b"\x80\x02"], ids=["empty", "a pickle's first bytes"])
+def test_a_file_that_ends_at_once_is_named(tmp_path, content):
+    path = tmp_path / "empty.pt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"empty\.pt"):
+        load_checkpoint(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"missing\.pt: no such checkpoint"):
+        load_checkpoint(tmp_path / "missing.pt")
+
+
+def test_missing_and_unknown_keys_are_named(tmp_path, state):
+    del state["model"]["encoder.layers.1.fc1.bias"]
+    with pytest.raises(CheckpointError, match=r"a\.pt: .*Missing.*encoder\.layers\.1\.fc1\.bias"):
+        load_checkpoint(saved(tmp_path / "a.pt", state))
+
+
+def test_an_unknown_key_is_named(tmp_path, state):
+    state["model"]["encoder.layers.9.fc1.bias"] = torch.zeros(3)
+    with pytest.raises(
+        CheckpointError, match=r"a\.pt: .*Unexpected.*encoder\.layers\.9\.fc1\.bias"
+    ):
+        load_checkpoint(saved(tmp_path / "a.pt", state))
+
+
+def test_a_shape_that_differs_is_named(tmp_path, state):
+    state["cfg"]["model"]["decoder_ffn_embed_dim"] = 10
+    with pytest.raises(CheckpointError, match=r"a\.pt: .*size mismatch for decoder\.layers\.0\.fc"):
+        load_checkpoint(saved(tmp_path / "a.pt", state))
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        (("model",), "'model'"),
+        (("cfg",), "'cfg'"),
+        (("cfg", "model"), "'model'"),
+        (("cfg", "task"), "'task'"),
+        (("cfg", "task", "mask_type"), "'mask_type'"),
+    ],
+)
+def test_a_missing_part_is_named(tmp_path, state, keys, named):
+    part = state
+    for key in keys[:-1]:
+        part = part[key]
+    del part[keys[-1]]
+    with pytest.raises(CheckpointError, match=rf"a\.pt: has no {named}"):
+        load_checkpoint(saved(tmp_path / "a.pt", state))
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {"cfg": None, "model": {}}])
+def test_something_else_than_a_checkpoint_is_named(tmp_path, content):
+    with pytest.raises(CheckpointError, match=r"a\.pt"):
+        load_checkpoint(saved(tmp_path / "a.pt", content))
+
+
+@pytest.mark.xfail(strict=True, reason="these errors are passed on as they are")
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        (("cfg", "model"), None),
+        (("cfg", "model"), {"encoder_embed_dim": 33}),
+        (("cfg", "model"), {"encoder_layers": "2"}),
+        (("model",), [1, 2]),
+    ],
+)
+def test_parts_that_are_not_as_they_must_be_are_named(tmp_path, state, part, value):
+    holder = state
+    for key in part[:-1]:
+        holder = holder[key]
+    holder[part[-1]] = value
+    with pytest.raises(CheckpointError, match=r"a\.pt"):
+        load_checkpoint(saved(tmp_path / "a.pt", state))
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
+@pytest.mark.xfail(strict=True, raises=IndexError, reason="this error is passed on as it is")
+def test_a_tensor_is_no_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match=r"a\.pt"):
+        load_checkpoint(saved(tmp_path / "a.pt", torch.zeros(3)))

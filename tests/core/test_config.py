@@ -1,0 +1,61 @@
+"""A configuration that cannot work is refused with the key, its value and what would be right."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.patches import PatchShape
+
+
+def test_the_default_works():
+    config = MaeAstConfig()
+    config.validate("chunk_mask")
+    assert config.patch_shape == PatchShape(time=16, mel=16)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"ast_kernel_size_chan": 48, "ast_kernel_stride_chan": 48}, "48 mel bins does not divide"),
+        ({"ast_kernel_stride_time": 8}, "ast_kernel_stride_time=8 .*ast_kernel_size_time=16"),
+        ({"ast_kernel_stride_chan": 8}, "ast_kernel_stride_chan=8 .*ast_kernel_size_chan=16"),
+        ({"encoder_layers": 0}, "encoder_layers=0"),
+        ({"decoder_layers": -1}, "decoder_layers=-1"),
+        ({"input_stats": "running"}, "input_stats='running'; it is one of batch, fixed"),
+        ({"precision": "fp16"}, "precision='fp16'; it is one of float32, bfloat16"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"attention_dropout": -0.1}, "attention_dropout=-0.1"),
+        ({"activation_dropout": 2}, "activation_dropout=2"),
+        ({"dropout_input": 1}, "dropout_input=1"),
+        ({"encoder_layerdrop": 1.0}, "encoder_layerdrop=1.0"),
+        ({"decoder_layerdrop": float("nan")}, "decoder_layerdrop=nan"),
+        ({"mask_length": 0}, "mask_length=0"),
+    ],
+)
+def test_what_cannot_work_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        MaeAstConfig(**fields).validate()
+
+
+@pytest.mark.parametrize(
+    ("mask_type", "fields", "message"),
+    [
+        ("retain_spans", {"random_mask_prob": 1.45}, "ast_kernel_size_chan=128"),
+        ("chunk_mask", {"random_mask_prob": 1.45}, "random_mask_prob 1.45"),
+        ("chunk_patch", {}, "'chunk_patch' is not known"),
+    ],
+)
+def test_masks_that_do_not_fit_the_patches_are_refused(mask_type, fields, message):
+    config = MaeAstConfig(**fields)
+    config.validate()
+    with pytest.raises(ValueError, match=message):
+        config.validate(mask_type)
+
+
+def test_from_a_mapping_with_keys_of_others():
+    values = dataclasses.asdict(MaeAstConfig(encoder_layers=3, dropout=0.2))
+    values |= {"_name": "mae_ast", "conv_pos": 128, "enc_sine_pos": True}
+    assert MaeAstConfig.from_mapping(values) == MaeAstConfig(encoder_layers=3, dropout=0.2)

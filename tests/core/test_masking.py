@@ -1,0 +1,316 @@
+"""What the masks hide: how much, where, and the same again from the same generator."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+import torch
+from torch import Tensor
+
+from mae_ast.core.masking import (
+    MASK_TYPES,
+    MaskIds,
+    check_mask,
+    chunk_mask,
+    count_visible,
+    hide_lowest,
+    mask_strategy,
+    pad_mask_ids,
+    random_mask,
+    random_mask_batched,
+    retain_spans,
+)
+
+BY_RATIO = [random_mask, random_mask_batched, chunk_mask]
+TEN_SECONDS = (62, 8)
+FRAME_TOKENS = 499
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def hidden(mask: MaskIds, num_patches: int) -> Tensor:
+    """(B, N) bool, from the masked ids."""
+    where = torch.zeros(len(mask.masked_ids), num_patches, dtype=torch.bool)
+    return where.scatter_(1, mask.masked_ids, True)
+
+
+def runs(is_hidden: Tensor) -> list[tuple[int, int]]:
+    """(first, end) of each run of True in an (N,) tensor."""
+    found, first = [], None
+    for place, value in enumerate([*is_hidden.tolist(), False]):
+        if value and first is None:
+            first = place
+        elif not value and first is not None:
+            found.append((first, place))
+            first = None
+    return found
+
+
+def assert_partition(mask: MaskIds, num_patches: int, num_masked: int) -> None:
+    assert not mask.padded
+    assert mask.visible_ids.dtype == mask.masked_ids.dtype == torch.int64
+    assert mask.masked_ids.shape[1] == num_masked
+    both = torch.cat((mask.visible_ids, mask.masked_ids), dim=1).sort(dim=1).values
+    assert torch.equal(both, torch.arange(num_patches).expand(len(both), -1))
+    for ids in (mask.visible_ids, mask.masked_ids):
+        assert bool((ids.diff(dim=1) > 0).all()), "each half is in ascending order"
+
+
+GRIDS = [TEN_SECONDS, (FRAME_TOKENS, 1), (13, 4), (1, 8), (3, 8), (2, 1), (1, 1), (1, 128)]
+
+
+@pytest.mark.parametrize("strategy", BY_RATIO)
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.75, 0.95])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_visible_and_masked_are_a_partition(strategy, ratio, grid):
+    num_patches = grid[0] * grid[1]
+    num_masked = num_patches - max(1, int((1 - ratio) * num_patches))
+    assert_partition(strategy(9, grid, ratio, seeded()), num_patches, num_masked)
+
+
+def test_ten_seconds_in_numbers():
+    mask = chunk_mask(1, TEN_SECONDS, 0.75, seeded())
+    assert mask.visible_ids.shape == (1, 124)
+    assert mask.masked_ids.shape == (1, 372)
+    assert count_visible(10, 0.9999) == 1
+
+
+@pytest.mark.parametrize("strategy", [random_mask, chunk_mask])
+@pytest.mark.parametrize("ratio", [0.5, 0.75])
+def test_each_patch_is_hidden_equally_often(strategy, ratio):
+    generator = seeded()
+    times = torch.zeros(496)
+    for _ in range(10):
+        times += hidden(strategy(400, TEN_SECONDS, ratio, generator), 496).sum(0)
+    share = times / 4_000
+    assert share.min() > ratio - 0.05
+    assert share.max() < ratio + 0.05
+    corners = share.view(TEN_SECONDS)[[0, 0, -1, -1], [0, -1, 0, -1]]
+    assert bool(((corners - ratio).abs() < 0.05).all())
+
+
+def neighbours_hidden_together(strategy, ratio: float) -> tuple[float, float]:
+    """Chance that the patch after (above) a hidden one is hidden too."""
+    where = hidden(strategy(300, TEN_SECONDS, ratio, seeded()), 496).view(300, *TEN_SECONDS)
+    after = (where[:, 1:] & where[:, :-1]).sum() / where[:, :-1].sum()
+    above = (where[:, :, 1:] & where[:, :, :-1]).sum() / where[:, :, :-1].sum()
+    return float(after), float(above)
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5])
+def test_chunks_hide_neighbours_together(ratio):
+    for random in neighbours_hidden_together(random_mask, ratio):
+        assert random == pytest.approx(ratio, abs=0.02)
+    for chunk in neighbours_hidden_together(chunk_mask, ratio):
+        assert chunk > 0.75
+
+
+def test_chunks_are_squares_of_3_to_5_patches():
+    grid = (60, 60)
+    mask = chunk_mask(2_000, grid, 0.0025, seeded())
+    assert mask.masked_ids.shape == (2_000, 9)  # no more than the smallest chunk holds
+    along_time, along_mel = mask.masked_ids // grid[1], mask.masked_ids % grid[1]
+    extent_time = along_time.amax(1) - along_time.amin(1) + 1
+    extent_mel = along_mel.amax(1) - along_mel.amin(1) + 1
+    share = torch.bincount(torch.maximum(extent_time, extent_mel)).float() / 2_000
+    # Equally often each, but for the chunks that hang over an edge and need a second one.
+    assert bool(((share[3:6] > 0.25) & (share[3:6] < 1 / 3 + 0.03)).all())
+    assert share[3:6].sum() > 0.85
+
+
+def test_clips_differ_in_random_masks_and_chunks():
+    for strategy in (random_mask, chunk_mask):
+        masked = strategy(8, TEN_SECONDS, 0.75, seeded()).masked_ids
+        assert len({tuple(row) for row in masked.tolist()}) == 8
+
+
+def test_clips_are_alike_in_batched_random_masks():
+    mask = random_mask_batched(8, TEN_SECONDS, 0.75, seeded())
+    assert mask.masked_ids.shape == (8, 372)
+    assert mask.visible_ids.shape == (8, 124)
+    assert bool((mask.masked_ids == mask.masked_ids[0]).all())
+    assert bool((mask.visible_ids == mask.visible_ids[0]).all())
+
+
+@pytest.mark.parametrize(
+    ("density", "num_tokens", "num_masked"),
+    [(1.45, 499, 382), (0.74, 499, 261), (1.45, 100, 77), (0.1, 499, 47), (9.0, 40, 39)],
+)
+def test_spans_hide_what_their_density_says(density, num_tokens, num_masked):
+    expected = min(num_tokens - 1, round(num_tokens * (1 - math.exp(-density))))
+    assert num_masked == expected
+    mask = retain_spans(20, (num_tokens, 1), density, seeded())
+    assert_partition(mask, num_tokens, num_masked)
+
+
+def test_span_densities_of_the_presets():
+    for density, percent in [(1.45, 76.5), (0.74, 52.3)]:
+        masked = retain_spans(1, (FRAME_TOKENS, 1), density, seeded()).masked_ids.shape[1]
+        assert 100 * masked / FRAME_TOKENS == pytest.approx(percent, abs=0.1)
+
+
+@pytest.mark.parametrize("span_length", [4, 10])
+@pytest.mark.parametrize("density", [0.74, 1.45])
+def test_spans_are_whole_but_for_the_last_and_the_edges(span_length, density):
+    mask = retain_spans(300, (FRAME_TOKENS, 1), density, seeded(), span_length=span_length)
+    for row in hidden(mask, FRAME_TOKENS):
+        cut = [
+            (first, end)
+            for first, end in runs(row)
+            if end - first < span_length and first > 0 and end < FRAME_TOKENS
+        ]
+        assert len(cut) <= 1
+
+
+@pytest.mark.parametrize("density", [0.74, 1.45])
+def test_spans_are_much_longer_than_random_runs(density):
+    def mean_run(mask: MaskIds) -> float:
+        found = [end - first for row in hidden(mask, FRAME_TOKENS) for first, end in runs(row)]
+        return sum(found) / len(found)
+
+    spans = retain_spans(100, (FRAME_TOKENS, 1), density, seeded())
+    ratio = spans.masked_ids.shape[1] / FRAME_TOKENS
+    random = random_mask(100, (FRAME_TOKENS, 1), ratio, seeded())
+    assert mean_run(spans) > 5 * mean_run(random)
+    assert mean_run(spans) > 10
+
+
+def test_each_token_is_in_a_span_equally_often():
+    generator = seeded()
+    times = torch.zeros(FRAME_TOKENS)
+    for _ in range(20):
+        mask = retain_spans(200, (FRAME_TOKENS, 1), 1.45, generator)
+        times += hidden(mask, FRAME_TOKENS).sum(0)
+    share = times / 4_000
+    assert share.min() > 0.765 - 0.05
+    assert share.max() < 0.765 + 0.05
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 9])
+def test_spans_longer_than_the_clip(num_tokens):
+    num_masked = min(num_tokens - 1, round(num_tokens * (1 - math.exp(-1.45))))
+    mask = retain_spans(50, (num_tokens, 1), 1.45, seeded())
+    assert_partition(mask, num_tokens, num_masked)
+
+
+def test_spans_refuse_patches():
+    with pytest.raises(ValueError, match="8 patches lie above one another"):
+        retain_spans(1, TEN_SECONDS, 1.45, seeded())
+
+
+def test_a_strategy_by_its_name():
+    for name, strategy in MASK_TYPES.items():
+        grid, ratio = (FRAME_TOKENS, 1), 0.7
+        fields = {"span_length": 4} if name == "retain_spans" else {}
+        expected = strategy(2, grid, ratio, seeded(), **fields)
+        ours = mask_strategy(name, 4)(2, grid, ratio, generator=seeded())
+        assert torch.equal(ours.masked_ids, expected.masked_ids), name
+
+
+@pytest.mark.parametrize("name", MASK_TYPES)
+def test_the_generator_decides(name):
+    grid, ratio = ((499, 1), 1.45) if name == "retain_spans" else (TEN_SECONDS, 0.75)
+    torch.manual_seed(1)
+    first = MASK_TYPES[name](3, grid, ratio, seeded(5))
+    torch.manual_seed(2)
+    again = MASK_TYPES[name](3, grid, ratio, seeded(5))
+    other = MASK_TYPES[name](3, grid, ratio, seeded(6))
+    assert torch.equal(first.masked_ids, again.masked_ids)
+    assert torch.equal(first.visible_ids, again.visible_ids)
+    assert not torch.equal(first.masked_ids, other.masked_ids)
+
+
+@pytest.mark.parametrize("name", MASK_TYPES)
+def test_the_default_generator_is_left_alone(name):
+    grid, ratio = ((499, 1), 1.45) if name == "retain_spans" else (TEN_SECONDS, 0.75)
+    before = torch.get_rng_state()
+    MASK_TYPES[name](3, grid, ratio, seeded())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("strategy", "limit_ms"), [(random_mask, 0.3), (chunk_mask, 1.5)])
+def test_one_clip_is_quick(strategy, limit_ms):
+    generator = seeded()
+    seconds = []
+    for _ in range(200):
+        begin = time.perf_counter()
+        strategy(1, TEN_SECONDS, 0.75, generator)
+        seconds.append(time.perf_counter() - begin)
+    assert sorted(seconds)[100] * 1_000 < limit_ms
+
+
+def test_hide_lowest():
+    scores = torch.tensor([[3.0, 1.0, 2.0, 0.0], [0.0, 1.0, 2.0, 3.0]])
+    mask = hide_lowest(scores, 2)
+    assert mask.masked_ids.tolist() == [[1, 3], [0, 1]]
+    assert mask.visible_ids.tolist() == [[0, 2], [2, 3]]
+
+
+def test_hide_lowest_counts_exactly_among_equals():
+    assert_partition(hide_lowest(torch.zeros(3, 100), 37), 100, 37)
+
+
+def test_masks_of_clips_of_one_length_stack_without_padding():
+    masks = [random_mask(1, (6, 8), 0.75, seeded(seed)) for seed in range(3)]
+    stacked = pad_mask_ids(masks)
+    assert not stacked.padded
+    for row, mask in enumerate(masks):
+        assert torch.equal(stacked.visible_ids[row], mask.visible_ids[0])
+        assert torch.equal(stacked.masked_ids[row], mask.masked_ids[0])
+
+
+def test_masks_of_clips_of_several_lengths_end_in_minus_one():
+    masks = [random_mask(1, (columns, 8), 0.75, seeded()) for columns in (6, 2, 4)]
+    stacked = pad_mask_ids(masks)
+    assert stacked.padded
+    assert stacked.visible_ids.shape == (3, 12)
+    assert stacked.masked_ids.shape == (3, 36)
+    for row, mask in enumerate(masks):
+        for padded, own in (
+            (stacked.visible_ids[row], mask.visible_ids[0]),
+            (stacked.masked_ids[row], mask.masked_ids[0]),
+        ):
+            assert torch.equal(padded[: len(own)], own)
+            assert bool((padded[len(own) :] == -1).all())
+
+
+def test_masks_that_differ_in_the_visible_count_only_are_padded():
+    one = MaskIds(torch.tensor([[0]]), torch.tensor([[1, 2]]))
+    other = MaskIds(torch.tensor([[0, 3]]), torch.tensor([[1, 2]]))
+    assert pad_mask_ids([one, other]).padded
+
+
+@pytest.mark.parametrize(
+    ("mask_type", "ratio", "per_column", "message"),
+    [
+        ("chunk_patch", 0.75, 8, "'chunk_patch' is not known; .*random_mask, .*chunk_mask"),
+        ("random_mask", 0, 8, "random_mask_prob 0 .*between 0 and 1"),
+        ("chunk_mask", 1, 8, "random_mask_prob 1 .*between 0 and 1"),
+        ("random_mask_batched", -0.1, 8, "random_mask_prob -0.1 "),
+        ("random_mask", 1.45, 1, "random_mask_prob 1.45 "),
+        ("random_mask", float("nan"), 1, "random_mask_prob nan "),
+        ("retain_spans", 0.75, 8, "ast_kernel_size_chan=128.* 8 patches"),
+        ("retain_spans", 0, 1, "random_mask_prob 0 is no span density"),
+        ("retain_spans", 10, 1, "random_mask_prob 10 is no span density"),
+    ],
+)
+def test_check_refuses(mask_type, ratio, per_column, message):
+    with pytest.raises(ValueError, match=message):
+        check_mask(mask_type, ratio, per_column)
+
+
+@pytest.mark.parametrize(
+    ("mask_type", "ratio", "per_column"),
+    [
+        ("random_mask", 0.75, 8),
+        ("chunk_mask", 0.01, 1),
+        ("random_mask_batched", 0.99, 8),
+        ("retain_spans", 1.45, 1),
+    ],
+)
+def test_check_lets_pass(mask_type, ratio, per_column):
+    check_mask(mask_type, ratio, per_column)

@@ -1,0 +1,67 @@
+"""Patches: their order, their values and their way back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mae_ast.core.fbank import num_frames
+from mae_ast.core.patches import PatchShape, patchify, unpatchify
+
+SHAPES = [PatchShape(16, 16), PatchShape(2, 128), PatchShape(8, 32), PatchShape(4, 64)]
+SHAPES += [PatchShape(64, 4), PatchShape(1, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("frames", [64, 127, 200])
+def test_equals_unfold(shape, frames):
+    spectrogram = torch.randn(3, frames, 128)
+    unfold = torch.nn.Unfold((shape.time, shape.mel), stride=(shape.time, shape.mel))
+    expected = unfold(spectrogram.unsqueeze(1)).transpose(1, 2)
+    assert torch.equal(patchify(spectrogram, shape), expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_patch_n_lies_where_the_index_says(shape):
+    spectrogram = torch.randn(2, 130, 128)
+    patches = patchify(spectrogram, shape)
+    per_column = 128 // shape.mel
+    assert patches.shape == (2, 130 // shape.time * per_column, shape.time * shape.mel)
+    for t, f in [(0, 0), (1, 0), (0, per_column - 1), (130 // shape.time - 1, per_column // 2)]:
+        block = spectrogram[
+            :, t * shape.time : (t + 1) * shape.time, f * shape.mel : (f + 1) * shape.mel
+        ]
+        assert torch.equal(patches[:, t * per_column + f], block.flatten(1))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_unpatchify_inverts_and_drops_trailing_frames(shape):
+    spectrogram = torch.randn(2, 200, 128)
+    kept = 200 // shape.time * shape.time
+    back = unpatchify(patchify(spectrogram, shape), shape)
+    assert torch.equal(back, spectrogram[:, :kept])
+
+
+@pytest.mark.parametrize("mel", [0, -16, 3, 48, 256])
+def test_a_kernel_that_does_not_divide_is_refused(mel):
+    with pytest.raises(ValueError, match=rf"a patch of {mel} mel bins does not divide the 128"):
+        PatchShape(16, mel)
+
+
+def test_a_patch_without_frames_is_refused():
+    with pytest.raises(ValueError, match="at least 1 frame, not 0"):
+        PatchShape(0, 16)
+
+
+def test_ten_seconds():
+    frames = num_frames(160_000)
+    assert PatchShape(16, 16).grid(frames) == (62, 8)
+    assert patchify(torch.zeros(1, frames, 128), PatchShape(16, 16)).shape == (1, 496, 256)
+    assert PatchShape(2, 128).grid(frames) == (499, 1)
+    assert patchify(torch.zeros(1, frames, 128), PatchShape(2, 128)).shape == (1, 499, 256)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_shortest_clip_fills_one_column(shape):
+    assert shape.grid(num_frames(shape.min_samples)) == (1, shape.per_column)
+    assert shape.grid(num_frames(shape.min_samples - 1))[0] == 0

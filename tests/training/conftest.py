@@ -1,0 +1,298 @@
+"""Real trainings through ``fairseq-hydra-train``: a corpus, the command, its log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIG_DIR = REPOSITORY / "config" / "pretrain"
+USER_DIR = REPOSITORY / "mae_ast"
+TRAIN_PROGRAM = Path(sys.executable).with_name("fairseq-hydra-train")
+
+DEADLINE_S = 120.0  # of any one program; several times what a loaded machine takes
+
+# What a program must print alike when its training is alike. Times and speeds are left out.
+VALUES = ("loss", "mse", "info_nce", "accuracy", "gnorm", "audio_hours", "mask_ratio", "lr")
+
+SMALL_MODEL = (
+    "model.encoder_layers=2",
+    "model.decoder_layers=1",
+    "model.encoder_embed_dim=64",
+    "model.decoder_embed_dim=64",
+    "model.encoder_ffn_embed_dim=128",
+    "model.encoder_attention_heads=4",
+)
+SMALL_RUN = (
+    "common.cpu=true",
+    "common.log_interval=1",
+    "lr_scheduler.warmup_updates=4",
+    "task.min_sample_size=8000",
+    "task.max_sample_size=16000",
+    "dataset.max_tokens=64000",
+    "dataset.validate_interval_updates=0",
+    "dataset.validate_interval=1000",
+)
+WITHOUT_DROPOUT = (
+    "model.dropout=0",
+    "model.attention_dropout=0",
+    "model.dropout_input=0",
+    "model.encoder_layerdrop=0",
+    "model.precision=float32",
+)
+ONLY_TRAINING = ("checkpoint.no_save=true", "dataset.disable_validation=true")
+
+
+# --- a corpus -----------------------------------------------------------------------------------
+
+
+def sound(seconds: float, seed: int, sample_rate: int = 16_000) -> np.ndarray:
+    """A tone that sweeps up and down, and noise: (L,) int16."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(round(seconds * sample_rate)) / sample_rate
+    base, depth, speed = rng.uniform(200, 900), rng.uniform(0.2, 0.6), rng.uniform(2, 9)
+    tone = np.sin(2 * np.pi * base * (t + depth * np.sin(speed * t) / speed))
+    return ((0.3 * tone + 0.02 * rng.standard_normal(len(t))) * 32767).astype(np.int16)
+
+
+def write_manifest(path: Path, rows: Sequence[Sequence[object]]) -> None:
+    """A manifest whose root is its own folder; a row is path, length and maybe sample rate."""
+    lines = ["\t".join(map(str, row)) for row in rows]
+    path.write_text("\n".join([".", *lines]) + "\n", encoding="utf-8")
+
+
+def write_clips(folder: Path, split: str, seconds: Sequence[float], first_seed: int = 0) -> None:
+    """FLAC clips at 16 kHz and ``{split}.tsv``."""
+    rows = []
+    for number, duration in enumerate(seconds):
+        samples = sound(duration, first_seed + number)
+        name = f"{split}_{number:02d}.flac"
+        soundfile.write(folder / name, samples, 16_000)
+        rows.append((name, len(samples), 16_000))
+    write_manifest(folder / f"{split}.tsv", rows)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """26 + 5 clips of 0.9 to 1.7 s: most are longer than the 1 s that small runs crop to."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_clips(folder, "train", np.random.default_rng(1).uniform(0.9, 1.7, 26).round(3).tolist())
+    write_clips(folder, "valid", [1.3, 1.1, 1.2, 1.5, 0.95], first_seed=100)
+    return folder
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def train_command(data: Path, out: Path, *overrides: str) -> list[str]:
+    """The default preset with a small model, writing below ``out``; the last override wins."""
+    return [
+        str(TRAIN_PROGRAM),
+        f"--config-dir={CONFIG_DIR}",
+        "--config-name=mae_ast",
+        f"common.user_dir={USER_DIR}",
+        f"task.data={data}",
+        f"hydra.run.dir={out}",
+        *SMALL_MODEL,
+        *SMALL_RUN,
+        *overrides,
+    ]
+
+
+class Training:
+    """A training program that runs in its own process group, and its log."""
+
+    def __init__(self, command: Sequence[str] | str, log: Path, **environment: str) -> None:
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as out, log.with_suffix(".stderr").open("wb") as errors:
+            self.process = subprocess.Popen(
+                command,
+                shell=isinstance(command, str),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=errors,
+                cwd=log.parent,
+                env={
+                    **os.environ,
+                    "CUDA_VISIBLE_DEVICES": "",
+                    "OMP_NUM_THREADS": "1",
+                    "HYDRA_FULL_ERROR": "1",
+                    **environment,
+                },
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        """All that it printed so far, what went to stderr at the end."""
+        return self.log.read_text(encoding="utf-8", errors="replace") + self.errors
+
+    @property
+    def errors(self) -> str:
+        """What went to stderr."""
+        return self.log.with_suffix(".stderr").read_text(encoding="utf-8", errors="replace")
+
+    def wait(self, deadline_s: float = DEADLINE_S) -> int:
+        """Exit status; the negative number of the signal that ended it."""
+        try:
+            return self.process.wait(deadline_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"still runs after {deadline_s} s:\n{self.tail}") from None
+
+    def finish(self) -> Training:
+        """Wait for an end in peace."""
+        status = self.wait()
+        assert status == 0, f"exit status {status}:\n{self.tail}"
+        return self
+
+    def wait_for_update(self, number: int, deadline_s: float = DEADLINE_S) -> None:
+        """Until that update is logged."""
+        end = time.monotonic() + deadline_s
+        while f'"num_updates": "{number}"' not in self.output:
+            assert self.process.poll() is None, f"ended too early:\n{self.tail}"
+            assert time.monotonic() < end, f"still waits after {deadline_s} s:\n{self.tail}"
+            time.sleep(0.01)
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Signal the program and its data workers at once, as a cluster does."""
+        os.killpg(self.process.pid, number)
+
+    def kill(self) -> None:
+        """End the whole group."""
+        with suppress(ProcessLookupError):
+            self.signal_group(signal.SIGKILL)
+        self.process.wait()
+
+    @property
+    def tail(self) -> str:
+        """The last lines, for messages."""
+        return "\n".join(self.output.splitlines()[-25:])
+
+    def stats(self, tag: str) -> list[dict[str, Any]]:
+        """What was logged as JSON under ``tag``."""
+        pattern = re.compile(rf"\[{tag}\]\[INFO\] - (\{{.*\}})$", re.MULTILINE)
+        return [json.loads(line) for line in pattern.findall(self.output)]
+
+    @property
+    def updates(self) -> dict[int, dict[str, str]]:
+        """Per update what it printed of ``VALUES``, as printed."""
+        return {
+            int(stats["num_updates"]): {key: stats[key] for key in VALUES if key in stats}
+            for stats in self.stats("train_inner")
+        }
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of each update."""
+        return [float(values["loss"]) for values in self.updates.values()]
+
+    @property
+    def epochs(self) -> dict[int, dict[str, str]]:
+        """Per epoch the average values, as printed."""
+        return {
+            int(stats["epoch"]): {
+                key: stats[f"train_{key}"] for key in VALUES if f"train_{key}" in stats
+            }
+            for stats in self.stats("train")
+        }
+
+    @property
+    def training_s(self) -> float:
+        """What the program says its training took."""
+        (seconds,) = re.findall(r"done training in ([\d.]+) seconds", self.output)
+        return float(seconds)
+
+
+Start = Callable[..., Training]
+
+
+@contextmanager
+def starting(folder: Path) -> Iterator[Start]:
+    """Start trainings that write to ``folder / out``; what is left of them is ended."""
+    running: list[Training] = []
+
+    def start(data: Path, *overrides: str, out: str = "out", **environment: str) -> Training:
+        command = train_command(data, folder / out, *overrides)
+        log = folder / f"{out}_{len(running)}.log"
+        running.append(Training(command, log, **environment))
+        return running[-1]
+
+    try:
+        yield start
+    finally:
+        for training in running:
+            training.kill()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    with starting(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def start_for_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """For trainings that several tests of a file look at."""
+    with starting(tmp_path_factory.mktemp("trainings")) as start:
+        yield start
+
+
+# --- without a process --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def train_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> Iterator[Callable[..., list[dict[str, str]]]]:
+    """What ``fairseq-hydra-train`` runs once its options are read, in this process.
+
+    Returns per update what was logged.
+    """
+    import fairseq_cli.train
+    from fairseq.dataclass.initialize import hydra_init
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from mae_ast import plugin
+
+    plugin.register()
+    hydra_init("mae_ast")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def train(data: Path, *overrides: str) -> list[dict[str, str]]:
+        _, _, _, *arguments = train_command(data, tmp_path, *overrides)
+        arguments = [each for each in arguments if not each.startswith("hydra.")]
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.1"):
+            cfg = compose("mae_ast", overrides=arguments)
+        cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
+        OmegaConf.set_struct(cfg, True)
+        caplog.clear()
+        fairseq_cli.train.main(cfg)
+        return [json.loads(r.getMessage()) for r in caplog.records if r.name == "train_inner"]
+
+    yield train
+    torch.set_num_threads(num_threads)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -1,0 +1,209 @@
+# ruff: noqa: E501  (the commands stand as they were published)
+"""The three published pretraining commands, word for word, at full width."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from fairseq.models import build_model
+from omegaconf import OmegaConf
+
+from mae_ast import plugin
+from mae_ast.core.checkpoint import load_checkpoint
+from mae_ast.models.mae_ast import MaeAstModelConfig
+
+from .conftest import CONFIG_DIR, ONLY_TRAINING, TRAIN_PROGRAM, USER_DIR, Training, write_clips
+
+SETUP = """\
+export HYDRA_FULL_ERROR=1
+data_dir={data_dir}
+config_dir={config_dir}
+user_dir={user_dir}
+"""
+
+PATCH_CHUNK = """\
+fairseq-hydra-train \\
+  --config-dir ${config_dir} --config-name mae_ast common.user_dir=${user_dir} task.data=${data_dir} model._name=mae_ast criterion._name=mae_ast \\
+  model.encoder_layers=12 model.decoder_layers=2 \\
+  model.random_mask_prob=0.75 task.mask_type="chunk_mask" \\
+  model.ast_kernel_size_chan=16 model.ast_kernel_size_time=16 model.ast_kernel_stride_chan=16 model.ast_kernel_stride_time=16 \\
+  criterion.classification_weight=1 criterion.reconstruction_weight=10 \\
+  distributed_training.distributed_world_size=1 distributed_training.nprocs_per_node=1 \\
+  common.log_interval=200 checkpoint.save_interval_updates=25000 \\
+  optimization.max_update=550000 dataset.max_tokens=8388608 optimization.lr=[0.0001]\\
+  hydra.run.dir=/path/to/output_model_directory"""
+
+FRAME_RANDOM = """\
+fairseq-hydra-train \\
+  --config-dir ${config_dir} --config-name mae_ast common.user_dir=${user_dir} task.data=${data_dir} model._name=mae_ast criterion._name=mae_ast \\
+  model.encoder_layers=12 model.decoder_layers=2 \\
+  model.random_mask_prob=0.75 task.mask_type="random_mask" \\
+  model.ast_kernel_size_chan=128 model.ast_kernel_size_time=2 model.ast_kernel_stride_chan=128 model.ast_kernel_stride_time=2 \\
+  criterion.classification_weight=1 criterion.reconstruction_weight=10 \\
+  distributed_training.distributed_world_size=1 distributed_training.nprocs_per_node=1 \\
+  common.log_interval=200 checkpoint.save_interval_updates=25000 \\
+  optimization.max_update=550000 dataset.max_tokens=8388608 optimization.lr=[0.0001]\\
+  hydra.run.dir=/path/to/output_model_directory"""
+
+FRAME_SPANS = """\
+fairseq-hydra-train \\
+  --config-dir ${config_dir} --config-name mae_ast common.user_dir=${user_dir} task.data=${data_dir} model._name=mae_ast criterion._name=mae_ast \\
+  model.encoder_layers=12 model.decoder_layers=2 \\
+  model.random_mask_prob=1.45 task.mask_type="retain_spans" \\
+  model.ast_kernel_size_chan=128 model.ast_kernel_size_time=2 model.ast_kernel_stride_chan=128 model.ast_kernel_stride_time=2 \\
+  criterion.classification_weight=1 criterion.reconstruction_weight=10 \\
+  distributed_training.distributed_world_size=1 distributed_training.nprocs_per_node=1 \\
+  common.log_interval=200 checkpoint.save_interval_updates=25000 \\
+  optimization.max_update=550000 dataset.max_tokens=8388608 optimization.lr=[0.0001]\\
+  hydra.run.dir=/path/to/output_model_directory"""
+
+
+def start_published(command: str, folder: Path, name: str, *appended: str) -> Training:
+    """Run a command in a shell; only its paths are replaced, and short-run overrides appended."""
+    assert command.count("/path/to/output_model_directory") == 1
+    out = folder / name
+    setup = SETUP.format(
+        data_dir=shlex.quote(str(folder / "data")),
+        config_dir=shlex.quote(str(CONFIG_DIR)),
+        user_dir=shlex.quote(str(USER_DIR)),
+    )
+    command = command.replace("/path/to/output_model_directory", shlex.quote(str(out)))
+    path = f"export PATH={shlex.quote(str(TRAIN_PROGRAM.parent))}:$PATH\n"
+    return Training(path + setup + " ".join([command, *appended]), folder / f"{name}.log")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Training]]:
+    """The three commands, cut short after two updates, at once."""
+    folder = tmp_path_factory.mktemp("published")
+    data = folder / "data"
+    data.mkdir()
+    write_clips(data, "train", [2.1, 2.3, 2.2, 1.9])  # the preset leaves out the last
+    write_clips(data, "valid", [2.1, 2.2], first_seed=10)
+    short = ("optimization.max_update=2", "common.log_interval=1")
+    no_save, no_validation = ONLY_TRAINING
+    runs = {
+        # Saves once: 1.2 GB.
+        "patches": start_published(
+            PATCH_CHUNK, folder, "patches", *short, no_validation, "checkpoint.save_interval=9"
+        ),
+        "random": start_published(FRAME_RANDOM, folder, "random", *short, no_save),
+        "spans": start_published(FRAME_SPANS, folder, "spans", *short, no_save, no_validation),
+    }
+    yield runs
+    for run in runs.values():
+        run.kill()
+    for name in runs:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def assert_losses_are_finite(run: Training) -> None:
+    assert sorted(run.updates) == [1, 2]
+    for values in run.updates.values():
+        loss, mse, info_nce = (float(values[key]) for key in ("loss", "mse", "info_nce"))
+        assert math.isfinite(loss)
+        assert loss == pytest.approx(10 * mse + info_nce, rel=1e-3)
+        assert 0 < float(values["gnorm"]) < 1e3
+        assert 0 <= float(values["accuracy"]) <= 1
+
+
+@pytest.mark.slow
+def test_patches_with_chunks(published: dict[str, Training]) -> None:
+    run = published["patches"].finish()
+    assert_losses_are_finite(run)
+    assert {values["mask_ratio"] for values in run.updates.values()} == {"0.75"}
+    assert "3 clips" in run.output
+    assert "left out 1 short" in run.output
+
+    checkpoint = run.log.with_suffix("") / "checkpoints" / "checkpoint_last.pt"
+    state = torch.load(checkpoint, weights_only=True, mmap=True)
+    assert state["cfg"]["model"]["encoder_layers"] == 12
+    assert state["cfg"]["task"]["mask_type"] == "chunk_mask"
+    loaded = load_checkpoint(checkpoint)
+    assert loaded.mask_type == "chunk_mask"
+    assert not loaded.model.training
+    states = loaded.model.hidden_states(torch.zeros(1, 32_000, dtype=torch.int16))
+    assert len(states) == 12
+    assert states[-1].shape == (1, 12 * 8, 768)
+    assert bool(torch.isfinite(states[-1]).all())
+
+
+@pytest.mark.slow
+def test_random_frames(published: dict[str, Training]) -> None:
+    run = published["random"].finish()
+    assert_losses_are_finite(run)
+    assert {values["mask_ratio"] for values in run.updates.values()} == {"0.75"}
+    assert math.isfinite(float(run.stats("valid")[0]["valid_loss"]))
+    assert list((run.log.with_suffix("") / "tblog" / "pictures").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.slow
+def test_spans_of_frames(published: dict[str, Training]) -> None:
+    run = published["spans"].finish()
+    assert_losses_are_finite(run)
+    for values in run.updates.values():
+        assert float(values["mask_ratio"]) == pytest.approx(1 - math.exp(-1.45), abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("patch", "mask_type", "random_mask_prob"),
+    [
+        ((16, 16), "chunk_mask", 0.75),
+        ((128, 2), "random_mask", 0.75),
+        ((128, 2), "retain_spans", 1.45),
+    ],
+)
+def test_six_layers_build(patch: tuple[int, int], mask_type: str, random_mask_prob: float) -> None:
+    plugin.register()
+    chan, time = patch
+    cfg = OmegaConf.merge(
+        OmegaConf.structured(MaeAstModelConfig),
+        {
+            "encoder_layers": 6,
+            "random_mask_prob": random_mask_prob,
+            "ast_kernel_size_chan": chan,
+            "ast_kernel_stride_chan": chan,
+            "ast_kernel_size_time": time,
+            "ast_kernel_stride_time": time,
+        },
+    )
+    cfg._name = "mae_ast"
+    task = OmegaConf.create({"cfg": {"mask_type": mask_type}})
+    with torch.device("meta"):
+        model = build_model(cfg, task)
+    assert len(model.encoder.layers) == 6
+    assert model.post_extract_proj.weight.shape == (768, chan * time)
+
+
+def test_any_program_can_register() -> None:
+    """Also one that imported ``mae_ast`` first, which makes fairseq pass over a user_dir."""
+    program = f"""
+import mae_ast, mae_ast.core.mae_ast
+from argparse import Namespace
+from fairseq.utils import import_user_module
+from mae_ast import plugin
+import_user_module(Namespace(user_dir={str(USER_DIR)!r}))
+from fairseq.tasks import TASK_REGISTRY, TASK_DATACLASS_REGISTRY
+from fairseq.models import MODEL_REGISTRY
+from fairseq.criterions import CRITERION_REGISTRY
+assert "mae_ast" not in MODEL_REGISTRY
+plugin.register()
+plugin.register()
+assert TASK_REGISTRY["mae_ast_pretraining"].__name__ == "MaeAstPretrainingTask"
+assert MODEL_REGISTRY["mae_ast"].__name__ == "FairseqMaeAst"
+assert CRITERION_REGISTRY["mae_ast"].__name__ == "MaeAstCriterion"
+assert "mae_ast_pretraining" in TASK_DATACLASS_REGISTRY
+import_user_module(Namespace(user_dir={str(USER_DIR)!r}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,269 @@
+"""Which clips a training reads, which parts of them, and what it hides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from omegaconf import OmegaConf
+
+from mae_ast import fairseq_repairs
+from mae_ast.core.batch import Collater
+from mae_ast.core.config import MaeAstConfig
+from mae_ast.data.pretraining_dataset import PretrainingDataset
+from mae_ast.models.mae_ast import MaeAstModelConfig
+from mae_ast.tasks.mae_ast_pretraining import MaeAstPretrainingConfig, MaeAstPretrainingTask
+
+from .conftest import sound, write_clips, write_manifest
+
+# What a batch holds of a clip: its waveform and its masks, as bytes.
+Seen = dict[int, tuple[bytes, bytes, bytes]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _repaired() -> None:
+    """As in a training: else each loader's workers take 5 s to end."""
+    fairseq_repairs.apply()
+
+
+def load(data: Path, split: str = "train", seed: int = 1, **options: Any) -> PretrainingDataset:
+    """A split as ``fairseq-hydra-train`` loads it."""
+    return task_with(data, split, seed, **options).dataset(split)
+
+
+def task_with(data: Path, split: str, seed: int, **options: Any) -> MaeAstPretrainingTask:
+    options.setdefault("mask_type", "chunk_mask")
+    options.setdefault("fbank", "device")
+    task = MaeAstPretrainingTask(
+        MaeAstPretrainingConfig(data=str(data), seed=seed, tensorboard_logdir=None, **options)
+    )
+    model = MaeAstModelConfig(
+        encoder_layers=1, decoder_layers=1, encoder_embed_dim=8, encoder_attention_heads=2
+    )
+    model._name = "mae_ast"
+    task.build_model(OmegaConf.structured(model))
+    task.load_dataset(split)
+    return task
+
+
+def batches(
+    task: MaeAstPretrainingTask, split: str, num_epochs: int, first: int = 1, **options: Any
+) -> Iterator[list[dict[str, Any]]]:
+    """The batches of each epoch, from the iterator that the trainer uses."""
+    iterator = task.get_batch_iterator(
+        task.dataset(split), max_tokens=64_000, seed=1, epoch=first, data_buffer_size=2, **options
+    )
+    for _ in range(num_epochs):
+        yield list(iterator.next_epoch_itr(shuffle=split == "train"))
+
+
+def seen(epoch: list[dict[str, Any]]) -> Seen:
+    """What an epoch's batches hold of each clip; each clip once."""
+    clips: Seen = {}
+    for batch in epoch:
+        inputs = batch["net_input"]
+        for place, row in enumerate(batch["id"].tolist()):
+            assert row not in clips
+            clips[row] = tuple(
+                inputs[key][place].numpy().tobytes()
+                for key in ("source", "visible_ids", "masked_ids")
+            )
+    return clips
+
+
+# --- sizes --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_rates(tmp_path: Path) -> Path:
+    """Clips of 0.5, 1, 2 and 3 s at 16 kHz and at 48 kHz."""
+    for split, columns in (("train", 3), ("valid", 2)):  # the rates of valid are probed
+        rows = []
+        for rate in (16_000, 48_000):
+            for seconds in (0.5, 1, 2, 3):
+                name = f"{split}_{rate}_{seconds}.flac"
+                samples = sound(seconds, int(seconds * 2), rate)
+                soundfile.write(tmp_path / name, samples, rate)
+                rows.append((name, len(samples), rate)[:columns])
+        write_manifest(tmp_path / f"{split}.tsv", rows)
+    return tmp_path
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_sizes_are_in_samples_at_16_khz(two_rates: Path, split: str) -> None:
+    assert load(two_rates, split).sizes.tolist() == [8_000, 16_000, 32_000, 48_000] * 2
+
+    least = load(two_rates, split, min_sample_size=16_000)
+    assert least.sizes.tolist() == [16_000, 32_000, 48_000] * 2
+    assert load(two_rates, split, min_sample_size=16_001).sizes.tolist() == [32_000, 48_000] * 2
+
+    assert (
+        load(two_rates, split, max_keep_size=32_000).sizes.tolist() == [8_000, 16_000, 32_000] * 2
+    )
+    assert load(two_rates, split, max_keep_size=31_999).sizes.tolist() == [8_000, 16_000] * 2
+
+    cropped = load(two_rates, split, max_sample_size=20_000)
+    assert cropped.sizes.tolist() == [8_000, 16_000, 20_000, 20_000] * 2
+    assert [len(cropped[index].samples) for index in range(8)] == cropped.sizes.tolist()
+    assert [cropped.num_tokens(index) for index in range(8)] == cropped.sizes.tolist()
+
+
+def test_clips_of_48_khz_sound_as_those_of_16_khz(two_rates: Path) -> None:
+    data = load(two_rates, max_sample_size=20_000, random_crop=False)
+    for at_16, at_48 in zip(range(4), range(4, 8), strict=True):
+        # The noise differs; the tone is louder by far.
+        a, b = data[at_16].samples.double(), data[at_48].samples.double()
+        assert torch.corrcoef(torch.stack([a, b]))[0, 1] > 0.95
+
+
+# --- chance -------------------------------------------------------------------------------------
+
+
+def test_epochs_do_not_depend_on_workers(corpus: Path) -> None:
+    epochs = {}
+    for num_workers in (0, 1, 3):
+        task = task_with(corpus, "train", seed=1, max_sample_size=16_000)
+        epochs[num_workers] = list(batches(task, "train", 3, num_workers=num_workers))
+    for num_workers in (1, 3):
+        for one, other in zip(epochs[0], epochs[num_workers], strict=True):
+            assert [b["id"].tolist() for b in one] == [b["id"].tolist() for b in other]
+            assert seen(one) == seen(other)
+
+
+def test_training_differs_each_epoch(corpus: Path) -> None:
+    task = task_with(corpus, "train", seed=1, max_sample_size=12_000)
+    first, second, third = map(seen, batches(task, "train", 3, num_workers=2))
+    for one, other in ((first, second), (second, third)):
+        assert sorted(one) == sorted(other) == list(range(26))
+        for row in one:
+            assert one[row][0] != other[row][0], "same crop"
+            assert one[row][2] != other[row][2], "same mask"
+
+    # An epoch is the same again however training came to it.
+    task = task_with(corpus, "train", seed=1, max_sample_size=12_000)
+    (again,) = map(seen, batches(task, "train", 1, first=3, num_workers=0))
+    assert again == third
+
+    task = task_with(corpus, "train", seed=2, max_sample_size=12_000)
+    (other_seed,) = map(seen, batches(task, "train", 1, first=3, num_workers=0))
+    assert all(other_seed[row][0] != third[row][0] for row in third)
+    assert all(other_seed[row][2] != third[row][2] for row in third)
+
+
+def test_training_crops_at_the_beginning_when_told(corpus: Path) -> None:
+    task = task_with(corpus, "train", seed=1, max_sample_size=12_000, random_crop=False)
+    for epoch in batches(task, "train", 2):
+        for row, (source, _, _) in seen(epoch).items():
+            samples, _ = soundfile.read(corpus / f"train_{row:02d}.flac", dtype="int16")
+            assert source == samples[:12_000].tobytes()
+
+
+def test_validation_is_always_the_same(corpus: Path) -> None:
+    task = task_with(corpus, "valid", seed=1, max_sample_size=12_000)
+    epochs = list(batches(task, "valid", 2, num_workers=2))
+    epochs += list(batches(task, "valid", 1, first=7, num_workers=0))
+    orders = [[batch["id"].tolist() for batch in epoch] for epoch in epochs]
+    assert orders[0] == orders[1] == orders[2]
+    assert seen(epochs[0]) == seen(epochs[1]) == seen(epochs[2])
+    assert sorted(seen(epochs[0])) == list(range(5))
+
+
+def test_two_processes_read_each_clip_once(corpus: Path) -> None:
+    task = task_with(corpus, "train", seed=1, max_sample_size=16_000)
+    (whole,) = batches(task, "train", 1, first=2)
+    parts = []
+    for shard in range(2):
+        task = task_with(corpus, "train", seed=1, max_sample_size=16_000)
+        (part,) = batches(task, "train", 1, first=2, num_shards=2, shard_id=shard)
+        assert len(part) == 4
+        parts += part
+    assert seen(parts) == seen(whole)
+    assert sorted(seen(whole)) == list(range(26))
+
+
+@pytest.mark.parametrize(
+    "max_sentences",
+    [
+        2,
+        pytest.param(
+            1,
+            marks=pytest.mark.xfail(
+                strict=True,
+                reason="fairseq shuffles batches with the seed that ordered_indices() drew ties "
+                "with, which undoes them: batches of one clip come in the manifest's order",
+            ),
+        ),
+    ],
+)
+def test_equally_long_clips_are_shuffled(tmp_path: Path, max_sentences: int) -> None:
+    write_clips(tmp_path, "train", [0.3] * 12)
+    task = task_with(tmp_path, "train", seed=1)
+    orders = [
+        np.concatenate([batch["id"] for batch in epoch]).tolist()
+        for epoch in batches(task, "train", 3, max_sentences=max_sentences)
+    ]
+    assert all(sorted(order) == list(range(12)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+    assert list(range(12)) not in orders
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        "train",
+        pytest.param(
+            "unbalanced",
+            marks=pytest.mark.xfail(
+                strict=True,
+                reason="a dataset.train_subset whose name does not begin with 'train' is taken "
+                "for validation: never shuffled, the same crops and masks in each epoch",
+            ),
+        ),
+    ],
+)
+def test_any_train_subset_is_shuffled(tmp_path: Path, split: str) -> None:
+    write_clips(tmp_path, split, [0.5] * 4)
+    data = load(tmp_path, split, max_sample_size=4_000)
+    data.set_epoch(1)
+    first = data[0].samples
+    data.set_epoch(2)
+    assert not torch.equal(first, data[0].samples)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="what was bad in one epoch is passed over in all later ones, but a checkpoint does not "
+    "know it: a run that is started again reads the file where its crop can be decoded",
+)
+def test_an_epoch_does_not_depend_on_the_bad_files_before(tmp_path: Path) -> None:
+    write_clips(tmp_path, "train", [1.0, 4.0, 1.0])
+    half = tmp_path / "train_01.flac"  # some of its crops lie before its end
+    half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
+
+    def rows_seen(first: int, num_epochs: int) -> list[list[int]]:
+        task = task_with(tmp_path, "train", seed=1, max_sample_size=16_000, min_sample_size=8_000)
+        return [sorted(seen(e)) for e in batches(task, "train", num_epochs, first=first)]
+
+    in_one_go = rows_seen(1, 8)
+    assert any(1 not in rows for rows in in_one_go)
+    assert in_one_go == [rows_seen(epoch, 1)[0] for epoch in range(1, 9)]
+
+
+# --- a batch of nothing -------------------------------------------------------------------------
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="counts the patches of its silent clip as visible: mask_ratio and words per second are "
+    "wrong where a process has run out of batches",
+)
+def test_a_batch_of_nothing_counts_for_nothing() -> None:
+    batch = Collater(MaeAstConfig(), "chunk_mask")([])
+    assert batch.num_masked == 0
+    assert batch.num_samples == 0
+    assert batch.num_visible == 0

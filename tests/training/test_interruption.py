@@ -1,0 +1,198 @@
+"""A run that is killed or asked to stop, and started again, is the run that never stopped."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from .conftest import ONLY_TRAINING, Start, Training
+
+MAX_UPDATE = 24
+RUN = (
+    f"optimization.max_update={MAX_UPDATE}",
+    "checkpoint.save_interval_updates=5",
+    "dataset.num_workers=2",
+    "model.dropout=0.1",
+    "model.attention_dropout=0.1",
+    "model.dropout_input=0.1",
+    "model.encoder_layerdrop=0.3",
+    "task.random_crop=true",
+    "model.input_stats=batch",
+)
+
+# Ends the program in the middle of writing a file: on the n-th time that a file of this name is
+# opened for writing, the kernel is told to end the process at its first byte past the limit.
+# As with SIGKILL no line of Python runs any more.
+DIE_AFTER_BYTES = 1_000_000
+DIE_WRITING = f"""
+import os, resource, signal, sys
+
+name, _, count = os.environ["DIE_WRITING"].partition(":")
+left = int(count)
+
+def watch(event, arguments):
+    global left
+    if event != "open" or not isinstance(arguments[0], (str, os.PathLike)):
+        return
+    path, mode, _ = arguments
+    if "w" in (mode or "") and os.path.basename(os.fspath(path)).startswith(name):
+        left -= 1
+        if left == 0:
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_FSIZE, ({DIE_AFTER_BYTES}, resource.RLIM_INFINITY))
+
+sys.addaudithook(watch)
+"""
+
+
+def assert_same(runs: list[Training], uninterrupted: Training) -> None:
+    """All that the parts printed is what the whole printed, and nothing is missing."""
+    uninterrupted.finish()
+    assert sorted(uninterrupted.updates) == list(range(1, MAX_UPDATE + 1))
+    assert len(uninterrupted.epochs) >= 3
+    seen: set[int] = set()
+    for run in runs:
+        for update, values in run.updates.items():
+            assert values == uninterrupted.updates[update], f"update {update}"
+        seen |= set(run.updates)
+    assert seen == set(uninterrupted.updates)
+    # The averages of an epoch that was interrupted, too.
+    last = runs[-1]
+    assert last.epochs == {epoch: uninterrupted.epochs[epoch] for epoch in last.epochs}
+    assert last.stats("valid")[-1]["valid_loss"] == uninterrupted.stats("valid")[-1]["valid_loss"]
+
+
+def last_saved(checkpoints: Path) -> int:
+    """Updates in ``checkpoint_last.pt``."""
+    state = torch.load(checkpoints / "checkpoint_last.pt", weights_only=True)
+    return int(state["optimizer_history"][-1]["num_updates"])
+
+
+def assert_no_process_is_left(run: Training) -> None:
+    """The data workers notice that their trainer is gone."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        try:
+            os.killpg(run.process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    raise AssertionError("data workers outlive their trainer")
+
+
+def killed_runs(corpus: Path, start: Start, folder: Path) -> list[Training]:
+    """Runs that die in three ways, one after the other, and one that comes to the end."""
+    hook = folder / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(DIE_WRITING)
+    runs = []
+
+    def run(**environment: str) -> Training:
+        runs.append(start(corpus, *RUN, out="killed", **environment))
+        return runs[-1]
+
+    def run_that_dies_writing(name_and_count: str) -> Training:
+        return run(PYTHONPATH=str(hook), DIE_WRITING=name_and_count)
+
+    # Saves come after updates 5, 7 (the end of an epoch), 10, 14, 15, ... First in the middle of
+    # the copy to checkpoint_last.pt at 10: the one before is still whole.
+    first = run_that_dies_writing("checkpoint_last.pt:3")
+    checkpoints = first.log.parent / "killed" / "checkpoints"
+    assert first.wait() == -signal.SIGXFSZ, first.tail
+    assert (checkpoints / "checkpoint_last.pt.tmp").stat().st_size == DIE_AFTER_BYTES
+    assert (checkpoints / "checkpoint_2_10.pt").exists()
+    assert last_saved(checkpoints) == 7
+    assert_no_process_is_left(first)
+
+    # In the middle of a file that is kept by its number of updates.
+    second = run_that_dies_writing("checkpoint_3_15.pt:1")
+    assert second.wait() == -signal.SIGXFSZ, second.tail
+    assert min(second.updates) == 8
+    assert (checkpoints / "checkpoint_3_15.pt.tmp").stat().st_size == DIE_AFTER_BYTES
+    assert last_saved(checkpoints) == 14
+
+    # Between two saves.
+    third = run()
+    third.wait_for_update(17)
+    third.process.kill()
+    assert third.wait() == -signal.SIGKILL
+    assert min(third.updates) == 15
+    assert 17 <= max(third.updates) < MAX_UPDATE
+    assert_no_process_is_left(third)
+
+    last = run().finish()
+    assert min(last.updates) in (16, 21, 22)  # as late as the kill came
+    return runs
+
+
+def signalled_runs(corpus: Path, start: Start) -> list[Training]:
+    """Runs that a cluster asks to end, one after the other, and one that comes to the end."""
+    runs: list[Training] = []
+    for number, update in ((signal.SIGUSR1, 7), (signal.SIGTERM, 13)):
+        run = start(corpus, *RUN, out="signalled")
+        run.wait_for_update(update)
+        # A cluster signals all processes of a job, the data workers among them.
+        run.signal_group(number)
+        run.finish()
+        done = max(run.updates)
+        assert update <= done < MAX_UPDATE
+        assert last_saved(run.log.parent / "signalled" / "checkpoints") == done
+        assert "the same command goes on from here" in run.output
+        assert "Traceback" not in run.output
+        assert_no_process_is_left(run)
+        runs.append(run)
+    runs.append(start(corpus, *RUN, out="signalled").finish())
+    for before, after in itertools.pairwise(runs):
+        assert min(after.updates) == max(before.updates) + 1
+    return runs
+
+
+@dataclass(frozen=True)
+class Histories:
+    uninterrupted: Training
+    killed: Future[list[Training]]
+    signalled: Future[list[Training]]
+
+
+@pytest.fixture(scope="module")
+def histories(
+    corpus: Path, start_for_all: Start, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Histories]:
+    """Three histories of the same training, side by side."""
+    folder = tmp_path_factory.mktemp("hook")
+    with ThreadPoolExecutor() as pool:
+        yield Histories(
+            start_for_all(corpus, *RUN, out="uninterrupted"),
+            pool.submit(killed_runs, corpus, start_for_all, folder),
+            pool.submit(signalled_runs, corpus, start_for_all),
+        )
+
+
+def test_killed_runs_go_on_digit_for_digit(histories: Histories) -> None:
+    assert_same(histories.killed.result(), histories.uninterrupted)
+
+
+def test_signalled_runs_save_end_in_peace_and_go_on(histories: Histories) -> None:
+    assert_same(histories.signalled.result(), histories.uninterrupted)
+
+
+def test_data_workers_cost_no_time(corpus: Path, start: Start) -> None:
+    run = start(
+        corpus,
+        "optimization.max_update=40",
+        "dataset.num_workers=2",
+        *ONLY_TRAINING,
+    ).finish()
+    assert sorted(run.updates) == list(range(1, 41))
+    assert len(run.epochs) >= 5
+    assert run.training_s < 10
