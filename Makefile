@@ -1,12 +1,16 @@
 # `make demo` and `make test` work as the first command on a fresh machine with Python 3.11 or
 # 3.12, a C compiler and a package registry. `make help` lists the rest.
 
-PYTHON ?= python3
+# The first of these that is a Python 3.11 or 3.12.
+IS_RIGHT := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
+PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
+  $$python -c '$(IS_RIGHT)' 2>/dev/null && echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := demo,s3prl,dev
 # Built when the environment is as these files and this Python want it; the name tells.
-STATE := $(shell cat constraints.txt pyproject.toml setup.py Makefile | cksum | cut -d ' ' -f 1)
+STATE := $(shell (cat constraints.txt pyproject.toml setup.py Makefile; $(PYTHON) --version) | \
+  cksum | cut -d ' ' -f 1)
 READY := $(VENV)/ready-$(STATE)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
@@ -19,9 +23,10 @@ help:  ## list the targets
 venv: $(READY)  ## make the virtual environment, unless it is right already
 
 $(READY):
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or \
-	  sys.exit("Python 3.11 or 3.12 is needed, not %d.%d: make PYTHON=python3.11 ..." % v)'
-	@$(BIN)/python -c '' 2>/dev/null || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(IS_RIGHT)' || { echo \
+	  "Python 3.11 or 3.12 is needed and not found: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	@test "$$($(BIN)/python --version 2>&1)" = "$$($(PYTHON) --version 2>&1)" || \
+	  { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	@rm -f $(VENV)/ready-*
 	@echo "installing PyTorch ..."
 	@$(PIP) torch torchaudio numpy cython setuptools wheel

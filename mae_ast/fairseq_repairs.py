@@ -10,6 +10,7 @@ from typing import Any
 import fairseq_cli.train
 import torch.utils.data._utils
 from fairseq.file_io import PathManager
+from omegaconf.errors import OmegaConfBaseException
 
 from mae_ast import interruption
 
@@ -31,6 +32,10 @@ def apply() -> None:
     # truncated and can never be resumed. Can go when fairseq renames a finished copy into place.
     PathManager.copy = staticmethod(_copy_atomically)
 
+    # A wrong type or an unknown option of a plug-in ends in a traceback. Can go when the trainer
+    # reads options where it handles errors.
+    fairseq_cli.train.add_defaults = _in_one_line(fairseq_cli.train.add_defaults)
+
     # Ending early with a checkpoint has no hook in the training loop. Can go when it has.
     fairseq_cli.train.validate_and_save = _stop_when_asked(fairseq_cli.train.validate_and_save)
 
@@ -42,6 +47,17 @@ def _copy_atomically(src_path: str, dst_path: str, overwrite: bool = False) -> s
     shutil.copyfile(src_path, part)
     os.replace(part, dst_path)
     return dst_path
+
+
+def _in_one_line(add_defaults: Callable[[Any], None]) -> Callable[[Any], None]:
+    def wrapper(cfg: Any) -> None:
+        try:
+            add_defaults(cfg)
+        except OmegaConfBaseException as error:
+            text = " ".join(str(error).split())
+            raise SystemExit(f"mae-ast: error: {error.full_key or 'settings'}: {text}") from error
+
+    return wrapper
 
 
 def _stop_when_asked(validate_and_save: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,7 +2,8 @@
 
 SIGTERM or SIGUSR1 sets a flag. It travels with the values that are logged, which all workers sum
 up in each step anyway, so all of them stop after the same step; then a checkpoint is saved and
-the program ends with status 0, ready to be queued again.
+the program ends with status 0, ready to be queued again. Before the first step there is nothing to
+save, and it ends at once.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 _requested = threading.Event()
+_training = threading.Event()
 
 
 def listen(forward: bool = False) -> None:
@@ -42,6 +44,8 @@ def listen(forward: bool = False) -> None:
             for child in multiprocessing.active_children():
                 if child.pid is not None:
                     os.kill(child.pid, number)
+        elif not _training.is_set():
+            raise SystemExit(0)
 
     for number in SIGNALS:
         signal.signal(number, request)
@@ -66,26 +70,34 @@ def heed_only_the_trainer() -> None:
 class InterruptibleTask(FairseqTask):  # type: ignore[misc]
     """A task whose training can be asked to stop; base of this project's tasks."""
 
-    should_stop = False  # the same on all workers after each step
+    # The same on all workers after each step.
+    should_stop = False
+    failed = False
 
-    def wants_to_stop(self) -> bool:
-        """Whether this worker asks all to stop."""
-        return _requested.is_set()
+    def has_failed(self) -> bool:
+        """Whether this worker knows a reason that training must not go on."""
+        return False
 
     def before_exit(self) -> None:
         """Called once the checkpoint of an early end is saved."""
+        if self.failed:
+            raise SystemExit("mae-ast: error: ended, since another worker failed; see its message")
         logger.info("saved and ended on a signal; the same command goes on from here")
 
     def train_step(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, int, dict[str, Any]]:
         """Fairseq's step, with this worker's wish to stop among the logged values."""
+        _training.set()
         loss, sample_size, logging_output = super().train_step(*args, **kwargs)
-        logging_output["stop_requested"] = float(self.wants_to_stop())
+        logging_output["stop_requested"] = float(_requested.is_set())
+        logging_output["failed"] = float(self.has_failed())
         return loss, sample_size, logging_output
 
     def reduce_metrics(self, logging_outputs: Sequence[dict[str, Any]], criterion: Any) -> None:
         """fairseq's, and the workers' common decision."""
         super().reduce_metrics(logging_outputs, criterion)
-        self.should_stop |= any(float(log.get("stop_requested", 0)) for log in logging_outputs)
+        self.failed |= any(float(log.get("failed", 0)) for log in logging_outputs)
+        requested = any(float(log.get("stop_requested", 0)) for log in logging_outputs)
+        self.should_stop |= self.failed or requested
 
 
 def save_and_stop(cfg: Any, trainer: Any, task: InterruptibleTask, epoch_itr: Any) -> None:

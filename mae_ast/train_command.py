@@ -34,7 +34,7 @@ def train_command(data: Path, config: str, out: Path, overrides: list[str]) -> l
         ValueError: there is no such preset.
     """
     presets = config_dir() / "pretrain"
-    preset = Path(config) if config.endswith((".yaml", ".yml")) else presets / f"{config}.yaml"
+    preset = Path(config) if config.endswith(".yaml") else presets / f"{config}.yaml"
     if not preset.is_file():
         known = ", ".join(sorted(path.stem for path in presets.glob("*.yaml")))
         raise ValueError(f"--config {config}: no such preset or file; presets are {known}")

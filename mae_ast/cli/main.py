@@ -45,7 +45,7 @@ def main() -> None:
     """Entry point; wrong input ends in one line, not in a traceback."""
     try:
         app()
-    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"mae-ast: error: {error}")
     except KeyboardInterrupt:
         sys.exit("mae-ast: interrupted")

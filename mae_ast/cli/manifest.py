@@ -17,7 +17,7 @@ from mae_ast.core.audio import AUDIO_SUFFIXES, AudioError, AudioInfo, num_sample
 from mae_ast.core.manifest import PROBE_THREADS, write_manifest
 from mae_ast.progress import bar
 
-MAX_LISTED = 10  # left-out files shown of each kind; all are in left_out.tsv
+MAX_LISTED = 10  # left-out files shown of each kind; all are in left_out.txt
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,12 @@ def manifest(
         raise ValueError(f"none of {len(probed)} files is usable; the first: {probed[0].problem}")
     out.mkdir(parents=True, exist_ok=True)
     splits = _split(kept, root, valid, test, seed)
+    for name in {"train", "valid", "test"} - set(splits):
+        if (out / f"{name}.tsv").exists():
+            raise ValueError(
+                f"{out / name}.tsv is there from before and would stay, though its files may now "
+                "be in another split; remove it, or choose another --out"
+            )
     for name, files in splits.items():
         write_manifest(out / f"{name}.tsv", str(root), _rows(files, root))
         seconds = sum(f.info.num_frames / f.info.sample_rate for f in files if f.info is not None)
@@ -68,7 +74,13 @@ def manifest(
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    for parent, _, names in os.walk(folder, followlinks=True):
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link to a folder above, or to one that was listed already
+            folders.clear()
+            continue
+        seen.add(real)
         for name in names:
             if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES and not name.startswith("."):
                 yield os.path.join(parent, name)

@@ -24,7 +24,7 @@ def reconstruct(
         "reconstruction.png"
     ),
     start: Annotated[float, typer.Option(min=0, help="Where to begin, in seconds.")] = 0.0,
-    seconds: Annotated[float, typer.Option(min=0, help="How much of it.")] = 10.0,
+    seconds: Annotated[float, typer.Option(help="How much of it.")] = 10.0,
     mask_type: Annotated[
         str | None, typer.Option(help="Kind of mask; default: as in training.")
     ] = None,
@@ -38,6 +38,8 @@ def reconstruct(
     kind = mask_type or loaded.mask_type
     share = loaded.config.random_mask_prob if ratio is None else ratio
     shape = loaded.config.patch_shape
+    if seconds <= 0:
+        raise ValueError(f"--seconds {seconds:g}; a positive number is wanted")
     check_mask(kind, share, shape.per_column)
     samples = read_audio(file, round(start * SAMPLE_RATE), round(seconds * SAMPLE_RATE))
     if len(samples) < shape.min_samples:

@@ -28,7 +28,8 @@ def stats(
 
     Prints the settings that make training use them for every clip, whatever its batch.
     """
-    listed = Manifest.load(manifest, bar("reading sample rates", "file"))
+    listed = Manifest.read(manifest)
+    listed.check_paths()
     rows = np.random.default_rng(seed).permutation(len(listed))[:max_files].tolist()
     with ThreadPoolExecutor(jobs) as pool:
         found = pool.map(lambda row: _moments(listed.audio_path(row)), rows)

@@ -1,15 +1,19 @@
 """A file on disk to 16 kHz mono samples: ``read_audio(path, start, num_samples) -> (L,) int16``.
 
-flac, wav, ogg and mp3 are read by soundfile, which seeks to the part that is asked for;
-everything else (mkv, mp4, m4a, webm, ...) by PyAV, which decodes from the start of the file and
-stops at the end of the part. Other sample rates are resampled, several channels averaged.
+flac, wav, ogg and mp3 are read by soundfile, everything else (mkv, mp4, m4a, webm, ...) by PyAV.
+Of flac, wav and mp3 only the part that is asked for is read; where a seek is not exact, decoding
+runs from the start of the file to the end of the part, and only the part is kept. Other sample
+rates are resampled, several channels averaged.
 """
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import av
 import numpy as np
@@ -19,6 +23,7 @@ from torch import Tensor
 from torchaudio.functional import resample
 
 SAMPLE_RATE = 16_000  # Hz, of everything that leaves this file
+SOURCE_RATES = (1_000, 768_000)  # Hz, lowest and highest that a file may have
 
 SOUNDFILE_SUFFIXES = frozenset({".flac", ".wav", ".ogg", ".oga", ".mp3"})
 AUDIO_SUFFIXES = SOUNDFILE_SUFFIXES | {
@@ -29,6 +34,13 @@ AUDIO_SUFFIXES = SOUNDFILE_SUFFIXES | {
 # torchaudio's resampling filter spans 6 zero crossings of the lower rate, rolled off at 0.99.
 _FILTER_ZERO_CROSSINGS = 6
 _FILTER_ROLLOFF = 0.99
+# torchaudio's kernel has as many values as the two steps of the ratio multiply to; at 22,254 Hz
+# that is gigabytes. Such rates go through FFmpeg's resampler instead.
+_MAX_KERNEL = 1_000_000
+
+_MP3_PREROLL = 16 * 1_152  # samples that an MP3 decoder wants to have seen before it is exact
+_BLOCK_FRAMES = 1 << 20  # read at a time
+_NO_LENGTH = 2**62  # what soundfile says from there on is no length
 
 
 class AudioError(ValueError):
@@ -48,9 +60,13 @@ class AudioInfo:
     sample_rate: int
 
 
-def num_samples_16k(num_frames: int, sample_rate: int) -> int:
-    """Length at 16 kHz of ``num_frames`` samples at ``sample_rate`` Hz."""
-    return math.ceil(num_frames * SAMPLE_RATE / sample_rate)
+N = TypeVar("N", int, np.ndarray)
+
+
+def num_samples_16k(num_frames: N, sample_rate: N) -> N:
+    """Length at 16 kHz of ``num_frames`` samples at ``sample_rate`` Hz; arrays will do too."""
+    rounded_up: N = -(-num_frames * SAMPLE_RATE // sample_rate)
+    return rounded_up
 
 
 def probe_audio(path: str | os.PathLike[str]) -> AudioInfo:
@@ -61,20 +77,19 @@ def probe_audio(path: str | os.PathLike[str]) -> AudioInfo:
         AudioError: the file is empty, or no decoder knows it, or it has no audio stream.
     """
     path = _existing(path)
-    try:
+    with _named_errors(path, "cannot be read as audio"):
         if _is_soundfile(path):
-            info = soundfile.info(path)
-            return AudioInfo(int(info.frames), int(info.samplerate))
-        with av.open(path) as container:
+            info = soundfile.info(os.fsencode(path))
+            frames = int(info.frames) if info.frames < _NO_LENGTH else 0
+            return AudioInfo(frames, _checked_rate(int(info.samplerate), path))
+        with _open_av(path) as container:
             stream = _audio_stream(container, path)
-            rate = int(stream.rate)
+            rate = _checked_rate(int(stream.rate), path)
             if stream.duration is not None and stream.time_base is not None:
                 seconds = float(stream.duration * stream.time_base)
             else:
                 seconds = (container.duration or 0) / av.time_base
-            return AudioInfo(round(seconds * rate), rate)
-    except (soundfile.SoundFileError, av.FFmpegError) as error:
-        raise AudioError(f"{path}: cannot be read as audio ({_one_line(error)})") from error
+            return AudioInfo(max(0, round(seconds * rate)), rate)
 
 
 def read_audio(
@@ -98,11 +113,9 @@ def read_audio(
         AudioError: it cannot be decoded, holds no audio, or holds values that are not finite.
     """
     path = _existing(path)
-    try:
+    with _named_errors(path, "cannot be decoded"):
         reader = _read_soundfile if _is_soundfile(path) else _read_av
         samples = reader(path, start, num_samples)
-    except (soundfile.SoundFileError, av.FFmpegError) as error:
-        raise AudioError(f"{path}: cannot be decoded ({_one_line(error)})") from error
     if samples.numel() == 0:
         raise AudioError(f"{path}: holds no audio from {start / SAMPLE_RATE:.3f} s on")
     return samples
@@ -114,44 +127,49 @@ def to_pcm16(waveform: Tensor) -> Tensor:
 
 
 def _read_soundfile(path: str, start: int, num_samples: int | None) -> Tensor:
-    with soundfile.SoundFile(path) as file:
-        rate = int(file.samplerate)
-        if file.subtype == "OPUS" and (start > 0 or num_samples is not None):
-            # An Opus decoder needs its past: what it gives after a seek differs by 5e-3.
-            part = _Part.whole(rate)
-        else:
-            part = _Part.of(rate, start, num_samples)
+    with soundfile.SoundFile(os.fsencode(path)) as file:
+        rate = _checked_rate(int(file.samplerate), path)
+        part = _Part.of(rate, start, num_samples)
         if part.first_frame >= file.frames > 0:
             return torch.empty(0, dtype=torch.int16)
-        file.seek(part.first_frame)
-        is_pcm16 = file.subtype == "PCM_16"
-        frames = file.read(
-            -1 if part.num_frames is None else part.num_frames,
-            dtype="int16" if is_pcm16 else "float32",
-            always_2d=True,
-        )
-    return _finish(frames, rate, part, start, num_samples, path)
+        dtype = "int16" if file.subtype == "PCM_16" else "float32"
+        # How far before the part decoding begins. An Opus decoder needs its past, and a Vorbis
+        # file is off by a page's rest after a seek to its end.
+        before = {"OGG": part.first_frame, "MP3": min(part.first_frame, _MP3_PREROLL)}
+        to_drop = before.get(file.format, 0)
+        file.seek(part.first_frame - to_drop)
+        blocks = []
+        while to_drop > 0 and len(dropped := file.read(min(to_drop, rate), dtype=dtype)):
+            to_drop -= len(dropped)
+        left = part.num_frames
+        while left is None or left > 0:
+            wanted = _BLOCK_FRAMES if left is None else min(left, _BLOCK_FRAMES)
+            block = file.read(wanted, dtype=dtype, always_2d=True)
+            if not len(block):
+                break
+            blocks.append(_mono(torch.from_numpy(block)))
+            left = None if left is None else left - len(block)
+    return _finish(blocks, rate, part, start, num_samples, path)
 
 
 def _read_av(path: str, start: int, num_samples: int | None) -> Tensor:
-    with av.open(path) as container:
+    blocks: list[Tensor] = []
+    with _open_av(path) as container:
         stream = _audio_stream(container, path)
-        rate = int(stream.rate)
-        wanted = _Part.of(rate, start, num_samples)
-        last = None if wanted.num_frames is None else wanted.first_frame + wanted.num_frames
-        to_planar_float = av.AudioResampler(format="fltp")
-        blocks: list[np.ndarray] = []
-        decoded = 0
+        rate, kind, decoded = 0, None, 0
         for frame in container.decode(stream):
+            if not rate:
+                rate = _checked_rate(frame.sample_rate, path)
+                part = _Part.of(rate, start, num_samples)
+            if kind != (kind := (frame.sample_rate, frame.format.name, frame.layout.name)):
+                to_planar_float = av.AudioResampler(format="fltp", rate=rate)
             for block in to_planar_float.resample(frame):
-                blocks.append(block.to_ndarray())  # (channels, frames) float32
-                decoded += block.samples
-            if last is not None and decoded >= last:
+                samples = torch.from_numpy(block.to_ndarray()).mean(dim=0)
+                blocks.append(samples[max(0, part.first_frame - decoded) :])
+                decoded += len(samples)
+            if part.num_frames is not None and decoded >= part.first_frame + part.num_frames:
                 break
-    if not blocks:
-        return torch.empty(0, dtype=torch.int16)
-    frames = np.concatenate(blocks, axis=1).T
-    return _finish(frames, rate, _Part.whole(rate), start, num_samples, path)
+    return _finish(blocks, rate, part, start, num_samples, path) if rate else torch.empty(0)
 
 
 @dataclass(frozen=True)
@@ -161,10 +179,6 @@ class _Part:
     first_frame: int  # at the source's rate; a multiple of the resampling ratio's denominator
     num_frames: int | None
     first_sample: int  # the same place at 16 kHz, exactly
-
-    @classmethod
-    def whole(cls, rate: int) -> _Part:
-        return cls(0, None, 0)
 
     @classmethod
     def of(cls, rate: int, start: int, num_samples: int | None) -> _Part:
@@ -182,34 +196,78 @@ class _Part:
         return cls(first_frame, end_frame - first_frame, step * target_step)
 
 
+def _mono(frames: Tensor) -> Tensor:
+    """(frames, channels) to (frames,): int16 stays where there is one channel, else float32."""
+    if frames.shape[1] == 1:
+        return frames[:, 0]
+    mean = frames.float().mean(dim=1)
+    return mean / 32768 if frames.dtype == torch.int16 else mean
+
+
 def _finish(
-    frames: np.ndarray, rate: int, part: _Part, start: int, num_samples: int | None, path: str
+    blocks: list[Tensor], rate: int, part: _Part, start: int, num_samples: int | None, path: str
 ) -> Tensor:
-    """(frames, channels) int16 or float32 at ``rate`` to the wanted (L,) int16 at 16 kHz."""
-    samples = torch.from_numpy(frames)
-    if frames.dtype != np.int16 and not bool(torch.isfinite(samples).all()):
+    """Mono blocks at ``rate`` to the wanted (L,) int16 at 16 kHz."""
+    samples = torch.cat(blocks) if blocks else torch.empty(0)
+    if part.num_frames is not None:
+        samples = samples[: part.num_frames]
+    if samples.dtype != torch.int16 and not bool(torch.isfinite(samples).all()):
         raise AudioError(f"{path}: holds values that are not finite (NaN or infinity)")
-    is_exact = frames.dtype == np.int16 and frames.shape[1] == 1 and rate == SAMPLE_RATE
-    if is_exact:
-        samples = samples[:, 0]
-    elif len(samples):
-        scale = 1 / 32768 if frames.dtype == np.int16 else 1.0
-        mono = samples.float().mean(dim=1) * scale
-        samples = to_pcm16(resample(mono, rate, SAMPLE_RATE) if rate != SAMPLE_RATE else mono)
-    else:
-        samples = torch.empty(0, dtype=torch.int16)
+    if rate != SAMPLE_RATE and len(samples):
+        is_pcm16 = samples.dtype == torch.int16
+        samples = _resample(samples.float() / 32768 if is_pcm16 else samples, rate)
+    if samples.dtype != torch.int16:
+        samples = to_pcm16(samples)
     skip = start - part.first_sample
     return samples[skip:] if num_samples is None else samples[skip : skip + num_samples]
+
+
+def _resample(samples: Tensor, rate: int) -> Tensor:
+    """(frames,) float32 at ``rate`` to 16 kHz."""
+    common = math.gcd(rate, SAMPLE_RATE)
+    if (rate // common) * (SAMPLE_RATE // common) <= _MAX_KERNEL:
+        resampled: Tensor = resample(samples, rate, SAMPLE_RATE)
+        return resampled
+    frame = av.AudioFrame.from_ndarray(samples.numpy()[None], format="fltp", layout="mono")
+    frame.sample_rate = rate
+    resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
+    blocks = [*resampler.resample(frame), *resampler.resample(None)]
+    return torch.from_numpy(np.concatenate([block.to_ndarray()[0] for block in blocks]))
+
+
+@contextmanager
+def _named_errors(path: str, what: str) -> Iterator[None]:
+    """Decoders fail in many ways; all of them mean that this file is bad."""
+    try:
+        yield
+    except (AudioError, FileNotFoundError):
+        raise
+    except Exception as error:
+        raise AudioError(f"{path}: {what} ({_one_line(error)})") from error
+
+
+def _open_av(path: str) -> av.container.InputContainer:
+    return av.open(path, metadata_errors="replace")  # a tag's encoding is no one's concern
+
+
+def _checked_rate(rate: int, path: str) -> int:
+    lowest, highest = SOURCE_RATES
+    if not lowest <= rate <= highest:
+        raise AudioError(f"{path}: a sample rate of {rate} Hz, not {lowest} to {highest}")
+    return rate
 
 
 def _audio_stream(container: av.container.InputContainer, path: str) -> av.AudioStream:
     if not container.streams.audio:
         raise AudioError(f"{path}: has no audio stream")
-    return container.streams.audio[0]
+    stream = container.streams.audio[0]
+    if stream.codec_context is None:
+        raise AudioError(f"{path}: its audio is of a kind that FFmpeg does not know")
+    return stream
 
 
 def _existing(path: str | os.PathLike[str]) -> str:
-    path = os.fspath(path)
+    path = os.path.abspath(os.fspath(path))  # "12:30.mkv" is no address
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such audio file")
     if os.path.getsize(path) == 0:

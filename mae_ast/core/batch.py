@@ -17,10 +17,12 @@ from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.fbank import fbank, num_frames
 from mae_ast.core.masking import MaskIds, mask_strategy, pad_mask_ids
 
+_FOR_CROPS, _FOR_MASK = 0, 1
 
-def clip_generator(seed: int, epoch: int, clip: int) -> torch.Generator:
+
+def clip_generator(seed: int, epoch: int, clip: int, purpose: int = 0) -> torch.Generator:
     """A generator that gives the same draws for the same (seed, epoch, clip), anywhere."""
-    key = np.random.SeedSequence((seed, epoch, clip)).generate_state(1, np.uint64)[0]
+    key = np.random.SeedSequence((seed, epoch, clip, purpose)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(key >> np.uint64(1)))
 
 
@@ -36,12 +38,24 @@ class Clip:
     Args:
         id: its row in the manifest.
         samples: (L,) int16 at 16 kHz.
-        generator: the clip's own, for the draws that are still to be made.
+        generator: the clip's own, for crops.
+        mask_generator: likewise, for its mask.
     """
 
     id: int
     samples: Tensor
     generator: torch.Generator
+    mask_generator: torch.Generator
+
+    @classmethod
+    def of(cls, id: int, samples: Tensor, seed: int, epoch: int) -> Clip:  # noqa: A002
+        """A clip with its generators."""
+        return cls(
+            id,
+            samples,
+            clip_generator(seed, epoch, id, _FOR_CROPS),
+            clip_generator(seed, epoch, id, _FOR_MASK),
+        )
 
 
 @dataclass(frozen=True)
@@ -104,7 +118,9 @@ class Collater:
     def _draw_masks(self, clips: Sequence[Clip], lengths: list[int]) -> MaskIds:
         strategy = mask_strategy(self.mask_type, self.config.mask_length)
         shape, ratio = self.config.patch_shape, self.config.random_mask_prob
-        generators = [clip.generator for clip in clips]
+        # Each mask comes from a generator of its own, so that it does not depend on whether its
+        # clip was cropped for the sake of the others.
+        generators = [clip.mask_generator for clip in clips]
         if self.mask_type == "random_mask_batched":
             state = generators[0].get_state()
             generators = [torch.Generator().set_state(state) for _ in clips]
@@ -126,7 +142,7 @@ class Collater:
             source,
             torch.tensor(valid) if is_padded else None,
             mask,
-            num_visible=int((mask.visible_ids >= 0).sum()),
+            num_visible=int((mask.visible_ids >= 0).sum()) if len(ids) else 0,
             num_masked=int((mask.masked_ids >= 0).sum()),
             num_samples=sum(lengths),
         )

@@ -44,18 +44,21 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Loaded:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{path}: is no checkpoint that can be read safely ({str(error).splitlines()[0]})"
+            f"{path}: is no checkpoint that can be read safely ({reason})"
         ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a checkpoint")
     try:
         config = MaeAstConfig.from_mapping(state["cfg"]["model"])
         mask_type = str(state["cfg"]["task"]["mask_type"])
         weights = state["model"]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: has no {error}; a pretraining checkpoint does") from error
-    model = MaeAst(config)
     try:
+        model = MaeAst(config)
         model.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {' '.join(str(error).split())}") from error
     return Loaded(model.eval(), config, mask_type)

@@ -127,6 +127,14 @@ class MaeAstConfig:
         ):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}; a probability from 0 to below 1")
+        for part in ("encoder", "decoder"):
+            width = getattr(self, f"{part}_embed_dim")
+            heads = getattr(self, f"{part}_attention_heads") or self.encoder_attention_heads
+            if width % 2 or heads < 1 or width % heads:
+                raise ValueError(
+                    f"{part}_embed_dim={width} is not even or not divided by its "
+                    f"{heads} attention heads ({part}_attention_heads)"
+                )
         if self.mask_length < 1:
             raise ValueError(f"mask_length={self.mask_length}; a span has at least 1 token")
         if mask_type is not None:

@@ -67,7 +67,8 @@ class InputNorm(nn.Module):
         self.running_mean.lerp_(mean.reshape(1), momentum)
         self.running_var.lerp_(unbiased.reshape(1), momentum)
         self.num_batches_tracked += 1
-        return mean, var
+        is_empty = count == 0
+        return mean.where(~is_empty, self.running_mean), var.where(~is_empty, self.running_var)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InputNorm:
         """Move to a device, but stay in float32 when the model around is made half precision."""

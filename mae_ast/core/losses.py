@@ -32,8 +32,9 @@ def reconstruction_loss(prediction: Tensor, target: Tensor, valid: Tensor | None
         prediction, target: (B, M, P).
         valid: (B, M) bool, False = padding; ``None``: all valid.
     """
-    per_patch = (prediction.float() - target.float()).square().mean(dim=-1)
-    return _sum(per_patch, valid)
+    with torch.autocast(target.device.type, enabled=False):
+        per_patch = (prediction.float() - target.float()).square().mean(dim=-1)
+        return _sum(per_patch, valid)
 
 
 def info_nce_loss(prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> InfoNCE:
@@ -46,13 +47,17 @@ def info_nce_loss(prediction: Tensor, target: Tensor, valid: Tensor | None = Non
         prediction, target: (B, M, P).
         valid: (B, M) bool, False = padding; ``None``: all valid.
     """
-    logits = prediction.float() @ target.float().transpose(1, 2)  # (B, M, M)
-    if valid is not None:
-        logits = logits.masked_fill(~valid[:, None, :], torch.finfo(logits.dtype).min)
-    own = logits.diagonal(dim1=1, dim2=2)
-    per_patch = logits.logsumexp(dim=-1) - own
-    correct = logits.argmax(dim=-1) == torch.arange(logits.shape[1], device=logits.device)
-    return InfoNCE(_sum(per_patch, valid), _sum(correct.float().detach(), valid))
+    if target.shape[1] == 0:  # nothing is masked, as in a clip of one patch
+        nothing = prediction.float().sum()
+        return InfoNCE(nothing, nothing.detach())
+    with torch.autocast(target.device.type, enabled=False):
+        logits = prediction.float() @ target.float().transpose(1, 2)  # (B, M, M)
+        if valid is not None:
+            logits = logits.masked_fill(~valid[:, None, :], torch.finfo(logits.dtype).min)
+        own = logits.diagonal(dim1=1, dim2=2)
+        per_patch = logits.logsumexp(dim=-1) - own
+        correct = logits.argmax(dim=-1) == torch.arange(logits.shape[1], device=logits.device)
+        return InfoNCE(_sum(per_patch, valid), _sum(correct.float().detach(), valid))
 
 
 def _sum(per_patch: Tensor, valid: Tensor | None) -> Tensor:

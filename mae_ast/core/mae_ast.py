@@ -10,6 +10,7 @@ in place, one learned token wherever a patch is hidden, and predicts the hidden 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -125,17 +126,18 @@ class MaeAst(nn.Module):
             masked_ids >= 0 if padded else None,
         )
 
-    def spectrogram(self, source: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Normalised log-mel (B, T, F) float32 of waveforms or log-mel, and its (B,) frames."""
-        if source.ndim == 2:
-            source = fbank(source)
-            lengths = None if lengths is None else num_frames_of(lengths)
-        return self.batch_norm(source, lengths), lengths
-
-    def patches(self, source: Tensor, lengths: Tensor | None) -> Tensor:
-        """Normalised patches (B, N, P) float32 of waveforms or log-mel."""
+    def spectrogram(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Normalised log-mel (B, T, F) float32 of waveforms or log-mel."""
         with torch.autocast(source.device.type, enabled=False):
-            return patchify(self.spectrogram(source, lengths)[0], self.patch_shape)
+            if source.ndim == 2:
+                source = fbank(source)
+                lengths = None if lengths is None else num_frames_of(lengths)
+            normalised: Tensor = self.batch_norm(source, lengths)
+            return normalised
+
+    def patches(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Normalised patches (B, N, P) float32 of waveforms or log-mel."""
+        return patchify(self.spectrogram(source, lengths), self.patch_shape)
 
     def encode_visible(self, patches: Tensor, mask: MaskIds) -> Tensor:
         """Visible patches (B, V, P) -> (B, V, D)."""
@@ -177,11 +179,10 @@ class MaeAst(nn.Module):
             Per layer (B, N, D); what lies past a clip's own patches is of no meaning. Pre-norm
             layers are given as they are, without the stack's last layer norm.
         """
-        with torch.autocast(source.device.type, enabled=False):
-            normalised, num_frames = self.spectrogram(source, lengths)
-            patches = patchify(normalised, self.patch_shape)
+        patches = self.patches(source, lengths)
         padding_mask = None
-        if num_frames is not None:
+        if lengths is not None:
+            num_frames = num_frames_of(lengths) if source.ndim == 2 else lengths
             along_time = num_frames // self.patch_shape.time
             index = torch.arange(patches.shape[1], device=patches.device)
             padding_mask = index >= (along_time * self.patch_shape.per_column)[:, None]
@@ -199,10 +200,11 @@ class MaeAst(nn.Module):
     def _head(self, head: nn.Linear, decoded: Tensor) -> Tensor | None:
         return head(decoded) if head.weight.requires_grad or not self.training else None
 
-    def _autocast(self, device: torch.device) -> torch.autocast:
+    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         is_float32 = self.post_extract_proj.weight.dtype == torch.float32
-        enabled = self.precision == "bfloat16" and is_float32
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+        if self.precision == "bfloat16" and is_float32:
+            return torch.autocast(device.type, dtype=torch.bfloat16)
+        return nullcontext()  # whatever the trainer has chosen
 
 
 def _take(patches: Tensor, ids: Tensor) -> Tensor:

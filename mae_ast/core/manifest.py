@@ -16,14 +16,17 @@ import zipfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from mae_ast.core.audio import SAMPLE_RATE, AudioError, probe_audio
+from mae_ast.core.audio import SAMPLE_RATE, SOURCE_RATES, AudioError, num_samples_16k, probe_audio
 
 PROBE_THREADS = 16
 FIRST_ROW_LINE = 2
+MAX_RATE = SOURCE_RATES[1]
+MAX_LENGTH = 2**48 - 1  # samples; 16,000 times as much still fits 64 bits
 
 Progress = Callable[[Iterable[int], int], Iterable[int]]
 
@@ -94,9 +97,11 @@ class Manifest:
                 packed += columns[0]
                 ends.append(len(packed))
                 numbers.append(number)
-                lengths.append(_positive(columns[1], "length in samples", path, number))
+                lengths.append(_number(columns[1], "length in samples", MAX_LENGTH, path, number))
                 rate = columns[2] if len(columns) == 3 else b""
-                rates.append(_positive(rate, "sample rate in Hz", path, number) if rate else 0)
+                rates.append(
+                    _number(rate, "sample rate in Hz", MAX_RATE, path, number) if rate else 0
+                )
         if not ends:
             raise ManifestError(f"{path}: lists no files; after the root, one row for each file")
         return cls(
@@ -142,7 +147,7 @@ class Manifest:
     def num_samples(self) -> np.ndarray:
         """(rows,) int64, lengths at 16 kHz."""
         rates = np.where(self.sample_rates > 0, self.sample_rates, SAMPLE_RATE).astype(np.int64)
-        return -(-self.lengths * SAMPLE_RATE // rates)
+        return num_samples_16k(self.lengths, rates)
 
     def check_paths(self, at_most: int = 10_000) -> None:
         """Look whether the files exist: all of them, or ``at_most`` spread evenly over the rows.
@@ -171,7 +176,9 @@ class Manifest:
         cached = _read_cache(cache, digest, len(self))
         if cached is not None:
             self.sample_rates = cached
-            return
+            unknown = np.flatnonzero(cached == 0)  # could not be read then; perhaps they can now
+            if not len(unknown):
+                return
         with ThreadPoolExecutor(PROBE_THREADS) as pool:
             found: Iterable[int] = pool.map(self._probe_rate, unknown.tolist())
             if progress is not None:
@@ -199,10 +206,15 @@ def write_manifest(
                 raise ManifestError(f"{name!r}: a path with a tab or line break fits no manifest")
             yield f"{name}\t{length}\t{rate}\n"
 
+    if not root or any(c in root for c in "\t\r\n"):
+        raise ManifestError(f"{root!r}: is no root folder, or has a tab or line break in its name")
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        file.writelines(lines())
-    part.replace(path)
+    try:
+        with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            file.writelines(lines())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _root(line: bytes, path: Path) -> str:
@@ -217,14 +229,15 @@ def _root(line: bytes, path: Path) -> str:
     return os.path.normpath(path.parent.resolve() / root)
 
 
-def _positive(text: bytes, what: str, path: Path, number: int) -> int:
+def _number(text: bytes, what: str, most: int, path: Path, number: int) -> int:
     try:
         value = int(text)
     except ValueError:
         value = 0
-    if value <= 0:
+    if not 0 < value <= most:
         raise ManifestError(
-            f"{path}:{number}: {os.fsdecode(text)!r} is no {what}; a positive whole number is"
+            f"{path}:{number}: {os.fsdecode(text)!r} is no {what}; a positive whole number "
+            f"up to {most} is"
         )
     return value
 
@@ -236,7 +249,7 @@ def _read_cache(cache: Path, digest: str, rows: int) -> np.ndarray | None:
                 return None
             rates: np.ndarray = stored["sample_rates"].astype(np.int32)
             return rates
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile):
         return None
 
 
@@ -247,4 +260,5 @@ def _write_cache(cache: Path, digest: str, rates: np.ndarray) -> None:
             np.savez(file, digest=np.array(digest), sample_rates=rates)
         part.replace(cache)
     except OSError:  # a read-only folder: probed again next time
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)

@@ -84,7 +84,8 @@ class MaeAstCriterion(FairseqCriterion):  # type: ignore[misc]
             return sum(log.get(key, 0) for log in logging_outputs)
 
         num_masked, ntokens = total("sample_size"), total("ntokens")
-        if num_masked == 0:  # a step without any usable clip
+        if num_masked == 0:  # a step without any usable clip; fairseq would log -1
+            metrics.log_scalar("loss", 0.0, weight=0)
             return
         per_masked = {"loss": "loss", "mse": "mse", "info_nce": "info_nce"}
         per_masked["accuracy"] = "num_correct"

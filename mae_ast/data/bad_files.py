@@ -26,11 +26,13 @@ class BadFiles:
 
     Args:
         manifest: whose rows are tallied.
+        num_used: rows that are used at all; when all of those are bad, that is too many.
         max_fraction: share of the files read so far that may be bad.
     """
 
-    def __init__(self, manifest: Manifest, max_fraction: float) -> None:
+    def __init__(self, manifest: Manifest, num_used: int, max_fraction: float) -> None:
         self.manifest = manifest
+        self.num_used = num_used
         self.max_fraction = max_fraction
         self._state = torch.zeros(len(manifest), dtype=torch.uint8).share_memory_()
         self._is_over = torch.zeros(1, dtype=torch.uint8).share_memory_()
@@ -48,7 +50,8 @@ class BadFiles:
         self._state[row] = _BAD
         logger.warning("left out, bad file: %s (%s)", why, self.manifest.where(row))
         num_bad = int((self._state == _BAD).sum())
-        if num_bad > max(AT_LEAST, self.max_fraction * self.num_read):
+        most = max(AT_LEAST, self.max_fraction * self.num_read)
+        if num_bad > most or num_bad == self.num_used:
             self._is_over[0] = 1
 
     @property
@@ -73,7 +76,7 @@ class BadFiles:
         rows = self.rows
         paths = "\n  ".join(self.manifest.audio_path(row) for row in rows)
         raise TooManyBadFilesError(
-            f"{self.manifest.path}: {len(rows)} of {self.num_read} files read are bad, more than "
-            f"max({AT_LEAST}, {self.max_fraction:g} of them); mend the manifest or raise "
+            f"{self.manifest.path}: {len(rows)} of {self.num_read} files read are bad: all, or more "
+            f"than max({AT_LEAST}, {self.max_fraction:g} of them); mend the manifest or raise "
             f"task.max_bad_fraction. They are:\n  {paths}"
         )

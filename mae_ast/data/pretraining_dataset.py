@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from fairseq.data import FairseqDataset
 from torch.utils.data import get_worker_info
 
 from mae_ast.core.audio import SAMPLE_RATE, AudioError, read_audio
-from mae_ast.core.batch import Batch, Clip, Collater, clip_generator, draw_start
+from mae_ast.core.batch import Batch, Clip, Collater, draw_start
 from mae_ast.core.manifest import Manifest, ManifestError
 from mae_ast.data.bad_files import BadFiles
 from mae_ast.interruption import heed_only_the_trainer
@@ -52,7 +53,6 @@ class PretrainingDataset(FairseqDataset):  # type: ignore[misc]
         self.manifest = manifest
         self.seed = seed
         self.shuffle = shuffle
-        self.bad_files = BadFiles(manifest, max_bad_fraction)
         self.collate = collater
         # In shared memory: worker processes outlive an epoch.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
@@ -73,6 +73,13 @@ class PretrainingDataset(FairseqDataset):  # type: ignore[misc]
                 f"min_sample_size={min_samples} or longer than max_keep_size={max_keep_samples} "
                 "(samples at 16 kHz)"
             )
+        if max_samples is not None and max_samples < self._least:
+            raise ValueError(
+                f"max_sample_size={max_samples} crops clips to less than one patch or "
+                f"min_sample_size; at least {self._least} samples at 16 kHz are needed"
+            )
+        self.bad_files = BadFiles(manifest, len(self.rows), max_bad_fraction)
+        self._lengths = lengths[self.rows]
         self.sizes = np.minimum(lengths[self.rows], max_samples or np.iinfo(np.int64).max)
         logger.info(
             "%s: %d clips, %.1f h at most %.1f s each; left out %d short, %d long",
@@ -93,27 +100,37 @@ class PretrainingDataset(FairseqDataset):  # type: ignore[misc]
         row = int(self.rows[index])
         if self.bad_files.is_bad(row):
             return None
-        generator = clip_generator(self.seed, int(self._epoch), row)
-        wanted = int(self.sizes[index])
-        room = int(self.manifest_length(row)) - wanted if self.collate.random_crop else 0
         path = self.manifest.audio_path(row)
+        clip = Clip.of(row, torch.empty(0), self.seed, int(self._epoch))
+        wanted = int(self.sizes[index])
+        room = int(self._lengths[index]) - wanted if self.collate.random_crop else 0
         try:
-            samples = read_audio(path, draw_start(room, generator), wanted)
-            if len(samples) < self._least:
-                raise AudioError(
-                    f"{path}: decodes to {len(samples)} samples at 16 kHz, at least "
-                    f"{self._least} are needed"
-                )
+            samples = self._read(path, draw_start(room, clip.generator), wanted)
         except (AudioError, OSError) as error:
             self.bad_files.add_bad(row, str(error))
             return None
         self.bad_files.add_good(row)
-        return Clip(row, samples, generator)
+        return dataclasses.replace(clip, samples=samples)
 
-    def manifest_length(self, row: int) -> int:
-        """Samples at 16 kHz that the manifest promises."""
-        rate = int(self.manifest.sample_rates[row]) or SAMPLE_RATE
-        return -(-int(self.manifest.lengths[row]) * SAMPLE_RATE // rate)
+    def _read(self, path: str, start: int, wanted: int) -> torch.Tensor:
+        """A part, or the file's beginning where the manifest promised more than there is.
+
+        A file is so judged by what it holds, not by which crop was drawn.
+        """
+        try:
+            samples = read_audio(path, start, wanted)
+        except AudioError:
+            if start == 0:
+                raise
+            samples = torch.empty(0)
+        if len(samples) < self._least and start > 0:
+            samples = read_audio(path, 0, wanted)
+        if len(samples) < self._least:
+            raise AudioError(
+                f"{path}: decodes to {len(samples)} samples at 16 kHz, at least "
+                f"{self._least} are needed"
+            )
+        return samples
 
     def collater(self, samples: Sequence[Clip | None]) -> dict[str, Any]:
         """Clips to fairseq's batch; without any usable clip, one that counts for nothing."""
@@ -129,7 +146,11 @@ class PretrainingDataset(FairseqDataset):  # type: ignore[misc]
 
         fairseq calls this with NumPy's generator seeded by (seed, epoch).
         """
-        ties = np.random.permutation(len(self)) if self.shuffle else np.arange(len(self))
+        ties = np.arange(len(self))
+        if self.shuffle:
+            # A stream of its own: fairseq shuffles the batches from the same seed, and would undo
+            # an order that was drawn from it.
+            ties = np.random.default_rng(np.random.randint(2**31)).permutation(len(self))
         order: np.ndarray = np.lexsort((ties, -self.sizes))
         return order
 
@@ -145,6 +166,11 @@ class PretrainingDataset(FairseqDataset):  # type: ignore[misc]
     def size(self, index: int) -> int:
         """The same as :meth:`num_tokens`."""
         return self.num_tokens(index)
+
+    @property
+    def supports_fetch_outside_dataloader(self) -> bool:
+        """No: the trainer needs no batch in advance, since none of ours is empty."""
+        return False
 
     def _prepare_worker(self) -> None:
         if not self._is_worker_ready and get_worker_info() is not None:

@@ -45,7 +45,7 @@ MKV_RATE = 48_000
 MKV_SHARE = 10  # one clip in so many is an MKV
 NOISES = ("room_tone", "fan", "street")
 NOISE_SECONDS = 60
-SNR_DB = (20.0, 35.0)
+SNR_DB = (25.0, 40.0)
 
 Progress = Callable[[Iterable[object], int], Iterable[object]]
 
@@ -87,19 +87,24 @@ class Synthesiser:
     """espeak-ng through ctypes: a word in 15 ms.
 
     Raises:
-        SystemExit: the package that carries the library is not installed.
+        SystemExit: the package that carries the library is not installed, or lies too deep.
     """
 
     def __init__(self) -> None:
         try:
             import espeakng_loader
         except ImportError as error:
-            raise SystemExit("the demo needs espeak-ng: pip install 'mae-ast[demo]'") from error
+            raise SystemExit("the demo needs espeak-ng: pip install espeakng-loader") from error
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
-        retrieve_audio = 1
+        retrieve_audio, do_not_exit = 1, 0x8000
+        data = espeakng_loader.get_data_path()
         self.sample_rate = self._library.espeak_Initialize(
-            retrieve_audio, 0, espeakng_loader.get_data_path().encode(), 0
+            retrieve_audio, 0, data.encode(), do_not_exit
         )
+        if self.sample_rate <= 0:
+            raise SystemExit(
+                f"espeak-ng does not find its voices in {data}; it takes paths of up to 160 letters"
+            )
         self._blocks: list[np.ndarray] = []
         callback = ctypes.CFUNCTYPE(
             ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mae_ast.core.audio import read_audio
-from mae_ast.core.batch import Batch, Clip, Collater, clip_generator
+from mae_ast.core.batch import Batch, Clip, Collater
 from mae_ast.core.checkpoint import Loaded
 from mae_ast.core.losses import info_nce_loss, reconstruction_loss
 from mae_ast.core.manifest import Manifest
@@ -43,10 +43,7 @@ def batches(manifest: Manifest, loaded: Loaded, seed: int = 0) -> Iterator[Batch
     for first in range(0, len(manifest), BATCH_SIZE):
         rows = range(first, min(first + BATCH_SIZE, len(manifest)))
         yield collate(
-            [
-                Clip(row, read_audio(manifest.audio_path(row)), clip_generator(seed, 0, row))
-                for row in rows
-            ]
+            [Clip.of(row, read_audio(manifest.audio_path(row)), seed, epoch=0) for row in rows]
         )
 
 
@@ -55,7 +52,7 @@ def evaluate(loaded: Loaded, train: Manifest, valid: Manifest) -> Scores:
     """Score a model and the simple guess on the same hidden patches."""
     model = loaded.model
     some = islice(batches(train, loaded), CLIPS_FOR_MEANS // BATCH_SIZE)
-    bin_means = torch.cat([model.spectrogram(b.source, None)[0].mean(1) for b in some]).mean(0)
+    bin_means = torch.cat([model.spectrogram(b.source).mean(1) for b in some]).mean(0)
 
     totals = torch.zeros(5, dtype=torch.float64)
     for batch in batches(valid, loaded):

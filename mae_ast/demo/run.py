@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mae_ast import pictures
 from mae_ast.core.audio import read_audio
-from mae_ast.core.batch import Clip, Collater, clip_generator
+from mae_ast.core.batch import Clip, Collater
 from mae_ast.core.checkpoint import Loaded, load_checkpoint
 from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.mae_ast import MaeAst
@@ -64,6 +64,8 @@ def run_demo(folder: Path, updates: int, takes: int) -> Scores:
 
 def faster_precision() -> str:
     """bfloat16 where a step of a small model is faster in it than in float32."""
+    if torch.cuda.is_available():
+        return "bfloat16"
     seconds = {}
     waveforms = torch.randint(-3000, 3000, (64, 16_000), dtype=torch.int16)
     ids = random_mask(64, (6, 8), 0.75)
@@ -102,9 +104,10 @@ def train(corpus: Path, run: Path, updates: int, precision: str) -> list[dict[st
         corpus, "demo", run, [f"optimization.max_update={updates}", f"model.precision={precision}"]
     )
     environment = {**os.environ, "HYDRA_FULL_ERROR": "1", "PYTHONUNBUFFERED": "1"}
+    is_new = not (run / "checkpoints" / "checkpoint_last.pt").exists()
     with (
         log_file.open("a") as log,
-        history_file.open("a") as history,
+        history_file.open("w" if is_new else "a") as history,
         tqdm(total=updates, desc=f"pretraining in {precision}", unit="update") as progress,
         subprocess.Popen(
             command,
@@ -135,7 +138,7 @@ def _draw(loaded: Loaded, valid: Manifest, path: Path) -> None:
     for word in SHOWN_WORDS:
         of_word = [r for r in range(len(valid)) if valid.row_path(r).startswith(f"{word}_")]
         rows.append(of_word[len(rows) * len(of_word) // len(SHOWN_WORDS)])
-    clips = [Clip(r, read_audio(valid.audio_path(r)), clip_generator(1, 0, r)) for r in rows]
+    clips = [Clip.of(r, read_audio(valid.audio_path(r)), seed=1, epoch=0) for r in rows]
     batch = Collater(loaded.config, loaded.mask_type, random_crop=False)(clips)
     rebuilt = reconstruct(loaded.model, batch.source, batch.mask)
     figure = pictures.reconstruction_figure(rebuilt, [f"“{word}”" for word in SHOWN_WORDS])

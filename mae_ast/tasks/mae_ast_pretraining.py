@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Optional
 
@@ -23,7 +24,8 @@ from mae_ast.core.audio import SAMPLE_RATE
 from mae_ast.core.batch import Collater
 from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.manifest import Manifest
-from mae_ast.core.reconstruct import reconstruct
+from mae_ast.core.masking import MaskIds
+from mae_ast.core.reconstruct import Reconstruction, reconstruct
 from mae_ast.data.bad_files import TooManyBadFilesError
 from mae_ast.data.pretraining_dataset import PretrainingDataset
 from mae_ast.errors import user_errors
@@ -32,6 +34,9 @@ from mae_ast.pictures import reconstruction_figure, to_array
 from mae_ast.progress import bar
 
 logger = logging.getLogger(__name__)
+
+# fairseq offers no later moment: next, it reads the options.
+fairseq_repairs.apply()
 
 FBANK_PLACES = ("auto", "workers", "device")
 NUM_PICTURES = 4
@@ -80,6 +85,8 @@ class MaeAstPretrainingConfig(FairseqDataclass):  # type: ignore[misc]
         metadata={"help": "put other clips together in each epoch (read by fairseq)"},
     )
     seed: int = II("common.seed")
+    cpu: bool = II("common.cpu")
+    train_subset: str = II("dataset.train_subset")
     tensorboard_logdir: Optional[str] = II("common.tensorboard_logdir")  # noqa: UP045
 
 
@@ -104,7 +111,6 @@ class MaeAstPretrainingTask(InterruptibleTask):
     @classmethod
     def setup_task(cls, cfg: MaeAstPretrainingConfig, **kwargs: Any) -> "MaeAstPretrainingTask":
         """Called by fairseq at the start of each training process."""
-        fairseq_repairs.apply()
         interruption.listen()
         with user_errors():
             return cls(cfg)
@@ -141,26 +147,35 @@ class MaeAstPretrainingTask(InterruptibleTask):
                     compute_fbank=self._fbank_in_workers(),
                 ),
                 seed=self.cfg.seed,
-                shuffle=split.startswith("train"),
+                shuffle=split == self.cfg.train_subset,
                 min_samples=self.cfg.min_sample_size,
                 max_keep_samples=self.cfg.max_keep_size,
                 max_samples=self.cfg.max_sample_size,
                 max_bad_fraction=self.cfg.max_bad_fraction,
             )
 
-    def get_batch_iterator(self, dataset: PretrainingDataset, **kwargs: Any) -> Any:
+    def get_batch_iterator(
+        self,
+        dataset: PretrainingDataset,
+        max_tokens: int | None = None,
+        max_sentences: int | None = None,
+        max_positions: int | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """fairseq's; clips that are longer than a whole batch may be are left out and counted."""
-        if kwargs.get("max_positions") is None:
-            kwargs["max_positions"] = kwargs.get("max_tokens")
-        return super().get_batch_iterator(dataset, **kwargs)
+        longest = max_tokens if max_positions is None else max_positions
+        return super().get_batch_iterator(
+            dataset, max_tokens, max_sentences, longest, *args, **kwargs
+        )
 
     def max_positions(self) -> None:
         """No limit but ``dataset.max_tokens``."""
         return
 
-    def wants_to_stop(self) -> bool:
-        """On a signal, or when too many files are bad."""
-        return super().wants_to_stop() or self._too_many_bad_files() is not None
+    def has_failed(self) -> bool:
+        """When too many files are bad."""
+        return self._too_many_bad_files() is not None
 
     def before_exit(self) -> None:
         """Say why a run ended early."""
@@ -193,14 +208,18 @@ class MaeAstPretrainingTask(InterruptibleTask):
             return
         if self._writer is None:
             self._writer = SummaryWriter(os.path.join(self.cfg.tensorboard_logdir, "pictures"))
-        dataset = next(data for split, data in self.datasets.items() if split.startswith("valid"))
-        picture = to_array(reconstruction_figure(_reconstruct_some(model, dataset)))
-        self._writer.add_image("valid", picture, stats["num_updates"], dataformats="HWC")
+        for split, dataset in self.datasets.items():
+            if split == self.cfg.train_subset:
+                continue
+            rebuilt = _reconstruct_some(model, dataset)
+            if rebuilt is not None:
+                picture = to_array(reconstruction_figure(rebuilt))
+                self._writer.add_image(split, picture, stats["num_updates"], dataformats="HWC")
         self._writer.flush()
 
     def _fbank_in_workers(self) -> bool:
         if self.cfg.fbank == "auto":
-            return not torch.cuda.is_available()
+            return self.cfg.cpu or not torch.cuda.is_available()
         return self.cfg.fbank == "workers"
 
     def _too_many_bad_files(self) -> TooManyBadFilesError | None:
@@ -235,14 +254,14 @@ def _absolute(folder: str) -> Path:
 
 
 @torch.no_grad()
-def _reconstruct_some(model: Any, dataset: PretrainingDataset) -> Any:
-    clips = [dataset[index] for index in range(min(NUM_PICTURES, len(dataset)))]
+def _reconstruct_some(model: Any, dataset: PretrainingDataset) -> Reconstruction | None:
+    """The first few clips that can be read; ``None`` where there is none."""
+    readable = (clip for clip in map(dataset.__getitem__, range(len(dataset))) if clip is not None)
+    clips = list(islice(readable, NUM_PICTURES))
+    if not clips:
+        return None
     collate = dataclasses.replace(dataset.collate, pad=False, compute_fbank=False)
-    batch = collate([clip for clip in clips if clip is not None])
+    batch = collate(clips)
     device = next(model.parameters()).device
-    mask = dataclasses.replace(
-        batch.mask,
-        visible_ids=batch.mask.visible_ids.to(device),
-        masked_ids=batch.mask.masked_ids.to(device),
-    )
+    mask = MaskIds(batch.mask.visible_ids.to(device), batch.mask.masked_ids.to(device))
     return reconstruct(model.eval(), batch.source.to(device), mask)
