@@ -39,7 +39,6 @@ _FILTER_ROLLOFF = 0.99
 _MAX_KERNEL = 1_000_000
 
 _MP3_PREROLL = 16 * 1_152  # samples that an MP3 decoder wants to have seen before it is exact
-_BLOCK_FRAMES = 1 << 20  # read at a time
 _NO_LENGTH = 2**62  # what soundfile says from there on is no length
 
 
@@ -138,18 +137,13 @@ def _read_soundfile(path: str, start: int, num_samples: int | None) -> Tensor:
         before = {"OGG": part.first_frame, "MP3": min(part.first_frame, _MP3_PREROLL)}
         to_drop = before.get(file.format, 0)
         file.seek(part.first_frame - to_drop)
-        blocks = []
-        while to_drop > 0 and len(dropped := file.read(min(to_drop, rate), dtype=dtype)):
-            to_drop -= len(dropped)
-        left = part.num_frames
-        while left is None or left > 0:
-            wanted = _BLOCK_FRAMES if left is None else min(left, _BLOCK_FRAMES)
-            block = file.read(wanted, dtype=dtype, always_2d=True)
-            if not len(block):
-                break
-            blocks.append(_mono(torch.from_numpy(block)))
-            left = None if left is None else left - len(block)
-    return _finish(blocks, rate, part, start, num_samples, path)
+        # One call: soundfile seeks between calls, and the decoder would lose its past again.
+        frames = file.read(
+            -1 if part.num_frames is None else to_drop + part.num_frames,
+            dtype=dtype,
+            always_2d=True,
+        )[to_drop:]
+    return _finish([_mono(torch.from_numpy(frames))], rate, part, start, num_samples, path)
 
 
 def _read_av(path: str, start: int, num_samples: int | None) -> Tensor:

@@ -76,7 +76,7 @@ class BadFiles:
         rows = self.rows
         paths = "\n  ".join(self.manifest.audio_path(row) for row in rows)
         raise TooManyBadFilesError(
-            f"{self.manifest.path}: {len(rows)} of {self.num_read} files read are bad: all, or more "
-            f"than max({AT_LEAST}, {self.max_fraction:g} of them); mend the manifest or raise "
+            f"{self.manifest.path}: {len(rows)} of {self.num_read} files read are bad: all, or "
+            f"more than max({AT_LEAST}, {self.max_fraction:g} of them); mend the manifest or raise "
             f"task.max_bad_fraction. They are:\n  {paths}"
         )

@@ -57,7 +57,7 @@ config = MaeAstConfig(encoder_layers=1, encoder_embed_dim=32, encoder_ffn_embed_
                       dropout=0.0, attention_dropout=0.0)
 torch.manual_seed(0)
 samples = (torch.randn(2, 8000) * 3000).to(torch.int16)
-clips = [Clip(n, row, clip_generator(0, 0, n)) for n, row in enumerate(samples)]
+clips = [Clip.of(n, row, seed=0, epoch=0) for n, row in enumerate(samples)]
 batch = Collater(config, "chunk_mask")(clips)
 model = MaeAst(config)
 optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)

@@ -190,14 +190,7 @@ def test_two_processes_read_each_clip_once(corpus: Path) -> None:
     "max_sentences",
     [
         2,
-        pytest.param(
-            1,
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="fairseq shuffles batches with the seed that ordered_indices() drew ties "
-                "with, which undoes them: batches of one clip come in the manifest's order",
-            ),
-        ),
+        1,
     ],
 )
 def test_equally_long_clips_are_shuffled(tmp_path: Path, max_sentences: int) -> None:
@@ -216,14 +209,7 @@ def test_equally_long_clips_are_shuffled(tmp_path: Path, max_sentences: int) -> 
     "split",
     [
         "train",
-        pytest.param(
-            "unbalanced",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="a dataset.train_subset whose name does not begin with 'train' is taken "
-                "for validation: never shuffled, the same crops and masks in each epoch",
-            ),
-        ),
+        "unbalanced",
     ],
 )
 def test_any_train_subset_is_shuffled(tmp_path: Path, split: str) -> None:
@@ -235,11 +221,6 @@ def test_any_train_subset_is_shuffled(tmp_path: Path, split: str) -> None:
     assert not torch.equal(first, data[0].samples)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="what was bad in one epoch is passed over in all later ones, but a checkpoint does not "
-    "know it: a run that is started again reads the file where its crop can be decoded",
-)
 def test_an_epoch_does_not_depend_on_the_bad_files_before(tmp_path: Path) -> None:
     write_clips(tmp_path, "train", [1.0, 4.0, 1.0])
     half = tmp_path / "train_01.flac"  # some of its crops lie before its end
@@ -257,11 +238,6 @@ def test_an_epoch_does_not_depend_on_the_bad_files_before(tmp_path: Path) -> Non
 # --- a batch of nothing -------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="counts the patches of its silent clip as visible: mask_ratio and words per second are "
-    "wrong where a process has run out of batches",
-)
 def test_a_batch_of_nothing_counts_for_nothing() -> None:
     batch = Collater(MaeAstConfig(), "chunk_mask")([])
     assert batch.num_masked == 0

@@ -87,22 +87,11 @@ def test_some_bad_clips_are_left_out_of_the_picture(data: Path, train_here: Trai
     assert len(read_pictures(data / "tblog")) == 2
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=RuntimeError,
-    reason="a picture of nothing cannot be made: where the first four validation clips are bad, "
-    "the run ends with a traceback before its checkpoint is saved",
-)
 def test_validation_where_the_first_four_clips_are_bad(data: Path, train_here: Train) -> None:
     add_bad_clips(data / "valid.tsv", 4, keep_good=True)
     train(train_here, data)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="without any good clip the validation loss is -1, lower than all that are to come, so "
-    "checkpoint_best.pt stays as it is",
-)
 def test_validation_where_all_clips_are_bad(
     data: Path, train_here: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -111,12 +100,6 @@ def test_validation_where_all_clips_are_bad(
     assert '"valid_loss": "-1"' not in caplog.text
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=(StopIteration, RuntimeError),
-    reason="only a dataset.valid_subset whose name begins with 'valid' is found for the picture; "
-    "with others the run ends with a traceback at its first validation",
-)
 def test_validation_subset_of_another_name(data: Path, train_here: Train) -> None:
     (data / "valid.tsv").rename(data / "test.tsv")
     train(train_here, data, "dataset.valid_subset=test")

@@ -87,10 +87,6 @@ def test_two_processes_take_each_clip_once_an_epoch(
         assert [round(float(stats["train_bsz"]) * 4) for stats in whole_epochs] == [26, 26]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a process that has run out counts visible patches of a silent clip: 0.72, not 0.75",
-)
 def test_two_processes_print_the_mask_ratio_of_one(
     ranks_and_one: tuple[list[Training], Training],
 ) -> None:
