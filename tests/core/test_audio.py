@@ -54,6 +54,7 @@ BY_PYAV = [
     *((suffix, "aac", rate) for suffix in (".mp4", ".m4a") for rate in (16_000, 44_100)),
     (".webm", "libopus", 48_000),
 ]
+BOTH = pytest.mark.parametrize("use", [read_audio, probe_audio])
 LOSSLESS = {"PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "flac", "pcm_s16le"}
 ALL = [*BY_SOUNDFILE, *BY_PYAV]
 ALL_IDS = [f"{suffix[1:]}-{coding}-{rate}" for suffix, coding, rate in ALL]
@@ -191,6 +192,27 @@ def test_a_resampled_tone_keeps_its_pitch_and_level(tmp_path):
         assert (wave - expected)[200:-200].abs().max() < 2e-3
 
 
+@pytest.mark.parametrize("rate", [11_127, 15_999, 22_254, 44_056])
+def test_rates_without_a_common_step(tmp_path, rate):
+    time = torch.arange(3 * rate) / rate
+    path = tmp_path / "a.wav"
+    soundfile.write(path, (0.5 * torch.sin(2 * math.pi * 500 * time)).numpy(), rate)
+    whole = read_audio(path)
+    expected = 0.5 * torch.sin(2 * math.pi * 500 * torch.arange(48_000) / 16_000)
+    assert whole.shape == expected.shape
+    assert (whole.float() / 32768 - expected)[200:-200].abs().max() < 2e-3
+    assert_parts_equal_slices(path, [(n, 2_000) for n in range(0, 46_000, 4_999)])
+
+
+@BOTH
+@pytest.mark.parametrize("rate", [500, 1_000_000])
+def test_rates_that_no_recording_has_are_refused(tmp_path, rate, use):
+    path = tmp_path / "odd rate.wav"
+    soundfile.write(path, np.zeros(4_000, np.int16), rate)
+    with pytest.raises(AudioError, match=rf"odd rate\.wav: a sample rate of {rate} Hz"):
+        use(path)
+
+
 def test_what_lies_outside_is_clipped(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.float32([2.0, -2.0, 1.0, 0.5]), 16_000, subtype="FLOAT")
     assert read_audio(tmp_path / "a.wav").tolist() == [32767, -32768, 32767, 16384]
@@ -244,7 +266,6 @@ def test_length_at_16_khz_is_what_is_decoded(tmp_path, rate, frames):
 # -- files that cannot be used ------------------------------------------------------------------
 
 SUFFIXES = (".flac", ".wav", ".ogg", ".mp3", ".mkv", ".mp4", ".m4a", ".webm")
-BOTH = pytest.mark.parametrize("use", [read_audio, probe_audio])
 
 
 @BOTH
@@ -376,6 +397,13 @@ def test_names_of_all_kinds(tmp_path, name, suffix, coding):
     assert len(read_audio(str(path))) >= SECONDS * 16_000
     with pytest.raises(FileNotFoundError, match="missing"):
         read_audio(folder / f"missing{suffix}")
+
+
+def test_a_relative_name_with_a_colon_is_no_address(tmp_path, monkeypatch):
+    write(tmp_path / "12:30.mkv", "flac", wave_at(16_000), 16_000)
+    monkeypatch.chdir(tmp_path)
+    assert probe_audio("12:30.mkv").sample_rate == 16_000
+    assert torch.equal(read_audio("12:30.mkv"), wave_at(16_000))
 
 
 @pytest.mark.parametrize("suffix", [".WAV", ".Flac"])

@@ -154,6 +154,15 @@ def test_crop_and_mask_do_not_depend_on_companions_of_the_same_lengths(small_con
     assert not torch.equal(one.mask.masked_ids[1], other.mask.masked_ids[1])
 
 
+def test_a_mask_does_not_depend_on_whether_its_clip_is_cropped(small_config):
+    config = small_config()
+    cropped = Collater(config, "chunk_mask")(clips_of(9_000, 8_000))
+    for pad, random_crop in [(True, True), (False, False)]:
+        collate = Collater(config, "chunk_mask", pad=pad, random_crop=random_crop)
+        whole = collate(clips_of(8_000, 8_000))
+        assert torch.equal(cropped.mask.masked_ids, whole.mask.masked_ids)
+
+
 def test_batched_random_masks_are_the_same_for_all(small_config):
     for lengths in ((8_000, 8_000, 8_000), (12_000, 8_000, 9_500)):
         batch = Collater(small_config(), "random_mask_batched")(clips_of(*lengths))

@@ -383,6 +383,20 @@ def test_a_header_that_cannot_be_read_gives_no_rate(manifest_of, audio):
     assert manifest.num_samples.tolist() == [16_000, 16_000]
 
 
+def test_a_header_that_can_be_read_later_is_read_then(manifest_of, audio, probed):
+    audio("a.wav", 44_100)
+    audio("b.wav").write_bytes(b"garbage")
+    path = manifest_of("audio\na.wav\t44100\nb.wav\t48000\n")
+    assert Manifest.load(path).sample_rates.tolist() == [44_100, 0]
+    audio("b.wav", 48_000)
+    probed.clear()
+    for _ in range(2):
+        manifest = Manifest.load(path)
+        assert manifest.sample_rates.tolist() == [44_100, 48_000]
+        assert manifest.num_samples.tolist() == [16_000, 16_000]
+    assert probed == ["b.wav"]
+
+
 def test_progress_sees_each_header(manifest_of, audio):
     for name in ("a.wav", "b.wav", "c.wav"):
         audio(name)
