@@ -63,15 +63,14 @@ def fbank(waveform: Tensor) -> Tensor:
         frames = waveform.unfold(-1, FRAME_LENGTH, FRAME_SHIFT)  # (B, T, 400), a view
         if waveform.device.type != "cpu":
             return _log_mel(frames)
-        clips = min(len(frames), 16)
-        block = max(1, _CPU_BLOCK_FRAMES // clips)
-        out = frames.new_empty((*frames.shape[:2], NUM_MEL_BINS), dtype=torch.float32)
-        for some_frames, some_out in zip(frames.split(clips), out.split(clips), strict=True):
-            for source, target in zip(
-                some_frames.split(block, dim=1), some_out.split(block, dim=1), strict=True
-            ):
-                target.copy_(_log_mel(source))
-        return out
+        clips = min(max(len(frames), 1), 16)
+        rows = [
+            torch.cat(
+                [_log_mel(block) for block in some.split(_CPU_BLOCK_FRAMES // clips, dim=1)], 1
+            )
+            for some in frames.split(clips)
+        ]
+        return torch.cat(rows)
 
 
 def _log_mel(frames: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -56,6 +57,15 @@ WITHOUT_DROPOUT = (
     "model.precision=float32",
 )
 ONLY_TRAINING = ("checkpoint.no_save=true", "dataset.disable_validation=true")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_folder() -> Iterator[None]:
+    """Processes that are killed leave folders behind; their sockets want a short path."""
+    with tempfile.TemporaryDirectory(prefix="t") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
 
 
 # --- a corpus -----------------------------------------------------------------------------------
