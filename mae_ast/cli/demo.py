@@ -10,7 +10,7 @@ import typer
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for corpus, run and results.")] = Path("demo"),
-    updates: Annotated[int, typer.Option(min=1, help="Training steps.")] = 900,
+    updates: Annotated[int, typer.Option(min=1, help="Training steps.")] = 1300,
     takes: Annotated[int, typer.Option(min=1, help="Times each voice says each word.")] = 3,
 ) -> None:
     """Speak a corpus of words, pretrain a small MAE-AST on it, and draw what it learnt."""

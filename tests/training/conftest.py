@@ -59,15 +59,6 @@ WITHOUT_DROPOUT = (
 ONLY_TRAINING = ("checkpoint.no_save=true", "dataset.disable_validation=true")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _temporary_folder() -> Iterator[None]:
-    """Processes that are killed leave folders behind; their sockets want a short path."""
-    with tempfile.TemporaryDirectory(prefix="t") as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TMPDIR", folder)
-        patch.setattr(tempfile, "tempdir", folder)
-        yield
-
-
 # --- a corpus -----------------------------------------------------------------------------------
 
 
@@ -129,6 +120,8 @@ class Training:
 
     def __init__(self, command: Sequence[str] | str, log: Path, **environment: str) -> None:
         self.log = log
+        # Sockets lie there, and want a short path.
+        self.temporary = tempfile.TemporaryDirectory(prefix="t")
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as out, log.with_suffix(".stderr").open("wb") as errors:
             self.process = subprocess.Popen(
@@ -143,6 +136,7 @@ class Training:
                     "CUDA_VISIBLE_DEVICES": "",
                     "OMP_NUM_THREADS": "1",
                     "HYDRA_FULL_ERROR": "1",
+                    "TMPDIR": self.temporary.name,
                     **environment,
                 },
                 start_new_session=True,
@@ -189,6 +183,7 @@ class Training:
         with suppress(ProcessLookupError):
             self.signal_group(signal.SIGKILL)
         self.process.wait()
+        self.temporary.cleanup()
 
     @property
     def tail(self) -> str:

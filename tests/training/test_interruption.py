@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -188,25 +187,16 @@ def test_signalled_runs_save_end_in_peace_and_go_on(histories: Histories) -> Non
 
 
 @pytest.fixture(scope="module")
-def forty_updates(corpus: Path, start_for_all: Start) -> Iterator[tuple[Training, Path]]:
-    """A run of 40 updates with 2 workers, and its folder for temporary files."""
-    with tempfile.TemporaryDirectory(prefix="t") as folder:
-        run = start_for_all(
-            corpus,
-            "optimization.max_update=40",
-            "dataset.num_workers=2",
-            *ONLY_TRAINING,
-            out="forty",
-            TMPDIR=folder,
-        )
-        yield run.finish(), Path(folder)
+def forty_updates(corpus: Path, start_for_all: Start) -> Training:
+    """With 2 workers."""
+    options = ("optimization.max_update=40", "dataset.num_workers=2", *ONLY_TRAINING)
+    return start_for_all(corpus, *options, out="forty").finish()
 
 
-def test_data_workers_cost_no_time(forty_updates: tuple[Training, Path]) -> None:
-    run, _ = forty_updates
-    assert sorted(run.updates) == list(range(1, 41))
-    assert len(run.epochs) >= 5
-    assert run.training_s < 10
+def test_data_workers_cost_no_time(forty_updates: Training) -> None:
+    assert sorted(forty_updates.updates) == list(range(1, 41))
+    assert len(forty_updates.epochs) >= 5
+    assert forty_updates.training_s < 10
 
 
 @pytest.mark.xfail(
@@ -214,6 +204,5 @@ def test_data_workers_cost_no_time(forty_updates: tuple[Training, Path]) -> None
     reason="workers end by os._exit or a signal, so the folder of the socket over which each "
     "handed out its batches stays: pymp-*, one a worker and run",
 )
-def test_data_workers_leave_no_files(forty_updates: tuple[Training, Path]) -> None:
-    _, temporary = forty_updates
-    assert not list(temporary.glob("pymp-*"))
+def test_data_workers_leave_no_files(forty_updates: Training) -> None:
+    assert not list(Path(forty_updates.temporary.name).glob("pymp-*"))
