@@ -5,7 +5,7 @@ in place, one learned token wherever a patch is hidden, and predicts the hidden 
 
     waveform (B, L) -> fbank (B, T, F) -> normalised (B, T, F) -> patches (B, N, P)
     visible patches (B, V, P) -> tokens (B, V, D) -> encoder (B, V, D)
-    -> with mask tokens (B, N, D_dec) -> decoder (B, N, D_dec) -> two heads (B, M, P)
+    -> with mask tokens (B, N, D_dec) -> decoder (B, M, D_dec) -> two heads (B, M, P)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mae_ast.core.input_norm import InputNorm
 from mae_ast.core.masking import MaskIds
 from mae_ast.core.patches import patchify
 from mae_ast.core.positions import SinusoidalPositions
-from mae_ast.core.transformer import Transformer, init_linear
+from mae_ast.core.transformer import Transformer, init_linear, take
 
 
 @dataclass(frozen=True)
@@ -115,14 +115,14 @@ class MaeAst(nn.Module):
         mask = MaskIds(visible_ids, masked_ids, padded)
         patches = self.patches(source, lengths)
         with self._autocast(patches.device):
-            encoded = self.encode_visible(_take(patches, visible_ids), mask)
-            decoded = _take(self.decode(encoded, mask, patches.shape[1]), masked_ids)
+            encoded = self.encode_visible(take(patches, visible_ids), mask)
+            decoded = self.decode(encoded, mask, patches.shape[1])
             reconstruction = self._head(self.final_proj_reconstruction, decoded)
             classification = self._head(self.final_proj_classification, decoded)
         return Prediction(
             reconstruction,
             classification,
-            _take(patches, masked_ids),
+            take(patches, masked_ids),
             masked_ids >= 0 if padded else None,
         )
 
@@ -155,7 +155,7 @@ class MaeAst(nn.Module):
         return out
 
     def decode(self, encoded: Tensor, mask: MaskIds, num_patches: int) -> Tensor:
-        """Encoder output (B, V, D) back in place among mask tokens -> (B, N, D_dec)."""
+        """Encoder output (B, V, D), put back among mask tokens -> masked tokens (B, M, D_dec)."""
         visible = self.post_enc_proj(encoded)
         batch, _, width = visible.shape
         slots, padding_mask, ids = num_patches, None, mask.visible_ids
@@ -166,7 +166,8 @@ class MaeAst(nn.Module):
             padding_mask = torch.arange(num_patches, device=ids.device) >= per_clip[:, None]
         tokens = self.decoder_mask_emb.to(visible.dtype).expand(batch, slots, width)
         tokens = tokens.scatter(1, ids.unsqueeze(2).expand(-1, -1, width), visible)[:, :num_patches]
-        decoded: Tensor = self.decoder(tokens + self.decoder_positions(num_patches), padding_mask)
+        tokens = tokens + self.decoder_positions(num_patches)
+        decoded: Tensor = self.decoder(tokens, padding_mask, ids=mask.masked_ids)
         return decoded
 
     def hidden_states(self, source: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
@@ -205,8 +206,3 @@ class MaeAst(nn.Module):
         if self.precision == "bfloat16" and is_float32:
             return torch.autocast(device.type, dtype=torch.bfloat16)
         return nullcontext()  # whatever the trainer has chosen
-
-
-def _take(patches: Tensor, ids: Tensor) -> Tensor:
-    """(B, N, C) at (B, K) -> (B, K, C); ids of -1 give some patch, which no one looks at."""
-    return patches.gather(1, ids.clamp(min=0).unsqueeze(2).expand(-1, -1, patches.shape[2]))

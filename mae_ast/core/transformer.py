@@ -13,12 +13,20 @@ from torch.nn import functional as F
 
 INIT_STD = 0.02
 
+# Up to so many tokens, the CPU's fused attention takes twice as long in bfloat16 as in float32.
+_CPU_SHORT = 250
+
 
 def init_linear(module: nn.Module) -> None:
     """Linear layers: weights N(0, 0.02), biases 0. Use with ``module.apply``."""
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=INIT_STD)
         nn.init.zeros_(module.bias)
+
+
+def take(tokens: Tensor, ids: Tensor) -> Tensor:
+    """(B, N, C) at ``ids`` (B, K) -> (B, K, C); ids of -1, which are padding, give some token."""
+    return tokens.gather(1, ids.clamp(min=0).unsqueeze(2).expand(-1, -1, tokens.shape[2]))
 
 
 class SelfAttention(nn.Module):
@@ -44,21 +52,27 @@ class SelfAttention(nn.Module):
         self.q_proj = nn.Linear(embed_dim, embed_dim)
         self.out_proj = nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """(B, N, D) -> (B, N, D); ``attention_mask`` (B, 1, 1, N) is True where to attend."""
+    def forward(
+        self, x: Tensor, attention_mask: Tensor | None = None, queries: Tensor | None = None
+    ) -> Tensor:
+        """Attend from ``queries`` (B, Q, D), or from ``x`` itself, to ``x`` (B, N, D).
 
-        def heads(y: Tensor) -> Tensor:
-            return y.reshape(*y.shape[:2], self.num_heads, -1).transpose(1, 2)  # (B, H, N, D / H)
-
+        ``attention_mask`` (B, 1, 1, N) is True where to attend.
+        """
+        q = self._heads(self.q_proj(x if queries is None else queries))
+        k, v = self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
+        if q.dtype == torch.bfloat16 and q.device.type == "cpu" and k.shape[2] <= _CPU_SHORT:
+            q, k, v = q.float(), k.float(), v.float()
         y = F.scaled_dot_product_attention(
-            heads(self.q_proj(x)),
-            heads(self.k_proj(x)),
-            heads(self.v_proj(x)),
-            attn_mask=attention_mask,
-            dropout_p=self.dropout if self.training else 0.0,
+            q, k, v, attention_mask, dropout_p=self.dropout if self.training else 0.0
         )
         out: Tensor = self.out_proj(y.transpose(1, 2).flatten(2))
         return out
+
+    def _heads(self, y: Tensor) -> Tensor:
+        """(B, N, D) -> (B, H, N, D / H)."""
+        head_dim = y.shape[2] // self.num_heads
+        return y.reshape(*y.shape[:2], self.num_heads, head_dim).transpose(1, 2)
 
 
 class TransformerLayer(nn.Module):
@@ -94,12 +108,20 @@ class TransformerLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.activation_dropout = nn.Dropout(activation_dropout)
 
-    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
+    def forward(
+        self, x: Tensor, attention_mask: Tensor | None = None, ids: Tensor | None = None
+    ) -> Tensor:
+        """(B, N, D) -> (B, N, D), or (B, K, D) of the tokens ``ids`` (B, K) only."""
         if self.norm_first:
-            x = x + self.dropout(self.self_attn(self.self_attn_layer_norm(x), attention_mask))
+            normed = self.self_attn_layer_norm(x)
+            queries = None if ids is None else take(normed, ids)
+            x = x if ids is None else take(x, ids)
+            x = x + self.dropout(self.self_attn(normed, attention_mask, queries))
             return x + self.feed_forward(self.final_layer_norm(x))
-        x = self.self_attn_layer_norm(x + self.dropout(self.self_attn(x, attention_mask)))
+        queries = x if ids is None else take(x, ids)
+        x = self.self_attn_layer_norm(
+            queries + self.dropout(self.self_attn(x, attention_mask, queries))
+        )
         out: Tensor = self.final_layer_norm(x + self.feed_forward(x))
         return out
 
@@ -157,6 +179,7 @@ class Transformer(nn.Module):
         x: Tensor,
         padding_mask: Tensor | None = None,
         hidden_states: list[Tensor] | None = None,
+        ids: Tensor | None = None,
     ) -> Tensor:
         """Run all layers.
 
@@ -165,19 +188,21 @@ class Transformer(nn.Module):
             padding_mask: (B, N) bool, True = padding; ``None`` where there is none. What is not
                 padding is not influenced by it.
             hidden_states: when given, the output of each layer is appended to it.
+            ids: (B, K) int64, the tokens that are wanted; the last layer computes no others.
 
         Returns:
-            (B, N, D).
+            (B, N, D), or (B, K, D).
         """
         attention_mask = None if padding_mask is None else ~padding_mask[:, None, None, :]
         if not self.norm_first:
             x = self.layer_norm(x)
         x = self.dropout(x)
         for layer in self.layers:
-            y = layer(x, attention_mask)
+            wanted = ids if layer is self.layers[-1] else None
+            y = layer(x, attention_mask, wanted)
             if self.training and self.layerdrop > 0:
                 keep = torch.rand((), device=x.device) >= self.layerdrop
-                y = torch.where(keep, y, x)
+                y = torch.where(keep, y, x if wanted is None else take(x, wanted))
             x = y
             if hidden_states is not None:
                 hidden_states.append(x)
