@@ -149,36 +149,27 @@ def test_how_many_bad_files_are_too_many(
         assert len(train()) == 18
 
 
-@pytest.fixture
-def logged_by_single_clips(tmp_path: Path, train_here: Train) -> list[dict[str, str]]:
-    """Two epochs of batches of one clip, of 4 good and 3 bad ones."""
+def test_a_batch_of_bad_files_only(
+    tmp_path: Path, train_here: Train, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = good_rows(tmp_path, number=4) + garbage_rows(tmp_path, 3)
     write_manifest(tmp_path / "train.tsv", rows)
-    return train_here(
+    logged = train_here(
         tmp_path,
         "dataset.num_workers=0",
         "dataset.batch_size=1",
         "optimization.max_update=14",
         *ONLY_TRAINING,
     )
+    assert len(logged) == 14
+    assert all(float(stats["loss"]) >= 0 for stats in logged)
 
-
-def test_a_batch_of_bad_files_only(logged_by_single_clips: list[dict[str, str]]) -> None:
-    assert len(logged_by_single_clips) == 14
-    steps = [stats for stats in logged_by_single_clips if float(stats["gnorm"]) > 0]
-    assert len(steps) == 8
-    assert all(math.isfinite(float(stats["loss"])) for stats in steps)
-    assert all(float(stats["loss"]) > 0 for stats in steps)
-
-
-def test_a_batch_of_bad_files_enters_no_average(
-    logged_by_single_clips: list[dict[str, str]], caplog: pytest.LogCaptureFixture
-) -> None:
+    # It enters no average: all good clips are equally long, so their losses weigh the same.
     epochs = [json.loads(r.getMessage()) for r in caplog.records if r.name == "train"]
     for number, epoch in enumerate(epochs):
-        steps = logged_by_single_clips[number * 7 :][:7]
-        losses = [float(stats["loss"]) for stats in steps if float(stats["gnorm"]) > 0]
-        # All clips are equally long, so all losses weigh the same.
+        steps = [stats for stats in logged[number * 7 :][:7] if float(stats["gnorm"]) > 0]
+        losses = [float(stats["loss"]) for stats in steps]
+        assert len(losses) == 4
+        assert all(math.isfinite(loss) and loss > 0 for loss in losses)
         assert float(epoch["train_loss"]) == pytest.approx(sum(losses) / 4, rel=1e-5)
     assert len(epochs) == 2
-    assert all(float(stats["loss"]) >= 0 for stats in logged_by_single_clips)
