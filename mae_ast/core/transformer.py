@@ -61,12 +61,13 @@ class SelfAttention(nn.Module):
         """
         q = self._heads(self.q_proj(x if queries is None else queries))
         k, v = self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
-        if q.dtype == torch.bfloat16 and q.device.type == "cpu" and k.shape[2] <= _CPU_SHORT:
+        dtype = q.dtype
+        if dtype == torch.bfloat16 and q.device.type == "cpu" and k.shape[2] <= _CPU_SHORT:
             q, k, v = q.float(), k.float(), v.float()
         y = F.scaled_dot_product_attention(
             q, k, v, attention_mask, dropout_p=self.dropout if self.training else 0.0
         )
-        out: Tensor = self.out_proj(y.transpose(1, 2).flatten(2))
+        out: Tensor = self.out_proj(y.to(dtype).transpose(1, 2).flatten(2))
         return out
 
     def _heads(self, y: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -179,10 +179,10 @@ class Training:
         os.killpg(self.process.pid, number)
 
     def kill(self) -> None:
-        """End the whole group."""
-        with suppress(ProcessLookupError):
+        """End the whole group, unless the program has ended: its data workers then end too."""
+        if self.process.poll() is None:  # else its number may be another's by now
             self.signal_group(signal.SIGKILL)
-        self.process.wait()
+            self.process.wait()
         self.temporary.cleanup()
 
     @property
