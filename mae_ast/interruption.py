@@ -38,7 +38,11 @@ def listen(forward: bool = False) -> None:
     if threading.current_thread() is not threading.main_thread():
         return
 
+    owner = os.getpid()
+
     def request(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a data worker that was forked just now; the trainer decides
+            return
         _requested.set()
         if forward:
             for child in multiprocessing.active_children():
