@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Sequence
@@ -66,6 +67,10 @@ def heed_only_the_trainer() -> None:
     def wait() -> None:
         while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
             pass
+        # What multiprocessing removes at a worker's usual end: its folder of sockets.
+        folder = multiprocessing.current_process()._config.get("tempdir")  # type: ignore[attr-defined]
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()

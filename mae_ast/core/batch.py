@@ -99,10 +99,19 @@ class Collater:
     compute_fbank: bool = False
 
     def __call__(self, clips: Sequence[Clip]) -> Batch:
-        """Collate; an empty sequence gives a batch of nothing, whose losses are 0."""
+        """Collate; an empty sequence gives a batch of nothing, whose losses are 0.
+
+        Raises:
+            ValueError: a clip is shorter than one patch.
+        """
         if not clips:
             return self._nothing()
         lengths = [len(clip.samples) for clip in clips]
+        if min(lengths) < self.config.patch_shape.min_samples:
+            raise ValueError(
+                f"a clip of {min(lengths)} samples at 16 kHz is shorter than one patch "
+                f"({self.config.patch_shape.min_samples})"
+            )
         length = max(lengths) if self.pad else min(lengths)
         waveforms = torch.zeros(len(clips), length, dtype=torch.int16)
         for row, clip in zip(waveforms, clips, strict=True):

@@ -11,9 +11,14 @@ from typing import Any, Optional
 
 from mae_ast.core.masking import check_mask
 from mae_ast.core.patches import PatchShape
+from mae_ast.core.precision import PRECISIONS
 
-PRECISIONS = ("float32", "bfloat16")
 INPUT_STATS = ("batch", "fixed")
+OPTIONAL_COUNTS = ("decoder_ffn_embed_dim", "decoder_attention_heads")
+COUNTS = (
+    *("encoder_layers", "encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_attention_heads"),
+    *("decoder_layers", "decoder_embed_dim", "mask_length", *OPTIONAL_COUNTS),
+)
 
 
 # Optional[...] rather than X | None: the configuration library behind fairseq reads these types.
@@ -84,7 +89,8 @@ class MaeAstConfig:
         default="float32",
         metadata={
             "help": "'bfloat16': the transformer under autocast, parameters, statistics and "
-            "losses in float32; common.fp16=true overrides it"
+            "losses in float32; 'auto': that where the device has units for it, else float32; "
+            "common.fp16=true overrides it"
         },
     )
 
@@ -115,9 +121,12 @@ class MaeAstConfig:
             ValueError: with the key, its value and what would be right.
         """
         shape = self.patch_shape
-        for key in ("encoder_layers", "decoder_layers"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}; at least 1 layer is needed")
+        for key in COUNTS:
+            count = getattr(self, key)
+            if count is None and key in OPTIONAL_COUNTS:
+                continue
+            if not isinstance(count, int) or count < 1:
+                raise ValueError(f"{key}={count!r}; a whole number, at least 1, is needed")
         for key, options in (("input_stats", INPUT_STATS), ("precision", PRECISIONS)):
             if getattr(self, key) not in options:
                 raise ValueError(f"{key}={getattr(self, key)!r}; it is one of {', '.join(options)}")
@@ -130,13 +139,11 @@ class MaeAstConfig:
         for part in ("encoder", "decoder"):
             width = getattr(self, f"{part}_embed_dim")
             heads = getattr(self, f"{part}_attention_heads") or self.encoder_attention_heads
-            if width % 2 or heads < 1 or width % heads:
+            if width % 2 or width % heads:
                 raise ValueError(
                     f"{part}_embed_dim={width} is not even or not divided by its "
                     f"{heads} attention heads ({part}_attention_heads)"
                 )
-        if self.mask_length < 1:
-            raise ValueError(f"mask_length={self.mask_length}; a span has at least 1 token")
         if mask_type is not None:
             check_mask(mask_type, self.random_mask_prob, shape.per_column)
 

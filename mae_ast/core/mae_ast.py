@@ -10,7 +10,6 @@ in place, one learned token wherever a patch is hidden, and predicts the hidden 
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +21,7 @@ from mae_ast.core.input_norm import InputNorm
 from mae_ast.core.masking import MaskIds
 from mae_ast.core.patches import patchify
 from mae_ast.core.positions import SinusoidalPositions
+from mae_ast.core.precision import compute_in
 from mae_ast.core.transformer import Transformer, init_linear, take
 
 
@@ -114,7 +114,7 @@ class MaeAst(nn.Module):
         """
         mask = MaskIds(visible_ids, masked_ids, padded)
         patches = self.patches(source, lengths)
-        with self._autocast(patches.device):
+        with compute_in(self.precision, self.decoder_mask_emb):
             encoded = self.encode_visible(take(patches, visible_ids), mask)
             decoded = self.decode(encoded, mask, patches.shape[1])
             reconstruction = self._head(self.final_proj_reconstruction, decoded)
@@ -188,7 +188,7 @@ class MaeAst(nn.Module):
             index = torch.arange(patches.shape[1], device=patches.device)
             padding_mask = index >= (along_time * self.patch_shape.per_column)[:, None]
         states: list[Tensor] = []
-        with self._autocast(patches.device):
+        with compute_in(self.precision, self.decoder_mask_emb):
             tokens = self.embed(patches) + self.encoder_positions(patches.shape[1])
             self.encoder(tokens, padding_mask, states)
         return states
@@ -200,9 +200,3 @@ class MaeAst(nn.Module):
 
     def _head(self, head: nn.Linear, decoded: Tensor) -> Tensor | None:
         return head(decoded) if head.weight.requires_grad or not self.training else None
-
-    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        is_float32 = self.post_extract_proj.weight.dtype == torch.float32
-        if self.precision == "bfloat16" and is_float32:
-            return torch.autocast(device.type, dtype=torch.bfloat16)
-        return nullcontext()  # whatever the trainer has chosen

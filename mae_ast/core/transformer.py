@@ -59,6 +59,8 @@ class SelfAttention(nn.Module):
 
         ``attention_mask`` (B, 1, 1, N) is True where to attend.
         """
+        if torch.is_autocast_enabled(x.device.type):  # once, not in each projection
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         q = self._heads(self.q_proj(x if queries is None else queries))
         k, v = self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
         dtype = q.dtype

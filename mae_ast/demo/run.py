@@ -7,11 +7,9 @@ import os
 import re
 import subprocess
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import typer
 from tqdm import tqdm
 
@@ -19,10 +17,7 @@ from mae_ast import pictures
 from mae_ast.core.audio import read_audio
 from mae_ast.core.batch import Clip, Collater
 from mae_ast.core.checkpoint import Loaded, load_checkpoint
-from mae_ast.core.config import PRECISIONS, MaeAstConfig
-from mae_ast.core.mae_ast import MaeAst
 from mae_ast.core.manifest import Manifest
-from mae_ast.core.masking import random_mask
 from mae_ast.core.reconstruct import reconstruct
 from mae_ast.demo.corpus import make_corpus
 from mae_ast.demo.evaluate import Scores, evaluate
@@ -47,8 +42,7 @@ def run_demo(folder: Path, updates: int, takes: int) -> Scores:
     make_corpus(corpus, takes, jobs, bar("speaking", "voice"))
 
     started = time.monotonic()
-    precision = faster_precision()
-    history = train(corpus, run, updates, precision)
+    history = train(corpus, run, updates)
     minutes = (time.monotonic() - started) / 60
 
     loaded = load_checkpoint(run / "checkpoints" / "checkpoint_last.pt")
@@ -56,40 +50,14 @@ def run_demo(folder: Path, updates: int, takes: int) -> Scores:
     scores = evaluate(loaded, train_set, valid_set)
     _draw(loaded, valid_set, folder / "reconstruction.png")
     pictures.loss_figure(history).savefig(folder / "loss.png", dpi=120)
-    table = _table(scores, updates, precision, minutes)
+    table = _table(scores, updates, minutes)
     (folder / "results.md").write_text(table, encoding="utf-8")
     typer.echo(table)
     typer.echo(f"pictures: {folder / 'reconstruction.png'}, {folder / 'loss.png'}")
     return scores
 
 
-def faster_precision() -> str:
-    """bfloat16 where a step of a small model is faster in it than in float32."""
-    if torch.cuda.is_available():
-        return "bfloat16"
-    config = MaeAstConfig(
-        encoder_layers=2,
-        encoder_embed_dim=192,
-        encoder_ffn_embed_dim=768,
-        encoder_attention_heads=4,
-        decoder_embed_dim=192,
-        dropout=0.0,
-        attention_dropout=0.0,
-    )
-    log_mel = torch.randn(64, 98, 128)
-    mask = random_mask(64, config.patch_shape.grid(98), 0.75)
-    models = {kind: MaeAst(replace(config, precision=kind)) for kind in PRECISIONS}
-    seconds = dict.fromkeys(models, float("inf"))
-    for _ in range(8):  # in turns: other programs slow both down alike
-        for kind, model in models.items():
-            begin = time.perf_counter()
-            out = model(log_mel, None, mask.visible_ids, mask.masked_ids)
-            (out.reconstruction.float().sum() + out.classification.float().sum()).backward()
-            seconds[kind] = min(seconds[kind], time.perf_counter() - begin)
-    return min(seconds, key=lambda kind: seconds[kind])
-
-
-def train(corpus: Path, run: Path, updates: int, precision: str) -> list[dict[str, Any]]:
+def train(corpus: Path, run: Path, updates: int) -> list[dict[str, Any]]:
     """Pretrain with fairseq, showing progress; the values that it logged.
 
     Raises:
@@ -97,15 +65,13 @@ def train(corpus: Path, run: Path, updates: int, precision: str) -> list[dict[st
     """
     run.mkdir(parents=True, exist_ok=True)
     history_file, log_file = run / "history.jsonl", run / "train.log"
-    command = train_command(
-        corpus, "demo", run, [f"optimization.max_update={updates}", f"model.precision={precision}"]
-    )
+    command = train_command(corpus, "demo", run, [f"optimization.max_update={updates}"])
     environment = {**os.environ, "HYDRA_FULL_ERROR": "1", "PYTHONUNBUFFERED": "1"}
     is_new = not (run / "checkpoints" / "checkpoint_last.pt").exists()
     with (
         log_file.open("a") as log,
         history_file.open("w" if is_new else "a") as history,
-        tqdm(total=updates, desc=f"pretraining in {precision}", unit="update") as progress,
+        tqdm(total=updates, desc="pretraining", unit="update") as progress,
         subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -142,11 +108,11 @@ def _draw(loaded: Loaded, valid: Manifest, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _table(scores: Scores, updates: int, precision: str, minutes: float) -> str:
+def _table(scores: Scores, updates: int, minutes: float) -> str:
     chance = 1 / scores.num_candidates
     return "\n".join(
         [
-            f"After {updates} updates in {precision} ({minutes:.1f} min), on voices never heard:",
+            f"After {updates} updates ({minutes:.1f} min), on voices never heard:",
             "",
             "| hidden patches | this model | simple guess |",
             "| --- | --- | --- |",

@@ -165,6 +165,11 @@ class MaeAstPretrainingTask(InterruptibleTask):
     ) -> Any:
         """fairseq's; clips that are longer than a whole batch may be are left out and counted."""
         longest = max_tokens if max_positions is None else max_positions
+        if longest is not None and longest < dataset.sizes.min():
+            raise SystemExit(
+                f"mae-ast: error: dataset.max_tokens={longest} is below the shortest clip of "
+                f"{dataset.manifest.path} ({dataset.sizes.min()} samples at 16 kHz)"
+            )
         return super().get_batch_iterator(
             dataset, max_tokens, max_sentences, longest, *args, **kwargs
         )

@@ -298,3 +298,13 @@ def test_a_clip_of_a_single_token(small_config, mask_type):
     batch = Collater(config, mask_type)(clips_of(config.patch_shape.min_samples))
     assert batch.num_masked == 0
     assert loss_of(model, batch).item() == 0
+
+
+def test_a_clip_shorter_than_one_patch_is_refused(small_config):
+    collate = Collater(small_config((16, 16)), "random_mask")
+    clips = [
+        Clip.of(n, torch.zeros(length, dtype=torch.int16), 0, 0)
+        for n, length in enumerate((16_000, 2_799))
+    ]
+    with pytest.raises(ValueError, match=r"2799 samples .* shorter than one patch \(2800\)"):
+        collate(clips)

@@ -25,7 +25,7 @@ def test_the_default_works():
         ({"encoder_layers": 0}, "encoder_layers=0"),
         ({"decoder_layers": -1}, "decoder_layers=-1"),
         ({"input_stats": "running"}, "input_stats='running'; it is one of batch, fixed"),
-        ({"precision": "fp16"}, "precision='fp16'; it is one of float32, bfloat16"),
+        ({"precision": "fp16"}, "precision='fp16'; it is one of auto, float32, bfloat16"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"attention_dropout": -0.1}, "attention_dropout=-0.1"),
         ({"activation_dropout": 2}, "activation_dropout=2"),
@@ -33,6 +33,13 @@ def test_the_default_works():
         ({"encoder_layerdrop": 1.0}, "encoder_layerdrop=1.0"),
         ({"decoder_layerdrop": float("nan")}, "decoder_layerdrop=nan"),
         ({"mask_length": 0}, "mask_length=0"),
+        ({"encoder_layers": "2"}, "encoder_layers='2'; a whole number"),
+        ({"encoder_embed_dim": 0}, "encoder_embed_dim=0"),
+        ({"decoder_embed_dim": -4}, "decoder_embed_dim=-4"),
+        ({"encoder_ffn_embed_dim": 0}, "encoder_ffn_embed_dim=0"),
+        ({"decoder_ffn_embed_dim": 0}, "decoder_ffn_embed_dim=0"),
+        ({"encoder_attention_heads": None}, "encoder_attention_heads=None"),
+        ({"decoder_attention_heads": 0}, "decoder_attention_heads=0"),
     ],
 )
 def test_what_cannot_work_is_refused(fields, message):

@@ -10,7 +10,6 @@ from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.mae_ast import MaeAst
 from mae_ast.core.manifest import Manifest, write_manifest
 from mae_ast.demo.evaluate import evaluate
-from mae_ast.demo.run import faster_precision
 from mae_ast.pictures import loss_figure
 
 
@@ -49,10 +48,6 @@ def test_the_simple_guess_knows_loudness_and_colour(manifest):
     with torch.no_grad():
         levels = scores.mse
     assert scores.baseline_mse < 0.03 < levels
-
-
-def test_faster_precision_is_one_of_two():
-    assert faster_precision() in ("float32", "bfloat16")
 
 
 def test_loss_figure_has_both_curves():

@@ -60,6 +60,7 @@ def message(train_here: Train) -> Callable[..., str]:
             ["ast_kernel_stride_time=8", "ast_kernel_size_time=16", "set both alike"],
         ),
         (["task.mask_type=retain_spans"], ["retain_spans", "ast_kernel_size_chan=128"]),
+        (["dataset.max_tokens=9000"], ["dataset.max_tokens=9000", "train.tsv (16000 samples"]),
         (["task.fbank=gpu"], ["task.fbank='gpu'", "auto, workers, device"]),
         (
             ["criterion.classification_weight=0", "criterion.reconstruction_weight=0"],
@@ -72,7 +73,7 @@ def message(train_here: Train) -> Callable[..., str]:
         (["criterion.classification_weight=-1"], ["classification_weight=-1", "negative"]),
         (["model.encoder_layers=0"], ["encoder_layers=0", "at least 1"]),
         (["model.encoder_attention_heads=5"], ["5 attention heads", "64"]),
-        (["model.precision=half"], ["precision='half'", "float32, bfloat16"]),
+        (["model.precision=half"], ["precision='half'", "auto, float32, bfloat16"]),
         (["model.input_stats=none"], ["input_stats='none'", "batch, fixed"]),
         (["model.dropout=1"], ["dropout=1.0", "from 0 to below 1"]),
         (["task.max_bad_fraction=2"], ["task.max_bad_fraction=2.0", "from 0 to 1"]),

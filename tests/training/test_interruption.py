@@ -199,10 +199,5 @@ def test_data_workers_cost_no_time(forty_updates: Training) -> None:
     assert forty_updates.training_s < 10
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="workers end by os._exit or a signal, so the folder of the socket over which each "
-    "handed out its batches stays: pymp-*, one a worker and run",
-)
 def test_data_workers_leave_no_files(forty_updates: Training) -> None:
     assert not list(Path(forty_updates.temporary.name).glob("pymp-*"))
