@@ -7,7 +7,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
   $$python -c '$(IS_RIGHT)' 2>/dev/null && echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := demo,s3prl,dev
+EXTRAS := demo,s3prl,onnx,dev
 # Built when the environment is as these files and this Python want it; the name tells.
 STATE := $(shell (cat constraints.txt pyproject.toml setup.py Makefile; $(PYTHON) --version) | \
   cksum | cut -d ' ' -f 1)

@@ -3,8 +3,15 @@
 from setuptools import find_packages, setup
 
 setup(
-    # The presets live in config/ beside the package and are installed inside it.
-    packages=[*find_packages(include=["mae_ast", "mae_ast.*"]), "mae_ast.config"],
-    package_dir={"mae_ast.config": "config"},
-    package_data={"mae_ast.config": ["**/*.yaml"], "mae_ast": ["py.typed"]},
+    # The presets live in config/ and s3prl/config/ beside the package and are installed inside it.
+    packages=[
+        *find_packages(include=["mae_ast", "mae_ast.*"]),
+        *("mae_ast.config", "mae_ast.superb_config"),
+    ],
+    package_dir={"mae_ast.config": "config", "mae_ast.superb_config": "s3prl/config"},
+    package_data={
+        "mae_ast": ["py.typed"],
+        "mae_ast.config": ["**/*.yaml"],
+        "mae_ast.superb_config": ["*.yaml"],
+    },
 )

@@ -4,4 +4,22 @@
 fairseq; ``fairseq-hydra-train common.user_dir=.../mae_ast`` does the same by itself.
 """
 
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mae_ast.pretrained import PretrainedMaeAst
+
 __version__ = "0.1.0"
+
+
+def load(source: str | os.PathLike[str]) -> PretrainedMaeAst:
+    """Load a model: a released one's name, a file, a URL, or a Hugging Face hub id.
+
+    See :func:`mae_ast.pretrained.load`.
+    """
+    from mae_ast import pretrained  # fairseq imports this package only to find tasks and models
+
+    return pretrained.load(source)

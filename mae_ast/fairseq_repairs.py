@@ -9,10 +9,13 @@ from typing import Any
 
 import fairseq_cli.train
 import torch.utils.data._utils
+from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 from omegaconf.errors import OmegaConfBaseException
 
 from mae_ast import interruption
+from mae_ast.core.checkpoint import read_checkpoint, read_state
+from mae_ast.errors import user_errors
 
 _WORKER_CHECK_S = 0.05
 
@@ -38,6 +41,26 @@ def apply() -> None:
 
     # Ending early with a checkpoint has no hook in the training loop. Can go when it has.
     fairseq_cli.train.validate_and_save = _stop_when_asked(fairseq_cli.train.validate_and_save)
+
+    # A run can start from weights alone (checkpoint.finetune_from_model): the released files and
+    # exports have no state of a trainer, which fairseq takes for granted. Can go when it does not.
+    checkpoint_utils.load_checkpoint_to_cpu = _of_weights_alone(
+        checkpoint_utils.load_checkpoint_to_cpu
+    )
+    checkpoint_utils.load_checkpoint = user_errors()(checkpoint_utils.load_checkpoint)
+
+
+def _of_weights_alone(load: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapper(path: str, *args: Any, **kwargs: Any) -> Any:
+        if not path.endswith(".safetensors") and "optimizer_history" in read_state(path):
+            return load(path, *args, **kwargs)
+        return {
+            "model": read_checkpoint(path).weights,
+            "optimizer_history": [{"num_updates": 0}],
+            "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
+        }
+
+    return wrapper
 
 
 def _copy_atomically(src_path: str, dst_path: str, overwrite: bool = False) -> str:

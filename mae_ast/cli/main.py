@@ -7,7 +7,18 @@ import sys
 import typer
 
 from mae_ast import __version__
-from mae_ast.cli import demo, manifest, pretrain, reconstruct, stats
+from mae_ast.cli import (
+    convert,
+    demo,
+    download,
+    extract,
+    manifest,
+    models,
+    pretrain,
+    reconstruct,
+    stats,
+    superb,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,6 +49,11 @@ app.command(
     "pretrain", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )(pretrain.pretrain)
 app.command("reconstruct")(reconstruct.reconstruct)
+app.command("models")(models.models)
+app.command("download")(download.download)
+app.command("convert")(convert.convert)
+app.command("extract")(extract.extract)
+app.command("superb", context_settings={"allow_extra_args": True})(superb.superb)
 app.command("demo")(demo.demo)
 
 

@@ -8,17 +8,19 @@ from typing import Annotated
 import torch
 import typer
 
+import mae_ast
 from mae_ast import pictures
 from mae_ast.core.audio import SAMPLE_RATE, read_audio
 from mae_ast.core.batch import clip_generator
-from mae_ast.core.checkpoint import load_checkpoint
 from mae_ast.core.fbank import num_frames
 from mae_ast.core.masking import check_mask, mask_strategy
 from mae_ast.core.reconstruct import reconstruct as rebuild
 
 
 def reconstruct(
-    checkpoint: Annotated[Path, typer.Argument(help="A pretraining checkpoint.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="A file, a released model's name, a URL, a hub id.")
+    ],
     file: Annotated[Path, typer.Argument(help="Audio of any kind.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture.")] = Path(
         "reconstruction.png"
@@ -34,10 +36,10 @@ def reconstruct(
     seed: Annotated[int, typer.Option(help="Of the mask.")] = 0,
 ) -> None:
     """Draw a spectrogram, what the encoder sees of it, and what the decoder makes of that."""
-    loaded = load_checkpoint(checkpoint)
-    kind = mask_type or loaded.mask_type
-    share = loaded.config.random_mask_prob if ratio is None else ratio
-    shape = loaded.config.patch_shape
+    model = mae_ast.load(checkpoint)
+    kind = mask_type or model.mask_type
+    share = model.config.random_mask_prob if ratio is None else ratio
+    shape = model.config.patch_shape
     if seconds <= 0:
         raise ValueError(f"--seconds {seconds:g}; a positive number is wanted")
     check_mask(kind, share, shape.per_column)
@@ -47,10 +49,10 @@ def reconstruct(
             f"{file}: {len(samples)} samples at 16 kHz from {start:g} s on are shorter than one "
             f"patch ({shape.min_samples})"
         )
-    draw = mask_strategy(kind, loaded.config.mask_length)
+    draw = mask_strategy(kind, model.config.mask_length)
     grid = shape.grid(num_frames(len(samples)))
     mask = draw(1, grid, share, generator=clip_generator(seed, 0, 0))
-    rebuilt = rebuild(loaded.model, samples.unsqueeze(0), mask)
+    rebuilt = rebuild(model, samples.unsqueeze(0), mask)
     pictures.reconstruction_figure(rebuilt, [file.name]).savefig(output, dpi=120)
     error = torch.nn.functional.mse_loss(rebuilt.rebuilt, rebuilt.original)
     hidden = rebuilt.visible.isnan().float().mean()

@@ -55,6 +55,7 @@ class MaeAst(nn.Module):
     def __init__(self, config: MaeAstConfig) -> None:
         super().__init__()
         config.validate()
+        self.config = config
         self.patch_shape = config.patch_shape
         self.precision = config.precision
         width, decoder_width = config.encoder_embed_dim, config.decoder_embed_dim
@@ -114,7 +115,7 @@ class MaeAst(nn.Module):
         """
         mask = MaskIds(visible_ids, masked_ids, padded)
         patches = self.patches(source, lengths)
-        with compute_in(self.precision, self.decoder_mask_emb):
+        with compute_in(self.precision, self.post_extract_proj.weight):
             encoded = self.encode_visible(take(patches, visible_ids), mask)
             decoded = self.decode(encoded, mask, patches.shape[1])
             reconstruction = self._head(self.final_proj_reconstruction, decoded)
@@ -188,7 +189,7 @@ class MaeAst(nn.Module):
             index = torch.arange(patches.shape[1], device=patches.device)
             padding_mask = index >= (along_time * self.patch_shape.per_column)[:, None]
         states: list[Tensor] = []
-        with compute_in(self.precision, self.decoder_mask_emb):
+        with compute_in(self.precision, self.post_extract_proj.weight):
             tokens = self.embed(patches) + self.encoder_positions(patches.shape[1])
             self.encoder(tokens, padding_mask, states)
         return states

@@ -21,10 +21,8 @@ def sinusoidal_positions(num_positions: int, dim: int) -> Tensor:
         raise ValueError(f"sinusoidal positions need an even width, not {dim}")
     position = torch.arange(num_positions).unsqueeze(1)
     frequency = torch.exp(torch.arange(0, dim, 2) * (-math.log(10000.0) / dim))
-    table = torch.zeros(num_positions, dim)
-    table[:, 0::2] = torch.sin(position * frequency)
-    table[:, 1::2] = torch.cos(position * frequency)
-    return table
+    angle = position * frequency
+    return torch.stack((angle.sin(), angle.cos()), dim=2).flatten(1)
 
 
 class SinusoidalPositions(nn.Module):

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from mae_ast.core.audio import read_audio
 from mae_ast.core.batch import Batch, Clip, Collater
-from mae_ast.core.checkpoint import Loaded
 from mae_ast.core.losses import info_nce_loss, reconstruction_loss
 from mae_ast.core.manifest import Manifest
 from mae_ast.core.patches import patchify, unpatchify
+from mae_ast.pretrained import PretrainedMaeAst
 
 BATCH_SIZE = 64
 CLIPS_FOR_MEANS = 1024
@@ -37,9 +37,9 @@ class Scores:
     num_candidates: float
 
 
-def batches(manifest: Manifest, loaded: Loaded, seed: int = 0) -> Iterator[Batch]:
+def batches(manifest: Manifest, model: PretrainedMaeAst, seed: int = 0) -> Iterator[Batch]:
     """All clips of a split, with the masks of training, always the same for a seed."""
-    collate = Collater(loaded.config, loaded.mask_type, random_crop=False)
+    collate = Collater(model.config, model.mask_type, random_crop=False)
     for first in range(0, len(manifest), BATCH_SIZE):
         rows = range(first, min(first + BATCH_SIZE, len(manifest)))
         yield collate(
@@ -48,18 +48,17 @@ def batches(manifest: Manifest, loaded: Loaded, seed: int = 0) -> Iterator[Batch
 
 
 @torch.no_grad()
-def evaluate(loaded: Loaded, train: Manifest, valid: Manifest) -> Scores:
+def evaluate(model: PretrainedMaeAst, train: Manifest, valid: Manifest) -> Scores:
     """Score a model and the simple guess on the same hidden patches."""
-    model = loaded.model
-    some = islice(batches(train, loaded), CLIPS_FOR_MEANS // BATCH_SIZE)
+    some = islice(batches(train, model), CLIPS_FOR_MEANS // BATCH_SIZE)
     bin_means = torch.cat([model.spectrogram(b.source).mean(1) for b in some]).mean(0)
 
     totals = torch.zeros(5, dtype=torch.float64)
-    for batch in batches(valid, loaded):
+    for batch in batches(valid, model):
         ids = batch.mask
         out = model(batch.source, None, ids.visible_ids, ids.masked_ids)
         patches = model.patches(batch.source, None)
-        guess = _guess(patches, ids.visible_ids, bin_means, loaded)
+        guess = _guess(patches, ids.visible_ids, bin_means, model)
         hidden = ids.masked_ids.unsqueeze(2).expand(-1, -1, patches.shape[2])
         totals += torch.stack(
             [
@@ -74,9 +73,11 @@ def evaluate(loaded: Loaded, train: Manifest, valid: Manifest) -> Scores:
     return Scores(mse / masked, baseline / masked, correct / masked, masked / clips)
 
 
-def _guess(patches: Tensor, visible_ids: Tensor, bin_means: Tensor, loaded: Loaded) -> Tensor:
+def _guess(
+    patches: Tensor, visible_ids: Tensor, bin_means: Tensor, model: PretrainedMaeAst
+) -> Tensor:
     """Each bin's mean, moved by how far the clip's visible patches lie from theirs."""
-    shape = loaded.config.patch_shape
+    shape = model.config.patch_shape
     spectrogram = unpatchify(patches, shape)
     means = patchify(bin_means.expand_as(spectrogram), shape)
     visible = visible_ids.unsqueeze(2).expand(-1, -1, patches.shape[2])

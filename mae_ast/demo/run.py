@@ -13,14 +13,15 @@ from typing import Any
 import typer
 from tqdm import tqdm
 
+import mae_ast
 from mae_ast import pictures
 from mae_ast.core.audio import read_audio
 from mae_ast.core.batch import Clip, Collater
-from mae_ast.core.checkpoint import Loaded, load_checkpoint
 from mae_ast.core.manifest import Manifest
 from mae_ast.core.reconstruct import reconstruct
 from mae_ast.demo.corpus import make_corpus
 from mae_ast.demo.evaluate import Scores, evaluate
+from mae_ast.pretrained import PretrainedMaeAst
 from mae_ast.progress import bar
 from mae_ast.train_command import train_command
 
@@ -45,10 +46,10 @@ def run_demo(folder: Path, updates: int, takes: int) -> Scores:
     history = train(corpus, run, updates)
     minutes = (time.monotonic() - started) / 60
 
-    loaded = load_checkpoint(run / "checkpoints" / "checkpoint_last.pt")
+    model = mae_ast.load(run / "checkpoints" / "checkpoint_last.pt")
     train_set, valid_set = Manifest.load(corpus / "train.tsv"), Manifest.load(corpus / "valid.tsv")
-    scores = evaluate(loaded, train_set, valid_set)
-    _draw(loaded, valid_set, folder / "reconstruction.png")
+    scores = evaluate(model, train_set, valid_set)
+    _draw(model, valid_set, folder / "reconstruction.png")
     pictures.loss_figure(history).savefig(folder / "loss.png", dpi=120)
     table = _table(scores, updates, minutes)
     (folder / "results.md").write_text(table, encoding="utf-8")
@@ -96,14 +97,14 @@ def train(corpus: Path, run: Path, updates: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in history_file.read_text().splitlines()]
 
 
-def _draw(loaded: Loaded, valid: Manifest, path: Path) -> None:
+def _draw(model: PretrainedMaeAst, valid: Manifest, path: Path) -> None:
     rows: list[int] = []
     for word in SHOWN_WORDS:
         of_word = [r for r in range(len(valid)) if valid.row_path(r).startswith(f"{word}_")]
         rows.append(of_word[len(rows) * len(of_word) // len(SHOWN_WORDS)])
     clips = [Clip.of(r, read_audio(valid.audio_path(r)), seed=1, epoch=0) for r in rows]
-    batch = Collater(loaded.config, loaded.mask_type, random_crop=False)(clips)
-    rebuilt = reconstruct(loaded.model, batch.source, batch.mask)
+    batch = Collater(model.config, model.mask_type, random_crop=False)(clips)
+    rebuilt = reconstruct(model, batch.source, batch.mask)
     figure = pictures.reconstruction_figure(rebuilt, [f"“{word}”" for word in SHOWN_WORDS])
     figure.savefig(path, dpi=120)
 

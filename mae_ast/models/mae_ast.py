@@ -1,12 +1,14 @@
 """fairseq model ``mae_ast``."""
 
 # No postponed annotations here: fairseq reads the types of the fields.
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
 
+from mae_ast.core.checkpoint import check_weights
 from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.mae_ast import MaeAst
 from mae_ast.errors import user_errors
@@ -28,3 +30,11 @@ class FairseqMaeAst(MaeAst, BaseFairseqModel):  # type: ignore[misc]
             config = MaeAstConfig.from_mapping(cfg)
             config.validate(task.cfg.mask_type)
             return cls(config)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Torch's; weights that do not fit are named in one line."""
+        with user_errors():
+            check_weights(self.state_dict(), state_dict, "the checkpoint")
+        return super().load_state_dict(state_dict, strict)

@@ -5,12 +5,11 @@ import pytest
 import soundfile
 import torch
 
-from mae_ast.core.checkpoint import Loaded
 from mae_ast.core.config import MaeAstConfig
-from mae_ast.core.mae_ast import MaeAst
 from mae_ast.core.manifest import Manifest, write_manifest
 from mae_ast.demo.evaluate import evaluate
 from mae_ast.pictures import loss_figure
+from mae_ast.pretrained import PretrainedMaeAst
 
 
 @pytest.fixture
@@ -38,10 +37,10 @@ def test_the_simple_guess_knows_loudness_and_colour(manifest):
         input_std=3.0,
     )
     torch.manual_seed(0)
-    model = MaeAst(config).eval()
+    model = PretrainedMaeAst(config, "random_mask").eval()
     for head in (model.final_proj_reconstruction, model.final_proj_classification):
         torch.nn.init.zeros_(head.weight)  # a model that always answers 0
-    scores = evaluate(Loaded(model, config, "random_mask"), manifest, manifest)
+    scores = evaluate(model, manifest, manifest)
     assert scores.num_candidates == 36
     assert scores.accuracy == pytest.approx(1 / 36, abs=0.02)  # all logits alike: the first wins
     # White noise: once its level and colour are known, only the ripple of the log spectrum is left.

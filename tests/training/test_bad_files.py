@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 
-from mae_ast.core.checkpoint import load_checkpoint
+import mae_ast
 
 from .conftest import ONLY_TRAINING, Start, Training, sound, write_clips, write_manifest
 
@@ -116,7 +116,7 @@ def test_too_many_bad_files_stop_a_run(with_too_many: Training) -> None:
     assert len(run.updates) < 9  # within the first epoch
 
     checkpoint = run.log.parent / "many" / "checkpoints" / "checkpoint_last.pt"
-    load_checkpoint(checkpoint)
+    mae_ast.load(checkpoint)
     state = torch.load(checkpoint, weights_only=True)
     assert state["optimizer_history"][-1]["num_updates"] == max(run.updates)
 

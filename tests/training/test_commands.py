@@ -16,8 +16,8 @@ import torch
 from fairseq.models import build_model
 from omegaconf import OmegaConf
 
+import mae_ast
 from mae_ast import plugin
-from mae_ast.core.checkpoint import load_checkpoint
 from mae_ast.models.mae_ast import MaeAstModelConfig
 
 from .conftest import CONFIG_DIR, ONLY_TRAINING, TRAIN_PROGRAM, USER_DIR, Training, write_clips
@@ -127,10 +127,10 @@ def test_patches_with_chunks(published: dict[str, Training]) -> None:
     state = torch.load(checkpoint, weights_only=True, mmap=True)
     assert state["cfg"]["model"]["encoder_layers"] == 12
     assert state["cfg"]["task"]["mask_type"] == "chunk_mask"
-    loaded = load_checkpoint(checkpoint)
-    assert loaded.mask_type == "chunk_mask"
-    assert not loaded.model.training
-    states = loaded.model.hidden_states(torch.zeros(1, 32_000, dtype=torch.int16))
+    model = mae_ast.load(checkpoint)
+    assert model.mask_type == "chunk_mask"
+    assert not model.training
+    states = model.hidden_states(torch.zeros(1, 32_000, dtype=torch.int16))
     assert len(states) == 12
     assert states[-1].shape == (1, 12 * 8, 768)
     assert bool(torch.isfinite(states[-1]).all())

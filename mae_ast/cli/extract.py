@@ -1,0 +1,49 @@
+"""``mae-ast extract CHECKPOINT MANIFEST OUT``: features of a whole manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def extract(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A file, a released model's name, a URL, a hub id.")
+    ],
+    manifest: Annotated[Path, typer.Argument(help="A manifest, such as train.tsv.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the .npy and .len files.")],
+    layer: Annotated[int, typer.Option(help="Counted from 1; -1 is the last.")] = -1,
+    pool: Annotated[
+        bool, typer.Option("--pool", help="One vector a clip: the mean over its tokens.")
+    ] = False,
+    tokens: Annotated[
+        bool,
+        typer.Option("--tokens", help="A row for each token; default: for each time step."),
+    ] = False,
+    shard: Annotated[str, typer.Option(help="i/n: only the i-th of n parts, from 0.")] = "0/1",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...; default: cuda if there is.")] = "",
+) -> None:
+    """Write the features of a manifest's clips, in fairseq's .npy + .len convention.
+
+    A stopped extraction goes on when it is started again.
+    """
+    import torch
+
+    import mae_ast
+    from mae_ast import extraction
+    from mae_ast.core.manifest import Manifest
+    from mae_ast.progress import bar
+
+    part = extraction.parse_shard(shard)
+    listed = Manifest.read(manifest)
+    listed.check_paths()
+    model = mae_ast.load(checkpoint).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    depth = model.config.encoder_layers
+    if layer != -1 and not 1 <= layer <= depth:
+        raise ValueError(f"--layer {layer}; the model has 1 to {depth}, -1 is the last")
+    what = extraction.What(depth if layer == -1 else layer, pool, tokens, *part)
+    path, num_bad = extraction.extract(model, listed, out, what, bar("extracting", "clip"))
+    left_out = f", {num_bad} clips left out (0 rows)" if num_bad else ""
+    typer.echo(f"{path} and {path.with_suffix('.len').name}{left_out}")

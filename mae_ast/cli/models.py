@@ -1,0 +1,30 @@
+"""``mae-ast models``: what is released, how good it is, and whether it is here already."""
+
+from __future__ import annotations
+
+import typer
+
+from mae_ast.fetch.cache import cache_folder
+from mae_ast.fetch.registry import RELEASED, TASKS, ReleasedModel
+
+
+def models() -> None:
+    """List the released models: their scores, whether they are in the cache, and where they lie."""
+    width = max(map(len, RELEASED))
+    tasks = [f"{task} ({measure})" for task, measure in TASKS.items()]
+    typer.echo("  ".join(["model".ljust(width), *tasks]) + "   (in %)")
+    for model in RELEASED.values():
+        scores = [
+            f"{model.scores.get(task, '-'):>{len(head)}}"
+            for task, head in zip(TASKS, tasks, strict=True)
+        ]
+        typer.echo("  ".join([model.name.ljust(width), *scores]))
+    for model in RELEASED.values():
+        typer.echo(f"\n{model.name}: {model.description}\n  {_where(model)}")
+        for url in model.urls:
+            typer.echo(f"  {url}")
+
+
+def _where(model: ReleasedModel) -> str:
+    path = cache_folder() / model.file_name
+    return f"cached: {path}" if path.is_file() else "not cached"

@@ -1,0 +1,45 @@
+"""``mae-ast superb TASK CHECKPOINT --data DIR``: fine-tune and test on SUPERB through s3prl."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Mode(StrEnum):
+    """What to do."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+def superb(
+    context: typer.Context,
+    task: Annotated[str, typer.Argument(help="ks, sid, er, or a downstream of s3prl.")],
+    checkpoint: Annotated[str, typer.Argument(help="A file, or the name of a released model.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of the task's data.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run; the same again goes on with it.", show_default=False),
+    ] = None,
+    mode: Annotated[Mode, typer.Option(help="Train, or test what was best on dev.")] = Mode.TRAIN,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps; default: the paper's.")
+    ] = None,
+    fold: Annotated[int, typer.Option(min=1, max=5, help="Session to test on, for er.")] = 1,
+    device: Annotated[
+        str | None, typer.Option(help="As PyTorch names it; default: a GPU if there is one.")
+    ] = None,
+) -> None:
+    """Fine-tune on a task of SUPERB with the paper's settings, or test the result.
+
+    What follows -- goes to s3prl's run_downstream. Default of --out: outputs/superb/TASK (for er:
+    outputs/superb/er/foldN).
+    """
+    from mae_ast.superb.run import run
+
+    folder = Path("outputs/superb") / task / (f"fold{fold}" if task == "er" else "")
+    run(task, checkpoint, data, out or folder, mode.value, steps, fold, device, context.args)

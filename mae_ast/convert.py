@@ -1,0 +1,142 @@
+"""A model to a file of another kind: for stock s3prl, for the hub, for ONNX runtimes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from mae_ast.core.fbank import NUM_MEL_BINS
+from mae_ast.core.positions import sinusoidal_positions
+from mae_ast.core.released import to_released
+from mae_ast.pretrained import PretrainedMaeAst
+
+ONNX_OPSET = 18
+ONNX_TOLERANCE = 1e-3
+# Batch sizes and frames that an exported file is checked with.
+ONNX_CHECKS = ((1, 998), (3, 100), (2, 1_537))
+
+
+def to_released_file(model: PretrainedMaeAst, path: Path) -> None:
+    """Write the file that stock s3prl's ``mae_ast_local`` loads.
+
+    Raises:
+        ValueError: the model has sizes that the layout has no field for.
+    """
+    state = to_released(model.config, model.mask_type, model.state_dict())
+    with _whole(path) as part:
+        torch.save(state, part)
+
+
+def to_safetensors(model: PretrainedMaeAst, path: Path) -> None:
+    """Write a folder in the hub's layout: ``model.safetensors``, ``config.json``, a model card."""
+    with _whole(path) as part:
+        model.save_pretrained(part)
+
+
+def to_onnx(model: PretrainedMaeAst, path: Path) -> float:
+    """Write an ONNX file, log-mel (B, T, 128) -> last hidden state (B, N, D), and check it.
+
+    B and T are free. The input is what :func:`mae_ast.core.fbank.fbank` gives, not normalised.
+
+    Returns:
+        The largest difference to PyTorch that was seen.
+
+    Raises:
+        ValueError: onnxruntime computes something else from the file than PyTorch.
+    """
+    encoder = LastHiddenState(model).eval()
+    example = torch.randn(2, 40 * model.patch_shape.time, NUM_MEL_BINS)
+    # Sizes that nothing constrains: the first patch is there, and no size is like another.
+    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    with _whole(path) as part:
+        program = torch.onnx.export(
+            encoder,
+            (example,),
+            dynamo=True,
+            opset_version=ONNX_OPSET,
+            dynamic_shapes={"log_mel": dynamic},
+            input_names=["log_mel"],
+            output_names=["last_hidden_state"],
+            verbose=False,
+        )
+        assert program is not None
+        program.save(str(part))
+        return check_onnx(encoder, part)
+
+
+def check_onnx(encoder: nn.Module, path: Path) -> float:
+    """Compare a file with the module that it was made of, on several sizes.
+
+    Raises:
+        ValueError: they differ by more than 1e-3.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    worst = 0.0
+    generator = torch.Generator().manual_seed(0)
+    for batch, frames in ONNX_CHECKS:
+        log_mel = torch.randn(batch, frames, NUM_MEL_BINS, generator=generator) * 4 - 7
+        (found,) = session.run(None, {"log_mel": log_mel.numpy()})
+        with torch.no_grad():
+            expected = encoder(log_mel)
+        if found.shape != tuple(expected.shape):
+            raise ValueError(f"{path}: gives {found.shape} for {tuple(expected.shape)}")
+        worst = max(worst, float((torch.from_numpy(found) - expected).abs().max()))
+    if not worst <= ONNX_TOLERANCE:
+        raise ValueError(f"{path}: differs from PyTorch by {worst:.2g}")
+    return worst
+
+
+class LastHiddenState(nn.Module):
+    """The encoder as a graph without branches: log-mel (B, T, 128) -> (B, N, D)."""
+
+    def __init__(self, model: PretrainedMaeAst) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        """All patches are visible."""
+        model = self.model
+        patches = model.patches(log_mel)
+        tokens = model.embed(patches) + sinusoidal_positions(
+            patches.shape[1], model.encoder_positions.dim
+        )
+        encoded: Tensor = model.encoder(tokens)
+        return encoded
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A place to write a file or folder, which takes its name once it is whole.
+
+    Raises:
+        FileExistsError: a folder with something in it has that name.
+        OSError: it could not be written, usually for want of room.
+    """
+    if path.is_dir() and any(path.iterdir()):
+        raise FileExistsError(f"{path}: is there already, and is no empty folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        part = folder / path.name
+        yield part
+        if path.is_dir():
+            path.rmdir()
+        os.replace(part, path)
+    except (OSError, RuntimeError, SafetensorError) as error:  # as each library calls a full disk
+        free = shutil.disk_usage(folder).free / 1e6
+        reason = " ".join(str(error).split())
+        raise OSError(
+            f"{path}: could not be written, with {free:.1f} MB free ({reason})"
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,297 @@
+"""Features of recordings of any length: waveforms or files -> (B, N, D) of each layer.
+
+A long recording goes through in windows that overlap; of each, the centre is kept. Windows lie on
+the grid of the patches, so that a window's features are what it gives alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torchaudio.functional import resample
+
+from mae_ast.core.audio import SAMPLE_RATE, SOURCE_RATES, read_long_audio
+from mae_ast.core.fbank import FRAME_LENGTH, FRAME_SHIFT, num_frames, num_samples_of_frames
+from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.patches import PatchShape
+
+Waveform = Tensor | np.ndarray | str | os.PathLike[str]
+
+WINDOW_S = 10.0  # as long as the clips of pretraining
+OVERLAP_S = 2.0
+BATCH_S = 80.0  # audio that goes through the model at a time
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a model makes of B recordings; all on the CPU, in float32.
+
+    Args:
+        layers: which ones, counted from 1.
+        hidden_states: for each of ``layers`` (B, N, D), a token for each patch, time first; zeros
+            past a recording's own. Empty where only ``pooled`` was asked for.
+        lengths: (B,) int64, each recording's own time steps; its tokens are ``per_column`` times
+            as many.
+        times_s: (T',) float64, the centre of each time step, in seconds.
+        pooled: (B, layers, D), the mean over each recording's own tokens.
+        per_column: tokens of a time step, one above the other in mel; 1 for frame models.
+    """
+
+    layers: tuple[int, ...]
+    hidden_states: tuple[Tensor, ...]
+    lengths: Tensor
+    times_s: Tensor
+    pooled: Tensor
+    per_column: int
+
+    @property
+    def time_steps(self) -> tuple[Tensor, ...]:
+        """``hidden_states`` with a column's tokens side by side, lowest mel first: (B, T', C D)."""
+        return tuple(
+            states.reshape(len(states), -1, self.per_column * states.shape[2])
+            for states in self.hidden_states
+        )
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a recording, in columns of patches (time steps).
+
+    Args:
+        start, end: what the model sees.
+        keep_from, keep_to: what is kept of it.
+    """
+
+    start: int
+    end: int
+    keep_from: int
+    keep_to: int
+
+
+def windows(num_columns: int, length: int, overlap: int) -> list[Window]:
+    """Windows of ``length`` that cover all columns, each column being kept once.
+
+    Neighbours share ``overlap`` columns or, before the last one, more; half of it is each one's.
+    """
+    if num_columns <= length:
+        return [Window(0, num_columns, 0, num_columns)]
+    starts = [*range(0, num_columns - length, length - overlap), num_columns - length]
+    cuts = [(one + length + other) // 2 for one, other in pairwise(starts)]
+    return [
+        Window(start, start + length, begin, end)
+        for start, begin, end in zip(starts, [0, *cuts], [*cuts, num_columns], strict=True)
+    ]
+
+
+def window_columns(shape: PatchShape, window_s: float, overlap_s: float) -> tuple[int, int]:
+    """Length and overlap of windows in columns of patches.
+
+    Raises:
+        ValueError: a window is shorter than one patch, or not longer than what it shares.
+    """
+    length = num_frames(round(window_s * SAMPLE_RATE)) // shape.time
+    overlap = round(overlap_s * SAMPLE_RATE / (FRAME_SHIFT * shape.time))
+    if length < 1 or not 0 <= overlap < length:
+        raise ValueError(
+            f"windows of {window_s:g} s that share {overlap_s:g} s; a window holds at least one "
+            "patch, and is longer than what it shares with the next"
+        )
+    return length, overlap
+
+
+@torch.no_grad()
+def extract_features(
+    model: MaeAst,
+    waveforms: Waveform | Sequence[Waveform],
+    sample_rate: int = SAMPLE_RATE,
+    *,
+    layers: Sequence[int] | None = None,
+    pooled_only: bool = False,
+    folder: str | os.PathLike[str] | None = None,
+    window_s: float = WINDOW_S,
+    overlap_s: float = OVERLAP_S,
+    batch_s: float = BATCH_S,
+) -> Features:
+    """Features of recordings; gradients are not kept.
+
+    Args:
+        model: on any device; it comes back in the mode it was in.
+        waveforms: one recording or several of any lengths, each (L,) int16 or float in [-1, 1],
+            or the path of a file.
+        sample_rate: of waveforms, in Hz; files know their own.
+        layers: counted from 1, -1 being the last; default: all.
+        pooled_only: leave ``hidden_states`` empty, which saves their memory.
+        folder: write the hidden states to ``layer_<n>.npy`` in it, and return them memory-mapped.
+        window_s: longer recordings go through in windows of so many seconds.
+        overlap_s: what neighbouring windows share, in seconds.
+        batch_s: seconds of audio that go through the model at a time.
+
+    Raises:
+        ValueError: a recording is not (L,), holds values that are not finite, or is shorter than
+            one patch; there is no such layer; windows or sample rate cannot be.
+        FileNotFoundError, AudioError: a file is not there, or cannot be decoded.
+    """
+    length, overlap = window_columns(model.patch_shape, window_s, overlap_s)
+    chosen = _layers(layers, model.config.encoder_layers)
+    is_one = isinstance(waveforms, (str, os.PathLike)) or (
+        isinstance(waveforms, (Tensor, np.ndarray)) and waveforms.ndim < 2
+    )
+    listed: list[Waveform] = [waveforms] if is_one else list(waveforms)  # type: ignore[list-item,arg-type]
+    if not listed:
+        raise ValueError("no waveform is given; one at least is needed")
+    clips = [_samples(item, sample_rate, f"waveform {n}") for n, item in enumerate(listed)]
+    shape = model.patch_shape
+    for number, clip in enumerate(clips):
+        if len(clip) < shape.min_samples:
+            name = listed[number] if isinstance(listed[number], (str, os.PathLike)) else number
+            raise ValueError(
+                f"waveform {name}: {len(clip)} samples at 16 kHz are shorter than one patch "
+                f"({shape.min_samples})"
+            )
+    columns = torch.tensor([num_frames(len(clip)) // shape.time for clip in clips])
+    out = _Collected(chosen, columns, shape.per_column, model.config.encoder_embed_dim)
+    if not pooled_only:
+        out.allocate(folder)
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in _batches(clips, columns.tolist(), shape, length, overlap, batch_s):
+            _run(model, clips, batch, out)
+    finally:
+        model.train(was_training)
+    return out.features(shape)
+
+
+@dataclass(frozen=True)
+class _Part:
+    clip: int
+    window: Window
+
+
+def _batches(
+    clips: list[Tensor],
+    columns: list[int],
+    shape: PatchShape,
+    length: int,
+    overlap: int,
+    batch_s: float,
+) -> Iterator[list[_Part]]:
+    """Windows of all clips, together as many as fit; the longest clips first."""
+    most = max(1, round(batch_s * SAMPLE_RATE / (FRAME_SHIFT * shape.time)))
+    batch: list[_Part] = []
+    for clip in sorted(range(len(clips)), key=lambda n: -columns[n]):
+        for window in windows(columns[clip], length, overlap):
+            widest = max([p.window.end - p.window.start for p in batch], default=0)
+            if batch and max(widest, window.end - window.start) * (len(batch) + 1) > most:
+                yield batch
+                batch = []
+            batch.append(_Part(clip, window))
+    if batch:
+        yield batch
+
+
+def _run(model: MaeAst, clips: list[Tensor], batch: list[_Part], out: _Collected) -> None:
+    shape = model.patch_shape
+    step = FRAME_SHIFT * shape.time
+    parts = []
+    for part in batch:
+        start = part.window.start * step
+        samples = num_samples_of_frames((part.window.end - part.window.start) * shape.time)
+        samples_of_part = clips[part.clip][start : start + samples]
+        is_pcm16 = samples_of_part.dtype == torch.int16
+        parts.append(samples_of_part.float() / 32768 if is_pcm16 else samples_of_part)
+    lengths = torch.tensor([len(part) for part in parts])
+    device = model.post_extract_proj.weight.device
+    source = pad_sequence(parts, batch_first=True).to(device)
+    is_padded = bool((lengths < source.shape[1]).any())
+    states = model.hidden_states(source, lengths.to(device) if is_padded else None)
+    for index, layer in enumerate(out.layers):
+        values = states[layer - 1].float().cpu()
+        for row, part in enumerate(batch):
+            w = part.window
+            begin, end = ((at - w.start) * out.per_column for at in (w.keep_from, w.keep_to))
+            out.add(index, part.clip, w.keep_from * out.per_column, values[row, begin:end])
+
+
+class _Collected:
+    """Where kept tokens go."""
+
+    def __init__(
+        self, layers: tuple[int, ...], columns: Tensor, per_column: int, width: int
+    ) -> None:
+        self.layers = layers
+        self.per_column = per_column
+        self._columns = columns
+        self._shape = (len(columns), int(columns.max()) * per_column, width)
+        self._states: list[Tensor] = []
+        self._sums = torch.zeros(len(columns), len(layers), width, dtype=torch.float64)
+
+    def allocate(self, folder: str | os.PathLike[str] | None) -> None:
+        if folder is None:
+            self._states = [torch.zeros(self._shape) for _ in self.layers]
+            return
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for layer in self.layers:
+            path = Path(folder) / f"layer_{layer}.npy"
+            array = np.lib.format.open_memmap(path, "w+", np.float32, self._shape)
+            self._states.append(torch.from_numpy(array))
+
+    def add(self, index: int, clip: int, start: int, tokens: Tensor) -> None:
+        """(K, D) tokens of a clip, from its ``start``-th on."""
+        if self._states:
+            self._states[index][clip, start : start + len(tokens)] = tokens
+        self._sums[clip, index] += tokens.sum(0, dtype=torch.float64)
+
+    def features(self, shape: PatchShape) -> Features:
+        tokens = (self._columns * self.per_column)[:, None, None]
+        step = FRAME_SHIFT * shape.time
+        half = (FRAME_LENGTH + (shape.time - 1) * FRAME_SHIFT) / 2
+        steps = torch.arange(int(self._columns.max()), dtype=torch.float64)
+        return Features(
+            self.layers,
+            tuple(self._states),
+            self._columns,
+            (steps * step + half) / SAMPLE_RATE,
+            (self._sums / tokens).float(),
+            self.per_column,
+        )
+
+
+def _samples(item: Waveform, sample_rate: int, name: str) -> Tensor:
+    """A recording as (L,) at 16 kHz, int16 or float32."""
+    if isinstance(item, (str, os.PathLike)):
+        return read_long_audio(item)
+    samples = torch.as_tensor(item).detach().cpu()
+    if samples.ndim != 1:
+        raise ValueError(
+            f"{name}: of shape {tuple(samples.shape)}; (samples,) is wanted, one channel"
+        )
+    if samples.dtype != torch.int16:
+        if not samples.is_floating_point():
+            raise ValueError(f"{name}: of {samples.dtype}; int16, or float in [-1, 1], is wanted")
+        samples = samples.float()
+        if not bool(torch.isfinite(samples).all()):
+            raise ValueError(f"{name}: holds values that are not finite (NaN or infinity)")
+    lowest, highest = SOURCE_RATES
+    if not lowest <= sample_rate <= highest:
+        raise ValueError(f"a sample rate of {sample_rate} Hz; {lowest} to {highest} are known")
+    if sample_rate != SAMPLE_RATE:
+        samples = samples.float() / 32768 if samples.dtype == torch.int16 else samples
+        samples = resample(samples, sample_rate, SAMPLE_RATE)
+    return samples
+
+
+def _layers(layers: Sequence[int] | None, count: int) -> tuple[int, ...]:
+    if layers is None:
+        return tuple(range(1, count + 1))
+    if not layers or any(not 1 <= layer <= count and layer != -1 for layer in layers):
+        raise ValueError(f"layers {list(layers)}; the model has 1 to {count}, -1 is the last")
+    return tuple(count if layer == -1 else layer for layer in layers)

@@ -1,0 +1,261 @@
+"""Features of a whole manifest, in fairseq's convention: ``.npy`` + ``.len``.
+
+``{split}_{shard}_{shards}.npy`` holds the features of all its clips one below the other,
+``{split}_{shard}_{shards}.len`` the number of rows of each clip, a line each, in the manifest's
+order; a clip that could not be read has 0. An extraction that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from mae_ast.core.audio import AudioError, read_long_audio
+from mae_ast.core.manifest import Manifest, ManifestError, Progress
+from mae_ast.pretrained import PretrainedMaeAst
+
+logger = logging.getLogger(__name__)
+
+BATCH_SAMPLES = 16_000 * 640  # audio whose features are in memory at a time
+READERS = 2  # files decoded at a time
+_HEADER_BYTES = 128  # of an .npy file: fixed, so that it can be written last
+
+
+@dataclass(frozen=True)
+class What:
+    """What is written; an extraction goes on only with the same.
+
+    Args:
+        layer: counted from 1.
+        pool: one vector a clip, the mean over its tokens.
+        tokens: a row for each token, instead of one for each time step.
+        shard, shards: this part of the manifest.
+    """
+
+    layer: int
+    pool: bool
+    tokens: bool
+    shard: int
+    shards: int
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``i/n`` to (i, n), with i from 0 to n - 1.
+
+    Raises:
+        ValueError: it is not such.
+    """
+    shard, slash, shards = text.partition("/")
+    if not slash or not shard.isdigit() or not shards.isdigit() or int(shard) >= int(shards):
+        raise ValueError(f"--shard {text}; i/n with i from 0 to n - 1, such as 0/4")
+    return int(shard), int(shards)
+
+
+def extract(
+    model: PretrainedMaeAst,
+    manifest: Manifest,
+    out: Path,
+    what: What,
+    progress: Progress | None = None,
+) -> tuple[Path, int]:
+    """Write the features of a manifest's shard; goes on with what is there.
+
+    Args:
+        model: on any device.
+        manifest: its clips.
+        out: folder for the files.
+        what: which features, of which clips.
+        progress: wraps the iteration over clips; gets it and the number of clips.
+
+    Returns:
+        The ``.npy`` file and the number of clips that could not be read.
+
+    Raises:
+        ValueError: the folder holds an extraction of something else.
+        ManifestError: there are more shards than clips.
+    """
+    rows = np.array_split(np.arange(len(manifest)), what.shards)[what.shard].tolist()
+    if not rows:
+        raise ManifestError(f"{manifest.path}: {len(manifest)} clips make no {what.shards} shards")
+    out.mkdir(parents=True, exist_ok=True)
+    name = f"{manifest.path.stem}_{what.shard}_{what.shards}"
+    done = out / f"{name}.npy"
+    tokens_a_row = 1 if what.pool or what.tokens else model.patch_shape.per_column
+    description = {
+        **asdict(what),
+        "weights": _digest(model),
+        "manifest": str(manifest.path.resolve()),
+        "clips": len(rows),
+        "width": tokens_a_row * model.config.encoder_embed_dim,
+    }
+    files = _Files(out, name, description)
+    if files.are_complete():
+        return done, files.num_bad()
+    with files, ThreadPoolExecutor(READERS) as pool:
+        left = rows[files.num_clips :]
+        batches = _in_batches(_read_ahead(pool, manifest, left, model.patch_shape.min_samples))
+
+        def written() -> Iterator[int]:
+            for batch in batches:
+                files.write(_features(model, batch, what))
+                yield from range(len(batch))
+
+        steps: Iterable[int] = written() if progress is None else progress(written(), len(left))
+        deque(steps, maxlen=0)
+        files.finish()
+    return done, files.num_bad()
+
+
+def _features(model: PretrainedMaeAst, batch: list[Tensor | None], what: What) -> list[np.ndarray]:
+    """(rows, width) of each clip; no rows of a clip that could not be read."""
+    nothing = np.empty((0, 0), np.float32)
+    clips = [clip for clip in batch if clip is not None]
+    if not clips:
+        return [nothing for _ in batch]
+    found = model.extract_features(clips, layers=[what.layer], pooled_only=what.pool)
+    if what.pool:
+        arrays = list(found.pooled)  # (1, D) each: one layer
+    elif what.tokens:
+        tokens = (found.lengths * found.per_column).tolist()
+        arrays = [row[:n] for row, n in zip(found.hidden_states[0], tokens, strict=True)]
+    else:
+        steps = found.lengths.tolist()
+        arrays = [row[:n] for row, n in zip(found.time_steps[0], steps, strict=True)]
+    values = iter(arrays)
+    return [nothing if clip is None else next(values).numpy() for clip in batch]
+
+
+def _read_ahead(
+    pool: ThreadPoolExecutor, manifest: Manifest, rows: list[int], min_samples: int
+) -> Iterator[Tensor | None]:
+    """Samples of each clip; ``None`` for one that cannot be used."""
+
+    def read(row: int) -> Tensor | None:
+        path = manifest.audio_path(row)
+        try:
+            samples = read_long_audio(path)
+        except (AudioError, OSError) as error:
+            logger.warning("%s: left out: %s", manifest.where(row), error)
+            return None
+        if len(samples) < min_samples:
+            logger.warning(
+                "%s: left out: %s: %d samples at 16 kHz are shorter than one patch (%d)",
+                *(manifest.where(row), path, len(samples), min_samples),
+            )
+            return None
+        return samples
+
+    waiting: deque[Future[Tensor | None]] = deque()
+    for row in rows:
+        waiting.append(pool.submit(read, row))
+        if len(waiting) > 2 * READERS:
+            yield waiting.popleft().result()
+    for samples in waiting:
+        yield samples.result()
+
+
+def _in_batches(clips: Iterator[Tensor | None]) -> Iterator[list[Tensor | None]]:
+    """Clips that together, padded to the longest, hold no more than ``BATCH_SAMPLES``."""
+    batch: list[Tensor | None] = []
+    longest = 0
+    for samples in clips:
+        length = 0 if samples is None else len(samples)
+        if batch and max(longest, length) * (len(batch) + 1) > BATCH_SAMPLES:
+            yield batch
+            batch, longest = [], 0
+        batch.append(samples)
+        longest = max(longest, length)
+    if batch:
+        yield batch
+
+
+def _digest(model: PretrainedMaeAst) -> str:
+    """Of the weights: a file may be replaced between two runs."""
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:16]
+
+
+class _Files:
+    """The two files while they grow; each clip is in the ``.len`` only once its rows are in."""
+
+    def __init__(self, folder: Path, name: str, description: dict[str, Any]) -> None:
+        self.npy, self.len = folder / f"{name}.npy", folder / f"{name}.len"
+        self._description = folder / f"{name}.json"
+        self._npy_part, self._len_part = folder / f"{name}.npy.part", folder / f"{name}.len.part"
+        self._wanted = description
+        self._row_bytes = 4 * description["width"]
+        self._lengths: list[int] = []
+        if self._description.exists():
+            there = json.loads(self._description.read_text(encoding="utf-8"))
+            if there != description:
+                differs = sorted(k for k in description if there.get(k) != description[k])
+                raise ValueError(
+                    f"{self._description}: describes another extraction (it differs in "
+                    f"{', '.join(differs)}); remove it and its files, or choose another folder"
+                )
+
+    @property
+    def num_clips(self) -> int:
+        return len(self._lengths)
+
+    def num_bad(self) -> int:
+        return sum(int(line) == 0 for line in self.len.read_text().split())
+
+    def are_complete(self) -> bool:
+        return self.npy.exists() and self.len.exists() and self._description.exists()
+
+    def __enter__(self) -> _Files:
+        self._description.write_text(json.dumps(self._wanted, indent=1), encoding="utf-8")
+        text = self._len_part.read_text() if self._len_part.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        self._lengths = [int(line) for line in whole.split()]
+        rows = sum(self._lengths)
+        size = self._npy_part.stat().st_size if self._npy_part.exists() else 0
+        if size < _HEADER_BYTES + rows * self._row_bytes:
+            self._lengths, whole, rows = [], "", 0  # the rows never reached the disk
+        self._data = self._npy_part.open("r+b" if self._npy_part.exists() else "w+b")
+        self._data.truncate(_HEADER_BYTES + rows * self._row_bytes)
+        self._data.seek(0, os.SEEK_END)
+        self._lines = self._len_part.open("w")
+        self._lines.write(whole)
+        self._lines.flush()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._data.close()
+        self._lines.close()
+
+    def write(self, arrays: list[np.ndarray]) -> None:
+        for array in arrays:
+            self._data.write(np.ascontiguousarray(array, np.float32).tobytes())
+        self._data.flush()
+        self._lines.writelines(f"{len(array)}\n" for array in arrays)
+        self._lines.flush()
+        self._lengths += [len(array) for array in arrays]
+
+    def finish(self) -> None:
+        header = io.BytesIO()
+        shape = (sum(self._lengths), self._wanted["width"])
+        fields = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, fields)
+        assert len(header.getvalue()) == _HEADER_BYTES
+        self._data.seek(0)
+        self._data.write(header.getvalue())
+        self._data.close()
+        self._lines.close()
+        self._npy_part.replace(self.npy)
+        self._len_part.replace(self.len)

@@ -1,0 +1,149 @@
+"""Models to use: ``mae_ast.load(source)`` from anywhere, features, and Hugging Face's hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from safetensors.torch import save_file
+
+from mae_ast.core import checkpoint
+from mae_ast.core.audio import SAMPLE_RATE
+from mae_ast.core.checkpoint import Checkpoint, fill, read_checkpoint
+from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.features import Features, Waveform, extract_features
+from mae_ast.core.mae_ast import MaeAst
+from mae_ast.fetch.cache import download, name_from_url
+from mae_ast.fetch.registry import RELEASED
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class PretrainedMaeAst(
+    MaeAst,
+    PyTorchModelHubMixin,
+    library_name="mae-ast",
+    pipeline_tag="feature-extraction",
+    tags=["audio", "masked-autoencoder"],
+    paper_url="https://arxiv.org/abs/2203.16691",
+):
+    """A model, how it was trained, and what people do with it.
+
+    ``save_pretrained(folder)``, ``from_pretrained(folder or hub id)`` and ``push_to_hub(id)`` are
+    huggingface_hub's: ``model.safetensors`` and ``config.json``.
+
+    Args:
+        config: what it is made of.
+        mask_type: the masking it was trained with.
+    """
+
+    def __init__(self, config: MaeAstConfig, mask_type: str) -> None:
+        super().__init__(config)
+        self.mask_type = mask_type
+        self._hub_mixin_config = checkpoint.config_dict(config, mask_type)
+
+    def extract_features(
+        self,
+        waveforms: Waveform | Sequence[Waveform],
+        sample_rate: int = SAMPLE_RATE,
+        **options: Any,
+    ) -> Features:
+        """Features of recordings of any length: :func:`mae_ast.core.features.extract_features`."""
+        return extract_features(self, waveforms, sample_rate, **options)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, save_directory / checkpoint.WEIGHTS_FILE, {"format": "pt"})
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **model_kwargs: Any,
+    ) -> PretrainedMaeAst:
+        if Path(model_id).is_dir():
+            return from_file(model_id)
+        for name in (checkpoint.CONFIG_FILE, checkpoint.WEIGHTS_FILE):
+            path = hf_hub_download(
+                model_id,
+                name,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
+        return from_file(path)
+
+
+def load(source: str | os.PathLike[str]) -> PretrainedMaeAst:
+    """Load a model with plain PyTorch.
+
+    Args:
+        source: a released model's name, a file (of this project's training, in
+            the layout of the released ones, or safetensors), a folder that ``save_pretrained``
+            wrote, a URL, or an id on the Hugging Face hub.
+
+    Returns:
+        In eval mode, on the CPU, in float32 whatever it was trained in.
+
+    Raises:
+        ValueError: the source is of none of these kinds.
+        FileNotFoundError: there is no such file, and nothing of that name on the hub.
+        CheckpointError: the file is no checkpoint, or its weights do not fit its model.
+        DownloadError: it could not be downloaded.
+    """
+    text = os.fspath(source)
+    if text in RELEASED:
+        released = RELEASED[text]
+        return from_file(download(released.urls, Path(released.urls[0]).name, released.sha256))
+    if text.startswith(("http://", "https://")):
+        return from_file(download([text], name_from_url(text)))
+    if os.path.exists(text):
+        return from_file(text)
+    if isinstance(source, str) and _HUB_ID.fullmatch(text) and not _looks_like_a_file(text):
+        return _from_hub(text)
+    if _looks_like_a_file(text) or not isinstance(source, str):
+        raise FileNotFoundError(f"{text}: no such checkpoint")
+    raise ValueError(
+        f"{text!r} is no file, URL or hub id (user/model), and no released model; these are "
+        f"{', '.join(RELEASED)}"
+    )
+
+
+def from_file(path: str | os.PathLike[str]) -> PretrainedMaeAst:
+    """:func:`load` for files and folders only."""
+    return from_checkpoint(read_checkpoint(path), path)
+
+
+def from_checkpoint(found: Checkpoint, path: str | os.PathLike[str]) -> PretrainedMaeAst:
+    """A model of what was read from ``path``."""
+    model = fill(PretrainedMaeAst(found.config, found.mask_type), found, path)
+    model.precision = "float32"  # features that are alike on every machine
+    return model
+
+
+def _from_hub(model_id: str) -> PretrainedMaeAst:
+    try:
+        return PretrainedMaeAst.from_pretrained(model_id)
+    except (checkpoint.CheckpointError, FileNotFoundError):
+        raise
+    except Exception as error:  # of the network, the hub, or its cache: of many classes
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise FileNotFoundError(
+            f"{model_id}: no such file, and not to be had from the Hugging Face hub ({reason})"
+        ) from error
+
+
+def _looks_like_a_file(text: str) -> bool:
+    return text.endswith((".pt", ".pth", ".safetensors")) or text.startswith((".", "/", "~"))

@@ -1,0 +1,56 @@
+"""The names under which s3prl and ``torch.hub`` know the upstream.
+
+They are called as ``entry(ckpt=..., model_config=..., refresh=...)``; what is not ours goes to
+s3prl's base class.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mae_ast.superb.expert import UpstreamExpert
+
+
+def mae_ast_local(ckpt: str | os.PathLike[str], **kwargs: Any) -> UpstreamExpert:
+    """The upstream of a checkpoint file ``ckpt``."""
+    from mae_ast.superb.expert import UpstreamExpert
+
+    return UpstreamExpert(ckpt, **kwargs)
+
+
+def mae_ast_url(ckpt: str, refresh: bool = False, **kwargs: Any) -> UpstreamExpert:
+    """The upstream of a checkpoint at an address; ``refresh`` downloads it again."""
+    from mae_ast.fetch.cache import name_from_url
+
+    return mae_ast_local(_fetch([ckpt], name_from_url(ckpt), None, refresh), **kwargs)
+
+
+def mae_ast_patch(refresh: bool = False, **kwargs: Any) -> UpstreamExpert:
+    """The released model of 16 x 16 patches, 12 layers, chunk masks."""
+    return _released("mae_ast_patch", refresh, **kwargs)
+
+
+def mae_ast_frame(refresh: bool = False, **kwargs: Any) -> UpstreamExpert:
+    """The released model of 2 x 128 frames, 12 layers, random masks."""
+    return _released("mae_ast_frame", refresh, **kwargs)
+
+
+def _released(name: str, refresh: bool, ckpt: object = None, **kwargs: Any) -> UpstreamExpert:
+    from mae_ast.fetch.registry import find
+
+    model = find(name)  # s3prl passes its -k, which is None here
+    return mae_ast_local(_fetch(model.urls, model.file_name, model.sha256, refresh), **kwargs)
+
+
+def _fetch(
+    urls: Sequence[str], name: str, sha256: str | None, refresh: bool
+) -> str | os.PathLike[str]:
+    from mae_ast.fetch import cache
+
+    if refresh:
+        for file in (name, f"{name}.sha256"):
+            (cache.cache_folder() / file).unlink(missing_ok=True)
+    return cache.download(urls, name, sha256)

@@ -1,0 +1,61 @@
+"""What s3prl's program finds around it while it runs in this process."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def bridged(upstream: str) -> Iterator[None]:
+    """With s3prl able to run here, and ours among its upstreams, under the name ``upstream``."""
+    from mae_ast.superb import bridges
+
+    bridges.install()
+    import s3prl.hub
+
+    from mae_ast.superb.hub import mae_ast_local
+
+    setattr(s3prl.hub, upstream, mae_ast_local)
+    usual = builtins.isinstance  # s3prl puts its own in its place
+    try:
+        yield
+    finally:
+        builtins.isinstance = usual
+
+
+@contextmanager
+def whole_files() -> Iterator[None]:
+    """With a ``torch.save`` that leaves no half file to a run that is killed while it saves."""
+    save = torch.save
+
+    def save_whole(state: object, file: Any, *args: Any, **kwargs: Any) -> None:
+        if not isinstance(file, (str, os.PathLike)):
+            save(state, file, *args, **kwargs)
+            return
+        part = f"{os.fspath(file)}.part"
+        save(state, part, *args, **kwargs)
+        os.replace(part, file)
+
+    torch.save = save_whole  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.save = save
+
+
+@contextmanager
+def command_line(arguments: list[str]) -> Iterator[None]:
+    """With ``sys.argv`` as s3prl is to see it."""
+    usual = sys.argv
+    sys.argv = ["run_downstream.py", *arguments]
+    try:
+        yield
+    finally:
+        sys.argv = usual

@@ -1,0 +1,225 @@
+"""SUPERB's tasks: which of s3prl's downstreams, on which features, and where their data lies.
+
+The checks come before training: s3prl itself ends in ``list index out of range`` after minutes of
+searching, or waits for ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+KS_WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
+KS_SOURCE = "http://download.tensorflow.org/data/"
+KS_TRAIN, KS_TEST = "speech_commands_v0.01", "speech_commands_test_set_v0.01"
+SID_SOURCE = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox1.html"
+SID_LIST_SOURCE = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/iden_split.txt"
+SID_LISTS = ("veri_test_class.txt", "iden_split.txt")  # s3prl's name for it, VoxCeleb's own
+SID_SPLITS = {"1": "training", "2": "development", "3": "test"}
+SID_SPEAKERS = range(10001, 11252)
+FILE_LISTS = "file_lists"  # folder in the run
+ER_LISTS = "s3prl/downstream/emotion/meta_data of github.com/s3prl/s3prl"
+ER_SOURCE = "https://sail.usc.edu/iemocap/"
+ER_SESSIONS = range(1, 6)
+ER_LABELS = {"neu": 0, "hap": 1, "ang": 2, "sad": 3}  # and "exc", which counts as "hap"
+# [6.2901 - 8.2357]    Ses01F_impro01_F000    neu    [2.5000, 2.5000, 2.5000]
+ER_LINE = re.compile(r"\[[^\]]*\]\t(\S+)\t(neu|hap|ang|sad|exc)\t")
+
+
+@dataclass(frozen=True)
+class Task:
+    """How a task is run.
+
+    Args:
+        downstream: s3prl's name of it.
+        features: what of the upstream it takes, s3prl's ``-s``.
+        locate: (data folder, run folder) -> entries of s3prl's ``datarc``; raises
+            ``FileNotFoundError`` for what is missing.
+        prepare: (datarc, run folder, whether to train) -> None; what has to be done once s3prl can
+            be imported.
+    """
+
+    downstream: str
+    features: str
+    locate: Callable[[Path, Path], dict[str, Any]]
+    prepare: Callable[[dict[str, Any], Path, bool], None] = lambda datarc, out, training: None
+
+
+def locate_ks(data: Path, out: Path) -> dict[str, Any]:
+    """Speech Commands v0.01 and its test set, each archive unpacked in a folder of its name."""
+    train, test = data / KS_TRAIN, data / KS_TEST
+    for folder, classes in (
+        (train, {*KS_WORDS, "_background_noise_"}),
+        (test, {*KS_WORDS, "_unknown_", "_silence_"}),
+    ):
+        source = f"{KS_SOURCE}{folder.name}.tar.gz unpacked in {folder}"
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder; it is {source}")
+        if missing := sorted(name for name in classes if not any(folder.glob(f"{name}/*.wav"))):
+            raise FileNotFoundError(
+                f"{folder}: no *.wav in {', '.join(missing)}; the folder is {source}"
+            )
+    known = {*KS_WORDS, "_unknown_", "_silence_"}
+    if other := sorted(p.name for p in test.iterdir() if p.is_dir() and p.name not in known):
+        raise ValueError(f"{test / other[0]}: is none of the 12 classes of {KS_SOURCE}{KS_TEST}")
+    return {"speech_commands_root": str(train), "speech_commands_test_root": str(test)}
+
+
+def prepare_ks(datarc: dict[str, Any], out: Path, training: bool) -> None:
+    """Refuse a batch that the training clips do not fill: s3prl drops it and tries for ever."""
+    if not training:
+        return
+    from s3prl.downstream.speech_commands.expert import split_dataset
+
+    root = Path(datarc["speech_commands_root"])
+    train, _ = split_dataset(root)
+    clips = len(train) + len(list(root.glob("_background_noise_/*.wav")))
+    if clips < datarc["batch_size"]:
+        raise ValueError(
+            f"{root}: {clips} training clips are less than one batch of {datarc['batch_size']}; "
+            f"add: -- -o config.downstream_expert.datarc.batch_size={max(1, clips // 4)}"
+        )
+
+
+def locate_sid(data: Path, out: Path) -> dict[str, Any]:
+    """VoxCeleb1: ``{dev,test}/wav/id10001/...`` and the list of splits."""
+    lists = [data / name for name in SID_LISTS if (data / name).is_file()]
+    if not lists:
+        raise FileNotFoundError(
+            f"{data / SID_LISTS[1]}: no such file; it is {SID_LIST_SOURCE}, and s3prl's "
+            f"{SID_LISTS[0]} will do"
+        )
+    found = {"file_path": str(data), "meta_data": str(lists[0])}
+    if (out / FILE_LISTS).is_dir():  # all of it has been found before
+        return found
+    missing = set(SID_SPLITS)
+    folders = [str(folder) for folder in data.glob("*/wav")]
+    for where, split, clip in _sid_rows(lists[0]):
+        missing.discard(split)
+        if not any(os.path.isfile(f"{folder}/{clip}") for folder in folders):
+            raise FileNotFoundError(
+                f"{where}: {clip} is neither in {data / 'dev' / 'wav'} nor in "
+                f"{data / 'test' / 'wav'}; they are the archives vox1_dev_wav.zip and "
+                f"vox1_test_wav.zip of {SID_SOURCE}"
+            )
+    if missing:
+        split = min(missing)
+        raise ValueError(f"{lists[0]}: no {SID_SPLITS[split]} clips, which start with {split}")
+    return found
+
+
+def _sid_rows(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Per line where it stands, the split's number and the clip."""
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            where, words = f"{path}:{number}", line.split()
+            found = re.fullmatch(r"id(\d{5})/[^/]+/[^/]+", words[1]) if len(words) == 2 else None
+            if found is None or words[0] not in SID_SPLITS or int(found[1]) not in SID_SPEAKERS:
+                raise ValueError(
+                    f"{where}: {line.strip()!r} is no split (1, 2 or 3) and clip, as in "
+                    f"'1 id10001/1zcIwhmdeo4/00001.wav', of speakers id{SID_SPEAKERS[0]} to "
+                    f"id{SID_SPEAKERS[-1]}"
+                )
+            yield where, words[0], words[1]
+
+
+def prepare_sid(datarc: dict[str, Any], out: Path, training: bool) -> None:
+    """Keep s3prl's lists of files in the run: its own place for them is inside the package.
+
+    There they would also be taken for those of any other folder of data.
+    """
+    import s3prl.downstream.voxceleb1.dataset as dataset
+
+    listed = Path(datarc["meta_data"]).read_bytes() + datarc["file_path"].encode()
+    dataset.CACHE_PATH = str(out / FILE_LISTS / hashlib.sha256(listed).hexdigest()[:12])
+
+
+def locate_er(data: Path, out: Path) -> dict[str, Any]:
+    """IEMOCAP: ``Session1`` to ``Session5``, and s3prl's lists of clips in ``meta_data``.
+
+    Where there are no lists they are made from the corpus.
+    """
+    for session in ER_SESSIONS:
+        folder = data / f"Session{session}" / "sentences" / "wav"
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder}: no such folder; --data is IEMOCAP_full_release of {ER_SOURCE}"
+            )
+    lists = data / "meta_data"
+    if not lists.is_dir():
+        lists = out / "meta_data"
+        write_er_lists(data, lists)
+        print(
+            f"{lists}: made from the corpus; what training puts aside for dev is another share "
+            f"than by the published lists, {ER_LISTS}, which go into {data / 'meta_data'}",
+            file=sys.stderr,
+        )
+    names = [
+        lists / f"Session{session}" / f"{split}_meta_data.json"
+        for session in ER_SESSIONS
+        for split in ("train", "test")
+    ]
+    for path in names:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; it is one of {ER_LISTS}")
+    for path in names[:2]:  # all sessions, between the two
+        for clip in json.loads(path.read_text())["meta_data"]:
+            if not (data / clip["path"]).is_file():
+                raise FileNotFoundError(f"{data / clip['path']}: no such file; {path} lists it")
+    return {"root": str(data), "meta_data": str(lists)}
+
+
+def write_er_lists(data: Path, lists: Path) -> None:
+    """List the clips of IEMOCAP for each session as test: ``Session1/test_meta_data.json``, ...
+
+    The clips are those of s3prl's lists. These are in the order of some file system, ours is
+    sorted, so that the share that training puts aside for development is another one.
+    """
+    of_session = {session: _er_clips(data, session) for session in ER_SESSIONS}
+    for session in ER_SESSIONS:
+        rest = [clip for other in ER_SESSIONS if other != session for clip in of_session[other]]
+        folder = lists / f"Session{session}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for split, clips in (("train", rest), ("test", of_session[session])):
+            text = json.dumps({"labels": ER_LABELS, "meta_data": clips})
+            (folder / f"{split}_meta_data.json").write_text(text)
+
+
+def _er_clips(data: Path, session: int) -> list[dict[str, str]]:
+    labels = data / f"Session{session}" / "dialog" / "EmoEvaluation"
+    files = sorted(path for path in labels.glob("*.txt") if not path.name.startswith("."))
+    if not files:
+        raise FileNotFoundError(
+            f"{labels}: no *.txt; give {data} whole, or s3prl's lists in {data / 'meta_data'} "
+            f"({ER_LISTS})"
+        )
+    clips = []
+    for path in files:
+        for name, label in ER_LINE.findall(path.read_text(encoding="utf-8", errors="replace")):
+            # The dialogue's name is the clip's without its turn.
+            wav = f"Session{session}/sentences/wav/{name.rpartition('_')[0]}/{name}.wav"
+            if (data / wav).is_file():
+                clips.append(
+                    {
+                        "path": wav,
+                        "label": label.replace("exc", "hap"),
+                        "speaker": name.partition("_")[0],
+                    }
+                )
+    if not clips:
+        raise ValueError(f"{labels}: no clip of neu, hap, ang, sad or exc that has its wav file")
+    return clips
+
+
+TASKS = {
+    "ks": Task("speech_commands", "last_hidden_state", locate_ks, prepare_ks),
+    "sid": Task("voxceleb1", "hidden_states", locate_sid, prepare_sid),
+    "er": Task("emotion", "last_hidden_state", locate_er),
+}

@@ -1,0 +1,245 @@
+"""Features of recordings of any length are those of their windows, each time step once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch.testing import assert_close
+
+from mae_ast.core.audio import AudioError, read_audio, to_pcm16
+from mae_ast.core.features import extract_features, windows
+from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.patches import PatchShape
+from tests.sounds import speech_like
+
+PATCH, FRAME = (16, 16), (2, 128)
+
+
+@pytest.fixture(params=[PATCH, FRAME], ids=["patch", "frame"])
+def model(request, small_config) -> MaeAst:
+    model = MaeAst(small_config(request.param)).eval()
+    model.batch_norm.running_mean.fill_(-7)
+    model.batch_norm.running_var.fill_(16)
+    return model
+
+
+@pytest.mark.parametrize("num_columns", [1, 9, 10, 11, 12, 17, 18, 19, 100, 1_003])
+@pytest.mark.parametrize(("length", "overlap"), [(10, 2), (10, 0), (10, 9), (1, 0), (7, 3)])
+def test_windows_cover_everything_once(num_columns, length, overlap):
+    cover = windows(num_columns, length, overlap)
+    kept = [n for w in cover for n in range(w.keep_from, w.keep_to)]
+    assert kept == list(range(num_columns))
+    for w in cover:
+        assert 0 <= w.start <= w.keep_from < w.keep_to <= w.end <= num_columns
+        assert w.end - w.start == min(length, num_columns)
+        # What is kept lies inside, except where the recording itself ends.
+        margin = overlap // 2
+        assert w.keep_from - w.start >= margin or w.start == 0
+        assert w.end - w.keep_to >= margin or w.end == num_columns
+
+
+def test_one_waveform_is_its_hidden_states(model):
+    wave = speech_like(40_000)
+    found = model_features(model, wave)
+    expected = model.hidden_states(wave.unsqueeze(0))
+    steps = PatchShape(model.patch_shape.time, model.patch_shape.mel).grid(248)[0]
+    assert found.layers == (1, 2)
+    assert found.lengths.tolist() == [steps]
+    for ours, theirs in zip(found.hidden_states, expected, strict=True):
+        assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert_close(found.pooled[0, 1], expected[1][0].mean(0), rtol=0, atol=1e-5)
+
+
+def model_features(model, waveforms, *args, **options):
+    return extract_features(model, waveforms, *args, **options)
+
+
+def test_both_views_of_the_same(model):
+    found = model_features(model, speech_like(30_000))
+    tokens, steps = found.hidden_states[-1], found.time_steps[-1]
+    column = model.patch_shape.per_column
+    assert tokens.shape == (1, found.lengths[0] * column, 32)
+    assert steps.shape == (1, found.lengths[0], column * 32)
+    assert torch.equal(steps[0, 3, -32:], tokens[0, 3 * column + column - 1])
+
+
+def test_a_list_of_different_lengths_is_each_alone(model):
+    waves = [speech_like(n, seed) for seed, n in enumerate((3_000, 40_000, 16_000, 250_000))]
+    together = model_features(model, waves, batch_s=12.0)
+    alone = [model_features(model, wave) for wave in waves]
+    assert together.lengths.tolist() == [int(one.lengths) for one in alone]
+    for n, one in enumerate(alone):
+        size = one.hidden_states[0].shape[1]
+        for ours, theirs in zip(together.hidden_states, one.hidden_states, strict=True):
+            assert_close(ours[n, :size], theirs[0], rtol=0, atol=1e-5)
+            assert bool((ours[n, size:] == 0).all())
+        assert_close(together.pooled[n], one.pooled[0], rtol=0, atol=1e-5)
+
+
+def test_each_window_is_what_it_gives_alone(model):
+    wave = speech_like(33 * 16_000)
+    found = model_features(model, wave, window_s=4.0, overlap_s=1.0)
+    shape = model.patch_shape
+    columns, step = int(found.lengths), 160 * shape.time
+    length, overlap = 398 // shape.time, round(16_000 / step)
+    cover = windows(columns, length, overlap)
+    assert len(cover) > 5
+    seen = 0
+    for w in cover:
+        part = wave[w.start * step : (w.end * shape.time - 1) * 160 + 400]
+        alone = model.hidden_states(part.unsqueeze(0))[-1]
+        inside = slice((w.keep_from - w.start) * shape.per_column, None)
+        kept = alone[0, inside][: (w.keep_to - w.keep_from) * shape.per_column]
+        ours = found.hidden_states[-1][0, w.keep_from * shape.per_column :][: len(kept)]
+        assert_close(ours, kept, rtol=0, atol=1e-4)
+        seen += w.keep_to - w.keep_from
+    assert seen == columns == len(found.times_s)
+    assert bool((found.times_s.diff() > 0).all())
+
+
+def test_times_are_where_the_sound_is(model):
+    """A click moves the features of the time step whose centre is nearest."""
+    quiet, click = torch.zeros(48_000), torch.zeros(48_000)
+    click[30_000] = 1.0
+    with_click, without = (
+        extract_features(model, wave, layers=[1]).time_steps[0] for wave in (click, quiet)
+    )
+    found = extract_features(model, click)
+    change = (with_click - without).norm(dim=2)[0]
+    half_a_step = 80 * model.patch_shape.time / 16_000
+    at = float(found.times_s[int(change.argmax())])
+    assert at == pytest.approx(30_000 / 16_000, abs=half_a_step + 0.0125)
+
+
+def test_only_pooled(model):
+    waves = [speech_like(16_000), speech_like(200_000, 1)]
+    everything = model_features(model, waves)
+    found = model_features(model, waves, layers=[2], pooled_only=True)
+    assert found.hidden_states == found.time_steps == ()
+    assert_close(found.pooled[:, 0], everything.pooled[:, 1], rtol=0, atol=1e-6)
+
+
+def test_layers_are_counted_from_one(model):
+    wave = speech_like(16_000)
+    everything = model_features(model, wave)
+    found = model_features(model, wave, layers=[-1, 1])
+    assert found.layers == (2, 1)
+    assert torch.equal(found.hidden_states[0], everything.hidden_states[1])
+    assert torch.equal(found.hidden_states[1], everything.hidden_states[0])
+
+
+def test_on_disk_they_are_the_same(model, tmp_path):
+    waves = [speech_like(16_000), speech_like(200_000, 1)]
+    expected = model_features(model, waves)
+    found = model_features(model, waves, folder=tmp_path / "new")
+    for layer, ours, theirs in zip(
+        (1, 2), found.hidden_states, expected.hidden_states, strict=True
+    ):
+        assert torch.equal(ours, theirs)
+        stored = np.load(tmp_path / "new" / f"layer_{layer}.npy", mmap_mode="r")
+        assert np.array_equal(stored, theirs.numpy())
+
+
+def test_files_arrays_and_other_rates(model, tmp_path):
+    wave = speech_like(48_000, rate=48_000)
+    path = tmp_path / "a.wav"
+    soundfile.write(path, wave.numpy(), 48_000, subtype="PCM_16")
+    from_file = model_features(model, path)
+    assert_close(from_file.hidden_states, model_features(model, str(path)).hidden_states)
+    assert_close(
+        from_file.hidden_states[-1],
+        model_features(model, read_audio(path)).hidden_states[-1],
+        rtol=0,
+        atol=0,
+    )
+    given = model_features(model, wave.numpy(), 48_000).hidden_states[-1]
+    # Rounded to 16 bits before and after resampling, or not.
+    assert (from_file.hidden_states[-1] - given).norm() < 0.01 * given.norm()
+    as_int16 = model_features(model, to_pcm16(wave), 48_000).hidden_states[-1]
+    assert (as_int16 - given).norm() < 0.01 * given.norm()
+    # Without the rate it is another, slower recording.
+    assert model_features(model, wave).lengths > 2 * from_file.lengths
+
+
+def test_a_model_in_training_comes_back_so_and_gives_the_same(small_config):
+    model = MaeAst(small_config(dropout=0.5)).train()
+    wave = speech_like(16_000)
+    before = model.batch_norm.running_mean.clone()
+    one, other = (model_features(model, wave).pooled for _ in range(2))
+    assert torch.equal(one, other)
+    assert model.training
+    assert torch.equal(model.batch_norm.running_mean, before)
+
+
+@pytest.mark.parametrize(
+    ("waveforms", "options", "message"),
+    [
+        ([], {}, "no waveform"),
+        (torch.zeros(2, 3, 4), {}, r"waveform 0: of shape \(3, 4\)"),
+        ([torch.zeros(16_000), torch.zeros(399)], {}, "waveform 1: 399 samples .* one patch"),
+        (torch.full((16_000,), torch.nan), {}, "not finite"),
+        (torch.zeros(16_000, dtype=torch.int64), {}, r"torch\.int64; int16, or float"),
+        (torch.zeros(16_000), {"sample_rate": 10}, "a sample rate of 10 Hz"),
+        (torch.zeros(16_000), {"layers": [3]}, r"layers \[3\]; the model has 1 to 2"),
+        (torch.zeros(16_000), {"layers": [0]}, r"layers \[0\]"),
+        (torch.zeros(16_000), {"layers": []}, r"layers \[\]"),
+        (torch.zeros(16_000), {"window_s": 0.01}, "windows of 0.01 s"),
+        (torch.zeros(16_000), {"window_s": 2, "overlap_s": 2}, "share 2 s"),
+    ],
+)
+def test_what_cannot_be_is_refused(model, waveforms, options, message):
+    with pytest.raises(ValueError, match=message):
+        model_features(model, waveforms, **options)
+
+
+def test_a_missing_and_a_bad_file_are_named(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.wav"):
+        model_features(model, tmp_path / "none.wav")
+    (tmp_path / "bad.flac").write_bytes(b"not audio")
+    with pytest.raises(AudioError, match=r"bad\.flac"):
+        model_features(model, tmp_path / "bad.flac")
+
+
+AN_HOUR = """
+import resource, sys
+import numpy as np, soundfile, torch
+from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.features import extract_features
+from mae_ast.core.mae_ast import MaeAst
+
+path = sys.argv[1]
+tone = (3000 * np.sin(np.arange(441_000) / 20)).astype(np.int16)
+with soundfile.SoundFile(path, "w", 44_100, 2, "PCM_16") as file:
+    for _ in range(360):
+        file.write(np.stack((tone, tone), 1))
+config = MaeAstConfig(encoder_layers=1, encoder_embed_dim=768, encoder_ffn_embed_dim=64,
+                      decoder_layers=1, ast_kernel_size_chan=128, ast_kernel_stride_chan=128)
+found = extract_features(MaeAst(config), path)
+assert found.lengths.tolist() == [(359_998) // 16], found.lengths
+assert bool(found.hidden_states[0].isfinite().all())
+assert bool((found.hidden_states[0].abs().sum(2) > 0).all())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+"""
+
+
+@pytest.mark.slow
+def test_an_hour_fits_into_four_gigabytes(tmp_path: Path) -> None:
+    """One layer as wide as the released models', from a stereo file at 44.1 kHz.
+
+    With an eighth of their tokens, for time's sake: theirs take 0.5 GB more.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", AN_HOUR, str(tmp_path / "hour.wav")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 3.5

@@ -1,0 +1,568 @@
+"""Downloads against a server that misbehaves: what arrives, what is said, and what stays behind."""
+
+import fcntl
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from mae_ast.fetch import transfer
+from mae_ast.fetch.cache import DownloadError, cache_folder, download, name_from_url
+from tests.web_server import (
+    WebServer,
+    fails,
+    free_port,
+    gives,
+    gives_in_chunks,
+    hangs,
+    resets,
+)
+
+DATA = random.Random(0).randbytes(100_000)
+OTHER = random.Random(1).randbytes(100_000)
+NAME = "model.pt"
+DATED = {"etag": None, "Last_Modified": "Fri, 01 Jul 2022 00:00:00 GMT"}
+
+
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def _quick_and_direct(monkeypatch):
+    monkeypatch.setattr(transfer, "PAUSE", 0.0)
+    monkeypatch.setenv("NO_PROXY", "*")
+
+
+@pytest.fixture
+def server():
+    with WebServer() as running:
+        yield running
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "cache"
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def error_of(*arguments):
+    """The message of a download that fails; it has to be one line."""
+    with pytest.raises(DownloadError) as raised:
+        download(*arguments)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+def is_whole(folder, data=DATA):
+    """The file and its checksum, and nothing else."""
+    assert files(folder) == [NAME, f"{NAME}.sha256"]
+    assert (folder / NAME).read_bytes() == data
+    assert (folder / f"{NAME}.sha256").read_text() == f"{sha256(data)}  {NAME}\n"
+
+
+def leave_part(server, folder, data=DATA, size=30_000, path="/file", **headers):
+    """What a server that broke off and died leaves behind."""
+    url = server.url(path, gives(data, breaks_after=size, **headers), resets)
+    message = error_of([url], NAME, None, folder)
+    assert files(folder) == [f"{NAME}.part", f"{NAME}.part.json"]
+    assert (folder / f"{NAME}.part").read_bytes() == data[:size]
+    server.requests.clear()
+    return url, message
+
+
+# What arrives
+
+
+@pytest.mark.parametrize("behaviour", [gives(DATA), gives(DATA, **DATED), gives_in_chunks(DATA)])
+def test_a_file_arrives_with_its_checksum_beside_it(server, folder, behaviour):
+    path = download([server.url("/file", behaviour)], NAME, None, folder)
+    assert path == folder / NAME
+    is_whole(folder)
+    (asked,) = server.asked("/file")
+    assert asked["Accept-Encoding"] == "identity"
+    assert "Range" not in asked
+    done = subprocess.run(["sha256sum", "--check", f"{NAME}.sha256"], cwd=folder, check=False)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("headers", [{}, DATED])
+def test_what_breaks_off_is_resumed_at_once(server, folder, headers):
+    script = [gives(DATA, breaks_after=30_000, **headers), gives(DATA, **headers)]
+    download([server.url("/file", *script)], NAME, None, folder)
+    is_whole(folder)
+    first, second = server.asked("/file")
+    assert "Range" not in first
+    assert second["Range"] == "bytes=30000-"
+    assert second["If-Range"] == headers.get("Last_Modified", '"1"')
+
+
+def test_attempts_go_on_as_long_as_they_bring_something_but_not_for_ever(server, folder):
+    url = server.url("/file", gives(DATA, breaks_after=10_000))
+    download([url], NAME, None, folder)
+    assert len(server.asked("/file")) == 10
+    is_whole(folder)
+
+    url = server.url("/slow", gives(DATA, breaks_after=100))
+    message = error_of([url], "slow.pt", None, folder)
+    assert len(server.asked("/slow")) == transfer.ATTEMPTS
+    assert (folder / "slow.pt.part").stat().st_size == 100 * transfer.ATTEMPTS
+    assert "the connection ended early" in message
+
+
+def test_a_mirror_that_brings_nothing_is_asked_once(server, folder):
+    error_of([server.url("/file", resets)], NAME, None, folder)
+    assert len(server.asked("/file")) == 1
+
+
+def test_the_next_call_resumes_what_a_dead_server_left(server, folder):
+    url, message = leave_part(server, folder)
+    assert message == (
+        f"{NAME}: not downloaded: {url}: Connection reset by peer; 30.0kB are kept in "
+        f"{folder}/{NAME}.part, and the next call goes on from there"
+    )
+    url = server.url("/file", gives(DATA))
+    download([url], NAME, None, folder)
+    (asked,) = server.asked("/file")
+    assert asked["Range"] == "bytes=30000-"
+    is_whole(folder)
+
+
+@pytest.mark.parametrize(
+    ("answer", "requests"),
+    [
+        (gives(DATA, heeds_range=False), 1),
+        (gives(DATA, etag='"2"'), 1),  # another version, so If-Range makes it a whole one
+        (gives(DATA, etag='"2"', heeds_if_range=False), 2),
+        (gives(DATA, Content_Range="bytes 29999-99999/100000"), 2),
+        (gives(DATA, Content_Range="bytes 30000-99999/100001"), 2),
+        (gives(DATA, Content_Range=None), 2),
+        (fails(416, Content_Range="bytes */100000"), 2),
+    ],
+    ids=["no Range", "changed", "changed, no If-Range", "start", "total", "no range", "416"],
+)
+def test_a_part_that_does_not_fit_the_answer_starts_anew(server, folder, answer, requests):
+    url, _ = leave_part(server, folder, data=OTHER)
+    url = server.url("/file", answer, gives(DATA))
+    download([url], NAME, None, folder)
+    assert [headers.get("Range") for headers in server.asked("/file")] == (
+        ["bytes=30000-", None][:requests]
+    )
+    is_whole(folder)
+
+
+@pytest.mark.parametrize("etag", [None, 'W/"1"'])
+def test_without_a_validator_nothing_is_resumed_and_nothing_stays(server, folder, etag):
+    url = server.url("/file", gives(DATA, etag=etag, breaks_after=30_000))
+    message = error_of([url], NAME, None, folder)
+    assert message == f"{NAME}: not downloaded: {url}: the connection ended early"
+    assert files(folder) == []
+    asked = server.asked("/file")
+    assert len(asked) == transfer.ATTEMPTS_FROM_START
+    assert not any("Range" in headers for headers in asked)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda notes: "",
+        lambda notes: "[1]",
+        lambda notes: json.dumps(notes | {"url": "http://elsewhere/"}),
+        lambda notes: json.dumps(notes | {"validator": None}),
+        lambda notes: json.dumps(notes | {"total": 29_999}),
+        lambda notes: json.dumps(notes | {"more": 1}),
+    ],
+)
+def test_a_part_of_doubtful_origin_starts_anew(server, folder, change):
+    leave_part(server, folder, data=OTHER)
+    notes = folder / f"{NAME}.part.json"
+    notes.write_text(change(json.loads(notes.read_text())))
+    download([server.url("/file", gives(DATA))], NAME, None, folder)
+    (asked,) = server.asked("/file")
+    assert "Range" not in asked
+    is_whole(folder)
+
+
+def test_a_part_that_is_whole_needs_no_request(server, folder):
+    url, _ = leave_part(server, folder)
+    (folder / f"{NAME}.part").write_bytes(DATA)
+    download([url], NAME, None, folder)
+    assert not server.requests
+    is_whole(folder)
+
+
+def test_a_resumed_file_with_the_wrong_sum_is_fetched_once_more(server, folder):
+    leave_part(server, folder)
+    (folder / f"{NAME}.part").write_bytes(bytes(30_000))  # as a power cut leaves it
+    download([server.url("/file", gives(DATA))], NAME, sha256(DATA), folder)
+    assert [headers.get("Range") for headers in server.asked("/file")] == ["bytes=30000-", None]
+    is_whole(folder)
+
+
+def test_an_answer_that_is_too_short_is_noticed(server, folder):
+    short = {"Content_Length": "10000"}  # of a range that should have the rest
+    script = [gives(DATA, breaks_after=30_000), gives(DATA, breaks_after=10_000, **short)]
+    download([server.url("/file", *script)], NAME, None, folder)
+    assert [headers.get("Range") for headers in server.asked("/file")][1:] == [
+        f"bytes={start}-" for start in range(30_000, 100_000, 10_000)
+    ]
+    is_whole(folder)
+
+
+def test_chunks_that_end_early_are_noticed(server, folder):
+    url = server.url("/file", gives_in_chunks(DATA, breaks_after=30_000))
+    assert "the connection ended early" in error_of([url], NAME, None, folder)
+    assert files(folder) == []
+
+
+def test_a_file_of_unknown_length_needs_a_checksum(server, folder):
+    url = server.url("/file", gives(DATA, Content_Length=None))
+    message = error_of([url], NAME, None, folder)
+    assert "does not say how long the file is" in message
+    assert files(folder) == []
+    download([url], NAME, sha256(DATA), folder)
+    is_whole(folder)
+
+
+# Mirrors
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (fails(404), "404 Not Found"),
+        (fails(500), "500 Internal Server Error"),
+        (fails(200, b"moved", Content_Type="text/html"), "gives a web page instead of the file"),
+        (gives(DATA, Content_Encoding="gzip"), "gives the file in gzip encoding"),
+        (resets, "Connection reset by peer"),
+        (hangs(3), "nothing came for 0.2 s"),
+        (hangs(3, DATA[:10], Content_Length="100000"), "nothing came for 0.2 s"),
+        (gives(OTHER), f"wrong checksum: expected sha256 {sha256(DATA)}, got {sha256(OTHER)}"),
+    ],
+    ids=["404", "500", "web page", "gzip", "reset", "silent", "falls silent", "wrong bytes"],
+)
+def test_the_second_mirror_stands_in(server, folder, monkeypatch, failure, reason):
+    monkeypatch.setattr(transfer, "SILENT_SECONDS", 0.2)
+    urls = [server.url("/bad", failure), server.url("/good", gives(DATA))]
+    download(urls, NAME, sha256(DATA), folder)
+    is_whole(folder)
+    assert len(server.asked("/bad")) >= 1
+    assert len(server.asked("/good")) == 1
+    message = error_of(urls[:1], "other.pt", sha256(DATA), folder)
+    assert message.startswith(f"other.pt: not downloaded: {urls[0]}: {reason}")
+    is_whole(folder)
+
+
+def test_all_mirrors_dead(server, folder, monkeypatch):
+    def no_such_host(host, *arguments, **keywords):
+        if host == "nowhere.invalid":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return resolve(host, *arguments, **keywords)
+
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", no_such_host)
+    refused = f"http://127.0.0.1:{free_port()}/file"
+    urls = ["http://nowhere.invalid/file", refused, server.url("/gone", fails(404))]
+    assert error_of(urls, NAME, None, folder) == (
+        f"{NAME}: not downloaded: {urls[0]}: its host is not known; "
+        f"{refused}: Connection refused; {urls[2]}: 404 Not Found"
+    )
+    assert files(folder) == []
+
+
+def test_a_part_is_not_continued_with_another_mirrors_bytes(server, folder):
+    urls = [
+        server.url("/one", gives(OTHER, breaks_after=30_000), resets),
+        server.url("/two", gives(DATA)),
+    ]
+    download(urls, NAME, None, folder)
+    (asked,) = server.asked("/two")
+    assert "Range" not in asked
+    is_whole(folder)
+
+
+def test_a_dead_mirror_does_not_cost_the_part_of_another(server, folder):
+    first = server.url("/one", resets)
+    second, _ = leave_part(server, folder, path="/two")
+    server.url("/two", resets)
+    error_of([first, second], NAME, None, folder)
+    assert (folder / f"{NAME}.part").stat().st_size == 30_000
+    server.requests.clear()
+    server.url("/one", gives(OTHER))
+    server.url("/two", gives(DATA))
+    download([first, second], NAME, None, folder)
+    assert not server.asked("/one")  # the mirror of the part goes first
+    assert server.asked("/two")[0]["Range"] == "bytes=30000-"
+    is_whole(folder)
+
+
+# Checksums
+
+
+def test_wrong_bytes_with_a_given_checksum_leave_nothing(server, folder):
+    url = server.url("/file", gives(OTHER))
+    assert error_of([url], NAME, sha256(DATA), folder) == (
+        f"{NAME}: not downloaded: {url}: wrong checksum: expected sha256 {sha256(DATA)}, "
+        f"got {sha256(OTHER)}"
+    )
+    assert files(folder) == []
+    assert len(server.asked("/file")) == 1
+
+
+def test_a_damaged_file_is_fetched_again_and_held_to_the_recorded_sum(server, folder):
+    url = server.url("/file", gives(DATA))
+    path = download([url], NAME, None, folder)
+    path.write_bytes(DATA[:-1] + b"?")
+    assert download([url], NAME, None, folder) == path
+    is_whole(folder)
+    assert len(server.asked("/file")) == 2
+
+    path.write_bytes(DATA[:-1] + b"?")
+    server.url("/file", gives(OTHER))
+    record = folder / f"{NAME}.sha256"
+    assert error_of([url], NAME, None, folder) == (
+        f"{NAME}: not downloaded: {url}: wrong checksum: expected sha256 {sha256(DATA)}, "
+        f"got {sha256(OTHER)}; delete {record} to accept the new file"
+    )
+    assert files(folder) == [f"{NAME}.sha256"]  # the damaged file must not be accepted instead
+
+    record.unlink()
+    download([url], NAME, None, folder)
+    is_whole(folder, OTHER)
+
+
+def test_a_given_checksum_wins_over_the_recorded_one(server, folder):
+    url = server.url("/file", gives(DATA))
+    download([url], NAME, None, folder)
+    message = error_of([url], NAME, sha256(OTHER), folder)  # perhaps a typing error
+    assert f"expected sha256 {sha256(OTHER)}, got {sha256(DATA)}" in message
+    is_whole(folder)
+
+    server.url("/file", gives(OTHER))
+    download([url], NAME, f" {sha256(OTHER).upper()}\n", folder)
+    is_whole(folder, OTHER)
+    count = len(server.requests)
+    (folder / f"{NAME}.sha256").write_text(f"{sha256(DATA)}  {NAME}\n")
+    download([url], NAME, sha256(OTHER), folder)
+    is_whole(folder, OTHER)
+    assert len(server.requests) == count
+
+
+def test_a_file_put_there_by_hand_is_taken_and_recorded(folder):
+    folder.mkdir()
+    (folder / NAME).write_bytes(DATA)
+    download([f"http://127.0.0.1:{free_port()}/"], NAME, None, folder)
+    is_whole(folder)
+
+
+def test_a_record_that_is_none(folder):
+    folder.mkdir()
+    (folder / NAME).write_bytes(DATA)
+    (folder / f"{NAME}.sha256").write_text("not found\n")
+    message = error_of(["http://127.0.0.1/"], NAME, None, folder)
+    assert message.startswith(f"{folder}/{NAME}.sha256: holds no checksum")
+
+
+@pytest.mark.parametrize("wrong", ["", "abc", "g" * 64, "a" * 63])
+def test_a_checksum_that_is_none(folder, wrong):
+    with pytest.raises(ValueError, match="64 hexadecimal digits are wanted"):
+        download(["http://127.0.0.1/"], NAME, wrong, folder)
+    assert not folder.exists()
+
+
+# The cache
+
+
+def test_what_is_cached_is_used_without_any_network(server, folder, monkeypatch):
+    url = server.url("/file", gives(DATA))
+    path = download([url], NAME, None, folder)
+    server.requests.clear()
+
+    def no_network(*arguments, **keywords):
+        raise AssertionError("a cached file needs no network")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    folder.chmod(0o555)  # nor the right to write
+    try:
+        assert download([url], NAME, None, folder) == path
+        assert download([url], NAME, sha256(DATA), folder) == path
+    finally:
+        folder.chmod(0o755)
+    assert not server.requests
+
+
+def test_where_the_cache_lies(monkeypatch, tmp_path):
+    monkeypatch.setenv("MAE_AST_CACHE", str(tmp_path / "here"))
+    assert cache_folder() == tmp_path / "here"
+    monkeypatch.setenv("MAE_AST_CACHE", "~/models")
+    assert cache_folder() == Path.home() / "models"
+    monkeypatch.delenv("MAE_AST_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "mae-ast"
+
+
+def test_names_of_addresses_are_safe_and_do_not_meet():
+    name = name_from_url("https://host/a/b/model%20one.pt?token=/../x#y")
+    assert re.fullmatch(r"model_one-[0-9a-f]{12}\.pt", name)
+    urls = [
+        *("https://a/m.pt", "https://b/m.pt", "https://a/m.pt?v=2", "http://a/m.pt"),
+        *("https://a/", "https://a", "https://a/..", "https://a/%2e%2e%2fm.pt", "https://a/.pt"),
+        f"https://a/{'x' * 300}.pt",
+    ]
+    names = {name_from_url(url) for url in urls}
+    assert len(names) == len(urls)
+    for name in names:
+        assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}", name)
+
+
+@pytest.mark.parametrize("url", ["ftp://host/file", "file:///etc/passwd", "https:///file", "m.pt"])
+def test_an_address_of_another_kind(url):
+    with pytest.raises(ValueError, match="no address of the kind https://host/path/file"):
+        name_from_url(url)
+
+
+def test_a_folder_that_is_none(tmp_path):
+    (tmp_path / "file").touch()
+    message = error_of(["http://127.0.0.1/"], NAME, None, tmp_path / "file" / "cache")
+    assert message == f"{tmp_path}/file/cache/{NAME}: cannot be written or read (Not a directory)"
+
+
+# Processes
+
+SCRIPT = textwrap.dedent("""
+    import sys
+    from pathlib import Path
+    from mae_ast.fetch import transfer
+    from mae_ast.fetch.cache import download
+    transfer.PAUSE = 0.0
+    print(download(sys.argv[2:], "model.pt", None, Path(sys.argv[1])))
+""")
+
+
+def start(folder, *urls):
+    command = [sys.executable, "-c", SCRIPT, folder, *urls]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path.cwd()
+    )
+
+
+def test_of_three_processes_one_downloads(server, folder):
+    url = server.url("/file", gives(DATA, takes=0.7))
+    running = [start(folder, url) for _ in range(3)]
+    for process in running:
+        out, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        assert out == f"{folder}/{NAME}\n"
+        assert "Downloading" not in errors  # pooch is quiet
+    assert len(server.asked("/file")) == 1
+    is_whole(folder)
+
+
+def test_whoever_waits_says_so(server, folder, monkeypatch, caplog):
+    monkeypatch.setattr("mae_ast.fetch.cache.PATIENCE", 0.05)
+    folder.mkdir()
+    other = os.open(folder / f"{NAME}.lock", os.O_CREAT | os.O_RDWR)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    threading.Timer(0.3, os.close, [other]).start()
+    download([server.url("/file", gives(DATA))], NAME, None, folder)
+    assert caplog.messages == [f"waiting for another process that downloads {folder / NAME}"]
+    is_whole(folder)
+
+
+def test_when_one_process_fails_the_next_resumes(server, folder):
+    breaks = gives(DATA, breaks_after=30_000)
+    url = server.url("/file", breaks, fails(500), gives(DATA))
+    codes = sorted(process.wait(60) for process in [start(folder, url) for _ in range(2)])
+    assert codes == [0, 1]
+    assert [headers.get("Range") for headers in server.asked("/file")] == [
+        None,
+        "bytes=30000-",
+        "bytes=30000-",
+    ]
+    is_whole(folder)
+
+
+def test_an_interruption_keeps_the_part(server, folder, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    url = server.url("/file", gives(DATA))
+    monkeypatch.setattr(transfer.os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        download([url], NAME, None, folder)
+    assert files(folder) == [f"{NAME}.part", f"{NAME}.part.json"]
+    monkeypatch.undo()
+    download([url], NAME, None, folder)
+    is_whole(folder)
+
+
+@pytest.mark.parametrize(
+    ("number", "stays"),
+    [(signal.SIGINT, []), (signal.SIGKILL, [f"{NAME}.lock"])],
+)
+def test_a_process_that_is_signalled_leaves_the_part(server, folder, number, stays):
+    half = hangs(20, DATA[:30_000], Content_Length="100000", ETag='"1"')
+    process = start(folder, server.url("/file", half))
+    part = folder / f"{NAME}.part"
+    while process.poll() is None and not (part.exists() and part.stat().st_size == 30_000):
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode == -number
+    assert files(folder) == [*stays, part.name, f"{NAME}.part.json"]
+    assert part.read_bytes() == DATA[:30_000]
+    server.requests.clear()
+    download([server.url("/file", gives(DATA))], NAME, None, folder)
+    assert server.asked("/file")[0]["Range"] == "bytes=30000-"
+    is_whole(folder)
+
+
+# A full disk
+
+
+def test_a_disk_that_is_too_small_is_known_before_the_first_byte(server, small_disk):
+    url = server.url("/file", hangs(5, Content_Length="100000"))
+    message = error_of([url], NAME, None, small_disk)
+    assert message == (
+        f"{small_disk}: no space left on device: {NAME} needs 100kB, 65.5kB are free"
+    )
+    assert files(small_disk) == []
+
+
+@pytest.mark.parametrize("taken", [0, 60 << 10])
+def test_a_disk_that_gets_full_on_the_way(server, small_disk, taken):
+    (small_disk / "other").write_bytes(bytes(taken))
+    url = server.url("/file", gives_in_chunks(DATA, ETag='"1"'))
+    message = error_of([url], NAME, None, small_disk)
+    free = "65.5kB" if not taken else "4.10kB"
+    assert message == (
+        f"{small_disk}: no space left on device: {NAME} needs more than {free}, {free} are free"
+    )
+    assert files(small_disk) == ["other"]
+
+
+def test_the_bar_is_silent_where_it_is_quick_and_no_terminal(server, folder, capsys):
+    download([server.url("/file", gives(DATA))], NAME, None, folder)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_bar_shows_where_it_takes_long(server, folder, capsys, monkeypatch):
+    monkeypatch.setattr(transfer, "BAR_TIMES", ((0.0, 0.0), (0.0, 0.0)))
+    download([server.url("/file", gives(DATA))], NAME, None, folder)
+    assert f"{NAME}: 100%" in capsys.readouterr().err

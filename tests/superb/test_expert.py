@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mae_ast.core.mae_ast import MaeAst
+from mae_ast.superb.expert import UpstreamExpert
+from tests.core.test_s3prl_parity import expert_of, model_with_random_weights
+from tests.sounds import speech_like
+from tests.superb.conftest import write_checkpoint
+
+PATCHES, FRAMES = (16, 16), (2, 128)  # frames, mel bins
+LEAST = {PATCHES: 2_800, FRAMES: 560}  # samples
+RATE = {PATCHES: 2_560, FRAMES: 320}
+both = pytest.mark.parametrize("kernel", [PATCHES, FRAMES], ids=["patches", "frames"])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@both
+def test_as_many_vectors_as_s3prl_counts(checkpoint, kernel):
+    expert = UpstreamExpert(checkpoint(kernel)).eval()
+    rate = expert.get_downsample_rates("hidden_states")
+    assert rate == RATE[kernel]
+    lengths = torch.randint(LEAST[kernel], 24_000, (500,)).tolist()
+    wave = 0.1 * torch.randn(24_000)
+    with torch.no_grad():
+        for length in lengths:
+            for state in expert([wave[:length]])["hidden_states"]:
+                assert state.shape == (1, len(range(0, length, rate)), 32 * 128 // kernel[1])
+        for first in range(0, 500, 20):
+            batch = lengths[first : first + 20]
+            features = expert([wave[:length] for length in batch])
+            assert len(features["hidden_states"]) == 2
+            for state in (*features["hidden_states"], features["last_hidden_state"]):
+                assert state.shape[:2] == (20, len(range(0, max(batch), rate)))
+
+
+@both
+def test_a_clip_alone_and_in_a_batch(checkpoint, kernel):
+    expert = UpstreamExpert(checkpoint(kernel)).train()  # this model has no dropout
+    waves = [speech_like(n, n) for n in (LEAST[kernel], 9_000, 23_456, 16_000)]
+    together = expert(waves)["hidden_states"]
+    for row, wave in enumerate(waves):
+        for state, alone in zip(together, expert([wave])["hidden_states"], strict=True):
+            own = alone.shape[1]
+            assert_close(state[row, :own], alone[0], rtol=0, atol=2e-5)
+            last = alone[0, -1].expand(state.shape[1] - own, -1)
+            assert_close(state[row, own:], last, rtol=0, atol=2e-5)
+            assert alone.std() > 0.1
+
+
+@both
+def test_equal_to_the_upstream_of_s3prl_on_its_vectors(tmp_path, small_config, kernel):
+    config = small_config(kernel, encoder_layers=3)
+    model = model_with_random_weights(config)
+    path = tmp_path / "ours.pt"
+    torch.save(torch.load(write_checkpoint(path, config)) | {"model": model.state_dict()}, path)
+    ours, theirs = UpstreamExpert(path).eval(), expert_of(model, config, tmp_path)
+    waves = [speech_like(n, n) for n in (8_000, 20_000)]
+    with torch.no_grad():
+        for wave in waves:
+            got, expected = ours([wave]), theirs([wave])["hidden_states"]
+            assert len(got["hidden_states"]) == len(expected) == 3
+            for mine, reference in zip(got["hidden_states"], expected, strict=True):
+                assert 0 <= mine.shape[1] - reference.shape[1] <= 2
+                assert_close(mine[:, : reference.shape[1]], reference, rtol=0, atol=1e-4)
+            assert torch.equal(got["last_hidden_state"], got["hidden_states"][-1])
+    assert ours.get_downsample_rates("") == theirs.get_downsample_rates("")
+
+
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post-norm", "pre-norm"])
+def test_all_parameters_have_a_gradient(checkpoint, norm_first):
+    path = checkpoint(layer_norm_first=norm_first, encoder_layerdrop=0.9, dropout=0.1)
+    expert = UpstreamExpert(path).train()
+    features = expert([speech_like(8_000), speech_like(12_000)])
+    features["last_hidden_state"].square().sum().backward()
+    named = dict(expert.named_parameters())
+    assert all(value.grad is not None and value.grad.any() for value in named.values()), [
+        name for name, value in named.items() if value.grad is None
+    ]
+    assert not [name for name in named if "decoder" in name or "final_proj" in name]
+    assert len(named) == 2 * 16 + 4  # of a layer, projection and norm
+
+
+def test_training_neither_moves_nor_asks_the_batch_for_statistics(checkpoint):
+    path = checkpoint()
+    expert = UpstreamExpert(path).train()
+    norm = expert.model.batch_norm
+    before = {name: value.clone() for name, value in norm.named_buffers()}
+    wave = speech_like(8_000)
+    alone = expert([wave])["last_hidden_state"]
+    beside_noise = expert([wave, torch.randn(8_000)])["last_hidden_state"]
+    assert_close(alone[0], beside_noise[0], rtol=0, atol=2e-5)
+    for name, value in norm.named_buffers():
+        assert torch.equal(value, before[name])
+    assert_close(expert.eval()([wave])["last_hidden_state"], alone)
+
+
+def test_layers_keep_their_places_and_float32(checkpoint):
+    expert = UpstreamExpert(checkpoint(encoder_layerdrop=0.9, precision="bfloat16")).train()
+    features = expert([speech_like(8_000)])
+    first, second = features["hidden_states"]
+    assert not torch.equal(first, second)
+    assert first.dtype == torch.float32
+    again = expert([speech_like(8_000)])["hidden_states"]
+    assert torch.equal(first, again[0])
+
+
+def test_pre_norm_models_end_in_their_norm(checkpoint):
+    expert = UpstreamExpert(checkpoint(layer_norm_first=True)).eval()
+    features = expert([speech_like(8_000)])
+    per_patch = features["last_hidden_state"].unflatten(2, (8, 32))
+    assert_close(per_patch.mean(3), torch.zeros(per_patch.shape[:3]), rtol=0, atol=1e-5)
+    assert not torch.equal(features["last_hidden_state"], features["hidden_states"][-1])
+
+
+@both
+def test_a_clip_that_is_too_short(checkpoint, kernel):
+    expert, least = UpstreamExpert(checkpoint(kernel)), LEAST[kernel]
+    with pytest.raises(ValueError, match=rf"clip 1 has {least - 1} samples.*at least {least} "):
+        expert([torch.zeros(least), torch.zeros(least - 1)])
+    with pytest.raises(ValueError, match=r"clip 0 has shape \(1, 8000\)"):
+        expert([torch.zeros(1, 8_000)])
+
+
+def test_states_can_be_saved_and_loaded(checkpoint):
+    path = checkpoint()
+    expert, other = UpstreamExpert(path), UpstreamExpert(path)
+    with torch.no_grad():
+        for value in expert.parameters():
+            value.add_(0.1)
+    other.load_state_dict(expert.state_dict())
+    wave = [speech_like(8_000)]
+    assert torch.equal(
+        expert.eval()(wave)["last_hidden_state"], other.eval()(wave)["last_hidden_state"]
+    )
+    assert isinstance(expert.model, MaeAst)

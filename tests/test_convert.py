@@ -1,0 +1,76 @@
+"""Files of other kinds hold the same model."""
+
+from __future__ import annotations
+
+import os
+
+import onnxruntime
+import pytest
+import torch
+from torch.testing import assert_close
+
+import mae_ast
+from mae_ast import convert
+from mae_ast.core.fbank import fbank
+from mae_ast.pretrained import PretrainedMaeAst
+from tests.sounds import speech_like
+
+
+@pytest.fixture(params=[(16, 16), (2, 128)], ids=["patch", "frame"], scope="module")
+def kernel(request):
+    return request.param
+
+
+@pytest.fixture
+def model(small_config, kernel) -> PretrainedMaeAst:
+    model = PretrainedMaeAst(small_config(kernel, layer_norm_first=kernel[1] == 128), "chunk_mask")
+    model.batch_norm.running_mean.fill_(-7.0)
+    model.batch_norm.running_var.fill_(14.0)
+    return model.eval()
+
+
+def states(model: PretrainedMaeAst) -> list[torch.Tensor]:
+    return model.hidden_states(speech_like(20_000).unsqueeze(0))
+
+
+def test_released_and_safetensors_come_back(model, tmp_path):
+    convert.to_released_file(model, tmp_path / "new" / "a.pt")
+    convert.to_safetensors(model, tmp_path / "folder")
+    for path in (tmp_path / "new" / "a.pt", tmp_path / "folder"):
+        assert_close(states(mae_ast.load(path)), states(model), rtol=0, atol=0)
+    assert os.listdir(tmp_path / "new") == ["a.pt"]
+
+
+def test_onnx_gives_the_last_hidden_state(model, tmp_path):
+    path = tmp_path / "a.onnx"
+    assert convert.to_onnx(model, path) < 1e-3
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for batch, lengths in ((1, (2_800, 16_000, 40_000, 159_520, 320_000)), (3, (5_000, 48_000))):
+        for length in lengths:
+            waves = torch.stack([speech_like(length, seed) for seed in range(batch)])
+            (found,) = session.run(None, {"log_mel": fbank(waves).numpy()})
+            with torch.no_grad():
+                # Pre-norm layers are followed by the stack's own norm.
+                expected = model.hidden_states(waves)[-1]
+                if model.config.layer_norm_first:
+                    expected = model.encoder.layer_norm(expected)
+            assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-3)
+    assert os.listdir(tmp_path) == ["a.onnx"]
+    with torch.no_grad():
+        model.encoder.layers[0].fc1.bias += 0.5
+    with pytest.raises(ValueError, match=r"a\.onnx: differs from PyTorch by"):
+        convert.check_onnx(convert.LastHiddenState(model), path)
+
+
+@pytest.mark.parametrize("kind", ["to_released_file", "to_safetensors"])
+def test_a_full_disk_is_one_line_and_nothing_is_left(model, small_disk, kind):
+    with pytest.raises(OSError, match=r"disk/a: could not be written, with \d\.\d MB free \(.*\)$"):
+        getattr(convert, kind)(model, small_disk / "a")
+    assert os.listdir(small_disk) == []
+
+
+def test_a_folder_with_something_in_it_is_not_overwritten(model, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").touch()
+    with pytest.raises(FileExistsError, match="folder: is there already"):
+        convert.to_safetensors(model, tmp_path / "folder")

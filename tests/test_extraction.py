@@ -1,0 +1,195 @@
+"""Features of a manifest on disk: fairseq's convention, whole after a stop, one line when wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from mae_ast import extraction
+from mae_ast.core.manifest import Manifest, ManifestError, write_manifest
+from mae_ast.extraction import What, extract, parse_shard
+from mae_ast.pretrained import PretrainedMaeAst
+from tests.sounds import speech_like
+
+SECONDS = (1.0, 0.5, 2.0, 0.1, 1.5, 0.7, 3.0)
+BAD, SHORT = 4, 3  # rows: no audio; less than a patch
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch):
+    monkeypatch.setattr(extraction, "BATCH_SAMPLES", 40_000)
+
+
+@pytest.fixture
+def manifest(tmp_path) -> Manifest:
+    rows = []
+    for number, seconds in enumerate(SECONDS):
+        wave = speech_like(round(16_000 * seconds), number)
+        path = tmp_path / f"{number}.wav"
+        soundfile.write(path, wave.numpy(), 16_000, subtype="PCM_16")
+        rows.append((path.name, len(wave), 16_000))
+    (tmp_path / f"{BAD}.wav").write_bytes(b"RIFFnothing")
+    write_manifest(tmp_path / "valid.tsv", ".", rows)
+    return Manifest.read(tmp_path / "valid.tsv")
+
+
+@pytest.fixture
+def model(small_config) -> PretrainedMaeAst:
+    return PretrainedMaeAst(small_config((16, 32)), "random_mask").eval()
+
+
+def what(**fields) -> What:
+    values = {"layer": 2, "pool": False, "tokens": False, "shard": 0, "shards": 1}
+    return What(**(values | fields))
+
+
+def run(model, manifest, out, **fields):
+    return extract(model, manifest, out, what(**fields))
+
+
+def stored(path: Path) -> list[np.ndarray]:
+    """As programs read it that follow the convention."""
+    features = np.load(path, mmap_mode="r")
+    lengths = [int(line) for line in path.with_suffix(".len").read_text().splitlines()]
+    ends = np.cumsum(lengths)
+    assert ends[-1] == len(features)
+    return [features[end - n : end] for end, n in zip(ends, lengths, strict=True)]
+
+
+def expected(model, manifest, row, **fields) -> np.ndarray | None:
+    if row in (BAD, SHORT):
+        return np.empty((0, 32 if fields else 4 * 32))
+    found = model.extract_features(manifest.audio_path(row), layers=[fields.get("layer", 2)])
+    if fields.get("pool"):
+        return found.pooled[0].numpy()
+    return (found.hidden_states if fields.get("tokens") else found.time_steps)[0][0].numpy()
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"pool": True}, {"tokens": True}, {"tokens": True, "layer": 1}]
+)
+def test_each_clip_has_its_rows(model, manifest, tmp_path, fields):
+    path, num_bad = run(model, manifest, tmp_path / "out", **fields)
+    assert path == tmp_path / "out" / "valid_0_1.npy"
+    assert num_bad == 2
+    clips = stored(path)
+    assert len(clips) == len(SECONDS)
+    for row, clip in enumerate(clips):
+        theirs = expected(model, manifest, row, **fields)
+        assert clip.shape == theirs.shape
+        assert np.allclose(clip, theirs, atol=1e-5)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        *("valid_0_1.json", "valid_0_1.len", "valid_0_1.npy")
+    ]
+
+
+def test_bad_clips_are_named(model, manifest, tmp_path, caplog):
+    run(model, manifest, tmp_path / "out")
+    assert "valid.tsv:6: left out: " in caplog.text
+    assert "valid.tsv:5: left out: " in caplog.text
+    assert "1600 samples at 16 kHz are shorter than one patch (2800)" in caplog.text
+
+
+def test_shards_are_the_whole_without_overlap(model, manifest, tmp_path):
+    whole = stored(run(model, manifest, tmp_path / "one")[0])
+    parts = [
+        clip
+        for shard in range(3)
+        for clip in stored(run(model, manifest, tmp_path / "three", shard=shard, shards=3)[0])
+    ]
+    assert len(parts) == len(whole)
+    for one, other in zip(parts, whole, strict=True):
+        assert np.allclose(one, other, atol=1e-6)
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+@pytest.mark.parametrize("tear", [None, "len", "npy"])
+def test_a_stopped_extraction_goes_on(model, manifest, tmp_path, after, tear):
+    whole, _ = run(model, manifest, tmp_path / "whole")
+    calls = []
+    extract_features = model.extract_features
+
+    def stopping(waveforms, **options):
+        calls.append(len(waveforms))
+        if len(calls) > after:
+            raise StopError
+        return extract_features(waveforms, **options)
+
+    out = tmp_path / "out"
+    model.extract_features = stopping
+    with pytest.raises(StopError):
+        run(model, manifest, out)
+    assert not (out / "valid_0_1.npy").exists()
+    if tear is not None:  # what a crash of the machine leaves
+        part = out / f"valid_0_1.{tear}.part"
+        with part.open("r+b") as file:
+            file.truncate(part.stat().st_size - (1 if tear == "len" else 60))
+    lengths_seen = []
+
+    def counting(waveforms, **options):
+        lengths_seen.append(len(waveforms))
+        return extract_features(waveforms, **options)
+
+    model.extract_features = counting
+    path, _ = run(model, manifest, out)
+    assert np.allclose(np.load(path), np.load(whole), atol=1e-5)
+    assert path.with_suffix(".len").read_text() == whole.with_suffix(".len").read_text()
+    if tear is None:
+        assert sum(lengths_seen) == 5 - sum(calls[:after])  # nothing is computed twice
+    # Once more: it is done.
+    assert run(model, manifest, out) == (path, 2)
+    assert sum(lengths_seen) <= 5
+
+
+def test_another_extraction_in_the_same_place_is_refused(model, manifest, tmp_path):
+    run(model, manifest, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"another extraction \(it differs in layer\); remove"):
+        run(model, manifest, tmp_path / "out", layer=1)
+    description = json.loads((tmp_path / "out" / "valid_0_1.json").read_text())
+    assert description["layer"] == 2
+    assert description["width"] == 4 * 32
+
+
+def test_another_model_in_the_same_place_is_refused(model, manifest, tmp_path):
+    run(model, manifest, tmp_path / "out")
+    with torch.no_grad():
+        model.encoder.layers[0].fc1.bias[0] += 1
+    with pytest.raises(ValueError, match=r"differs in weights"):
+        run(model, manifest, tmp_path / "out")
+
+
+def test_more_shards_than_clips(model, manifest, tmp_path):
+    with pytest.raises(ManifestError, match="7 clips make no 9 shards"):
+        run(model, manifest, tmp_path / "out", shard=8, shards=9)
+
+
+@pytest.mark.parametrize("text", ["1", "a/b", "2/2", "-1/2", "1/0", "/", "1/2/3"])
+def test_a_shard_that_is_none(text):
+    with pytest.raises(ValueError, match="i/n with i from 0 to n - 1"):
+        parse_shard(text)
+
+
+def test_a_shard():
+    assert parse_shard("3/4") == (3, 4)
+
+
+def test_all_bad(model, tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"nothing")
+    write_manifest(tmp_path / "train.tsv", ".", [("a.wav", 16_000, 16_000)])
+    path, num_bad = run(model, Manifest.read(tmp_path / "train.tsv"), tmp_path / "out")
+    assert num_bad == 1
+    assert np.load(path).shape == (0, 4 * 32)
+
+
+def test_on_a_device_in_the_model_only(model):
+    """What comes back is on the CPU: NumPy can take it."""
+    assert model.extract_features(torch.zeros(16_000)).pooled.device.type == "cpu"

@@ -1,0 +1,209 @@
+"""``mae_ast.load`` takes whatever people have, and says in one line what it cannot take."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from torch.testing import assert_close
+
+import mae_ast
+from mae_ast import pretrained
+from mae_ast.core.checkpoint import CheckpointError
+from mae_ast.core.released import to_released
+from mae_ast.fetch.registry import RELEASED
+from mae_ast.pretrained import PretrainedMaeAst
+from tests.sounds import speech_like
+
+
+@pytest.fixture
+def model(small_config) -> PretrainedMaeAst:
+    """Trained in bfloat16, with a decoder of another width and statistics of its own."""
+    model = PretrainedMaeAst(small_config(decoder_embed_dim=48, precision="bfloat16"), "chunk_mask")
+    model.batch_norm.running_mean.fill_(-6.5)
+    return model.eval()
+
+
+@pytest.fixture
+def file(model, tmp_path) -> Path:
+    """As the trainer writes it."""
+    path = tmp_path / "checkpoint_last.pt"
+    config = {"_name": "mae_ast", **dataclasses.asdict(model.config)}
+    cfg = {"model": config, "task": {"_name": "mae_ast_pretraining", "mask_type": "chunk_mask"}}
+    state = {"cfg": cfg, "model": model.state_dict(), "optimizer_history": [{}]}
+    torch.save(state, path)
+    return path
+
+
+def assert_same(found: PretrainedMaeAst, model: PretrainedMaeAst) -> None:
+    assert found.config == model.config
+    assert found.mask_type == model.mask_type
+    assert not found.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_file(file, model, kind):
+    found = mae_ast.load(kind(file))
+    assert_same(found, model)
+
+
+def test_features_in_three_lines(file):
+    model = mae_ast.load(file)
+    found = model.extract_features([speech_like(16_000), speech_like(40_000)], 16_000)
+    assert found.time_steps[-1].shape == (2, 15, 8 * 32)
+    # In float32, whatever it was trained in.
+    alone = model.hidden_states(speech_like(40_000).unsqueeze(0))[-1]
+    assert alone.dtype == torch.float32
+    assert_close(found.hidden_states[-1][1:], alone, rtol=0, atol=1e-5)
+
+
+def test_safetensors_folder_and_back(model, tmp_path):
+    folder = tmp_path / "hub"
+    model.save_pretrained(folder)
+    assert {"model.safetensors", "config.json", "README.md"} == {p.name for p in folder.iterdir()}
+    assert_same(mae_ast.load(folder), model)
+    assert_same(mae_ast.load(folder / "model.safetensors"), model)
+    assert_same(PretrainedMaeAst.from_pretrained(folder), model)
+
+
+def test_a_hub_id(model, tmp_path, monkeypatch):
+    """The hub itself is out of reach: its client hands out what was pushed before."""
+    pushed = {}
+
+    class Api:
+        def __init__(self, token=None):
+            pass
+
+        def create_repo(self, repo_id, **_):
+            return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
+
+        def upload_folder(self, repo_id, folder_path, **_):
+            pushed[repo_id] = {p.name: p.read_bytes() for p in Path(folder_path).iterdir()}
+            return "done"
+
+    def hf_hub_download(repo_id, filename, **_):
+        path = tmp_path / repo_id.replace("/", "_") / filename
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(pushed[repo_id][filename])
+        return str(path)
+
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download", hf_hub_download)
+    monkeypatch.setattr(pretrained, "hf_hub_download", hf_hub_download)
+    model.push_to_hub("someone/mae-ast-small")
+    assert_same(mae_ast.load("someone/mae-ast-small"), model)
+
+
+def test_a_hub_id_that_cannot_be_had_is_one_line(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("we are off line\nand more")
+
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download", refuse)
+    monkeypatch.setattr(pretrained, "hf_hub_download", refuse)
+    with pytest.raises(
+        FileNotFoundError, match=r"^someone/model: no such file, and not .*off line\)$"
+    ):
+        mae_ast.load("someone/model")
+
+
+def test_a_released_name_and_a_url_go_through_the_download(model, file, monkeypatch):
+    asked = []
+
+    def download(urls, name, sha256=None):
+        asked.append((list(urls), name))
+        return file
+
+    monkeypatch.setattr(pretrained, "download", download)
+    assert_same(mae_ast.load("mae_ast_patch"), model)
+    assert_same(mae_ast.load("https://example.org/models/a.pt"), model)
+    (mirrors, name), ((url,), other) = asked
+    assert mirrors == list(RELEASED["mae_ast_patch"].urls)
+    assert name == "chunk_patch_75_12LayerEncoder.pt"
+    assert url == "https://example.org/models/a.pt"
+    assert other.endswith(".pt") or "a.pt" in other
+
+
+def test_a_file_in_the_released_layout(small_config, tmp_path):
+    model = PretrainedMaeAst(small_config(), "random_mask").eval()
+    path = tmp_path / "released.pt"
+    torch.save(to_released(model.config, "random_mask", model.state_dict()), path)
+    assert_same(mae_ast.load(path), model)
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "message"),
+    [
+        ("mae_ast_pach", ValueError, "'mae_ast_pach' is no file.*mae_ast_patch, mae_ast_frame"),
+        ("runs/none.pt", FileNotFoundError, r"runs/none\.pt: no such checkpoint"),
+        (Path("runs/none"), FileNotFoundError, "runs/none: no such checkpoint"),
+        ("./runs", FileNotFoundError, r"\./runs: no such checkpoint"),
+        ("", ValueError, "is no file"),
+    ],
+)
+def test_what_is_nothing_is_said(source, kind, message):
+    with pytest.raises(kind, match=message):
+        mae_ast.load(source)
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors: no such checkpoint"):
+        mae_ast.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", r"config\.json: is no JSON"),
+        (b"[]", r"config\.json: describes a model of kind None, not 'mae_ast'"),
+        (b'{"model_type": "bert"}', "kind None"),
+        (b'{"system": "mae_ast"}', "mask_type"),
+        (b'{"system": "mae_ast", "mask_type": "a", "encoder_layers": 0}', "encoder_layers=0"),
+    ],
+)
+def test_a_wrong_description_is_named(model, tmp_path, content, message):
+    model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        mae_ast.load(tmp_path)
+
+
+def test_safetensors_that_are_cut_or_do_not_fit_are_named(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: is no safetensors file"):
+        mae_ast.load(tmp_path)
+    path.write_bytes(whole)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"encoder_layers": 3}))
+    with pytest.raises(CheckpointError, match=r"missing: encoder\.layers\.2\.\S+, .* more$"):
+        PretrainedMaeAst.from_pretrained(tmp_path)
+
+
+def test_loading_needs_no_fairseq(file):
+    program = (
+        "import sys\n"
+        "for name in ('fairseq', 'hydra', 'omegaconf', 's3prl', 'tensorboardX', 'matplotlib'):\n"
+        "    sys.modules[name] = None\n"
+        "import mae_ast, torch\n"
+        "model = mae_ast.load(sys.argv[1])\n"
+        "print(model.extract_features(torch.zeros(16000)).pooled.shape)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(file)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "torch.Size([1, 2, 32])"

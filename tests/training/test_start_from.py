@@ -1,0 +1,119 @@
+"""A run starts from weights alone: released files, exports, and checkpoints of other runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import mae_ast
+from mae_ast import convert
+from mae_ast.core.config import MaeAstConfig
+from mae_ast.pretrained import PretrainedMaeAst
+
+from .conftest import write_clips
+
+Train = Callable[..., list[dict[str, str]]]
+# A step whose learning rate is 0 leaves the weights as they were read.
+ONE_IDLE_STEP = (
+    "optimization.max_update=1",
+    "optimization.lr=[0.0]",
+    "dataset.num_workers=0",
+    "dataset.disable_validation=true",
+)
+
+
+@pytest.fixture(scope="module")
+def few_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("few")
+    write_clips(folder, "train", [1.0, 1.1, 1.2])
+    return folder
+
+
+@pytest.fixture
+def source() -> PretrainedMaeAst:
+    torch.manual_seed(5)
+    config = MaeAstConfig(
+        encoder_layers=2,
+        encoder_embed_dim=64,
+        encoder_ffn_embed_dim=128,
+        encoder_attention_heads=4,
+        decoder_layers=1,
+        decoder_embed_dim=64,
+    )
+    return PretrainedMaeAst(config, "chunk_mask")
+
+
+def written(source: PretrainedMaeAst, kind: str, folder: Path) -> Path:
+    if kind == "safetensors":
+        convert.to_safetensors(source, folder / "hub")
+        return folder / "hub" / "model.safetensors"
+    convert.to_released_file(source, folder / "released.pt")
+    if kind == "released in half precision":
+        state = torch.load(folder / "released.pt", weights_only=True)
+        state["model"] = {
+            name: value.half() if value.is_floating_point() else value
+            for name, value in state["model"].items()
+        }
+        torch.save(state, folder / "released.pt")
+    return folder / "released.pt"
+
+
+@pytest.mark.parametrize("kind", ["released", "released in half precision", "safetensors"])
+def test_weights_alone(
+    train_here: Train, few_clips: Path, source: PretrainedMaeAst, tmp_path: Path, kind: str
+) -> None:
+    path = written(source, kind, tmp_path)
+    train_here(few_clips, *ONE_IDLE_STEP, f"checkpoint.finetune_from_model={path}")
+    trained = mae_ast.load(tmp_path / "checkpoints" / "checkpoint_last.pt").state_dict()
+    for name, value in source.state_dict().items():
+        if not name.startswith("batch_norm"):
+            expected = value.half().float() if "half" in kind else value
+            assert torch.equal(trained[name], expected), name
+    assert trained["batch_norm.num_batches_tracked"] == 1
+
+
+def test_a_run_of_ones_own_starts_anew(train_here: Train, few_clips: Path, tmp_path: Path) -> None:
+    train_here(few_clips, *ONE_IDLE_STEP, "optimization.lr=[0.01]", "lr_scheduler.warmup_updates=0")
+    first = tmp_path / "first.pt"
+    (tmp_path / "checkpoints" / "checkpoint_last.pt").rename(first)
+    updates = train_here(few_clips, *ONE_IDLE_STEP, f"checkpoint.finetune_from_model={first}")
+    assert [int(update["num_updates"]) for update in updates] == [1]
+    trained = mae_ast.load(tmp_path / "checkpoints" / "checkpoint_last.pt")
+    weights = mae_ast.load(first).state_dict()
+    for name, value in trained.named_parameters():
+        assert torch.equal(value, weights[name]), name
+
+
+def test_weights_that_do_not_fit_are_one_line(
+    train_here: Train, few_clips: Path, source: PretrainedMaeAst, tmp_path: Path
+) -> None:
+    path = written(source, "released", tmp_path)
+    with pytest.raises(SystemExit) as refusal:
+        train_here(
+            few_clips,
+            *ONE_IDLE_STEP,
+            f"checkpoint.finetune_from_model={path}",
+            "model.encoder_layers=3",
+        )
+    text = str(refusal.value.code)
+    assert text.startswith("mae-ast: error: ")
+    assert "missing: encoder.layers.2." in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("content", [None, b"no checkpoint", b""])
+def test_a_file_that_is_none_is_one_line(
+    train_here: Train, few_clips: Path, tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "weights.pt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SystemExit) as refusal:
+        train_here(few_clips, *ONE_IDLE_STEP, f"checkpoint.finetune_from_model={path}")
+    text = str(refusal.value.code)
+    assert text.startswith("mae-ast: error: ")
+    assert "weights.pt" in text
+    assert "\n" not in text
