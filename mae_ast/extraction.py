@@ -39,8 +39,8 @@ class What:
 
     Args:
         layer: counted from 1.
-        pool: one vector a clip, the mean over its tokens.
-        tokens: a row for each token, instead of one for each time step.
+        pool: one row a clip, the mean over its rows.
+        tokens: a row for each token (D), instead of one for each time step (C D).
         shard, shards: this part of the manifest.
     """
 
@@ -92,7 +92,7 @@ def extract(
     out.mkdir(parents=True, exist_ok=True)
     name = f"{manifest.path.stem}_{what.shard}_{what.shards}"
     done = out / f"{name}.npy"
-    tokens_a_row = 1 if what.pool or what.tokens else model.patch_shape.per_column
+    tokens_a_row = 1 if what.tokens else model.patch_shape.per_column
     description = {
         **asdict(what),
         "weights": _digest(model),
@@ -126,7 +126,10 @@ def _features(model: PretrainedMaeAst, batch: list[Tensor | None], what: What) -
         return [nothing for _ in batch]
     found = model.extract_features(clips, layers=[what.layer], pooled_only=what.pool)
     if what.pool:
-        arrays = list(found.pooled)  # (1, D) each: one layer
+        pooled = found.pooled  # (B, 1, C D): one layer
+        if what.tokens:
+            pooled = pooled.unflatten(2, (found.per_column, -1)).mean(2)
+        arrays = list(pooled)
     elif what.tokens:
         tokens = (found.lengths * found.per_column).tolist()
         arrays = [row[:n] for row, n in zip(found.hidden_states[0], tokens, strict=True)]

@@ -63,15 +63,23 @@ def stored(path: Path) -> list[np.ndarray]:
 
 def expected(model, manifest, row, **fields) -> np.ndarray | None:
     if row in (BAD, SHORT):
-        return np.empty((0, 32 if fields else 4 * 32))
+        return np.empty((0, 32 if fields.get("tokens") else 4 * 32))
     found = model.extract_features(manifest.audio_path(row), layers=[fields.get("layer", 2)])
     if fields.get("pool"):
-        return found.pooled[0].numpy()
+        view = found.hidden_states if fields.get("tokens") else found.time_steps
+        return view[0][0].mean(0, keepdim=True).numpy()
     return (found.hidden_states if fields.get("tokens") else found.time_steps)[0][0].numpy()
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"pool": True}, {"tokens": True}, {"tokens": True, "layer": 1}]
+    "fields",
+    [
+        {},
+        {"pool": True},
+        {"tokens": True},
+        {"tokens": True, "layer": 1},
+        {"tokens": True, "pool": True},
+    ],
 )
 def test_each_clip_has_its_rows(model, manifest, tmp_path, fields):
     path, num_bad = run(model, manifest, tmp_path / "out", **fields)

@@ -206,4 +206,4 @@ def test_loading_needs_no_fairseq(file):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "torch.Size([1, 2, 32])"
+    assert done.stdout.strip() == "torch.Size([1, 2, 256])"

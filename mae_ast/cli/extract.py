@@ -16,11 +16,13 @@ def extract(
     out: Annotated[Path, typer.Argument(help="Folder for the .npy and .len files.")],
     layer: Annotated[int, typer.Option(help="Counted from 1; -1 is the last.")] = -1,
     pool: Annotated[
-        bool, typer.Option("--pool", help="One vector a clip: the mean over its tokens.")
+        bool, typer.Option("--pool", help="One row a clip: the mean over its rows.")
     ] = False,
     tokens: Annotated[
         bool,
-        typer.Option("--tokens", help="A row for each token; default: for each time step."),
+        typer.Option(
+            "--tokens", help="A row for each token (D); default: for each time step (C D)."
+        ),
     ] = False,
     shard: Annotated[str, typer.Option(help="i/n: only the i-th of n parts, from 0.")] = "0/1",
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; default: cuda if there is.")] = "",

@@ -41,7 +41,8 @@ class Features:
         lengths: (B,) int64, each recording's own time steps; its tokens are ``per_column`` times
             as many.
         times_s: (T',) float64, the centre of each time step, in seconds.
-        pooled: (B, layers, D), the mean over each recording's own tokens.
+        pooled: (B, layers, C D), the mean of ``time_steps`` over each recording's own. (Where a
+            sound lies in mel says what it is: the mean over all tokens tells far less.)
         per_column: tokens of a time step, one above the other in mel; 1 for frame models.
     """
 
@@ -232,26 +233,29 @@ class _Collected:
         self._columns = columns
         self._shape = (len(columns), int(columns.max()) * per_column, width)
         self._states: list[Tensor] = []
-        self._sums = torch.zeros(len(columns), len(layers), width, dtype=torch.float64)
+        self._files: list[_StatesFile] = []
+        self._sums = torch.zeros(len(columns), len(layers), per_column * width).double()
 
     def allocate(self, folder: str | os.PathLike[str] | None) -> None:
         if folder is None:
             self._states = [torch.zeros(self._shape) for _ in self.layers]
             return
         Path(folder).mkdir(parents=True, exist_ok=True)
-        for layer in self.layers:
-            path = Path(folder) / f"layer_{layer}.npy"
-            array = np.lib.format.open_memmap(path, "w+", np.float32, self._shape)
-            self._states.append(torch.from_numpy(array))
+        self._files = [
+            _StatesFile(Path(folder) / f"layer_{layer}.npy", self._shape) for layer in self.layers
+        ]
 
     def add(self, index: int, clip: int, start: int, tokens: Tensor) -> None:
         """(K, D) tokens of a clip, from its ``start``-th on."""
-        if self._states:
+        if self._files:
+            self._files[index].write(clip, start, tokens)
+        elif self._states:
             self._states[index][clip, start : start + len(tokens)] = tokens
-        self._sums[clip, index] += tokens.sum(0, dtype=torch.float64)
+        steps = tokens.reshape(-1, self._sums.shape[2])
+        self._sums[clip, index] += steps.sum(0, dtype=torch.float64)
 
     def features(self, shape: PatchShape) -> Features:
-        tokens = (self._columns * self.per_column)[:, None, None]
+        self._states += [file.close() for file in self._files]
         step = FRAME_SHIFT * shape.time
         half = (FRAME_LENGTH + (shape.time - 1) * FRAME_SHIFT) / 2
         steps = torch.arange(int(self._columns.max()), dtype=torch.float64)
@@ -260,9 +264,29 @@ class _Collected:
             tuple(self._states),
             self._columns,
             (steps * step + half) / SAMPLE_RATE,
-            (self._sums / tokens).float(),
+            (self._sums / self._columns[:, None, None]).float(),
             self.per_column,
         )
+
+
+class _StatesFile:
+    """A (B, N, D) float32 ``.npy`` that is written in parts, none of which stays in memory."""
+
+    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
+        array = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        self._begin, self._shape = array.offset, shape
+        del array
+        self._file = path.open("r+b")
+
+    def write(self, clip: int, start: int, tokens: Tensor) -> None:
+        _, per_clip, width = self._shape
+        self._file.seek(self._begin + (clip * per_clip + start) * width * 4)
+        self._file.write(tokens.contiguous().numpy().data)
+
+    def close(self) -> Tensor:
+        """End writing; the file, memory-mapped."""
+        self._file.close()
+        return torch.from_numpy(np.load(self._file.name, mmap_mode="c"))
 
 
 def _samples(item: Waveform, sample_rate: int, name: str) -> Tensor:

@@ -26,7 +26,7 @@ CONFIG_DIR = REPOSITORY / "config" / "pretrain"
 USER_DIR = REPOSITORY / "mae_ast"
 TRAIN_PROGRAM = Path(sys.executable).with_name("fairseq-hydra-train")
 
-DEADLINE_S = 120.0  # of any one program; several times what a loaded machine takes
+DEADLINE_S = 300.0  # of any one program; several times what a loaded machine takes
 
 # What a program must print alike when its training is alike. Times and speeds are left out.
 VALUES = ("loss", "mse", "info_nce", "accuracy", "gnorm", "audio_hours", "mask_ratio", "lr")

@@ -17,8 +17,9 @@ from fairseq.models import build_model
 from omegaconf import OmegaConf
 
 import mae_ast
-from mae_ast import plugin
+from mae_ast import convert, plugin
 from mae_ast.models.mae_ast import MaeAstModelConfig
+from tests.sounds import speech_like
 
 from .conftest import CONFIG_DIR, ONLY_TRAINING, TRAIN_PROGRAM, USER_DIR, Training, write_clips
 
@@ -143,6 +144,28 @@ def test_random_frames(published: dict[str, Training]) -> None:
     assert {values["mask_ratio"] for values in run.updates.values()} == {"0.75"}
     assert math.isfinite(float(run.stats("valid")[0]["valid_loss"]))
     assert list((run.log.with_suffix("") / "tblog" / "pictures").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["patches", "random"])
+def test_stock_s3prl_gives_the_same(
+    published: dict[str, Training], tmp_path: Path, name: str
+) -> None:
+    """After the conversion, on what was trained here."""
+    hubconf = pytest.importorskip("s3prl.upstream.mae_ast.hubconf", reason="needs s3prl")
+    run = published[name].finish()
+    model = mae_ast.load(run.log.with_suffix("") / "checkpoints" / "checkpoint_last.pt")
+    convert.to_released_file(model, tmp_path / "released.pt")
+    expert = hubconf.mae_ast_local(str(tmp_path / "released.pt")).eval()
+    (tmp_path / "released.pt").unlink()
+    for seconds in (0.3, 1.0, 9.97, 20.0):
+        wave = speech_like(round(16_000 * seconds))
+        with torch.no_grad():
+            ours = model.extract_features(wave, window_s=30.0).time_steps
+            theirs = expert([wave])["hidden_states"]
+        assert len(ours) == len(theirs) == 12
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
