@@ -1,0 +1,209 @@
+"""What a frozen model's features are worth: a linear probe and nearest neighbours on each layer.
+
+Embeddings are computed once, the mean over time of each layer. A part of the training clips chooses
+layer and regularisation; the test clips are looked at once. Two baselines go through the same: the
+same network with random weights, and mean log-mel.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, average_precision_score
+from sklearn.model_selection import GroupShuffleSplit
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from mae_ast.core.audio import read_long_audio
+from mae_ast.core.fbank import fbank
+from mae_ast.core.manifest import Manifest, Progress
+from mae_ast.pretrained import PretrainedMaeAst
+
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # C of scikit-learn: the weaker, the more regularisation
+FIRST_STRENGTH = 1e-2  # with which layers are compared
+DEV_SHARE = 0.2
+NEIGHBOURS = 10
+BATCH_CLIPS = 32
+
+
+@dataclass(frozen=True)
+class ProbeData:
+    """Clips with labels.
+
+    Args:
+        manifest: the clips.
+        targets: (R,) int class of each clip, or (R, C) 0 or 1 where a clip has several.
+        groups: (R,) speaker (or whatever must not be on both sides) of each clip.
+    """
+
+    manifest: Manifest
+    targets: np.ndarray
+    groups: np.ndarray
+
+
+@dataclass(frozen=True)
+class ProbeScore:
+    """What was reached.
+
+    Args:
+        linear: on the test clips: accuracy, or mean average precision of several labels a clip.
+        neighbours: the same by the nearest neighbours.
+        layer: that was best on the held-out part; 0: there are no layers.
+        strength: likewise, C of the logistic regression.
+    """
+
+    linear: float
+    neighbours: float
+    layer: int
+    strength: float
+
+
+def probe(
+    model: PretrainedMaeAst,
+    train: ProbeData,
+    test: ProbeData,
+    layers: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, ProbeScore]:
+    """Score a model and the two baselines.
+
+    Args:
+        model: on any device.
+        train, test: labelled clips.
+        layers: counted from 1; default: all.
+        progress: wraps the iteration over clips, once for each set of clips and each network.
+
+    Returns:
+        By "pretrained", "random weights" and "mean log-mel".
+    """
+    chosen = list(layers or range(1, model.config.encoder_layers + 1))
+    scores = {}
+    for name, network in (("pretrained", model), ("random weights", with_random_weights(model))):
+        with tempfile.TemporaryDirectory() as folder:
+            parts = [
+                embed(network, part.manifest, chosen, Path(folder) / f"{number}.npy", progress)
+                for number, part in enumerate((train, test))
+            ]
+            scores[name] = score(parts[0], train, parts[1], test, chosen)
+    log_mel = [mean_log_mel(part.manifest, progress)[:, None] for part in (train, test)]
+    scores["mean log-mel"] = score(log_mel[0], train, log_mel[1], test, [0])
+    return scores
+
+
+def embed(
+    model: PretrainedMaeAst,
+    manifest: Manifest,
+    layers: Sequence[int],
+    path: Path,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Means over time of layers, (rows, layers, C D) float32, memory-mapped from ``path``."""
+    width = model.patch_shape.per_column * model.config.encoder_embed_dim
+    shape = (len(manifest), len(layers), width)
+    found = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    starts = range(0, len(manifest), BATCH_CLIPS)
+    for start in starts if progress is None else progress(starts, len(starts)):
+        rows = range(start, min(start + BATCH_CLIPS, len(manifest)))
+        clips = [read_long_audio(manifest.audio_path(row)) for row in rows]
+        pooled = model.extract_features(clips, layers=list(layers), pooled_only=True).pooled
+        found[rows.start : rows.stop] = pooled.numpy()
+    return found
+
+
+def mean_log_mel(manifest: Manifest, progress: Progress | None = None) -> np.ndarray:
+    """Each clip's mean log-mel, (rows, 128) float32."""
+    rows = range(len(manifest))
+    return np.stack(
+        [
+            fbank(read_long_audio(manifest.audio_path(row))[None])[0].mean(0).numpy()
+            for row in (rows if progress is None else progress(rows, len(rows)))
+        ]
+    )
+
+
+def with_random_weights(model: PretrainedMaeAst, seed: int = 2203_16691) -> PretrainedMaeAst:
+    """The same network, untrained; the input is normalised alike."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        fresh = PretrainedMaeAst(model.config, model.mask_type)
+    fresh.batch_norm.load_state_dict(model.batch_norm.state_dict())
+    fresh.precision = model.precision
+    device = model.post_extract_proj.weight.device
+    return fresh.eval().to(device)
+
+
+def score(
+    train: np.ndarray,
+    train_data: ProbeData,
+    test: np.ndarray,
+    test_data: ProbeData,
+    layers: Sequence[int],
+) -> ProbeScore:
+    """Choose layer and regularisation on a held-out part, fit on all, and test.
+
+    Args:
+        train, test: (rows, layers, D) features.
+        train_data, test_data: their targets and groups.
+        layers: names of the layers.
+    """
+    targets = train_data.targets
+    fit, dev = next(
+        GroupShuffleSplit(1, test_size=DEV_SHARE, random_state=0).split(
+            targets, groups=train_data.groups
+        )
+    )
+
+    def on_dev(layer: int, strength: float) -> float:
+        features = train[:, layer]
+        probe = _linear(targets, strength).fit(features[fit], targets[fit])
+        return _measure(probe, features[dev], targets[dev])
+
+    best = max(range(len(layers)), key=lambda layer: on_dev(layer, FIRST_STRENGTH))
+    strength = max(STRENGTHS, key=lambda strength: on_dev(best, strength))
+    linear = _linear(targets, strength).fit(train[:, best], targets)
+    nearest = make_pipeline(StandardScaler(), KNeighborsClassifier(NEIGHBOURS, metric="cosine"))
+    nearest.fit(train[:, best], targets)
+    return ProbeScore(
+        _measure(linear, test[:, best], test_data.targets),
+        _measure(nearest, test[:, best], test_data.targets),
+        layers[best],
+        strength,
+    )
+
+
+def _linear(targets: np.ndarray, strength: float) -> Pipeline:
+    regression = LogisticRegression(C=strength, max_iter=300)
+    return make_pipeline(
+        StandardScaler(), OneVsRestClassifier(regression) if targets.ndim == 2 else regression
+    )
+
+
+def _measure(probe: Pipeline, features: np.ndarray, targets: np.ndarray) -> float:
+    if targets.ndim == 1:
+        return float(accuracy_score(targets, probe.predict(features)))
+    found = probe.predict_proba(features)
+    if isinstance(found, list):  # nearest neighbours: a pair of columns a class
+        found = np.stack(
+            [each[:, -1] if each.shape[1] > 1 else 0 * each[:, 0] for each in found], 1
+        )
+    known = targets.any(axis=0)
+    return float(average_precision_score(targets[:, known], found[:, known], average="macro"))
+
+
+def rank_me(embeddings: torch.Tensor) -> float:
+    """Effective rank of (n, D) embeddings: e to the entropy of their singular values.
+
+    RankMe (Garrido et al. 2023, arXiv 2210.02885): features that collapse lose rank, whatever the
+    loss says; it needs no labels.
+    """
+    values = torch.linalg.svdvals(embeddings.float())
+    shares = values / values.sum().clamp(min=1e-12) + 1e-7
+    return float(torch.exp(-(shares * shares.log()).sum()))

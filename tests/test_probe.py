@@ -1,0 +1,161 @@
+"""A probe finds what the features hold, on clips that it did not see, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from mae_ast import probe as probing
+from mae_ast.core.manifest import Manifest, write_manifest
+from mae_ast.pretrained import PretrainedMaeAst
+from mae_ast.probe import ProbeData, embed, mean_log_mel, probe, rank_me, score, with_random_weights
+
+CLASSES = 4
+
+
+@pytest.fixture(scope="module")
+def pitches(tmp_path_factory) -> tuple[ProbeData, ProbeData]:
+    """Tones of four pitches at random levels; two sets of 80 and 24 clips."""
+    folder = tmp_path_factory.mktemp("tones")
+    rng = np.random.default_rng(0)
+    parts = []
+    for split, count in (("train", 80), ("test", 24)):
+        targets = np.arange(count) % CLASSES
+        rows = []
+        for number, target in enumerate(targets):
+            time = np.arange(8_000) / 16_000
+            tone = np.sin(2 * np.pi * 200 * 2**target * time + rng.uniform(0, 6))
+            wave = rng.uniform(0.01, 0.5) * (tone + 0.1 * rng.standard_normal(8_000))
+            soundfile.write(folder / f"{split}{number}.wav", wave * 0.5, 16_000, subtype="PCM_16")
+            rows.append((f"{split}{number}.wav", 8_000, 16_000))
+        write_manifest(folder / f"{split}.tsv", ".", rows)
+        groups = np.arange(count) // 4
+        parts.append(ProbeData(Manifest.read(folder / f"{split}.tsv"), targets, groups))
+    return parts[0], parts[1]
+
+
+@pytest.fixture
+def model(small_config) -> PretrainedMaeAst:
+    model = PretrainedMaeAst(small_config(), "random_mask").eval()
+    model.batch_norm.running_mean.fill_(-7.0)
+    model.batch_norm.running_var.fill_(16.0)
+    return model
+
+
+def test_three_scores_of_the_same_clips(model, pitches):
+    train, test = pitches
+    scores = probe(model, train, test)
+    assert list(scores) == ["pretrained", "random weights", "mean log-mel"]
+    assert scores["mean log-mel"].linear > 0.9
+    assert scores["mean log-mel"].layer == 0
+    for found in scores.values():
+        assert 1 / CLASSES < found.linear <= 1
+        assert 1 / CLASSES < found.neighbours <= 1
+        assert found.strength in probing.STRENGTHS
+    assert scores["pretrained"].layer in (1, 2)
+
+
+def test_embeddings_are_means_over_time(model, pitches, tmp_path, monkeypatch):
+    monkeypatch.setattr(probing, "BATCH_CLIPS", 7)
+    manifest = pitches[1].manifest
+    found = embed(model, manifest, [2, 1], tmp_path / "a.npy")
+    assert found.shape == (24, 2, 8 * 32)
+    alone = model.extract_features(manifest.audio_path(9))
+    assert np.allclose(found[9, 0], alone.time_steps[1][0].mean(0).numpy(), atol=1e-5)
+    assert np.allclose(found[9, 1], alone.time_steps[0][0].mean(0).numpy(), atol=1e-5)
+
+
+def test_mean_log_mel_knows_pitch(pitches):
+    means = mean_log_mel(pitches[0].manifest)
+    peaks = means.argmax(1)
+    by_class = [peaks[pitches[0].targets == c] for c in range(CLASSES)]
+    assert all(one.max() < other.min() for one, other in pairwise(by_class))
+
+
+def test_random_weights_are_another_draw_of_the_same_network(model):
+    fresh = with_random_weights(model)
+    assert fresh.config == model.config
+    assert fresh.batch_norm.running_mean == model.batch_norm.running_mean
+    assert not torch.equal(fresh.post_extract_proj.weight, model.post_extract_proj.weight)
+    again = with_random_weights(model)
+    assert torch.equal(fresh.post_extract_proj.weight, again.post_extract_proj.weight)
+
+
+def features(rows: int, targets: np.ndarray, noise: float, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    points = np.random.default_rng(9).standard_normal((CLASSES, 16))
+    return (points[targets] + noise * rng.standard_normal((rows, 16))).astype(np.float32)
+
+
+def data(targets: np.ndarray) -> ProbeData:
+    return ProbeData(None, targets, np.arange(len(targets)) // 5)
+
+
+def test_the_informative_layer_is_chosen_by_the_training_clips():
+    targets, others = np.arange(200) % CLASSES, np.arange(100) % CLASSES
+    noise = np.random.default_rng(5).standard_normal
+    train = np.stack([noise((200, 16)), features(200, targets, 0.5, 1)], 1)
+    test = np.stack([noise((100, 16)), features(100, others, 0.5, 2)], 1)
+    found = score(train, data(targets), test, data(others), [3, 7])
+    assert found.layer == 7
+    assert found.linear > 0.95
+    assert found.neighbours > 0.95
+
+
+def test_labels_that_mean_nothing_score_by_chance():
+    rng = np.random.default_rng(0)
+    targets, others = rng.integers(CLASSES, size=400), rng.integers(CLASSES, size=400)
+    train = rng.standard_normal((400, 1, 16))
+    test = rng.standard_normal((400, 1, 16))
+    found = score(train, data(targets), test, data(others), [1])
+    assert found.linear == pytest.approx(1 / CLASSES, abs=0.08)
+    assert found.neighbours == pytest.approx(1 / CLASSES, abs=0.08)
+
+
+def test_several_labels_a_clip_give_mean_average_precision():
+    rng = np.random.default_rng(0)
+    targets = (rng.uniform(size=(300, 3)) < 0.3).astype(np.int64)
+    mixing = rng.standard_normal((3, 16))
+    train = (targets @ mixing + 0.1 * rng.standard_normal((300, 16)))[:, None]
+    found = score(train, data(targets), train, data(targets), [1])
+    assert found.linear > 0.99
+    assert found.neighbours > 0.9
+
+
+def test_groups_stay_together(monkeypatch):
+    """What is held out shares no speaker with what is fitted."""
+    seen = []
+    measure = probing._measure
+
+    def spy(found, chosen, targets):
+        seen.append(set(chosen[:, 0].round().astype(int)))
+        return measure(found, chosen, targets)
+
+    monkeypatch.setattr(probing, "_measure", spy)
+    groups = np.repeat(np.arange(20), 10)
+    targets = np.arange(200) % CLASSES
+    train = np.stack([groups, *np.random.default_rng(0).standard_normal((3, 200))], 1)[:, None]
+    score(train, ProbeData(None, targets, groups), train, ProbeData(None, targets, groups), [1])
+    held_out = seen[0]
+    assert len(held_out) == 4
+    assert all(part == held_out for part in seen[: 1 + len(probing.STRENGTHS)])
+
+
+@pytest.mark.parametrize("rank", [1, 5, 32])
+def test_rank_me_counts_directions(rank):
+    basis = torch.linalg.qr(torch.randn(64, rank))[0]
+    weights = torch.linalg.qr(torch.randn(500, rank))[0]
+    assert rank_me(weights @ basis.T) == pytest.approx(rank, rel=0.01)
+
+
+def test_rank_me_is_the_entropy_of_the_shares():
+    values = torch.tensor([4.0, 3.0, 1.0])
+    embeddings = torch.diag(values)
+    shares = values / values.sum()
+    expected = math.exp(-(shares * shares.log()).sum())
+    assert rank_me(embeddings) == pytest.approx(expected, rel=1e-3)
