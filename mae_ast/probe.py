@@ -8,12 +8,14 @@ same network with random weights, and mean log-mel.
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, average_precision_score
 from sklearn.model_selection import GroupShuffleSplit
@@ -27,9 +29,10 @@ from mae_ast.core.fbank import fbank
 from mae_ast.core.manifest import Manifest, Progress
 from mae_ast.pretrained import PretrainedMaeAst
 
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # C of scikit-learn: the weaker, the more regularisation
-FIRST_STRENGTH = 1e-2  # with which layers are compared
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # C of scikit-learn: the weaker, the more regularisation
+FIRST_STRENGTH = 1e-3  # with which layers are compared
 DEV_SHARE = 0.2
+MAX_ITERATIONS = 200  # weakly regularised fits go on for long and change little
 NEIGHBOURS = 10
 BATCH_CLIPS = 32
 
@@ -86,6 +89,7 @@ def probe(
     """
     chosen = list(layers or range(1, model.config.encoder_layers + 1))
     scores = {}
+    warnings.filterwarnings("ignore", category=ConvergenceWarning)
     for name, network in (("pretrained", model), ("random weights", with_random_weights(model))):
         with tempfile.TemporaryDirectory() as folder:
             parts = [
@@ -180,7 +184,7 @@ def score(
 
 
 def _linear(targets: np.ndarray, strength: float) -> Pipeline:
-    regression = LogisticRegression(C=strength, max_iter=300)
+    regression = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, tol=1e-3)
     return make_pipeline(
         StandardScaler(), OneVsRestClassifier(regression) if targets.ndim == 2 else regression
     )

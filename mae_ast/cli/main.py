@@ -14,7 +14,9 @@ from mae_ast.cli import (
     extract,
     manifest,
     models,
+    prepare,
     pretrain,
+    probe,
     reconstruct,
     stats,
     superb,
@@ -44,6 +46,7 @@ def _options(
 
 
 app.command("manifest")(manifest.manifest)
+app.command("prepare")(prepare.prepare)
 app.command("stats")(stats.stats)
 app.command(
     "pretrain", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
@@ -53,6 +56,7 @@ app.command("models")(models.models)
 app.command("download")(download.download)
 app.command("convert")(convert.convert)
 app.command("extract")(extract.extract)
+app.command("probe")(probe.probe)
 app.command("superb", context_settings={"allow_extra_args": True})(superb.superb)
 app.command("demo")(demo.demo)
 

@@ -4,7 +4,8 @@ The 35 words of Speech Commands V2 in 40 voices (language and variant) at drawn 
 a noisy room, one second each. Voices are split, not clips: what validation and test speak with
 was never heard in training. Laid out twice:
 
-    corpus/{train,valid,test}.tsv        manifests of corpus/clips: FLAC at 16 kHz, MKV at 48 kHz
+    corpus/{train,valid,test}.{tsv,lbl}  manifests of corpus/clips (FLAC at 16 kHz, MKV at 48 kHz)
+                                         and the words, which labels.csv lists
     corpus/speech_commands/<word>/*.wav  as the Speech Commands data set, with _background_noise_,
                                          validation_list.txt and testing_list.txt
 """
@@ -26,6 +27,7 @@ import torch
 from torchaudio.functional import resample
 
 from mae_ast.core.audio import SAMPLE_RATE
+from mae_ast.core.labels import Labels, write_clip_labels
 from mae_ast.core.manifest import write_manifest
 
 WORDS = (
@@ -42,6 +44,7 @@ VARIANTS = ("m1", "f1", "m3", "f2", "m7", "f3", "m2", "f4", "m5", "f5")
 VOICES_PER_LANGUAGE = 5
 NUM_HELD_OUT = 4  # voices of validation, and as many of test
 MKV_RATE = 48_000
+FILES = 2  # raised when other files are written, so that an old corpus is made anew
 MKV_SHARE = 10  # one clip in so many is an MKV
 NOISES = ("room_tone", "fan", "street")
 NOISE_SECONDS = 60
@@ -155,7 +158,9 @@ def make_corpus(folder: Path, takes: int, jobs: int, progress: Progress) -> None
         progress: wraps the iteration over voices; gets it and its length.
     """
     done = folder / "corpus.json"
-    wanted = json.dumps({"takes": takes, "voices": [voice.name for voice in voices()]})
+    wanted = json.dumps(
+        {"files": FILES, "takes": takes, "voices": [voice.name for voice in voices()]}
+    )
     if done.exists() and done.read_text() == wanted:
         return
     done.unlink(missing_ok=True)
@@ -176,6 +181,8 @@ def make_corpus(folder: Path, takes: int, jobs: int, progress: Progress) -> None
         rows[split_of(number)].extend(of_voice)  # type: ignore[arg-type]
     for split, listed in rows.items():
         write_manifest(folder / f"{split}.tsv", "clips", listed)
+        write_clip_labels(folder / f"{split}.lbl", ([name.split("_")[0]] for name, _, _ in listed))
+    Labels(WORDS, WORDS).write(folder / "labels.csv")
     for split, file_name in (("valid", "validation_list.txt"), ("test", "testing_list.txt")):
         names = (f"{name.split('_')[0]}/{_wav_name(name)}\n" for name, _, _ in rows[split])
         (folder / "speech_commands" / file_name).write_text("".join(names))

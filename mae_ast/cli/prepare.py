@@ -1,0 +1,113 @@
+"""``mae-ast prepare DATASET DIR``: a data set in its own layout to manifests with labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mae_ast.core.manifest import PROBE_THREADS
+from mae_ast.prepare import audioset, esc50, librispeech, speechcommands, voxceleb1
+from mae_ast.prepare.splits import LEFT_OUT_FILE, MISSING_FILE, Prepared
+
+MAX_LISTED = 10  # left-out files shown of each kind; all are in left_out.txt
+
+
+class DataSet(StrEnum):
+    """What can be prepared."""
+
+    ESC50 = "esc50"
+    SPEECHCOMMANDS1 = "speechcommands1"
+    SPEECHCOMMANDS2 = "speechcommands2"
+    AUDIOSET = "audioset"
+    LIBRISPEECH = "librispeech"
+    VOXCELEB1 = "voxceleb1"
+
+
+class AudioSetTrain(StrEnum):
+    """AudioSet's training sets."""
+
+    BALANCED = "balanced"
+    UNBALANCED = "unbalanced"
+    FULL = "full"
+
+
+def prepare(
+    data_set: Annotated[DataSet, typer.Argument(metavar="DATASET", help=", ".join(DataSet) + ".")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The data set, unpacked.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the manifests go; default: manifests/DATASET.", show_default=False
+        ),
+    ] = None,
+    classes: Annotated[
+        int | None,
+        typer.Option(
+            help="12, 30 or 35, for Speech Commands; default: 12 for version 1, 35 for version 2."
+        ),
+    ] = None,
+    train: Annotated[
+        AudioSetTrain | None, typer.Option(help="Training set of AudioSet; default: balanced.")
+    ] = None,
+    speakers: Annotated[
+        bool, typer.Option("--speakers", help="Label LibriSpeech with its speakers.")
+    ] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Headers read at a time.")] = PROBE_THREADS,
+) -> None:
+    """Write train.tsv, valid.tsv and test.tsv with the labels of each clip and labels.csv.
+
+    ESC-50 gets a folder for each of its five folds; AudioSet's valid.tsv is the evaluation set.
+    Clips that the data set lists and that are not there go to missing.txt, files that cannot be
+    read to left_out.txt.
+    """
+    is_words = data_set in (DataSet.SPEECHCOMMANDS1, DataSet.SPEECHCOMMANDS2)
+    for option, given, fits in (
+        ("--classes", classes is not None, is_words),
+        ("--train", train is not None, data_set is DataSet.AUDIOSET),
+        ("--speakers", speakers, data_set is DataSet.LIBRISPEECH),
+    ):
+        if given and not fits:
+            raise ValueError(f"{option} says nothing to {data_set}; leave it out")
+    out = out or Path("manifests") / data_set
+    match data_set:
+        case DataSet.ESC50:
+            done = esc50.prepare(folder, out, jobs)
+        case DataSet.SPEECHCOMMANDS1:
+            done = speechcommands.prepare(folder, out, 1, classes, jobs)
+        case DataSet.SPEECHCOMMANDS2:
+            done = speechcommands.prepare(folder, out, 2, classes, jobs)
+        case DataSet.AUDIOSET:
+            done = audioset.prepare(folder, out, train or AudioSetTrain.BALANCED, jobs)
+        case DataSet.LIBRISPEECH:
+            done = librispeech.prepare(folder, out, speakers, jobs)
+        case DataSet.VOXCELEB1:
+            done = voxceleb1.prepare(folder, out, jobs)
+    _report(done)
+
+
+def _report(done: Prepared) -> None:
+    for split in done.splits:
+        line = f"{done.out / split.name}.tsv: {split.clips} clips, {split.seconds / 3600:.2f} h"
+        if done.num_classes:
+            of = f" of {done.num_classes}" if split.classes < done.num_classes else ""
+            line += f", {split.classes}{of} classes"
+        typer.echo(line + (f", {split.missing} missing" if split.missing else ""))
+    for note in done.notes:
+        typer.echo(note)
+    if done.missing:
+        typer.echo(
+            f"{len(done.missing)} clip(s) missing, listed in {done.out / MISSING_FILE}", err=True
+        )
+    if done.left_out:
+        typer.echo(
+            f"left out {len(done.left_out)} file(s), listed in {done.out / LEFT_OUT_FILE}:",
+            err=True,
+        )
+        examples = {problem: path for path, problem in reversed(done.left_out)}
+        counts = Counter(problem for _, problem in done.left_out)
+        for problem, count in counts.most_common(MAX_LISTED):
+            typer.echo(f"  {count} x {problem} (as {examples[problem]})", err=True)

@@ -1,0 +1,86 @@
+"""``mae-ast probe CHECKPOINT MANIFEST``: what a model's features are worth, without fine-tuning."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from mae_ast.probe import ProbeData
+
+
+def probe(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A file, a released model's name, a URL, a hub id.")
+    ],
+    manifest: Annotated[
+        Path, typer.Argument(help="Manifest of the training clips; labels in .lbl beside it.")
+    ],
+    test: Annotated[
+        Path | None, typer.Option(help="Manifest of the test clips; default: valid.tsv beside.")
+    ] = None,
+    layers: Annotated[str, typer.Option(help="Such as 6,9,12, counted from 1; default: all.")] = "",
+    group: Annotated[
+        str,
+        typer.Option(
+            help="Regular expression whose first group, found in a clip's path, is its speaker: "
+            "the part of the training clips that chooses layer and regularisation shares none."
+        ),
+    ] = "(.*)",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...; default: cuda if there is.")] = "",
+) -> None:
+    """Fit a linear probe and nearest neighbours to frozen features.
+
+    Beside the model, the same network with random weights and mean log-mel are scored.
+    """
+    import torch
+
+    import mae_ast
+    from mae_ast import probe as probing
+    from mae_ast.progress import bar
+
+    try:
+        chosen = [int(layer) for layer in layers.split(",")] if layers else None
+        pattern = re.compile(group)
+    except (ValueError, re.error) as error:
+        raise ValueError(f"--layers {layers!r} --group {group!r}: {error}") from error
+    train = _labelled(manifest, pattern)
+    tested = _labelled(test or manifest.parent / "valid.tsv", pattern)
+    model = mae_ast.load(checkpoint).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    scores = probing.probe(model, train, tested, chosen, bar("embedding", "step"))
+    measure = "accuracy" if train.targets.ndim == 1 else "mean average precision"
+    typer.echo(f"{measure} on {len(tested.targets)} clips")
+    typer.echo(f"{'':16} linear  nearest  layer")
+    for name, found in scores.items():
+        typer.echo(
+            f"{name:16} {found.linear:6.1%}  {found.neighbours:7.1%}  {found.layer or '-':>5}"
+        )
+
+
+def _labelled(path: Path, pattern: re.Pattern[str]) -> ProbeData:
+    import numpy as np
+
+    from mae_ast.core.labels import ClipLabels, Labels
+    from mae_ast.core.manifest import Manifest
+    from mae_ast.probe import ProbeData
+
+    manifest = Manifest.read(path)
+    manifest.check_paths()
+    labels = Labels.read(path.parent / "labels.csv")
+    of_clips = ClipLabels.read(path.with_suffix(".lbl"), labels, len(manifest))
+    rows = np.arange(len(manifest))
+    targets = of_clips.multi_hot(rows)
+    if (targets.sum(1) == 1).all():
+        targets = targets.argmax(1)
+    found = [pattern.search(manifest.row_path(row)) for row in rows.tolist()]
+    if None in found:
+        row = found.index(None)
+        raise ValueError(
+            f"--group {pattern.pattern!r} is not found in {manifest.row_path(row)} "
+            f"({manifest.where(row)})"
+        )
+    groups = np.array([match[1] if match is not None else "" for match in found])
+    return ProbeData(manifest, targets, groups)

@@ -1,0 +1,79 @@
+"""Clips, and what their headers say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from mae_ast.core.audio import AudioError, AudioInfo, num_samples_16k, probe_audio
+from mae_ast.core.manifest import PROBE_THREADS
+from mae_ast.progress import bar
+
+MIN_SECONDS = 0.045  # as 'mae-ast manifest': less gives no patch
+_CHUNK = 10_000  # files handed to the threads at a time; two million at once take gigabytes
+
+
+class Clip(NamedTuple):
+    """A file that a data set lists.
+
+    Args:
+        path: absolute; whether the file is there turns out later.
+        mids: its labels.
+    """
+
+    path: str
+    mids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Headers:
+    """What became of each path.
+
+    Args:
+        infos: of files that can be used.
+        missing: there is no such file.
+        left_out: path to the reason why the file cannot be used.
+    """
+
+    infos: dict[str, AudioInfo] = field(default_factory=dict)
+    missing: dict[str, None] = field(default_factory=dict)  # a set that keeps its order
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def read_headers(paths: Sequence[str], jobs: int = PROBE_THREADS) -> Headers:
+    """Read the headers of files, so many at a time."""
+    headers = Headers()
+    found = bar("reading headers", "file")(_probe_all(paths, jobs), len(paths))
+    for path, result in zip(paths, found, strict=True):
+        if isinstance(result, AudioInfo):
+            headers.infos[path] = result
+        elif result:
+            headers.left_out[path] = result
+        else:
+            headers.missing[path] = None
+    return headers
+
+
+def _probe_all(paths: Sequence[str], jobs: int) -> Iterator[AudioInfo | str]:
+    with ThreadPoolExecutor(jobs) as pool:
+        for begin in range(0, len(paths), _CHUNK):
+            yield from pool.map(_probe, paths[begin : begin + _CHUNK])
+
+
+def _probe(path: str) -> AudioInfo | str:
+    """What the header says, or why the file cannot be used; '' where there is none."""
+    try:
+        info = probe_audio(path)
+    except FileNotFoundError:
+        return ""
+    except (AudioError, OSError) as error:
+        return str(error).removeprefix(f"{path}: ")
+    if any(c in path for c in "\t\r\n"):
+        return "its path has a tab or a line break"
+    if num_samples_16k(info.num_frames, info.sample_rate) == 0:
+        return "its header gives no length"
+    if info.num_frames < MIN_SECONDS * info.sample_rate:
+        return f"shorter than {MIN_SECONDS:g} s"
+    return info

@@ -1,0 +1,62 @@
+"""ESC-50: 2,000 environmental sounds of 5 s, 50 classes, 5 folds.
+
+    meta/esc50.csv         filename,fold,target,category,esc10,src_file,take
+    audio/1-100032-A-0.wav
+
+Each fold gets a folder of its own, ``fold1`` to ``fold5``: it is ``valid``, the other four are
+``train``. Clips of one recording are all in the same fold; that is what the folds are for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mae_ast.core.labels import Labels
+from mae_ast.core.manifest import PROBE_THREADS
+from mae_ast.prepare.clips import Clip
+from mae_ast.prepare.layout import locate, read_table
+from mae_ast.prepare.splits import Prepared, write_splits
+
+FOLDS = range(1, 6)
+WHAT = "ESC-50 (meta/esc50.csv and audio/*.wav), https://github.com/karolpiczak/ESC-50 unpacked"
+
+
+def prepare(folder: Path, out: Path, jobs: int = PROBE_THREADS) -> Prepared:
+    """Write ``fold1`` to ``fold5``, each with train and valid.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: the folder is not ESC-50.
+        ValueError: its csv is not as it must be, or a fold has no clip that can be used.
+    """
+    root = locate(folder, ["ESC-50-master", "ESC-50"], "meta/esc50.csv", WHAT)
+    if not (root / "audio").is_dir():
+        raise FileNotFoundError(f"{root}: no audio folder in it; expected is {WHAT}")
+    folds: dict[int, list[Clip]] = {fold: [] for fold in FOLDS}
+    categories: dict[int, str] = {}
+    path = root / "meta" / "esc50.csv"
+    for where, row in read_table(path, ("filename", "fold", "target", "category")):
+        fold = _number(row["fold"], "fold", FOLDS, where)
+        target = _number(row["target"], "target", range(50), where)
+        if categories.setdefault(target, row["category"]) != row["category"]:
+            raise ValueError(
+                f"{where}: target {target} is {row['category']!r} here and "
+                f"{categories[target]!r} above; one category has one target"
+            )
+        folds[fold].append(Clip(str(root / "audio" / row["filename"]), (row["category"],)))
+    if not categories or sorted(categories) != list(range(len(categories))):
+        raise ValueError(f"{path}: its targets are not 0 to C - 1, each there; expected is {WHAT}")
+    mids = tuple(categories[target] for target in sorted(categories))
+    splits: dict[str, list[Clip]] = {}
+    for fold in FOLDS:
+        splits[f"fold{fold}/train"] = [
+            clip for other in FOLDS if other != fold for clip in folds[other]
+        ]
+        splits[f"fold{fold}/valid"] = folds[fold]
+    labels = Labels(mids, tuple(mid.replace("_", " ") for mid in mids))
+    return write_splits(out, root, splits, labels, jobs=jobs)
+
+
+def _number(text: str, what: str, known: range, where: str) -> int:
+    if not text.isdecimal() or int(text) not in known:
+        raise ValueError(f"{where}: {what} {text!r}; it is {known[0]} to {known[-1]}")
+    return int(text)

@@ -1,0 +1,204 @@
+"""Speech Commands: single words of 1 s; version 1 has 30 of them, version 2 has 35.
+
+    yes/0a7c2a8d_nohash_0.wav   a folder for each word
+    validation_list.txt         word/file.wav, the clips of valid
+    testing_list.txt            the clips of test; all others are train
+    _background_noise_/*.wav    some noises of a minute
+
+With 12 classes they are the ten commands, ``_unknown_`` (other words) and ``_silence_``. As in the
+data set's own recipe (P. Warden, arXiv:1804.03209; TensorFlow's ``speech_commands/input_data.py``),
+unknown and silence are a tenth of the commands each, in every split. Which words are drawn depends
+on their names alone. Silence is a second of noise: a manifest lists whole files, so these parts are
+written to ``silence/`` in the output folder. Splits take theirs from different stretches of the
+noises. (The original multiplies them by a random loudness; here they are as recorded.)
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from mae_ast.core.audio import probe_audio
+from mae_ast.core.labels import Labels
+from mae_ast.core.manifest import PROBE_THREADS
+from mae_ast.prepare.clips import Clip
+from mae_ast.prepare.layout import draw, locate, read_lines
+from mae_ast.prepare.splits import Prepared, write_splits
+from mae_ast.superb.tasks import KS_SOURCE, KS_WORDS
+
+VERSION_1 = (
+    *("bed", "bird", "cat", "dog", "down", "eight", "five", "four", "go", "happy", "house"),
+    *("left", "marvin", "nine", "no", "off", "on", "one", "right", "seven", "sheila", "six"),
+    *("stop", "three", "tree", "two", "up", "wow", "yes", "zero"),
+)
+NEW_IN_2 = ("backward", "follow", "forward", "learn", "visual")
+WORDS = {1: VERSION_1, 2: tuple(sorted(VERSION_1 + NEW_IN_2))}
+LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
+NOISES = "_background_noise_"
+UNKNOWN, SILENCE = "_unknown_", "_silence_"
+COMMANDS_PER_OTHER = 10  # clips of commands to one of unknown, and one of silence
+# Which stretch of each noise a split takes its silence from.
+STRETCHES = {"train": (0.0, 0.8), "valid": (0.8, 0.9), "test": (0.9, 1.0)}
+
+
+def prepare(
+    folder: Path,
+    out: Path,
+    version: int = 2,
+    classes: int | None = None,
+    jobs: int = PROBE_THREADS,
+) -> Prepared:
+    """Write train, valid and test.
+
+    Args:
+        folder: the unpacked archive, or the folder above it.
+        out: where the manifests go, and ``silence/`` if there are 12 classes.
+        version: 1 or 2.
+        classes: 12, or one for each word (30 or 35); ``None``: 12 for version 1, 35 for version 2.
+        jobs: headers read at a time.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: the folder is not Speech Commands.
+        ValueError: it is of the other version, a list is not as it must be, or there is no such
+            number of classes.
+    """
+    words = WORDS[version]
+    classes = classes or (12 if version == 1 else len(words))
+    if classes not in (12, len(words)):
+        raise ValueError(
+            f"{classes} classes; Speech Commands version {version} is prepared with 12 or "
+            f"{len(words)}"
+        )
+    root = _locate(folder, version)
+    splits, missing = _by_lists(root, words)
+    if classes != 12:
+        labelled = {
+            name: [Clip(str(root / clip), (_word(clip),)) for clip in clips]
+            for name, clips in splits.items()
+        }
+        return write_splits(out, root, labelled, Labels(words, words), missing, jobs=jobs)
+    silence = _write_silence(root, out, {name: _tenth(clips) for name, clips in splits.items()})
+    labelled = {
+        name: [*_commands(root, clips), *_unknown(root, clips), *silence[name]]
+        for name, clips in splits.items()
+    }
+    mids = (*KS_WORDS, UNKNOWN, SILENCE)
+    labels = Labels(mids, (*KS_WORDS, "unknown", "silence"))
+    # The words are in one folder, the silence in another: paths start from what both share.
+    above = Path(os.path.commonpath([root, out.resolve()]))
+    written = sum(map(len, silence.values()))
+    note = f"{out / 'silence'}: {written} parts of {NOISES}, 1 s each, as files"
+    return write_splits(out, above, labelled, labels, missing, lambda headers: (note,), jobs)
+
+
+def _locate(folder: Path, version: int) -> Path:
+    name = f"speech_commands_v0.0{version}"
+    what = (
+        f"Speech Commands version {version} (a folder for each word, {LISTS['valid']} and "
+        f"{LISTS['test']}), {KS_SOURCE}{name}.tar.gz unpacked"
+    )
+    root = locate(folder, [name, f"SpeechCommands/{name}"], LISTS["valid"], what)
+    if not (root / LISTS["test"]).is_file():
+        raise FileNotFoundError(f"{root}: no {LISTS['test']} in it; expected is {what}")
+    other = [word for word in NEW_IN_2 if (root / word).is_dir()]
+    if version == 1 and other:
+        raise ValueError(
+            f"{root}: has {', '.join(other)}, which are words of version 2; expected is {what}"
+        )
+    if lacking := [word for word in WORDS[version] if not (root / word).is_dir()]:
+        raise FileNotFoundError(f"{root}: no folder {', '.join(lacking)}; expected is {what}")
+    return root
+
+
+def _by_lists(
+    root: Path, words: tuple[str, ...]
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """The clips of each split that are there, and those that are not; ``word/file.wav``."""
+    split_of: dict[str, str] = {}
+    for split, name in LISTS.items():
+        for where, clip in read_lines(root / name):
+            if not re.fullmatch(r"[^/]+/[^/]+\.wav", clip) or _word(clip) not in words:
+                raise ValueError(
+                    f"{where}: {clip!r} is no word and file, as in 'yes/0a7c2a8d_nohash_0.wav', of "
+                    f"the {len(words)} words"
+                )
+            if split_of.setdefault(clip, split) != split:
+                raise ValueError(f"{where}: {clip} is in {LISTS[split_of[clip]]} already")
+    there = [
+        f"{word}/{name}"
+        for word in words
+        for name in sorted(os.listdir(root / word))
+        if name.endswith(".wav") and not name.startswith(".")
+    ]
+    splits: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
+    for clip in there:
+        splits[split_of.get(clip, "train")].append(clip)
+    missing: dict[str, list[str]] = {split: [] for split in LISTS}
+    for clip in sorted(split_of.keys() - set(there)):
+        missing[split_of[clip]].append(str(root / clip))
+    return splits, missing
+
+
+def _word(clip: str) -> str:
+    return clip.partition("/")[0]
+
+
+def _tenth(clips: list[str]) -> int:
+    return math.ceil(sum(_word(clip) in KS_WORDS for clip in clips) / COMMANDS_PER_OTHER)
+
+
+def _commands(root: Path, clips: list[str]) -> list[Clip]:
+    return [Clip(str(root / c), (_word(c),)) for c in clips if _word(c) in KS_WORDS]
+
+
+def _unknown(root: Path, clips: list[str]) -> list[Clip]:
+    """Of the other words, those whose names draw the lowest numbers."""
+    others = [clip for clip in clips if _word(clip) not in KS_WORDS]
+    drawn = sorted(sorted(others, key=draw)[: _tenth(clips)])
+    return [Clip(str(root / clip), (UNKNOWN,)) for clip in drawn]
+
+
+def _write_silence(root: Path, out: Path, sizes: dict[str, int]) -> dict[str, list[Clip]]:
+    """Cut so many seconds of noise for each split."""
+    paths = sorted((root / NOISES).glob("*.wav"))
+    if not paths:
+        raise FileNotFoundError(
+            f"{root / NOISES}: no *.wav; _silence_ of the 12 classes is cut from them"
+        )
+    noises = {}
+    for path in paths:
+        probe_audio(path)  # says in one line what is wrong with it
+        noises[path.stem] = soundfile.read(path, dtype="int16", always_2d=True)
+    silence: dict[str, list[Clip]] = {}
+    for split, size in sizes.items():
+        (out / "silence" / split).mkdir(parents=True, exist_ok=True)
+        stretches = _stretches(noises, split)
+        if not stretches:
+            raise ValueError(
+                f"{root / NOISES}: no noise is long enough for a second of it in {split}; its "
+                "share of a noise of 10 s is"
+            )
+        silence[split] = []
+        for number in range(size):
+            stem, begin, end = stretches[int(draw(f"{split} {number}") * len(stretches))]
+            samples, rate = noises[stem]
+            start = begin + int(draw(f"{split} {number} {stem}") * (end - rate - begin + 1))
+            path = out.resolve() / "silence" / split / f"{number:05}_{stem}_{start}.wav"
+            soundfile.write(path, samples[start : start + rate, 0], rate, subtype="PCM_16")
+            silence[split].append(Clip(str(path), (SILENCE,)))
+    return silence
+
+
+def _stretches(noises: dict[str, tuple[np.ndarray, int]], split: str) -> list[tuple[str, int, int]]:
+    """Noise, begin and end (in samples) of where a split may cut; at least a second each."""
+    first, last = STRETCHES[split]
+    found = [
+        (stem, round(first * len(samples)), round(last * len(samples)), rate)
+        for stem, (samples, rate) in noises.items()
+    ]
+    return [(stem, begin, end) for stem, begin, end, rate in found if end - begin >= rate]

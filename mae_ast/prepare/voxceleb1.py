@@ -1,0 +1,68 @@
+"""VoxCeleb1: 150,000 utterances of 1,251 celebrities; who speaks?
+
+    iden_split.txt                               1 (train), 2 (valid) or 3 (test), and the clip
+    dev/wav/id10001/1zcIwhmdeo4/00001.wav, ...   or without dev, or without dev/wav
+    test/wav/id10270/5r0dWxy17C8/00001.wav, ...
+
+Every speaker is in all three splits of ``iden_split.txt``; their videos are in one each. (``dev``
+and ``test`` in the folders' names are of another task, verification.)
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from mae_ast.core.labels import Labels
+from mae_ast.core.manifest import PROBE_THREADS
+from mae_ast.prepare.clips import Clip
+from mae_ast.prepare.layout import read_lines
+from mae_ast.prepare.splits import Prepared, write_splits
+from mae_ast.superb.tasks import SID_LIST_SOURCE, SID_LISTS, SID_SOURCE
+
+SPLIT_OF = {"1": "train", "2": "valid", "3": "test"}
+BASES = ("dev/wav", "test/wav", "wav", ".")
+WHAT = (
+    f"VoxCeleb1 (dev/wav/id10001/..., test/wav/id10270/...), vox1_dev_wav.zip and "
+    f"vox1_test_wav.zip of {SID_SOURCE}, with {SID_LIST_SOURCE}"
+)
+
+
+def prepare(folder: Path, out: Path, jobs: int = PROBE_THREADS) -> Prepared:
+    """Write train, valid and test with the speakers as labels.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: the folder is not VoxCeleb1.
+        ValueError: its list is not as it must be, or a split has no clip that can be used.
+    """
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: no such folder; expected is {WHAT}")
+    lists = [folder / name for name in SID_LISTS if (folder / name).is_file()]
+    if not lists:
+        raise FileNotFoundError(f"{folder}: no {SID_LISTS[1]} in it; expected is {WHAT}")
+    root = folder.resolve()
+    bases = [base for base in BASES if any((root / base).glob("id[0-9]*/"))]
+    if not bases:
+        raise FileNotFoundError(f"{folder}: no {BASES[0]}/id* in it; expected is {WHAT}")
+    splits: dict[str, list[Clip]] = {split: [] for split in SPLIT_OF.values()}
+    missing: dict[str, list[str]] = {split: [] for split in splits}
+    speakers: set[str] = set()
+    for where, line in read_lines(lists[0]):
+        match = re.fullmatch(r"([123])\s+((id\d{5})/[^/\s]+/[^/\s]+\.wav)", line)
+        if match is None:
+            raise ValueError(
+                f"{where}: {line!r} is no split (1, 2 or 3) and clip, as in "
+                "'1 id10001/1zcIwhmdeo4/00001.wav'"
+            )
+        split, clip, speaker = match.groups()
+        speakers.add(speaker)
+        places = [os.path.normpath(root / base / clip) for base in bases]
+        if path := next(filter(os.path.isfile, places), ""):
+            splits[SPLIT_OF[split]].append(Clip(path, (speaker,)))
+        else:
+            missing[SPLIT_OF[split]].append(clip)
+    if not speakers:
+        raise ValueError(f"{lists[0]}: lists no clips; it is {SID_LIST_SOURCE}")
+    mids = tuple(sorted(speakers))
+    return write_splits(out, root, splits, Labels(mids, mids), missing, jobs=jobs)
