@@ -32,6 +32,7 @@ $(READY):
 	@$(PIP) torch torchaudio numpy cython setuptools wheel
 	@echo "building fairseq and installing the rest (3 to 5 minutes) ..."
 	@$(PIP) --no-build-isolation -e '.[$(EXTRAS)]'
+	@$(PIP) --no-deps timm  # for comparison in tests; it asks for torchvision, and does without
 	@touch $@
 
 demo: $(READY)  ## pretrain on spoken words, with pictures, in minutes

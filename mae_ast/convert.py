@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,16 +59,17 @@ def to_onnx(model: PretrainedMaeAst, path: Path) -> float:
     # Sizes that nothing constrains: the first patch is there, and no size is like another.
     dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     with _whole(path) as part:
-        program = torch.onnx.export(
-            encoder,
-            (example,),
-            dynamo=True,
-            opset_version=ONNX_OPSET,
-            dynamic_shapes={"log_mel": dynamic},
-            input_names=["log_mel"],
-            output_names=["last_hidden_state"],
-            verbose=False,
-        )
+        with _quiet_exporter():
+            program = torch.onnx.export(
+                encoder,
+                (example,),
+                dynamo=True,
+                opset_version=ONNX_OPSET,
+                dynamic_shapes={"log_mel": dynamic},
+                input_names=["log_mel"],
+                output_names=["last_hidden_state"],
+                verbose=False,
+            )
         assert program is not None
         program.save(str(part))
         return check_onnx(encoder, part)
@@ -112,6 +115,20 @@ class LastHiddenState(nn.Module):
         )
         encoded: Tensor = model.encoder(tokens)
         return encoded
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Without torch's remarks on its own insides and on packages that are not there."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -13,6 +13,8 @@ PATH_KEYS = (
     *("task.data", "hydra.run.dir", "checkpoint.save_dir", "checkpoint.restore_file"),
     *("checkpoint.finetune_from_model", "common.tensorboard_logdir"),
 )
+# Overrides that hold a path, or the name of a model elsewhere.
+SOURCE_KEYS = ("model.checkpoint", "model.architecture_of")
 
 
 def config_dir() -> Path:
@@ -21,7 +23,9 @@ def config_dir() -> Path:
     return installed if installed.is_dir() else PACKAGE.parent / "config"
 
 
-def train_command(data: Path, config: str, out: Path, overrides: list[str]) -> list[str]:
+def train_command(
+    data: Path, config: str, out: Path, overrides: list[str], kind: str = "pretrain"
+) -> list[str]:
     """The command line of a training process.
 
     Args:
@@ -29,11 +33,12 @@ def train_command(data: Path, config: str, out: Path, overrides: list[str]) -> l
         config: a preset's name or a YAML file's path.
         out: folder of the run.
         overrides: for hydra; relative paths among them are made absolute.
+        kind: of the preset, "pretrain" or "finetune".
 
     Raises:
         ValueError: there is no such preset.
     """
-    presets = config_dir() / "pretrain"
+    presets = config_dir() / kind
     preset = Path(config) if config.endswith(".yaml") else presets / f"{config}.yaml"
     if not preset.is_file():
         known = ", ".join(sorted(path.stem for path in presets.glob("*.yaml")))
@@ -52,10 +57,13 @@ def _absolute(override: str) -> str:
     key, equals, value = override.partition("=")
     if key.lstrip("+") in PATH_KEYS and equals and value not in ("null", "checkpoint_last.pt"):
         return f"{key}={_quoted(Path(value.strip(chr(34) + chr(39))).resolve())}"
+    if key.lstrip("+") in SOURCE_KEYS and equals and value != "null":
+        source = value.strip(chr(34) + chr(39))
+        return f"{key}={_quoted(Path(source).resolve() if Path(source).exists() else source)}"
     return override
 
 
-def _quoted(path: Path) -> str:
+def _quoted(path: Path | str) -> str:
     """As hydra's grammar wants a path with spaces, commas or brackets."""
     escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"

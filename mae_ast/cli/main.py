@@ -11,9 +11,12 @@ from mae_ast.cli import (
     convert,
     demo,
     download,
+    evaluate,
     extract,
+    finetune,
     manifest,
     models,
+    predict,
     prepare,
     pretrain,
     probe,
@@ -51,6 +54,11 @@ app.command("stats")(stats.stats)
 app.command(
     "pretrain", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )(pretrain.pretrain)
+app.command(
+    "finetune", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)(finetune.finetune)
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
 app.command("reconstruct")(reconstruct.reconstruct)
 app.command("models")(models.models)
 app.command("download")(download.download)

@@ -1,9 +1,12 @@
 """Kaldi log-mel filterbanks for a whole batch: (B, L) samples -> (B, T, 128) float32.
 
-25 ms povey windows every 10 ms, DC removed, pre-emphasis 0.97, power spectrum, no dither, no
-energy: the values of ``torchaudio.compliance.kaldi.fbank(use_energy=False, num_mel_bins=128)``
-within 1e-3, on any device. Its order of operations is kept on purpose: folded into one matrix
-they miss by 1.8e-3.
+25 ms windows every 10 ms, DC removed, pre-emphasis 0.97, power spectrum, no dither, no energy: the
+values of ``torchaudio.compliance.kaldi.fbank(use_energy=False, num_mel_bins=128)`` within 1e-3, on
+any device. Its order of operations is kept on purpose: folded into one matrix they miss by 1.8e-3.
+
+MAE-AST has povey windows. SSAST, AST and Audio-MAE have hanning windows; that they set
+``htk_compat`` moves the energy only, and that they first subtract the clip's mean changes nothing,
+since each frame's own mean is removed.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ FRAME_SHIFT = 160  # samples, 10 ms
 FFT_LENGTH = 512
 PREEMPHASIS = 0.97
 LOW_FREQUENCY = 20.0  # Hz
+WINDOW_POWERS = {"povey": 0.85, "hanning": 1.0}  # of a Hann window
 
 # On a CPU, frames go through in blocks whose intermediate values stay in the cache.
 _CPU_BLOCK_FRAMES = 1024
@@ -43,18 +47,19 @@ def num_samples_of_frames(frames: int) -> int:
     return FRAME_LENGTH + (frames - 1) * FRAME_SHIFT
 
 
-def fbank(waveform: Tensor) -> Tensor:
+def fbank(waveform: Tensor, window_type: str = "povey") -> Tensor:
     """Log-mel filterbank of a batch.
 
     Args:
         waveform: (B, L) int16, or float in [-1, 1], at 16 kHz. A clip that is padded on the right
             has the frames it has alone in its first ``num_frames(its samples)`` rows.
+        window_type: "povey" or "hanning".
 
     Returns:
         (B, T, 128) float32 with T = 1 + (L - 400) // 160.
 
     Raises:
-        ValueError: L is shorter than one window of 400 samples.
+        ValueError: L is shorter than one window of 400 samples; there is no such window.
     """
     length = waveform.shape[-1]
     if length < FRAME_LENGTH:
@@ -62,20 +67,39 @@ def fbank(waveform: Tensor) -> Tensor:
     with torch.autocast(waveform.device.type, enabled=False):
         frames = waveform.unfold(-1, FRAME_LENGTH, FRAME_SHIFT)  # (B, T, 400), a view
         if waveform.device.type != "cpu":
-            return _log_mel(frames)
+            return _log_mel(frames, window_type)
         clips = min(max(len(frames), 1), 16)
         rows = [
             torch.cat(
-                [_log_mel(block) for block in some.split(_CPU_BLOCK_FRAMES // clips, dim=1)], 1
+                [
+                    _log_mel(block, window_type)
+                    for block in some.split(_CPU_BLOCK_FRAMES // clips, dim=1)
+                ],
+                1,
             )
             for some in frames.split(clips)
         ]
         return torch.cat(rows)
 
 
-def _log_mel(frames: Tensor) -> Tensor:
+def fit_frames(spectrogram: Tensor, num_frames: Tensor | None, target: int) -> Tensor:
+    """Log-mel (B, T, F) cut or filled up with zeros to (B, target, F), as AST's recipes do.
+
+    Args:
+        spectrogram: not normalised yet: these zeros are loud, not silent.
+        num_frames: (B,) int64, valid frames of each clip; ``None``: all.
+        target: frames that are wanted.
+    """
+    fitted = F.pad(spectrogram[:, :target], (0, 0, 0, max(0, target - spectrogram.shape[1])))
+    if num_frames is None:
+        return fitted
+    valid = torch.arange(target, device=fitted.device) < num_frames[:, None]
+    return fitted.where(valid[:, :, None], 0.0)
+
+
+def _log_mel(frames: Tensor, window_type: str) -> Tensor:
     """(..., 400) samples to (..., 128) log-mel energies."""
-    window, mel_banks = _constants(frames.device)
+    window, mel_banks = _constants(frames.device, window_type)
     if frames.dtype == torch.int16:
         frames = frames.float() / 32768.0
     frames = frames.float()
@@ -89,9 +113,11 @@ def _log_mel(frames: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    """The povey window (400,) and the mel matrix (128, 257), on ``device``."""
-    window = torch.hann_window(FRAME_LENGTH, periodic=False).pow(0.85)
+def _constants(device: torch.device, window_type: str) -> tuple[Tensor, Tensor]:
+    """The window (400,) and the mel matrix (128, 257), on ``device``."""
+    if window_type not in WINDOW_POWERS:
+        raise ValueError(f"window {window_type!r}; it is one of {', '.join(WINDOW_POWERS)}")
+    window = torch.hann_window(FRAME_LENGTH, periodic=False).pow(WINDOW_POWERS[window_type])
     banks, _ = get_mel_banks(
         NUM_MEL_BINS, FFT_LENGTH, float(SAMPLE_RATE), LOW_FREQUENCY, 0.0, 100.0, -500.0, 1.0
     )

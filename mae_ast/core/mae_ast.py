@@ -11,6 +11,7 @@ in place, one learned token wherever a patch is hidden, and predicts the hidden 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,11 @@ class MaeAst(nn.Module):
     Raises:
         ValueError: the configuration cannot work.
     """
+
+    only_for_pretraining: ClassVar[tuple[str, ...]] = (
+        *("decoder", "decoder_positions", "decoder_mask_emb", "post_enc_proj"),
+        *("final_proj_reconstruction", "final_proj_classification"),
+    )
 
     def __init__(self, config: MaeAstConfig) -> None:
         super().__init__()
@@ -127,11 +133,15 @@ class MaeAst(nn.Module):
             masked_ids >= 0 if padded else None,
         )
 
+    def log_mel(self, waveforms: Tensor) -> Tensor:
+        """(B, L) -> (B, T, F) float32, not normalised: what may stand for ``source``."""
+        return fbank(waveforms)
+
     def spectrogram(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Normalised log-mel (B, T, F) float32 of waveforms or log-mel."""
         with torch.autocast(source.device.type, enabled=False):
             if source.ndim == 2:
-                source = fbank(source)
+                source = self.log_mel(source)
                 lengths = None if lengths is None else num_frames_of(lengths)
             normalised: Tensor = self.batch_norm(source, lengths)
             return normalised

@@ -1,4 +1,8 @@
-"""Fixed 1-D sinusoidal positions (Vaswani et al. 2017, interleaved sine and cosine), (N, D)."""
+"""Positions of tokens: fixed 1-D sinusoids (N, D), and learned ones on a grid of time x mel.
+
+The fixed ones are those of Vaswani et al. 2017, sine and cosine interleaved. The learned ones are
+fitted to other grids as AST and SSAST do (Gong et al. 2021).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import math
 
 import torch
 from torch import Tensor, nn
+
+from mae_ast.core.transformer import INIT_STD
 
 
 def sinusoidal_positions(num_positions: int, dim: int) -> Tensor:
@@ -45,3 +51,79 @@ class SinusoidalPositions(nn.Module):
             rows = 1 << (num_positions - 1).bit_length()
             self.table = sinusoidal_positions(rows, self.dim).to(self.table)
         return self.table[:num_positions]
+
+
+class LearnedPositions(nn.Module):
+    """A vector for each prefix token (CLS, distillation) and each place of a grid.
+
+    Another grid gets them cut or interpolated, each axis by itself: an axis that is shorter takes
+    the middle part of the table, one that is longer takes it stretched, bilinearly.
+
+    Args:
+        num_prefix: K, prefix tokens.
+        grid: places along time and along mel; N is their product, place n = t * F' + f.
+        dim: D.
+    """
+
+    def __init__(self, num_prefix: int, grid: tuple[int, int], dim: int) -> None:
+        super().__init__()
+        self.num_prefix = num_prefix
+        self.grid = grid
+        self.table = nn.Parameter(torch.empty(1, num_prefix + grid[0] * grid[1], dim))
+        nn.init.trunc_normal_(self.table, std=INIT_STD)
+
+    def forward(self, grid: tuple[int, int], columns: Tensor | None = None) -> Tensor:
+        """Positions for a grid.
+
+        Args:
+            grid: (T', F') of the batch.
+            columns: (B,) int64, each clip's own T', by which its positions are cut or stretched:
+                they do not depend on its batch. ``None``: all clips fill the grid.
+
+        Returns:
+            (1, K + T' F', D), or (B, K + T' F', D) where ``columns`` are given.
+        """
+        if columns is None and grid == self.grid:
+            return self.table
+        prefix, places = self.table.split(
+            [self.num_prefix, self.table.shape[1] - self.num_prefix], dim=1
+        )
+        fitted = fit_positions(places, self.grid, grid, columns)
+        return torch.cat((prefix.expand(len(fitted), -1, -1), fitted), dim=1)
+
+
+def fit_positions(
+    places: Tensor, have: tuple[int, int], want: tuple[int, int], columns: Tensor | None = None
+) -> Tensor:
+    """(1, N, D) of the grid ``have`` -> (1 or B, N', D) of the grid ``want``, time first in both.
+
+    ``columns`` as in :class:`LearnedPositions`.
+    """
+    device = places.device
+    if columns is None:
+        columns = torch.full((1,), want[0], device=device)
+    table = places.reshape(*have, -1)
+    if want[1] != have[1]:
+        where = _where(torch.full((1,), want[1], device=device), want[1], have[1])[0]
+        table = _read(table.transpose(0, 1), where).transpose(0, 1)  # (T, F', D)
+    fitted = _read(table, _where(columns, want[0], have[0]))  # (B, T', F', D)
+    return fitted.flatten(1, 2)
+
+
+def _where(own: Tensor, num: int, have: int) -> Tensor:
+    """Places 0 .. num - 1 of axes of lengths ``own`` (B,), on an axis of length ``have``."""
+    index = torch.arange(num, device=own.device)
+    own = own.unsqueeze(1)
+    middle = (have // 2 - own // 2 + index).float()
+    stretched = (index + 0.5) * (have / own.clamp(min=1)) - 0.5
+    return torch.where(own < have, middle, stretched).clamp(0, have - 1)
+
+
+def _read(table: Tensor, where: Tensor) -> Tensor:
+    """(num, ..., D) at places between its rows, (...,) -> (..., ..., D)."""
+    low = where.floor()
+    weight = (where - low).to(table.dtype)
+    low = low.long()
+    high = (low + 1).clamp(max=len(table) - 1)
+    weight = weight.reshape(*weight.shape, *[1] * (table.ndim - 1))
+    return torch.lerp(table[low], table[high], weight)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 INIT_STD = 0.02
+LAYER_NORM_EPS = 1e-5  # torch's own
 
 # Up to so many tokens, the CPU's fused attention takes twice as long in bfloat16 as in float32.
 _CPU_SHORT = 250
@@ -89,6 +90,7 @@ class TransformerLayer(nn.Module):
         dropout: on both branches.
         attention_dropout: on attention weights.
         activation_dropout: after the feed-forward block's activation.
+        layer_norm_eps: added to the variance in layer norms; timm's ViTs have 1e-6.
     """
 
     def __init__(
@@ -100,14 +102,15 @@ class TransformerLayer(nn.Module):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         activation_dropout: float = 0.0,
+        layer_norm_eps: float = LAYER_NORM_EPS,
     ) -> None:
         super().__init__()
         self.norm_first = norm_first
         self.self_attn = SelfAttention(embed_dim, num_heads, attention_dropout)
-        self.self_attn_layer_norm = nn.LayerNorm(embed_dim)
+        self.self_attn_layer_norm = nn.LayerNorm(embed_dim, layer_norm_eps)
         self.fc1 = nn.Linear(embed_dim, ffn_embed_dim)
         self.fc2 = nn.Linear(ffn_embed_dim, embed_dim)
-        self.final_layer_norm = nn.LayerNorm(embed_dim)
+        self.final_layer_norm = nn.LayerNorm(embed_dim, layer_norm_eps)
         self.dropout = nn.Dropout(dropout)
         self.activation_dropout = nn.Dropout(activation_dropout)
 
@@ -145,6 +148,7 @@ class Transformer(nn.Module):
         layerdrop: probability that a layer passes its input on unchanged in a training step.
             Which ones is drawn on the device, and every layer stays in the graph, so that each
             parameter has a gradient in each step.
+        layer_norm_eps: as in :class:`TransformerLayer`.
     """
 
     def __init__(
@@ -158,6 +162,7 @@ class Transformer(nn.Module):
         attention_dropout: float = 0.0,
         activation_dropout: float = 0.0,
         layerdrop: float = 0.0,
+        layer_norm_eps: float = LAYER_NORM_EPS,
     ) -> None:
         super().__init__()
         self.norm_first = norm_first
@@ -172,10 +177,11 @@ class Transformer(nn.Module):
                 dropout,
                 attention_dropout,
                 activation_dropout,
+                layer_norm_eps,
             )
             for _ in range(num_layers)
         )
-        self.layer_norm = nn.LayerNorm(embed_dim)
+        self.layer_norm = nn.LayerNorm(embed_dim, layer_norm_eps)
 
     def forward(
         self,

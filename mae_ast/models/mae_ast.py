@@ -1,17 +1,16 @@
 """fairseq model ``mae_ast``."""
 
 # No postponed annotations here: fairseq reads the types of the fields.
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fairseq.dataclass import FairseqDataclass
-from fairseq.models import BaseFairseqModel, register_model
+from fairseq.models import register_model
 
-from mae_ast.core.checkpoint import check_weights
 from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.mae_ast import MaeAst
 from mae_ast.errors import user_errors
+from mae_ast.models.weights import NamedWeights
 
 
 @dataclass
@@ -20,7 +19,7 @@ class MaeAstModelConfig(FairseqDataclass, MaeAstConfig):  # type: ignore[misc]
 
 
 @register_model("mae_ast", dataclass=MaeAstModelConfig)
-class FairseqMaeAst(MaeAst, BaseFairseqModel):  # type: ignore[misc]
+class FairseqMaeAst(MaeAst, NamedWeights):
     """The core's model as fairseq wants it; keys of the state dict stay flat."""
 
     @classmethod
@@ -30,11 +29,3 @@ class FairseqMaeAst(MaeAst, BaseFairseqModel):  # type: ignore[misc]
             config = MaeAstConfig.from_mapping(cfg)
             config.validate(task.cfg.mask_type)
             return cls(config)
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, *args: Any, **kwargs: Any
-    ) -> Any:
-        """Torch's; weights that do not fit are named in one line."""
-        with user_errors():
-            check_weights(self.state_dict(), state_dict, "the checkpoint")
-        return super().load_state_dict(state_dict, strict)

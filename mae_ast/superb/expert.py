@@ -15,13 +15,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mae_ast import load
+from mae_ast.core.encoder import encoder_only, last_hidden_state
 from mae_ast.core.fbank import FRAME_SHIFT, num_frames_of
-from mae_ast.core.mae_ast import MaeAst
-
-ONLY_FOR_PRETRAINING = (
-    *("decoder", "decoder_positions", "decoder_mask_emb", "post_enc_proj"),
-    *("final_proj_reconstruction", "final_proj_classification"),
-)
 
 
 class UpstreamExpert(UpstreamBase):  # type: ignore[misc]
@@ -73,9 +68,7 @@ class UpstreamExpert(UpstreamBase):  # type: ignore[misc]
         column = torch.arange(len(wanted), device=source.device).minimum(own[:, None] - 1)
         clip = torch.arange(len(wavs), device=source.device)[:, None]
         hidden = [self._columns(state)[clip, column] for state in states]
-        last = hidden[-1]
-        if self.model.encoder.norm_first:
-            last = self._columns(self.model.encoder.layer_norm(states[-1]))[clip, column]
+        last = self._columns(last_hidden_state(self.model, states))[clip, column]
         return {"hidden_states": hidden, "last_hidden_state": last}
 
     def _columns(self, tokens: Tensor) -> Tensor:
@@ -94,17 +87,3 @@ class UpstreamExpert(UpstreamBase):  # type: ignore[misc]
                     f"({least / 16:g} ms at 16 kHz)"
                 )
         return [len(wav) for wav in wavs]
-
-
-def encoder_only(model: MaeAst) -> MaeAst:
-    """Leave of a model what ``hidden_states`` needs, in float32 and independent of the batch.
-
-    Without the rest, no parameter stays without a gradient (but the stack's norm of pre-norm
-    layers, where only ``hidden_states`` are used).
-    """
-    for name in ONLY_FOR_PRETRAINING:
-        delattr(model, name)
-    model.precision = "float32"
-    model.batch_norm.update = False
-    model.encoder.layerdrop = 0.0
-    return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from mae_ast.core.fbank import num_frames
 from mae_ast.core.patches import PatchShape, patchify, unpatchify
@@ -65,3 +66,43 @@ def test_ten_seconds():
 def test_the_shortest_clip_fills_one_column(shape):
     assert shape.grid(num_frames(shape.min_samples)) == (1, shape.per_column)
     assert shape.grid(num_frames(shape.min_samples - 1))[0] == 0
+
+
+OVERLAPPING = [(16, 16, 10, 10), (2, 128, 1, 128), (16, 16, 16, 10), (8, 32, 3, 32)]
+
+
+@pytest.mark.parametrize("sizes", OVERLAPPING, ids=str)
+@pytest.mark.parametrize("frames", [16, 100, 127])
+def test_overlapping_patches_equal_unfold(sizes, frames):
+    shape = PatchShape(*sizes)
+    spectrogram = torch.randn(3, frames, 128)
+    unfold = nn.Unfold((shape.time, shape.mel), stride=(shape.time_stride, shape.mel_stride))
+    expected = unfold(spectrogram.unsqueeze(1)).transpose(1, 2)
+    patches = patchify(spectrogram, shape)
+    assert torch.equal(patches, expected)
+    along_time, along_mel = shape.grid(frames)
+    assert along_time * along_mel == patches.shape[1]
+    assert along_mel == shape.per_column
+    assert shape.grid(shape.num_frames_of(along_time))[0] == along_time
+    assert shape.grid(shape.num_frames_of(along_time) - 1)[0] == along_time - 1
+    assert shape.grid(torch.tensor([frames, 0, 1]))[0].tolist() == [along_time, 0, 0]
+    assert patchify(spectrogram[:, : shape.time - 1], shape).shape == (3, 0, shape.dim)
+
+
+def test_a_stride_as_large_as_the_patch_is_no_overlap():
+    assert PatchShape(16, 16, 16, 16) == PatchShape(16, 16)
+    assert not PatchShape(16, 16).overlaps
+    assert PatchShape(16, 16, 10).overlaps
+
+
+@pytest.mark.parametrize("sizes", OVERLAPPING, ids=str)
+def test_overlapping_patches_do_not_go_back_together(sizes):
+    shape = PatchShape(*sizes)
+    with pytest.raises(ValueError, match=f"{sizes[0]} x {sizes[1]} with strides .* overlap"):
+        unpatchify(torch.zeros(1, shape.per_column, shape.dim), shape)
+
+
+@pytest.mark.parametrize("strides", [(17, 16), (16, 20), (-1, 16)], ids=str)
+def test_gaps_between_patches_are_refused(strides):
+    with pytest.raises(ValueError, match=r"1 to 16, the size of a patch, leave no gap"):
+        PatchShape(16, 16, *strides)

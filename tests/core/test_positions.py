@@ -1,4 +1,4 @@
-"""Sinusoidal positions equal their formula, grow, and are not stored."""
+"""Fixed positions equal their formula, grow, and are not stored; learned ones fit other grids."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mae_ast.core.positions import SinusoidalPositions, sinusoidal_positions
+from mae_ast.core.positions import (
+    LearnedPositions,
+    SinusoidalPositions,
+    fit_positions,
+    sinusoidal_positions,
+)
+from tests.core.vits import mel_first, positions_of_the_recipe
 
 
 def formula(position: int, channel: int, dim: int) -> float:
@@ -63,3 +69,39 @@ def test_growth_follows_the_type_of_the_module():
     positions.half()
     assert positions(900).dtype == torch.float16
     assert_close(positions(900).float(), sinusoidal_positions(900, 16), rtol=0, atol=1e-3)
+
+
+GRIDS = [  # time, mel
+    ((64, 8), (64, 8)),
+    ((64, 8), (31, 8)),
+    ((64, 8), (101, 12)),  # SSAST to fine-tuning on AudioSet
+    ((64, 8), (9, 12)),  # and on a second of speech
+    ((24, 24), (101, 12)),  # images to AST
+    ((24, 24), (12, 12)),
+    ((7, 5), (6, 4)),
+    ((512, 1), (99, 1)),
+    ((512, 1), (1023, 1)),
+]
+
+
+@pytest.mark.parametrize(("have", "want"), GRIDS, ids=str)
+def test_positions_are_cut_and_interpolated_as_in_the_recipe(have, want):
+    positions = LearnedPositions(2, have, 6)
+    places = positions.table[:, 2:]
+    expected = positions_of_the_recipe(mel_first(places, have), have[::-1], want[::-1])
+    fitted = positions(want)
+    assert fitted.shape == (1, 2 + want[0] * want[1], 6)
+    assert torch.equal(fitted[:, :2], positions.table[:, :2])
+    assert_close(mel_first(fitted[:, 2:], want), expected, rtol=0, atol=1e-6)
+    assert_close(fit_positions(places, have, want), fitted[:, 2:], rtol=0, atol=0)
+
+
+def test_each_clip_of_a_batch_has_the_positions_it_has_alone():
+    positions = LearnedPositions(1, (20, 4), 6)
+    columns = torch.tensor([33, 20, 7, 1, 0])
+    together = positions((33, 6), columns)
+    assert together.shape == (5, 1 + 33 * 6, 6)
+    assert bool(torch.isfinite(together).all())
+    for row, own in enumerate(columns[:4].tolist()):
+        alone = positions((own, 6))[0]
+        assert_close(together[row, : len(alone)], alone, rtol=0, atol=1e-6)

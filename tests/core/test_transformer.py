@@ -177,3 +177,10 @@ def test_initialisation():
     assert linear.weight.mean().item() == pytest.approx(0, abs=3e-4)
     assert not linear.bias.any()
     assert bool((norm.weight == 1).all())
+
+
+def test_the_epsilon_of_layer_norms_is_torchs_unless_told():
+    for options, eps in (({}, 1e-5), ({"layer_norm_eps": 0.5}, 0.5)):
+        stack = Transformer(2, DIM, FFN, HEADS, **options)
+        norms = [m.eps for m in stack.modules() if isinstance(m, nn.LayerNorm)]
+        assert norms == [eps] * 5

@@ -1,0 +1,54 @@
+"""``mae-ast evaluate RUN_OR_CHECKPOINT DATA``: figures of a fine-tuned classifier."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN_OR_CHECKPOINT", help="What 'mae-ast finetune' wrote: its folder or a file."
+        ),
+    ],
+    data: Annotated[Path, typer.Argument(help="Folder of labels.csv, valid.tsv, valid.lbl, ...")],
+    split: Annotated[str, typer.Option(help="Which manifest.")] = "valid",
+    average: Annotated[
+        int, typer.Option(help="Of a run, average the weights of so many of its last epochs.")
+    ] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for a row a class as CSV, and a picture.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...; default: cuda if there is.")] = "",
+) -> None:
+    """Score a split: accuracy, mAP, mean AUC, d-prime, and all classes as a table."""
+    import torch
+
+    from mae_ast import evaluation
+    from mae_ast.finetuned import load_finetuned
+    from mae_ast.progress import bar
+
+    classifier = load_finetuned(source, average)
+    classifier.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    found = evaluation.evaluate(classifier, data, split, bar("scoring", "clip"))
+    summary = found.summary
+    typer.echo(
+        f"{split}: {summary.num_clips} clips, {summary.num_classes_seen} of {len(found.labels)} "
+        "classes"
+    )
+    for name, value in (
+        ("accuracy", summary.accuracy),
+        ("mAP", summary.mean_average_precision),
+        ("mean AUC", summary.mean_auc),
+        ("d-prime", summary.d_prime),
+    ):
+        if not math.isnan(value):
+            typer.echo(f"{name:10}{value:.4f}")
+    if out is not None:
+        written = evaluation.write_report(found, out, f"{source.name}, {split}")
+        typer.echo(", ".join(str(path) for path in written))

@@ -1,0 +1,40 @@
+"""``mae-ast finetune CHECKPOINT DATA KEY=VALUE...``: a classifier on a pretrained model."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mae_ast.train_command import train_command
+
+
+def finetune(
+    context: typer.Context,
+    checkpoint: Annotated[
+        str, typer.Argument(help="A file, a released model's name, a URL, a hub id.")
+    ],
+    data: Annotated[
+        Path, typer.Argument(help="Folder of labels.csv, train.tsv, train.lbl, valid.tsv, ...")
+    ],
+    config: Annotated[
+        str, typer.Option(help="A preset's name, or the path of a YAML file.")
+    ] = "demo",
+    out: Annotated[
+        Path, typer.Option(help="Folder of the run; the same again goes on with it.")
+    ] = Path("outputs/finetune"),
+    random_weights: Annotated[
+        bool,
+        typer.Option("--random-weights", help="The same network, not pretrained, to compare."),
+    ] = False,
+) -> None:
+    """Fine-tune; every further argument goes to fairseq-hydra-train, KEY=VALUE or an option.
+
+    On SIGTERM or SIGUSR1 the run saves and ends; the same command goes on from there.
+    """
+    key = "model.architecture_of" if random_weights else "model.checkpoint"
+    overrides = [f"{key}={checkpoint}", *context.args]
+    os.execv(sys.executable, train_command(data, config, out, overrides, "finetune"))

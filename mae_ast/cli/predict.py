@@ -1,0 +1,36 @@
+"""``mae-ast predict CHECKPOINT FILE...``: what a fine-tuned classifier hears."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def predict(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN_OR_CHECKPOINT", help="What 'mae-ast finetune' wrote: its folder or a file."
+        ),
+    ],
+    files: Annotated[list[Path], typer.Argument(help="Audio of any kind.")],
+    top: Annotated[int, typer.Option(min=1, help="How many labels of each file.")] = 5,
+    average: Annotated[
+        int, typer.Option(help="Of a run, average the weights of so many of its last epochs.")
+    ] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...; default: cuda if there is.")] = "",
+) -> None:
+    """Print each file's most likely labels, a line each: file, score, label."""
+    import torch
+
+    from mae_ast.finetuned import load_finetuned
+    from mae_ast.scoring import score_file
+
+    classifier = load_finetuned(source, average)
+    classifier.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    for file in files:
+        scores = score_file(classifier, file)
+        for index in scores.argsort()[::-1][:top]:
+            typer.echo(f"{file}\t{scores[index]:.4f}\t{classifier.labels.names[index]}")

@@ -1,0 +1,73 @@
+"""AST (Gong et al. 2021, arXiv 2104.01778): a convolution-free classifier of spectrograms.
+
+    patches (B, N, P), overlapping -> tokens (B, N, D) -> encoder
+    -> mean of CLS and distillation token (B, D) -> layer norm, linear -> logits (B, C)
+
+C classes, beside the house's letters.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from mae_ast.core.config_ast import AstConfig
+from mae_ast.core.precision import compute_in
+from mae_ast.core.transformer import init_linear
+from mae_ast.core.vit import Vit
+
+
+class AstHead(nn.Module):
+    """Layer norm and linear: (B, D) -> (B, C)."""
+
+    def __init__(self, width: int, num_classes: int, layer_norm_eps: float) -> None:
+        super().__init__()
+        self.layer_norm = nn.LayerNorm(width, layer_norm_eps)
+        self.linear = nn.Linear(width, num_classes)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.linear(self.layer_norm(pooled))
+        return logits
+
+
+class Ast(Vit):
+    """The model.
+
+    Args:
+        config: what it is made of.
+
+    Raises:
+        ValueError: the configuration cannot work.
+    """
+
+    only_for_pretraining: ClassVar[tuple[str, ...]] = ("head",)  # of another task's classes
+
+    def __init__(self, config: AstConfig) -> None:
+        super().__init__(config)
+        self.head = AstHead(
+            config.encoder_embed_dim, config.num_classes, config.head_layer_norm_eps
+        )
+        self.head.apply(init_linear)
+
+    def forward(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """:meth:`logits`."""
+        return self.logits(source, lengths)
+
+    def logits(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, C) float32.
+
+        Args:
+            source: (B, L) int16 or float waveforms at 16 kHz, or (B, T, 128) log-mel, of any length
+                that fills a patch.
+            lengths: (B,) int64, valid samples (or frames) of each clip; ``None``: all.
+        """
+        pooled = self.pooled(source, lengths)
+        with compute_in(self.precision, self.post_extract_proj.weight):
+            logits: Tensor = self.head(pooled.to(self.post_extract_proj.weight.dtype))
+        return logits.float()
+
+    def pooled(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, D): the mean of the prefix tokens; arguments as in :meth:`logits`."""
+        return self.encode(source, lengths).prefix.float().mean(1)

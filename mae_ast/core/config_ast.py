@@ -1,0 +1,35 @@
+"""What describes an AST model: the keys of ``model.*``."""
+
+# No postponed annotations here: fairseq reads the types of the fields.
+from dataclasses import dataclass, field
+
+from mae_ast.core.config_vit import VitConfig
+
+
+@dataclass
+class AstConfig(VitConfig):
+    """AST: the encoder with overlapping patches, and the classifier on it."""
+
+    ast_kernel_stride_chan: int = field(
+        default=10, metadata={"help": "mel bins from a patch to the next"}
+    )
+    ast_kernel_stride_time: int = field(
+        default=10, metadata={"help": "frames from a patch to the next"}
+    )
+    num_classes: int = field(default=527, metadata={"help": "outputs; AudioSet has 527 classes"})
+    head_layer_norm_eps: float = field(
+        default=1e-5,
+        metadata={"help": "of the classifier's layer norm; Hugging Face's AST has 1e-12"},
+    )
+
+    def validate(self) -> None:
+        """Refuse what cannot work.
+
+        Raises:
+            ValueError: with the key, its value and what would be right.
+        """
+        super().validate()
+        if not isinstance(self.num_classes, int) or self.num_classes < 1:
+            raise ValueError(f"num_classes={self.num_classes!r}; a whole number, at least 1")
+        if not self.head_layer_norm_eps > 0:
+            raise ValueError(f"head_layer_norm_eps={self.head_layer_norm_eps}; it must be positive")

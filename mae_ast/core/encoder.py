@@ -1,0 +1,102 @@
+"""What a pretrained model is good for afterwards: an encoder, (B, L) -> hidden states (B, N, D).
+
+Every system of this project offers the same few things, and what stands on top uses no others.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from torch import Tensor
+
+from mae_ast.core.fbank import num_frames_of
+from mae_ast.core.input_norm import InputNorm
+from mae_ast.core.patches import PatchShape
+from mae_ast.core.transformer import SelfAttention, Transformer, TransformerLayer
+
+
+class Encoder(Protocol):
+    """What is asked of a system: a module with these parts and methods."""
+
+    only_for_pretraining: ClassVar[tuple[str, ...]]
+    config: Any
+    patch_shape: PatchShape
+    precision: str
+    batch_norm: InputNorm
+    encoder: Transformer
+
+    def hidden_states(self, source: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
+        """Per layer (B, N, D) of waveforms (B, L) or log-mel (B, T, F)."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of a module."""
+
+    def log_mel(self, waveforms: Tensor) -> Tensor:
+        """(B, L) -> (B, T, F) float32, not normalised."""
+
+
+E = TypeVar("E", bound=Encoder)
+
+
+def encoder_only(model: E) -> E:
+    """Leave of a model what ``hidden_states`` needs, in float32 and independent of the batch.
+
+    Without the rest, no parameter stays without a gradient (but the stack's norm of pre-norm
+    layers, where only ``hidden_states`` are used).
+    """
+    for name in model.only_for_pretraining:
+        delattr(model, name)
+    model.precision = "float32"
+    model.batch_norm.update = False
+    model.encoder.layerdrop = 0.0
+    return model
+
+
+def last_hidden_state(model: Encoder, states: list[Tensor]) -> Tensor:
+    """The encoder's output (B, N, D): the last layer's, of pre-norm layers after the final norm."""
+    stack = model.encoder
+    out: Tensor = stack.layer_norm(states[-1].float()) if stack.norm_first else states[-1]
+    return out
+
+
+def num_columns_of(model: Encoder, source: Tensor, lengths: Tensor | None) -> Tensor | None:
+    """(B,) int64: columns of patches (time steps) that are each clip's own; ``None``: all are.
+
+    So they are in a network that fills clips up to a fixed length, and attends to all of it.
+    """
+    if lengths is None or getattr(model.config, "input_frames", None) is not None:
+        return None
+    frames = num_frames_of(lengths) if source.ndim == 2 else lengths
+    return model.patch_shape.grid(frames)[0]
+
+
+def set_dropout(
+    model: Encoder,
+    dropout: float,
+    attention_dropout: float,
+    activation_dropout: float,
+    layerdrop: float,
+) -> None:
+    """Give an encoder's layers other regularisation than they were pretrained with.
+
+    Raises:
+        ValueError: one is no probability.
+    """
+    given = {
+        "dropout": dropout,
+        "attention_dropout": attention_dropout,
+        "activation_dropout": activation_dropout,
+        "layerdrop": layerdrop,
+    }
+    for name, value in given.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name}={value}; a probability from 0 to below 1")
+    for module in model.encoder.modules():
+        if isinstance(module, Transformer):
+            module.dropout.p = dropout
+            module.layerdrop = layerdrop
+        elif isinstance(module, TransformerLayer):
+            module.dropout.p = dropout
+            module.activation_dropout.p = activation_dropout
+        elif isinstance(module, SelfAttention):
+            module.dropout = attention_dropout

@@ -1,0 +1,161 @@
+"""SSAST (Gong et al. 2022, arXiv 2110.09784): AST pretrained like BERT on masked patches.
+
+All tokens go through the encoder; a learned token stands where a patch is hidden. Two heads
+predict the hidden patches.
+
+    patches (B, N, P) -> tokens (B, N, D), the mask token at hidden ones -> encoder
+    -> hidden ones (B, M, D) -> two heads (B, M, P)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mae_ast.core.config_ssast import SsastConfig
+from mae_ast.core.config_vit import VitConfig
+from mae_ast.core.mae_ast import Prediction
+from mae_ast.core.masking import MaskIds
+from mae_ast.core.precision import compute_in
+from mae_ast.core.transformer import init_linear, take
+from mae_ast.core.vit import Vit
+
+FINETUNING_STRIDES = {16: 10, 2: 1}  # by a patch's size along an axis; other sizes keep theirs
+
+
+class TwoLayerHead(nn.Module):
+    """Linear, ReLU, linear: (..., D) -> (..., P)."""
+
+    def __init__(self, width: int, patch_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, width)
+        self.fc2 = nn.Linear(width, patch_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Predict patches."""
+        out: Tensor = self.fc2(F.relu(self.fc1(x)))
+        return out
+
+
+class Ssast(Vit):
+    """The model in pretraining.
+
+    Args:
+        config: what it is made of.
+
+    Raises:
+        ValueError: the configuration cannot work.
+    """
+
+    only_for_pretraining: ClassVar[tuple[str, ...]] = (
+        *("mask_emb", "final_proj_reconstruction", "final_proj_classification"),
+    )
+
+    def __init__(self, config: SsastConfig) -> None:
+        super().__init__(config)
+        self.two_pass = config.two_pass
+        width, patch_dim = config.encoder_embed_dim, self.patch_shape.dim
+        self.mask_emb = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.final_proj_reconstruction = TwoLayerHead(width, patch_dim)
+        self.final_proj_classification = TwoLayerHead(width, patch_dim)
+        self.final_proj_reconstruction.apply(init_linear)
+        self.final_proj_classification.apply(init_linear)
+
+    def forward(
+        self,
+        source: Tensor,
+        lengths: Tensor | None,
+        visible_ids: Tensor,
+        masked_ids: Tensor,
+        padded: bool = False,
+    ) -> Prediction:
+        """Predict the masked patches from the visible ones.
+
+        Args:
+            source: (B, L) int16 or float waveforms at 16 kHz, or (B, T, 128) log-mel.
+            lengths: (B,) int64, valid samples (or frames) of each clip; ``None``: all.
+            visible_ids, masked_ids, padded: as in :class:`~mae_ast.core.masking.MaskIds`. Under
+                ``input_frames``, padding beyond a clip's own patches is visible.
+
+        Raises:
+            ValueError: patches overlap, or ``input_frames`` cuts off patches that ids name.
+        """
+        mask = MaskIds(visible_ids, masked_ids, padded)
+        patches = self.patches(source, lengths)
+        self._check(mask, patches.shape[1])
+        with compute_in(self.precision, self.post_extract_proj.weight):
+            reconstruction, classification = self._predict(patches, mask)
+        return Prediction(
+            reconstruction,
+            classification,
+            take(patches, masked_ids),
+            masked_ids >= 0 if padded else None,
+        )
+
+    def encode_masked(self, patches: Tensor, mask: MaskIds) -> Tensor:
+        """Patches (B, N, P), hidden where the mask says -> masked tokens (B, M, D)."""
+        tokens, columns = self.embed(patches), None
+        batch, num_patches, _ = tokens.shape
+        ids, slots = mask.masked_ids, num_patches
+        if mask.padded:
+            # Padding goes to one slot more, which is cut off again.
+            ids, slots = ids.where(ids >= 0, num_patches), num_patches + 1
+            if self.config.input_frames is None:
+                per_clip = (mask.visible_ids >= 0).sum(1) + (mask.masked_ids >= 0).sum(1)
+                columns = per_clip // self.patch_shape.per_column
+        hidden = torch.zeros(batch, slots, dtype=torch.bool, device=tokens.device)
+        hidden = hidden.scatter(1, ids, True)[:, :num_patches]
+        tokens = torch.where(hidden.unsqueeze(2), self.mask_emb.to(tokens.dtype), tokens)
+        return self.encode_tokens(tokens, columns, ids=mask.masked_ids)
+
+    def train_heads(self, reconstruction: bool, classification: bool) -> None:
+        """Take a head whose loss has weight 0 out of training: no forward, no gradient."""
+        self.final_proj_reconstruction.requires_grad_(reconstruction)
+        self.final_proj_classification.requires_grad_(classification)
+
+    def _predict(self, patches: Tensor, mask: MaskIds) -> tuple[Tensor | None, Tensor | None]:
+        heads = (self.final_proj_reconstruction, self.final_proj_classification)
+        wanted = [head.fc1.weight.requires_grad or not self.training for head in heads]
+        encoded: Tensor | None = None
+        predicted: list[Tensor | None] = []
+        for head, is_wanted in zip(heads, wanted, strict=True):
+            if is_wanted and (encoded is None or self.two_pass):
+                encoded = self.encode_masked(patches, mask)
+            predicted.append(head(encoded) if is_wanted else None)
+        return predicted[0], predicted[1]
+
+    def _check(self, mask: MaskIds, num_patches: int) -> None:
+        if self.patch_shape.overlaps:
+            raise ValueError(
+                "patches overlap, so that visible ones would show what is hidden; pretraining "
+                "wants ast_kernel_stride_* equal to ast_kernel_size_*"
+            )
+        wanted = mask.visible_ids.shape[1] + mask.masked_ids.shape[1]
+        if self.config.input_frames is not None and not mask.padded and wanted > num_patches:
+            raise ValueError(
+                f"input_frames={self.config.input_frames} leaves {num_patches} patches of clips "
+                f"that have {wanted}; crop clips to at most so many frames"
+            )
+
+
+def finetuning_config(config: VitConfig, frames: int | None = None) -> VitConfig:
+    """The encoder of a pretrained model as SSAST's authors fine-tune it, with overlap.
+
+    :func:`mae_ast.core.vit_weights.start_from` fills it.
+
+    Args:
+        config: of the pretrained model.
+        frames: clips are cut or zero-padded to so many, and positions are a grid of them;
+            ``None``: as they were.
+    """
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(VitConfig)}
+    for axis in ("time", "chan"):
+        size = values[f"ast_kernel_size_{axis}"]
+        values[f"ast_kernel_stride_{axis}"] = FINETUNING_STRIDES.get(size, size)
+    if frames is not None:
+        values["position_frames"] = values["input_frames"] = frames
+    return VitConfig(**values)

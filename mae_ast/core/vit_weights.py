@@ -1,0 +1,259 @@
+"""Weights of a ViT in timm's layout, to and from ours, and from one grid of patches to another.
+
+timm (and with it the published AST and SSAST) fuses queries, keys and values, has patches as
+``Conv2d`` kernels over (mel, time), and counts tokens mel-first: n = f * T' + t, ours t * F' + f.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mae_ast.core.config_vit import VitConfig
+from mae_ast.core.positions import fit_positions
+from mae_ast.core.vit import PARTS, Vit
+
+State = Mapping[str, Any]
+Weights = dict[str, Tensor]
+
+# A layer's modules, theirs and ours, but for the fused queries, keys and values.
+_LAYER = {
+    "norm1": "self_attn_layer_norm",
+    "attn.proj": "self_attn.out_proj",
+    "norm2": "final_layer_norm",
+    "mlp.fc1": "fc1",
+    "mlp.fc2": "fc2",
+}
+_QKV = "attn.qkv"
+_KINDS = ("weight", "bias")
+IMAGE_HEADS = ("head.", "head_dist.", "pre_logits.")  # of ImageNet's classes: of no use here
+_MAX_NAMED = 3  # keys that an error names
+
+
+def to_timm(config: VitConfig, weights: State) -> Weights:
+    """An encoder of ours as timm's ``VisionTransformer(in_chans=1)`` of DeiT's kind names it."""
+    shape, grid = config.patch_shape, config.position_grid
+    prefix, table = weights["prefix_tokens"], weights["positions.table"]
+    num_prefix = config.prefix_tokens
+    state = {"cls_token": prefix[:, :1]}
+    if num_prefix == 2:
+        state["dist_token"] = prefix[:, 1:]
+    state["pos_embed"] = torch.cat(
+        (table[:, :num_prefix], swap_axes(table[:, num_prefix:], grid)), dim=1
+    )
+    state["patch_embed.proj.weight"] = kernel_of(
+        weights["post_extract_proj.weight"], shape.time, shape.mel
+    )
+    state["patch_embed.proj.bias"] = weights["post_extract_proj.bias"]
+    for theirs, ours in _layer_names(config.encoder_layers).items():
+        state[theirs] = weights[ours]
+    for layer in range(config.encoder_layers):
+        for kind in _KINDS:
+            state[f"blocks.{layer}.{_QKV}.{kind}"] = torch.cat(
+                [weights[name] for name in _projections(layer, kind)]
+            )
+    return state
+
+
+def from_timm(config: VitConfig, state: State) -> Weights:
+    """An encoder of ours from a timm ViT or DeiT, such as one trained on images.
+
+    The channels' weights are averaged (as the AST paper says; its program sums them). Positions
+    are cut or bilinearly interpolated to ours. A distillation token is dropped where ``config``
+    has CLS only. The classifier of images is left out.
+
+    Args:
+        config: what the encoder is to be; its patches must be the file's.
+        state: timm's state dict.
+
+    Raises:
+        ValueError: a key is missing, unknown, or of another shape; it is named.
+    """
+    found = without(state, IMAGE_HEADS)
+    if config.prefix_tokens == 2 and "dist_token" not in found:
+        raise ValueError("missing: dist_token; networks without it want prefix_tokens=1")
+    kernel, table = found.get("patch_embed.proj.weight"), found.get("pos_embed")
+    is_image = False
+    if isinstance(kernel, Tensor) and kernel.ndim == 4 and kernel.shape[1] > 1:
+        is_image = True
+        found["patch_embed.proj.weight"] = kernel.mean(1, keepdim=True)
+    if isinstance(table, Tensor) and table.ndim == 3:
+        if config.prefix_tokens == 1 and found.pop("dist_token", None) is not None:
+            table = torch.cat((table[:, :1], table[:, 2:]), dim=1)
+        found["pos_embed"] = _fit_image_positions(config, table, is_image)
+    check(to_timm(config, meta_weights(Vit, config)), found)
+    return encoder_from_timm(config, found)
+
+
+def encoder_from_timm(config: VitConfig, state: State) -> Weights:
+    """The inverse of :func:`to_timm`; keys and shapes must have been checked."""
+    num_prefix, (along_time, along_mel) = config.prefix_tokens, config.position_grid
+    tokens = [state[name] for name in ("cls_token", "dist_token")[:num_prefix]]
+    table = state["pos_embed"]
+    weights: Weights = {
+        **statistics(config),
+        "prefix_tokens": torch.cat(tokens, dim=1),
+        "positions.table": torch.cat(
+            (table[:, :num_prefix], swap_axes(table[:, num_prefix:], (along_mel, along_time))),
+            dim=1,
+        ),
+        "post_extract_proj.weight": rows_of(state["patch_embed.proj.weight"]),
+        "post_extract_proj.bias": state["patch_embed.proj.bias"],
+    }
+    for theirs, ours in _layer_names(config.encoder_layers).items():
+        weights[ours] = state[theirs]
+    for layer in range(config.encoder_layers):
+        for kind in _KINDS:
+            fused = state[f"blocks.{layer}.{_QKV}.{kind}"]
+            weights.update(zip(_projections(layer, kind), fused.chunk(3), strict=True))
+    return weights
+
+
+@torch.no_grad()
+def start_from(model: Vit, pretrained: Vit) -> None:
+    """Copy an encoder into another that may have other strides or frames; heads stay as they are.
+
+    The patches' projection is copied, positions are cut or interpolated to the new grid. So are
+    the input's statistics copied, unless the configurations differ in them.
+
+    Args:
+        model: whose encoder is replaced.
+        pretrained: where it comes from.
+
+    Raises:
+        ValueError: they differ in width, depth, or the size of patches, or the model has a
+            distillation token that is not in the other.
+    """
+    new, old = model.config, pretrained.config
+    for key in (
+        *("ast_kernel_size_time", "ast_kernel_size_chan", "encoder_layers", "encoder_embed_dim"),
+        *("encoder_ffn_embed_dim", "encoder_attention_heads"),
+    ):
+        if getattr(new, key) != getattr(old, key):
+            raise ValueError(
+                f"{key}={getattr(new, key)} differs from the pretrained model's {getattr(old, key)}"
+            )
+    if new.prefix_tokens > old.prefix_tokens:
+        raise ValueError("prefix_tokens=2, but the pretrained model has no distillation token")
+    weights = {
+        name: value
+        for name, value in pretrained.state_dict().items()
+        if name.split(".")[0] in PARTS
+    }
+    table = weights["positions.table"]
+    fitted = fit_positions(
+        table[:, old.prefix_tokens :], pretrained.positions.grid, model.positions.grid
+    )
+    weights["positions.table"] = torch.cat((table[:, : new.prefix_tokens], fitted), dim=1)
+    weights["prefix_tokens"] = weights["prefix_tokens"][:, : new.prefix_tokens]
+    if (new.input_mean, new.input_std) != (old.input_mean, old.input_std):
+        weights = without(weights, ("batch_norm.",))
+    model.load_state_dict(weights, strict=False)
+
+
+def swap_axes(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(1, N, D) that run along the first axis of ``grid`` -> along its second, or back."""
+    on_grid: Tensor = tokens.unflatten(1, grid)
+    return on_grid.transpose(1, 2).flatten(1, 2)
+
+
+def kernel_of(rows: Tensor, time: int, mel: int) -> Tensor:
+    """Linear weights (D, time * mel) -> a kernel (D, 1, mel, time)."""
+    kernel: Tensor = rows.unflatten(1, (time, mel))
+    return kernel.transpose(1, 2).unsqueeze(1)
+
+
+def rows_of(kernel: Tensor) -> Tensor:
+    """A kernel (D, 1, mel, time) -> linear weights (D, time * mel)."""
+    return kernel.squeeze(1).transpose(1, 2).flatten(1)
+
+
+def statistics(config: VitConfig) -> Weights:
+    """The input's statistics; published files leave them to whoever reads them."""
+    return {
+        "batch_norm.running_mean": torch.tensor([config.input_mean]),
+        "batch_norm.running_var": torch.tensor([config.input_std**2]),
+        "batch_norm.num_batches_tracked": torch.tensor(0),
+    }
+
+
+def meta_weights(kind: type[Vit], config: Any) -> Weights:
+    """Names and shapes of a model's weights, without their values."""
+    with torch.device("meta"):
+        weights: Weights = kind(config).state_dict()
+    return weights
+
+
+def without(state: State, prefixes: Iterable[str]) -> dict[str, Any]:
+    """A state dict less the keys that begin with one of ``prefixes``."""
+    listed = tuple(prefixes)
+    return {key: value for key, value in state.items() if not str(key).startswith(listed)}
+
+
+def check(wanted: State, found: State) -> None:
+    """Compare a file's keys and shapes with those that its configuration has.
+
+    Raises:
+        ValueError: one is missing, unknown, no tensor, or of another shape; it is named.
+    """
+    wrong = [
+        f"{key} is {_shape(found[key])}, not {_shape(value)}"
+        for key, value in wanted.items()
+        if key in found and _shape(found[key]) != _shape(value)
+    ]
+    problems = [
+        *_named("missing: ", [key for key in wanted if key not in found]),
+        *_named("unknown: ", [str(key) for key in found if key not in wanted]),
+        *_named("", wrong),
+    ]
+    if problems:
+        raise ValueError(f"the weights do not fit their model; {'; '.join(problems)}")
+
+
+def _fit_image_positions(config: VitConfig, table: Tensor, is_image: bool) -> Tensor:
+    """Positions of a square image, or of a spectrogram like ours, at our grid; mel-first both."""
+    along_time, along_mel = config.position_grid
+    num_prefix = config.prefix_tokens
+    num_places = table.shape[1] - num_prefix
+    if num_places == along_time * along_mel and not is_image:
+        return table
+    side = math.isqrt(max(num_places, 0))
+    if side < 1 or side * side != num_places:
+        raise ValueError(
+            f"pos_embed has {num_places} places beside {num_prefix} prefix tokens; neither a "
+            f"square image nor {along_mel} x {along_time} patches have so many"
+        )
+    fitted = fit_positions(
+        swap_axes(table[:, num_prefix:], (side, side)), (side, side), (along_time, along_mel)
+    )
+    return torch.cat((table[:, :num_prefix], swap_axes(fitted, (along_time, along_mel))), dim=1)
+
+
+def _layer_names(num_layers: int) -> dict[str, str]:
+    """Names of theirs to ours, of what is copied as it is."""
+    names = {f"norm.{kind}": f"encoder.layer_norm.{kind}" for kind in _KINDS}
+    for layer in range(num_layers):
+        for theirs, ours in _LAYER.items():
+            for kind in _KINDS:
+                names[f"blocks.{layer}.{theirs}.{kind}"] = f"encoder.layers.{layer}.{ours}.{kind}"
+    return names
+
+
+def _projections(layer: int, kind: str) -> list[str]:
+    """Queries, keys and values, in the order in which timm fuses them."""
+    return [f"encoder.layers.{layer}.self_attn.{name}_proj.{kind}" for name in "qkv"]
+
+
+def _shape(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _named(what: str, keys: list[str]) -> list[str]:
+    if not keys:
+        return []
+    more = f" and {len(keys) - _MAX_NAMED} more" if len(keys) > _MAX_NAMED else ""
+    return [f"{what}{', '.join(keys[:_MAX_NAMED])}{more}"]

@@ -1,0 +1,218 @@
+"""Classifiers: built on a checkpoint to be trained, and read back from what training wrote.
+
+A fine-tuned file holds, beside its weights, a :class:`Description`: what the network is, and what
+its outputs are called. So it needs neither the file it was started from nor the labels' file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mae_ast.averaging import average
+from mae_ast.core.checkpoint import CheckpointError, check_weights, read_state
+from mae_ast.core.classifier import Classifier, HeadConfig
+from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.encoder import Encoder, encoder_only
+from mae_ast.core.labels import Labels
+from mae_ast.core.mae_ast import MaeAst
+from mae_ast.pretrained import load
+
+# Name of a system: what describes it, and what is built of that.
+SYSTEMS: dict[str, tuple[Any, Any]] = {"mae_ast": (MaeAstConfig, MaeAst)}
+
+STATE = "mae_ast_classification"  # where training's checkpoints keep the description
+
+
+@dataclass(frozen=True)
+class Description:
+    """All that a classifier is made of, but its weights.
+
+    Args:
+        system: a key of ``SYSTEMS``.
+        encoder: fields of that system's configuration.
+        head: what stands on the encoder.
+        labels: what the outputs are called.
+        independent: scores are sigmoids, each class by itself; else a softmax over all.
+        multi_label: a clip may have several classes.
+        clip_samples: longest clips seen in training, at 16 kHz.
+    """
+
+    system: str
+    encoder: Mapping[str, Any]
+    head: HeadConfig
+    labels: Labels
+    independent: bool
+    multi_label: bool
+    clip_samples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers, for a checkpoint."""
+        return {
+            "system": self.system,
+            "encoder": dict(self.encoder),
+            "head": dataclasses.asdict(self.head),
+            "mids": list(self.labels.mids),
+            "names": list(self.labels.names),
+            "independent": self.independent,
+            "multi_label": self.multi_label,
+            "clip_samples": self.clip_samples,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Description:
+        """What :meth:`to_dict` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: something is missing or wrong.
+        """
+        return cls(
+            str(values["system"]),
+            dict(values["encoder"]),
+            HeadConfig(**values["head"]),
+            Labels(tuple(values["mids"]), tuple(values["names"])),
+            bool(values["independent"]),
+            bool(values["multi_label"]),
+            int(values["clip_samples"]),
+        )
+
+
+class FineTuned:
+    """A classifier in eval mode, and what its outputs are called.
+
+    Args:
+        model: the classifier.
+        description: of it.
+    """
+
+    def __init__(self, model: Classifier, description: Description) -> None:
+        self.model = model.eval()
+        self.description = description
+        self.labels = description.labels
+
+    @torch.no_grad()
+    def scores(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, C) from 0 to 1, of waveforms (B, L) with ``lengths`` valid samples each."""
+        device = next(self.model.parameters()).device
+        lengths = None if lengths is None else lengths.to(device)
+        return to_scores(self.model(source.to(device), lengths), self.description.independent).cpu()
+
+
+def to_scores(logits: Tensor, independent: bool) -> Tensor:
+    """Logits (B, C) to scores from 0 to 1."""
+    return logits.sigmoid() if independent else logits.softmax(1)
+
+
+def encoder_of(source: str, random_weights: bool = False) -> tuple[Encoder, str, dict[str, Any]]:
+    """The encoder of a pretrained or fine-tuned model, to be trained further.
+
+    Args:
+        source: whatever :func:`mae_ast.load` takes, or what fine-tuning wrote.
+        random_weights: the same network and input statistics, with new weights.
+
+    Returns:
+        The encoder, its system and its configuration's fields.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`mae_ast.load`.
+    """
+    if _is_finetuned(Path(source)):
+        found = load_finetuned(source)
+        weights, config = found.model.encoder.state_dict(), found.model.encoder.config
+    else:
+        pretrained = load(source)
+        weights, config = pretrained.state_dict(), pretrained.config
+    (system,) = [name for name, (kind, _) in SYSTEMS.items() if type(config) is kind]
+    encoder = encoder_only(SYSTEMS[system][1](config))
+    own = encoder.state_dict()
+    for name in own:
+        if not random_weights or name.startswith("batch_norm."):
+            own[name] = weights[name]
+    encoder.load_state_dict(own)
+    return encoder, system, dataclasses.asdict(config)
+
+
+def load_finetuned(source: str | os.PathLike[str], num_averaged: int = 1) -> FineTuned:
+    """Read a fine-tuned classifier.
+
+    Args:
+        source: a checkpoint of ``mae-ast finetune``, or the folder of a run: its last one.
+        num_averaged: of a run, average the weights of so many of its last epochs.
+
+    Raises:
+        FileNotFoundError: there is no such file, or the run has none.
+        CheckpointError: it is no fine-tuned checkpoint.
+        ValueError: the run has too few checkpoints to average.
+    """
+    paths = _files(Path(source), num_averaged)
+    description = _description(paths[-1])
+    weights = average(paths)
+    config_class, network = SYSTEMS[description.system]
+    encoder = encoder_only(network(config_class.from_mapping(description.encoder)))
+    width = encoder.config.encoder_embed_dim
+    model = Classifier(encoder, width, description.head)
+    check_weights(model.state_dict(), weights, paths[-1])
+    model.load_state_dict(weights)
+    return FineTuned(model, description)
+
+
+def _description(path: Path) -> Description:
+    try:
+        values = read_state(path)["task_state"][STATE]
+        description = Description.from_dict(values)
+        if description.system not in SYSTEMS:
+            raise ValueError(f"is made of {description.system!r}; {', '.join(SYSTEMS)} are known")
+        return description
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: is no fine-tuned checkpoint; 'mae-ast finetune' writes such"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _is_finetuned(path: Path) -> bool:
+    """Whether a file or a run's folder is of fine-tuning; others are looked at elsewhere."""
+    if path.is_dir():
+        path = path / "checkpoints" / "checkpoint_last.pt"
+    if path.suffix != ".pt" or not path.is_file():
+        return False
+    state = read_state(path).get("task_state")
+    return isinstance(state, Mapping) and STATE in state
+
+
+def _files(source: Path, num_averaged: int) -> Sequence[Path]:
+    """The checkpoints to average, oldest first."""
+    if num_averaged < 1:
+        raise ValueError(f"--average {num_averaged}; at least 1")
+    if not source.is_dir():
+        if num_averaged > 1:
+            raise ValueError(f"--average {num_averaged}: {source} is no run's folder but one file")
+        if not source.is_file():
+            raise FileNotFoundError(f"{source}: no such checkpoint or run")
+        return [source]
+    folder = source / "checkpoints" if (source / "checkpoints").is_dir() else source
+    if num_averaged == 1:
+        last = folder / "checkpoint_last.pt"
+        if not last.is_file():
+            raise FileNotFoundError(f"{last}: no such file; {source} holds no finished save")
+        return [last]
+    of_epochs = sorted(
+        (path for path in folder.glob("checkpoint*.pt") if path.stem[10:].isdigit()),
+        key=lambda path: int(path.stem[10:]),
+    )
+    if len(of_epochs) < num_averaged:
+        raise ValueError(
+            f"--average {num_averaged}: {folder} has {len(of_epochs)} checkpoint(s) of epochs; "
+            "train with checkpoint.no_epoch_checkpoints=false and checkpoint.keep_last_epochs"
+        )
+    return of_epochs[-num_averaged:]

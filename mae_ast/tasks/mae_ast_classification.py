@@ -1,0 +1,118 @@
+"""fairseq task ``mae_ast_classification``: labels.csv, {split}.tsv and {split}.lbl."""
+
+# No postponed annotations here: fairseq reads the types of the fields.
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from fairseq.tasks import register_task
+
+import mae_ast.criterions.classification
+import mae_ast.optim.adamw  # noqa: F401  (fairseq imports nothing but tasks and models)
+from mae_ast.core.augment import Augmentation
+from mae_ast.core.labels import LABELS_FILE, ClipLabels, Labels
+from mae_ast.criterions.score_meter import log_scores
+from mae_ast.data.classification_dataset import ClassificationDataset, check_one_label
+from mae_ast.errors import user_errors
+from mae_ast.finetuned import STATE, Description
+from mae_ast.tasks.audio_task import AudioTask, AudioTaskConfig
+
+
+@dataclass
+class MaeAstClassificationConfig(AudioTaskConfig):
+    """``task.*``. Sizes are in samples at 16 kHz; validation sees whole clips."""
+
+    multi_label: bool = field(
+        default=False, metadata={"help": "clips have several labels: mAP, AUC; else accuracy"}
+    )
+    balanced: bool = field(
+        default=False, metadata={"help": "draw clips of rare classes more often in training"}
+    )
+    mixup: float = field(
+        default=0.0, metadata={"help": "probability that a clip is mixed with another one"}
+    )
+    mixup_alpha: float = field(
+        default=10.0, metadata={"help": "of Beta(alpha, alpha), the first clip's share"}
+    )
+    freq_mask: int = field(
+        default=0, metadata={"help": "SpecAugment hides fewer mel bins than this"}
+    )
+    time_mask: int = field(default=0, metadata={"help": "likewise, frames of 10 ms"})
+    shift_samples: int = field(
+        default=0, metadata={"help": "rotate waveforms by at most so much, either way"}
+    )
+    noise_snr_db: Optional[float] = field(  # noqa: UP045
+        default=None,
+        metadata={"help": "add white noise from this ratio of clip to noise to 30 dB fainter"},
+    )
+
+
+@register_task("mae_ast_classification", dataclass=MaeAstClassificationConfig)
+class MaeAstClassificationTask(AudioTask):
+    """Classes of clips."""
+
+    cfg: MaeAstClassificationConfig
+
+    def __init__(self, cfg: MaeAstClassificationConfig) -> None:
+        super().__init__(cfg)
+        self.labels = Labels.read(self.folder / LABELS_FILE)
+        self.augmentation = Augmentation(
+            cfg.mixup,
+            cfg.mixup_alpha,
+            cfg.freq_mask,
+            cfg.time_mask,
+            cfg.shift_samples,
+            cfg.noise_snr_db,
+        )
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Build the model, whose shortest clip is the data's too."""
+        self._model = super().build_model(cfg, from_checkpoint)
+        return self._model
+
+    def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Build the criterion; now all is known that checkpoints say of the classifier."""
+        with user_errors():
+            criterion = super().build_criterion(cfg, from_checkpoint)
+        description = Description(
+            self._model.system,
+            self._model.encoder_fields,
+            self._model.head_config,
+            self.labels,
+            criterion.independent,
+            self.cfg.multi_label,
+            self.cfg.max_sample_size or 0,
+        )
+        self.state.merge_state_dict({STATE: description.to_dict()})
+        return criterion
+
+    def load_dataset(self, split: str, **kwargs: Any) -> None:
+        """Read ``{split}.tsv`` and ``{split}.lbl``; only the training split is varied."""
+        is_training = split == self.cfg.train_subset
+        with user_errors():
+            manifest = self.manifest(split)
+            path = self.folder / f"{split}.lbl"
+            labels = ClipLabels.read(path, self.labels, len(manifest))
+            if not self.cfg.multi_label:
+                check_one_label(labels, path)
+            self.datasets[split] = ClassificationDataset(
+                manifest,
+                labels,
+                self._model.encoder.patch_shape.min_samples,
+                self.cfg.seed,
+                is_training,
+                self.augmentation,
+                self.cfg.balanced,
+                self.cfg.random_crop,
+                min_samples=self.cfg.min_sample_size,
+                max_keep_samples=self.cfg.max_keep_size,
+                max_samples=self.cfg.max_sample_size if is_training else None,
+                max_bad_fraction=self.cfg.max_bad_fraction,
+            )
+
+    def reduce_metrics(self, logging_outputs: Sequence[dict[str, Any]], criterion: Any) -> None:
+        """Log the criterion's values, and in validation figures over all clips."""
+        super().reduce_metrics(logging_outputs, criterion)
+        if not criterion.training:
+            ids, scores, targets = criterion.outputs
+            log_scores(ids, scores, targets, self.cfg.multi_label)

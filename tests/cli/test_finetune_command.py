@@ -1,0 +1,68 @@
+"""``mae-ast finetune``: what it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from mae_ast.cli import finetune
+from mae_ast.train_command import config_dir, train_command
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``started(arguments) -> command line``, without starting it."""
+    app = typer.Typer()
+    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+        finetune.finetune
+    )
+    seen: list[list[str]] = []
+    monkeypatch.setattr("os.execv", lambda program, command: seen.append(command))
+
+    def run(*arguments: str) -> list[str]:
+        done = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return seen[-1]
+
+    return run
+
+
+def test_all_presets_of_the_recipes_are_there() -> None:
+    found = {path.stem for path in (config_dir() / "finetune").glob("*.yaml")}
+    assert found >= {
+        *("demo", "esc50", "speechcommands1", "speechcommands2"),
+        *("audioset_balanced", "audioset"),
+    }
+
+
+def test_checkpoint_and_settings_reach_the_training(
+    started: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my model.pt").touch()
+    command = started("my model.pt", "data", "--config", "esc50", "--out", "run", "task.mixup=0.2")
+    assert command[command.index("--config-name") + 1] == "esc50"
+    assert f"model.checkpoint='{tmp_path}/my model.pt'" in command
+    assert f"task.data='{tmp_path}/data'" in command
+    assert f"hydra.run.dir='{tmp_path}/run'" in command
+    assert command[-1] == "task.mixup=0.2"
+    command = started("my model.pt", "data", "--random-weights")
+    assert f"model.architecture_of='{tmp_path}/my model.pt'" in command
+    assert not any(each.startswith("model.checkpoint") for each in command)
+
+
+def test_what_is_no_file_stays_a_name(tmp_path: Path) -> None:
+    for name in ("chunk-patch-75", "someone/a-model", "https://example.org/a,b.pt"):
+        command = train_command(
+            tmp_path, "demo", tmp_path, [f"model.checkpoint={name}"], "finetune"
+        )
+        assert command[-1] == f"model.checkpoint='{name}'"
+
+
+def test_unknown_preset_names_those_for_fine_tuning(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"huge.*audioset.*esc50"):
+        train_command(tmp_path, "huge", tmp_path, [], "finetune")

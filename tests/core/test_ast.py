@@ -1,0 +1,247 @@
+"""AST equals Hugging Face's, whatever the length of a clip and whatever its batch."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from mae_ast.core.ast import Ast
+from mae_ast.core.config_ast import AstConfig
+from mae_ast.core.encoder import encoder_only
+from mae_ast.core.fbank import num_frames
+from mae_ast.core.hugging_face_ast import (
+    config_from_hugging_face,
+    config_to_hugging_face,
+    from_hugging_face,
+    to_hugging_face,
+)
+from tests.core.vits import SMALL, log_mel_like, with_random_weights
+from tests.sounds import pcm16, speech_like
+
+LABELS = ("bird", "rain", "siren", "speech", "violin")
+AST_SMALL = SMALL | {"num_classes": len(LABELS)}
+
+
+def build(**fields: Any) -> Ast:
+    return with_random_weights(Ast(AstConfig(**(AST_SMALL | fields)))).eval()
+
+
+# Against Hugging Face's.
+
+
+def hugging_face_model(**fields: Any) -> nn.Module:
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    values = {
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 40,
+        "max_length": 128,
+        "num_labels": len(LABELS),
+    }
+    config = transformers.ASTConfig(**(values | fields))
+    return with_random_weights(transformers.ASTForAudioClassification(config)).eval()
+
+
+@pytest.mark.parametrize("stride", [10, 16])
+@pytest.mark.parametrize("place", ["memory", "file"])
+def test_logits_equal_hugging_faces_on_its_weights(tmp_path: Path, place, stride):
+    theirs = hugging_face_model(frequency_stride=stride, time_stride=stride)
+    fields, state = theirs.config.to_dict(), theirs.state_dict()
+    if place == "file":
+        from safetensors.torch import load_file
+
+        theirs.save_pretrained(tmp_path)
+        fields = json.loads((tmp_path / "config.json").read_text())
+        state = load_file(tmp_path / "model.safetensors")
+    config = config_from_hugging_face(fields)
+    model = Ast(config).eval()
+    model.load_state_dict(from_hugging_face(config, state))
+    source = log_mel_like(3, 128, 128)
+    with torch.no_grad():
+        expected = theirs(model.spectrogram(source))
+        states = theirs(model.spectrogram(source), output_hidden_states=True).hidden_states
+    assert expected.logits.std() > 0.1
+    assert_close(model.logits(source), expected.logits, rtol=0, atol=1e-4)
+    along_time, along_mel = config.position_grid
+    ours = model.hidden_states(source)[0].unflatten(1, (along_time, along_mel))
+    their_tokens = states[1][:, 2:].unflatten(1, (along_mel, along_time))
+    assert_close(ours, their_tokens.transpose(1, 2), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("mean", [-4.2677393, -6.6])
+def test_hugging_face_gives_our_logits_on_our_weights(tmp_path: Path, mean):
+    """From a waveform, through its own preprocessing, its own reader and its own network."""
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    from safetensors.torch import save_file
+
+    eps = {"layer_norm_eps": 1e-12, "head_layer_norm_eps": 1e-12}
+    model = build(input_frames=128, input_mean=mean, input_std=5.0, **eps)
+    state = to_hugging_face(model.config, model.state_dict())
+    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "model.safetensors")
+    for name, content in zip(
+        ("config.json", "preprocessor_config.json"),
+        config_to_hugging_face(model.config, LABELS),
+        strict=True,
+    ):
+        (tmp_path / name).write_text(json.dumps(content))
+    theirs = transformers.ASTForAudioClassification.from_pretrained(tmp_path).eval()
+    assert tuple(theirs.config.id2label.values()) == LABELS
+    extractor = transformers.ASTFeatureExtractor.from_pretrained(tmp_path)
+    for samples in (9_000, 16_000, 30_000):  # filled up, filled up, cut
+        wave = speech_like(samples)
+        inputs = extractor(wave.numpy(), sampling_rate=16_000, return_tensors="pt")
+        with torch.no_grad():
+            expected = theirs(**inputs).logits
+        assert_close(model.spectrogram(wave[None]), inputs["input_values"], rtol=0, atol=1e-3)
+        assert_close(model.logits(wave[None]), expected, rtol=0, atol=1e-3)
+        assert_close(model.logits(inputs["input_values"] * 10 + mean), expected, rtol=0, atol=1e-4)
+
+
+def test_a_configuration_survives_the_way_there_and_back():
+    config = AstConfig(
+        **AST_SMALL,
+        input_frames=128,
+        head_layer_norm_eps=1e-6,
+        input_mean=-6.6268077,
+        input_std=5.358466,
+    )
+    assert config_from_hugging_face(*config_to_hugging_face(config)) == config
+    assert config_from_hugging_face(hugging_face_model().config.to_dict()).num_classes == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_type": "wav2vec2"}, "model_type is 'wav2vec2'"),
+        ({"num_mel_bins": 80}, "num_mel_bins is 80; only 128 is known"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'; only 'gelu' is known"),
+        ({"patch_size": [16, 16]}, "one number, of a square"),
+        ({"hidden_size": 25}, "encoder_embed_dim=25 is not divided"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_configuration_that_is_another_network_is_refused(fields, message):
+    known, _ = config_to_hugging_face(AstConfig(**AST_SMALL))
+    with pytest.raises(ValueError, match=message):
+        config_from_hugging_face(known | fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "labels", "message"),
+    [
+        ({"prefix_tokens": 1}, None, "prefix_tokens=1; Hugging Face's AST has 2"),
+        ({"window_type": "povey"}, None, "window_type=povey"),
+        ({"ast_kernel_size_time": 20}, None, "patches of 16 x 20"),
+        ({}, ("one",), "1 labels for num_classes=5"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_hugging_faces_network_cannot_be_is_refused(fields, labels, message):
+    with pytest.raises(ValueError, match=message):
+        config_to_hugging_face(AstConfig(**(AST_SMALL | fields)), labels)
+
+
+# Clips of any length.
+
+
+@pytest.mark.parametrize("seconds", [1, 5, 10])
+def test_number_of_patches_is_the_papers(seconds):
+    """N = 12 ceil((100 t - 16) / 10); without padding, t seconds give 100 t - 2 frames."""
+    config = AstConfig()
+    frames = num_frames(16_000 * seconds)
+    assert frames == 100 * seconds - 2
+    along_time, along_mel = config.patch_shape.grid(frames)
+    assert along_time * along_mel == 12 * math.ceil((100 * seconds - 16) / 10)
+    patches = build().patches(torch.zeros(1, 16_000 * seconds))
+    assert patches.shape == (1, along_time * along_mel, 256)
+
+
+def test_audioset_clips_have_1212_patches():
+    assert AstConfig().position_grid == (101, 12)
+    assert build(input_frames=1024).patches(torch.zeros(1, 160_000)).shape[1] == 1212
+
+
+def test_logits_of_a_padded_batch_are_each_clips_own():
+    model = build()
+    waves = [pcm16(speech_like(n, seed)) for seed, n in enumerate((33_000, 16_000, 2_800))]
+    source = nn.utils.rnn.pad_sequence(waves, batch_first=True)
+    lengths = torch.tensor([len(wave) for wave in waves])
+    together = model.logits(source, lengths)
+    states = model.hidden_states(source, lengths)
+    for row, wave in enumerate(waves):
+        assert_close(together[row], model.logits(wave[None])[0], rtol=0, atol=1e-4)
+        for ours, own in zip(states, model.hidden_states(wave[None]), strict=True):
+            assert own.shape[1] == model.patches(wave[None]).shape[1]
+            assert_close(ours[row, : own.shape[1]], own[0], rtol=0, atol=1e-4)
+    assert not torch.allclose(model.logits(source)[2], together[2], atol=1e-2)
+
+
+def test_logits_of_clips_fitted_to_some_frames_do_not_depend_on_the_batch():
+    model = build(input_frames=128)
+    waves = [pcm16(speech_like(n, seed)) for seed, n in enumerate((33_000, 16_000, 2_800))]
+    lengths = torch.tensor([len(wave) for wave in waves])
+    together = model(nn.utils.rnn.pad_sequence(waves, batch_first=True), lengths)
+    for row, wave in enumerate(waves):
+        assert_close(together[row], model(wave[None])[0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("prefix_tokens", [1, 2])
+def test_the_classifier_stands_on_the_mean_of_the_prefix_tokens(prefix_tokens):
+    model = build(prefix_tokens=prefix_tokens)
+    source = speech_like(16_000)[None]
+    prefix = model.encode(source).prefix
+    assert prefix.shape == (1, prefix_tokens, 24)
+    normed = nn.functional.layer_norm(
+        prefix.mean(1), (24,), model.head.layer_norm.weight, model.head.layer_norm.bias
+    )
+    expected = normed @ model.head.linear.weight.T + model.head.linear.bias
+    assert_close(model.logits(source), expected, rtol=0, atol=1e-5)
+    assert_close(model(source), model.logits(source), rtol=0, atol=0)
+
+
+def test_every_parameter_gets_a_gradient():
+    model = build(position_frames=100).train()
+    source = torch.stack([speech_like(16_000, seed) for seed in range(2)])
+    model(source, torch.tensor([16_000, 9_000])).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert bool(torch.isfinite(parameter.grad).all()), name
+        if not name.endswith("k_proj.bias"):  # moves all scores of a query alike: no effect
+            assert bool(parameter.grad.any()), name
+
+
+def test_the_encoder_alone_has_no_classifier():
+    model = build()
+    source = speech_like(16_000)[None]
+    before = model.hidden_states(source)
+    left = encoder_only(model)
+    assert_close(left.hidden_states(source), before)
+    assert not any(name.startswith("head") for name in left.state_dict())
+
+
+def test_bfloat16_gives_float32_logits_near_the_exact_ones():
+    exact, model = build(), build(precision="bfloat16")
+    source = speech_like(16_000)[None]
+    logits = model.logits(source)
+    assert logits.dtype == torch.float32
+    assert_close(logits, exact.logits(source), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_classes": 0}, "num_classes=0; a whole number"),
+        ({"head_layer_norm_eps": 0.0}, "head_layer_norm_eps=0.0; it must be positive"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_work_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        build(**fields)

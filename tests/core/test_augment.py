@@ -1,0 +1,121 @@
+"""What is drawn for augmentation, and what is done with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mae_ast.core.augment import Augmentation, add_noise, hide, mix
+from mae_ast.core.batch import clip_generator
+
+
+def draws(augmentation: Augmentation, num_clips: int, count: int) -> list[tuple[int, float] | None]:
+    return [
+        augmentation.draw_mixing(num_clips, clip_generator(1, 1, clip)) for clip in range(count)
+    ]
+
+
+def test_mixup_draws_how_often_whom_and_how_much() -> None:
+    drawn = draws(Augmentation(mixup=0.4, mixup_alpha=10.0), 5, 4_000)
+    mixed = [each for each in drawn if each is not None]
+    assert len(mixed) / len(drawn) == pytest.approx(0.4, abs=0.03)
+    partners = np.bincount([partner for partner, _ in mixed], minlength=5)
+    np.testing.assert_allclose(partners / len(mixed), 0.2, atol=0.04)
+    shares = np.array([share for _, share in mixed])
+    # Of Beta(10, 10): mean 1/2, variance 1 / (4 * 21).
+    assert shares.mean() == pytest.approx(0.5, abs=0.01)
+    assert shares.std() == pytest.approx((1 / 84) ** 0.5, abs=0.01)
+    assert abs(np.corrcoef([p for p, _ in mixed], shares)[0, 1]) < 0.1
+
+    wide = [d[1] for d in draws(Augmentation(mixup=1.0, mixup_alpha=0.5), 5, 2_000) if d]
+    assert np.std(wide) == pytest.approx(8**-0.5, abs=0.02)
+    assert not any(draws(Augmentation(), 5, 50))
+
+
+def test_the_same_clip_draws_the_same_again() -> None:
+    one = Augmentation(mixup=0.5, shift_samples=100, noise_snr_db=10, freq_mask=30, time_mask=9)
+    samples = (torch.randn(4_000) * 3_000).to(torch.int16)
+    first, again = (one.vary(samples, clip_generator(1, 2, 3)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, one.vary(samples, clip_generator(1, 3, 3)))
+    assert torch.equal(
+        one.draw_hidden(50, clip_generator(1, 2, 3)), one.draw_hidden(50, clip_generator(1, 2, 3))
+    )
+
+
+def test_mixing_waveforms() -> None:
+    first = torch.tensor([32767, -32768, 1000, 7], dtype=torch.int16)
+    assert torch.equal(mix(first, first, 0.3), first)
+    shorter = torch.tensor([-1000, 1000], dtype=torch.int16)
+    mixed = mix(first, shorter, 0.5)
+    assert mixed.tolist() == [15884, -15884, 500, 4]
+    longer = torch.zeros(9, dtype=torch.int16)
+    assert len(mix(first, longer, 0.5)) == 4
+    assert mixed.dtype == torch.int16
+
+
+def test_shifts_are_rotations_of_all_sizes() -> None:
+    samples = torch.arange(50, dtype=torch.int16)
+    augmentation = Augmentation(shift_samples=3)
+    firsts = [int(augmentation.vary(samples, clip_generator(0, 0, n))[0]) for n in range(700)]
+    counts = {first: firsts.count(first) for first in set(firsts)}
+    assert set(counts) == {47, 48, 49, 0, 1, 2, 3}
+    assert min(counts.values()) > 60
+    shifted = augmentation.vary(samples, clip_generator(0, 0, 0))
+    assert sorted(shifted.tolist()) == list(range(50))
+
+
+def test_noise_has_the_level_that_is_wanted() -> None:
+    wave = (torch.sin(torch.arange(40_000) / 7) * 8_000).to(torch.int16)
+    noise = (add_noise(wave, 20.0, clip_generator(0, 0, 0)) - wave).double()
+    ratio = 10 * torch.log10(wave.double().square().mean() / noise.square().mean())
+    assert float(ratio) == pytest.approx(20, abs=0.2)
+    loud = torch.full((100,), 32767, dtype=torch.int16)
+    noisy = add_noise(loud, 0.0, clip_generator(0, 0, 0))
+    assert noisy.max() == 32767
+    assert (noisy >= 0).float().mean() > 0.7  # cut off, not wrapped around
+
+
+def test_spec_augment_draws_widths_and_places() -> None:
+    augmentation = Augmentation(freq_mask=24, time_mask=200)
+    drawn = torch.stack(
+        [augmentation.draw_hidden(60, clip_generator(0, 0, n)) for n in range(3000)]
+    )
+    width = drawn[..., 1] - drawn[..., 0]
+    assert set(width[:, 0].tolist()) == set(range(24))
+    assert set(width[:, 1].tolist()) == set(range(60))  # no wider than the clip
+    assert drawn.min() == 0
+    assert drawn[:, 0, 1].max() == 128
+    assert drawn[:, 1, 1].max() == 60
+    assert width[:, 0].double().mean() == pytest.approx(11.5, abs=0.5)
+    nothing = Augmentation(time_mask=5).draw_hidden(60, clip_generator(0, 0, 0))
+    assert nothing[0].tolist() == [0, 0]
+
+
+def test_hiding_puts_the_value_where_it_was_drawn() -> None:
+    log_mel = torch.randn(3, 20, 128)
+    hidden = torch.tensor([[[5, 9], [0, 2]], [[0, 0], [19, 20]], [[0, 0], [0, 0]]])
+    found = hide(log_mel, hidden, torch.tensor([-7.0]))
+    expected = log_mel.clone()
+    for clip, ((low, high), (begin, end)) in enumerate(hidden.tolist()):
+        expected[clip, :, low:high] = -7
+        expected[clip, begin:end] = -7
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"mixup": 1.5}, "mixup=1.5"),
+        ({"mixup_alpha": 0.0}, "mixup_alpha=0"),
+        ({"freq_mask": 129}, "freq_mask=129"),
+        ({"time_mask": -1}, "time_mask=-1"),
+        ({"shift_samples": -1}, "shift_samples=-1"),
+    ],
+)
+def test_values_that_cannot_be(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Augmentation(**values)

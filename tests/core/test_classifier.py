@@ -1,0 +1,195 @@
+"""A classifier's pooling, its padding, what is trained, and how fast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from mae_ast.core.classifier import Classifier, HeadConfig
+from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.encoder import encoder_only, last_hidden_state, set_dropout
+from mae_ast.core.fbank import fbank
+from mae_ast.core.mae_ast import MaeAst
+
+Build = Callable[..., Classifier]
+
+
+@pytest.fixture
+def build(small_config: Callable[..., MaeAstConfig]) -> Build:
+    """``build(kind=..., pool=..., freeze_encoder=..., config fields)``."""
+
+    def build(
+        kind: str = "linear", pool: str = "time_steps", freeze_encoder: bool = False, **fields: Any
+    ) -> Classifier:
+        config = small_config(**({"input_mean": -6.0, "input_std": 3.0} | fields))
+        head = HeadConfig(5, kind, pool)
+        return Classifier(encoder_only(MaeAst(config)), 32, head, freeze_encoder)
+
+    return build
+
+
+KINDS = [
+    {},
+    {"pool": "tokens"},
+    {"kind": "mlp"},
+    {"kernel": (2, 128)},
+    {"layer_norm_first": True},
+    {"layer_norm_first": True, "pool": "tokens", "kind": "mlp"},
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_does_not_change_a_clips_logits(build: Build, kind: dict[str, Any]) -> None:
+    model = build(**kind).eval()
+    lengths = torch.tensor([9_000, 3_000, 6_123])
+    source = torch.randn(3, 9_000) * 0.1
+    together = model(source, lengths)
+    assert together.shape == (3, 5)
+    for row, length in enumerate(lengths.tolist()):
+        alone = model(source[row : row + 1, :length])
+        torch.testing.assert_close(together[row : row + 1], alone, atol=2e-5, rtol=1e-4)
+        as_log_mel = model(fbank(source[row : row + 1, :length]))
+        torch.testing.assert_close(as_log_mel, alone, atol=1e-6, rtol=1e-5)
+    silent = source.clone()
+    silent[1, 3_000:] = 7.0
+    torch.testing.assert_close(model(silent, lengths)[1], together[1], atol=2e-5, rtol=1e-4)
+
+
+def test_time_steps_are_columns_of_tokens(build: Build) -> None:
+    model = build().eval()
+    source = torch.randn(2, 9_000) * 0.1
+    tokens = last_hidden_state(model.encoder, model.encoder.hidden_states(source))
+    columns = tokens.reshape(2, -1, 8, 32)
+    torch.testing.assert_close(model.pooled(source), columns.mean(1).flatten(1))
+    by_token = build(pool="tokens").eval()
+    by_token.encoder = model.encoder
+    torch.testing.assert_close(by_token.pooled(source), tokens.mean(1))
+
+
+def test_a_pre_norm_encoder_ends_with_its_own_norm(build: Build) -> None:
+    model = build(layer_norm_first=True, pool="tokens").eval()
+    source = torch.randn(1, 9_000) * 0.1
+    states = model.encoder.hidden_states(source)
+    expected = model.encoder.encoder.layer_norm(states[-1]).mean(1)
+    torch.testing.assert_close(model.pooled(source), expected)
+
+
+def test_hidden_bands_cannot_influence_the_logits(build: Build) -> None:
+    model = build().eval()
+    log_mel = fbank(torch.randn(2, 16_000) * 0.1)
+    hidden = torch.tensor([[[32, 48], [16, 48]], [[0, 0], [0, 0]]])
+    other = log_mel.clone()
+    other[:, :, 32:48] += 1
+    other[:, 16:48] -= 2
+    one, two = model(log_mel, None, hidden), model(other, None, hidden)
+    torch.testing.assert_close(one[0], two[0])
+    assert not torch.allclose(one[1], two[1])
+    # Of waveforms, too, with padding.
+    waves = torch.randn(2, 16_000) * 0.1
+    lengths = torch.tensor([16_000, 9_000])
+    torch.testing.assert_close(
+        model(waves, lengths, torch.zeros(2, 2, 2).long()), model(waves, lengths)
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_has_a_gradient(build: Build, kind: dict[str, Any]) -> None:
+    model = build(**kind, dropout=0.1)
+    model(torch.randn(2, 9_000), torch.tensor([9_000, 5_000])).square().sum().backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    # Keys' biases have none by their nature: they move all of a query's weights alike.
+    assert [name for name in without if not name.endswith("k_proj.bias")] == []
+
+
+def test_a_frozen_encoder(build: Build) -> None:
+    model = build(freeze_encoder=True, dropout=0.5).train()
+    assert model.head.training
+    assert not model.encoder.training
+    source = torch.randn(2, 9_000)
+    assert torch.equal(model.pooled(source), model.pooled(source))
+    model(source).sum().backward()
+    assert all(p.grad is None for p in model.encoder.parameters())
+    assert all(p.grad is not None for p in model.head.parameters())
+
+
+def test_input_statistics_stay(build: Build) -> None:
+    model = build().train()
+    before = {name: value.clone() for name, value in model.encoder.batch_norm.named_buffers()}
+    model(torch.randn(2, 9_000))
+    for name, value in model.encoder.batch_norm.named_buffers():
+        assert torch.equal(value, before[name])
+
+
+def test_learning_rates_by_depth(build: Build) -> None:
+    model = build(layer_norm_first=True, encoder_layers=3)
+    model.scale_learning_rates(0.5, head_scale=4.0)
+    scales = {name: p.lr_scale for name, p in model.named_parameters()}
+    assert scales["head.2.weight"] == 4
+    assert scales["encoder.encoder.layer_norm.weight"] == 1
+    layers = [scales[f"encoder.encoder.layers.{n}.fc1.weight"] for n in range(3)]
+    assert layers == [0.125, 0.25, 0.5]
+    assert scales["encoder.post_extract_proj.weight"] == 0.0625
+    post = build()
+    post.scale_learning_rates(0.5)
+    assert post.encoder.encoder.layer_norm.weight.lr_scale == 0.125  # before the first of two
+    assert model.head[2].bias.no_decay
+    assert not model.head[2].weight.no_decay
+    with pytest.raises(ValueError, match="layer_decay=0"):
+        model.scale_learning_rates(0.0)
+    with pytest.raises(ValueError, match="head_lr_scale=-1"):
+        model.scale_learning_rates(1.0, -1)
+
+
+def test_other_dropout_than_in_pretraining(build: Build) -> None:
+    model = build(dropout=0.1, attention_dropout=0.1)
+    set_dropout(model.encoder, 0.2, 0.3, 0.4, 0.5)
+    layer = model.encoder.encoder.layers[1]
+    found = (layer.dropout.p, layer.self_attn.dropout, layer.activation_dropout.p)
+    assert found == (0.2, 0.3, 0.4)
+    assert model.encoder.encoder.dropout.p == 0.2
+    assert model.encoder.encoder.layerdrop == 0.5
+    with pytest.raises(ValueError, match="layerdrop=1"):
+        set_dropout(model.encoder, 0, 0, 0, 1)
+
+
+def test_bfloat16(build: Build) -> None:
+    model = build().eval()
+    source = torch.randn(2, 9_000) * 0.1
+    exact = model(source)
+    model.encoder.precision = "bfloat16"
+    rough = model(source)
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, exact, atol=0.02, rtol=0.1)
+    assert not torch.equal(rough, exact)
+
+
+def test_pooling_by_the_encoder(build: Build) -> None:
+    with pytest.raises(ValueError, match="MaeAst does not pool by itself"):
+        build(pool="encoder")
+
+    class Pooling(MaeAst):
+        def pooled(self, source: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+            return self.hidden_states(source, lengths)[-1][:, 0]
+
+    encoder = encoder_only(Pooling(build().encoder.config))
+    model = Classifier(encoder, 32, HeadConfig(5, pool="encoder")).eval()
+    source = torch.randn(2, 9_000) * 0.1
+    expected = model.head(encoder.hidden_states(source)[-1][:, 0])
+    torch.testing.assert_close(model(source), expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ((0,), "0 classes"),
+        ((2, "deep"), "linear, mlp"),
+        ((2, "mlp", "max"), "time_steps, tokens, encoder"),
+        ((2, "mlp", "tokens", 1.0), "head dropout 1.0"),
+    ],
+)
+def test_heads_that_cannot_be(values: tuple[Any, ...], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        HeadConfig(*values)

@@ -1,0 +1,330 @@
+"""Weights go to each format and back, and a key that does not fit is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from mae_ast.core.ast import Ast
+from mae_ast.core.config_ast import AstConfig
+from mae_ast.core.config_ssast import SsastConfig
+from mae_ast.core.config_vit import VitConfig
+from mae_ast.core.hugging_face_ast import from_hugging_face, to_hugging_face
+from mae_ast.core.released_ast import is_ast, is_ssast, read_ast, read_ssast, write_ast, write_ssast
+from mae_ast.core.ssast import Ssast
+from mae_ast.core.vit import Vit
+from mae_ast.core.vit_weights import from_timm, start_from, to_timm
+from tests.core.timm_models import import_timm
+from tests.core.vits import FRAME_TOKENS, SMALL, log_mel_like, with_random_weights
+
+HEADS = SMALL["encoder_attention_heads"]
+
+
+def ssast(**fields: Any) -> Ssast:
+    config = SsastConfig(**(SMALL | {"input_frames": 128} | fields))
+    return with_random_weights(Ssast(config)).eval()
+
+
+def ast(**fields: Any) -> Ast:
+    config = AstConfig(**(SMALL | {"input_frames": 128, "num_classes": 5} | fields))
+    return with_random_weights(Ast(config)).eval()
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def image_heads(width: int = 24) -> dict[str, Tensor]:
+    """What the published files still hold of DeiT."""
+    return {
+        f"module.v.{head}.{kind}": torch.zeros(1000, width) if kind == "weight" else torch.zeros(9)
+        for head in ("head", "head_dist")
+        for kind in ("weight", "bias")
+    }
+
+
+# Every format and back.
+
+
+@pytest.mark.parametrize("fields", [{}, FRAME_TOKENS, {"prefix_tokens": 1}], ids=str)
+def test_a_ssast_file_and_back(fields):
+    model = ssast(**fields)
+    state = write_ssast(model.config, model.state_dict())
+    assert is_ssast(state)
+    assert not is_ast(state)
+    assert state["module.p_input_tdim"].item() == 128
+    config, weights = read_ssast(state | image_heads(), HEADS)
+    assert config == model.config
+    assert_same(weights, model.state_dict())
+
+
+@pytest.mark.parametrize("fields", [{}, {"prefix_tokens": 1}], ids=str)
+@pytest.mark.parametrize("stride", [10, 16])
+def test_an_ast_file_and_back(stride, fields):
+    strides = {"ast_kernel_stride_time": stride, "ast_kernel_stride_chan": stride}
+    model = ast(**strides, **fields)
+    state = write_ast(model.config, model.state_dict())
+    assert is_ast(state)
+    assert not is_ssast(state)
+    config, weights = read_ast(state | image_heads(), stride, HEADS)
+    assert config == model.config
+    assert_same(weights, model.state_dict())
+
+
+def test_hugging_face_and_back():
+    model = ast()
+    state = to_hugging_face(model.config, model.state_dict())
+    assert_same(from_hugging_face(model.config, state), model.state_dict())
+
+
+@pytest.mark.parametrize("fields", [{}, FRAME_TOKENS, {"prefix_tokens": 1}], ids=str)
+def test_timm_and_back(fields):
+    model = with_random_weights(Vit(VitConfig(**(SMALL | fields))))
+    state = to_timm(model.config, model.state_dict())
+    assert_same(from_timm(model.config, state), model.state_dict())
+
+
+def test_published_files_tell_sizes_by_their_shapes():
+    width = {"encoder_embed_dim": 192, "encoder_ffn_embed_dim": 768, "encoder_attention_heads": 3}
+    config = SsastConfig(**width, encoder_layers=1, input_frames=1024)
+    weights = Ssast(config).state_dict()
+    assert read_ssast(write_ssast(config, weights))[0] == config
+
+    for frames in (1024, 512, 128):  # the sizes of the published recipes are recognised
+        fields = {"position_frames": frames, "input_frames": frames}
+        config = AstConfig(**width, **fields, encoder_layers=1, num_classes=35)
+        assert read_ast(write_ast(config, Ast(config).state_dict()))[0] == config
+    config = AstConfig(**width, position_frames=300, encoder_layers=1)
+    found, _ = read_ast(write_ast(config, Ast(config).state_dict()))
+    assert found.position_grid == config.position_grid == (29, 12)
+    assert found.position_frames == 296  # the fewest with as many patches
+
+
+def test_a_ssast_file_has_the_keys_of_its_authors_program(monkeypatch):
+    """As s3prl carries it."""
+    timm = import_timm()
+    create = timm.create_model
+    monkeypatch.setattr(timm, "__version__", "0.4.5")
+    monkeypatch.setattr(timm, "create_model", lambda name, **o: create(name[len("vit_") :], **o))
+    theirs = pytest.importorskip("s3prl.upstream.ssast.ast_models", reason="needs s3prl")
+    program = theirs.ASTModel(
+        fshape=16, tshape=16, fstride=16, tstride=16, input_tdim=1024, model_size="tiny"
+    )
+    state = torch.nn.DataParallel(program).state_dict()
+    config, weights = read_ssast(state)
+    assert (config.encoder_layers, config.encoder_embed_dim) == (12, 192)
+    assert (config.encoder_attention_heads, config.position_grid) == (3, (64, 8))
+    Ssast(config).load_state_dict(weights)
+    written = write_ssast(config, weights)
+    assert {key for key in state if key not in written} == image_heads().keys()
+    assert_same(written, {key: state[key] for key in written})
+
+
+def test_the_order_of_patches_and_of_their_values_changes_on_the_way():
+    """Published files count along mel last; a hidden patch's values likewise."""
+    model = ssast()
+    state = write_ssast(model.config, model.state_dict())
+    shape, grid = model.patch_shape, model.config.position_grid
+    for t, f in ((0, 0), (3, 1), (7, 7)):
+        ours = model.positions.table[0, 2 + t * grid[1] + f]
+        assert torch.equal(state["module.v.pos_embed"][0, 2 + f * grid[0] + t], ours)
+        value = model.final_proj_reconstruction.fc2.weight[t * shape.mel + f]
+        assert torch.equal(state["module.gpredlayer.2.weight"][f * shape.time + t], value)
+        weight = model.post_extract_proj.weight[:, t * shape.mel + f]
+        assert torch.equal(state["module.v.patch_embed.proj.weight"][:, 0, f, t], weight)
+    fused = state["module.v.blocks.1.attn.qkv.weight"]
+    attention = model.encoder.layers[1].self_attn
+    assert torch.equal(fused[24:48], attention.k_proj.weight)
+
+
+# What does not fit.
+
+FORMATS: dict[str, Any] = {
+    "ssast": (
+        ssast,
+        write_ssast,
+        lambda config, state: read_ssast(state, HEADS),
+        ("module.mask_embed", "module.v.norm.bias", "module.gpredlayer.2.weight"),
+    ),
+    "ast": (
+        ast,
+        write_ast,
+        lambda config, state: read_ast(state, 10, HEADS),
+        ("module.v.cls_token", "module.v.blocks.1.attn.qkv.bias", "module.mlp_head.0.weight"),
+    ),
+    "hugging face": (
+        ast,
+        to_hugging_face,
+        from_hugging_face,
+        (
+            "audio_spectrogram_transformer.embeddings.distillation_token",
+            "audio_spectrogram_transformer.encoder.layer.0.output.dense.bias",
+        ),
+    ),
+    "timm": (
+        lambda: with_random_weights(Vit(VitConfig(**SMALL))),
+        to_timm,
+        from_timm,
+        ("patch_embed.proj.weight", "pos_embed", "dist_token", "blocks.0.mlp.fc1.weight"),
+    ),
+}
+CASES = [(name, key) for name, (_, _, _, keys) in FORMATS.items() for key in keys]
+
+
+@pytest.mark.parametrize(("name", "key"), CASES, ids=str)
+def test_a_missing_or_misshapen_key_is_named(name, key):
+    build, write, read, _ = FORMATS[name]
+    model = build()
+    state = write(model.config, model.state_dict())
+    without = {other: value for other, value in state.items() if other != key}
+    with pytest.raises(ValueError, match=rf"missing: .*{key}"):
+        read(model.config, without)
+    misshapen = state | {key: torch.zeros(*state[key].shape[:-1], state[key].shape[-1] + 1)}
+    with pytest.raises(ValueError, match=key):
+        read(model.config, misshapen)
+    with pytest.raises(ValueError, match=key):
+        read(model.config, state | {key: "no tensor"})
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_unknown_key_is_named(name):
+    build, write, read, _ = FORMATS[name]
+    model = build()
+    state = write(model.config, model.state_dict())
+    with pytest.raises(ValueError, match=r"unknown: blocks\.0\.ls1\.gamma$"):
+        read(model.config, state | {"blocks.0.ls1.gamma": torch.zeros(24)})
+
+
+def test_an_ast_file_of_another_stride_is_refused():
+    model = ast()
+    state = write_ast(model.config, model.state_dict())
+    with pytest.raises(ValueError, match=r"pos_embed is .* with a stride of 12"):
+        read_ast(state, 12, HEADS)
+
+
+# Networks trained on images.
+
+
+def image_net(distilled: bool) -> Any:
+    """timm's network for images of 64 x 64 in three colours."""
+    import_timm()
+    from timm.models.deit import VisionTransformerDistilled
+    from timm.models.vision_transformer import VisionTransformer
+
+    kind = VisionTransformerDistilled if distilled else VisionTransformer
+    return with_random_weights(
+        kind(img_size=64, embed_dim=24, depth=2, num_heads=3, mlp_ratio=2, num_classes=10)
+    ).eval()
+
+
+@pytest.mark.parametrize("distilled", [True, False])
+def test_a_start_from_images_averages_channels_and_fits_positions(distilled):
+    theirs = image_net(distilled)
+    prefix_tokens = 2 if distilled else 1
+    fields = SMALL | {"encoder_ffn_embed_dim": 48, "prefix_tokens": prefix_tokens}
+    config = AstConfig(**fields, num_classes=5)
+    model = Ast(config).eval()
+    head = model.head.linear.weight.clone()
+    result = model.load_state_dict(from_timm(config, theirs.state_dict()), strict=False)
+    assert all(name.startswith("head.") for name in result.missing_keys)
+    assert not result.unexpected_keys
+    assert torch.equal(model.head.linear.weight, head)
+
+    kernel = theirs.patch_embed.proj.weight
+    ours = model.post_extract_proj.weight.unflatten(1, (16, 16))
+    assert_close(ours, kernel.mean(1).transpose(1, 2), rtol=0, atol=1e-6)
+    table = theirs.pos_embed[:, prefix_tokens:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.interpolate(table, size=(12, 12), mode="bilinear")
+    found = model.positions.table[:, prefix_tokens:].unflatten(1, (12, 12)).permute(0, 3, 2, 1)
+    assert_close(found, expected, rtol=0, atol=1e-6)
+    assert_close(model.positions.table[:, :prefix_tokens], theirs.pos_embed[:, :prefix_tokens])
+    assert_close(model.encoder.layer_norm.weight, theirs.norm.weight)
+
+
+def test_a_square_spectrogram_gives_what_a_grey_image_gives():
+    theirs = image_net(True)
+    fields = {"encoder_ffn_embed_dim": 48, "position_frames": 128}
+    config = VitConfig(**(SMALL | fields))
+    model = Vit(config).eval()
+    weights = from_timm(config, theirs.state_dict())
+    model.load_state_dict(weights)
+    theirs.set_input_size(img_size=(128, 128))
+    theirs.pos_embed.data = to_timm(config, weights)["pos_embed"]
+    source = log_mel_like(2, 128, 128)
+    image = model.spectrogram(source).transpose(1, 2).unsqueeze(1).expand(-1, 3, -1, -1) / 3
+    with torch.no_grad():
+        expected = theirs.forward_features(image)
+    assert_close(model.encode(source).prefix, expected[:, :2], rtol=0, atol=1e-4)
+
+
+def test_an_image_with_as_many_places_as_ours_is_still_an_image():
+    theirs = image_net(True)  # 4 x 4
+    fields = {"encoder_ffn_embed_dim": 48, "position_frames": 32}  # 2 x 8
+    config = VitConfig(**(SMALL | fields))
+    found = from_timm(config, theirs.state_dict())["positions.table"][0, 2:].unflatten(0, (2, 8))
+    along_mel = theirs.pos_embed[0, 2:].unflatten(0, (4, 4))[:, 1:3]  # its middle in time
+    expected = torch.nn.functional.interpolate(
+        along_mel.permute(1, 2, 0), size=8, mode="linear"
+    ).transpose(1, 2)
+    assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_a_distillation_token_is_left_out_where_none_is_wanted():
+    state = image_net(True).state_dict()
+    config = VitConfig(**(SMALL | {"encoder_ffn_embed_dim": 48, "prefix_tokens": 1}))
+    weights = from_timm(config, state)
+    assert torch.equal(weights["prefix_tokens"], state["cls_token"])
+    assert torch.equal(weights["positions.table"][:, :1], state["pos_embed"][:, :1])
+    plain = image_net(False).state_dict()
+    config = VitConfig(**(SMALL | {"encoder_ffn_embed_dim": 48}))
+    with pytest.raises(ValueError, match=r"missing: dist_token; .* want prefix_tokens=1"):
+        from_timm(config, plain)
+
+
+# From one grid to another.
+
+
+def test_an_encoder_goes_into_another_system_with_another_grid():
+    pretrained = ssast()
+    model = ast(position_frames=100, encoder_layers=2, prefix_tokens=1)
+    head = model.head.linear.weight.clone()
+    start_from(model, pretrained)
+    assert torch.equal(model.head.linear.weight, head)
+    assert torch.equal(model.post_extract_proj.weight, pretrained.post_extract_proj.weight)
+    assert torch.equal(model.prefix_tokens, pretrained.prefix_tokens[:, :1])
+    assert model.positions.table.shape == (1, 1 + 9 * 12, 24)
+    assert torch.equal(model.positions.table[:, 0], pretrained.positions.table[:, 0])
+    for name, value in pretrained.encoder.state_dict().items():
+        assert torch.equal(model.encoder.state_dict()[name], value), name
+
+
+def test_statistics_are_copied_unless_others_are_named():
+    pretrained = ssast(input_stats="batch")
+    pretrained.batch_norm.running_mean.fill_(-7)
+    model = ast()
+    start_from(model, pretrained)
+    assert model.batch_norm.running_mean.item() == -7
+    model = ast(input_mean=-6.6, input_std=5.4)
+    start_from(model, pretrained)
+    assert model.batch_norm.running_mean.item() == pytest.approx(-6.6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"encoder_layers": 3}, "encoder_layers=3 differs from the pretrained model's 2"),
+        ({"encoder_embed_dim": 48}, "encoder_embed_dim=48 differs"),
+        ({"ast_kernel_size_time": 20}, "ast_kernel_size_time=20 differs"),
+        ({"prefix_tokens": 2}, "no distillation token"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_encoder_of_another_kind_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        start_from(ast(**fields), ssast(prefix_tokens=1))

@@ -1,0 +1,75 @@
+"""Trainings of classifiers for tests: tones of three pitches, and a tiny pretrained model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from mae_ast import convert
+from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.fbank import fbank
+from mae_ast.core.labels import Labels, write_clip_labels
+from mae_ast.pretrained import PretrainedMaeAst
+
+from .conftest import write_manifest
+
+PITCHES = {"low": 300, "middle": 1_000, "high": 3_500}  # Hz
+LABELS = Labels(tuple(PITCHES), tuple(f"{name} tone" for name in PITCHES))
+FINETUNE = ("common.cpu=true", "dataset.num_workers=0", "common.log_interval=1")
+
+
+def tone(classes: Sequence[int], seconds: float, seed: int) -> np.ndarray:
+    """(L,) int16: a tone for each class, of any phase, and noise."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(round(seconds * 16_000)) / 16_000
+    wave = 0.01 * rng.standard_normal(len(t))
+    for c in classes:
+        pitch = list(PITCHES.values())[c] * rng.uniform(0.85, 1.15)
+        wave += 0.25 * np.sin(2 * np.pi * (pitch * t + rng.uniform()))
+    return (wave * 32767).astype(np.int16)
+
+
+def write_tones(folder: Path, split: str, classes: Sequence[Sequence[int]], seed: int = 0) -> None:
+    """Clips of 0.3 to 0.5 s, manifest and labels."""
+    rows = []
+    for number, some in enumerate(classes):
+        seconds = 0.3 + 0.2 * np.random.default_rng(seed + number).uniform()
+        name = f"{split}_{number:02d}.flac"
+        samples = tone(some, seconds, seed + number)
+        soundfile.write(folder / name, samples, 16_000)
+        rows.append((name, len(samples), 16_000))
+    write_manifest(folder / f"{split}.tsv", rows)
+    write_clip_labels(folder / f"{split}.lbl", [[LABELS.mids[c] for c in some] for some in classes])
+
+
+def write_corpus(folder: Path, multi_label: bool = False) -> Path:
+    """24 clips for training, or 36 with several labels; 9 for validation."""
+    folder.mkdir(parents=True, exist_ok=True)
+    LABELS.write(folder / "labels.csv")
+    one = [[c] for c in range(3)]
+    two = [[0, 1], [0, 2], [1, 2]]
+    write_tones(folder, "train", (one + two) * 6 if multi_label else one * 8)
+    write_tones(folder, "valid", one * 2 + (two if multi_label else one), seed=1_000)
+    return folder
+
+
+def write_pretrained(path: Path) -> Path:
+    """A tiny model whose input statistics are those of the tones, as a released file."""
+    torch.manual_seed(3)
+    log_mel = fbank(torch.from_numpy(np.stack([tone([c], 0.5, c) for c in range(3)])))
+    config = MaeAstConfig(
+        encoder_layers=2,
+        encoder_embed_dim=32,
+        encoder_ffn_embed_dim=64,
+        encoder_attention_heads=4,
+        decoder_layers=1,
+        decoder_embed_dim=32,
+        input_mean=float(log_mel.mean()),
+        input_std=float(log_mel.std()),
+    )
+    convert.to_released_file(PretrainedMaeAst(config, "chunk_mask"), path)
+    return path

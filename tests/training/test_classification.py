@@ -1,0 +1,397 @@
+"""Fine-tuning in this process: what is learnt, resumed, saved and said."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+import yaml
+from typer.testing import CliRunner
+
+from mae_ast import evaluation
+from mae_ast.cli import evaluate, predict
+from mae_ast.core.checkpoint import CheckpointError
+from mae_ast.core.labels import LabelError, Labels
+from mae_ast.finetuned import load_finetuned
+
+from .classification import LABELS, write_corpus, write_pretrained
+from .conftest import CONFIG_DIR
+
+FINETUNE_DIR = CONFIG_DIR.parent / "finetune"
+HERE = (
+    "common.cpu=true",
+    "common.log_interval=1",
+    "common.tensorboard_logdir=null",
+    "dataset.num_workers=0",
+    "dataset.batch_size=8",
+    "lr_scheduler.warmup_updates=0",
+    "task.max_sample_size=8000",
+)
+Log = dict[str, list[dict[str, str]]]
+Finetune = Callable[..., Log]
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("tones"))
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pretrained(tmp_path_factory.mktemp("pretrained") / "tiny.pt")
+
+
+@pytest.fixture
+def finetune(
+    train_here: Any, pretrained: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> Finetune:
+    """``finetune(data, overrides)`` in this process, on the demo preset; what it logged."""
+    import fairseq_cli.train
+    from fairseq import checkpoint_utils
+    from fairseq.dataclass.initialize import hydra_init
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    def run(data: Path, *overrides: str, preset: str = "demo") -> Log:
+        if hasattr(checkpoint_utils.save_checkpoint, "best"):  # of another training
+            del checkpoint_utils.save_checkpoint.best
+        hydra_init(preset)  # a preset's schema has its name
+        given = {o.partition("=")[0] for o in overrides}
+        start = (
+            []
+            if given & {"model.architecture_of", "model.checkpoint"}
+            else [f"model.checkpoint={pretrained}"]
+        )
+        with initialize_config_dir(str(FINETUNE_DIR), version_base="1.1"):
+            cfg = compose(preset, overrides=[f"task.data={data}", *HERE, *start, *overrides])
+        cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
+        OmegaConf.set_struct(cfg, True)
+        caplog.set_level(logging.INFO)
+        caplog.clear()
+        fairseq_cli.train.main(cfg)
+        return {
+            name: [json.loads(r.getMessage()) for r in caplog.records if r.name == name]
+            for name in ("train_inner", "train", "valid")
+        }
+
+    return run
+
+
+@pytest.fixture
+def refusal(finetune: Finetune) -> Callable[..., str]:
+    """What a person reads of a training that must be refused."""
+
+    def run(data: Path, *overrides: str) -> str:
+        with pytest.raises(SystemExit) as error:
+            finetune(data, "checkpoint.no_save=true", *overrides)
+        text = str(error.value.code)
+        assert text.startswith("mae-ast: error: ")
+        assert "\n" not in text
+        return text
+
+    return run
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["model"]
+
+
+# --- learning -----------------------------------------------------------------------------------
+
+
+SOON = (
+    *("optimization.max_update=40", "optimization.lr=[0.003]", "model.layer_decay=1"),
+    *("task.freq_mask=0", "task.time_mask=0", "checkpoint.save_interval=1000"),
+)
+
+
+def test_tones_are_learnt_from_new_weights(
+    finetune: Finetune, tones: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    log = finetune(tones, *SOON, f"model.architecture_of={pretrained}")
+    assert len(log["train_inner"]) == 40
+    assert float(log["valid"][-1]["valid_accuracy"]) > 0.9
+    trained, before = weights(tmp_path / "checkpoints/checkpoint_last.pt"), weights(pretrained)
+    statistics = trained["encoder.batch_norm.running_mean"]
+    assert torch.equal(statistics, before["batch_norm.running_mean"])
+    # What it saved says as much, without fairseq, and knows its labels.
+    found = load_finetuned(tmp_path)
+    assert found.labels == LABELS
+    assert found.description.clip_samples == 8_000
+    assert not found.description.independent
+
+
+def test_several_labels(finetune: Finetune, tmp_path: Path) -> None:
+    data = write_corpus(tmp_path / "data", multi_label=True)
+    log = finetune(
+        data,
+        *(*SOON, "optimization.max_update=60", "criterion.label_smoothing=0"),
+        *("task.multi_label=true", "checkpoint.best_checkpoint_metric=mAP", "task.balanced=true"),
+    )
+    last = log["valid"][-1]
+    assert float(last["valid_mAP"]) > 0.85
+    assert float(last["valid_mAUC"]) > 0.8
+    assert float(last["valid_d_prime"]) > 1
+    assert "valid_accuracy" not in last
+    assert load_finetuned(tmp_path).description.independent
+
+
+def test_validation_equals_what_the_saved_classifier_says(
+    finetune: Finetune, tones: Path, tmp_path: Path
+) -> None:
+    """Whole clips in batches of four, against each clip alone."""
+    from mae_ast.core.audio import read_audio
+    from mae_ast.core.manifest import Manifest
+
+    log = finetune(
+        tones,
+        *("optimization.max_update=6", "optimization.lr=[0.003]"),
+        *("dataset.batch_size_valid=4", "dataset.disable_validation=false"),
+    )
+    found = load_finetuned(tmp_path)
+    manifest = Manifest.load(tones / "valid.tsv")
+    lines = (tones / "valid.lbl").read_text().split()
+    clips = [read_audio(manifest.audio_path(row)) for row in range(len(manifest))]
+    scores = torch.cat([found.scores(clip[None]) for clip in clips])
+    wanted = torch.tensor([LABELS.index(line) for line in lines])
+    loss = torch.nn.functional.nll_loss(scores.log(), wanted)
+    accuracy = (scores.argmax(1) == wanted).float().mean()
+    assert float(log["valid"][-1]["valid_accuracy"]) == pytest.approx(float(accuracy), abs=1e-4)
+    assert float(log["valid"][-1]["valid_loss"]) == pytest.approx(float(loss), abs=2e-3)
+
+
+def test_a_frozen_encoder_does_not_move(
+    finetune: Finetune, tones: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    finetune(tones, "optimization.max_update=3", "model.freeze_encoder=true", "model.dropout=0.1")
+    trained = weights(tmp_path / "checkpoints" / "checkpoint_last.pt")
+    before = weights(pretrained)
+    for name, value in trained.items():
+        if name.startswith("encoder."):
+            assert torch.equal(value, before[name.removeprefix("encoder.")]), name
+    assert trained["head.2.weight"].std() > 0
+
+
+def test_input_statistics_never_move(
+    finetune: Finetune, tones: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    finetune(tones, "optimization.max_update=3")
+    trained = weights(tmp_path / "checkpoints" / "checkpoint_last.pt")
+    before = weights(pretrained)
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        assert torch.equal(trained[f"encoder.batch_norm.{name}"], before[f"batch_norm.{name}"])
+    moved = trained["encoder.encoder.layers.0.fc1.weight"] - before["encoder.layers.0.fc1.weight"]
+    assert moved.abs().max() > 0
+
+    finetune(
+        tones,
+        *("optimization.max_update=1", "checkpoint.save_dir=own"),
+        *("model.input_mean=-4.5", "model.input_std=3.0"),
+    )
+    own = weights(tmp_path / "own" / "checkpoint_last.pt")
+    assert own["encoder.batch_norm.running_mean"].item() == -4.5
+    assert own["encoder.batch_norm.running_var"].item() == 9.0
+
+
+def test_lower_layers_learn_slower(
+    finetune: Finetune, tones: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    """Adam's first step moves each weight by its learning rate."""
+    finetune(
+        tones,
+        *("optimization.max_update=1", "optimization.lr=[0.001]", "optimization.clip_norm=0"),
+        *("model.layer_decay=0.1", "optimizer.weight_decay=0", "model.head_lr_scale=10"),
+    )
+    trained = weights(tmp_path / "checkpoints" / "checkpoint_last.pt")
+    before = weights(pretrained)
+
+    def moved(name: str) -> float:
+        return float((trained[f"encoder.{name}"] - before[name]).abs().max())
+
+    assert moved("encoder.layers.1.fc2.weight") == pytest.approx(1e-4, rel=0.02)
+    assert moved("encoder.layers.0.fc2.weight") == pytest.approx(1e-5, rel=0.1)
+    assert moved("post_extract_proj.weight") == pytest.approx(1e-6, rel=0.3)
+    # Of its layer norm, which begins with ones and zeros.
+    assert trained["head.0.bias"].abs().max().item() == pytest.approx(1e-2, rel=0.02)
+
+
+# --- resuming -----------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_digit_for_digit(finetune: Finetune, tones: Path, tmp_path: Path) -> None:
+    varied = (
+        *("task.mixup=0.5", "task.freq_mask=20", "task.time_mask=10", "task.shift_samples=800"),
+        *("task.noise_snr_db=20", "task.balanced=true", "task.max_sample_size=5000"),
+        *("model.dropout=0.1", "dataset.disable_validation=true"),
+        # Three updates an epoch; what is saved lies within one.
+        *("optimization.max_update=8", "lr_scheduler._name=fixed", "~lr_scheduler.min_lr"),
+    )
+    whole = finetune(tones, *varied, "checkpoint.save_dir=whole")["train_inner"]
+    finetune(tones, *varied, "checkpoint.save_dir=parts", "optimization.max_update=5")
+    rest = finetune(tones, *varied, "checkpoint.save_dir=parts")["train_inner"]
+    assert [update["num_updates"] for update in rest] == ["6", "7", "8"]
+    for key in ("loss", "gnorm", "lr", "accuracy"):
+        assert [update[key] for update in rest] == [update[key] for update in whole[5:]], key
+    one, other = (weights(tmp_path / d / "checkpoint_last.pt") for d in ("whole", "parts"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_averaging(finetune: Finetune, tones: Path, tmp_path: Path) -> None:
+    finetune(
+        tones,
+        *("optimization.max_update=9", "checkpoint.no_epoch_checkpoints=false"),
+        "dataset.disable_validation=true",
+    )
+    files = [tmp_path / "checkpoints" / f"checkpoint{epoch}.pt" for epoch in (2, 3)]
+    found = load_finetuned(tmp_path, num_averaged=2).model.state_dict()
+    second, third = map(weights, files)
+    for name, value in found.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (second[name] + third[name]) / 2)
+    with pytest.raises(ValueError, match=r"--average 7: .* has 3 checkpoint"):
+        load_finetuned(tmp_path, num_averaged=7)
+
+
+# --- what comes after ---------------------------------------------------------------------------
+
+
+def test_learn_evaluate_and_predict(finetune: Finetune, tones: Path, tmp_path: Path) -> None:
+    log = finetune(tones, *SOON, "checkpoint.save_dir=run/checkpoints")
+    assert float(log["valid"][-1]["valid_accuracy"]) > 0.9
+    app = typer.Typer()
+    app.command("evaluate")(evaluate.evaluate)
+    app.command("predict")(predict.predict)
+    run, out = tmp_path / "run", tmp_path / "report"
+    done = CliRunner().invoke(app, ["evaluate", str(run), str(tones), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "9 clips, 3 of 3 classes" in done.output
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["accuracy"] == pytest.approx(float(log["valid"][-1]["valid_accuracy"]), abs=1e-4)
+    with (out / "classes.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["display_name"] for row in rows] == list(LABELS.names)
+    assert [row["clips"] for row in rows] == ["3", "3", "3"]
+    recall = np.mean([float(row["recall"]) for row in rows])
+    assert recall == pytest.approx(summary["accuracy"], abs=1e-4)
+    assert (out / "confusion.png").stat().st_size > 1_000
+
+    # Elsewhere, without the data.
+    checkpoint = tmp_path / "moved.pt"
+    (run / "checkpoints" / "checkpoint_last.pt").rename(checkpoint)
+    files = [str(tones / f"valid_0{number}.flac") for number in range(3)]
+    done = CliRunner().invoke(app, ["predict", str(checkpoint), *files, "--top", "2"])
+    assert done.exit_code == 0, done.output
+    lines = [line.split("\t") for line in done.output.splitlines()]
+    assert [line[0] for line in lines] == [file for file in files for _ in range(2)]
+    assert [line[2] for line in lines[::2]] == list(LABELS.names)
+    assert all(float(a[1]) >= float(b[1]) for a, b in zip(lines[::2], lines[1::2], strict=True))
+
+    # To other classes: the encoder is the fine-tuned one, the head is new.
+    more = (*LABELS.mids, "more")
+    data = write_corpus(tmp_path / "more")
+    Labels(more, more).write(data / "labels.csv")
+    idle = ("optimization.max_update=1", "optimization.lr=[0.0]", "checkpoint.save_dir=second")
+    finetune(data, *idle, f"model.checkpoint={checkpoint}", "dataset.disable_validation=true")
+    first, second = weights(checkpoint), weights(tmp_path / "second" / "checkpoint_last.pt")
+    assert second["head.2.weight"].shape == (4, 256)
+    for name, value in first.items():
+        assert not name.startswith("encoder.") or torch.equal(second[name], value), name
+
+    Labels(LABELS.mids[::-1], LABELS.names[::-1]).write(tmp_path / "labels.csv")
+    with pytest.raises(LabelError, match="in the same order"):
+        evaluation.evaluate(load_finetuned(checkpoint), tmp_path, "valid")
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+
+def test_a_pretrained_file_is_no_classifier(pretrained: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no fine-tuned checkpoint"):
+        load_finetuned(pretrained)
+    with pytest.raises(FileNotFoundError, match=r"checkpoint_last\.pt"):
+        load_finetuned(tmp_path)
+
+
+def test_labels_that_are_missing(refusal: Callable[..., str], tmp_path: Path) -> None:
+    data = write_corpus(tmp_path / "data")
+    (data / "valid.lbl").unlink()
+    assert "valid.lbl" in refusal(data)
+    (data / "labels.csv").unlink()
+    assert "labels.csv" in refusal(data)
+
+
+def test_several_labels_where_one_is_wanted(refusal: Callable[..., str], tmp_path: Path) -> None:
+    data = write_corpus(tmp_path / "data", multi_label=True)
+    text = refusal(data)
+    assert "valid.lbl:7: 2 labels; task.multi_label=false" in text
+
+
+def test_other_classes_than_in_the_checkpoint(
+    finetune: Finetune, refusal: Callable[..., str], tmp_path: Path
+) -> None:
+    data = write_corpus(tmp_path / "data")
+    finetune(data, "optimization.max_update=1", "dataset.disable_validation=true")
+    Labels((*LABELS.mids, "more"), (*LABELS.names, "more")).write(data / "labels.csv")
+    text = refusal(data)
+    assert "head.2.weight is (3, 256) in the file and (4, 256) in its model" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.checkpoint=null", "set one of them"),
+        ("model.head=deep", "head kind 'deep'; it is one of linear, mlp"),
+        ("optimizer._name=adam", "optimizer._name=mae_ast_adamw"),
+        ("task.mixup=2", "mixup=2"),
+        ("criterion.loss=hinge", "criterion.loss='hinge'"),
+        ("optimizer.adam_betas=0.9", "optimizer.adam_betas=0.9"),
+    ],
+)
+def test_settings_that_cannot_be(
+    refusal: Callable[..., str], tones: Path, override: str, words: str
+) -> None:
+    assert words in refusal(tones, override)
+
+
+# --- presets ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in FINETUNE_DIR.glob("*.yaml")))
+def test_presets_run_and_list_every_key(finetune: Finetune, preset: str, tmp_path: Path) -> None:
+    from mae_ast.criterions.classification import ClassificationCriterionConfig
+    from mae_ast.models.classifier import MaeAstClassifierConfig
+    from mae_ast.optim.adamw import AdamWConfig
+    from mae_ast.tasks.mae_ast_classification import MaeAstClassificationConfig
+
+    settings = yaml.safe_load((FINETUNE_DIR / f"{preset}.yaml").read_text())
+    inherited = {
+        "_name",
+        "seed",
+        "train_subset",
+        "optimizer",
+        "fp16",
+        "bf16",
+        "lr",
+        "rebuild_batches",
+    }
+    for section, config in (
+        ("task", MaeAstClassificationConfig),
+        ("model", MaeAstClassifierConfig),
+        ("criterion", ClassificationCriterionConfig),
+        ("optimizer", AdamWConfig),
+    ):
+        fields = set(config.__dataclass_fields__) - inherited
+        assert set(settings[section]) - {"_name"} == fields, section
+
+    data = write_corpus(tmp_path / "data", multi_label=settings["task"]["multi_label"])
+    log = finetune(data, "optimization.max_update=2", "checkpoint.no_save=true", preset=preset)
+    metric = settings["checkpoint"]["best_checkpoint_metric"]
+    assert np.isfinite(float(log["valid"][-1][f"valid_{metric}"]))

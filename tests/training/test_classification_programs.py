@@ -1,0 +1,108 @@
+"""``mae-ast finetune`` as a program: killed and started again, and in two processes."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from mae_ast.train_command import train_command
+
+from .classification import write_corpus, write_pretrained
+from .conftest import Training
+
+MAX_UPDATE = 11
+RUN = (
+    *("common.cpu=true", "common.log_interval=1", "common.tensorboard_logdir=null"),
+    # 36 clips make 9 batches and, of the two processes' pairs, 5 updates an epoch.
+    *("dataset.num_workers=1", "dataset.batch_size=4", "dataset.validate_interval=1"),
+    *("task.multi_label=true", "task.balanced=true", "task.mixup=0.5", "task.shift_samples=500"),
+    *("task.noise_snr_db=20", "task.max_sample_size=5000", "criterion.label_smoothing=0"),
+    *("checkpoint.best_checkpoint_metric=mAP", "lr_scheduler.warmup_updates=2"),
+    f"optimization.max_update={MAX_UPDATE}",
+)
+FIGURES = ("valid_loss", "valid_mAP", "valid_mAUC", "valid_d_prime", "valid_best_mAP")
+
+
+@dataclass(frozen=True)
+class Runs:
+    whole: Training
+    killed: Training
+    resumed: Training
+    ranks: list[Training]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """The same training in one go, in two, and by two processes."""
+    folder = tmp_path_factory.mktemp("programs")
+    data = write_corpus(folder / "data", multi_label=True)
+    pretrained = write_pretrained(folder / "tiny.pt")
+    running: list[Training] = []
+
+    def start(out: str, *overrides: str) -> Training:
+        given = [f"model.checkpoint={pretrained}", *RUN, *overrides]
+        command = train_command(data, "demo", folder / out, given, "finetune")
+        running.append(Training(command, folder / f"{out}_{len(running)}.log"))
+        return running[-1]
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    try:
+        pairs = "optimization.update_freq=[2]"
+        whole, killed = start("whole", pairs), start("parts", pairs)
+        killed.wait_for_update(7)
+        killed.process.kill()
+        killed.wait()
+        ranks = [
+            start(
+                f"rank_{rank}",
+                "distributed_training.distributed_world_size=2",
+                f"distributed_training.distributed_rank={rank}",
+                "distributed_training.distributed_no_spawn=true",
+                f"distributed_training.distributed_init_method=tcp://localhost:{port}",
+                "distributed_training.distributed_backend=gloo",
+                "distributed_training.ddp_backend=legacy_ddp",
+            )
+            for rank in range(2)
+        ]
+        whole.finish()
+        resumed = start("parts", pairs).finish()
+        yield Runs(whole, killed, resumed, [rank.finish() for rank in ranks])
+    finally:
+        for run in running:
+            run.kill()
+
+
+def test_a_killed_run_goes_on_digit_for_digit(runs: Runs) -> None:
+    assert sorted(runs.whole.updates) == list(range(1, MAX_UPDATE + 1))
+    first = min(runs.resumed.updates)
+    assert first == 6  # after the first epoch
+    for run in (runs.killed, runs.resumed):
+        for number, values in run.updates.items():
+            assert values == runs.whole.updates[number], number
+    whole, resumed = (run.stats("valid") for run in (runs.whole, runs.resumed))
+    assert len(whole) == 3
+    for one, other in zip(whole[-len(resumed) :], resumed, strict=True):
+        assert {k: one[k] for k in FIGURES if k in one} == {
+            k: other[k] for k in FIGURES if k in other
+        }
+    assert float(whole[-1]["valid_mAP"]) > 0.3
+
+
+def test_two_processes_train_and_validate_as_one(runs: Runs) -> None:
+    first, second = runs.ranks
+    assert second.updates == {}  # only the first process prints
+    for number, values in runs.whole.updates.items():
+        for key in ("loss", "gnorm", "lr", "audio_hours"):
+            expected = pytest.approx(float(values[key]), rel=2e-5)
+            assert float(first.updates[number][key]) == expected, f"{key} of {number}"
+    whole, found = (run.stats("valid") for run in (runs.whole, first))
+    assert len(whole) == len(found)
+    for one, other in zip(whole, found, strict=True):
+        for key in FIGURES:
+            if key in one:
+                assert float(other[key]) == pytest.approx(float(one[key]), abs=2e-4), key
