@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -54,6 +55,8 @@ def to_onnx(model: PretrainedMaeAst, path: Path) -> float:
     Raises:
         ValueError: onnxruntime computes something else from the file than PyTorch.
     """
+    if any(find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")):
+        raise ValueError("an ONNX file needs more packages: pip install 'mae-ast[onnx]'")
     encoder = LastHiddenState(model).eval()
     example = torch.randn(2, 40 * model.patch_shape.time, NUM_MEL_BINS)
     # Sizes that nothing constrains: the first patch is there, and no size is like another.
@@ -72,6 +75,8 @@ def to_onnx(model: PretrainedMaeAst, path: Path) -> float:
             )
         assert program is not None
         program.save(str(part))
+        if len(os.listdir(part.parent)) > 1:
+            raise ValueError(f"{path}: its weights do not fit into one ONNX file (1.5 GiB)")
         return check_onnx(encoder, part)
 
 

@@ -15,6 +15,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import numpy as np
 from torch import Tensor
 
 from mae_ast.core.audio import AudioError, read_long_audio
+from mae_ast.core.files import written_whole
 from mae_ast.core.manifest import Manifest, ManifestError, Progress
 from mae_ast.pretrained import PretrainedMaeAst
 
@@ -97,6 +99,7 @@ def extract(
         **asdict(what),
         "weights": _digest(model),
         "manifest": str(manifest.path.resolve()),
+        "content": hashlib.sha256(manifest.path.read_bytes()).hexdigest()[:16],
         "clips": len(rows),
         "width": tokens_a_row * model.config.encoder_embed_dim,
     }
@@ -203,7 +206,10 @@ class _Files:
         self._row_bytes = 4 * description["width"]
         self._lengths: list[int] = []
         if self._description.exists():
-            there = json.loads(self._description.read_text(encoding="utf-8"))
+            try:
+                there = json.loads(self._description.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{self._description}: is damaged; remove it") from error
             if there != description:
                 differs = sorted(k for k in description if there.get(k) != description[k])
                 raise ValueError(
@@ -222,7 +228,9 @@ class _Files:
         return self.npy.exists() and self.len.exists() and self._description.exists()
 
     def __enter__(self) -> _Files:
-        self._description.write_text(json.dumps(self._wanted, indent=1), encoding="utf-8")
+        if not self._description.exists():
+            with written_whole(self._description) as part:
+                part.write_text(json.dumps(self._wanted, indent=1), encoding="utf-8")
         text = self._len_part.read_text() if self._len_part.exists() else ""
         whole = text[: text.rfind("\n") + 1]
         self._lengths = [int(line) for line in whole.split()]
@@ -233,21 +241,29 @@ class _Files:
         self._data = self._npy_part.open("r+b" if self._npy_part.exists() else "w+b")
         self._data.truncate(_HEADER_BYTES + rows * self._row_bytes)
         self._data.seek(0, os.SEEK_END)
-        self._lines = self._len_part.open("w")
-        self._lines.write(whole)
-        self._lines.flush()
+        if whole != text:
+            with written_whole(self._len_part) as part:
+                part.write_text(whole)
+        self._lines = self._len_part.open("a")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._data.close()
-        self._lines.close()
+        for file in (self._data, self._lines):
+            with suppress(OSError):  # what a full disk did not take was said before
+                file.close()
 
     def write(self, arrays: list[np.ndarray]) -> None:
-        for array in arrays:
-            self._data.write(np.ascontiguousarray(array, np.float32).tobytes())
-        self._data.flush()
-        self._lines.writelines(f"{len(array)}\n" for array in arrays)
-        self._lines.flush()
+        try:
+            for array in arrays:
+                self._data.write(np.ascontiguousarray(array, np.float32).tobytes())
+            self._data.flush()
+            self._lines.writelines(f"{len(array)}\n" for array in arrays)
+            self._lines.flush()
+        except OSError as error:
+            raise OSError(
+                f"{self.npy}: could not be written ({error.strerror}); with more room, the same "
+                "again goes on"
+            ) from error
         self._lengths += [len(array) for array in arrays]
 
     def finish(self) -> None:

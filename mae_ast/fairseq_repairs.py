@@ -14,7 +14,7 @@ from fairseq.file_io import PathManager
 from omegaconf.errors import OmegaConfBaseException
 
 from mae_ast import interruption
-from mae_ast.core.checkpoint import read_checkpoint, read_state
+from mae_ast.core.checkpoint import WEIGHTS_FILE, read_checkpoint, read_state
 from mae_ast.errors import user_errors
 
 _WORKER_CHECK_S = 0.05
@@ -47,7 +47,22 @@ def apply() -> None:
     checkpoint_utils.load_checkpoint_to_cpu = _of_weights_alone(
         checkpoint_utils.load_checkpoint_to_cpu
     )
-    checkpoint_utils.load_checkpoint = user_errors()(checkpoint_utils.load_checkpoint)
+    checkpoint_utils.load_checkpoint = _of_folders(checkpoint_utils.load_checkpoint)
+
+
+def _of_folders(load: Callable[..., Any]) -> Callable[..., Any]:
+    """A folder exists, but is no file: the run would go on from random weights."""
+
+    def wrapper(cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        with user_errors():
+            if cfg.finetune_from_model and os.path.isdir(cfg.finetune_from_model):
+                path = os.path.join(cfg.finetune_from_model, WEIGHTS_FILE)
+                if not os.path.isfile(path):
+                    raise FileNotFoundError(f"{path}: no such checkpoint")
+                cfg.finetune_from_model = path
+            return load(cfg, *args, **kwargs)
+
+    return wrapper
 
 
 def _of_weights_alone(load: Callable[..., Any]) -> Callable[..., Any]:

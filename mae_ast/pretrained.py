@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors.torch import save_file
@@ -17,7 +18,7 @@ from mae_ast.core.checkpoint import Checkpoint, fill, read_checkpoint
 from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.features import Features, Waveform, extract_features
 from mae_ast.core.mae_ast import MaeAst
-from mae_ast.fetch.cache import download, name_from_url
+from mae_ast.fetch.cache import cache_folder, download, name_from_url
 from mae_ast.fetch.registry import RELEASED
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -108,7 +109,7 @@ def load(source: str | os.PathLike[str]) -> PretrainedMaeAst:
         released = RELEASED[text]
         return from_file(download(released.urls, Path(released.urls[0]).name, released.sha256))
     if text.startswith(("http://", "https://")):
-        return from_file(download([text], name_from_url(text)))
+        return from_file(_from_url(text))
     if os.path.exists(text):
         return from_file(text)
     if isinstance(source, str) and _HUB_ID.fullmatch(text) and not _looks_like_a_file(text):
@@ -131,6 +132,19 @@ def from_checkpoint(found: Checkpoint, path: str | os.PathLike[str]) -> Pretrain
     model = fill(PretrainedMaeAst(found.config, found.mask_type), found, path)
     model.precision = "float32"  # features that are alike on every machine
     return model
+
+
+def _from_url(url: str) -> Path:
+    """The cached file of an address; beside safetensors lies the description of the model."""
+    parts = urlsplit(url)
+    name = name_from_url(url)
+    if not parts.path.endswith(".safetensors"):
+        return download([url], name)
+    folder = cache_folder() / Path(name).stem
+    description = f"{parts.path.rpartition('/')[0]}/{checkpoint.CONFIG_FILE}"
+    beside = urlunsplit(parts._replace(path=description))
+    download([beside], checkpoint.CONFIG_FILE, None, folder)
+    return download([url], checkpoint.WEIGHTS_FILE, None, folder)
 
 
 def _from_hub(model_id: str) -> PretrainedMaeAst:

@@ -117,6 +117,12 @@ def embed(
     for start in starts if progress is None else progress(starts, len(starts)):
         rows = range(start, min(start + BATCH_CLIPS, len(manifest)))
         clips = [read_long_audio(manifest.audio_path(row)) for row in rows]
+        for row, clip in zip(rows, clips, strict=True):
+            if len(clip) < model.patch_shape.min_samples:
+                raise ValueError(
+                    f"{manifest.where(row)}: {manifest.audio_path(row)}: {len(clip)} samples at "
+                    f"16 kHz are shorter than one patch ({model.patch_shape.min_samples})"
+                )
         pooled = model.extract_features(clips, layers=list(layers), pooled_only=True).pooled
         found[rows.start : rows.stop] = pooled.numpy()
     return found

@@ -175,6 +175,32 @@ def test_another_model_in_the_same_place_is_refused(model, manifest, tmp_path):
         run(model, manifest, tmp_path / "out")
 
 
+def test_a_manifest_that_was_rewritten_is_refused(model, manifest, tmp_path):
+    run(model, manifest, tmp_path / "out")
+    rows = [(f"{n}.wav", round(16_000 * s), 16_000) for n, s in enumerate(SECONDS)]
+    write_manifest(manifest.path, ".", rows[::-1])
+    with pytest.raises(ValueError, match="differs in content"):
+        run(model, Manifest.read(manifest.path), tmp_path / "out")
+
+
+def test_a_damaged_description_is_named(model, manifest, tmp_path):
+    run(model, manifest, tmp_path / "out")
+    (tmp_path / "out" / "valid_0_1.json").write_text("")
+    with pytest.raises(ValueError, match=r"valid_0_1\.json: is damaged; remove it"):
+        run(model, manifest, tmp_path / "out")
+
+
+def test_a_full_disk_is_one_line_and_more_room_goes_on(model, manifest, tmp_path, small_disk):
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(40_000))
+    with pytest.raises(OSError, match=r"valid_0_1\.npy: could not be written .* goes on$"):
+        run(model, manifest, small_disk)
+    filler.unlink()
+    path, _ = run(model, manifest, small_disk)
+    whole, _ = run(model, manifest, tmp_path / "whole")
+    assert np.allclose(np.load(path), np.load(whole), atol=1e-5)
+
+
 def test_more_shards_than_clips(model, manifest, tmp_path):
     with pytest.raises(ManifestError, match="7 clips make no 9 shards"):
         run(model, manifest, tmp_path / "out", shard=8, shards=9)
@@ -196,8 +222,3 @@ def test_all_bad(model, tmp_path):
     path, num_bad = run(model, Manifest.read(tmp_path / "train.tsv"), tmp_path / "out")
     assert num_bad == 1
     assert np.load(path).shape == (0, 4 * 32)
-
-
-def test_on_a_device_in_the_model_only(model):
-    """What comes back is on the CPU: NumPy can take it."""
-    assert model.extract_features(torch.zeros(16_000)).pooled.device.type == "cpu"

@@ -17,6 +17,7 @@ import mae_ast
 from mae_ast import pretrained
 from mae_ast.core.checkpoint import CheckpointError
 from mae_ast.core.released import to_released
+from mae_ast.fetch.cache import name_from_url
 from mae_ast.fetch.registry import RELEASED
 from mae_ast.pretrained import PretrainedMaeAst
 from tests.sounds import speech_like
@@ -128,7 +129,24 @@ def test_a_released_name_and_a_url_go_through_the_download(model, file, monkeypa
     assert mirrors == list(RELEASED["mae_ast_patch"].urls)
     assert name == "chunk_patch_75_12LayerEncoder.pt"
     assert url == "https://example.org/models/a.pt"
-    assert other.endswith(".pt") or "a.pt" in other
+    assert other == name_from_url(url)
+
+
+def test_safetensors_from_a_url(model, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path / "server")
+    asked = []
+
+    def download(urls, name, sha256=None, folder=None):
+        (url,) = urls
+        asked.append(url)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((tmp_path / "server" / url.rpartition("/")[2]).read_bytes())
+        return folder / name
+
+    monkeypatch.setattr(pretrained, "download", download)
+    monkeypatch.setenv("MAE_AST_CACHE", str(tmp_path / "cache"))
+    assert_same(mae_ast.load("https://example.org/a/model.safetensors"), model)
+    assert asked == [f"https://example.org/a/{n}" for n in ("config.json", "model.safetensors")]
 
 
 def test_a_file_in_the_released_layout(small_config, tmp_path):

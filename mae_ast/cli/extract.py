@@ -31,17 +31,16 @@ def extract(
 
     A stopped extraction goes on when it is started again.
     """
-    import torch
-
     import mae_ast
     from mae_ast import extraction
+    from mae_ast.cli.device import place
     from mae_ast.core.manifest import Manifest
     from mae_ast.progress import bar
 
     part = extraction.parse_shard(shard)
     listed = Manifest.read(manifest)
     listed.check_paths()
-    model = mae_ast.load(checkpoint).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = place(mae_ast.load(checkpoint), device)
     depth = model.config.encoder_layers
     if layer != -1 and not 1 <= layer <= depth:
         raise ValueError(f"--layer {layer}; the model has 1 to {depth}, -1 is the last")

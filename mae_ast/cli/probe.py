@@ -36,10 +36,9 @@ def probe(
 
     Beside the model, the same network with random weights and mean log-mel are scored.
     """
-    import torch
-
     import mae_ast
     from mae_ast import probe as probing
+    from mae_ast.cli.device import place
     from mae_ast.progress import bar
 
     try:
@@ -49,7 +48,7 @@ def probe(
         raise ValueError(f"--layers {layers!r} --group {group!r}: {error}") from error
     train = _labelled(manifest, pattern)
     tested = _labelled(test or manifest.parent / "valid.tsv", pattern)
-    model = mae_ast.load(checkpoint).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = place(mae_ast.load(checkpoint), device)
     scores = probing.probe(model, train, tested, chosen, bar("embedding", "step"))
     measure = "accuracy" if train.targets.ndim == 1 else "mean average precision"
     typer.echo(f"{measure} on {len(tested.targets)} clips")

@@ -122,7 +122,8 @@ def read_audio(
 def read_long_audio(path: str | os.PathLike[str]) -> Tensor:
     """All of a file, as :func:`read_audio` gives it, with less memory.
 
-    Decoded in blocks of 15 minutes: only the result, 115 MB an hour, is held whole.
+    Decoded in blocks of 15 minutes: the result, 115 MB an hour, is held whole, and of ogg also the
+    file at its own rate.
 
     Raises:
         FileNotFoundError, AudioError: as :func:`read_audio`.
@@ -179,7 +180,8 @@ def _read_av(path: str, start: int, num_samples: int | None) -> Tensor:
                 to_planar_float = av.AudioResampler(format="fltp", rate=rate)
             for block in to_planar_float.resample(frame):
                 samples = torch.from_numpy(block.to_ndarray()).mean(dim=0)
-                blocks.append(samples[max(0, part.first_frame - decoded) :])
+                if decoded + len(samples) > part.first_frame:
+                    blocks.append(samples[max(0, part.first_frame - decoded) :])
                 decoded += len(samples)
             if part.num_frames is not None and decoded >= part.first_frame + part.num_frames:
                 break
@@ -229,14 +231,14 @@ def _finish(
         raise AudioError(f"{path}: holds values that are not finite (NaN or infinity)")
     if rate != SAMPLE_RATE and len(samples):
         is_pcm16 = samples.dtype == torch.int16
-        samples = _resample(samples.float() / 32768 if is_pcm16 else samples, rate)
+        samples = resample_to_16k(samples.float() / 32768 if is_pcm16 else samples, rate)
     if samples.dtype != torch.int16:
         samples = to_pcm16(samples)
     skip = start - part.first_sample
     return samples[skip:] if num_samples is None else samples[skip : skip + num_samples]
 
 
-def _resample(samples: Tensor, rate: int) -> Tensor:
+def resample_to_16k(samples: Tensor, rate: int) -> Tensor:
     """(frames,) float32 at ``rate`` to 16 kHz."""
     common = math.gcd(rate, SAMPLE_RATE)
     if (rate // common) * (SAMPLE_RATE // common) <= _MAX_KERNEL:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torchaudio.functional import resample
 
-from mae_ast.core.audio import SAMPLE_RATE, SOURCE_RATES, read_long_audio
+from mae_ast.core.audio import SAMPLE_RATE, SOURCE_RATES, read_long_audio, resample_to_16k
 from mae_ast.core.fbank import FRAME_LENGTH, FRAME_SHIFT, num_frames, num_samples_of_frames
 from mae_ast.core.mae_ast import MaeAst
 from mae_ast.core.patches import PatchShape
@@ -159,16 +159,19 @@ def extract_features(
             )
     columns = torch.tensor([num_frames(len(clip)) // shape.time for clip in clips])
     out = _Collected(chosen, columns, shape.per_column, model.config.encoder_embed_dim)
-    if not pooled_only:
-        out.allocate(folder)
     was_training = model.training
     model.eval()
     try:
+        if not pooled_only:
+            out.allocate(folder)
         for batch in _batches(clips, columns.tolist(), shape, length, overlap, batch_s):
             _run(model, clips, batch, out)
+        return out.features(shape)
+    except OSError as error:
+        raise OSError(f"{folder}: could not be written ({error.strerror or error})") from error
     finally:
+        out.discard_unfinished()
         model.train(was_training)
-    return out.features(shape)
 
 
 @dataclass(frozen=True)
@@ -241,9 +244,8 @@ class _Collected:
             self._states = [torch.zeros(self._shape) for _ in self.layers]
             return
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self._files = [
-            _StatesFile(Path(folder) / f"layer_{layer}.npy", self._shape) for layer in self.layers
-        ]
+        for layer in self.layers:
+            self._files.append(_StatesFile(Path(folder) / f"layer_{layer}.npy", self._shape))
 
     def add(self, index: int, clip: int, start: int, tokens: Tensor) -> None:
         """(K, D) tokens of a clip, from its ``start``-th on."""
@@ -254,8 +256,13 @@ class _Collected:
         steps = tokens.reshape(-1, self._sums.shape[2])
         self._sums[clip, index] += steps.sum(0, dtype=torch.float64)
 
+    def discard_unfinished(self) -> None:
+        for file in self._files:
+            file.discard()
+
     def features(self, shape: PatchShape) -> Features:
         self._states += [file.close() for file in self._files]
+        self._files = []
         step = FRAME_SHIFT * shape.time
         half = (FRAME_LENGTH + (shape.time - 1) * FRAME_SHIFT) / 2
         steps = torch.arange(int(self._columns.max()), dtype=torch.float64)
@@ -273,10 +280,12 @@ class _StatesFile:
     """A (B, N, D) float32 ``.npy`` that is written in parts, none of which stays in memory."""
 
     def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
-        array = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        # Under another name until it is whole; whoever has mapped an older file keeps that.
+        self._path, self._part = path, path.with_name(f".{path.name}.{os.getpid()}.part")
+        array = np.lib.format.open_memmap(self._part, "w+", np.float32, shape)
         self._begin, self._shape = array.offset, shape
         del array
-        self._file = path.open("r+b")
+        self._file = self._part.open("r+b")
 
     def write(self, clip: int, start: int, tokens: Tensor) -> None:
         _, per_clip, width = self._shape
@@ -286,7 +295,14 @@ class _StatesFile:
     def close(self) -> Tensor:
         """End writing; the file, memory-mapped."""
         self._file.close()
-        return torch.from_numpy(np.load(self._file.name, mmap_mode="c"))
+        os.replace(self._part, self._path)
+        return torch.from_numpy(np.load(self._path, mmap_mode="c"))
+
+    def discard(self) -> None:
+        """Remove what is not whole."""
+        with suppress(OSError):
+            self._file.close()
+        self._part.unlink(missing_ok=True)
 
 
 def _samples(item: Waveform, sample_rate: int, name: str) -> Tensor:
@@ -309,7 +325,7 @@ def _samples(item: Waveform, sample_rate: int, name: str) -> Tensor:
         raise ValueError(f"a sample rate of {sample_rate} Hz; {lowest} to {highest} are known")
     if sample_rate != SAMPLE_RATE:
         samples = samples.float() / 32768 if samples.dtype == torch.int16 else samples
-        samples = resample(samples, sample_rate, SAMPLE_RATE)
+        samples = resample_to_16k(samples, sample_rate)
     return samples
 
 

@@ -7,7 +7,9 @@ s3prl's base class.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,7 +52,12 @@ def _fetch(
 ) -> str | os.PathLike[str]:
     from mae_ast.fetch import cache
 
-    if refresh:
-        for file in (name, f"{name}.sha256"):
-            (cache.cache_folder() / file).unlink(missing_ok=True)
+    if refresh:  # what is there stays until the new one is whole
+        folder = cache.cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as fresh:
+            new = cache.download(urls, name, sha256, Path(fresh))
+            for file in (f"{name}.sha256", name):
+                if new.with_name(file).exists():
+                    os.replace(new.with_name(file), folder / file)
     return cache.download(urls, name, sha256)

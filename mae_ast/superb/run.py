@@ -21,6 +21,7 @@ import torch
 import yaml
 
 import mae_ast
+from mae_ast.core.files import written_whole
 from mae_ast.superb.surroundings import bridged, command_line, whole_files
 from mae_ast.superb.tasks import TASKS, Task
 
@@ -108,7 +109,8 @@ def run(
         task.prepare(config["downstream_expert"]["datarc"], out, mode == "train")
         if mode == "train":
             out.mkdir(parents=True, exist_ok=True)
-            (out / NOTE).write_text(json.dumps({**note, "override": given}, indent=1))
+            with written_whole(out / NOTE) as part:
+                part.write_text(json.dumps({**note, "override": given}, indent=1))
         main()
 
 
@@ -225,7 +227,10 @@ def _noted(out: Path) -> dict[str, Any]:
     note = out / NOTE
     if not note.is_file() or not any(out.glob("*.ckpt")):
         return {}
-    return dict(json.loads(note.read_text()))
+    try:
+        return dict(json.loads(note.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{note}: is damaged; choose another --out") from error
 
 
 def _check_same(noted: Mapping[str, Any], wanted: Mapping[str, Any], out: Path) -> None:

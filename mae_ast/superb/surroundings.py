@@ -7,9 +7,12 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from mae_ast.core.files import written_whole
 
 
 @contextmanager
@@ -39,9 +42,11 @@ def whole_files() -> Iterator[None]:
         if not isinstance(file, (str, os.PathLike)):
             save(state, file, *args, **kwargs)
             return
-        part = f"{os.fspath(file)}.part"
-        save(state, part, *args, **kwargs)
-        os.replace(part, file)
+        with written_whole(Path(file)) as part:
+            try:
+                save(state, part, *args, **kwargs)
+            except RuntimeError as error:  # as torch calls a full disk
+                raise OSError(" ".join(str(error).split())) from error
 
     torch.save = save_whole  # type: ignore[assignment]
     try:

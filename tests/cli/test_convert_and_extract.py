@@ -94,5 +94,7 @@ def test_extract(run, checkpoint, tmp_path):
     assert np.allclose(np.load(npy), found[0].numpy(), atol=1e-5)
     _, message = run(*arguments, "--layer", 3)
     assert message == "mae-ast: error: --layer 3; the model has 1 to 2, -1 is the last"
+    _, message = run(*arguments, "--device", "gpu")
+    assert message.startswith("mae-ast: error: --device gpu: ")
     _, message = run(*arguments, "--shard", "2/2")
     assert message.startswith("mae-ast: error: --shard 2/2; i/n")

@@ -146,6 +146,31 @@ def test_on_disk_they_are_the_same(model, tmp_path):
         assert np.array_equal(stored, theirs.numpy())
 
 
+def test_what_was_mapped_stays_when_the_folder_is_used_again(small_config, tmp_path):
+    model = MaeAst(small_config()).eval()
+    first = model_features(model, speech_like(40_000), folder=tmp_path).hidden_states[0]
+    before = first.clone()
+    model_features(model, speech_like(3_000, 1), folder=tmp_path)
+    assert torch.equal(first, before)
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_left(small_config, small_disk):
+    model = MaeAst(small_config()).eval()
+    with pytest.raises(OSError, match=r"small disk: could not be written \(.*\)$"):
+        model_features(model, speech_like(480_000), folder=small_disk)
+    assert list(small_disk.iterdir()) == []
+
+
+def test_an_odd_rate_takes_no_giant_filter(small_config):
+    """22,254 and 16,000 Hz have a common divisor of 2 only: a filter of 89 million values."""
+    model = MaeAst(small_config()).eval()
+    found, usual = (
+        model_features(model, 0.3 * torch.sin(torch.arange(rate) / rate * 4_000), rate).pooled
+        for rate in (22_254, 16_000)
+    )
+    assert (found - usual).norm() < 0.05 * usual.norm()
+
+
 def test_files_arrays_and_other_rates(model, tmp_path):
     wave = speech_like(48_000, rate=48_000)
     path = tmp_path / "a.wav"

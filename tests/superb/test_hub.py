@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mae_ast.fetch import cache
-from mae_ast.fetch.cache import name_from_url
+from mae_ast.fetch.cache import DownloadError, name_from_url
 from mae_ast.fetch.registry import RELEASED
 from mae_ast.superb import hub
 from tests.sounds import speech_like
@@ -97,7 +97,7 @@ def fetched(checkpoint, tmp_path, monkeypatch):
     source = checkpoint()
 
     def fetch(urls, name, sha256=None, folder=None):
-        target = tmp_path / "cache" / name
+        target = (folder or tmp_path / "cache") / name
         if not target.exists():
             asked.append((list(urls), name, sha256))
             target.parent.mkdir(exist_ok=True)
@@ -128,3 +128,16 @@ def test_a_model_by_its_address(fetched):
     hub.mae_ast_url(ckpt=url, model_config=None, refresh=False)
     hub.mae_ast_url(url, refresh=True)
     assert fetched == [([url], name_from_url(url), None)] * 2
+
+
+def test_a_refresh_that_fails_keeps_what_is_there(tmp_path, monkeypatch):
+    def dead(urls, name, sha256=None, folder=None):
+        raise DownloadError("no server")
+
+    monkeypatch.setattr(cache, "download", dead)
+    monkeypatch.setenv("MAE_AST_CACHE", str(tmp_path))
+    address = "https://example.org/models/mine.pt"
+    (tmp_path / name_from_url(address)).write_bytes(b"model")
+    with pytest.raises(DownloadError, match="no server"):
+        hub.mae_ast_url(address, refresh=True)
+    assert [p.name for p in tmp_path.iterdir()] == [name_from_url(address)]

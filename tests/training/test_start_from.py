@@ -47,9 +47,9 @@ def source() -> PretrainedMaeAst:
 
 
 def written(source: PretrainedMaeAst, kind: str, folder: Path) -> Path:
-    if kind == "safetensors":
+    if kind in ("safetensors", "folder"):
         convert.to_safetensors(source, folder / "hub")
-        return folder / "hub" / "model.safetensors"
+        return folder / "hub" / ("model.safetensors" if kind == "safetensors" else "")
     convert.to_released_file(source, folder / "released.pt")
     if kind == "released in half precision":
         state = torch.load(folder / "released.pt", weights_only=True)
@@ -61,7 +61,9 @@ def written(source: PretrainedMaeAst, kind: str, folder: Path) -> Path:
     return folder / "released.pt"
 
 
-@pytest.mark.parametrize("kind", ["released", "released in half precision", "safetensors"])
+@pytest.mark.parametrize(
+    "kind", ["released", "released in half precision", "safetensors", "folder"]
+)
 def test_weights_alone(
     train_here: Train, few_clips: Path, source: PretrainedMaeAst, tmp_path: Path, kind: str
 ) -> None:
