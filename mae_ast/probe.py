@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +90,6 @@ def probe(
     """
     chosen = list(layers or range(1, model.config.encoder_layers + 1))
     scores = {}
-    warnings.filterwarnings("ignore", category=ConvergenceWarning)
     for name, network in (("pretrained", model), ("random weights", with_random_weights(model))):
         with tempfile.TemporaryDirectory() as folder:
             parts = [
@@ -189,8 +189,17 @@ def score(
     )
 
 
+class _Regression(LogisticRegression):
+    """Logistic regression that may stop early: weakly regularised fits gain little from more."""
+
+    def fit(self, *arguments: Any, **options: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return super().fit(*arguments, **options)
+
+
 def _linear(targets: np.ndarray, strength: float) -> Pipeline:
-    regression = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, tol=1e-3)
+    regression = _Regression(C=strength, max_iter=MAX_ITERATIONS, tol=1e-3)
     return make_pipeline(
         StandardScaler(), OneVsRestClassifier(regression) if targets.ndim == 2 else regression
     )

@@ -14,12 +14,14 @@ import csv
 import difflib
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+
+from mae_ast.core.files import written_whole
 
 HEADER = ("index", "mid", "display_name")
 LABELS_FILE = "labels.csv"
@@ -101,14 +103,13 @@ class Labels:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write a ``labels.csv``, atomically."""
-
-        def write(part: Path) -> None:
-            with part.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(HEADER)
-                writer.writerows(zip(range(len(self)), self.mids, self.names, strict=True))
-
-        _atomically(Path(path), write)
+        with (
+            written_whole(Path(path)) as part,
+            part.open("w", encoding="utf-8", newline="") as file,
+        ):
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(HEADER)
+            writer.writerows(zip(range(len(self)), self.mids, self.names, strict=True))
 
     def __len__(self) -> int:
         return len(self.mids)
@@ -240,11 +241,8 @@ def write_clip_labels(path: str | os.PathLike[str], rows: Iterable[Sequence[str]
                 raise LabelError(f"{path}:{number}: {problem}; a clip has one mid or more")
             yield ",".join(mids) + "\n"
 
-    def write(part: Path) -> None:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            file.writelines(lines())
-
-    _atomically(path, write)
+    with written_whole(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+        file.writelines(lines())
 
 
 def _mid_problem(mid: str) -> str:
@@ -289,12 +287,3 @@ def _refuse(line: bytes, text: bytes, labels: Labels, where: str, manifest: str)
     raise LabelError(
         f"{where}: {labels.unknown(os.fsdecode(text.strip()))}; {LABELS_FILE} lists them"
     )
-
-
-def _atomically(path: Path, write: Callable[[Path], None]) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
