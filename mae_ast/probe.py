@@ -189,7 +189,7 @@ def score(
     )
 
 
-class _Regression(LogisticRegression):
+class _Regression(LogisticRegression):  # type: ignore[misc]
     """Logistic regression that may stop early: weakly regularised fits gain little from more."""
 
     def fit(self, *arguments: Any, **options: Any) -> Any:
