@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,10 +21,10 @@ from torch import Tensor
 from mae_ast.core import released
 from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.weights import misfits
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"  # of a folder in the hub's layout
 SYSTEM = "mae_ast"
-_MAX_NAMED = 3  # keys that an error names
 
 M = TypeVar("M", bound=MaeAst)
 
@@ -89,18 +89,9 @@ def check_weights(
     Raises:
         CheckpointError: one is missing, unknown, no tensor, or of another shape; it is named.
     """
-    wrong = [
-        f"{key} is {_shape(found[key])} in the file and {_shape(value)} in its model"
-        for key, value in wanted.items()
-        if key in found and _shape(found[key]) != _shape(value)
-    ]
-    problems = [
-        *_named("missing: ", (key for key in wanted if key not in found)),
-        *_named("unknown: ", (str(key) for key in found if key not in wanted)),
-        *_named("", wrong),
-    ]
+    problems = misfits(wanted, found)
     if problems:
-        raise CheckpointError(f"{path}: the weights do not fit its model; {'; '.join(problems)}")
+        raise CheckpointError(f"{path}: the weights do not fit its model; {problems}")
 
 
 def config_dict(config: MaeAstConfig, mask_type: str) -> dict[str, Any]:
@@ -177,18 +168,6 @@ def _read_safetensors(path: Path) -> Checkpoint:
             f"{path}: is no safetensors file that can be read ({_one_line(error)})"
         ) from error
     return Checkpoint(config, mask_type, weights)
-
-
-def _shape(value: Any) -> Any:
-    return tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
-
-
-def _named(what: str, keys: Iterable[str]) -> list[str]:
-    listed = list(keys)
-    if not listed:
-        return []
-    more = f" and {len(listed) - _MAX_NAMED} more" if len(listed) > _MAX_NAMED else ""
-    return [f"{what}{', '.join(listed[:_MAX_NAMED])}{more}"]
 
 
 def _one_line(error: Exception) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from mae_ast.core.config_vit import VitConfig
 from mae_ast.core.positions import fit_positions
 from mae_ast.core.vit import PARTS, Vit
+from mae_ast.core.weights import misfits
 
 State = Mapping[str, Any]
 Weights = dict[str, Tensor]
@@ -31,7 +32,6 @@ _LAYER = {
 _QKV = "attn.qkv"
 _KINDS = ("weight", "bias")
 IMAGE_HEADS = ("head.", "head_dist.", "pre_logits.")  # of ImageNet's classes: of no use here
-_MAX_NAMED = 3  # keys that an error names
 
 
 def to_timm(config: VitConfig, weights: State) -> Weights:
@@ -200,18 +200,9 @@ def check(wanted: State, found: State) -> None:
     Raises:
         ValueError: one is missing, unknown, no tensor, or of another shape; it is named.
     """
-    wrong = [
-        f"{key} is {_shape(found[key])}, not {_shape(value)}"
-        for key, value in wanted.items()
-        if key in found and _shape(found[key]) != _shape(value)
-    ]
-    problems = [
-        *_named("missing: ", [key for key in wanted if key not in found]),
-        *_named("unknown: ", [str(key) for key in found if key not in wanted]),
-        *_named("", wrong),
-    ]
+    problems = misfits(wanted, found)
     if problems:
-        raise ValueError(f"the weights do not fit their model; {'; '.join(problems)}")
+        raise ValueError(f"the weights do not fit their model; {problems}")
 
 
 def _fit_image_positions(config: VitConfig, table: Tensor, is_image: bool) -> Tensor:
@@ -246,14 +237,3 @@ def _layer_names(num_layers: int) -> dict[str, str]:
 def _projections(layer: int, kind: str) -> list[str]:
     """Queries, keys and values, in the order in which timm fuses them."""
     return [f"encoder.layers.{layer}.self_attn.{name}_proj.{kind}" for name in "qkv"]
-
-
-def _shape(value: Any) -> Any:
-    return tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
-
-
-def _named(what: str, keys: list[str]) -> list[str]:
-    if not keys:
-        return []
-    more = f" and {len(keys) - _MAX_NAMED} more" if len(keys) > _MAX_NAMED else ""
-    return [f"{what}{', '.join(keys[:_MAX_NAMED])}{more}"]
