@@ -1,0 +1,68 @@
+"""The systems of this project by name: what describes each, and what is built of that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mae_ast.core.ast import Ast
+from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.config_ast import AstConfig
+from mae_ast.core.config_ssast import SsastConfig
+from mae_ast.core.config_vit import VitConfig
+from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.ssast import Ssast
+from mae_ast.core.vit import Vit
+
+
+@dataclass(frozen=True)
+class System:
+    """A kind of model.
+
+    Args:
+        config: a dataclass with ``validate`` and ``from_mapping``, the keys of ``model.*``.
+        network: takes such a configuration; an :class:`mae_ast.core.encoder.Encoder`.
+    """
+
+    config: type[Any]
+    network: type[Any]
+
+
+# "vit" is the encoder that AST and SSAST share, such as SSAST's view for fine-tuning.
+SYSTEMS = {
+    "mae_ast": System(MaeAstConfig, MaeAst),
+    "ssast": System(SsastConfig, Ssast),
+    "ast": System(AstConfig, Ast),
+    "vit": System(VitConfig, Vit),
+}
+
+
+def name_of(config: Any) -> str:
+    """The name of the system that a configuration describes; it may be of a derived class.
+
+    Raises:
+        ValueError: it describes none.
+    """
+    for kind in type(config).__mro__:
+        for name, system in SYSTEMS.items():
+            if system.config is kind:
+                return name
+    raise ValueError(f"{type(config).__name__} describes none of {', '.join(SYSTEMS)}")
+
+
+def config_from(values: Any, default: str = "mae_ast") -> Any:
+    """The configuration in ``model.*`` or a checkpoint's copy of it, validated.
+
+    Args:
+        values: a mapping; its ``_name`` or ``system`` names the system.
+        default: the system of a mapping that names none, such as the released files'.
+
+    Raises:
+        ValueError: no such system, or the configuration cannot work.
+    """
+    name = values.get("system") or values.get("_name") or default
+    if name not in SYSTEMS:
+        raise ValueError(f"describes a model of kind {name!r}; {', '.join(SYSTEMS)} are known")
+    config = SYSTEMS[name].config.from_mapping(values)
+    config.validate()
+    return config
