@@ -3,12 +3,12 @@
 # No postponed annotations here: fairseq reads the types of the fields.
 from dataclasses import dataclass, field
 
-from mae_ast.core.config_vit import VitConfig
+from mae_ast.core.config_vit import VitArchitecture, VitConfig
 
 
 @dataclass
-class AstConfig(VitConfig):
-    """AST: the encoder with overlapping patches, and the classifier on it."""
+class AstArchitecture(VitArchitecture):
+    """AST's network: patches overlap."""
 
     ast_kernel_stride_chan: int = field(
         default=10, metadata={"help": "mel bins from a patch to the next"}
@@ -16,6 +16,12 @@ class AstConfig(VitConfig):
     ast_kernel_stride_time: int = field(
         default=10, metadata={"help": "frames from a patch to the next"}
     )
+
+
+@dataclass
+class AstConfig(AstArchitecture, VitConfig):
+    """AST: the encoder with overlapping patches, and the classifier on it."""
+
     num_classes: int = field(default=527, metadata={"help": "outputs; AudioSet has 527 classes"})
     head_layer_norm_eps: float = field(
         default=1e-5,

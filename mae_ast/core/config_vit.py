@@ -28,8 +28,8 @@ C = TypeVar("C", bound="VitConfig")
 
 # Optional[...] rather than X | None: the configuration library behind fairseq reads these types.
 @dataclass
-class VitConfig:
-    """The encoder that AST and SSAST share: a pre-norm ViT on log-mel patches."""
+class VitArchitecture:
+    """The network that AST and SSAST share: a pre-norm ViT on patches of a log-mel spectrogram."""
 
     ast_kernel_size_chan: int = field(default=16, metadata={"help": "mel bins of a patch"})
     ast_kernel_size_time: int = field(default=16, metadata={"help": "10 ms frames of a patch"})
@@ -71,6 +71,14 @@ class VitConfig:
         default=1e-6,
         metadata={"help": "of the encoder's layer norms; Hugging Face's AST has 1e-12"},
     )
+    window_type: str = field(
+        default="hanning", metadata={"help": "of the filterbank: 'hanning' or 'povey'"}
+    )
+
+
+@dataclass
+class VitConfig(VitArchitecture):
+    """The encoder that AST and SSAST share: its network, regularisation, and input statistics."""
 
     dropout: float = field(default=0.0, metadata={"help": "dropout in the transformer"})
     attention_dropout: float = field(default=0.0, metadata={"help": "of attention weights"})
@@ -81,9 +89,6 @@ class VitConfig:
         default=0.0, metadata={"help": "probability of skipping a layer in a training step"}
     )
 
-    window_type: str = field(
-        default="hanning", metadata={"help": "of the filterbank: 'hanning' or 'povey'"}
-    )
     input_stats: str = field(
         default="fixed",
         metadata={

@@ -25,6 +25,8 @@ from mae_ast.core.vit_weights import (
     check,
     encoder_from_timm,
     meta_weights,
+    sizes_of,
+    tensor_of,
     to_timm,
     without,
 )
@@ -59,14 +61,14 @@ def read_ssast(state: State, attention_heads: int | None = None) -> tuple[SsastC
     Raises:
         ValueError: a key is missing, unknown, or of another shape; it is named.
     """
-    kernel = _tensor(state, f"{ENCODER}patch_embed.proj.weight", 4)
-    frames, mel = (int(_tensor(state, f"module.p_input_{axis}dim", 0)) for axis in "tf")
+    frames, mel = (int(tensor_of(state, f"module.p_input_{axis}dim", 0)) for axis in "tf")
     if mel != NUM_MEL_BINS:
         raise ValueError(f"module.p_input_fdim is {mel}; only {NUM_MEL_BINS} mel bins are known")
+    sizes = _sizes(state, attention_heads)
     config = SsastConfig(
-        **_sizes(state, attention_heads),
-        ast_kernel_stride_chan=kernel.shape[2],
-        ast_kernel_stride_time=kernel.shape[3],
+        **sizes,
+        ast_kernel_stride_chan=sizes["ast_kernel_size_chan"],
+        ast_kernel_stride_time=sizes["ast_kernel_size_time"],
         position_frames=frames,
         input_frames=frames,
     )
@@ -119,7 +121,7 @@ def read_ast(
     """
     sizes = _sizes(state, attention_heads)
     shape = PatchShape(sizes["ast_kernel_size_time"], sizes["ast_kernel_size_chan"], stride, stride)
-    table = _tensor(state, f"{ENCODER}pos_embed", 3)
+    table = tensor_of(state, f"{ENCODER}pos_embed", 3)
     along_time, rest = divmod(table.shape[1] - sizes["prefix_tokens"], shape.per_column)
     if rest or along_time < 1:
         raise ValueError(
@@ -134,7 +136,7 @@ def read_ast(
         ast_kernel_stride_time=stride,
         position_frames=frames,
         input_frames=frames,
-        num_classes=len(_tensor(state, "module.mlp_head.1.weight", 2)),
+        num_classes=len(tensor_of(state, "module.mlp_head.1.weight", 2)),
     )
     config.validate()
     found = without(state, _UNUSED)
@@ -157,26 +159,13 @@ def write_ast(config: AstConfig, weights: State) -> Weights:
 
 def _sizes(state: State, attention_heads: int | None) -> dict[str, Any]:
     """Fields of the configuration that shapes tell."""
-    kernel = _tensor(state, f"{ENCODER}patch_embed.proj.weight", 4)
-    layers = {key.split(".")[3] for key in state if key.startswith(f"{ENCODER}blocks.")}
+    sizes = sizes_of(state, ENCODER)
     return {
-        "ast_kernel_size_chan": kernel.shape[2],
-        "ast_kernel_size_time": kernel.shape[3],
+        **sizes,
         "prefix_tokens": 2 if f"{ENCODER}dist_token" in state else 1,
-        "encoder_layers": len(layers),
-        "encoder_embed_dim": len(kernel),
-        "encoder_ffn_embed_dim": len(_tensor(state, f"{ENCODER}blocks.0.mlp.fc1.weight", 2)),
-        "encoder_attention_heads": attention_heads or max(1, len(kernel) // HEAD_DIM),
+        "encoder_attention_heads": attention_heads
+        or max(1, sizes["encoder_embed_dim"] // HEAD_DIM),
     }
-
-
-def _tensor(state: State, key: str, ndim: int) -> Tensor:
-    value = state.get(key)
-    if value is None:
-        raise ValueError(f"the weights do not fit their model; missing: {key}")
-    if not isinstance(value, Tensor) or value.ndim != ndim:
-        raise ValueError(f"{key} is no tensor of {ndim} dimensions")
-    return value
 
 
 def _encoder(state: State) -> dict[str, Any]:

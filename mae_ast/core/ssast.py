@@ -51,6 +51,7 @@ class Ssast(Vit):
         ValueError: the configuration cannot work.
     """
 
+    config: SsastConfig
     only_for_pretraining: ClassVar[tuple[str, ...]] = (
         *("mask_emb", "final_proj_reconstruction", "final_proj_classification"),
     )
@@ -142,7 +143,9 @@ class Ssast(Vit):
             )
 
 
-def finetuning_config(config: VitConfig, frames: int | None = None) -> VitConfig:
+def finetuning_config(
+    config: VitConfig, frames: int | None = None, overlap: bool = True
+) -> VitConfig:
     """The encoder of a pretrained model as SSAST's authors fine-tune it, with overlap.
 
     :func:`mae_ast.core.vit_weights.start_from` fills it.
@@ -151,9 +154,10 @@ def finetuning_config(config: VitConfig, frames: int | None = None) -> VitConfig
         config: of the pretrained model.
         frames: clips are cut or zero-padded to so many, and positions are a grid of them;
             ``None``: as they were.
+        overlap: ``False``: strides as they were.
     """
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(VitConfig)}
-    for axis in ("time", "chan"):
+    for axis in ("time", "chan") if overlap else ():
         size = values[f"ast_kernel_size_{axis}"]
         values[f"ast_kernel_stride_{axis}"] = FINETUNING_STRIDES.get(size, size)
     if frames is not None:

@@ -7,7 +7,7 @@ timm (and with it the published AST and SSAST) fuses queries, keys and values, h
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +31,11 @@ _LAYER = {
 }
 _QKV = "attn.qkv"
 _KINDS = ("weight", "bias")
+# Fields in which a model and what it is started from cannot differ.
+_ALIKE = (
+    *("ast_kernel_size_time", "ast_kernel_size_chan", "encoder_layers", "encoder_embed_dim"),
+    *("encoder_ffn_embed_dim", "encoder_attention_heads", "window_type"),
+)
 IMAGE_HEADS = ("head.", "head_dist.", "pre_logits.")  # of ImageNet's classes: of no use here
 
 
@@ -59,7 +64,35 @@ def to_timm(config: VitConfig, weights: State) -> Weights:
     return state
 
 
-def from_timm(config: VitConfig, state: State) -> Weights:
+def is_timm(names: Container[str]) -> bool:
+    """Whether names of weights look like those of a ViT of timm's."""
+    return "patch_embed.proj.weight" in names and "pos_embed" in names
+
+
+def sizes_of(state: State, prefix: str = "") -> dict[str, int]:
+    """Fields of :class:`VitConfig` that the shapes in a state dict of timm's layout tell.
+
+    Args:
+        state: the state dict.
+        prefix: of the layout's names in it.
+
+    Raises:
+        ValueError: a key that tells is missing, or has no such shape; it is named.
+    """
+    kernel = tensor_of(state, f"{prefix}patch_embed.proj.weight", 4)
+    blocks = f"{prefix}blocks."
+    return {
+        "ast_kernel_size_chan": kernel.shape[2],
+        "ast_kernel_size_time": kernel.shape[3],
+        "encoder_layers": len(
+            {key.removeprefix(blocks).split(".")[0] for key in state if key.startswith(blocks)}
+        ),
+        "encoder_embed_dim": len(kernel),
+        "encoder_ffn_embed_dim": len(tensor_of(state, f"{blocks}0.mlp.fc1.weight", 2)),
+    }
+
+
+def from_timm(config: VitConfig, state: State, attention_heads: int | None = None) -> Weights:
     """An encoder of ours from a timm ViT or DeiT, such as one trained on images.
 
     The channels' weights are averaged (as the AST paper says; its program sums them). Positions
@@ -67,13 +100,19 @@ def from_timm(config: VitConfig, state: State) -> Weights:
     has CLS only. The classifier of images is left out.
 
     Args:
-        config: what the encoder is to be; its patches must be the file's.
+        config: what the encoder is to be; its sizes must be the file's.
         state: timm's state dict.
+        attention_heads: of that network, where known; its weights do not tell.
 
     Raises:
-        ValueError: a key is missing, unknown, or of another shape; it is named.
+        ValueError: width, depth, heads or patches differ, or a key is missing, unknown, or of
+            another shape; it is named.
     """
     found = without(state, IMAGE_HEADS)
+    sizes = sizes_of(found)
+    if attention_heads is not None:
+        sizes["encoder_attention_heads"] = attention_heads
+    _check_alike(config, sizes)
     if config.prefix_tokens == 2 and "dist_token" not in found:
         raise ValueError("missing: dist_token; networks without it want prefix_tokens=1")
     kernel, table = found.get("patch_embed.proj.weight"), found.get("pos_embed")
@@ -125,18 +164,11 @@ def start_from(model: Vit, pretrained: Vit) -> None:
         pretrained: where it comes from.
 
     Raises:
-        ValueError: they differ in width, depth, or the size of patches, or the model has a
-            distillation token that is not in the other.
+        ValueError: they differ in width, depth, the size of patches or the filterbank's window, or
+            the model has a distillation token that is not in the other.
     """
     new, old = model.config, pretrained.config
-    for key in (
-        *("ast_kernel_size_time", "ast_kernel_size_chan", "encoder_layers", "encoder_embed_dim"),
-        *("encoder_ffn_embed_dim", "encoder_attention_heads"),
-    ):
-        if getattr(new, key) != getattr(old, key):
-            raise ValueError(
-                f"{key}={getattr(new, key)} differs from the pretrained model's {getattr(old, key)}"
-            )
+    _check_alike(new, {key: getattr(old, key) for key in _ALIKE})
     if new.prefix_tokens > old.prefix_tokens:
         raise ValueError("prefix_tokens=2, but the pretrained model has no distillation token")
     weights = {
@@ -203,6 +235,30 @@ def check(wanted: State, found: State) -> None:
     problems = misfits(wanted, found)
     if problems:
         raise ValueError(f"the weights do not fit their model; {problems}")
+
+
+def tensor_of(state: State, key: str, ndim: int) -> Tensor:
+    """A tensor of a file.
+
+    Raises:
+        ValueError: it is missing, or none of so many dimensions.
+    """
+    value = state.get(key)
+    if value is None:
+        raise ValueError(f"the weights do not fit their model; missing: {key}")
+    if not isinstance(value, Tensor) or value.ndim != ndim:
+        raise ValueError(f"{key} is no tensor of {ndim} dimensions")
+    return value
+
+
+def _check_alike(config: VitConfig, pretrained: Mapping[str, Any]) -> None:
+    wrong = [
+        f"{key}={getattr(config, key)} differs from the pretrained model's {value}"
+        for key, value in pretrained.items()
+        if getattr(config, key) != value
+    ]
+    if wrong:
+        raise ValueError("; ".join(wrong))
 
 
 def _fit_image_positions(config: VitConfig, table: Tensor, is_image: bool) -> Tensor:
