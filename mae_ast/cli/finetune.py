@@ -15,7 +15,11 @@ from mae_ast.train_command import train_command
 def finetune(
     context: typer.Context,
     checkpoint: Annotated[
-        str, typer.Argument(help="A file, a released model's name, a URL, a hub id.")
+        str,
+        typer.Argument(
+            help="A file, a released model's name, a URL, a hub id; where the preset's model is "
+            "ast also timm:NAME."
+        ),
     ],
     data: Annotated[
         Path, typer.Argument(help="Folder of labels.csv, train.tsv, train.lbl, valid.tsv, ...")
