@@ -10,12 +10,12 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mae_ast.pretrained import PretrainedMaeAst
+    from mae_ast.pretrained import Pretrained
 
 __version__ = "0.1.0"
 
 
-def load(source: str | os.PathLike[str]) -> PretrainedMaeAst:
+def load(source: str | os.PathLike[str]) -> Pretrained:
     """Load a model: a released one's name, a file, a URL, or a Hugging Face hub id.
 
     See :func:`mae_ast.pretrained.load`.

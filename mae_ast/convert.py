@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -11,15 +12,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mae_ast.core import hugging_face_ast, released_ast
+from mae_ast.core.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE
 from mae_ast.core.fbank import NUM_MEL_BINS
 from mae_ast.core.positions import sinusoidal_positions
 from mae_ast.core.released import to_released
-from mae_ast.pretrained import PretrainedMaeAst
+from mae_ast.core.systems import name_of
+from mae_ast.pretrained import Pretrained, PretrainedAst, PretrainedMaeAst, PretrainedSsast
 
 ONNX_OPSET = 18
 ONNX_TOLERANCE = 1e-3
@@ -27,24 +33,41 @@ ONNX_TOLERANCE = 1e-3
 ONNX_CHECKS = ((1, 998), (3, 100), (2, 1_537))
 
 
-def to_released_file(model: PretrainedMaeAst, path: Path) -> None:
-    """Write the file that stock s3prl's ``mae_ast_local`` loads.
+def to_released_file(model: Pretrained, path: Path) -> None:
+    """Write the file that the authors' programs and stock s3prl load.
 
     Raises:
-        ValueError: the model has sizes that the layout has no field for.
+        ValueError: the model has what the layout has no field for, or is of a system without one.
     """
-    state = to_released(model.config, model.mask_type, model.state_dict())
     with _whole(path) as part:
-        torch.save(state, part)
+        torch.save(_released_state(model), part)
 
 
-def to_safetensors(model: PretrainedMaeAst, path: Path) -> None:
+def to_hugging_face(model: Pretrained, path: Path) -> None:
+    """Write a folder that transformers' ``ASTForAudioClassification`` and its extractor load.
+
+    Raises:
+        ValueError: theirs has no such model.
+    """
+    if not isinstance(model, PretrainedAst):
+        raise ValueError(f"a model of kind {name_of(model.config)!r}; transformers' AST is 'ast'")
+    fields, preprocessor = hugging_face_ast.config_to_hugging_face(model.config, model.labels)
+    weights = hugging_face_ast.to_hugging_face(model.config, model.state_dict())
+    with _whole(path) as part:
+        part.mkdir()
+        for name, values in ((CONFIG_FILE, fields), (PREPROCESSOR_FILE, preprocessor)):
+            (part / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        whole = {name: value.contiguous() for name, value in weights.items()}
+        save_file(whole, part / WEIGHTS_FILE, {"format": "pt"})
+
+
+def to_safetensors(model: Pretrained, path: Path) -> None:
     """Write a folder in the hub's layout: ``model.safetensors``, ``config.json``, a model card."""
     with _whole(path) as part:
         model.save_pretrained(part)
 
 
-def to_onnx(model: PretrainedMaeAst, path: Path) -> float:
+def to_onnx(model: Pretrained, path: Path) -> float:
     """Write an ONNX file, log-mel (B, T, 128) -> last hidden state (B, N, D), and check it.
 
     B and T are free. The input is what :func:`mae_ast.core.fbank.fbank` gives, not normalised.
@@ -53,8 +76,13 @@ def to_onnx(model: PretrainedMaeAst, path: Path) -> float:
         The largest difference to PyTorch that was seen.
 
     Raises:
-        ValueError: onnxruntime computes something else from the file than PyTorch.
+        ValueError: onnxruntime computes something else from the file than PyTorch; packages are
+            missing; or the model is not MAE-AST.
     """
+    if not isinstance(model, PretrainedMaeAst):
+        raise ValueError(
+            f"a model of kind {name_of(model.config)!r}; ONNX files are written of 'mae_ast' only"
+        )
     if any(find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")):
         raise ValueError("an ONNX file needs more packages: pip install 'mae-ast[onnx]'")
     encoder = LastHiddenState(model).eval()
@@ -120,6 +148,17 @@ class LastHiddenState(nn.Module):
         )
         encoded: Tensor = model.encoder(tokens)
         return encoded
+
+
+def _released_state(model: Pretrained) -> dict[str, Any]:
+    weights = model.state_dict()
+    if isinstance(model, PretrainedMaeAst):
+        return to_released(model.config, model.mask_type, weights)
+    if isinstance(model, PretrainedSsast):
+        return released_ast.write_ssast(model.config, weights)
+    if isinstance(model, PretrainedAst):
+        return released_ast.write_ast(model.config, weights)
+    raise ValueError(f"a model of kind {name_of(model.config)!r} has no released layout")
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from torch import Tensor
 from mae_ast.core.audio import AudioError, read_long_audio
 from mae_ast.core.files import written_whole
 from mae_ast.core.manifest import Manifest, ManifestError, Progress
-from mae_ast.pretrained import PretrainedMaeAst
+from mae_ast.pretrained import Pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def extract(
-    model: PretrainedMaeAst,
+    model: Pretrained,
     manifest: Manifest,
     out: Path,
     what: What,
@@ -121,7 +121,7 @@ def extract(
     return done, files.num_bad()
 
 
-def _features(model: PretrainedMaeAst, batch: list[Tensor | None], what: What) -> list[np.ndarray]:
+def _features(model: Pretrained, batch: list[Tensor | None], what: What) -> list[np.ndarray]:
     """(rows, width) of each clip; no rows of a clip that could not be read."""
     nothing = np.empty((0, 0), np.float32)
     clips = [clip for clip in batch if clip is not None]
@@ -187,7 +187,7 @@ def _in_batches(clips: Iterator[Tensor | None]) -> Iterator[list[Tensor | None]]
         yield batch
 
 
-def _digest(model: PretrainedMaeAst) -> str:
+def _digest(model: Pretrained) -> str:
     """Of the weights: a file may be replaced between two runs."""
     digest = hashlib.sha256()
     for value in model.state_dict().values():

@@ -17,16 +17,14 @@ import torch
 from torch import Tensor
 
 from mae_ast.averaging import average
-from mae_ast.core.checkpoint import CheckpointError, check_weights, read_state
+from mae_ast.core import released_ast
+from mae_ast.core.checkpoint import CONFIG_FILE, CheckpointError, check_weights, read_state
 from mae_ast.core.classifier import Classifier, HeadConfig
-from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.encoder import Encoder, encoder_only
+from mae_ast.core.fbank import num_samples_of_frames
 from mae_ast.core.labels import Labels
-from mae_ast.core.mae_ast import MaeAst
-from mae_ast.pretrained import load
-
-# Name of a system: what describes it, and what is built of that.
-SYSTEMS: dict[str, tuple[Any, Any]] = {"mae_ast": (MaeAstConfig, MaeAst)}
+from mae_ast.core.systems import SYSTEMS, name_of
+from mae_ast.pretrained import PretrainedAst, load
 
 STATE = "mae_ast_classification"  # where training's checkpoints keep the description
 
@@ -129,8 +127,8 @@ def encoder_of(source: str, random_weights: bool = False) -> tuple[Encoder, str,
     else:
         pretrained = load(source)
         weights, config = pretrained.state_dict(), pretrained.config
-    (system,) = [name for name, (kind, _) in SYSTEMS.items() if type(config) is kind]
-    encoder = encoder_only(SYSTEMS[system][1](config))
+    system = name_of(config)
+    encoder = encoder_only(SYSTEMS[system].network(config))
     own = encoder.state_dict()
     for name in own:
         if not random_weights or name.startswith("batch_norm."):
@@ -143,7 +141,8 @@ def load_finetuned(source: str | os.PathLike[str], num_averaged: int = 1) -> Fin
     """Read a fine-tuned classifier.
 
     Args:
-        source: a checkpoint of ``mae-ast finetune``, or the folder of a run: its last one.
+        source: a checkpoint of ``mae-ast finetune``; the folder of a run: its last one; or an AST
+            that others trained, which is whatever :func:`mae_ast.load` takes.
         num_averaged: of a run, average the weights of so many of its last epochs.
 
     Raises:
@@ -151,16 +150,56 @@ def load_finetuned(source: str | os.PathLike[str], num_averaged: int = 1) -> Fin
         CheckpointError: it is no fine-tuned checkpoint.
         ValueError: the run has too few checkpoints to average.
     """
+    if _is_published(source):
+        return _published(source)
     paths = _files(Path(source), num_averaged)
     description = _description(paths[-1])
     weights = average(paths)
-    config_class, network = SYSTEMS[description.system]
-    encoder = encoder_only(network(config_class.from_mapping(description.encoder)))
+    system = SYSTEMS[description.system]
+    encoder = encoder_only(system.network(system.config.from_mapping(description.encoder)))
     width = encoder.config.encoder_embed_dim
     model = Classifier(encoder, width, description.head)
     check_weights(model.state_dict(), weights, paths[-1])
     model.load_state_dict(weights)
     return FineTuned(model, description)
+
+
+def _is_published(source: str | os.PathLike[str]) -> bool:
+    """Whether it is for :func:`mae_ast.load`: not a file of a training of ours, or its folder."""
+    path = Path(source)
+    if path.is_dir():
+        return (path / CONFIG_FILE).is_file()
+    if path.suffix == ".safetensors" or not path.is_file():
+        return not os.fspath(source).endswith(".pt")
+    return released_ast.is_ast(read_state(path))
+
+
+def _published(source: str | os.PathLike[str]) -> FineTuned:
+    """AST as its authors trained it: every class by itself, on its own pooled output."""
+    model = load(source)
+    if not isinstance(model, PretrainedAst):
+        raise CheckpointError(
+            f"{os.fspath(source)}: is no fine-tuned checkpoint; 'mae-ast finetune' writes such"
+        )
+    config = model.config
+    mids = tuple(f"class_{n}" for n in range(config.num_classes))
+    head = HeadConfig(config.num_classes, pool="encoder")
+    frames = config.input_frames or config.position_frames
+    description = Description(
+        "ast",
+        dataclasses.asdict(config),
+        head,
+        Labels(mids, model.labels or mids),
+        independent=True,
+        multi_label=True,
+        clip_samples=num_samples_of_frames(frames),
+    )
+    norm, linear = model.head.layer_norm, model.head.linear
+    classifier = Classifier(encoder_only(model), config.encoder_embed_dim, head)
+    for layer, weights in ((classifier.head[0], norm), (classifier.head[-1], linear)):
+        layer.load_state_dict(weights.state_dict())
+    classifier.head[0].eps = config.head_layer_norm_eps  # type: ignore[assignment]
+    return FineTuned(classifier, description)
 
 
 def _description(path: Path) -> Description:

@@ -5,47 +5,56 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import save_file
+from torch import nn
 
 from mae_ast.core import checkpoint
+from mae_ast.core.ast import Ast
 from mae_ast.core.audio import SAMPLE_RATE
 from mae_ast.core.checkpoint import Checkpoint, fill, read_checkpoint
-from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.encoder import Encoder
 from mae_ast.core.features import Features, Waveform, extract_features
 from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.ssast import Ssast
+from mae_ast.core.systems import name_of
+from mae_ast.core.vit import Vit
 from mae_ast.fetch.cache import cache_folder, download, name_from_url
 from mae_ast.fetch.registry import RELEASED
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-class PretrainedMaeAst(
-    MaeAst,
+class HubModel(
     PyTorchModelHubMixin,
     library_name="mae-ast",
     pipeline_tag="feature-extraction",
-    tags=["audio", "masked-autoencoder"],
-    paper_url="https://arxiv.org/abs/2203.16691",
+    tags=["audio", "spectrogram-transformer"],
 ):
-    """A model, how it was trained, and what people do with it.
+    """A model, how it was trained, and what people do with it; first base of each system's class.
 
     ``save_pretrained(folder)``, ``from_pretrained(folder or hub id)`` and ``push_to_hub(id)`` are
     huggingface_hub's: ``model.safetensors`` and ``config.json``.
 
     Args:
         config: what it is made of.
-        mask_type: the masking it was trained with.
+        mask_type: the masking it was trained with; ``None``: with none, as AST.
+        labels: what a classifier's outputs are called, where that is known.
     """
 
-    def __init__(self, config: MaeAstConfig, mask_type: str) -> None:
-        super().__init__(config)
+    def __init__(
+        self, config: Any, mask_type: str | None = None, labels: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(config)  # type: ignore[call-arg]  # of the network, which comes next
         self.mask_type = mask_type
-        self._hub_mixin_config = checkpoint.config_dict(config, mask_type)
+        self.labels = None if labels is None else tuple(labels)
+        self._hub_mixin_config = checkpoint.config_dict(config, mask_type, self.labels)
 
     def extract_features(
         self,
@@ -54,46 +63,70 @@ class PretrainedMaeAst(
         **options: Any,
     ) -> Features:
         """Features of recordings of any length: :func:`mae_ast.core.features.extract_features`."""
-        return extract_features(self, waveforms, sample_rate, **options)
+        return extract_features(cast(Encoder, self), waveforms, sample_rate, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+        state = cast(nn.Module, self).state_dict()
+        weights = {name: value.contiguous() for name, value in state.items()}
         save_file(weights, save_directory / checkpoint.WEIGHTS_FILE, {"format": "pt"})
 
     @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        **model_kwargs: Any,
-    ) -> PretrainedMaeAst:
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Pretrained:
         if Path(model_id).is_dir():
             return from_file(model_id)
+        known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        of_hub = {key: options[key] for key in known if key in options}
+        with suppress(EntryNotFoundError):  # a folder of ours has none
+            hf_hub_download(model_id, checkpoint.PREPROCESSOR_FILE, **of_hub)
         for name in (checkpoint.CONFIG_FILE, checkpoint.WEIGHTS_FILE):
-            path = hf_hub_download(
-                model_id,
-                name,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-            )
+            path = hf_hub_download(model_id, name, **of_hub)
         return from_file(path)
 
 
-def load(source: str | os.PathLike[str]) -> PretrainedMaeAst:
-    """Load a model with plain PyTorch.
+class PretrainedMaeAst(
+    HubModel,
+    MaeAst,
+    tags=["masked-autoencoder"],
+    paper_url="https://arxiv.org/abs/2203.16691",
+):
+    """MAE-AST, to use."""
+
+    mask_type: str
+
+
+class PretrainedSsast(
+    HubModel, Ssast, tags=["ssast"], paper_url="https://arxiv.org/abs/2110.09784"
+):
+    """SSAST, to use."""
+
+    mask_type: str
+
+
+class PretrainedAst(HubModel, Ast, tags=["ast"], paper_url="https://arxiv.org/abs/2104.01778"):
+    """AST, to use."""
+
+
+class PretrainedVit(HubModel, Vit):
+    """The encoder that AST and SSAST share, to use."""
+
+
+Pretrained = PretrainedMaeAst | PretrainedSsast | PretrainedAst | PretrainedVit
+CLASSES: dict[str, Any] = {
+    "mae_ast": PretrainedMaeAst,
+    "ssast": PretrainedSsast,
+    "ast": PretrainedAst,
+    "vit": PretrainedVit,
+}
+
+
+def load(source: str | os.PathLike[str]) -> Pretrained:
+    """Load a model of any system with plain PyTorch.
 
     Args:
-        source: a released model's name, a file (of this project's training, in
-            the layout of the released ones, or safetensors), a folder that ``save_pretrained``
-            wrote, a URL, or an id on the Hugging Face hub.
+        source: a released model's name, a file (of this project's training, in the layout of the
+            released MAE-AST, SSAST or AST, or safetensors), a folder that ``save_pretrained`` or
+            transformers' ``ASTForAudioClassification`` wrote, a URL, or an id on the Hugging
+            Face hub.
 
     Returns:
         In eval mode, on the CPU, in float32 whatever it was trained in.
@@ -122,14 +155,30 @@ def load(source: str | os.PathLike[str]) -> PretrainedMaeAst:
     )
 
 
-def from_file(path: str | os.PathLike[str]) -> PretrainedMaeAst:
+def load_masked(source: str | os.PathLike[str]) -> PretrainedMaeAst | PretrainedSsast:
+    """:func:`load` for models that rebuild what a mask hides.
+
+    Raises:
+        ValueError: it is a model of another kind; or as :func:`load`.
+    """
+    model = load(source)
+    if not isinstance(model, (PretrainedMaeAst, PretrainedSsast)):
+        raise ValueError(
+            f"{os.fspath(source)}: a model of kind {name_of(model.config)!r} rebuilds nothing; "
+            "'mae_ast' and 'ssast' do"
+        )
+    return model
+
+
+def from_file(path: str | os.PathLike[str]) -> Pretrained:
     """:func:`load` for files and folders only."""
     return from_checkpoint(read_checkpoint(path), path)
 
 
-def from_checkpoint(found: Checkpoint, path: str | os.PathLike[str]) -> PretrainedMaeAst:
+def from_checkpoint(found: Checkpoint, path: str | os.PathLike[str]) -> Pretrained:
     """A model of what was read from ``path``."""
-    model = fill(PretrainedMaeAst(found.config, found.mask_type), found, path)
+    kind = CLASSES[name_of(found.config)]
+    model: Pretrained = fill(kind(found.config, found.mask_type, found.labels), found, path)
     model.precision = "float32"  # features that are alike on every machine
     return model
 
@@ -147,9 +196,9 @@ def _from_url(url: str) -> Path:
     return download([url], checkpoint.WEIGHTS_FILE, None, folder)
 
 
-def _from_hub(model_id: str) -> PretrainedMaeAst:
+def _from_hub(model_id: str) -> Pretrained:
     try:
-        return PretrainedMaeAst.from_pretrained(model_id)
+        return cast(Pretrained, HubModel.from_pretrained(model_id))
     except (checkpoint.CheckpointError, FileNotFoundError):
         raise
     except Exception as error:  # of the network, the hub, or its cache: of many classes

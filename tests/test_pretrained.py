@@ -11,6 +11,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch.testing import assert_close
 
 import mae_ast
@@ -91,6 +92,8 @@ def test_a_hub_id(model, tmp_path, monkeypatch):
             return "done"
 
     def hf_hub_download(repo_id, filename, **_):
+        if filename not in pushed[repo_id]:
+            raise LocalEntryNotFoundError(filename)
         path = tmp_path / repo_id.replace("/", "_") / filename
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(pushed[repo_id][filename])
@@ -180,8 +183,12 @@ def test_an_empty_folder_is_named(tmp_path):
     ("content", "message"),
     [
         (b"{", r"config\.json: is no JSON"),
-        (b"[]", r"config\.json: describes a model of kind None, not 'mae_ast'"),
-        (b'{"model_type": "bert"}', "kind None"),
+        (b"[]", r"config\.json: describes no model of this project"),
+        (b'{"model_type": "bert"}', "describes no model"),
+        (
+            b'{"system": "bert", "mask_type": "a"}',
+            "kind 'bert'; mae_ast, ssast, ast, vit are known",
+        ),
         (b'{"system": "mae_ast"}', "mask_type"),
         (b'{"system": "mae_ast", "mask_type": "a", "encoder_layers": 0}', "encoder_layers=0"),
     ],

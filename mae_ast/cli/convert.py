@@ -14,6 +14,7 @@ class Kind(StrEnum):
 
     released = "released"
     safetensors = "safetensors"
+    hugging_face = "hugging-face"
     onnx = "onnx"
 
 
@@ -22,13 +23,15 @@ def convert(
         str, typer.Argument(metavar="IN", help="A file, a released model's name, a URL, a hub id.")
     ],
     target: Annotated[
-        Path, typer.Argument(metavar="OUT", help="A file, or for safetensors a folder.")
+        Path,
+        typer.Argument(metavar="OUT", help="A file; for safetensors and hugging-face a folder."),
     ],
     to: Annotated[
         Kind,
         typer.Option(
-            help="released: for stock s3prl; safetensors: the Hugging Face hub's layout; "
-            "onnx: log-mel to the last hidden state."
+            help="released: for stock s3prl and the authors' programs; safetensors: the Hugging "
+            "Face hub's layout; hugging-face: transformers' AST; onnx: log-mel to the last hidden "
+            "state of MAE-AST."
         ),
     ],
 ) -> None:
@@ -39,10 +42,13 @@ def convert(
     model = mae_ast.load(source)
     if to is Kind.released:
         conversion.to_released_file(model, target)
-        typer.echo(f"{target}: for s3prl's mae_ast_local")
+        typer.echo(f"{target}: for stock s3prl and the authors' programs")
     elif to is Kind.safetensors:
         conversion.to_safetensors(model, target)
         typer.echo(f"{target}: for mae_ast.load and the Hugging Face hub")
+    elif to is Kind.hugging_face:
+        conversion.to_hugging_face(model, target)
+        typer.echo(f"{target}: for transformers' ASTForAudioClassification")
     else:
         worst = conversion.to_onnx(model, target)
         typer.echo(f"{target}: differs from PyTorch by at most {worst:.1e}")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from mae_ast.pretrained import PretrainedMaeAst
+from mae_ast.pretrained import Pretrained
 
 
-def place(model: PretrainedMaeAst, device: str) -> PretrainedMaeAst:
+def place(model: Pretrained, device: str) -> Pretrained:
     """Move a model to the device of ``--device``; empty: a GPU where there is one.
 
     Raises:

@@ -8,13 +8,13 @@ from typing import Annotated
 import torch
 import typer
 
-import mae_ast
 from mae_ast import pictures
 from mae_ast.core.audio import SAMPLE_RATE, read_audio
 from mae_ast.core.batch import clip_generator
 from mae_ast.core.fbank import num_frames
 from mae_ast.core.masking import check_mask, mask_strategy
 from mae_ast.core.reconstruct import reconstruct as rebuild
+from mae_ast.pretrained import load_masked
 
 
 def reconstruct(
@@ -36,7 +36,7 @@ def reconstruct(
     seed: Annotated[int, typer.Option(help="Of the mask.")] = 0,
 ) -> None:
     """Draw a spectrogram, what the encoder sees of it, and what the decoder makes of that."""
-    model = mae_ast.load(checkpoint)
+    model = load_masked(checkpoint)
     kind = mask_type or model.mask_type
     share = model.config.random_mask_prob if ratio is None else ratio
     shape = model.config.patch_shape

@@ -42,6 +42,7 @@ class Ast(Vit):
         ValueError: the configuration cannot work.
     """
 
+    config: AstConfig
     only_for_pretraining: ClassVar[tuple[str, ...]] = ("head",)  # of another task's classes
 
     def __init__(self, config: AstConfig) -> None:

@@ -1,7 +1,9 @@
 """Checkpoint files: what is in them, read safely, and put into a model.
 
-Three kinds are read: what the trainer writes, files in the layout of the released ones
-(:mod:`mae_ast.core.released`), and safetensors with a ``config.json`` beside them.
+Read are: what the trainer writes, files in the layouts of the released ones
+(:mod:`mae_ast.core.released`, :mod:`mae_ast.core.released_ast`), safetensors with our
+``config.json`` beside them, and those of Hugging Face's AST
+(:mod:`mae_ast.core.hugging_face_ast`).
 """
 
 from __future__ import annotations
@@ -9,24 +11,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from zipfile import is_zipfile
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mae_ast.core import released
-from mae_ast.core.config import MaeAstConfig
-from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core import hugging_face_ast, released, released_ast
+from mae_ast.core.patches import PatchShape
+from mae_ast.core.systems import config_from, name_of
 from mae_ast.core.weights import misfits
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"  # of a folder in the hub's layout
-SYSTEM = "mae_ast"
+# Of a folder in the hub's layout; the last is there for Hugging Face's own models only.
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+PREPROCESSOR_FILE = "preprocessor_config.json"
 
-M = TypeVar("M", bound=MaeAst)
+M = TypeVar("M", bound=nn.Module)
 
 
 class CheckpointError(ValueError):
@@ -38,14 +41,16 @@ class Checkpoint:
     """What a file says of a model.
 
     Args:
-        config: what the model is made of.
-        mask_type: the masking it was trained with.
-        weights: by :class:`MaeAst`'s names; not looked at yet.
+        config: what the model is made of, of one of the ``SYSTEMS``.
+        mask_type: the masking it was trained with; ``None``: with none, as AST.
+        weights: by its system's names; not looked at yet.
+        labels: what the outputs of a classifier are called, where the file tells.
     """
 
-    config: MaeAstConfig
-    mask_type: str
+    config: Any
+    mask_type: str | None
     weights: Mapping[str, Any]
+    labels: tuple[str, ...] | None = None
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -94,27 +99,38 @@ def check_weights(
         raise CheckpointError(f"{path}: the weights do not fit its model; {problems}")
 
 
-def config_dict(config: MaeAstConfig, mask_type: str) -> dict[str, Any]:
+def config_dict(
+    config: Any, mask_type: str | None, labels: Sequence[str] | None = None
+) -> dict[str, Any]:
     """The content of ``config.json``."""
-    return {"system": SYSTEM, "mask_type": mask_type, **dataclasses.asdict(config)}
+    named = {} if labels is None else {"labels": list(labels)}
+    return {
+        "system": name_of(config),
+        "mask_type": mask_type,
+        **named,
+        **dataclasses.asdict(config),
+    }
 
 
-def parse_config(
-    values: Mapping[str, Any], path: str | os.PathLike[str]
-) -> tuple[MaeAstConfig, str]:
-    """Configuration and masking out of ``config.json``.
+def parse_config(values: Any, path: str | os.PathLike[str]) -> Checkpoint:
+    """What ``config.json`` tells of a checkpoint: all but its weights.
 
     Raises:
         CheckpointError: it is of another kind of model, or lacks something.
     """
-    if not isinstance(values, Mapping) or values.get("system") != SYSTEM:
-        kind = values.get("system") if isinstance(values, Mapping) else None
-        raise CheckpointError(f"{path}: describes a model of kind {kind!r}, not {SYSTEM!r}")
+    if not isinstance(values, Mapping) or "system" not in values:
+        raise CheckpointError(f"{path}: describes no model of this project")
     try:
-        config = MaeAstConfig.from_mapping(values)
-        config.validate()
-        return config, str(values["mask_type"])
-    except (KeyError, ValueError, TypeError) as error:
+        mask_type, labels = values["mask_type"], values.get("labels")
+        return Checkpoint(
+            config_from(values),
+            None if mask_type is None else str(mask_type),
+            {},
+            None if labels is None else tuple(str(label) for label in labels),
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{path}: has no {error}") from error
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {_one_line(error)}") from error
 
 
@@ -138,36 +154,75 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _read_torch(path: Path) -> Checkpoint:
     state = read_state(path)
     try:
-        model_cfg, mask_type = state["cfg"]["model"], state["cfg"]["task"]["mask_type"]
-        weights = dict(state["model"])
-        released.check(model_cfg, state["cfg"]["task"])
-        config = MaeAstConfig.from_mapping(model_cfg)
-        config.validate()
-        return Checkpoint(config, str(mask_type), released.without_extras(weights))
+        if released_ast.is_ssast(state):
+            ssast, weights = released_ast.read_ssast(state)
+            return Checkpoint(ssast, _published_mask(ssast.patch_shape), weights)
+        if released_ast.is_ast(state):
+            ast, weights = released_ast.read_ast(state)
+            return Checkpoint(ast, None, weights)
+        model_cfg, task_cfg = state["cfg"]["model"], state["cfg"]["task"]
+        mask_type, weights = task_cfg["mask_type"], dict(state["model"])
+        released.check(model_cfg, task_cfg)
+        return Checkpoint(config_from(model_cfg), str(mask_type), released.without_extras(weights))
     except KeyError as error:
         raise CheckpointError(f"{path}: has no {error}; a pretraining checkpoint does") from error
     except (TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path}: {_one_line(error)}") from error
 
 
-def _read_safetensors(path: Path) -> Checkpoint:
-    from safetensors.torch import load_file
+def _published_mask(shape: PatchShape) -> str:
+    """How SSAST was pretrained: clusters of patches, or single frames."""
+    return "random_mask" if shape.per_column == 1 else "chunk_mask"
 
+
+def _read_safetensors(path: Path) -> Checkpoint:
     description = path.with_name(CONFIG_FILE)
     if not description.is_file():
         raise FileNotFoundError(f"{description}: no such file; it describes {path.name}")
+    values = _read_json(description)
+    if isinstance(values, Mapping) and values.get("model_type") == hugging_face_ast.MODEL_TYPE:
+        return _of_hugging_face(values, _read_weights(path), path)
+    found = parse_config(values, description)
+    return dataclasses.replace(found, weights=_read_weights(path))
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
     try:
-        values = json.loads(description.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{description}: is no JSON ({_one_line(error)})") from error
-    config, mask_type = parse_config(values, description)
-    try:
-        weights = load_file(path)
+        return load_file(path)
     except Exception as error:
         raise CheckpointError(
             f"{path}: is no safetensors file that can be read ({_one_line(error)})"
         ) from error
-    return Checkpoint(config, mask_type, weights)
+
+
+def _of_hugging_face(
+    fields: Mapping[str, Any], weights: Mapping[str, Any], path: Path
+) -> Checkpoint:
+    """A folder of transformers' ``ASTForAudioClassification``."""
+    beside = path.with_name(PREPROCESSOR_FILE)
+    try:
+        config = hugging_face_ast.config_from_hugging_face(
+            fields, _read_json(beside) if beside.is_file() else None
+        )
+        labels = hugging_face_ast.labels_of(fields)
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path.with_name(CONFIG_FILE)}: {_one_line(error)}") from error
+    try:
+        found = hugging_face_ast.from_hugging_face(config, weights)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {_one_line(error)}") from error
+    return Checkpoint(config, None, found, labels)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is no JSON ({_one_line(error)})") from error
 
 
 def _one_line(error: Exception) -> str:

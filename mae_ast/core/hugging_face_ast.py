@@ -118,6 +118,21 @@ def config_from_hugging_face(
     return config
 
 
+def labels_of(fields: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Names of the classes, in the order of the outputs; ``None``: ``config.json`` has none.
+
+    Raises:
+        ValueError: a class has no name.
+    """
+    names = fields.get("id2label")
+    if names is None:
+        return None
+    try:
+        return tuple(str(names[str(n)]) for n in range(len(names)))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"id2label has no class {error}") from error
+
+
 def config_to_hugging_face(
     config: AstConfig, labels: Sequence[str] | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from mae_ast.core.mae_ast import MaeAst
 from mae_ast.core.masking import MaskIds
 from mae_ast.core.patches import unpatchify
+from mae_ast.core.ssast import Ssast
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Reconstruction:
 
 
 @torch.no_grad()
-def reconstruct(model: MaeAst, source: Tensor, mask: MaskIds) -> Reconstruction:
+def reconstruct(model: MaeAst | Ssast, source: Tensor, mask: MaskIds) -> Reconstruction:
     """Run a model on clips of equal length.
 
     Args:
@@ -36,7 +37,8 @@ def reconstruct(model: MaeAst, source: Tensor, mask: MaskIds) -> Reconstruction:
         source: (B, L) int16 or float waveforms at 16 kHz, or (B, T, 128) log-mel.
         mask: what to hide.
     """
-    patches = model.patches(source, None)
+    num_own = mask.visible_ids.shape[1] + mask.masked_ids.shape[1]
+    patches = model.patches(source, None)[:, :num_own]  # not what input_frames fills up
     prediction = model(source, None, mask.visible_ids, mask.masked_ids).reconstruction
     where = mask.masked_ids.unsqueeze(2).expand(-1, -1, patches.shape[2])
 

@@ -1,0 +1,238 @@
+"""SSAST and AST through the same doors as MAE-AST: load, features, convert, predict."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+import torch
+from torch.testing import assert_close
+
+import mae_ast
+from mae_ast.cli import main
+from mae_ast.core.checkpoint import CheckpointError
+from mae_ast.core.config_ast import AstConfig
+from mae_ast.core.config_ssast import SsastConfig
+from mae_ast.core.config_vit import VitConfig
+from mae_ast.core.released_ast import write_ast, write_ssast
+from mae_ast.core.systems import SYSTEMS, name_of
+from mae_ast.finetuned import encoder_of, load_finetuned
+from mae_ast.pretrained import CLASSES, PretrainedAst, PretrainedSsast, PretrainedVit
+from tests.core.vits import FRAME_TOKENS, SMALL, with_random_weights
+from tests.sounds import speech_like
+
+# As the published layouts want it, which tell neither heads nor strides.
+PUBLISHED = SMALL | {"encoder_attention_heads": 1, "input_frames": 128}
+NAMES = ("a bird, singing", "rain", "siren")
+
+
+def ssast(**fields: Any) -> PretrainedSsast:
+    config = SsastConfig(**(PUBLISHED | fields))
+    mask_type = "chunk_mask" if config.patch_shape.per_column > 1 else "random_mask"
+    return with_random_weights(PretrainedSsast(config, mask_type)).eval()
+
+
+def ast(**fields: Any) -> PretrainedAst:
+    config = AstConfig(**(PUBLISHED | {"num_classes": len(NAMES)} | fields))
+    return with_random_weights(PretrainedAst(config, labels=NAMES)).eval()
+
+
+def vit() -> PretrainedVit:
+    return with_random_weights(PretrainedVit(VitConfig(**SMALL))).eval()
+
+
+def assert_same(found: Any, model: Any) -> None:
+    assert type(found) is type(model)
+    assert found.config == model.config
+    assert found.mask_type == model.mask_type
+    assert not found.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The command in this process; what it printed, and its message where it refuses."""
+
+    def run(*arguments) -> tuple[str, str]:
+        monkeypatch.setattr("sys.argv", ["mae-ast", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main.main()
+        message = end.value.code if isinstance(end.value.code, str) else ""
+        assert "\n" not in message
+        return capsys.readouterr().out, message
+
+    return run
+
+
+def test_every_system_has_a_class_to_use():
+    assert CLASSES.keys() == SYSTEMS.keys()
+    for name, system in SYSTEMS.items():
+        assert issubclass(CLASSES[name], system.network)
+        assert name_of(system.config()) == name
+
+
+@pytest.mark.parametrize("build", [ssast, ast, vit])
+def test_a_folder_and_back(build, tmp_path):
+    model = build()
+    model.save_pretrained(tmp_path)
+    found = mae_ast.load(tmp_path)
+    assert_same(found, model)
+    assert found.labels == model.labels
+
+
+@pytest.mark.parametrize("kind", [{}, FRAME_TOKENS], ids=["patch", "frame"])
+def test_a_published_ssast_file_loads_and_goes_back_out(run, kind, tmp_path):
+    model = ssast(**kind)
+    path, again = tmp_path / "ssast.pth", tmp_path / "again.pth"
+    torch.save(write_ssast(model.config, model.state_dict()), path)
+    assert_same(mae_ast.load(path), model)
+
+    out, message = run("convert", path, again, "--to", "released")
+    assert not message, message
+    assert out.startswith(f"{again}: for stock s3prl")
+    first, second = (torch.load(p, weights_only=True) for p in (path, again))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_published_ast_file_loads_goes_back_out_and_predicts(run, tmp_path):
+    model = ast()
+    path, again, sound = tmp_path / "ast.pth", tmp_path / "again.pth", tmp_path / "a.wav"
+    torch.save(write_ast(model.config, model.state_dict()), path)
+    assert_same(mae_ast.load(path), model)
+    _, message = run("convert", path, again, "--to", "released")
+    assert not message, message
+    assert_same(mae_ast.load(again), model)
+
+    soundfile.write(sound, speech_like(16_000).numpy(), 16_000)
+    out, message = run("predict", path, sound)
+    assert not message, message
+    assert "class_0" in out  # the layout has no names
+
+
+def test_transformers_folders_both_ways(run, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    fields = {
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 40,
+        "max_length": 128,
+        "id2label": dict(enumerate(NAMES)),
+        "label2id": {name: n for n, name in enumerate(NAMES)},
+    }
+    theirs = transformers.ASTForAudioClassification(transformers.ASTConfig(**fields))
+    theirs = with_random_weights(theirs).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    (tmp_path / "theirs/preprocessor_config.json").write_text('{"mean": -6.5, "std": 3.0}')
+
+    model = mae_ast.load(tmp_path / "theirs")
+    assert isinstance(model, PretrainedAst)
+    assert model.labels == NAMES
+    waveform = speech_like(16_000).unsqueeze(0)
+    expected = theirs(model.spectrogram(waveform)).logits
+    assert model.config.input_mean == -6.5
+    assert_close(model.logits(waveform), expected, rtol=0, atol=1e-4)
+
+    _, message = run("convert", tmp_path / "theirs", tmp_path / "ours", "--to", "hugging-face")
+    assert not message, message
+    back = transformers.ASTForAudioClassification.from_pretrained(tmp_path / "ours").eval()
+    assert_close(back(model.spectrogram(waveform)).logits, expected, rtol=0, atol=1e-6)
+    assert list(back.config.id2label.values()) == list(NAMES)
+    extractor = transformers.ASTFeatureExtractor.from_pretrained(tmp_path / "ours")
+    assert (extractor.mean, extractor.std) == (-6.5, 3.0)
+
+    soundfile.write(tmp_path / "a.wav", speech_like(16_000).numpy(), 16_000)
+    out, message = run("predict", tmp_path / "theirs", tmp_path / "a.wav")
+    assert not message, message
+    assert NAMES[0] in out
+
+
+def test_a_published_classifier_scores_as_the_network_itself(tmp_path):
+    model = ast(head_layer_norm_eps=0.1)
+    model.save_pretrained(tmp_path)
+    classifier = load_finetuned(tmp_path)
+    waveform = speech_like(16_000).unsqueeze(0)
+    with torch.no_grad():
+        expected = model.logits(waveform).sigmoid()
+    assert_close(classifier.scores(waveform), expected, rtol=0, atol=1e-6)
+    assert classifier.labels.names == NAMES
+
+
+@pytest.mark.parametrize("build", [ssast, ast, vit])
+def test_an_encoder_to_be_trained_further(build, tmp_path):
+    model = build()
+    model.save_pretrained(tmp_path)
+    encoder, system, fields = encoder_of(str(tmp_path))
+    assert (system, fields) == (name_of(model.config), dataclasses.asdict(model.config))
+    waveform = speech_like(12_000).unsqueeze(0)
+    for ours, theirs in zip(
+        encoder.hidden_states(waveform), model.hidden_states(waveform), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    fresh, _, _ = encoder_of(str(tmp_path), random_weights=True)
+    assert not torch.equal(fresh.positions.table, encoder.positions.table)
+    assert torch.equal(fresh.batch_norm.running_mean, encoder.batch_norm.running_mean)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        ({"id2label": {"0": "a", "2": "b"}}, "id2label has no class '1'"),
+        ({"patch_size": [16, 16]}, "patch_size"),
+        ({"num_hidden_layers": 3}, "missing: "),
+    ],
+)
+def test_a_transformers_folder_that_cannot_be_is_named(run, tmp_path, change, words):
+    ast().save_pretrained(tmp_path / "a")
+    _, message = run("convert", tmp_path / "a", tmp_path / "b", "--to", "hugging-face")
+    assert not message, message
+    path = tmp_path / "b/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=words) as refusal:
+        mae_ast.load(tmp_path / "b")
+    assert str(refusal.value).startswith(str(tmp_path / "b"))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_damaged_published_file_is_named(tmp_path):
+    model = ssast()
+    state = write_ssast(model.config, model.state_dict())
+    del state["module.v.blocks.1.attn.qkv.weight"]
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"a\.pth: .*missing: module\.v\.blocks\.1\.attn"):
+        mae_ast.load(tmp_path / "a.pth")
+
+
+def test_what_a_system_does_not_have_is_said(run, tmp_path):
+    ast().save_pretrained(tmp_path / "ast")
+    vit().save_pretrained(tmp_path / "vit")
+    soundfile.write(tmp_path / "a.wav", speech_like(16_000).numpy(), 16_000)
+    _, message = run("reconstruct", tmp_path / "ast", tmp_path / "a.wav")
+    assert message.endswith("a model of kind 'ast' rebuilds nothing; 'mae_ast' and 'ssast' do")
+    _, message = run("convert", tmp_path / "vit", tmp_path / "out", "--to", "released")
+    assert message.endswith("a model of kind 'vit' has no released layout")
+    _, message = run("convert", tmp_path / "vit", tmp_path / "out", "--to", "hugging-face")
+    assert "transformers' AST is 'ast'" in message
+    _, message = run("convert", tmp_path / "ast", tmp_path / "out", "--to", "onnx")
+    assert "of 'mae_ast' only" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_reconstruct_with_ssast(run, tmp_path):
+    ssast().save_pretrained(tmp_path / "ssast")
+    sound: Path = tmp_path / "a.wav"
+    soundfile.write(sound, speech_like(9_000).numpy(), 16_000)  # below input_frames
+    picture = tmp_path / "a.png"
+    out, message = run(
+        "reconstruct", tmp_path / "ssast", sound, "-o", picture, "--mask-type", "random_mask"
+    )
+    assert not message, message
+    assert "78% hidden" in out or "77% hidden" in out or "79% hidden" in out, out
+    assert picture.stat().st_size > 5_000
