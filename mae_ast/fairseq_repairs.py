@@ -39,8 +39,9 @@ def apply() -> None:
     # reads options where it handles errors.
     fairseq_cli.train.add_defaults = _in_one_line(fairseq_cli.train.add_defaults)
 
-    # Ending early with a checkpoint has no hook in the training loop. Can go when it has.
-    fairseq_cli.train.validate_and_save = _stop_when_asked(fairseq_cli.train.validate_and_save)
+    # Neither ending early with a checkpoint nor the moment after an update has a hook in the
+    # training loop. Can go when they have.
+    fairseq_cli.train.validate_and_save = _with_hooks(fairseq_cli.train.validate_and_save)
 
     # A run can start from weights alone (checkpoint.finetune_from_model): the released files and
     # exports have no state of a trainer, which fairseq takes for granted. Can go when it does not.
@@ -98,13 +99,15 @@ def _in_one_line(add_defaults: Callable[[Any], None]) -> Callable[[Any], None]:
     return wrapper
 
 
-def _stop_when_asked(validate_and_save: Callable[..., Any]) -> Callable[..., Any]:
+def _with_hooks(validate_and_save: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(
         cfg: Any, trainer: Any, task: Any, epoch_itr: Any, *args: Any
     ) -> tuple[list[float | None], bool]:
         if getattr(task, "should_stop", False):
             interruption.save_and_stop(cfg, trainer, task, epoch_itr)
             return [None], True
+        if hasattr(task, "after_update"):
+            task.after_update(trainer.get_model(), trainer.get_num_updates())
         result: tuple[list[float | None], bool] = validate_and_save(
             cfg, trainer, task, epoch_itr, *args
         )

@@ -12,6 +12,7 @@ PACKAGE = Path(mae_ast.__file__).resolve().parent
 PATH_KEYS = (
     *("task.data", "hydra.run.dir", "checkpoint.save_dir", "checkpoint.restore_file"),
     *("checkpoint.finetune_from_model", "common.tensorboard_logdir"),
+    "task.probe_data",
 )
 # Overrides that hold a path, or the name of a model elsewhere.
 SOURCE_KEYS = ("model.checkpoint", "model.architecture_of")

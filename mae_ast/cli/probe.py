@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from mae_ast.probe import ProbeData
 
 
 def probe(
@@ -39,6 +36,7 @@ def probe(
     import mae_ast
     from mae_ast import probe as probing
     from mae_ast.cli.device import place
+    from mae_ast.labelled import alike, read_labelled
     from mae_ast.progress import bar
 
     try:
@@ -46,8 +44,10 @@ def probe(
         pattern = re.compile(group)
     except (ValueError, re.error) as error:
         raise ValueError(f"--layers {layers!r} --group {group!r}: {error}") from error
-    train = _labelled(manifest, pattern)
-    tested = _labelled(test or manifest.parent / "valid.tsv", pattern)
+    train, tested = alike(
+        read_labelled(manifest, pattern),
+        read_labelled(test or manifest.parent / "valid.tsv", pattern),
+    )
     model = place(mae_ast.load(checkpoint), device)
     scores = probing.probe(model, train, tested, chosen, bar("embedding", "step"))
     measure = "accuracy" if train.targets.ndim == 1 else "mean average precision"
@@ -57,29 +57,3 @@ def probe(
         typer.echo(
             f"{name:16} {found.linear:6.1%}  {found.neighbours:7.1%}  {found.layer or '-':>5}"
         )
-
-
-def _labelled(path: Path, pattern: re.Pattern[str]) -> ProbeData:
-    import numpy as np
-
-    from mae_ast.core.labels import ClipLabels, Labels
-    from mae_ast.core.manifest import Manifest
-    from mae_ast.probe import ProbeData
-
-    manifest = Manifest.read(path)
-    manifest.check_paths()
-    labels = Labels.read(path.parent / "labels.csv")
-    of_clips = ClipLabels.read(path.with_suffix(".lbl"), labels, len(manifest))
-    rows = np.arange(len(manifest))
-    targets = of_clips.multi_hot(rows)
-    if (targets.sum(1) == 1).all():
-        targets = targets.argmax(1)
-    found = [pattern.search(manifest.row_path(row)) for row in rows.tolist()]
-    if None in found:
-        row = found.index(None)
-        raise ValueError(
-            f"--group {pattern.pattern!r} is not found in {manifest.row_path(row)} "
-            f"({manifest.where(row)})"
-        )
-    groups = np.array([match[1] if match is not None else "" for match in found])
-    return ProbeData(manifest, targets, groups)

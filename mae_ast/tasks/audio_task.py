@@ -67,7 +67,7 @@ class AudioTask(InterruptibleTask):
         if not 0 <= cfg.max_bad_fraction <= 1:
             raise ValueError(f"task.max_bad_fraction={cfg.max_bad_fraction}; a share from 0 to 1")
         _check_sizes(cfg)
-        self.folder = _absolute(cfg.data)
+        self.folder = absolute(cfg.data)
         self.audio_seconds = 0.0  # of all workers, since the first update
 
     @classmethod
@@ -153,7 +153,7 @@ def _check_sizes(cfg: AudioTaskConfig) -> None:
             )
 
 
-def _absolute(folder: str) -> Path:
+def absolute(folder: str) -> Path:
     """Resolve against the folder that the program was started in; hydra leaves that."""
     path = Path(folder).expanduser()
     if path.is_absolute():

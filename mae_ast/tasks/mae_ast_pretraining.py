@@ -5,7 +5,7 @@ import dataclasses
 import os
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 from fairseq.tasks import register_task
@@ -20,7 +20,10 @@ from mae_ast.core.reconstruct import Reconstruction, reconstruct
 from mae_ast.data.pretraining_dataset import PretrainingDataset
 from mae_ast.errors import user_errors
 from mae_ast.pictures import reconstruction_figure, to_array
-from mae_ast.tasks.audio_task import AudioTask, AudioTaskConfig
+from mae_ast.tasks.audio_task import AudioTask, AudioTaskConfig, absolute
+
+if TYPE_CHECKING:
+    from mae_ast.health import HealthMonitor
 
 FBANK_PLACES = ("auto", "workers", "device")
 NUM_PICTURES = 4
@@ -45,7 +48,23 @@ class MaeAstPretrainingConfig(AudioTaskConfig):
             "travel as int16), or 'auto': the device where that is a GPU"
         },
     )
+    probe_interval_updates: int = field(
+        default=0,
+        metadata={"help": "look at the features every so many updates (RankMe, probe); 0: never"},
+    )
+    probe_data: Optional[str] = field(  # noqa: UP045
+        default=None,
+        metadata={
+            "help": "folder of labels.csv, train.tsv, train.lbl, valid.tsv, valid.lbl, to probe "
+            "the features on; null: RankMe only"
+        },
+    )
+    probe_clips: int = field(
+        default=1000,
+        metadata={"help": "at most so many clips of each manifest, spread evenly over its rows"},
+    )
     cpu: bool = II("common.cpu")
+    valid_subset: str = II("dataset.valid_subset")
     tensorboard_logdir: Optional[str] = II("common.tensorboard_logdir")  # noqa: UP045
 
 
@@ -61,6 +80,7 @@ class MaeAstPretrainingTask(AudioTask):
             raise ValueError(f"task.fbank={cfg.fbank!r}; it is one of {', '.join(FBANK_PLACES)}")
         self._model_config: MaeAstConfig | None = None
         self._writer: SummaryWriter | None = None
+        self._health = self._health_monitor(cfg)
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the model; its patches and mask ratio are the data's too."""
@@ -116,6 +136,23 @@ class MaeAstPretrainingTask(AudioTask):
                 picture = to_array(reconstruction_figure(rebuilt))
                 self._writer.add_image(split, picture, stats["num_updates"], dataformats="HWC")
         self._writer.flush()
+
+    def after_update(self, model: Any, num_updates: int) -> None:
+        """Now and then look at the features."""
+        if self._health is not None:
+            self._health.after_update(model, num_updates)
+
+    def _health_monitor(self, cfg: MaeAstPretrainingConfig) -> "HealthMonitor | None":
+        if cfg.probe_interval_updates < 0:
+            raise ValueError(f"task.probe_interval_updates={cfg.probe_interval_updates}; 0: never")
+        if cfg.probe_interval_updates == 0:
+            return None
+        from mae_ast.health import HealthCheck, HealthMonitor  # scikit-learn takes its time
+
+        clips = self.folder / f"{cfg.valid_subset.split(',')[0]}.tsv"
+        labelled = None if cfg.probe_data is None else absolute(cfg.probe_data)
+        check = HealthCheck.read(clips, labelled, cfg.probe_clips)
+        return HealthMonitor(check, cfg.probe_interval_updates, cfg.tensorboard_logdir)
 
     def _fbank_in_workers(self) -> bool:
         if self.cfg.fbank == "auto":

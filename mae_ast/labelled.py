@@ -1,0 +1,67 @@
+"""Labelled clips for a probe: ``NAME.tsv``, ``NAME.lbl`` and ``labels.csv`` beside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mae_ast.core.labels import LABELS_FILE, ClipLabels, Labels
+from mae_ast.core.manifest import Manifest
+from mae_ast.probe import ProbeData
+
+
+def read_labelled(path: Path, group: re.Pattern[str] | None = None) -> ProbeData:
+    """Read a manifest and its labels.
+
+    Args:
+        path: the manifest.
+        group: its first group, found in a clip's path, is the clip's; ``None``: each clip is one.
+
+    Raises:
+        FileNotFoundError: one of the three files is not there.
+        ManifestError, LabelError: one cannot be used.
+        ValueError: ``group`` is not found in a path.
+    """
+    manifest = Manifest.read(path)
+    manifest.check_paths()
+    labels = Labels.read(path.parent / LABELS_FILE)
+    of_clips = ClipLabels.read(path.with_suffix(".lbl"), labels, len(manifest))
+    rows = np.arange(len(manifest))
+    targets = of_clips.multi_hot(rows)
+    if (targets.sum(1) == 1).all():
+        targets = targets.argmax(1)
+    return ProbeData(manifest, targets, rows if group is None else _groups(manifest, group))
+
+
+def take(data: ProbeData, rows: Sequence[int] | np.ndarray) -> ProbeData:
+    """Some of the clips, in this order."""
+    return ProbeData(data.manifest.take(rows), data.targets[rows], data.groups[rows])
+
+
+def alike(one: ProbeData, other: ProbeData) -> tuple[ProbeData, ProbeData]:
+    """Two sets of clips of the same classes; if clips of one have several, so may the other's."""
+    if one.targets.ndim == other.targets.ndim:
+        return one, other
+    num_classes = max(each.targets.shape[1] for each in (one, other) if each.targets.ndim == 2)
+    return _multi_hot(one, num_classes), _multi_hot(other, num_classes)
+
+
+def _multi_hot(data: ProbeData, num_classes: int) -> ProbeData:
+    if data.targets.ndim == 2:
+        return data
+    hot = np.eye(num_classes, dtype=np.float32)[data.targets]
+    return ProbeData(data.manifest, hot, data.groups)
+
+
+def _groups(manifest: Manifest, pattern: re.Pattern[str]) -> np.ndarray:
+    found = [pattern.search(manifest.row_path(row)) for row in range(len(manifest))]
+    if None in found:
+        row = found.index(None)
+        raise ValueError(
+            f"--group {pattern.pattern!r} is not found in {manifest.row_path(row)} "
+            f"({manifest.where(row)})"
+        )
+    return np.array([match[1] if match is not None else "" for match in found])
