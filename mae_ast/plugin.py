@@ -11,5 +11,6 @@ def register() -> None:
     """
     import mae_ast.models.classifier
     import mae_ast.models.mae_ast
+    import mae_ast.models.ssast
     import mae_ast.tasks.mae_ast_classification
     import mae_ast.tasks.mae_ast_pretraining  # noqa: F401

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mae_ast.core.config import MaeAstConfig
-from mae_ast.core.fbank import fbank, num_frames
+from mae_ast.core.fbank import fbank, num_frames, num_samples_of_frames
 from mae_ast.core.masking import MaskIds, mask_strategy, pad_mask_ids
+from mae_ast.core.patches import PatchShape
 
 _FOR_CROPS, _FOR_MASK = 0, 1
 
@@ -80,19 +81,39 @@ class Batch:
     num_samples: int
 
 
+class InputConfig(Protocol):
+    """What a batch must suit of a model's configuration; fields as described there."""
+
+    random_mask_prob: float
+    mask_length: int
+
+    @property
+    def patch_shape(self) -> PatchShape:
+        """How spectrograms are cut."""
+
+    @property
+    def window_type(self) -> str:
+        """Of the filterbank."""
+
+    @property
+    def input_frames(self) -> int | None:
+        """Frames that the model cuts clips to; ``None``: it takes clips of any length."""
+
+
 @dataclass(frozen=True)
 class Collater:
     """Makes batches.
 
     Args:
-        config: of the model: its patches and mask ratio.
+        config: of the model: its patches, mask ratio, filterbank and longest clip.
         mask_type: name of a strategy.
-        pad: pad clips to the longest, instead of cropping them to the shortest.
+        pad: pad clips to the longest, instead of cropping them to the shortest. Either way, what
+            exceeds the model's ``input_frames`` is cropped.
         random_crop: crop anywhere, instead of at the beginning.
         compute_fbank: run the filterbank here, instead of in the model.
     """
 
-    config: MaeAstConfig
+    config: InputConfig
     mask_type: str
     pad: bool = False
     random_crop: bool = True
@@ -113,6 +134,8 @@ class Collater:
                 f"({self.config.patch_shape.min_samples})"
             )
         length = max(lengths) if self.pad else min(lengths)
+        if self.config.input_frames is not None:
+            length = min(length, num_samples_of_frames(self.config.input_frames))
         waveforms = torch.zeros(len(clips), length, dtype=torch.int16)
         for row, clip in zip(waveforms, clips, strict=True):
             room = len(clip.samples) - length
@@ -145,7 +168,8 @@ class Collater:
         source = waveforms
         valid = lengths
         if self.compute_fbank:
-            source, valid = fbank(waveforms), [num_frames(length) for length in lengths]
+            source = fbank(waveforms, self.config.window_type)
+            valid = [num_frames(length) for length in lengths]
         return Batch(
             ids,
             source,

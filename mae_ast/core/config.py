@@ -7,7 +7,7 @@ A plain dataclass; the fairseq adapter inherits it, and checkpoints carry it as 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 from mae_ast.core.masking import check_mask
 from mae_ast.core.patches import PatchShape
@@ -25,6 +25,10 @@ COUNTS = (
 @dataclass
 class MaeAstConfig:
     """All that describes a model; the keys of ``model.*``."""
+
+    # What other systems let one choose.
+    window_type: ClassVar[str] = "povey"
+    input_frames: ClassVar[Optional[int]] = None  # noqa: UP045  (clips of any length)
 
     ast_kernel_size_chan: int = field(
         default=16, metadata={"help": "mel bins of a patch; divides 128"}

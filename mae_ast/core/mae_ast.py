@@ -135,7 +135,7 @@ class MaeAst(nn.Module):
 
     def log_mel(self, waveforms: Tensor) -> Tensor:
         """(B, L) -> (B, T, F) float32, not normalised: what may stand for ``source``."""
-        return fbank(waveforms)
+        return fbank(waveforms, self.config.window_type)
 
     def spectrogram(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Normalised log-mel (B, T, F) float32 of waveforms or log-mel."""

@@ -14,7 +14,6 @@ from tensorboardX import SummaryWriter
 
 import mae_ast.criterions.mae_ast  # noqa: F401  (fairseq imports no criterions of a user-dir)
 from mae_ast.core.batch import Collater
-from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.masking import MaskIds
 from mae_ast.core.reconstruct import Reconstruction, reconstruct
 from mae_ast.data.pretraining_dataset import PretrainingDataset
@@ -78,16 +77,14 @@ class MaeAstPretrainingTask(AudioTask):
         super().__init__(cfg)
         if cfg.fbank not in FBANK_PLACES:
             raise ValueError(f"task.fbank={cfg.fbank!r}; it is one of {', '.join(FBANK_PLACES)}")
-        self._model_config: MaeAstConfig | None = None
+        self._model: Any = None
         self._writer: SummaryWriter | None = None
         self._health = self._health_monitor(cfg)
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Build the model; its patches and mask ratio are the data's too."""
-        model = super().build_model(cfg, from_checkpoint)
-        self._model_config = MaeAstConfig.from_mapping(cfg)
-        self._model = model
-        return model
+        """Build the model; its patches, masks and filterbank are the data's too."""
+        self._model = super().build_model(cfg, from_checkpoint)
+        return self._model
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the criterion, and take the head of a loss of weight 0 out of training."""
@@ -101,13 +98,13 @@ class MaeAstPretrainingTask(AudioTask):
 
     def load_dataset(self, split: str, **kwargs: Any) -> None:
         """Read ``{split}.tsv``; the training split is shuffled, the others never."""
-        if self._model_config is None:
+        if self._model is None:
             raise RuntimeError("build_model comes first: the data depends on the model's patches")
         with user_errors():
             self.datasets[split] = PretrainingDataset(
                 self.manifest(split),
                 Collater(
-                    self._model_config,
+                    self._model.config,
                     self.cfg.mask_type,
                     pad=self.cfg.pad_audio,
                     random_crop=self.cfg.random_crop,

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
 from mae_ast.core.batch import Batch, Clip, Collater, clip_generator, draw_start
 from mae_ast.core.config import MaeAstConfig
-from mae_ast.core.fbank import fbank, num_frames
+from mae_ast.core.config_ssast import SsastConfig
+from mae_ast.core.fbank import fbank, num_frames, num_samples_of_frames
 from mae_ast.core.losses import info_nce_loss, reconstruction_loss
 from mae_ast.core.mae_ast import MaeAst
 from mae_ast.core.masking import MASK_TYPES, count_visible, retain_spans
+from mae_ast.core.ssast import Ssast
+from tests.core.vits import SMALL, with_random_weights
 from tests.sounds import pcm16, speech_like
 
 PATCHES = ["random_mask", "random_mask_batched", "chunk_mask"]
@@ -24,7 +29,7 @@ def clips_of(*lengths: int, epoch: int = 1, first: int = 0) -> list[Clip]:
     ]
 
 
-def loss_of(model: MaeAst, batch: Batch) -> Tensor:
+def loss_of(model: MaeAst | Ssast, batch: Batch) -> Tensor:
     mask = batch.mask
     prediction = model(batch.source, batch.lengths, mask.visible_ids, mask.masked_ids, mask.padded)
     mse = reconstruction_loss(prediction.reconstruction, prediction.target, prediction.valid)
@@ -253,6 +258,55 @@ def test_filterbanks_give_the_losses_of_waveforms(small_config, pad, stats):
     assert (waves.num_samples, waves.num_masked) == (spectra.num_samples, spectra.num_masked)
     model = MaeAst(config).train()
     assert loss_of(model, spectra).item() == pytest.approx(loss_of(model, waves).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("pad", [True, False])
+@pytest.mark.parametrize("input_frames", [None, 64, 128])
+def test_filterbanks_of_ssast_have_its_window(pad, input_frames):
+    config = SsastConfig(**(SMALL | {"input_frames": input_frames}))
+    waves = Collater(config, "chunk_mask", pad=pad)(clips_of(12_000, 9_000))
+    collate = Collater(config, "chunk_mask", pad=pad, compute_fbank=True)
+    spectra = collate(clips_of(12_000, 9_000))
+    assert torch.equal(spectra.source, fbank(waves.source, "hanning"))
+    assert torch.equal(waves.mask.masked_ids, spectra.mask.masked_ids)
+    model = with_random_weights(Ssast(config)).train()
+    loss = loss_of(model, spectra).item()
+    assert loss == pytest.approx(loss_of(model, waves).item(), rel=1e-6)
+    povey = dataclasses.replace(spectra, source=fbank(waves.source))
+    assert loss != pytest.approx(loss_of(model, povey).item(), rel=1e-5)
+
+
+# -- models of a fixed length -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pad", [True, False])
+def test_crops_to_what_the_model_takes(pad):
+    config = SsastConfig(**(SMALL | {"input_frames": 64}))
+    longest = num_samples_of_frames(64)
+    collate = Collater(config, "chunk_mask", pad=pad)
+    starts = set()
+    for epoch in range(20):
+        clips = clips_of(10_700, longest, epoch=epoch)
+        batch = collate(clips)
+        assert batch.source.shape == (2, longest)
+        assert batch.lengths is None
+        assert torch.equal(batch.source[1], clips[1].samples)
+        starts.add(start_of(batch.source[0], clips[0].samples))
+        assert batch.mask.visible_ids.shape[1] + batch.mask.masked_ids.shape[1] == 32
+    assert len(starts) > 10
+    assert loss_of(Ssast(config), batch).isfinite()
+
+
+def test_a_shorter_clip_is_masked_on_its_own_grid():
+    config = SsastConfig(**(SMALL | {"input_frames": 128}))
+    batch = Collater(config, "chunk_mask", pad=True)(clips_of(30_000, 9_000))
+    assert batch.lengths.tolist() == [num_samples_of_frames(128), 9_000]
+    own = num_frames(9_000) // 16 * 8
+    both = torch.cat((batch.mask.visible_ids[1], batch.mask.masked_ids[1]))
+    assert torch.equal(both[both >= 0].sort().values, torch.arange(own))
+    visible = count_visible(own, config.random_mask_prob)
+    assert batch.num_masked == 64 - count_visible(64, config.random_mask_prob) + own - visible
+    assert loss_of(Ssast(config), batch).isfinite()
 
 
 # -- nothing ------------------------------------------------------------------------------------

@@ -31,14 +31,13 @@ DEADLINE_S = 300.0  # of any one program; several times what a loaded machine ta
 # What a program must print alike when its training is alike. Times and speeds are left out.
 VALUES = ("loss", "mse", "info_nce", "accuracy", "gnorm", "audio_hours", "mask_ratio", "lr")
 
-SMALL_MODEL = (
+SMALL_ENCODER = (
     "model.encoder_layers=2",
-    "model.decoder_layers=1",
     "model.encoder_embed_dim=64",
-    "model.decoder_embed_dim=64",
     "model.encoder_ffn_embed_dim=128",
     "model.encoder_attention_heads=4",
 )
+SMALL_DECODER = ("model.decoder_layers=1", "model.decoder_embed_dim=64")
 SMALL_RUN = (
     "common.cpu=true",
     "common.log_interval=1",
@@ -100,16 +99,17 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- the command --------------------------------------------------------------------------------
 
 
-def train_command(data: Path, out: Path, *overrides: str) -> list[str]:
-    """The default preset with a small model, writing below ``out``; the last override wins."""
+def train_command(data: Path, out: Path, *overrides: str, config: str = "mae_ast") -> list[str]:
+    """A preset with a small model, writing below ``out``; the last override wins."""
     return [
         str(TRAIN_PROGRAM),
         f"--config-dir={CONFIG_DIR}",
-        "--config-name=mae_ast",
+        f"--config-name={config}",
         f"common.user_dir={USER_DIR}",
         f"task.data={data}",
         f"hydra.run.dir={out}",
-        *SMALL_MODEL,
+        *SMALL_ENCODER,
+        *(SMALL_DECODER if config == "mae_ast" else ()),
         *SMALL_RUN,
         *overrides,
     ]
@@ -233,8 +233,14 @@ def starting(folder: Path) -> Iterator[Start]:
     """Start trainings that write to ``folder / out``; what is left of them is ended."""
     running: list[Training] = []
 
-    def start(data: Path, *overrides: str, out: str = "out", **environment: str) -> Training:
-        command = train_command(data, folder / out, *overrides)
+    def start(
+        data: Path,
+        *overrides: str,
+        out: str = "out",
+        config: str = "mae_ast",
+        **environment: str,
+    ) -> Training:
+        command = train_command(data, folder / out, *overrides, config=config)
         log = folder / f"{out}_{len(running)}.log"
         running.append(Training(command, log, **environment))
         return running[-1]
@@ -278,7 +284,6 @@ def train_here(
     from mae_ast import plugin
 
     plugin.register()
-    hydra_init("mae_ast")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.chdir(tmp_path)
     caplog.set_level(logging.INFO)
@@ -286,11 +291,12 @@ def train_here(
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
-    def train(data: Path, *overrides: str) -> list[dict[str, str]]:
-        _, _, _, *arguments = train_command(data, tmp_path, *overrides)
+    def train(data: Path, *overrides: str, config: str = "mae_ast") -> list[dict[str, str]]:
+        _, _, _, *arguments = train_command(data, tmp_path, *overrides, config=config)
         arguments = [each for each in arguments if not each.startswith("hydra.")]
+        hydra_init(config)
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.1"):
-            cfg = compose("mae_ast", overrides=arguments)
+            cfg = compose(config, overrides=arguments)
         cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
         OmegaConf.set_struct(cfg, True)
         caplog.clear()

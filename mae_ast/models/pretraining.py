@@ -1,0 +1,21 @@
+"""Models for pretraining, built from ``model.*``."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from mae_ast.core.systems import config_from
+from mae_ast.errors import user_errors
+from mae_ast.models.weights import NamedWeights
+
+
+class PretrainingModel(NamedWeights):
+    """Base of the models that ``mae_ast_pretraining`` trains, second after the core's class."""
+
+    @classmethod
+    def build_model(cls, cfg: Any, task: Any) -> Self:
+        """Build from ``model.*``, once it is known to work with the task's masks."""
+        with user_errors():
+            config = config_from(cfg)
+            config.validate(task.cfg.mask_type)
+            return cls(config)

@@ -1,0 +1,21 @@
+"""fairseq model ``ssast``."""
+
+# No postponed annotations here: fairseq reads the types of the fields.
+from dataclasses import dataclass
+
+from fairseq.dataclass import FairseqDataclass
+from fairseq.models import register_model
+
+from mae_ast.core.config_ssast import SsastConfig
+from mae_ast.core.ssast import Ssast
+from mae_ast.models.pretraining import PretrainingModel
+
+
+@dataclass
+class SsastModelConfig(FairseqDataclass, SsastConfig):  # type: ignore[misc]
+    """``model.*``; all fields are the core's."""
+
+
+@register_model("ssast", dataclass=SsastModelConfig)
+class FairseqSsast(Ssast, PretrainingModel):
+    """The core's model as fairseq wants it; keys of the state dict stay flat."""

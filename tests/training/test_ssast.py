@@ -1,0 +1,251 @@
+"""SSAST is pretrained by the same programs, from presets of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fairseq.trainer import Trainer
+from omegaconf import OmegaConf
+
+import mae_ast
+import mae_ast.train_command
+from mae_ast.core.batch import Clip, Collater
+from mae_ast.core.config_ssast import SsastConfig
+from mae_ast.core.fbank import num_samples_of_frames
+from mae_ast.core.masking import count_visible
+from mae_ast.core.ssast import Ssast
+from mae_ast.core.systems import config_from
+
+from .conftest import CONFIG_DIR, ONLY_TRAINING, SMALL_ENCODER, SMALL_RUN, Start, Training
+
+Train = Callable[..., list[dict[str, str]]]
+Losses = Callable[..., list[float]]
+PRESETS = ("ssast_patch", "ssast_frame")
+HEADS = ("final_proj_reconstruction", "final_proj_classification")
+
+
+def preset(name: str) -> dict[str, Any]:
+    settings = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / f"{name}.yaml"))
+    assert isinstance(settings, dict)
+    return settings
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_hide_400_of_512_patches(name: str) -> None:
+    settings = preset(name)
+    mask_type = settings["task"]["mask_type"]
+    config = config_from(settings["model"])
+    config.validate(mask_type)
+    longest = settings["task"]["max_sample_size"]
+    assert longest == num_samples_of_frames(config.position_frames)
+    silence = torch.zeros(longest, dtype=torch.int16)
+    batch = Collater(config, mask_type)([Clip.of(n, silence, 1, 1) for n in range(2)])
+    assert (batch.num_visible, batch.num_masked) == (2 * 112, 2 * 400)
+    assert not torch.equal(*batch.mask.masked_ids)
+    with torch.device("meta"):
+        model = Ssast(config)
+    assert model.positions.table.shape == (1, 2 + 512, 768)
+    assert len(model.encoder.layers) == 12
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_list_what_the_command_line_may_override(name: str) -> None:
+    settings, of_mae_ast = preset(name), preset("mae_ast")
+    fields = {f.name for f in dataclasses.fields(SsastConfig)}
+    assert set(settings["model"]) == fields | {"_name"}
+    for section in ("task", "criterion", "optimizer", "lr_scheduler"):
+        assert set(settings[section]) == set(of_mae_ast[section])
+
+
+# --- the programs -------------------------------------------------------------------------------
+
+SHORT = ("optimization.max_update=3", "dataset.num_workers=1")
+
+
+@pytest.fixture(scope="module")
+def programs(
+    corpus: Path, start_for_all: Start, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Training]:
+    """Both at once; patches by what ``mae-ast pretrain DATA --config ssast_patch`` starts."""
+    out = tmp_path_factory.mktemp("patch")
+    command = mae_ast.train_command.train_command(
+        corpus, "ssast_patch", out, [*SMALL_ENCODER, *SMALL_RUN, *SHORT]
+    )
+    return {
+        "frame": start_for_all(corpus, *SHORT, *ONLY_TRAINING, config="ssast_frame"),
+        "patch": Training(command, out / "run.log"),
+    }
+
+
+@pytest.mark.parametrize(("name", "num_patches"), [("patch", 6 * 8), ("frame", 49)])
+def test_programs_train(programs: dict[str, Training], name: str, num_patches: int) -> None:
+    run = programs[name].finish()
+    assert sorted(run.updates) == [1, 2, 3]
+    share = 1 - count_visible(num_patches, 0.78125) / num_patches
+    for values in run.updates.values():
+        loss, mse, info_nce = (float(values[key]) for key in ("loss", "mse", "info_nce"))
+        assert math.isfinite(loss)
+        assert loss == pytest.approx(10 * mse + info_nce, rel=1e-3)
+        assert 0 < float(values["gnorm"]) < 1e3
+        assert float(values["mask_ratio"]) == pytest.approx(share, abs=0.01)
+    assert len(set(run.losses)) == 3
+
+
+def test_a_checkpoint_describes_its_model(programs: dict[str, Training]) -> None:
+    out = programs["patch"].finish().log.parent
+    checkpoint = out / "checkpoints" / "checkpoint_last.pt"
+    model_cfg = torch.load(checkpoint, weights_only=True)["cfg"]["model"]
+    assert model_cfg["_name"] == "ssast"
+    assert {f.name for f in dataclasses.fields(SsastConfig)} <= set(model_cfg)
+    model = mae_ast.load(checkpoint)
+    assert isinstance(model, Ssast)
+    assert model.mask_type == "chunk_mask"
+    assert model.config.encoder_embed_dim == 64
+    assert not model.training
+
+
+def test_validation_gives_a_picture(programs: dict[str, Training]) -> None:
+    run = programs["patch"].finish()
+    assert math.isfinite(float(run.stats("valid")[0]["valid_loss"]))
+    assert list((run.log.parent / "tblog" / "pictures").glob("events.out.tfevents.*"))
+
+
+# --- in this process ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def logged(corpus: Path, train_here: Train) -> Train:
+    """What each of four updates logged."""
+
+    def logged(*overrides: str, config: str = "ssast_patch") -> list[dict[str, str]]:
+        return train_here(
+            corpus,
+            "optimization.max_update=4",
+            "dataset.num_workers=0",
+            "model.precision=float32",
+            *ONLY_TRAINING,
+            *overrides,
+            config=config,
+        )
+
+    return logged
+
+
+@pytest.fixture
+def losses(logged: Train) -> Losses:
+    def losses(*overrides: str, **options: str) -> list[float]:
+        values = [float(stats["loss"]) for stats in logged(*overrides, **options)]
+        assert len(values) == 4
+        assert values[0] != values[-1]
+        return values
+
+    return losses
+
+
+@pytest.mark.parametrize("config", PRESETS)
+def test_one_pass_trains_as_two_do(losses: Losses, config: str) -> None:
+    one, two = (losses(f"model.two_pass={two}", config=config) for two in ("false", "true"))
+    assert one[0] == two[0]
+    assert one == pytest.approx(two, rel=1e-4)
+
+
+# Clips of 0.9 to 1.7 s: input_frames cuts some and fills up others.
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        ("task.pad_audio=false",),
+        ("task.pad_audio=true", "model.input_frames=128", "task.max_sample_size=null"),
+    ],
+    ids=["cropped", "filled up"],
+)
+def test_filterbank_in_workers_or_on_the_device(losses: Losses, lengths: tuple[str, ...]) -> None:
+    in_workers = losses("task.fbank=workers", *lengths)
+    on_device = losses("task.fbank=device", *lengths)
+    assert on_device == pytest.approx(in_workers, abs=1e-3)
+    other_window = losses("task.fbank=workers", "model.window_type=povey", *lengths)
+    assert other_window != pytest.approx(in_workers, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "untrained"),
+    [
+        ((), ()),
+        (("criterion.reconstruction_weight=0", "model.two_pass=true"), HEADS[:1]),
+        (("criterion.classification_weight=0",), HEADS[1:]),
+    ],
+    ids=["both", "classification", "reconstruction"],
+)
+def test_every_parameter_of_a_loss_gets_a_gradient(
+    logged: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: tuple[str, ...],
+    untrained: tuple[str, ...],
+) -> None:
+    without: list[set[str]] = []
+    clip = Trainer.clip_grad_norm
+
+    def watch(trainer: Trainer, *args: Any) -> Any:
+        parameters = trainer.get_model().named_parameters()
+        without.append({name for name, value in parameters if value.grad is None})
+        return clip(trainer, *args)
+
+    monkeypatch.setattr(Trainer, "clip_grad_norm", watch)
+    for stats in logged(*overrides):
+        assert ("mse" in stats) == (HEADS[0] not in untrained)
+        assert ("info_nce" in stats) == (HEADS[1] not in untrained)
+    assert len(without) == 4
+    for names in without:
+        assert {name.partition(".")[0] for name in names} == set(untrained)
+
+
+def test_goes_on_as_if_it_had_never_stopped(corpus: Path, train_here: Train) -> None:
+    run = (
+        "optimization.max_update=6",
+        "dataset.num_workers=0",
+        "dataset.disable_validation=true",
+        "checkpoint.save_interval_updates=3",
+        "checkpoint.keep_interval_updates=-1",
+        "model.dropout=0.1",
+        "model.encoder_layerdrop=0.3",
+    )
+    whole = train_here(corpus, *run, config="ssast_patch")
+    saved = "checkpoint.restore_file=checkpoints/checkpoint_1_3.pt"
+    rest = train_here(corpus, *run, saved, config="ssast_patch")
+    assert [stats["num_updates"] for stats in rest] == ["4", "5", "6"]
+    for one, other in zip(rest, whole[3:], strict=True):
+        assert {key: one[key] for key in ("loss", "gnorm", "lr")} == {
+            key: other[key] for key in ("loss", "gnorm", "lr")
+        }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["+model.decoder_layers=2"], ["decoder_layers", "not in"]),
+        (
+            ["model.ast_kernel_stride_time=10"],
+            ["ast_kernel_stride_time=10", "ast_kernel_size_time=16", "without overlap"],
+        ),
+        (["task.mask_type=retain_spans"], ["retain_spans", "ast_kernel_size_chan=128"]),
+        (["model.random_mask_prob=400"], ["random_mask_prob 400", "between 0 and 1"]),
+        (["model.input_frames=9"], ["input_frames=9", "less than one patch"]),
+    ],
+    ids=lambda value: value[0] if "=" in value[0] else "",
+)
+def test_what_cannot_work_is_said_in_one_line(
+    logged: Train, overrides: list[str], words: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        logged(*overrides)
+    text = refusal.value.code
+    assert isinstance(text, str)
+    assert text.startswith("mae-ast: error: ")
+    assert "\n" not in text
+    for word in words:
+        assert word in text
