@@ -9,6 +9,7 @@ def register() -> None:
     ``common.user_dir`` does the same, but not in a program that imported ``mae_ast`` before:
     fairseq then takes it for registered. Calling this more than once is harmless.
     """
+    import mae_ast.models.ast
     import mae_ast.models.classifier
     import mae_ast.models.mae_ast
     import mae_ast.models.ssast

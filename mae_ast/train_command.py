@@ -54,6 +54,18 @@ def train_command(
     ]
 
 
+def start_of(checkpoint: str, random_weights: bool) -> list[str]:
+    """Overrides that say where fine-tuning starts; a preset may name a start of its own.
+
+    Args:
+        checkpoint: of which network.
+        random_weights: that network, not pretrained.
+    """
+    if random_weights:
+        return ["model.checkpoint=null", f"model.architecture_of={checkpoint}"]
+    return [f"model.checkpoint={checkpoint}"]
+
+
 def _absolute(override: str) -> str:
     key, equals, value = override.partition("=")
     if key.lstrip("+") in PATH_KEYS and equals and value not in ("null", "checkpoint_last.pt"):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mae_ast.train_command import train_command
+from mae_ast.train_command import start_of, train_command
 
 
 def finetune(
@@ -39,6 +39,5 @@ def finetune(
 
     On SIGTERM or SIGUSR1 the run saves and ends; the same command goes on from there.
     """
-    key = "model.architecture_of" if random_weights else "model.checkpoint"
-    overrides = [f"{key}={checkpoint}", *context.args]
+    overrides = [*start_of(checkpoint, random_weights), *context.args]
     os.execv(sys.executable, train_command(data, config, out, overrides, "finetune"))

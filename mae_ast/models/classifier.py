@@ -1,8 +1,9 @@
 """fairseq model ``mae_ast_classifier``: a pretrained encoder and a head."""
 
 # No postponed annotations here: fairseq reads the types of the fields.
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, Optional, Self
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import register_model
@@ -11,35 +12,32 @@ from omegaconf import II
 from mae_ast.core.classifier import Classifier, HeadConfig
 from mae_ast.core.encoder import Encoder, set_dropout
 from mae_ast.core.precision import PRECISIONS
+from mae_ast.core.systems import name_of
 from mae_ast.errors import user_errors
 from mae_ast.finetuned import encoder_of
 from mae_ast.models.weights import NamedWeights
+from mae_ast.starts import finetuning_view
 
 OPTIMIZER_OF_SCALES = "mae_ast_adamw"
 
 
 @dataclass
-class MaeAstClassifierConfig(FairseqDataclass):  # type: ignore[misc]
-    """``model.*``. The network is that of a checkpoint; what is here is the rest."""
+class ClassifierConfig(FairseqDataclass):  # type: ignore[misc]
+    """What all classifiers have of ``model.*``: where they start, and how they are trained."""
 
     checkpoint: Optional[str] = field(  # noqa: UP045
         default=None,
-        metadata={"help": "where to start: a file, a released model's name, a URL, a hub id"},
+        metadata={
+            "help": "where to start: a file, a released model's name, a URL, a hub id; for ast "
+            "also timm:NAME, or a file of timm's, or null for new weights"
+        },
     )
     architecture_of: Optional[str] = field(  # noqa: UP045
         default=None,
         metadata={"help": "instead: the network and input statistics of that, with new weights"},
     )
     freeze_encoder: bool = field(default=False, metadata={"help": "train the head only"})
-    head: str = field(default="linear", metadata={"help": "linear or mlp"})
     head_dropout: float = field(default=0.0, metadata={"help": "before the head's last layer"})
-    pool: str = field(
-        default="time_steps",
-        metadata={
-            "help": "mean over 'time_steps' (a column's tokens side by side) or 'tokens'; "
-            "'encoder': what the network itself makes of a clip (AST's prefix tokens)"
-        },
-    )
 
     dropout: float = field(default=0.0, metadata={"help": "dropout in the transformer"})
     attention_dropout: float = field(default=0.0, metadata={"help": "of attention weights"})
@@ -73,7 +71,34 @@ class MaeAstClassifierConfig(FairseqDataclass):  # type: ignore[misc]
     bf16: bool = II("common.bf16")
 
 
-@register_model("mae_ast_classifier", dataclass=MaeAstClassifierConfig)
+@dataclass
+class MaeAstClassifierConfig(ClassifierConfig):
+    """``model.*``. The network is that of a checkpoint; what is here is the rest."""
+
+    head: str = field(default="linear", metadata={"help": "linear or mlp"})
+    pool: str = field(
+        default="time_steps",
+        metadata={
+            "help": "mean over 'time_steps' (a column's tokens side by side) or 'tokens'; "
+            "'encoder': what the network itself makes of a clip (AST's prefix tokens)"
+        },
+    )
+    overlap: bool = field(
+        default=False,
+        metadata={
+            "help": "of SSAST and AST: patches of 16 follow one another by 10, those of 2 by 1, "
+            "as SSAST is fine-tuned by its authors; false: as in the checkpoint"
+        },
+    )
+    input_frames: Optional[int] = field(  # noqa: UP045
+        default=None,
+        metadata={
+            "help": "of SSAST and AST: cut or zero-pad each clip to so many frames, and cut or "
+            "interpolate positions to them; default: as in the checkpoint"
+        },
+    )
+
+
 class FairseqClassifier(Classifier, NamedWeights):
     """The core's classifier as fairseq wants it; what describes its encoder goes with it."""
 
@@ -81,23 +106,43 @@ class FairseqClassifier(Classifier, NamedWeights):
     encoder_fields: dict[str, Any]
 
     @classmethod
-    def build_model(cls, cfg: MaeAstClassifierConfig, task: Any) -> "FairseqClassifier":
-        """Build from ``model.*``; the number of classes is the task's."""
-        with user_errors():
-            _check(cfg)
-            head = HeadConfig(len(task.labels), cfg.head, cfg.pool, cfg.head_dropout)
-            source = cfg.checkpoint or cfg.architecture_of
-            assert source is not None
-            encoder, system, fields = encoder_of(source, random_weights=not cfg.checkpoint)
-            _set_up(encoder, cfg)
-            model = cls(encoder, fields["encoder_embed_dim"], head, cfg.freeze_encoder)
-            model.scale_learning_rates(cfg.layer_decay, cfg.head_lr_scale)
-        model.system, model.encoder_fields = system, fields
+    def on(cls, encoder: Encoder, head: HeadConfig, cfg: ClassifierConfig) -> Self:
+        """A classifier for the training that ``model.*`` describes."""
+        _set_up(encoder, cfg)
+        config = encoder.config
+        model = cls(encoder, config.encoder_embed_dim, head, cfg.freeze_encoder)
+        model.scale_learning_rates(cfg.layer_decay, cfg.head_lr_scale)
+        model.system, model.encoder_fields = name_of(config), dataclasses.asdict(config)
         return model
 
 
-def _check(cfg: MaeAstClassifierConfig) -> None:
-    if bool(cfg.checkpoint) == bool(cfg.architecture_of):
+@register_model("mae_ast_classifier", dataclass=MaeAstClassifierConfig)
+class FairseqCheckpointClassifier(FairseqClassifier):
+    """On the encoder of a checkpoint."""
+
+    @classmethod
+    def build_model(cls, cfg: MaeAstClassifierConfig, task: Any) -> "FairseqClassifier":
+        """Build from ``model.*``; the number of classes is the task's."""
+        with user_errors():
+            check(cfg)
+            source = cfg.checkpoint or cfg.architecture_of
+            if not source:
+                raise ValueError(
+                    "model.checkpoint and model.architecture_of are null: set one of them, to "
+                    "start from its weights or from new ones"
+                )
+            head = HeadConfig(len(task.labels), cfg.head, cfg.pool, cfg.head_dropout)
+            encoder, _, _ = encoder_of(source, random_weights=not cfg.checkpoint)
+            return cls.on(finetuning_view(encoder, cfg.overlap, cfg.input_frames), head, cfg)
+
+
+def check(cfg: ClassifierConfig) -> None:
+    """Refuse what cannot work in any classifier.
+
+    Raises:
+        ValueError: with the key, its value and what would be right.
+    """
+    if cfg.checkpoint and cfg.architecture_of:
         raise ValueError(
             f"model.checkpoint={cfg.checkpoint} and model.architecture_of={cfg.architecture_of}: "
             "set one of them, to start from its weights or from new ones"
@@ -114,7 +159,7 @@ def _check(cfg: MaeAstClassifierConfig) -> None:
         )
 
 
-def _set_up(encoder: Encoder, cfg: MaeAstClassifierConfig) -> None:
+def _set_up(encoder: Encoder, cfg: ClassifierConfig) -> None:
     """Regularisation, input statistics and number format of this training."""
     set_dropout(
         encoder,

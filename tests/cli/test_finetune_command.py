@@ -52,7 +52,9 @@ def test_checkpoint_and_settings_reach_the_training(
     assert command[-1] == "task.mixup=0.2"
     command = started("my model.pt", "data", "--random-weights")
     assert f"model.architecture_of='{tmp_path}/my model.pt'" in command
-    assert not any(each.startswith("model.checkpoint") for each in command)
+    assert [each for each in command if each.startswith("model.checkpoint")] == [
+        "model.checkpoint=null"  # where a preset names a start of its own
+    ]
 
 
 def test_what_is_no_file_stays_a_name(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ FORMATS: dict[str, Any] = {
         lambda: with_random_weights(Vit(VitConfig(**SMALL))),
         to_timm,
         from_timm,
-        ("patch_embed.proj.weight", "pos_embed", "dist_token", "blocks.0.mlp.fc1.weight"),
+        ("patch_embed.proj.bias", "pos_embed", "dist_token", "blocks.0.mlp.fc1.weight"),
     ),
 }
 CASES = [(name, key) for name, (_, _, _, keys) in FORMATS.items() for key in keys]
@@ -275,6 +275,24 @@ def test_an_image_with_as_many_places_as_ours_is_still_an_image():
     assert_close(found, expected, rtol=0, atol=1e-6)
 
 
+def test_sizes_of_images_networks_that_differ_are_named():
+    state = image_net(True).state_dict()
+    config = VitConfig(**(SMALL | {"encoder_layers": 3, "encoder_attention_heads": 4}))
+    message = (
+        "encoder_layers=3 differs from the pretrained model's 2; "
+        "encoder_ffn_embed_dim=40 differs from the pretrained model's 48; "
+        "encoder_attention_heads=4 differs from the pretrained model's 3"
+    )
+    with pytest.raises(ValueError, match=message):
+        from_timm(config, state, attention_heads=3)
+    state["patch_embed.proj.weight"] = torch.zeros(24, 3, 8, 14)
+    with pytest.raises(ValueError, match=r"size_chan=16 .* 8; ast_kernel_size_time=16 .* 14"):
+        from_timm(VitConfig(**(SMALL | {"encoder_ffn_embed_dim": 48})), state)
+    del state["blocks.0.mlp.fc1.weight"]
+    with pytest.raises(ValueError, match=r"missing: blocks\.0\.mlp\.fc1\.weight"):
+        from_timm(config, state)
+
+
 def test_a_distillation_token_is_left_out_where_none_is_wanted():
     state = image_net(True).state_dict()
     config = VitConfig(**(SMALL | {"encoder_ffn_embed_dim": 48, "prefix_tokens": 1}))
@@ -321,6 +339,7 @@ def test_statistics_are_copied_unless_others_are_named():
         ({"encoder_layers": 3}, "encoder_layers=3 differs from the pretrained model's 2"),
         ({"encoder_embed_dim": 48}, "encoder_embed_dim=48 differs"),
         ({"ast_kernel_size_time": 20}, "ast_kernel_size_time=20 differs"),
+        ({"window_type": "povey"}, "window_type=povey differs from the pretrained model's hanning"),
         ({"prefix_tokens": 2}, "no distillation token"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 import torch
 
 from mae_ast import convert
 from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.fbank import fbank
 from mae_ast.core.labels import Labels, write_clip_labels
+from mae_ast.core.released_ast import write_ssast
+from mae_ast.core.ssast import Ssast
 from mae_ast.pretrained import PretrainedMaeAst
+from tests.core.vits import with_random_weights
 
-from .conftest import write_manifest
+from .conftest import CONFIG_DIR, write_manifest
 
 PITCHES = {"low": 300, "middle": 1_000, "high": 3_500}  # Hz
 LABELS = Labels(tuple(PITCHES), tuple(f"{name} tone" for name in PITCHES))
-FINETUNE = ("common.cpu=true", "dataset.num_workers=0", "common.log_interval=1")
+FINETUNE_DIR = CONFIG_DIR.parent / "finetune"
+HERE = (
+    "common.cpu=true",
+    "common.log_interval=1",
+    "common.tensorboard_logdir=null",
+    "dataset.num_workers=0",
+    "dataset.batch_size=8",
+    "lr_scheduler.warmup_updates=0",
+    "task.max_sample_size=8000",
+)
+# An AST of its presets made small, of new weights.
+TINY_AST = (
+    *("model.checkpoint=null", "model.encoder_layers=2", "model.encoder_embed_dim=64"),
+    *("model.encoder_ffn_embed_dim=96", "model.encoder_attention_heads=1"),
+    *("model.position_frames=64", "model.input_frames=64", "model.precision=float32"),
+)
+Log = dict[str, list[dict[str, str]]]
 
 
 def tone(classes: Sequence[int], seconds: float, seed: int) -> np.ndarray:
@@ -73,3 +96,49 @@ def write_pretrained(path: Path) -> Path:
     )
     convert.to_released_file(PretrainedMaeAst(config, "chunk_mask"), path)
     return path
+
+
+def tiny_ssast() -> Ssast:
+    """Weights that show errors, and input statistics of its own."""
+    config = SsastConfig(
+        encoder_layers=2,
+        encoder_embed_dim=64,
+        encoder_ffn_embed_dim=96,
+        encoder_attention_heads=1,
+        position_frames=128,
+        input_frames=128,
+    )
+    return with_random_weights(Ssast(config)).eval()
+
+
+def write_tiny_ssast(path: Path) -> Path:
+    """:func:`tiny_ssast` as a published file."""
+    model = tiny_ssast()
+    torch.save(write_ssast(model.config, model.state_dict()), path)
+    return path
+
+
+def finetune_here(
+    caplog: pytest.LogCaptureFixture, preset: str, data: Path, *overrides: str
+) -> Log:
+    """A fine-tuning in this process, which ``train_here`` has prepared; what it logged."""
+    import fairseq_cli.train
+    from fairseq import checkpoint_utils
+    from fairseq.dataclass.initialize import hydra_init
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    if hasattr(checkpoint_utils.save_checkpoint, "best"):  # of another training
+        del checkpoint_utils.save_checkpoint.best
+    hydra_init(preset)  # a preset's schema has its name
+    with initialize_config_dir(str(FINETUNE_DIR), version_base="1.1"):
+        cfg = compose(preset, overrides=[f"task.data={data}", *HERE, *overrides])
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
+    OmegaConf.set_struct(cfg, True)
+    caplog.set_level(logging.INFO)
+    caplog.clear()
+    fairseq_cli.train.main(cfg)
+    return {
+        name: [json.loads(r.getMessage()) for r in caplog.records if r.name == name]
+        for name in ("train_inner", "train", "valid")
+    }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,20 +21,17 @@ from mae_ast.core.checkpoint import CheckpointError
 from mae_ast.core.labels import LabelError, Labels
 from mae_ast.finetuned import load_finetuned
 
-from .classification import LABELS, write_corpus, write_pretrained
-from .conftest import CONFIG_DIR
-
-FINETUNE_DIR = CONFIG_DIR.parent / "finetune"
-HERE = (
-    "common.cpu=true",
-    "common.log_interval=1",
-    "common.tensorboard_logdir=null",
-    "dataset.num_workers=0",
-    "dataset.batch_size=8",
-    "lr_scheduler.warmup_updates=0",
-    "task.max_sample_size=8000",
+from .classification import (
+    FINETUNE_DIR,
+    LABELS,
+    TINY_AST,
+    Log,
+    finetune_here,
+    write_corpus,
+    write_pretrained,
+    write_tiny_ssast,
 )
-Log = dict[str, list[dict[str, str]]]
+
 Finetune = Callable[..., Log]
 
 
@@ -54,33 +50,15 @@ def finetune(
     train_here: Any, pretrained: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> Finetune:
     """``finetune(data, overrides)`` in this process, on the demo preset; what it logged."""
-    import fairseq_cli.train
-    from fairseq import checkpoint_utils
-    from fairseq.dataclass.initialize import hydra_init
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
 
     def run(data: Path, *overrides: str, preset: str = "demo") -> Log:
-        if hasattr(checkpoint_utils.save_checkpoint, "best"):  # of another training
-            del checkpoint_utils.save_checkpoint.best
-        hydra_init(preset)  # a preset's schema has its name
         given = {o.partition("=")[0] for o in overrides}
         start = (
             []
             if given & {"model.architecture_of", "model.checkpoint"}
             else [f"model.checkpoint={pretrained}"]
         )
-        with initialize_config_dir(str(FINETUNE_DIR), version_base="1.1"):
-            cfg = compose(preset, overrides=[f"task.data={data}", *HERE, *start, *overrides])
-        cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
-        OmegaConf.set_struct(cfg, True)
-        caplog.set_level(logging.INFO)
-        caplog.clear()
-        fairseq_cli.train.main(cfg)
-        return {
-            name: [json.loads(r.getMessage()) for r in caplog.records if r.name == name]
-            for name in ("train_inner", "train", "valid")
-        }
+        return finetune_here(caplog, preset, data, *start, *overrides)
 
     return run
 
@@ -367,6 +345,7 @@ def test_settings_that_cannot_be(
 @pytest.mark.parametrize("preset", sorted(path.stem for path in FINETUNE_DIR.glob("*.yaml")))
 def test_presets_run_and_list_every_key(finetune: Finetune, preset: str, tmp_path: Path) -> None:
     from mae_ast.criterions.classification import ClassificationCriterionConfig
+    from mae_ast.models.ast import AstModelConfig
     from mae_ast.models.classifier import MaeAstClassifierConfig
     from mae_ast.optim.adamw import AdamWConfig
     from mae_ast.tasks.mae_ast_classification import MaeAstClassificationConfig
@@ -382,9 +361,10 @@ def test_presets_run_and_list_every_key(finetune: Finetune, preset: str, tmp_pat
         "lr",
         "rebuild_batches",
     }
+    models = {"ast": AstModelConfig, "mae_ast_classifier": MaeAstClassifierConfig}
     for section, config in (
         ("task", MaeAstClassificationConfig),
-        ("model", MaeAstClassifierConfig),
+        ("model", models[settings["model"]["_name"]]),
         ("criterion", ClassificationCriterionConfig),
         ("optimizer", AdamWConfig),
     ):
@@ -392,6 +372,12 @@ def test_presets_run_and_list_every_key(finetune: Finetune, preset: str, tmp_pat
         assert set(settings[section]) - {"_name"} == fields, section
 
     data = write_corpus(tmp_path / "data", multi_label=settings["task"]["multi_label"])
-    log = finetune(data, "optimization.max_update=2", "checkpoint.no_save=true", preset=preset)
+    network: tuple[str, ...] = ()
+    if preset.startswith("ast_"):
+        network = TINY_AST
+    elif preset.startswith("ssast_"):
+        network = (f"model.checkpoint={write_tiny_ssast(tmp_path / 'ssast.pth')}",)
+    soon = ("optimization.max_update=2", "checkpoint.no_save=true")
+    log = finetune(data, *soon, *network, preset=preset)
     metric = settings["checkpoint"]["best_checkpoint_metric"]
     assert np.isfinite(float(log["valid"][-1][f"valid_{metric}"]))

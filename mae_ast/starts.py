@@ -1,0 +1,160 @@
+"""Where fine-tuning starts: an encoder of another network, made to what a training wants of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mae_ast.core.ast import Ast
+from mae_ast.core.checkpoint import read_state
+from mae_ast.core.config_ast import AstConfig
+from mae_ast.core.config_vit import VitConfig
+from mae_ast.core.encoder import Encoder, encoder_only
+from mae_ast.core.ssast import finetuning_config
+from mae_ast.core.systems import SYSTEMS, name_of
+from mae_ast.core.vit import Vit
+from mae_ast.core.vit_weights import Weights, from_timm, is_timm, start_from
+from mae_ast.finetuned import encoder_of
+
+TIMM = "timm:"  # before the name of a model of the package timm
+_TORCH_FILES = (".pth", ".pt", ".bin")
+
+
+def ast_encoder(config: AstConfig, source: str | None, random_weights: bool = False) -> Ast:
+    """AST without its head, whose weights are those of another network.
+
+    Args:
+        config: what it is made of. Its input statistics hold where the source has none.
+        source: ``timm:NAME``, with timm's weights of that name; a file with the state dict of a
+            ViT of timm's; whatever :func:`mae_ast.finetuned.encoder_of` takes, if SSAST or AST.
+            ``None``: new weights.
+        random_weights: of the source, no more than the input's statistics.
+
+    Raises:
+        ValueError, FileNotFoundError: there is no such source, or it is of another size or kind.
+    """
+    weights: Weights = {}
+    if source is not None:
+        config, weights = _weights_for(config, source, random_weights)
+    model = Ast(config)
+    if random_weights:
+        weights = {name: v for name, v in weights.items() if name.startswith("batch_norm.")}
+    model.load_state_dict(weights, strict=False)  # compared before; the head has none
+    return encoder_only(model)
+
+
+def finetuning_view(encoder: Encoder, overlap: bool, frames: int | None) -> Encoder:
+    """An encoder whose patches overlap, or whose clips have another length; weights are copied.
+
+    Positions are cut or interpolated to the new grid, as SSAST's authors do.
+
+    Args:
+        encoder: of a pretrained model; returned as it is where nothing is to change.
+        overlap: patches of 16 follow one another by 10, those of 2 by 1.
+        frames: clips are cut or zero-padded to so many; ``None``: as they were.
+
+    Raises:
+        ValueError: the encoder has no learned positions, or the frames fill no patch.
+    """
+    if not overlap and frames is None:
+        return encoder
+    if not isinstance(encoder, Vit):
+        raise ValueError(
+            f"model.overlap={str(overlap).lower()} and model.input_frames={frames} are for SSAST "
+            f"and AST; {type(encoder).__name__} keeps its patches and positions: false and null"
+        )
+    found = dataclasses.asdict(finetuning_config(encoder.config, frames, overlap))
+    kind = AstConfig if isinstance(encoder, Ast) else VitConfig
+    config = kind.from_mapping({**dataclasses.asdict(encoder.config), **found})
+    view: Vit = encoder_only(SYSTEMS[name_of(config)].network(config))
+    start_from(view, encoder)
+    return view
+
+
+def _weights_for(config: AstConfig, source: str, random_weights: bool) -> tuple[AstConfig, Weights]:
+    """The encoder's weights out of a source, and the configuration with its input statistics."""
+    if source.startswith(TIMM):
+        network = _from_timm_package(source.removeprefix(TIMM), pretrained=not random_weights)
+        blocks = getattr(network, "blocks", None)
+        heads = blocks[0].attn.num_heads if blocks and hasattr(blocks[0], "attn") else None
+        return config, _named(source, config, network.state_dict(), heads)
+    state = _timm_state(Path(source))
+    if state is not None:
+        return config, _named(source, config, state, None)
+    pretrained, _, _ = encoder_of(source)
+    if not isinstance(pretrained, Vit):
+        raise ValueError(
+            f"model.checkpoint={source} is a {type(pretrained).__name__}; AST starts from a ViT: "
+            "SSAST, AST or timm's. For others there is model._name=mae_ast_classifier"
+        )
+    statistics = {key: getattr(pretrained.config, key) for key in ("input_mean", "input_std")}
+    config = dataclasses.replace(config, **statistics)
+    started = Ast(config)
+    try:
+        start_from(started, pretrained)
+    except ValueError as error:
+        raise ValueError(f"model.checkpoint={source}: {error}") from error
+    return config, {
+        name: value
+        for name, value in started.state_dict().items()
+        if not name.startswith(Ast.only_for_pretraining)
+    }
+
+
+def _named(source: str, config: AstConfig, state: Mapping[str, Any], heads: int | None) -> Weights:
+    """:func:`from_timm`, whose errors name the source."""
+    try:
+        return from_timm(config, state, heads)
+    except ValueError as error:
+        raise ValueError(f"model.checkpoint={source}: {error}") from error
+
+
+def _from_timm_package(name: str, pretrained: bool) -> Any:
+    """A network of timm's; its weights are downloaded into timm's own cache."""
+    try:
+        import timm
+    except Exception as error:  # torchvision, which it wants, may not fit the installed torch
+        raise ValueError(
+            f"model.checkpoint={TIMM}{name} needs the package timm, which cannot be imported "
+            f"({_one_line(error)}); pip install 'mae-ast[timm]'"
+        ) from error
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; it has {', '.join(near)}" if near else ""
+        raise ValueError(
+            f"model.checkpoint={TIMM}{name}: timm {timm.__version__} has no model {name!r}{hint}"
+        )
+    try:
+        return timm.create_model(name, pretrained=pretrained)
+    except Exception as error:  # of the network, the hub, or its cache: of many classes
+        raise FileNotFoundError(
+            f"model.checkpoint={TIMM}{name}: its weights are not to be had ({_one_line(error)})"
+        ) from error
+
+
+def _timm_state(path: Path) -> Mapping[str, Any] | None:
+    """The state dict in a file of timm's; ``None``: it is of another kind, or there is none."""
+    if not path.is_file():
+        return None
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "pt") as file:
+                names = list(file.keys())
+                return {name: file.get_tensor(name) for name in names} if is_timm(names) else None
+        except SafetensorError:
+            return None  # which is said elsewhere
+    if path.suffix not in _TORCH_FILES:
+        return None
+    state: Mapping[str, Any] = read_state(path)
+    for key in ("model", "state_dict"):
+        state = state[key] if isinstance(state.get(key), Mapping) else state
+    return state if is_timm(state) else None
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
