@@ -9,6 +9,7 @@ import typer
 from mae_ast import __version__
 from mae_ast.cli import (
     convert,
+    crossvalidate,
     demo,
     download,
     evaluate,
@@ -57,6 +58,9 @@ app.command(
 app.command(
     "finetune", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )(finetune.finetune)
+app.command(
+    "crossvalidate", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)(crossvalidate.crossvalidate)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("reconstruct")(reconstruct.reconstruct)

@@ -1,0 +1,106 @@
+"""``mae-ast crossvalidate CHECKPOINT DATA KEY=VALUE...``: fine-tuning on each fold."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mae_ast.train_command import start_of, train_command
+
+if TYPE_CHECKING:
+    from mae_ast.evaluation import Evaluation
+
+
+def crossvalidate(
+    context: typer.Context,
+    checkpoint: Annotated[
+        str, typer.Argument(help="What to start from, as 'mae-ast finetune' takes it.")
+    ],
+    data: Annotated[
+        Path,
+        typer.Argument(help="Folder of fold1, fold2, ..., in each what 'mae-ast finetune' takes."),
+    ],
+    config: Annotated[
+        str, typer.Option(help="A preset's name, or the path of a YAML file.")
+    ] = "esc50",
+    out: Annotated[
+        Path, typer.Option(help="Folder of the folds' runs; the same again goes on with it.")
+    ] = Path("outputs/crossvalidate"),
+    random_weights: Annotated[
+        bool,
+        typer.Option("--random-weights", help="The same network, not pretrained, to compare."),
+    ] = False,
+    average: Annotated[
+        int, typer.Option(help="Average the weights of so many of each run's last epochs.")
+    ] = 1,
+) -> None:
+    """Fine-tune on each fold, score its held-out clips, and print mean and standard deviation.
+
+    Every further argument goes to fairseq-hydra-train, KEY=VALUE or an option, for all folds alike.
+
+    A fold's run is OUT/fold1, ..., its scores by class OUT/fold1/report; OUT/folds.csv holds the
+    table. What counts is the last checkpoint, and accuracy, or mAP where clips have several labels.
+
+    On SIGTERM, SIGUSR1 or Ctrl-C the run saves and ends; the same command goes on from there.
+    """
+    from mae_ast import crossvalidation as folds
+
+    folders = folds.find_folds(data)
+    folds.check_overrides(context.args)
+    overrides = [*start_of(checkpoint, random_weights), *context.args]
+    commands = [
+        train_command(folder, config, out / folder.name, overrides, "finetune")
+        for folder in folders
+    ]
+    settings = {
+        "checkpoint": str(Path(checkpoint).resolve() if Path(checkpoint).exists() else checkpoint),
+        "data": str(data.resolve()),
+        "config": config,
+        "random_weights": random_weights,
+        "overrides": list(context.args),
+    }
+    scores, measure = [], ""
+    try:
+        with folds.working_in(out, settings) as lock, folds.Trainings() as trainings:
+            for folder, command in zip(folders, commands, strict=True):
+                run = out / folder.name
+                if not folds.is_trained(run):
+                    typer.echo(f"{folder.name}: training")
+                    trainings.run(command, lock)
+                if not folds.is_trained(run):
+                    raise ValueError(
+                        f"{run}: ended before its last update was saved; the same command goes on"
+                    )
+                found = _evaluate(run, folder, average)
+                measure = "mAP" if found.confusion is None else "accuracy"
+                summary = found.summary
+                value = summary.mean_average_precision if measure == "mAP" else summary.accuracy
+                score = folds.FoldScore(folder.name, summary.num_clips, round(value, folds.DIGITS))
+                scores.append(score)
+                typer.echo(f"{score.fold}: {measure} {score.score:.4f} of {score.clips} clips")
+            folds.write_scores(out / folds.SCORES_FILE, scores, measure)
+    except folds.Interrupted as wish:
+        if wish.number == signal.SIGINT:
+            raise KeyboardInterrupt from wish
+        typer.echo(f"ended on {wish}; the same command goes on from here")
+        return
+    typer.echo(folds.table(scores, measure))
+    typer.echo(str(out / folds.SCORES_FILE))
+
+
+def _evaluate(run: Path, data: Path, average: int) -> Evaluation:
+    import torch
+
+    from mae_ast import evaluation
+    from mae_ast.crossvalidation import HELD_OUT
+    from mae_ast.finetuned import load_finetuned
+    from mae_ast.progress import bar
+
+    classifier = load_finetuned(run, average)
+    classifier.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    found = evaluation.evaluate(classifier, data, HELD_OUT, bar(f"scoring {run.name}", "clip"))
+    evaluation.write_report(found, run / "report", f"{run.name}, {HELD_OUT}")
+    return found

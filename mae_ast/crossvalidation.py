@@ -1,0 +1,237 @@
+"""Cross-validation: a classifier for each fold of a data set, and how far their scores spread.
+
+Each fold is a folder of manifests whose ``valid`` is held out. A fold is trained by a process of
+its own that goes on where it was stopped, then the last checkpoint is scored (the best one would
+have been chosen by the clips that it is scored on).
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from mae_ast.core.checkpoint import read_state
+from mae_ast.core.files import written_whole
+from mae_ast.core.labels import LABELS_FILE
+
+HELD_OUT = "valid"
+FILES_OF_A_FOLD = (LABELS_FILE, "train.tsv", "train.lbl", f"{HELD_OUT}.tsv", f"{HELD_OUT}.lbl")
+# Each fold has its own; shared, a fold would go on with the weights of another one.
+OWN_KEYS = (
+    *("task.data", "hydra.run.dir", "checkpoint.save_dir", "checkpoint.restore_file"),
+    "common.tensorboard_logdir",
+)
+SETTINGS_FILE, LOCK_FILE, SCORES_FILE = "settings.json", "lock", "folds.csv"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+DIGITS = 4  # of scores, shown and written
+
+
+class Interrupted(BaseException):
+    """A signal asked for the end; what was trained is saved. As KeyboardInterrupt, no error.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@dataclass(frozen=True)
+class FoldScore:
+    """What was reached on a fold's held-out clips.
+
+    Args:
+        fold: its name.
+        clips: number of them.
+        score: accuracy or mean average precision, rounded to four digits.
+    """
+
+    fold: str
+    clips: int
+    score: float
+
+
+def find_folds(data: Path) -> list[Path]:
+    """The folders ``fold*`` of a data set, by number.
+
+    Raises:
+        FileNotFoundError: there are not at least two, or one of their files is not there.
+    """
+    found = [path for path in data.glob("fold*") if path.is_dir()]
+    if len(found) < 2:
+        raise FileNotFoundError(
+            f"{data}: {len(found)} folder(s) fold* in it; two at least are needed, fold1, fold2, "
+            "..., such as 'mae-ast prepare esc50' writes"
+        )
+    for folder in found:
+        for name in FILES_OF_A_FOLD:
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder / name}: no such file; each fold has one")
+    return sorted(found, key=lambda path: (int("0" + _digits(path.name)), path.name))
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse settings that all folds would share.
+
+    Raises:
+        ValueError: one is among them.
+    """
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key.lstrip("+") in OWN_KEYS and value != "null":
+            raise ValueError(f"{override}: each fold has its own; --out is the folder of all")
+
+
+def is_trained(run: Path) -> bool:
+    """Whether the last checkpoint of a run is of its last update or epoch."""
+    last = run / "checkpoints" / "checkpoint_last.pt"
+    if not last.is_file():
+        return False
+    state = read_state(last)
+    limits: dict[str, Any] = state["cfg"]["optimization"]
+    updates = state["optimizer_history"][-1]["num_updates"]
+    next_epoch = state["extra_state"]["train_iterator"]["epoch"]
+    return bool(0 < limits["max_update"] <= updates or 0 < limits["max_epoch"] < next_epoch)
+
+
+@contextmanager
+def working_in(out: Path, settings: dict[str, Any]) -> Iterator[int]:
+    """Make the folder of all folds, for one program at a time and one kind of training.
+
+    Yields:
+        A file descriptor: whoever has it open keeps others out.
+
+    Raises:
+        ValueError: another program is at work there, or its folds were trained otherwise.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / LOCK_FILE).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{out}: another cross-validation is at work in it") from error
+        path = out / SETTINGS_FILE
+        if path.is_file() and any(out.glob("*/checkpoints/*.pt")):
+            _check_settings(path, settings)
+        else:
+            with written_whole(path) as part:
+                part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        yield lock.fileno()
+
+
+class Trainings:
+    """Training processes, one after the other, to which signals are handed on.
+
+    On the first signal the training saves and ends; on a second SIGINT it is killed. While none
+    runs, :class:`Interrupted` is raised. Use it as a context, in the main thread.
+    """
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._is_starting = False
+        self._received: int | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> Trainings:
+        self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def run(self, command: Sequence[str], lock: int) -> None:
+        """Train to the end.
+
+        Args:
+            command: of the process.
+            lock: a file descriptor that it keeps open, should this program be killed.
+
+        Raises:
+            Interrupted: a signal came; the process has ended.
+            ValueError: it failed.
+        """
+        self._is_starting = True
+        # In a group of its own: a terminal's Ctrl-C would otherwise end it before it has saved.
+        self._child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, pass_fds=(lock,), process_group=0
+        )
+        self._is_starting = False
+        if self._received is not None:
+            self._child.send_signal(signal.SIGTERM)
+        status = self._child.wait()
+        self._child = None
+        stopped = self._received is not None
+        if status and not (stopped and -status in (signal.SIGTERM, signal.SIGKILL)):
+            raise ValueError(f"training ended with status {status}; its messages stand above")
+        if self._received is not None:
+            raise Interrupted(self._received)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        is_second = number == self._received == signal.SIGINT
+        self._received = number
+        if self._child is not None:
+            self._child.send_signal(signal.SIGKILL if is_second else signal.SIGTERM)
+        elif not self._is_starting:
+            raise Interrupted(number)
+
+
+def mean_and_spread(scores: Sequence[FoldScore]) -> tuple[float, float]:
+    """Mean and standard deviation (of a sample: n - 1), rounded as the scores are."""
+    values = np.array([each.score for each in scores])
+    return round(float(values.mean()), DIGITS), round(float(values.std(ddof=1)), DIGITS)
+
+
+def table(scores: Sequence[FoldScore], measure: str) -> str:
+    """Folds, mean and standard deviation, for people."""
+    mean, spread = mean_and_spread(scores)
+    lines = [f"{'fold':20}{'clips':>7}{measure:>10}"]
+    lines += [f"{each.fold:20}{each.clips:7}{each.score:10.4f}" for each in scores]
+    lines += [f"{name:27}{value:10.4f}" for name, value in _summary(mean, spread)]
+    return "\n".join(lines)
+
+
+def write_scores(path: Path, scores: Sequence[FoldScore], measure: str) -> None:
+    """The same as CSV: a row for each fold, then mean and standard deviation."""
+    clips = sum(each.clips for each in scores)
+    with written_whole(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("fold", "clips", measure))
+        writer.writerows((each.fold, each.clips, f"{each.score:.4f}") for each in scores)
+        summary = _summary(*mean_and_spread(scores))
+        writer.writerows((name, clips, f"{value:.4f}") for name, value in summary)
+
+
+def _summary(mean: float, spread: float) -> tuple[tuple[str, float], ...]:
+    return ("mean", mean), ("standard deviation", spread)
+
+
+def _check_settings(path: Path, settings: dict[str, Any]) -> None:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        differing = [key for key in settings if known[key] != settings[key]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: describes no cross-validation; give another --out") from error
+    if differing:
+        key = differing[0]
+        raise ValueError(
+            f"{path.parent}: its folds were trained with {key} {known[key]!r}, not "
+            f"{settings[key]!r}; give another --out"
+        )
+
+
+def _digits(name: str) -> str:
+    return "".join(c for c in name if c in "0123456789")

@@ -1,0 +1,238 @@
+"""Folds, their settings, their scores; trainings are replaced by short programs."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mae_ast import crossvalidation as folds
+from mae_ast.crossvalidation import FoldScore, Interrupted, Trainings, working_in
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for number in (1, 2, 10):
+        folder = tmp_path / f"fold{number}"
+        folder.mkdir()
+        for name in folds.FILES_OF_A_FOLD:
+            (folder / name).touch()
+    (tmp_path / "labels.csv").touch()
+    (tmp_path / "folded").touch()  # no folder
+    return tmp_path
+
+
+def test_folds_are_found_by_number(data: Path) -> None:
+    assert [path.name for path in folds.find_folds(data)] == ["fold1", "fold2", "fold10"]
+
+
+def test_a_folder_without_folds(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"0 folder\(s\) fold\* in it; two at least"):
+        folds.find_folds(tmp_path)
+    (tmp_path / "fold1").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"1 folder\(s\) fold\*"):
+        folds.find_folds(tmp_path)
+
+
+@pytest.mark.parametrize("name", folds.FILES_OF_A_FOLD)
+def test_what_the_last_fold_lacks_is_said_at_once(data: Path, name: str) -> None:
+    (data / "fold10" / name).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"fold10/{name}: no such file"):
+        folds.find_folds(data)
+
+
+@pytest.mark.parametrize("key", folds.OWN_KEYS)
+def test_what_folds_must_not_share_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=f"{key}=x: each fold has its own"):
+        folds.check_overrides(["task.mixup=0.5", f"{key}=x"])
+    folds.check_overrides(["common.tensorboard_logdir=null", "optimization.max_epoch=3"])
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_mean_and_spread_are_numpys_of_what_is_printed(tmp_path: Path, count: int) -> None:
+    values = np.random.default_rng(count).uniform(size=count).round(folds.DIGITS)
+    scores = [FoldScore(f"fold{n + 1}", 400, float(value)) for n, value in enumerate(values)]
+    printed = [line.split() for line in folds.table(scores, "accuracy").splitlines()]
+    shown = np.array([float(row[2]) for row in printed[1 : 1 + count]])
+    assert shown.tolist() == values.tolist()
+    mean, spread = f"{np.mean(shown):.4f}", f"{np.std(shown, ddof=1):.4f}"
+    assert printed[1 + count :] == [["mean", mean], ["standard", "deviation", spread]]
+    folds.write_scores(tmp_path / "folds.csv", scores, "accuracy")
+    with (tmp_path / "folds.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["fold", "clips", "accuracy"]
+    assert rows[:count] == [[s.fold, "400", f"{s.score:.4f}"] for s in scores]
+    total = str(400 * count)
+    assert rows[count:] == [["mean", total, mean], ["standard deviation", total, spread]]
+
+
+@pytest.mark.parametrize(
+    ("max_update", "max_epoch", "updates", "next_epoch", "trained"),
+    [
+        (10, 0, 10, 2, True),
+        (10, 0, 9, 2, False),
+        (0, 3, 90, 4, True),
+        (0, 3, 90, 3, False),
+        (100, 3, 90, 4, True),
+        (0, 0, 90, 4, False),
+    ],
+)
+def test_a_run_is_trained_at_its_last_update_or_epoch(
+    tmp_path: Path, max_update: int, max_epoch: int, updates: int, next_epoch: int, trained: bool
+) -> None:
+    assert not folds.is_trained(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    state = {
+        "cfg": {"optimization": {"max_update": max_update, "max_epoch": max_epoch}},
+        "optimizer_history": [{"num_updates": updates}],
+        "extra_state": {"train_iterator": {"epoch": next_epoch}},
+    }
+    torch.save(state, tmp_path / "checkpoints" / "checkpoint_last.pt")
+    assert folds.is_trained(tmp_path) is trained
+
+
+def test_folds_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
+    with working_in(tmp_path, {"config": "esc50", "overrides": ["a=1"]}):
+        pass
+    with working_in(tmp_path, {"config": "esc50", "overrides": ["a=2"]}):
+        pass  # nothing was trained yet
+    (tmp_path / "fold1" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "fold1" / "checkpoints" / "checkpoint_last.pt").touch()
+    with working_in(tmp_path, {"config": "esc50", "overrides": ["a=2"]}):
+        pass
+    with (
+        pytest.raises(ValueError, match=r"with overrides \['a=2'\], not \['a=1'\]; give another"),
+        working_in(tmp_path, {"config": "esc50", "overrides": ["a=1"]}),
+    ):
+        pass
+
+
+def program(text: str) -> list[str]:
+    return [sys.executable, "-c", text]
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Iterator[int]:
+    with working_in(tmp_path / "out", {}) as lock:
+        yield lock
+
+
+def test_only_one_program_works_in_a_folder_even_when_it_was_killed(tmp_path: Path) -> None:
+    """A killed program's training may live on."""
+    out = tmp_path / "out"
+    text = f"""
+import os, signal, sys
+from pathlib import Path
+from mae_ast.crossvalidation import Trainings, working_in
+with working_in(Path({str(out)!r}), {{}}) as lock, Trainings() as trainings:
+    trainings.run([sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"],
+                  lock)
+"""
+    with subprocess.Popen(program(text), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.kill()
+        process.wait()
+        try:
+            with (
+                pytest.raises(ValueError, match="another cross-validation is at work in it"),
+                working_in(out, {}),
+            ):
+                pass
+        finally:
+            for child in children:
+                os.kill(int(child), signal.SIGKILL)
+    end = time.monotonic() + 10
+    while True:
+        try:
+            with working_in(out, {}):
+                return
+        except ValueError:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
+def test_a_training_that_fails_is_an_error(lock: int) -> None:
+    with Trainings() as trainings:
+        trainings.run(program("pass"), lock)
+        with pytest.raises(ValueError, match="status 3; its messages stand above"):
+            trainings.run(program("raise SystemExit(3)"), lock)
+
+
+# Saves on SIGTERM, and ends with the status that it is given.
+SAVES = """
+import signal, sys, time
+from pathlib import Path
+def save(*_):
+    Path({path!r}).write_text("saved")
+    sys.exit({status})
+signal.signal(signal.SIGTERM, save)
+Path({path!r}).write_text("up")
+time.sleep(60)
+"""
+
+
+def signal_when_up(path: Path, *numbers: int) -> threading.Thread:
+    def send() -> None:
+        end = time.monotonic() + 30
+        while not (path.is_file() and path.read_text()) and time.monotonic() < end:
+            time.sleep(0.02)
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(0.3)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("number", folds.SIGNALS)
+def test_signals_reach_the_training_which_saves(tmp_path: Path, lock: int, number: int) -> None:
+    path = tmp_path / "state"
+    handler = signal.getsignal(number)
+    thread = signal_when_up(path, number)
+    with Trainings() as trainings, pytest.raises(Interrupted) as wish:
+        trainings.run(program(SAVES.format(path=str(path), status=0)), lock)
+    thread.join()
+    assert wish.value.number == number
+    assert path.read_text() == "saved"
+    assert signal.getsignal(number) == handler
+
+
+def test_a_training_that_cannot_save_is_an_error_all_the_same(tmp_path: Path, lock: int) -> None:
+    path = tmp_path / "state"
+    thread = signal_when_up(path, signal.SIGTERM)
+    with Trainings() as trainings, pytest.raises(ValueError, match="status 1"):
+        trainings.run(program(SAVES.format(path=str(path), status=1)), lock)
+    thread.join()
+
+
+def test_ctrl_c_twice_ends_it_at_once(tmp_path: Path, lock: int) -> None:
+    path = tmp_path / "state"
+    deaf = SAVES.format(path=str(path), status=0).replace("sys.exit", "print")
+    thread = signal_when_up(path, signal.SIGINT, signal.SIGINT)
+    begin = time.monotonic()
+    with Trainings() as trainings, pytest.raises(Interrupted):
+        trainings.run(program(deaf), lock)
+    thread.join()
+    assert time.monotonic() - begin < 30
+
+
+def test_between_trainings_a_signal_ends_at_once() -> None:
+    def signalled() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    with Trainings(), pytest.raises(Interrupted):
+        signalled()
