@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+import fairseq_cli.hydra_train
 import fairseq_cli.train
 import torch.utils.data._utils
 from fairseq import checkpoint_utils
@@ -37,7 +38,8 @@ def apply() -> None:
 
     # A wrong type or an unknown option of a plug-in ends in a traceback. Can go when the trainer
     # reads options where it handles errors.
-    fairseq_cli.train.add_defaults = _in_one_line(fairseq_cli.train.add_defaults)
+    for program in (fairseq_cli.train, fairseq_cli.hydra_train):  # the latter where all is known
+        program.add_defaults = _in_one_line(program.add_defaults)
 
     # Neither ending early with a checkpoint nor the moment after an update has a hook in the
     # training loop. Can go when they have.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +71,23 @@ SHORT = ("optimization.max_update=3", "dataset.num_workers=1")
 @pytest.fixture(scope="module")
 def programs(
     corpus: Path, start_for_all: Start, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Training]:
-    """Both at once; patches by what ``mae-ast pretrain DATA --config ssast_patch`` starts."""
-    out = tmp_path_factory.mktemp("patch")
-    command = mae_ast.train_command.train_command(
-        corpus, "ssast_patch", out, [*SMALL_ENCODER, *SMALL_RUN, *SHORT]
-    )
-    return {
+) -> Iterator[dict[str, Training]]:
+    """All at once; but for frames, what ``mae-ast pretrain DATA --config NAME`` starts."""
+
+    def pretrain(config: str, *overrides: str) -> Training:
+        out = tmp_path_factory.mktemp(config)
+        arguments = [*SMALL_ENCODER, *SMALL_RUN, *SHORT, *overrides]
+        command = mae_ast.train_command.train_command(corpus, config, out, arguments)
+        return Training(command, out / "run.log", HYDRA_FULL_ERROR="0")
+
+    runs = {
         "frame": start_for_all(corpus, *SHORT, *ONLY_TRAINING, config="ssast_frame"),
-        "patch": Training(command, out / "run.log"),
+        "patch": pretrain("ssast_patch"),
+        "preset of another": pretrain("mae_ast", "model._name=ssast"),
     }
+    yield runs
+    for run in runs.values():
+        run.kill()
 
 
 @pytest.mark.parametrize(("name", "num_patches"), [("patch", 6 * 8), ("frame", 49)])
@@ -114,6 +121,16 @@ def test_validation_gives_a_picture(programs: dict[str, Training]) -> None:
     run = programs["patch"].finish()
     assert math.isfinite(float(run.stats("valid")[0]["valid_loss"]))
     assert list((run.log.parent / "tblog" / "pictures").glob("events.out.tfevents.*"))
+
+
+def test_the_preset_of_another_system_is_refused_in_one_line(
+    programs: dict[str, Training],
+) -> None:
+    run = programs["preset of another"]
+    assert run.wait() == 1
+    assert "Traceback" not in run.output
+    (line,) = [line for line in run.errors.splitlines() if line.startswith("mae-ast: error: ")]
+    assert "'decoder_layers' not in 'SsastModelConfig'" in line
 
 
 # --- in this process ----------------------------------------------------------------------------
