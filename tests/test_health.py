@@ -12,10 +12,12 @@ import soundfile
 import torch
 
 from mae_ast import health
+from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.features import extract_features
 from mae_ast.core.labels import Labels, write_clip_labels
 from mae_ast.core.mae_ast import MaeAst
 from mae_ast.core.manifest import Manifest, write_manifest
+from mae_ast.core.ssast import Ssast
 from mae_ast.health import HealthCheck, HealthMonitor
 from mae_ast.probe import rank_me
 
@@ -233,3 +235,15 @@ def test_model_and_random_numbers_are_as_before(folder: Path, model: MaeAst) -> 
     assert all(parameter.grad is None for parameter in model.parameters())
     for name, value in model.state_dict().items():
         assert torch.equal(value, weights[name]), name
+
+
+def test_other_systems_have_figures_too(folder: Path) -> None:
+    config = SsastConfig(
+        encoder_layers=2, encoder_embed_dim=64, encoder_ffn_embed_dim=96, encoder_attention_heads=1
+    )
+    model = Ssast(config).train()
+    found = HealthCheck.read(folder / "valid.tsv", folder, 100).figures(model)
+    assert found["linear_accuracy"] > 0.7
+    assert found["rank_me"] > 1
+    assert found["left_out"] == 0
+    assert model.training
