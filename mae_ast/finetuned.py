@@ -108,33 +108,25 @@ def to_scores(logits: Tensor, independent: bool) -> Tensor:
     return logits.sigmoid() if independent else logits.softmax(1)
 
 
-def encoder_of(source: str, random_weights: bool = False) -> tuple[Encoder, str, dict[str, Any]]:
+def encoder_of(source: str, random_weights: bool = False) -> Encoder:
     """The encoder of a pretrained or fine-tuned model, to be trained further.
 
     Args:
         source: whatever :func:`mae_ast.load` takes, or what fine-tuning wrote.
         random_weights: the same network and input statistics, with new weights.
 
-    Returns:
-        The encoder, its system and its configuration's fields.
-
     Raises:
         ValueError, FileNotFoundError: as :func:`mae_ast.load`.
     """
     if _is_finetuned(Path(source)):
-        found = load_finetuned(source)
-        weights, config = found.model.encoder.state_dict(), found.model.encoder.config
+        found = load_finetuned(source).model.encoder
     else:
-        pretrained = load(source)
-        weights, config = pretrained.state_dict(), pretrained.config
-    system = name_of(config)
-    encoder = encoder_only(SYSTEMS[system].network(config))
-    own = encoder.state_dict()
-    for name in own:
-        if not random_weights or name.startswith("batch_norm."):
-            own[name] = weights[name]
-    encoder.load_state_dict(own)
-    return encoder, system, dataclasses.asdict(config)
+        found = encoder_only(load(source))
+    if not random_weights:
+        return found
+    fresh: Encoder = encoder_only(SYSTEMS[name_of(found.config)].network(found.config))
+    fresh.batch_norm.load_state_dict(found.batch_norm.state_dict())
+    return fresh
 
 
 def load_finetuned(source: str | os.PathLike[str], num_averaged: int = 1) -> FineTuned:

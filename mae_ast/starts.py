@@ -64,7 +64,7 @@ def finetuning_view(encoder: Encoder, overlap: bool, frames: int | None) -> Enco
     if not isinstance(encoder, Vit):
         raise ValueError(
             f"model.overlap={str(overlap).lower()} and model.input_frames={frames} are for SSAST "
-            f"and AST; {type(encoder).__name__} keeps its patches and positions: false and null"
+            f"and AST; {name_of(encoder.config)} keeps its patches and positions: false and null"
         )
     found = dataclasses.asdict(finetuning_config(encoder.config, frames, overlap))
     kind = AstConfig if isinstance(encoder, Ast) else VitConfig
@@ -84,11 +84,11 @@ def _weights_for(config: AstConfig, source: str, random_weights: bool) -> tuple[
     state = _timm_state(Path(source))
     if state is not None:
         return config, _named(source, config, state, None)
-    pretrained, _, _ = encoder_of(source)
+    pretrained = encoder_of(source)
     if not isinstance(pretrained, Vit):
         raise ValueError(
-            f"model.checkpoint={source} is a {type(pretrained).__name__}; AST starts from a ViT: "
-            "SSAST, AST or timm's. For others there is model._name=mae_ast_classifier"
+            f"model.checkpoint={source} is of kind {name_of(pretrained.config)!r}; AST starts from "
+            "a ViT: SSAST, AST or timm's. For others there is model._name=mae_ast_classifier"
         )
     statistics = {key: getattr(pretrained.config, key) for key in ("input_mean", "input_std")}
     config = dataclasses.replace(config, **statistics)

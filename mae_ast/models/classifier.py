@@ -132,7 +132,7 @@ class FairseqCheckpointClassifier(FairseqClassifier):
                     "start from its weights or from new ones"
                 )
             head = HeadConfig(len(task.labels), cfg.head, cfg.pool, cfg.head_dropout)
-            encoder, _, _ = encoder_of(source, random_weights=not cfg.checkpoint)
+            encoder = encoder_of(source, random_weights=not cfg.checkpoint)
             return cls.on(finetuning_view(encoder, cfg.overlap, cfg.input_frames), head, cfg)
 
 

@@ -350,7 +350,7 @@ def test_mae_ast_is_no_start_for_ast_and_does_not_overlap(
 ) -> None:
     start = f"model.checkpoint={write_pretrained(tmp_path / 'mae_ast.pt')}"
     text = refusal(finetune, start)
-    assert "is a MaeAst; AST starts from a ViT" in text
+    assert "is of kind 'mae_ast'; AST starts from a ViT" in text
     assert "model._name=mae_ast_classifier" in text
     text = refusal(finetune_ssast, start)
     assert "model.overlap=true and model.input_frames=100 are for SSAST and AST" in text
