@@ -16,7 +16,11 @@ from mae_ast.core.transformer import SelfAttention, Transformer, TransformerLaye
 
 
 class Encoder(Protocol):
-    """What is asked of a system: a module with these parts and methods."""
+    """What is asked of a system: a module with these parts and methods.
+
+    Its configuration has ``encoder_layers``, ``encoder_embed_dim`` and ``input_frames``, which is
+    ``None`` where clips of any length are taken as they are.
+    """
 
     only_for_pretraining: ClassVar[tuple[str, ...]]
     config: Any
@@ -24,11 +28,18 @@ class Encoder(Protocol):
     precision: str
     batch_norm: InputNorm
     encoder: Transformer
+    training: bool
 
     def hidden_states(self, source: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
         """Per layer (B, N, D) of waveforms (B, L) or log-mel (B, T, F)."""
 
     def state_dict(self) -> dict[str, Any]:
+        """Of a module."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Of a module."""
+
+    def eval(self) -> Any:
         """Of a module."""
 
     def log_mel(self, waveforms: Tensor) -> Tensor:
@@ -64,7 +75,7 @@ def num_columns_of(model: Encoder, source: Tensor, lengths: Tensor | None) -> Te
 
     So they are in a network that fills clips up to a fixed length, and attends to all of it.
     """
-    if lengths is None or getattr(model.config, "input_frames", None) is not None:
+    if lengths is None or model.config.input_frames is not None:
         return None
     frames = num_frames_of(lengths) if source.ndim == 2 else lengths
     return model.patch_shape.grid(frames)[0]

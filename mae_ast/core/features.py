@@ -1,7 +1,7 @@
 """Features of recordings of any length: waveforms or files -> (B, N, D) of each layer.
 
-A long recording goes through in windows that overlap; of each, the centre is kept. Windows lie on
-the grid of the patches, so that a window's features are what it gives alone.
+A long recording goes through in windows that overlap (:mod:`mae_ast.core.windows`); of each, the
+centre is kept. A window's features are what it gives alone.
 """
 
 from __future__ import annotations
@@ -10,18 +10,17 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from mae_ast.core.audio import SAMPLE_RATE, SOURCE_RATES, read_long_audio, resample_to_16k
-from mae_ast.core.fbank import FRAME_LENGTH, FRAME_SHIFT, num_frames, num_samples_of_frames
-from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.encoder import Encoder
+from mae_ast.core.fbank import FRAME_SHIFT, num_frames, num_samples_of_frames
 from mae_ast.core.patches import PatchShape
+from mae_ast.core.windows import Part, states_of_parts, window_columns, windows
 
 Waveform = Tensor | np.ndarray | str | os.PathLike[str]
 
@@ -62,55 +61,9 @@ class Features:
         )
 
 
-@dataclass(frozen=True)
-class Window:
-    """A part of a recording, in columns of patches (time steps).
-
-    Args:
-        start, end: what the model sees.
-        keep_from, keep_to: what is kept of it.
-    """
-
-    start: int
-    end: int
-    keep_from: int
-    keep_to: int
-
-
-def windows(num_columns: int, length: int, overlap: int) -> list[Window]:
-    """Windows of ``length`` that cover all columns, each column being kept once.
-
-    Neighbours share ``overlap`` columns or, before the last one, more; half of it is each one's.
-    """
-    if num_columns <= length:
-        return [Window(0, num_columns, 0, num_columns)]
-    starts = [*range(0, num_columns - length, length - overlap), num_columns - length]
-    cuts = [(one + length + other) // 2 for one, other in pairwise(starts)]
-    return [
-        Window(start, start + length, begin, end)
-        for start, begin, end in zip(starts, [0, *cuts], [*cuts, num_columns], strict=True)
-    ]
-
-
-def window_columns(shape: PatchShape, window_s: float, overlap_s: float) -> tuple[int, int]:
-    """Length and overlap of windows in columns of patches.
-
-    Raises:
-        ValueError: a window is shorter than one patch, or not longer than what it shares.
-    """
-    length = num_frames(round(window_s * SAMPLE_RATE)) // shape.time
-    overlap = round(overlap_s * SAMPLE_RATE / (FRAME_SHIFT * shape.time))
-    if length < 1 or not 0 <= overlap < length:
-        raise ValueError(
-            f"windows of {window_s:g} s that share {overlap_s:g} s; a window holds at least one "
-            "patch, and is longer than what it shares with the next"
-        )
-    return length, overlap
-
-
 @torch.no_grad()
 def extract_features(
-    model: MaeAst,
+    model: Encoder,
     waveforms: Waveform | Sequence[Waveform],
     sample_rate: int = SAMPLE_RATE,
     *,
@@ -124,15 +77,19 @@ def extract_features(
     """Features of recordings; gradients are not kept.
 
     Args:
-        model: on any device; it comes back in the mode it was in.
+        model: of any system, on any device; it comes back in the mode it was in. One with
+            ``input_frames`` sees shorter clips filled up to that; what it makes of the filling is
+            left out.
         waveforms: one recording or several of any lengths, each (L,) int16 or float in [-1, 1],
             or the path of a file.
         sample_rate: of waveforms, in Hz; files know their own.
         layers: counted from 1, -1 being the last; default: all.
         pooled_only: leave ``hidden_states`` empty, which saves their memory.
         folder: write the hidden states to ``layer_<n>.npy`` in it, and return them memory-mapped.
-        window_s: longer recordings go through in windows of so many seconds.
-        overlap_s: what neighbouring windows share, in seconds.
+        window_s: longer recordings go through in windows of so many seconds, or of the model's
+            ``input_frames`` where those are fewer.
+        overlap_s: what neighbouring windows share, in seconds; shorter windows share as great a
+            part.
         batch_s: seconds of audio that go through the model at a time.
 
     Raises:
@@ -140,7 +97,7 @@ def extract_features(
             one patch; there is no such layer; windows or sample rate cannot be.
         FileNotFoundError, AudioError: a file is not there, or cannot be decoded.
     """
-    length, overlap = window_columns(model.patch_shape, window_s, overlap_s)
+    length, overlap = window_columns(model, window_s, overlap_s)
     chosen = _layers(layers, model.config.encoder_layers)
     is_one = isinstance(waveforms, (str, os.PathLike)) or (
         isinstance(waveforms, (Tensor, np.ndarray)) and waveforms.ndim < 2
@@ -157,14 +114,14 @@ def extract_features(
                 f"waveform {name}: {len(clip)} samples at 16 kHz are shorter than one patch "
                 f"({shape.min_samples})"
             )
-    columns = torch.tensor([num_frames(len(clip)) // shape.time for clip in clips])
+    columns = torch.tensor([shape.grid(num_frames(len(clip)))[0] for clip in clips])
     out = _Collected(chosen, columns, shape.per_column, model.config.encoder_embed_dim)
     was_training = model.training
     model.eval()
     try:
         if not pooled_only:
             out.allocate(folder)
-        for batch in _batches(clips, columns.tolist(), shape, length, overlap, batch_s):
+        for batch in _batches(model, columns.tolist(), length, overlap, batch_s):
             _run(model, clips, batch, out)
         return out.features(shape)
     except OSError as error:
@@ -174,49 +131,27 @@ def extract_features(
         model.train(was_training)
 
 
-@dataclass(frozen=True)
-class _Part:
-    clip: int
-    window: Window
-
-
 def _batches(
-    clips: list[Tensor],
-    columns: list[int],
-    shape: PatchShape,
-    length: int,
-    overlap: int,
-    batch_s: float,
-) -> Iterator[list[_Part]]:
+    model: Encoder, columns: list[int], length: int, overlap: int, batch_s: float
+) -> Iterator[list[Part]]:
     """Windows of all clips, together as many as fit; the longest clips first."""
-    most = max(1, round(batch_s * SAMPLE_RATE / (FRAME_SHIFT * shape.time)))
-    batch: list[_Part] = []
-    for clip in sorted(range(len(clips)), key=lambda n: -columns[n]):
+    shape, input_frames = model.patch_shape, model.config.input_frames
+    filled_up_to = 0 if input_frames is None else shape.grid(input_frames)[0]
+    most = max(1, round(batch_s * SAMPLE_RATE / (FRAME_SHIFT * shape.time_stride)))
+    batch: list[Part] = []
+    for clip in sorted(range(len(columns)), key=lambda n: -columns[n]):
         for window in windows(columns[clip], length, overlap):
-            widest = max([p.window.end - p.window.start for p in batch], default=0)
-            if batch and max(widest, window.end - window.start) * (len(batch) + 1) > most:
+            widths = [p.window.end - p.window.start for p in (*batch, Part(clip, window))]
+            if batch and max(filled_up_to, *widths) * len(widths) > most:
                 yield batch
                 batch = []
-            batch.append(_Part(clip, window))
+            batch.append(Part(clip, window))
     if batch:
         yield batch
 
 
-def _run(model: MaeAst, clips: list[Tensor], batch: list[_Part], out: _Collected) -> None:
-    shape = model.patch_shape
-    step = FRAME_SHIFT * shape.time
-    parts = []
-    for part in batch:
-        start = part.window.start * step
-        samples = num_samples_of_frames((part.window.end - part.window.start) * shape.time)
-        samples_of_part = clips[part.clip][start : start + samples]
-        is_pcm16 = samples_of_part.dtype == torch.int16
-        parts.append(samples_of_part.float() / 32768 if is_pcm16 else samples_of_part)
-    lengths = torch.tensor([len(part) for part in parts])
-    device = model.post_extract_proj.weight.device
-    source = pad_sequence(parts, batch_first=True).to(device)
-    is_padded = bool((lengths < source.shape[1]).any())
-    states = model.hidden_states(source, lengths.to(device) if is_padded else None)
+def _run(model: Encoder, clips: list[Tensor], batch: list[Part], out: _Collected) -> None:
+    states = states_of_parts(model, clips, batch)
     for index, layer in enumerate(out.layers):
         values = states[layer - 1].float().cpu()
         for row, part in enumerate(batch):
@@ -263,8 +198,8 @@ class _Collected:
     def features(self, shape: PatchShape) -> Features:
         self._states += [file.close() for file in self._files]
         self._files = []
-        step = FRAME_SHIFT * shape.time
-        half = (FRAME_LENGTH + (shape.time - 1) * FRAME_SHIFT) / 2
+        step = FRAME_SHIFT * shape.time_stride
+        half = num_samples_of_frames(shape.time) / 2
         steps = torch.arange(int(self._columns.max()), dtype=torch.float64)
         return Features(
             self.layers,

@@ -1,7 +1,7 @@
-"""MAE-AST as an upstream of s3prl: waveforms, a list of (L,), -> hidden states (B, T', C * D).
+"""Each system as an upstream of s3prl: waveforms, a list of (L,), -> hidden states (B, T', C * D).
 
-A vector is a column of C patches (8 for 16 x 16 patches, 1 for frames), p_t frames wide, so that
-one comes every 160 * p_t samples.
+A vector is a column of C patches (8 for 16 x 16 patches, 12 where they overlap as AST's, 1 for
+frames), and one comes every 160 * s samples, s the patches' stride along time.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from s3prl.upstream.interfaces import UpstreamBase
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from mae_ast import load
 from mae_ast.core.encoder import encoder_only, last_hidden_state
-from mae_ast.core.fbank import FRAME_SHIFT, num_frames_of
+from mae_ast.core.fbank import FRAME_SHIFT, num_frames
+from mae_ast.core.features import OVERLAP_S, WINDOW_S
+from mae_ast.core.windows import Part, Window, states_of_parts, window_columns, windows
 
 
 class UpstreamExpert(UpstreamBase):  # type: ignore[misc]
@@ -24,6 +25,10 @@ class UpstreamExpert(UpstreamBase):  # type: ignore[misc]
 
     In training too, the input is normalised by the checkpoint's statistics, which never move, and
     no layer is dropped: a clip's features do not depend on its batch, and layer i is layer i.
+
+    A clip goes through as a whole. Only models that cut or fill up their input to ``input_frames``
+    get longer clips in windows that overlap: their vectors are the time steps of
+    :func:`mae_ast.core.features.extract_features`.
 
     Args:
         ckpt: the checkpoint's path, or whatever else :func:`mae_ast.load` takes.
@@ -37,7 +42,7 @@ class UpstreamExpert(UpstreamBase):  # type: ignore[misc]
 
     def get_downsample_rates(self, key: str | None = None) -> int:
         """Samples from one vector to the next, whatever the ``key``."""
-        return FRAME_SHIFT * self.patch_shape.time
+        return FRAME_SHIFT * self.patch_shape.time_stride
 
     def forward(self, wavs: list[Tensor]) -> dict[str, list[Tensor] | Tensor]:
         """Compute the features of some clips.
@@ -47,7 +52,7 @@ class UpstreamExpert(UpstreamBase):  # type: ignore[misc]
 
         Returns:
             ``hidden_states``: per layer (B, T', C * D), T' = ``len(range(0, longest L, rate))``.
-            A clip has 1 or 2 vectors fewer than that alone, and fewer still in a longer batch: its
+            A clip has 1 to 4 vectors fewer than that alone, and fewer still in a longer batch: its
             last one is repeated, so that s3prl, which counts in rates, never takes padding.
             ``last_hidden_state``: the encoder's output, which is the last of them; of pre-norm
             layers, after the stack's layer norm.
@@ -56,20 +61,30 @@ class UpstreamExpert(UpstreamBase):  # type: ignore[misc]
             ValueError: a clip is shorter than one column of patches.
         """
         lengths = self._lengths(wavs)
-        longest = max(lengths)
-        source = pad_sequence(wavs, batch_first=True)
-        num_samples = torch.tensor(lengths, device=source.device)
-        # Attention is faster without a mask.
-        padded = num_samples if min(lengths) < longest else None
-        states = self.model.hidden_states(source, padded)
+        own = [self.patch_shape.grid(num_frames(length))[0] for length in lengths]
+        parts = self._parts(own)
+        states = states_of_parts(self.model, wavs, parts)
 
-        own = num_frames_of(num_samples) // self.patch_shape.time
-        wanted = torch.arange(0, longest, self.get_downsample_rates(), device=source.device)
-        column = torch.arange(len(wanted), device=source.device).minimum(own[:, None] - 1)
-        clip = torch.arange(len(wavs), device=source.device)[:, None]
-        hidden = [self._columns(state)[clip, column] for state in states]
-        last = self._columns(last_hidden_state(self.model, states))[clip, column]
+        count = len(range(0, max(lengths), self.get_downsample_rates()))
+        row, column = (torch.zeros(len(wavs), count, dtype=torch.int64) for _ in range(2))
+        for number, part in enumerate(parts):
+            w = part.window
+            row[part.clip, w.keep_from : w.keep_to] = number
+            column[part.clip, w.keep_from : w.keep_to] = torch.arange(w.keep_from, w.keep_to)
+            column[part.clip, w.keep_from : w.keep_to] -= w.start
+        last_own = torch.arange(count).minimum(torch.tensor(own)[:, None] - 1)
+        row, column = (place.gather(1, last_own).to(states[0].device) for place in (row, column))
+
+        hidden = [self._columns(state)[row, column] for state in states]
+        last = self._columns(last_hidden_state(self.model, states))[row, column]
         return {"hidden_states": hidden, "last_hidden_state": last}
+
+    def _parts(self, own: list[int]) -> list[Part]:
+        """Clips of so many columns as the model takes them."""
+        if self.model.config.input_frames is None:
+            return [Part(clip, Window(0, n, 0, n)) for clip, n in enumerate(own)]
+        length, overlap = window_columns(self.model, WINDOW_S, OVERLAP_S)
+        return [Part(clip, w) for clip, n in enumerate(own) for w in windows(n, length, overlap)]
 
     def _columns(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N / C, C * D)."""

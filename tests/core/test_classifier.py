@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from mae_ast.core.ast import Ast
 from mae_ast.core.classifier import Classifier, HeadConfig
 from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.config_ast import AstConfig
 from mae_ast.core.encoder import encoder_only, last_hidden_state, set_dropout
 from mae_ast.core.fbank import fbank
 from mae_ast.core.mae_ast import MaeAst
+from tests.core.vits import SMALL, with_random_weights
 
 Build = Callable[..., Classifier]
 
@@ -56,6 +59,30 @@ def test_padding_does_not_change_a_clips_logits(build: Build, kind: dict[str, An
     silent = source.clone()
     silent[1, 3_000:] = 7.0
     torch.testing.assert_close(model(silent, lengths)[1], together[1], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pool", ["time_steps", "tokens", "encoder"])
+@pytest.mark.parametrize("input_frames", [None, 30, 48, 200])
+def test_clips_of_all_lengths_where_patches_overlap(pool: str, input_frames: int | None) -> None:
+    """The clips have 54, 17 and 36 frames; those that are filled up may be shorter than a patch."""
+    encoder = with_random_weights(Ast(AstConfig(**SMALL, input_frames=input_frames)))
+    model = Classifier(encoder_only(encoder), 24, HeadConfig(5, pool=pool)).eval()
+    lengths = torch.tensor([9_000, 3_000, 6_123, 3_000 if input_frames is None else 700])
+    source = torch.randn(4, 9_000) * 0.1
+    together = model(source, lengths)
+    for row, length in enumerate(lengths.tolist()):
+        own = source[row : row + 1, :length]
+        alone = model(own)
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model(fbank(own, "hanning")), alone, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(together[0], together[1], atol=1e-2)
+    if input_frames is not None:  # all of it is a clip's own, also what was filled up
+        log_mel = fbank(source[1:2, :3_000], "hanning")
+        filled = torch.nn.functional.pad(log_mel, (0, 0, 0, max(0, input_frames - 17)))
+        torch.testing.assert_close(together[1:2], model(filled), atol=1e-4, rtol=1e-4)
+    # What SpecAugment hides may lie in what is cut off.
+    hidden = torch.tensor([[[32, 48], [40, 54]]]).expand(4, -1, -1)
+    assert bool(model(source, lengths, hidden).isfinite().all())
 
 
 def test_time_steps_are_columns_of_tokens(build: Build) -> None:

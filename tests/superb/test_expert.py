@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.testing import assert_close
 
+from mae_ast import load
+from mae_ast.core.config_ast import AstConfig
+from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.ssast import finetuning_config
+from mae_ast.core.systems import name_of
+from mae_ast.pretrained import CLASSES
 from mae_ast.superb.expert import UpstreamExpert
 from tests.core.test_s3prl_parity import expert_of, model_with_random_weights
+from tests.core.vits import FRAME_TOKENS, SMALL, with_random_weights
 from tests.sounds import speech_like
 from tests.superb.conftest import write_checkpoint
 
@@ -14,6 +23,23 @@ PATCHES, FRAMES = (16, 16), (2, 128)  # frames, mel bins
 LEAST = {PATCHES: 2_800, FRAMES: 560}  # samples
 RATE = {PATCHES: 2_560, FRAMES: 320}
 both = pytest.mark.parametrize("kernel", [PATCHES, FRAMES], ids=["patches", "frames"])
+
+
+# Patches that overlap; "filled": clips are cut or filled up to 1.28 s.
+VITS = {
+    "ast": AstConfig(**SMALL),
+    "filled ast": AstConfig(**SMALL, input_frames=128),
+    "filled ssast frames": finetuning_config(SsastConfig(**SMALL, **FRAME_TOKENS), frames=128),
+}
+VIT_RATE = {"ast": 1_600, "filled ast": 1_600, "filled ssast frames": 160}
+vits = pytest.mark.parametrize("kind", VITS)
+filled = pytest.mark.parametrize("kind", [kind for kind in VITS if "filled" in kind])
+
+
+def saved(kind: str, folder: Path) -> Path:
+    config = VITS[kind]
+    with_random_weights(CLASSES[name_of(config)](config)).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -24,23 +50,60 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-@both
-def test_as_many_vectors_as_s3prl_counts(checkpoint, kernel):
-    expert = UpstreamExpert(checkpoint(kernel)).eval()
-    rate = expert.get_downsample_rates("hidden_states")
-    assert rate == RATE[kernel]
-    lengths = torch.randint(LEAST[kernel], 24_000, (500,)).tolist()
+def assert_as_many_as_s3prl_counts(expert: UpstreamExpert, rate: int, width: int) -> None:
+    assert expert.get_downsample_rates("hidden_states") == rate
+    lengths = torch.randint(expert.patch_shape.min_samples, 24_000, (500,)).tolist()
     wave = 0.1 * torch.randn(24_000)
     with torch.no_grad():
         for length in lengths:
             for state in expert([wave[:length]])["hidden_states"]:
-                assert state.shape == (1, len(range(0, length, rate)), 32 * 128 // kernel[1])
+                assert state.shape == (1, len(range(0, length, rate)), width)
         for first in range(0, 500, 20):
             batch = lengths[first : first + 20]
             features = expert([wave[:length] for length in batch])
             assert len(features["hidden_states"]) == 2
             for state in (*features["hidden_states"], features["last_hidden_state"]):
-                assert state.shape[:2] == (20, len(range(0, max(batch), rate)))
+                assert state.shape == (20, len(range(0, max(batch), rate)), width)
+
+
+@both
+def test_as_many_vectors_as_s3prl_counts(checkpoint, kernel):
+    expert = UpstreamExpert(checkpoint(kernel)).eval()
+    assert expert.patch_shape.min_samples == LEAST[kernel]
+    assert_as_many_as_s3prl_counts(expert, RATE[kernel], 32 * 128 // kernel[1])
+
+
+@vits
+def test_as_many_vectors_of_patches_that_overlap(tmp_path, kind):
+    expert = UpstreamExpert(saved(kind, tmp_path)).eval()
+    width = 24 if "frames" in kind else 24 * 12
+    assert_as_many_as_s3prl_counts(expert, VIT_RATE[kind], width)
+
+
+@vits
+def test_vectors_are_the_features_time_steps(tmp_path, kind):
+    """Those of a clip's own columns; then the last one again."""
+    expert = UpstreamExpert(saved(kind, tmp_path)).train()  # this model has no dropout
+    waves = [speech_like(n, n) for n in (3_000, 9_000, 80_000, 20_500)]
+    found = load(tmp_path).extract_features(waves)
+    vectors = expert(waves)["hidden_states"]
+    for ours, theirs in zip(vectors, found.time_steps, strict=True):
+        for row, own in enumerate(found.lengths.tolist()):
+            assert_close(ours[row, :own], theirs[row, :own], rtol=0, atol=1e-4)
+            last = theirs[row, own - 1].expand(ours.shape[1] - own, -1)
+            assert_close(ours[row, own:], last, rtol=0, atol=1e-4)
+            assert ours[row, :own].std() > 0.1
+
+
+@filled
+def test_no_gradient_is_cut_off_between_windows(tmp_path, kind):
+    expert = UpstreamExpert(saved(kind, tmp_path)).train()
+    assert not hasattr(expert.model, "head")
+    wave = speech_like(80_000).requires_grad_()  # in five windows
+    expert([wave, speech_like(9_000, 1)])["last_hidden_state"].square().sum().backward()
+    assert [name for name, p in expert.named_parameters() if not p.grad.any()] == []
+    beyond = len(wave) - 3 * 160 * expert.patch_shape.time
+    assert bool(wave.grad[:beyond].unfold(0, 400, 400).ne(0).any(1).all())
 
 
 @both
