@@ -11,7 +11,7 @@ import torch
 import typer
 
 from mae_ast.core.audio import SAMPLE_RATE, AudioError, read_audio
-from mae_ast.core.fbank import FRAME_LENGTH, NUM_MEL_BINS, fbank
+from mae_ast.core.fbank import FRAME_LENGTH, NUM_MEL_BINS, WINDOW_POWERS, fbank
 from mae_ast.core.manifest import Manifest
 from mae_ast.progress import bar
 
@@ -22,17 +22,22 @@ def stats(
     manifest: Annotated[Path, typer.Argument(help="A manifest, such as train.tsv.")],
     max_files: Annotated[int, typer.Option(help="Files drawn from the manifest.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    window: Annotated[
+        str, typer.Option(help="Of the filterbank: povey for MAE-AST, hanning for SSAST and AST.")
+    ] = "povey",
     jobs: Annotated[int, typer.Option(help="Files decoded at a time.")] = 4,
 ) -> None:
     """Compute the mean and standard deviation of the log-mel spectrograms of a manifest.
 
     Prints the settings that make training use them for every clip, whatever its batch.
     """
+    if window not in WINDOW_POWERS:
+        raise ValueError(f"--window {window}; it is one of {', '.join(WINDOW_POWERS)}")
     listed = Manifest.read(manifest)
     listed.check_paths()
     rows = np.random.default_rng(seed).permutation(len(listed))[:max_files].tolist()
     with ThreadPoolExecutor(jobs) as pool:
-        found = pool.map(lambda row: _moments(listed.audio_path(row)), rows)
+        found = pool.map(lambda row: _moments(listed.audio_path(row), window), rows)
         moments = torch.stack(list(bar("computing log-mel", "file")(found, len(rows))))
     frames, total, squares = moments.sum(dim=0).tolist()
     if not frames:
@@ -45,7 +50,7 @@ def stats(
     typer.echo(f"model.input_stats=fixed model.input_mean={mean:.6f} model.input_std={std:.6f}")
 
 
-def _moments(path: str) -> torch.Tensor:
+def _moments(path: str, window: str) -> torch.Tensor:
     """Frames, sum and sum of squares of the log-mel of a file, in float64; zeros if it is bad."""
     try:
         samples = read_audio(path, 0, int(MAX_SECONDS * SAMPLE_RATE))
@@ -54,7 +59,7 @@ def _moments(path: str) -> torch.Tensor:
         return torch.zeros(3, dtype=torch.float64)
     if len(samples) < FRAME_LENGTH:
         return torch.zeros(3, dtype=torch.float64)
-    values = fbank(samples.unsqueeze(0))[0].double()
+    values = fbank(samples.unsqueeze(0), window)[0].double()
     return torch.stack(
         [torch.tensor(float(len(values))).double(), values.sum(), values.square().sum()]
     )

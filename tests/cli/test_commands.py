@@ -94,6 +94,7 @@ def test_a_file_keeps_its_split_when_others_come(music, tmp_path):
         (("manifest", ".", "--valid", "1"), ("--valid 1", "nothing for training")),
         (("manifest", "."), ("no audio files",)),
         (("stats", "nowhere.tsv"), ("nowhere.tsv", "no such manifest")),
+        (("stats", "a.tsv", "--window", "hann"), ("--window hann", "one of povey, hanning")),
         (("reconstruct", "no.pt", "no.wav"), ("no.pt", "no such checkpoint")),
         (("pretrain", ".", "--config", "huge"), ("huge", "mae_ast", "demo")),
     ],
@@ -108,15 +109,16 @@ def test_wrong_input_is_one_line(tmp_path, arguments, words):
         assert word in last[0]
 
 
-def test_stats_are_those_of_the_log_mel(music, tmp_path):
+@pytest.mark.parametrize("window", ["povey", "hanning"])
+def test_stats_are_those_of_the_log_mel(music, tmp_path, window):
     run("manifest", music / "a b", "--out", tmp_path, "--valid", 0)
-    done = run("stats", tmp_path / "train.tsv")
+    done = run("stats", tmp_path / "train.tsv", "--window", window)
     values = dict(part.removeprefix("model.").split("=") for part in done.stdout.split())
     listed = Manifest.load(tmp_path / "train.tsv")
     from mae_ast.core.audio import read_audio
 
     frames = torch.cat(
-        [fbank(read_audio(listed.audio_path(row))[None])[0] for row in range(len(listed))]
+        [fbank(read_audio(listed.audio_path(row))[None], window)[0] for row in range(len(listed))]
     )
     assert values["input_stats"] == "fixed"
     assert float(values["input_mean"]) == pytest.approx(frames.mean().item(), abs=1e-3)
