@@ -15,7 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from mae_ast.core.augment import hide
-from mae_ast.core.encoder import Encoder, last_hidden_state, num_columns_of
+from mae_ast.core.encoder import (
+    Encoder,
+    last_hidden_state,
+    mark_weight_decay,
+    num_columns_of,
+)
 from mae_ast.core.fbank import num_frames_of
 from mae_ast.core.transformer import init_linear
 
@@ -145,7 +150,7 @@ class Classifier(nn.Module):
 
         A layer learns ``layer_decay`` times as fast as the one above it, of which the head is the
         uppermost and the patches' projection the lowest (BEiT, Bao et al. 2021, arXiv 2106.08254).
-        Biases, norms and other vectors get no weight decay.
+        Weight decay is marked by :func:`mae_ast.core.encoder.mark_weight_decay`.
 
         Args:
             layer_decay: above 0, at most 1, which means all alike.
@@ -158,6 +163,7 @@ class Classifier(nn.Module):
             raise ValueError(f"layer_decay={layer_decay}; above 0 and at most 1")
         if not head_scale > 0:
             raise ValueError(f"head_lr_scale={head_scale}; a positive number")
+        mark_weight_decay(self)
         stack = self.encoder.encoder
         depth = len(stack.layers)
         for name, parameter in self.named_parameters():
@@ -171,7 +177,6 @@ class Classifier(nn.Module):
             else:
                 scale = layer_decay ** (depth + 1)
             parameter.lr_scale = scale  # type: ignore[attr-defined]
-            parameter.no_decay = parameter.ndim < 2  # type: ignore[attr-defined]
 
     def _steps(self, tokens: Tensor) -> Tensor:
         """(B, N, D), with the tokens of a column side by side where that is wanted."""

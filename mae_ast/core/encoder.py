@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mae_ast.core.fbank import num_frames_of
 from mae_ast.core.input_norm import InputNorm
@@ -79,6 +79,16 @@ def num_columns_of(model: Encoder, source: Tensor, lengths: Tensor | None) -> Te
         return None
     frames = num_frames_of(lengths) if source.ndim == 2 else lengths
     return model.patch_shape.grid(frames)[0]
+
+
+def mark_weight_decay(model: nn.Module) -> None:
+    """Mark what an optimizer that honours ``p.no_decay`` leaves without weight decay.
+
+    That is all but the matrices of linear layers: biases, norms, tokens, learned positions.
+    """
+    matrices = {id(part.weight) for part in model.modules() if isinstance(part, nn.Linear)}
+    for parameter in model.parameters():
+        parameter.no_decay = id(parameter) not in matrices  # type: ignore[attr-defined]
 
 
 def set_dropout(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
+from mae_ast.core.encoder import mark_weight_decay
 from mae_ast.core.systems import config_from
 from mae_ast.errors import user_errors
 from mae_ast.models.weights import NamedWeights
@@ -18,4 +19,6 @@ class PretrainingModel(NamedWeights):
         with user_errors():
             config = config_from(cfg)
             config.validate(task.cfg.mask_type)
-            return cls(config)
+            model = cls(config)
+        mark_weight_decay(model)
+        return model

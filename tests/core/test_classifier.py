@@ -12,9 +12,11 @@ from mae_ast.core.ast import Ast
 from mae_ast.core.classifier import Classifier, HeadConfig
 from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.config_ast import AstConfig
-from mae_ast.core.encoder import encoder_only, last_hidden_state, set_dropout
+from mae_ast.core.config_vit import VitConfig
+from mae_ast.core.encoder import encoder_only, last_hidden_state, mark_weight_decay, set_dropout
 from mae_ast.core.fbank import fbank
 from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.vit import Vit
 from tests.core.vits import SMALL, with_random_weights
 
 Build = Callable[..., Classifier]
@@ -220,3 +222,17 @@ def test_pooling_by_the_encoder(build: Build) -> None:
 def test_heads_that_cannot_be(values: tuple[Any, ...], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         HeadConfig(*values)
+
+
+def test_weight_decay_is_for_matrices_alone():
+    model = Vit(VitConfig(**SMALL))
+    mark_weight_decay(model)
+    decayed = {name for name, p in model.named_parameters() if not p.no_decay}
+    assert decayed == {
+        "post_extract_proj.weight",
+        *(
+            f"encoder.layers.{n}.{part}.weight"
+            for n in range(2)
+            for part in (*(f"self_attn.{x}_proj" for x in ("q", "k", "v", "out")), "fc1", "fc2")
+        ),
+    }

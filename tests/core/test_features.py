@@ -214,10 +214,11 @@ def test_files_arrays_and_other_rates(model, tmp_path):
         atol=0,
     )
     given = model_features(model, wave.numpy(), 48_000).hidden_states[-1]
-    # Rounded to 16 bits before and after resampling, or not.
-    assert (from_file.hidden_states[-1] - given).norm() < 0.02 * given.norm()
+    # Rounded to 16 bits before and after resampling, or not; random pre-norm layers feel it more.
+    bound = 0.01 if isinstance(model, MaeAst) else 0.02
+    assert (from_file.hidden_states[-1] - given).norm() < bound * given.norm()
     as_int16 = model_features(model, to_pcm16(wave), 48_000).hidden_states[-1]
-    assert (as_int16 - given).norm() < 0.02 * given.norm()
+    assert (as_int16 - given).norm() < bound * given.norm()
     # Without the rate it is another, slower recording.
     assert model_features(model, wave).lengths > 2 * from_file.lengths
 
