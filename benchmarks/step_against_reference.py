@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from datetime import date
-from pathlib import Path
 from types import SimpleNamespace
+
+from measuring import Side, hardware, serve
 
 BATCH, FRAMES, RATIO = 4, 998, 0.75
 CASES = [  # (dropout, our precision): against the reference's float32 with the same dropout
@@ -35,25 +33,23 @@ CASES = [  # (dropout, our precision): against the reference's float32 with the 
 def our_step(dropout: float, precision: str) -> Callable[[], float]:
     """A function that runs a step and returns its loss."""
     import torch
+    from step_of_systems import pretraining_loss
 
     from mae_ast.core.config import MaeAstConfig
-    from mae_ast.core.losses import info_nce_loss, reconstruction_loss
     from mae_ast.core.mae_ast import MaeAst
-    from mae_ast.core.masking import chunk_mask
 
     config = MaeAstConfig(
-        dropout=dropout, attention_dropout=dropout, dropout_input=dropout, precision=precision
+        dropout=dropout,
+        attention_dropout=dropout,
+        dropout_input=dropout,
+        random_mask_prob=RATIO,
+        precision=precision,
     )
     model = MaeAst(config).train()
     source = torch.randn(BATCH, FRAMES, 128)
 
     def step() -> float:
-        mask = chunk_mask(BATCH, config.patch_shape.grid(FRAMES), RATIO)
-        out = model(source, None, mask.visible_ids, mask.masked_ids)
-        mse = reconstruction_loss(out.reconstruction, out.target)
-        loss = (10 * mse + info_nce_loss(out.classification, out.target).loss) / (
-            mask.masked_ids.numel()
-        )
+        loss = pretraining_loss(model, source)
         loss.backward()
         model.zero_grad(set_to_none=True)
         return loss.item()
@@ -97,50 +93,6 @@ def reference_step(folder: str, dropout: float) -> Callable[[], float]:
     return step
 
 
-def serve(arguments: argparse.Namespace) -> None:
-    """Run a step for each line on standard input, and answer with its seconds."""
-    if arguments.serve == "ours":
-        step = our_step(arguments.dropout, arguments.precision)
-    else:
-        step = reference_step(arguments.reference, arguments.dropout)
-    step()
-    print("@ready", flush=True)
-    for _ in sys.stdin:
-        begin = time.perf_counter()
-        step()
-        print(f"@{time.perf_counter() - begin}", flush=True)
-
-
-class Side:
-    """One of the two, in its own process."""
-
-    def __init__(self, name: str, arguments: argparse.Namespace, dropout: float, precision: str):
-        command = [sys.executable, __file__, "--serve", name, "--dropout", str(dropout)]
-        command += ["--precision", precision, "--reference", arguments.reference]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self._answer()
-
-    def step(self) -> float:
-        """Seconds of one step."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        return float(self._answer())
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.communicate()
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("@"):
-                return line[1:].strip()
-        raise SystemExit("a side of the comparison failed, see above")
-
-
 def main() -> None:
     """Compare all cases and print a table and JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -150,26 +102,20 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.0, help=argparse.SUPPRESS)
     parser.add_argument("--precision", default="float32", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.serve:
-        serve(arguments)
+    if arguments.serve == "ours":
+        serve(our_step(arguments.dropout, arguments.precision))
         return
-    import torch
-
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    print(f"{date.today()}, {cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    if arguments.serve:
+        serve(reference_step(arguments.reference, arguments.dropout))
+        return
+    print(f"{date.today()}, {hardware()}")
     print("| dropout | ours in | reference (s) | ours (s) | ratio, median (min to max) |")
     print("| --- | --- | --- | --- | --- |")
     results = []
     for dropout, precision in CASES:
-        reference = Side("reference", arguments, dropout, precision)
-        ours = Side("ours", arguments, dropout, precision)
+        command = [sys.executable, __file__, "--reference", arguments.reference]
+        command += ["--dropout", str(dropout), "--precision", precision, "--serve"]
+        reference, ours = Side([*command, "reference"]), Side([*command, "ours"])
         pairs = [(reference.step(), ours.step()) for _ in range(arguments.pairs)]
         reference.close()
         ours.close()

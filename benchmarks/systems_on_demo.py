@@ -1,0 +1,173 @@
+"""MAE-AST and SSAST on the demo's corpus: time, peak memory and what the features are worth.
+
+    mae-ast demo
+    python benchmarks/systems_on_demo.py demo/corpus
+
+pretrains each system with ``config/pretrain/demo.yaml`` for as many updates as the demo, at the
+same depth and width, one after the other; then probes each on voices that pretraining has not
+heard, and prints a table. What an earlier call has measured in ``--out`` is not measured again.
+
+Validation and pictures are left out: what is measured is training, on the processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+from measuring import RESULTS, Report, peak_memory
+
+from mae_ast.demo.kept import Figures
+from mae_ast.demo.recognition import probe_words
+from mae_ast.train_command import train_command
+
+# How each system differs from the preset, for hydra.
+SSAST = ("model._name=ssast", "~model.decoder_layers", "~model.decoder_embed_dim")
+SYSTEMS = {
+    "MAE-AST": (),
+    "SSAST": SSAST,
+    "SSAST, two passes": (*SSAST, "++model.two_pass=true"),
+}
+ALIKE = (
+    *("common.cpu=true", "common.tensorboard_logdir=null"),
+    *("dataset.disable_validation=true", "++model.input_stats=batch"),
+)
+LOGGED = re.compile(r'\[([\d-]+ [\d:]+,\d+)\]\[train_inner\].*"num_updates": "(\d+)"')
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a pretraining took.
+
+    Args:
+        minutes: from start to end of the program.
+        update_s: seconds an update, between the first and the last that were logged.
+        update_cpu_s: processor seconds of the whole program, data loading and start included, over
+            the number of updates.
+        peak_gib: memory of its largest process.
+    """
+
+    minutes: float
+    update_s: float
+    update_cpu_s: float
+    peak_gib: float
+
+
+def main() -> None:
+    """Pretrain all, probe all, print and write the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("corpus", type=Path, help="that `mae-ast demo` made")
+    parser.add_argument("--out", type=Path, default=Path("outputs/systems_on_demo"))
+    parser.add_argument("--updates", type=int, default=1300)
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result")
+    arguments = parser.parse_args()
+    if arguments.updates < 20:
+        parser.error(f"--updates {arguments.updates}: at least 20, as each tenth is logged")
+    for split in ("train", "test"):
+        if not (arguments.corpus / f"{split}.lbl").exists():
+            parser.error(
+                f"{arguments.corpus} holds no {split}.lbl: it is no corpus of `mae-ast demo`"
+            )
+    runs = {name: arguments.out / re.sub(r"\W+", "_", name.lower()) for name in arguments.systems}
+    costs = {
+        name: pretrain(arguments.corpus, run, arguments.updates, SYSTEMS[name])
+        for name, run in runs.items()
+    }
+    probes = {
+        name: probe_words(run / "checkpoints" / "checkpoint_last.pt", arguments.corpus)
+        for name, run in runs.items()
+    }
+    report = Report(
+        "MAE-AST and SSAST on the demo's corpus, CPU",
+        "4 layers of width 192 (MAE-AST: 2 more in the decoder), 16 x 16 patches, each with its "
+        "own share hidden\n(75 and 78 %), the demo's settings and corpus, "
+        f"{arguments.updates} updates of 64 clips of one second, float32, one\nseed. The probe "
+        "(linear, on the best layer) is scored on voices that neither it nor pretraining has\n"
+        "heard; 'random weights' is the same network untrained. CPU time is that of the whole "
+        "program over the\nnumber of updates. Peak memory is that of its largest process; at this "
+        "size more than half of it is\nPyTorch and fairseq themselves.",
+    )
+    say_table(report, costs, probes)
+    report.write("systems_on_demo", arguments.results)
+
+
+def pretrain(corpus: Path, run: Path, updates: int, overrides: tuple[str, ...]) -> Cost:
+    """Train in a process of its own, from nothing.
+
+    Raises:
+        SystemExit: training failed; the message names its log.
+    """
+    command = train_command(
+        corpus, "demo", run, [f"optimization.max_update={updates}", *ALIKE, *overrides]
+    )
+    measured = run / "measured.json"
+    if measured.exists():
+        earlier = json.loads(measured.read_text())
+        if earlier["command"] == command:
+            return Cost(**earlier["cost"])
+    if run.exists():
+        shutil.rmtree(run)
+    run.mkdir(parents=True)
+    log = run / "train.log"
+    print(f"pretraining, see {log}", flush=True)
+    with log.open("w") as output:
+        begin = time.monotonic()
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = time.monotonic() - begin
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"training failed, see {log}")
+    cost = Cost(
+        seconds / 60,
+        _seconds_an_update(log.read_text()),
+        (used.ru_utime + used.ru_stime) / updates,
+        peak_memory(used),
+    )
+    measured.write_text(json.dumps({"command": command, "cost": asdict(cost)}))
+    return cost
+
+
+def _seconds_an_update(log: str) -> float:
+    """Between the first and the last line about updates, so that starting is left out."""
+    times = [
+        (datetime.strptime(when, "%Y-%m-%d %H:%M:%S,%f"), int(number))
+        for when, number in LOGGED.findall(log)
+    ]
+    (begin, first), (end, last) = times[0], times[-1]
+    return (end - begin).total_seconds() / (last - first)
+
+
+def say_table(report: Report, costs: dict[str, Cost], probes: dict[str, Figures]) -> None:
+    """The table, then all that was measured."""
+    report.say(
+        "| system | training (min) | an update (ms) | over the first's | CPU an update (ms) | "
+        "peak (GiB) | linear probe | random weights | nearest neighbours | layer |"
+    )
+    report.say("| --- " * 10 + "|")
+    first = next(iter(costs.values()))
+    for name, cost in costs.items():
+        pretrained, random = probes[name]["pretrained"], probes[name]["random weights"]
+        report.say(
+            f"| {name} | {cost.minutes:.1f} | {1000 * cost.update_s:.0f} | "
+            f"{cost.update_s / first.update_s:.2f} | {1000 * cost.update_cpu_s:.0f} | "
+            f"{cost.peak_gib:.2f} | {pretrained['linear']:.1%} | {random['linear']:.1%} | "
+            f"{pretrained['neighbours']:.1%} | {pretrained['layer']} |"
+        )
+    log_mel = next(iter(probes.values()))["mean log-mel"]
+    report.say(f"\nLinear probe on mean log-mel: {log_mel['linear']:.1%}.")
+    in_full = {name: {**asdict(cost), "probe": probes[name]} for name, cost in costs.items()}
+    report.say(f"\n```json\n{json.dumps(in_full)}\n```")
+
+
+if __name__ == "__main__":
+    main()
