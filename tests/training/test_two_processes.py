@@ -49,9 +49,10 @@ def two_processes(start: Start, corpus: Path, name: str, *overrides: str) -> lis
 
 @pytest.fixture(scope="module")
 def ranks_and_one(corpus: Path, start_for_all: Start) -> tuple[list[Training], Training]:
-    """Two processes, and one that does the same."""
+    """Two processes, the first of which looks at its features, and one that does the same."""
     max_update = "optimization.max_update=10"
-    ranks = two_processes(start_for_all, corpus, "rank", max_update)
+    looked = "task.probe_interval_updates=4"
+    ranks = two_processes(start_for_all, corpus, "rank", max_update, looked)
     one = start_for_all(corpus, *RUN, max_update, "optimization.update_freq=[2]", out="one")
     return [rank.finish() for rank in ranks], one.finish()
 
@@ -63,6 +64,16 @@ def assert_alike(one: Values, other: Values, keys: Sequence[str]) -> None:
         for key in keys:
             expected = pytest.approx(float(values[key]), rel=2e-6)
             assert float(other[number][key]) == expected, f"{key} of {number}"
+
+
+def test_the_first_process_alone_looks_at_the_features(
+    ranks_and_one: tuple[list[Training], Training],
+) -> None:
+    (first, second), one = ranks_and_one
+    assert [line["num_updates"] for line in first.stats("health")] == [4, 8]
+    assert all(1 < line["rank_me"] < 5 for line in first.stats("health"))
+    assert not second.stats("health")
+    assert not one.stats("health")
 
 
 def test_two_processes_print_what_one_prints(
