@@ -35,9 +35,11 @@ def our_step(dropout: float, precision: str) -> Callable[[], float]:
     import torch
     from step_of_systems import pretraining_loss
 
+    from mae_ast.allocator import keep_freed_memory
     from mae_ast.core.config import MaeAstConfig
     from mae_ast.core.mae_ast import MaeAst
 
+    keep_freed_memory()  # as our task does on a CPU
     config = MaeAstConfig(
         dropout=dropout,
         attention_dropout=dropout,

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Self
 
+import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import II, MISSING
 
 from mae_ast import fairseq_repairs, interruption
+from mae_ast.allocator import keep_freed_memory
 from mae_ast.core.audio import SAMPLE_RATE
 from mae_ast.core.manifest import Manifest
 from mae_ast.data.audio_clips import AudioClips
@@ -74,6 +76,8 @@ class AudioTask(InterruptibleTask):
     def setup_task(cls, cfg: AudioTaskConfig, **kwargs: Any) -> Self:
         """Called by fairseq at the start of each training process."""
         interruption.listen()
+        if not torch.cuda.is_available():
+            keep_freed_memory()
         with user_errors():
             return cls(cfg)
 
