@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 import av
@@ -20,7 +21,7 @@ import numpy as np
 import soundfile
 import torch
 from torch import Tensor
-from torchaudio.functional import resample
+from torchaudio.transforms import Resample
 
 SAMPLE_RATE = 16_000  # Hz, of everything that leaves this file
 SOURCE_RATES = (1_000, 768_000)  # Hz, lowest and highest that a file may have
@@ -216,8 +217,11 @@ def _mono(frames: Tensor) -> Tensor:
     """(frames, channels) to (frames,): int16 stays where there is one channel, else float32."""
     if frames.shape[1] == 1:
         return frames[:, 0]
-    mean = frames.float().mean(dim=1)
-    return mean / 32768 if frames.dtype == torch.int16 else mean
+    if frames.dtype != torch.int16:
+        return frames.mean(dim=1)
+    # A product adds up several times as fast as a mean does; sums of int16 are exact in float32.
+    sums = frames.float() @ torch.ones(frames.shape[1])
+    return sums / frames.shape[1] / 32768
 
 
 def _finish(
@@ -242,13 +246,19 @@ def resample_to_16k(samples: Tensor, rate: int) -> Tensor:
     """(frames,) float32 at ``rate`` to 16 kHz."""
     common = math.gcd(rate, SAMPLE_RATE)
     if (rate // common) * (SAMPLE_RATE // common) <= _MAX_KERNEL:
-        resampled: Tensor = resample(samples, rate, SAMPLE_RATE)
+        resampled: Tensor = _resampler(rate // common, SAMPLE_RATE // common)(samples)
         return resampled
     frame = av.AudioFrame.from_ndarray(samples.numpy()[None], format="fltp", layout="mono")
     frame.sample_rate = rate
     resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
     blocks = [*resampler.resample(frame), *resampler.resample(None)]
     return torch.from_numpy(np.concatenate([block.to_ndarray()[0] for block in blocks]))
+
+
+@lru_cache(maxsize=16)
+def _resampler(source_step: int, target_step: int) -> Resample:
+    """torchaudio's, which computes its kernel once: 0.6 ms a clip at 44.1 kHz."""
+    return Resample(source_step, target_step, dtype=torch.float32)
 
 
 @contextmanager

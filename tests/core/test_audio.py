@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torchaudio.functional import resample
 
+from mae_ast.core import audio
 from mae_ast.core.audio import (
     SAMPLE_RATE,
     AudioError,
@@ -21,6 +22,7 @@ from mae_ast.core.audio import (
     num_samples_16k,
     probe_audio,
     read_audio,
+    resample_to_16k,
     to_pcm16,
 )
 from tests.sounds import pcm16, speech_like, write_with_av
@@ -179,6 +181,15 @@ def test_channels_of_lossy_files_are_averaged(tmp_path, suffix, codec):
     mean = (left.float() + right.float()) / 2 / 32768
     expected = to_pcm16(resample(mean, 48_000, SAMPLE_RATE))
     assert_close_in_energy(read_audio(path), expected, 0.15)
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
+def test_resampling_is_torchaudios_with_a_kernel_computed_once(rate, monkeypatch):
+    audio._resampler.cache_clear()
+    wave = speech_like(rate)
+    for _ in range(2):
+        assert torch.equal(resample_to_16k(wave, rate), resample(wave, rate, SAMPLE_RATE))
+    assert audio._resampler.cache_info().misses == 1
 
 
 def test_a_resampled_tone_keeps_its_pitch_and_level(tmp_path):
