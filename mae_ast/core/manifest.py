@@ -5,7 +5,8 @@ The first line is a root folder (a relative one lies beside the manifest); each 
 Without the third column the rates are read from the files' headers once and cached beside the
 manifest.
 
-Rows are held packed (one block of bytes, arrays of numbers), so that worker processes share them.
+Rows are held packed (one block of bytes, arrays of numbers): worker processes, which are forked,
+share them, and start as fast whatever their number.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
-from array import array
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,18 +21,16 @@ from pathlib import Path
 
 import numpy as np
 
-from mae_ast.core.audio import SAMPLE_RATE, SOURCE_RATES, AudioError, num_samples_16k, probe_audio
+from mae_ast.core.audio import SAMPLE_RATE, AudioError, num_samples_16k, probe_audio
+from mae_ast.core.files import written_whole
+from mae_ast.core.manifest_rows import ManifestError, parse_rows
+
+__all__ = ["Manifest", "ManifestError", "Progress", "write_manifest"]
 
 PROBE_THREADS = 16
-FIRST_ROW_LINE = 2
-MAX_RATE = SOURCE_RATES[1]
-MAX_LENGTH = 2**48 - 1  # samples; 16,000 times as much still fits 64 bits
+PROBE_BLOCK = 4_096  # files whose headers are asked for at a time
 
 Progress = Callable[[Iterable[int], int], Iterable[int]]
-
-
-class ManifestError(ValueError):
-    """A manifest that cannot be used; the message gives file, line, value and the remedy."""
 
 
 class Manifest:
@@ -52,7 +50,7 @@ class Manifest:
         self,
         path: Path,
         root: str,
-        packed_paths: bytes,
+        packed_paths: bytes | bytearray,
         path_ends: np.ndarray,
         lines: np.ndarray,
         lengths: np.ndarray,
@@ -79,39 +77,14 @@ class Manifest:
             raise FileNotFoundError(
                 f"{path}: no such manifest; 'mae-ast manifest DIR...' writes one from folders"
             )
-        packed = bytearray()
-        ends, numbers = array("q"), array("q")
-        lengths, rates = array("q"), array("i")
         with path.open("rb") as file:
             root = _root(file.readline(), path)
-            for number, line in enumerate(file, start=FIRST_ROW_LINE):
-                row = line.rstrip(b"\r\n")
-                if not row:
-                    continue
-                columns = row.split(b"\t")
-                if len(columns) not in (2, 3) or not columns[0]:
-                    raise ManifestError(
-                        f"{path}:{number}: {os.fsdecode(row)!r} has {len(columns)} column(s); a "
-                        "row is: path, tab, length in samples (then optionally tab, sample rate)"
-                    )
-                packed += columns[0]
-                ends.append(len(packed))
-                numbers.append(number)
-                lengths.append(_number(columns[1], "length in samples", MAX_LENGTH, path, number))
-                rate = columns[2] if len(columns) == 3 else b""
-                rates.append(
-                    _number(rate, "sample rate in Hz", MAX_RATE, path, number) if rate else 0
-                )
-        if not ends:
+            rows = parse_rows(file, path)
+        if not len(rows.lines):
             raise ManifestError(f"{path}: lists no files; after the root, one row for each file")
+        path_ends = np.cumsum(rows.path_sizes)
         return cls(
-            path,
-            root,
-            bytes(packed),
-            np.asarray(ends, dtype=np.int64),
-            np.asarray(numbers, dtype=np.int64),
-            np.asarray(lengths, dtype=np.int64),
-            np.asarray(rates, dtype=np.int32),
+            path, root, rows.packed_paths, path_ends, rows.lines, rows.lengths, rows.sample_rates
         )
 
     @classmethod
@@ -133,7 +106,7 @@ class Manifest:
     def row_path(self, row: int) -> str:
         """As written in the manifest."""
         begin = self._path_ends[row - 1] if row else 0
-        return os.fsdecode(self._packed_paths[begin : self._path_ends[row]])
+        return os.fsdecode(bytes(self._packed_paths[begin : self._path_ends[row]]))
 
     def audio_path(self, row: int) -> str:
         """Under the root."""
@@ -186,7 +159,8 @@ class Manifest:
         if not len(unknown):
             return
         cache = self.path.with_name(self.path.name + ".rates.npz")
-        digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        with self.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         cached = _read_cache(cache, digest, len(self))
         if cached is not None:
             self.sample_rates = cached
@@ -194,11 +168,16 @@ class Manifest:
             if not len(unknown):
                 return
         with ThreadPoolExecutor(PROBE_THREADS) as pool:
-            found: Iterable[int] = pool.map(self._probe_rate, unknown.tolist())
+            found: Iterable[int] = self._probed_rates(unknown, pool)
             if progress is not None:
                 found = progress(found, len(unknown))
-            self.sample_rates[unknown] = list(found)
+            self.sample_rates[unknown] = np.fromiter(found, dtype=np.int32)
         _write_cache(cache, digest, self.sample_rates)
+
+    def _probed_rates(self, rows: np.ndarray, pool: ThreadPoolExecutor) -> Iterator[int]:
+        # A pool takes all tasks that it is given at once, at a kilobyte each.
+        for begin in range(0, len(rows), PROBE_BLOCK):
+            yield from pool.map(self._probe_rate, rows[begin : begin + PROBE_BLOCK].tolist())
 
     def _probe_rate(self, row: int) -> int:
         try:
@@ -222,13 +201,11 @@ def write_manifest(
 
     if not root or any(c in root for c in "\t\r\n"):
         raise ManifestError(f"{root!r}: is no root folder, or has a tab or line break in its name")
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            file.writelines(lines())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with (
+        written_whole(path) as part,
+        part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        file.writelines(lines())
 
 
 def _root(line: bytes, path: Path) -> str:
@@ -243,19 +220,6 @@ def _root(line: bytes, path: Path) -> str:
     return os.path.normpath(path.parent.resolve() / root)
 
 
-def _number(text: bytes, what: str, most: int, path: Path, number: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if not 0 < value <= most:
-        raise ManifestError(
-            f"{path}:{number}: {os.fsdecode(text)!r} is no {what}; a positive whole number "
-            f"up to {most} is"
-        )
-    return value
-
-
 def _read_cache(cache: Path, digest: str, rows: int) -> np.ndarray | None:
     try:
         with np.load(cache, allow_pickle=False) as stored:
@@ -268,11 +232,6 @@ def _read_cache(cache: Path, digest: str, rows: int) -> np.ndarray | None:
 
 
 def _write_cache(cache: Path, digest: str, rates: np.ndarray) -> None:
-    part = cache.with_name(f"{cache.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            np.savez(file, digest=np.array(digest), sample_rates=rates)
-        part.replace(cache)
-    except OSError:  # a read-only folder: probed again next time
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+    # In a read-only folder nothing is kept: the rates are probed again next time.
+    with suppress(OSError), written_whole(cache) as part, part.open("wb") as file:
+        np.savez(file, digest=np.array(digest), sample_rates=rates)

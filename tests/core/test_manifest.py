@@ -340,35 +340,35 @@ def test_a_cache_of_another_number_of_rows_is_ignored(manifest_of, audio, probed
     assert len(probed) == 2
 
 
-def refuse(monkeypatch: pytest.MonkeyPatch, code: int, methods: list[str]) -> None:
-    """Let ``Path`` methods fail as they do where nothing may be written."""
-    for name in methods:
-        original = getattr(Path, name)
+def refuse(monkeypatch: pytest.MonkeyPatch, code: int, calls: list[tuple[object, str]]) -> None:
+    """Let calls fail as they do where nothing may be written."""
+    for owner, name in calls:
+        original = getattr(owner, name)
 
-        def method(self, *args, _original=original, **kwargs):
-            if ".npz" in self.name:
-                raise OSError(code, os.strerror(code), str(self))
-            return _original(self, *args, **kwargs)
+        def call(path, *args, _original=original, **kwargs):
+            if ".npz" in str(path):
+                raise OSError(code, os.strerror(code), str(path))
+            return _original(path, *args, **kwargs)
 
-        monkeypatch.setattr(Path, name, method)
+        monkeypatch.setattr(owner, name, call)
 
 
 @pytest.mark.parametrize(
-    ("code", "methods"),
+    ("code", "calls"),
     [
-        (errno.EACCES, ["open"]),
-        (errno.ENOSPC, ["replace"]),
+        (errno.EACCES, [(Path, "open")]),
+        (errno.ENOSPC, [(os, "replace")]),
         # There, the kernel refuses to delete even what does not exist.
-        (errno.EROFS, ["open", "unlink"]),
+        (errno.EROFS, [(Path, "open"), (Path, "unlink")]),
     ],
     ids=["no permission", "no room", "read-only file system"],
 )
 def test_where_nothing_can_be_written_rates_are_read_each_time(
-    manifest_of, audio, probed, monkeypatch, code, methods
+    manifest_of, audio, probed, monkeypatch, code, calls
 ):
     audio("a.wav", 44_100)
     path = manifest_of("audio\na.wav\t400\n")
-    refuse(monkeypatch, code, methods)
+    refuse(monkeypatch, code, calls)
     for times in (1, 2):
         assert Manifest.load(path).sample_rates.tolist() == [44_100]
         assert len(probed) == times
