@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mae_ast.core.attention import attend
+from mae_ast.core.dropout import Dropout
+
 INIT_STD = 0.02
 LAYER_NORM_EPS = 1e-5  # torch's own
-
-# Up to so many tokens, the CPU's fused attention takes twice as long in bfloat16 as in float32.
-_CPU_SHORT = 250
 
 
 def init_linear(module: nn.Module) -> None:
@@ -64,13 +64,8 @@ class SelfAttention(nn.Module):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         q = self._heads(self.q_proj(x if queries is None else queries))
         k, v = self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
-        dtype = q.dtype
-        if dtype == torch.bfloat16 and q.device.type == "cpu" and k.shape[2] <= _CPU_SHORT:
-            q, k, v = q.float(), k.float(), v.float()
-        y = F.scaled_dot_product_attention(
-            q, k, v, attention_mask, dropout_p=self.dropout if self.training else 0.0
-        )
-        out: Tensor = self.out_proj(y.to(dtype).transpose(1, 2).flatten(2))
+        y = attend(q, k, v, attention_mask, self.dropout if self.training else 0.0)
+        out: Tensor = self.out_proj(y.transpose(1, 2).flatten(2))
         return out
 
     def _heads(self, y: Tensor) -> Tensor:
@@ -111,8 +106,8 @@ class TransformerLayer(nn.Module):
         self.fc1 = nn.Linear(embed_dim, ffn_embed_dim)
         self.fc2 = nn.Linear(ffn_embed_dim, embed_dim)
         self.final_layer_norm = nn.LayerNorm(embed_dim, layer_norm_eps)
-        self.dropout = nn.Dropout(dropout)
-        self.activation_dropout = nn.Dropout(activation_dropout)
+        self.dropout = Dropout(dropout)
+        self.activation_dropout = Dropout(activation_dropout)
 
     def forward(
         self, x: Tensor, attention_mask: Tensor | None = None, ids: Tensor | None = None
@@ -167,7 +162,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.norm_first = norm_first
         self.layerdrop = layerdrop
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
             TransformerLayer(
                 embed_dim,

@@ -1,0 +1,49 @@
+"""Our dropout is dropout: its distribution, its gradient, and its dependence on the seed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mae_ast.core.dropout import Dropout, dropout
+
+
+@pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_share_and_scale(p, dtype):
+    torch.manual_seed(0)
+    found = dropout(torch.ones(1_001, 999, dtype=dtype), p).float()
+    kept = found != 0
+    assert kept.float().mean().item() == pytest.approx(1 - p, abs=2e-3)
+    # Each element by itself: neighbours, which share a draw, are no more often kept together.
+    for step in (1, 2, 3, 4):
+        both = (kept[:, step:] & kept[:, :-step]).float().mean().item()
+        assert both == pytest.approx((1 - p) ** 2, abs=3e-3)
+    scale = torch.tensor(1 / (1 - p)).to(dtype).float()
+    assert_close(found[kept], scale.expand(int(kept.sum())), rtol=1e-4, atol=0)
+
+
+def test_the_gradient_goes_where_the_value_went():
+    torch.manual_seed(0)
+    x = torch.randn(7, 5, 3, requires_grad=True)  # not a multiple of four
+    y = dropout(x.transpose(0, 2), 0.3)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert_close(y.detach().transpose(0, 2), (x * grad).detach())
+    assert 0 < int((grad == 0).sum()) < grad.numel()
+
+
+def test_the_seed_decides():
+    x = torch.ones(1_000)
+    first, second = (torch.manual_seed(seed) and dropout(x, 0.5) for seed in (1, 1))
+    assert torch.equal(first, second)
+    assert not torch.equal(second, dropout(x, 0.5))
+
+
+def test_off():
+    x = torch.ones(10)
+    assert dropout(x, 0.0) is x
+    assert dropout(x, 0.5, training=False) is x
+    assert Dropout(0.5).eval()(x) is x
+    assert dropout(x, 1.0).abs().sum() == 0
+    assert (Dropout(0.5)(torch.ones(1_000)) == 0).any()
