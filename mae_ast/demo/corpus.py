@@ -45,6 +45,7 @@ VOICES_PER_LANGUAGE = 5
 NUM_HELD_OUT = 4  # voices of validation, and as many of test
 MKV_RATE = 48_000
 FILES = 2  # raised when other files are written, so that an old corpus is made anew
+DESCRIPTION_FILE = "corpus.json"
 MKV_SHARE = 10  # one clip in so many is an MKV
 NOISES = ("room_tone", "fan", "street")
 NOISE_SECONDS = 60
@@ -148,6 +149,13 @@ class Synthesiser:
         return samples[loud[0] : loud[-1] + 1]
 
 
+def description(takes: int) -> str:
+    """What the corpus is made of, as its file says."""
+    return json.dumps(
+        {"files": FILES, "takes": takes, "voices": [voice.name for voice in voices()]}
+    )
+
+
 def make_corpus(folder: Path, takes: int, jobs: int, progress: Progress) -> None:
     """Make the corpus, unless it is there.
 
@@ -157,10 +165,7 @@ def make_corpus(folder: Path, takes: int, jobs: int, progress: Progress) -> None
         jobs: processes.
         progress: wraps the iteration over voices; gets it and its length.
     """
-    done = folder / "corpus.json"
-    wanted = json.dumps(
-        {"files": FILES, "takes": takes, "voices": [voice.name for voice in voices()]}
-    )
+    done, wanted = folder / DESCRIPTION_FILE, description(takes)
     if done.exists() and done.read_text() == wanted:
         return
     done.unlink(missing_ok=True)

@@ -1,17 +1,16 @@
-"""The demo from nothing to pictures: corpus, pretraining, evaluation."""
+"""The demo from nothing to tables and pictures: corpus, pretraining, probe, fine-tuning."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
-import re
-import subprocess
-import time
+import shutil
 from pathlib import Path
 from typing import Any
 
 import typer
-from tqdm import tqdm
 
 import mae_ast
 from mae_ast import pictures
@@ -19,82 +18,84 @@ from mae_ast.core.audio import read_audio
 from mae_ast.core.batch import Clip, Collater
 from mae_ast.core.manifest import Manifest
 from mae_ast.core.reconstruct import reconstruct
-from mae_ast.demo.corpus import make_corpus
-from mae_ast.demo.evaluate import Scores, evaluate
+from mae_ast.demo.corpus import DESCRIPTION_FILE, description, make_corpus
+from mae_ast.demo.evaluate import evaluate
+from mae_ast.demo.kept import Figures, kept, write_json
+from mae_ast.demo.recognition import confusion_of, finetune_words, probe_words
+from mae_ast.demo.report import report
+from mae_ast.demo.training import last_checkpoint, num_updates, train
 from mae_ast.pretrained import PretrainedMaeAst
 from mae_ast.progress import bar
-from mae_ast.train_command import train_command
 
 SHOWN_WORDS = ("marvin", "seven", "sheila", "yes")
-_JSON_LINE = re.compile(r"\]\[(train_inner|train|valid)\]\[INFO\] - (\{.*\})")
+FINETUNING_UPDATES = 200
 
 
-def run_demo(folder: Path, updates: int, takes: int) -> Scores:
+def run_demo(
+    folder: Path, updates: int, takes: int, finetuning_updates: int = FINETUNING_UPDATES
+) -> Figures:
     """Run all of it; what is already there is not made again.
 
     Args:
-        folder: for corpus, run and results.
-        updates: training steps.
+        folder: for corpus, runs and results.
+        updates: steps of pretraining.
         takes: times that each voice says each word.
+        finetuning_updates: steps of fine-tuning.
+
+    Returns:
+        The figures of "pretraining", "probe" and "finetuning", as in ``results.json``.
     """
-    jobs = os.cpu_count() or 1
-    corpus, run = folder / "corpus", folder / "run"
+    corpus, run, finetuned = folder / "corpus", folder / "run", folder / "finetuned"
+    _check_corpus(run, takes)
     corpus.mkdir(parents=True, exist_ok=True)
-    make_corpus(corpus, takes, jobs, bar("speaking", "voice"))
+    make_corpus(corpus, takes, os.cpu_count() or 1, bar("speaking", "voice"))
+    spoken = json.loads(description(takes))
 
-    started = time.monotonic()
+    checkpoint = last_checkpoint(run)
+    drawn = [folder / "reconstruction.png", folder / "loss.png"]
+    figures = {
+        "pretraining": kept(
+            folder / "pretraining.json",
+            {"corpus": spoken, "updates": updates},
+            lambda: _pretrain(corpus, run, updates, drawn),
+            [checkpoint, *drawn],
+        )
+    }
+    made_of: dict[str, Any] = {"corpus": spoken, "checkpoint": _sha256(checkpoint)}
+    figures["probe"] = kept(folder / "probe.json", made_of, lambda: probe_words(checkpoint, corpus))
+    made_of["updates"] = finetuning_updates
+    figures["finetuning"] = kept(
+        folder / "finetuning.json",
+        made_of,
+        lambda: finetune_words(checkpoint, corpus, finetuned, finetuning_updates, made_of),
+        [confusion_of(finetuned)],
+    )
+    write_json(folder / "results.json", figures)
+    tables = report(figures)
+    (folder / "results.md").write_text(tables, encoding="utf-8")
+    typer.echo(tables)
+    typer.echo(f"pictures: {', '.join(map(str, [*drawn, confusion_of(finetuned)]))}")
+    return figures
+
+
+def _pretrain(corpus: Path, run: Path, updates: int, drawn: list[Path]) -> Figures:
+    """Pretrain, evaluate on unheard voices, draw."""
+    run.mkdir(exist_ok=True)
+    shutil.copy(corpus / DESCRIPTION_FILE, run)
+    checkpoint = last_checkpoint(run)
+    in_one_go = not checkpoint.exists()
     history = train(corpus, run, updates)
-    minutes = (time.monotonic() - started) / 60
-
-    model = mae_ast.load(run / "checkpoints" / "checkpoint_last.pt")
+    model = mae_ast.load(checkpoint)
+    assert isinstance(model, PretrainedMaeAst)  # as the preset says
     train_set, valid_set = Manifest.load(corpus / "train.tsv"), Manifest.load(corpus / "valid.tsv")
     scores = evaluate(model, train_set, valid_set)
-    _draw(model, valid_set, folder / "reconstruction.png")
-    pictures.loss_figure(history).savefig(folder / "loss.png", dpi=120)
-    table = _table(scores, updates, minutes)
-    (folder / "results.md").write_text(table, encoding="utf-8")
-    typer.echo(table)
-    typer.echo(f"pictures: {folder / 'reconstruction.png'}, {folder / 'loss.png'}")
-    return scores
-
-
-def train(corpus: Path, run: Path, updates: int) -> list[dict[str, Any]]:
-    """Pretrain with fairseq, showing progress; the values that it logged.
-
-    Raises:
-        SystemExit: training failed; the message names its log.
-    """
-    run.mkdir(parents=True, exist_ok=True)
-    history_file, log_file = run / "history.jsonl", run / "train.log"
-    command = train_command(corpus, "demo", run, [f"optimization.max_update={updates}"])
-    environment = {**os.environ, "HYDRA_FULL_ERROR": "1", "PYTHONUNBUFFERED": "1"}
-    is_new = not (run / "checkpoints" / "checkpoint_last.pt").exists()
-    with (
-        log_file.open("a") as log,
-        history_file.open("w" if is_new else "a") as history,
-        tqdm(total=updates, desc="pretraining", unit="update") as progress,
-        subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-        ) as process,
-    ):
-        assert process.stdout is not None
-        for line in process.stdout:
-            log.write(line)
-            found = _JSON_LINE.search(line)
-            if found is None:
-                continue
-            values = json.loads(found[2])
-            if found[1] == "train_inner":
-                progress.update(int(values["num_updates"]) - progress.n)
-                progress.set_postfix(mse=values["mse"], accuracy=values["accuracy"])
-            history.write(json.dumps({"kind": found[1], **values}) + "\n")
-    if process.returncode:
-        raise SystemExit(f"mae-ast: error: training failed, see {log_file}")
-    return [json.loads(line) for line in history_file.read_text().splitlines()]
+    _draw(model, valid_set, drawn[0])
+    pictures.loss_figure(history).savefig(drawn[1], dpi=120)
+    return {
+        "updates": num_updates(checkpoint),
+        "in_one_go": in_one_go,
+        **dataclasses.asdict(scores),
+    }
 
 
 def _draw(model: PretrainedMaeAst, valid: Manifest, path: Path) -> None:
@@ -109,18 +110,15 @@ def _draw(model: PretrainedMaeAst, valid: Manifest, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _table(scores: Scores, updates: int, minutes: float) -> str:
-    chance = 1 / scores.num_candidates
-    return "\n".join(
-        [
-            f"After {updates} updates ({minutes:.1f} min), on voices never heard:",
-            "",
-            "| hidden patches | this model | simple guess |",
-            "| --- | --- | --- |",
-            f"| mean squared error | {scores.mse:.4f} | {scores.baseline_mse:.4f} (each mel bin's "
-            "mean + the clip's offset) |",
-            f"| picked among {scores.num_candidates:.0f} (InfoNCE accuracy) | "
-            f"{scores.accuracy:.1%} | {chance:.1%} (chance) |",
-            "",
-        ]
-    )
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _check_corpus(run: Path, takes: int) -> None:
+    """A run that goes on must find the corpus that it was begun with."""
+    of_run = run / DESCRIPTION_FILE
+    if of_run.is_file() and of_run.read_text() != description(takes):
+        raise ValueError(
+            f"{run}: was trained on another corpus than that of --takes {takes}; "
+            "choose another --out, or remove it"
+        )

@@ -1,6 +1,7 @@
 """The demo's corpus, small."""
 
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -52,13 +53,20 @@ def test_clips_are_a_second_of_speech_in_two_formats(made):
     assert suffixes["flac"] > suffixes["mkv"]
 
 
-def test_takes_and_voices_differ():
+def speak_three():
     synthesiser = corpus._synthesiser()
     first, second = corpus.voices()[:2]
-    slow = synthesiser.speak("marvin", first, 120, 50)
-    fast = synthesiser.speak("marvin", first, 200, 50)
+    return [
+        synthesiser.speak("marvin", voice, speed, 50)
+        for voice, speed in ((first, 120), (first, 200), (second, 120))
+    ]
+
+
+def test_takes_and_voices_differ():
+    # In a process of its own: one that is forked off a process with the library loaded hangs.
+    with ProcessPoolExecutor(1) as pool:
+        slow, fast, other = pool.submit(speak_three).result(60)
     assert len(slow) > 1.2 * len(fast)
-    other = synthesiser.speak("marvin", second, 120, 50)
     length = min(len(slow), len(other))
     assert np.corrcoef(slow[:length], other[:length])[0, 1] < 0.9
 

@@ -1,0 +1,142 @@
+"""The demo as a whole, tiny: figures are what evaluation says, and nothing is done twice."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+
+import mae_ast
+from mae_ast import evaluation, probe
+from mae_ast.core.checkpoint import read_state
+from mae_ast.core.manifest import Manifest
+from mae_ast.demo import corpus, evaluate, recognition, run, training
+from mae_ast.demo.kept import Figures
+from mae_ast.finetuned import load_finetuned
+from mae_ast.probe import ProbeScore
+
+pytest.importorskip("espeakng_loader", reason="the demo's synthesiser is not installed")
+
+UPDATES = {"updates": 3, "takes": 1, "finetuning_updates": 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    folder: Path
+    figures: Figures
+    shown: str
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "WORDS", run.SHOWN_WORDS)
+        patch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+        folder, shown = tmp_path_factory.mktemp("demo"), io.StringIO()
+        with contextlib.redirect_stderr(shown):
+            figures = run.run_demo(folder, **UPDATES)
+        yield Demo(folder, figures, shown.getvalue())
+
+
+def test_each_phase_shows_its_progress(demo):
+    for phase in ("speaking", "pretraining", "probe", "fine-tuning", "scoring"):
+        assert phase in demo.shown
+
+
+def test_figures_are_kept_as_json_and_shown_as_a_table(demo):
+    assert json.loads((demo.folder / "results.json").read_text()) == demo.figures
+    table = (demo.folder / "results.md").read_text()
+    for value in (
+        f"{demo.figures['pretraining']['mse']:.4f}",
+        f"{demo.figures['probe']['mean log-mel']['linear']:.1%}",
+        f"{demo.figures['finetuning']['random weights']['accuracy']:.1%}",
+        "fine-tuned, 4 updates",
+        "After 3 updates",
+    ):
+        assert value in table
+
+
+def test_figures_of_pretraining_are_those_of_its_evaluation(demo):
+    model = mae_ast.load(demo.folder / "run" / "checkpoints" / "checkpoint_last.pt")
+    sets = [Manifest.load(demo.folder / "corpus" / f"{name}.tsv") for name in ("train", "valid")]
+    expected = dataclasses.asdict(evaluate.evaluate(model, *sets))
+    assert expected == pytest.approx({name: demo.figures["pretraining"][name] for name in expected})
+
+
+@pytest.mark.parametrize("name", ["pretrained", "random weights"])
+def test_figures_of_finetuning_are_those_of_evaluation(demo, name):
+    classifier = load_finetuned(demo.folder / "finetuned" / name.replace(" ", "_"))
+    found = evaluation.evaluate(classifier, demo.folder / "corpus", "test")
+    assert dataclasses.asdict(found.summary) == pytest.approx(demo.figures["finetuning"][name])
+    assert found.summary.num_clips == 4 * len(run.SHOWN_WORDS)
+
+
+def test_the_two_trainings_differ_in_their_start_alone(demo):
+    settings = [
+        read_state(demo.folder / "finetuned" / name / "checkpoints" / "checkpoint_last.pt")["cfg"]
+        for name in ("pretrained", "random_weights")
+    ]
+    differ = {
+        f"{part}.{key}"
+        for part, values in settings[0].items()
+        if isinstance(values, dict) and part != "job_logging_cfg"
+        for key, value in values.items()
+        if value != settings[1][part][key]
+    }
+    assert differ == {"model.checkpoint", "model.architecture_of", "model.layer_decay"}
+    assert settings[0]["optimization"]["max_update"] == UPDATES["finetuning_updates"]
+
+
+def test_the_confusion_matrix_is_a_picture(demo):
+    pixels = matplotlib.image.imread(recognition.confusion_of(demo.folder / "finetuned"))
+    assert min(pixels.shape[:2]) > 200
+    assert pixels.std() > 0.01
+
+
+def test_groups_of_the_probe_are_voices(demo):
+    train = recognition._labelled(demo.folder / "corpus", "train")
+    assert set(train.groups) == {
+        voice.name for n, voice in enumerate(corpus.voices()) if corpus.split_of(n) == "train"
+    }
+    for row in (0, 17, 99):
+        word, voice = train.manifest.row_path(row).split("_")[:2]
+        assert (run.SHOWN_WORDS[train.targets[row]], voice) == (word, train.groups[row])
+
+
+def test_again_nothing_is_done(demo, monkeypatch):
+    monkeypatch.setattr(training.subprocess, "Popen", None)
+    monkeypatch.setattr(probe, "probe", None)
+    monkeypatch.setattr(corpus, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(evaluation, "evaluate", None)
+    assert run.run_demo(demo.folder, **UPDATES) == demo.figures
+
+
+def test_only_what_is_missing_is_done(demo, monkeypatch):
+    monkeypatch.setattr(training.subprocess, "Popen", None)
+    invented = {
+        name: ProbeScore(0.5, 0.25, 2, 0.1)
+        for name in ("pretrained", "random weights", "mean log-mel")
+    }
+    monkeypatch.setattr(probe, "probe", lambda *args, **kwargs: invented)
+    kept = (demo.folder / "probe.json").read_bytes()
+    (demo.folder / "probe.json").unlink()
+    try:
+        again = run.run_demo(demo.folder, **UPDATES)
+    finally:
+        (demo.folder / "probe.json").write_bytes(kept)
+    assert again["probe"]["pretrained"] == dataclasses.asdict(invented["pretrained"])
+    assert again["finetuning"] == demo.figures["finetuning"]
+    assert again["pretraining"] == demo.figures["pretraining"]
+
+
+def test_a_run_of_another_corpus_is_refused_before_anything_is_made(demo):
+    before = (demo.folder / "corpus" / "train.tsv").read_bytes()
+    with pytest.raises(ValueError, match=r"run: was trained on another corpus.*--takes 2"):
+        run.run_demo(demo.folder, **{**UPDATES, "takes": 2})
+    assert (demo.folder / "corpus" / "train.tsv").read_bytes() == before
