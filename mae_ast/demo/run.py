@@ -28,7 +28,7 @@ from mae_ast.pretrained import PretrainedMaeAst
 from mae_ast.progress import bar
 
 SHOWN_WORDS = ("marvin", "seven", "sheila", "yes")
-FINETUNING_UPDATES = 200
+FINETUNING_UPDATES = 300  # as many as there is time for
 
 
 def run_demo(

@@ -57,7 +57,14 @@ def train(
     history_file, log_file = run / "history.jsonl", run / "train.log"
     settings = [f"optimization.max_update={updates}", *(overrides or [])]
     command = train_command(corpus, "demo", run, settings, kind)
-    environment = {**os.environ, "HYDRA_FULL_ERROR": "1", "PYTHONUNBUFFERED": "1"}
+    # A core is the data worker's: threads that wait for one another are slower than one of them.
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) - 1))
+    environment = {
+        **os.environ,
+        "HYDRA_FULL_ERROR": "1",
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": threads,
+    }
     last = last_checkpoint(run)
     is_new = not last.exists()
     what = "pretraining" if kind == "pretrain" else f"fine-tuning, {run.name.replace('_', ' ')}"
