@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae_ast.core.attention import attend
+from mae_ast.core.attention import KeyPadding, attend
 from mae_ast.core.dropout import Dropout
 
 INIT_STD = 0.02
@@ -54,17 +54,20 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(embed_dim, embed_dim)
 
     def forward(
-        self, x: Tensor, attention_mask: Tensor | None = None, queries: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | KeyPadding | None = None,
+        queries: Tensor | None = None,
     ) -> Tensor:
         """Attend from ``queries`` (B, Q, D), or from ``x`` itself, to ``x`` (B, N, D).
 
-        ``attention_mask`` (B, 1, 1, N) is True where to attend.
+        ``mask`` is as in :func:`mae_ast.core.attention.attend`.
         """
         if torch.is_autocast_enabled(x.device.type):  # once, not in each projection
             x = x.to(torch.get_autocast_dtype(x.device.type))
         q = self._heads(self.q_proj(x if queries is None else queries))
         k, v = self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
-        y = attend(q, k, v, attention_mask, self.dropout if self.training else 0.0)
+        y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
         out: Tensor = self.out_proj(y.transpose(1, 2).flatten(2))
         return out
 
@@ -110,19 +113,17 @@ class TransformerLayer(nn.Module):
         self.activation_dropout = Dropout(activation_dropout)
 
     def forward(
-        self, x: Tensor, attention_mask: Tensor | None = None, ids: Tensor | None = None
+        self, x: Tensor, mask: Tensor | KeyPadding | None = None, ids: Tensor | None = None
     ) -> Tensor:
         """(B, N, D) -> (B, N, D), or (B, K, D) of the tokens ``ids`` (B, K) only."""
         if self.norm_first:
             normed = self.self_attn_layer_norm(x)
             queries = None if ids is None else take(normed, ids)
             x = x if ids is None else take(x, ids)
-            x = x + self.dropout(self.self_attn(normed, attention_mask, queries))
+            x = x + self.dropout(self.self_attn(normed, mask, queries))
             return x + self.feed_forward(self.final_layer_norm(x))
         queries = x if ids is None else take(x, ids)
-        x = self.self_attn_layer_norm(
-            queries + self.dropout(self.self_attn(x, attention_mask, queries))
-        )
+        x = self.self_attn_layer_norm(queries + self.dropout(self.self_attn(x, mask, queries)))
         out: Tensor = self.final_layer_norm(x + self.feed_forward(x))
         return out
 
@@ -189,21 +190,21 @@ class Transformer(nn.Module):
 
         Args:
             x: (B, N, D).
-            padding_mask: (B, N) bool, True = padding; ``None`` where there is none. What is not
-                padding is not influenced by it.
+            padding_mask: (B, N) bool, True = padding, after a clip's own tokens; ``None``: there is
+                none. What is not padding is not influenced by it.
             hidden_states: when given, the output of each layer is appended to it.
             ids: (B, K) int64, the tokens that are wanted; the last layer computes no others.
 
         Returns:
             (B, N, D), or (B, K, D).
         """
-        attention_mask = None if padding_mask is None else ~padding_mask[:, None, None, :]
+        mask = None if padding_mask is None else KeyPadding(padding_mask)
         if not self.norm_first:
             x = self.layer_norm(x)
         x = self.dropout(x)
         for layer in self.layers:
             wanted = ids if layer is self.layers[-1] else None
-            y = layer(x, attention_mask, wanted)
+            y = layer(x, mask, wanted)
             if self.training and self.layerdrop > 0:
                 keep = torch.rand((), device=x.device) >= self.layerdrop
                 y = torch.where(keep, y, x if wanted is None else take(x, wanted))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from mae_ast.core import attention
-from mae_ast.core.attention import attend
+from mae_ast.core.attention import KeyPadding, attend, attend_by_lengths
 
 
 def draw(num_queries: int = 37, num_tokens: int = 50, dtype=torch.float32) -> list[Tensor]:
@@ -72,3 +72,31 @@ def test_a_clip_of_padding_alone_gives_no_nan():
     y = attend(q, k, v, nothing)
     assert torch.isfinite(y).all()
     assert all(torch.isfinite(g).all() for g in torch.autograd.grad(y.sum(), (q, k, v)))
+
+
+def varlen(q, k, v, query_ends, key_ends, max_q, max_k):
+    """What torch's kernel is told to do, sequence by sequence; (rows, H, D)."""
+    assert query_ends.dtype == key_ends.dtype == torch.int32
+    out = torch.zeros_like(q)
+    for n in range(len(query_ends) - 1):
+        queries = slice(int(query_ends[n]), int(query_ends[n + 1]))
+        keys = slice(int(key_ends[n]), int(key_ends[n + 1]))
+        assert queries.stop - queries.start <= max_q
+        assert keys.stop - keys.start <= max_k
+        scores = torch.einsum("qhd,khd->hqk", q[queries], k[keys]) * q.shape[2] ** -0.5
+        out[queries] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[keys])
+    assert int(query_ends[-1]) == len(q)
+    assert int(key_ends[-1]) == len(k)
+    return out
+
+
+@pytest.mark.parametrize("num_queries", [50, 37])
+@pytest.mark.parametrize("lengths", [(50, 20), (1, 50), (50, 50)])
+def test_sequences_by_their_lengths_are_attention_with_a_mask(monkeypatch, num_queries, lengths):
+    monkeypatch.setattr(attention, "varlen_attn", varlen)
+    q, k, v = (x.detach() for x in draw(num_queries))
+    padding_mask = torch.arange(50) >= torch.tensor(lengths)[:, None]
+    padding = KeyPadding(padding_mask)
+    expected = F.scaled_dot_product_attention(q, k, v, padding.attention_mask)
+    assert_close(attend_by_lengths(q, k, v, padding), expected, rtol=0, atol=1e-5)
+    assert torch.equal(attend(q, k, v, padding), expected)
