@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +98,16 @@ def test_plain_rows_are_never_parsed_line_by_line(monkeypatch):
 
 def test_no_rows():
     assert_equal(in_blocks(b""), line_by_line(b""))
+
+
+def test_memory_is_that_of_the_rows_alone(monkeypatch):
+    monkeypatch.setattr(manifest_rows, "_BLOCK_BYTES", 2**14)
+    text = b"".join(b"folder/%09d.flac\t160000\t16000\n" % row for row in range(50_000))
+    file = io.BytesIO(text)
+    tracemalloc.start()
+    rows = parse_rows(file, MANIFEST)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(rows.lines) == 50_000
+    packed = len(rows.packed_paths) + 50_000 * (8 + 8 + 8 + 4)
+    assert peak < 1.2 * packed + 40 * 2**14
