@@ -8,6 +8,7 @@ setup(
         *find_packages(include=["mae_ast", "mae_ast.*"]),
         *("mae_ast.config", "mae_ast.superb_config"),
     ],
+    py_modules=["audio_mae"],  # a face of the model by the name that others import
     package_dir={"mae_ast.config": "config", "mae_ast.superb_config": "s3prl/config"},
     package_data={
         "mae_ast": ["py.typed"],

@@ -39,14 +39,5 @@ class SsastConfig(VitConfig):
             raise ValueError(f"mask_length={self.mask_length!r}; a whole number, at least 1")
         if mask_type is None:
             return
-        shape = self.patch_shape
-        for axis, size, stride in (
-            ("chan", shape.mel, shape.mel_stride),
-            ("time", shape.time, shape.time_stride),
-        ):
-            if size != stride:
-                raise ValueError(
-                    f"ast_kernel_stride_{axis}={stride} differs from ast_kernel_size_{axis}="
-                    f"{size}; pretraining wants patches without overlap: set both alike"
-                )
-        check_mask(mask_type, self.random_mask_prob, shape.per_column)
+        self.check_no_overlap()
+        check_mask(mask_type, self.random_mask_prob, self.patch_shape.per_column)

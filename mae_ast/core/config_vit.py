@@ -174,6 +174,21 @@ class VitConfig(VitArchitecture):
                 f"{self.encoder_attention_heads} attention heads (encoder_attention_heads)"
             )
 
+    def check_no_overlap(self) -> None:
+        """Refuse patches that overlap, for pretraining.
+
+        Raises:
+            ValueError: a stride differs from the patches' size.
+        """
+        for axis in ("chan", "time"):
+            size = getattr(self, f"ast_kernel_size_{axis}")
+            stride = getattr(self, f"ast_kernel_stride_{axis}")
+            if size != stride:
+                raise ValueError(
+                    f"ast_kernel_stride_{axis}={stride} differs from ast_kernel_size_{axis}="
+                    f"{size}; pretraining wants patches without overlap: set both alike"
+                )
+
     @classmethod
     def from_mapping(cls: type[C], values: Mapping[str, Any]) -> C:
         """Take the fields of this class out of a checkpoint's or a preset's dictionary."""

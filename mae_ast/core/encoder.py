@@ -5,6 +5,7 @@ Every system of this project offers the same few things, and what stands on top 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor, nn
@@ -46,6 +47,15 @@ class Encoder(Protocol):
         """(B, L) -> (B, T, F) float32, not normalised."""
 
 
+class MaskedEncoder(Encoder, Protocol):
+    """A system in pretraining: it says of patches that a mask hides what they are."""
+
+    __call__: Callable[..., Any]
+
+    def patches(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Normalised patches (B, N, P) float32 of waveforms or log-mel."""
+
+
 E = TypeVar("E", bound=Encoder)
 
 
@@ -56,7 +66,8 @@ def encoder_only(model: E) -> E:
     layers, where only ``hidden_states`` are used).
     """
     for name in model.only_for_pretraining:
-        delattr(model, name)
+        if hasattr(model, name):  # a file may have held the encoder alone
+            delattr(model, name)
     model.precision = "float32"
     model.batch_norm.update = False
     model.encoder.layerdrop = 0.0

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.dropout import Dropout
 from mae_ast.core.fbank import fbank, num_frames_of
 from mae_ast.core.input_norm import InputNorm
-from mae_ast.core.masking import MaskIds
+from mae_ast.core.masking import MaskIds, put_back
 from mae_ast.core.patches import patchify
 from mae_ast.core.positions import SinusoidalPositions
 from mae_ast.core.precision import compute_in
@@ -33,14 +34,26 @@ class Prediction:
     Args:
         reconstruction: (B, M, P), or ``None`` where that head is out of training.
         classification: (B, M, P), likewise.
-        target: (B, M, P) float32, the normalised patches themselves.
+        target: (B, M, P) float32, the normalised patches themselves, or what is left of them
+            once ``offset`` is subtracted and the rest divided by ``scale``.
         valid: (B, M) bool, False = padding; ``None``: all valid.
+        offset, scale: (B, M, 1) float32, of each patch; ``None``: 0 and 1.
     """
 
     reconstruction: Tensor | None
     classification: Tensor | None
     target: Tensor
     valid: Tensor | None
+    offset: Tensor | None = None
+    scale: Tensor | None = None
+
+    def rebuilt(self) -> Tensor:
+        """The reconstruction as patches, (B, M, P) float32."""
+        assert self.reconstruction is not None  # in eval mode, it never is
+        patches = self.reconstruction.float()
+        if self.scale is not None and self.offset is not None:
+            patches = patches * self.scale + self.offset
+        return patches
 
 
 class MaeAst(nn.Module):
@@ -71,7 +84,7 @@ class MaeAst(nn.Module):
             config.input_stats == "batch", config.input_mean, config.input_std
         )
         self.post_extract_proj = nn.Linear(patch_dim, width)
-        self.dropout_input = nn.Dropout(config.dropout_input)
+        self.dropout_input = Dropout(config.dropout_input)
         self.encoder_positions = SinusoidalPositions(width)
         self.encoder = Transformer(
             config.encoder_layers,
@@ -167,16 +180,9 @@ class MaeAst(nn.Module):
 
     def decode(self, encoded: Tensor, mask: MaskIds, num_patches: int) -> Tensor:
         """Encoder output (B, V, D), put back among mask tokens -> masked tokens (B, M, D_dec)."""
-        visible = self.post_enc_proj(encoded)
-        batch, _, width = visible.shape
-        slots, padding_mask, ids = num_patches, None, mask.visible_ids
-        if mask.padded:
-            # Padding goes to one slot more, which is cut off again.
-            slots, ids = num_patches + 1, ids.where(ids >= 0, num_patches)
-            per_clip = (mask.visible_ids >= 0).sum(1) + (mask.masked_ids >= 0).sum(1)
-            padding_mask = torch.arange(num_patches, device=ids.device) >= per_clip[:, None]
-        tokens = self.decoder_mask_emb.to(visible.dtype).expand(batch, slots, width)
-        tokens = tokens.scatter(1, ids.unsqueeze(2).expand(-1, -1, width), visible)[:, :num_patches]
+        tokens, padding_mask = put_back(
+            self.post_enc_proj(encoded), self.decoder_mask_emb, mask, num_patches
+        )
         tokens = tokens + self.decoder_positions(num_patches)
         decoded: Tensor = self.decoder(tokens, padding_mask, ids=mask.masked_ids)
         return decoded

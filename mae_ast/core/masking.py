@@ -157,6 +157,62 @@ def mask_strategy(mask_type: str, span_length: int) -> Callable[..., MaskIds]:
     return partial(strategy, span_length=span_length) if is_spans else strategy
 
 
+def structured_mask(
+    batch_size: int,
+    grid: Grid,
+    ratio_time: float,
+    ratio_mel: float,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> MaskIds:
+    """Hide whole columns and whole rows of patches (Huang et al. 2022, Audio-MAE).
+
+    Each clip has its own. What stays is where the columns that stay meet the rows that stay. It is
+    used in fine-tuning.
+
+    Args:
+        batch_size: B.
+        grid: patches along time (columns) and mel (rows).
+        ratio_time, ratio_mel: fractions of columns and of rows hidden, from 0 to below 1.
+        generator: source of the draw, on ``device``.
+        device: where the ids are wanted.
+    """
+    stay = []
+    for size, ratio in zip(grid, (ratio_time, ratio_mel), strict=True):
+        scores = torch.rand(batch_size, size, generator=generator, device=device)
+        stay.append(hide_lowest(scores, size - count_visible(size, ratio)).visible_ids)
+    visible = (stay[0].unsqueeze(2) * grid[1] + stay[1].unsqueeze(1)).flatten(1)
+    num_patches = grid[0] * grid[1]
+    scores = torch.zeros(batch_size, num_patches, device=device).scatter(1, visible, 1.0)
+    return hide_lowest(scores, num_patches - visible.shape[1])
+
+
+def put_back(
+    visible: Tensor, mask_token: Tensor, mask: MaskIds, num_patches: int
+) -> tuple[Tensor, Tensor | None]:
+    """Visible tokens in their places, and the mask token in all others.
+
+    Args:
+        visible: (B, V, D).
+        mask_token: (D,).
+        mask: V and M.
+        num_patches: N, of the longest clip.
+
+    Returns:
+        (B, N, D), and (B, N) bool, True = padding; ``None``: there is none.
+    """
+    batch, _, width = visible.shape
+    slots, padding_mask, ids = num_patches, None, mask.visible_ids
+    if mask.padded:
+        # Padding goes to one slot more, which is cut off again.
+        slots, ids = num_patches + 1, ids.where(ids >= 0, num_patches)
+        per_clip = (mask.visible_ids >= 0).sum(1) + (mask.masked_ids >= 0).sum(1)
+        padding_mask = torch.arange(num_patches, device=ids.device) >= per_clip[:, None]
+    tokens = mask_token.to(visible.dtype).expand(batch, slots, width)
+    tokens = tokens.scatter(1, ids.unsqueeze(2).expand(-1, -1, width), visible)[:, :num_patches]
+    return tokens, padding_mask
+
+
 def hide_lowest(scores: Tensor, num_masked: int) -> MaskIds:
     """(B, N) scores to the M lowest as masked ids and the rest as visible ids."""
     lowest = scores.topk(num_masked, dim=1, largest=False, sorted=False).indices

@@ -1,7 +1,7 @@
-"""Positions of tokens: fixed 1-D sinusoids (N, D), and learned ones on a grid of time x mel.
+"""Positions of tokens: fixed sinusoids in 1-D (N, D) and on a grid of time x mel, and learned ones.
 
-The fixed ones are those of Vaswani et al. 2017, sine and cosine interleaved. The learned ones are
-fitted to other grids as AST and SSAST do (Gong et al. 2021).
+Those in 1-D are of Vaswani et al. 2017, sine and cosine interleaved, those on a grid of MAE (He et
+al. 2022). The learned ones are fitted to other grids as AST and SSAST do (Gong et al. 2021).
 """
 
 from __future__ import annotations
@@ -51,6 +51,78 @@ class SinusoidalPositions(nn.Module):
             rows = 1 << (num_positions - 1).bit_length()
             self.table = sinusoidal_positions(rows, self.dim).to(self.table)
         return self.table[:num_positions]
+
+
+def grid_positions(grid: tuple[int, int], dim: int) -> Tensor:
+    """Sinusoids of a place's mel row in the first half of the channels, of its time in the other.
+
+    Within a half, channel i is sin(n / 10000^(i / (dim / 4))), and channel dim / 4 + i the cosine.
+    On square grids these are MAE's, where its first axis is time.
+
+    Args:
+        grid: (T', F'), places along time and along mel.
+        dim: D.
+
+    Returns:
+        (T' F', dim) float32, place t * F' + f.
+
+    Raises:
+        ValueError: 4 does not divide ``dim``.
+    """
+    if dim % 4:
+        raise ValueError(f"positions on a grid need a width that 4 divides, not {dim}")
+    quarter = dim // 4
+    frequency = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+
+    def axis(size: int) -> Tensor:
+        angle = torch.arange(size, dtype=torch.float64).unsqueeze(1) * frequency
+        return torch.cat((angle.sin(), angle.cos()), dim=1)  # (size, dim / 2)
+
+    in_time = axis(grid[0]).unsqueeze(1).expand(-1, grid[1], -1)
+    in_mel = axis(grid[1]).unsqueeze(0).expand(grid[0], -1, -1)
+    return torch.cat((in_mel, in_time), dim=2).flatten(0, 1).float()
+
+
+class GridPositions(nn.Module):
+    """:func:`grid_positions` on a module's device, grown when a longer clip comes.
+
+    Prefix tokens (CLS) have no place: theirs are zeros. It can be computed, so it is no part of a
+    checkpoint.
+
+    Args:
+        num_prefix: K.
+        along_mel: F'.
+        dim: D.
+
+    Raises:
+        ValueError: 4 does not divide ``dim``.
+    """
+
+    table: Tensor
+
+    def __init__(self, num_prefix: int, along_mel: int, dim: int) -> None:
+        super().__init__()
+        self.num_prefix = num_prefix
+        self.along_mel = along_mel
+        self.dim = dim
+        self.register_buffer("table", self._of(0), persistent=False)
+
+    def forward(self, grid: tuple[int, int], columns: Tensor | None = None) -> Tensor:
+        """Positions of prefix tokens and of a grid, (1, K + T' F', D).
+
+        Args:
+            grid: (T', F') of the batch.
+            columns: of no matter: a clip's positions begin with the same ones, however long it is.
+        """
+        num_rows = self.num_prefix + grid[0] * self.along_mel
+        if num_rows > len(self.table):
+            # Powers of two: clips of all lengths grow the table a few times, not at each step.
+            self.table = self._of(1 << (grid[0] - 1).bit_length()).to(self.table)
+        return self.table[:num_rows].unsqueeze(0)
+
+    def _of(self, along_time: int) -> Tensor:
+        places = grid_positions((along_time, self.along_mel), self.dim)
+        return torch.cat((places.new_zeros(self.num_prefix, self.dim), places))
 
 
 class LearnedPositions(nn.Module):

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.encoder import MaskedEncoder
 from mae_ast.core.masking import MaskIds
 from mae_ast.core.patches import unpatchify
-from mae_ast.core.ssast import Ssast
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Reconstruction:
 
 
 @torch.no_grad()
-def reconstruct(model: MaeAst | Ssast, source: Tensor, mask: MaskIds) -> Reconstruction:
+def reconstruct(model: MaskedEncoder, source: Tensor, mask: MaskIds) -> Reconstruction:
     """Run a model on clips of equal length.
 
     Args:
@@ -39,7 +38,7 @@ def reconstruct(model: MaeAst | Ssast, source: Tensor, mask: MaskIds) -> Reconst
     """
     num_own = mask.visible_ids.shape[1] + mask.masked_ids.shape[1]
     patches = model.patches(source, None)[:, :num_own]  # not what input_frames fills up
-    prediction = model(source, None, mask.visible_ids, mask.masked_ids).reconstruction
+    prediction = model(source, None, mask.visible_ids, mask.masked_ids).rebuilt()
     where = mask.masked_ids.unsqueeze(2).expand(-1, -1, patches.shape[2])
 
     def picture(values: Tensor) -> Tensor:
@@ -48,5 +47,5 @@ def reconstruct(model: MaeAst | Ssast, source: Tensor, mask: MaskIds) -> Reconst
     return Reconstruction(
         picture(patches),
         picture(patches.scatter(1, where, float("nan"))),
-        picture(patches.scatter(1, where, prediction.float())),
+        picture(patches.scatter(1, where, prediction)),
     )

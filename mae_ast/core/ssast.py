@@ -87,7 +87,7 @@ class Ssast(Vit):
         """
         mask = MaskIds(visible_ids, masked_ids, padded)
         patches = self.patches(source, lengths)
-        self._check(mask, patches.shape[1])
+        self.check_mask(mask, patches.shape[1])
         with compute_in(self.precision, self.post_extract_proj.weight):
             reconstruction, classification = self._predict(patches, mask)
         return Prediction(
@@ -128,19 +128,6 @@ class Ssast(Vit):
                 encoded = self.encode_masked(patches, mask)
             predicted.append(head(encoded) if is_wanted else None)
         return predicted[0], predicted[1]
-
-    def _check(self, mask: MaskIds, num_patches: int) -> None:
-        if self.patch_shape.overlaps:
-            raise ValueError(
-                "patches overlap, so that visible ones would show what is hidden; pretraining "
-                "wants ast_kernel_stride_* equal to ast_kernel_size_*"
-            )
-        wanted = mask.visible_ids.shape[1] + mask.masked_ids.shape[1]
-        if self.config.input_frames is not None and not mask.padded and wanted > num_patches:
-            raise ValueError(
-                f"input_frames={self.config.input_frames} leaves {num_patches} patches of clips "
-                f"that have {wanted}; crop clips to at most so many frames"
-            )
 
 
 def finetuning_config(

@@ -1,10 +1,10 @@
-"""The encoder that AST and SSAST share: DeiT's ViT on log-mel patches, learned positions.
+"""The encoder that AST, SSAST and Audio-MAE share: a ViT on log-mel patches.
 
     waveform (B, L) -> fbank (B, T, F) -> normalised (B, T, F) -> patches (B, N, P)
     -> tokens (B, N, D), K prefix tokens before them -> encoder (B, K + N, D)
 
 K is 1 (CLS) or 2 (CLS and distillation). Patches run time first (n = t * per_column + f); the
-published weights' other order is a matter of reading them.
+other order of AST's and SSAST's published weights is a matter of reading them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from mae_ast.core.config_vit import VitConfig
 from mae_ast.core.fbank import fbank, fit_frames, num_frames_of
 from mae_ast.core.input_norm import InputNorm
+from mae_ast.core.masking import MaskIds
 from mae_ast.core.patches import patchify
 from mae_ast.core.positions import LearnedPositions
 from mae_ast.core.precision import compute_in
-from mae_ast.core.transformer import INIT_STD, Transformer, init_linear
+from mae_ast.core.transformer import INIT_STD, Transformer, init_linear, take
 
 # What :class:`Vit` holds; whatever else a model has stands on it.
 PARTS = ("batch_norm", "post_extract_proj", "prefix_tokens", "positions", "encoder")
@@ -47,6 +48,8 @@ class Vit(nn.Module):
 
     Args:
         config: what it is made of.
+        positions: called with a grid and each clip's own columns; default: learned ones, as DeiT
+            has them.
 
     Raises:
         ValueError: the configuration cannot work.
@@ -54,7 +57,7 @@ class Vit(nn.Module):
 
     only_for_pretraining: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, config: VitConfig) -> None:
+    def __init__(self, config: VitConfig, positions: nn.Module | None = None) -> None:
         super().__init__()
         config.validate()
         self.config = config
@@ -68,7 +71,9 @@ class Vit(nn.Module):
         self.post_extract_proj = nn.Linear(self.patch_shape.dim, width)
         self.prefix_tokens = nn.Parameter(torch.empty(1, config.prefix_tokens, width))
         nn.init.trunc_normal_(self.prefix_tokens, std=INIT_STD)
-        self.positions = LearnedPositions(config.prefix_tokens, config.position_grid, width)
+        if positions is None:
+            positions = LearnedPositions(config.prefix_tokens, config.position_grid, width)
+        self.positions = positions
         self.encoder = Transformer(
             config.encoder_layers,
             width,
@@ -140,6 +145,48 @@ class Vit(nn.Module):
         encoded: Tensor = self.encoder(x, padding_mask, hidden_states, ids)
         return encoded
 
+    def encode_visible(
+        self, patches: Tensor, ids: Tensor, padded: bool, columns: Tensor | None = None
+    ) -> Tensor:
+        """Some of the patches through the encoder; it does not see the others.
+
+        Args:
+            patches: (B, N, P), all.
+            ids: (B, V) int64, those to encode; -1 is padding.
+            padded: whether there is such padding.
+            columns: as in :meth:`encode_tokens`, of the positions.
+
+        Returns:
+            (B, K + V, D).
+        """
+        batch, num_patches, _ = patches.shape
+        per_column, num_prefix = self.patch_shape.per_column, self.config.prefix_tokens
+        positions = self.positions((num_patches // per_column, per_column), columns)
+        positions = positions.expand(batch, -1, -1)
+        tokens = self.embed(take(patches, ids)) + take(positions[:, num_prefix:], ids)
+        prefix = self.prefix_tokens + positions[:, :num_prefix]
+        padding_mask = None
+        if padded:
+            padding_mask = torch.cat((ids.new_zeros(batch, num_prefix), ids), dim=1) < 0
+        encoded: Tensor = self.encoder(torch.cat((prefix, tokens), dim=1), padding_mask)
+        return encoded
+
+    def pooled_visible(self, source: Tensor, lengths: Tensor | None, visible_ids: Tensor) -> Tensor:
+        """(B, D): the mean of some patches' tokens, where the encoder sees those only.
+
+        Args:
+            source, lengths: as in :meth:`encode`.
+            visible_ids: (B, V) int64; -1 is padding.
+        """
+        columns = self._columns(source, lengths)
+        patches = self.patches(source, lengths)
+        with compute_in(self.precision, self.post_extract_proj.weight):
+            encoded = self.encode_visible(patches, visible_ids, True, columns)
+        tokens = encoded[:, self.config.prefix_tokens :].float()
+        is_one = visible_ids >= 0
+        total = tokens.where(is_one.unsqueeze(2), 0.0).sum(1)
+        return total / is_one.sum(1, keepdim=True).clamp(min=1)
+
     def encode(self, source: Tensor, lengths: Tensor | None = None) -> Encoded:
         """The encoder's output of clips of which nothing is hidden.
 
@@ -180,6 +227,24 @@ class Vit(nn.Module):
         with compute_in(self.precision, self.post_extract_proj.weight):
             self.encode_tokens(self.embed(patches), columns, states)
         return [state[:, self.config.prefix_tokens :] for state in states]
+
+    def check_mask(self, mask: MaskIds, num_patches: int) -> None:
+        """Refuse what pretraining cannot do.
+
+        Raises:
+            ValueError: patches overlap, or ``input_frames`` cuts off patches that ids name.
+        """
+        if self.patch_shape.overlaps:
+            raise ValueError(
+                "patches overlap, so that visible ones would show what is hidden; pretraining "
+                "wants ast_kernel_stride_* equal to ast_kernel_size_*"
+            )
+        wanted = mask.visible_ids.shape[1] + mask.masked_ids.shape[1]
+        if self.config.input_frames is not None and not mask.padded and wanted > num_patches:
+            raise ValueError(
+                f"input_frames={self.config.input_frames} leaves {num_patches} patches of clips "
+                f"that have {wanted}; crop clips to at most so many frames"
+            )
 
     def _columns(self, source: Tensor, lengths: Tensor | None) -> Tensor | None:
         """Each clip's own patches along time; where padding is attended to, all are own."""

@@ -54,12 +54,25 @@ def to_timm(config: VitConfig, weights: State) -> Weights:
         weights["post_extract_proj.weight"], shape.time, shape.mel
     )
     state["patch_embed.proj.bias"] = weights["post_extract_proj.bias"]
-    for theirs, ours in _layer_names(config.encoder_layers).items():
-        state[theirs] = weights[ours]
-    for layer in range(config.encoder_layers):
+    return state | stack_to_timm(weights, config.encoder_layers)
+
+
+def stack_to_timm(
+    weights: State, num_layers: int, ours: str = "encoder", prefix: str = ""
+) -> Weights:
+    """A stack of pre-norm layers of ours as timm names it.
+
+    Args:
+        weights: of a model.
+        num_layers: of the stack.
+        ours: the stack's name in the model.
+        prefix: before timm's names, ``blocks`` and ``norm``.
+    """
+    state = {theirs: weights[own] for theirs, own in _layer_names(num_layers, ours, prefix).items()}
+    for layer in range(num_layers):
         for kind in _KINDS:
-            state[f"blocks.{layer}.{_QKV}.{kind}"] = torch.cat(
-                [weights[name] for name in _projections(layer, kind)]
+            state[f"{prefix}blocks.{layer}.{_QKV}.{kind}"] = torch.cat(
+                [weights[name] for name in _projections(layer, kind, ours)]
             )
     return state
 
@@ -143,12 +156,18 @@ def encoder_from_timm(config: VitConfig, state: State) -> Weights:
         "post_extract_proj.weight": rows_of(state["patch_embed.proj.weight"]),
         "post_extract_proj.bias": state["patch_embed.proj.bias"],
     }
-    for theirs, ours in _layer_names(config.encoder_layers).items():
-        weights[ours] = state[theirs]
-    for layer in range(config.encoder_layers):
+    return weights | stack_from_timm(state, config.encoder_layers)
+
+
+def stack_from_timm(
+    state: State, num_layers: int, ours: str = "encoder", prefix: str = ""
+) -> Weights:
+    """The inverse of :func:`stack_to_timm`."""
+    weights = {own: state[theirs] for theirs, own in _layer_names(num_layers, ours, prefix).items()}
+    for layer in range(num_layers):
         for kind in _KINDS:
-            fused = state[f"blocks.{layer}.{_QKV}.{kind}"]
-            weights.update(zip(_projections(layer, kind), fused.chunk(3), strict=True))
+            fused = state[f"{prefix}blocks.{layer}.{_QKV}.{kind}"]
+            weights.update(zip(_projections(layer, kind, ours), fused.chunk(3), strict=True))
     return weights
 
 
@@ -156,8 +175,8 @@ def encoder_from_timm(config: VitConfig, state: State) -> Weights:
 def start_from(model: Vit, pretrained: Vit) -> None:
     """Copy an encoder into another that may have other strides or frames; heads stay as they are.
 
-    The patches' projection is copied, positions are cut or interpolated to the new grid. So are
-    the input's statistics copied, unless the configurations differ in them.
+    The patches' projection is copied, positions are those that the other has on the new grid. The
+    input's statistics are copied too, unless the configurations differ in them.
 
     Args:
         model: whose encoder is replaced.
@@ -176,11 +195,10 @@ def start_from(model: Vit, pretrained: Vit) -> None:
         for name, value in pretrained.state_dict().items()
         if name.split(".")[0] in PARTS
     }
-    table = weights["positions.table"]
-    fitted = fit_positions(
-        table[:, old.prefix_tokens :], pretrained.positions.grid, model.positions.grid
+    table = pretrained.positions(new.position_grid)  # of no use where ours can be computed
+    weights["positions.table"] = torch.cat(
+        (table[:, : new.prefix_tokens], table[:, old.prefix_tokens :]), dim=1
     )
-    weights["positions.table"] = torch.cat((table[:, : new.prefix_tokens], fitted), dim=1)
     weights["prefix_tokens"] = weights["prefix_tokens"][:, : new.prefix_tokens]
     if (new.input_mean, new.input_std) != (old.input_mean, old.input_std):
         weights = without(weights, ("batch_norm.",))
@@ -280,16 +298,17 @@ def _fit_image_positions(config: VitConfig, table: Tensor, is_image: bool) -> Te
     return torch.cat((table[:, :num_prefix], swap_axes(fitted, (along_time, along_mel))), dim=1)
 
 
-def _layer_names(num_layers: int) -> dict[str, str]:
+def _layer_names(num_layers: int, stack: str, prefix: str) -> dict[str, str]:
     """Names of theirs to ours, of what is copied as it is."""
-    names = {f"norm.{kind}": f"encoder.layer_norm.{kind}" for kind in _KINDS}
+    names = {f"{prefix}norm.{kind}": f"{stack}.layer_norm.{kind}" for kind in _KINDS}
     for layer in range(num_layers):
         for theirs, ours in _LAYER.items():
             for kind in _KINDS:
-                names[f"blocks.{layer}.{theirs}.{kind}"] = f"encoder.layers.{layer}.{ours}.{kind}"
+                name = f"{prefix}blocks.{layer}.{theirs}.{kind}"
+                names[name] = f"{stack}.layers.{layer}.{ours}.{kind}"
     return names
 
 
-def _projections(layer: int, kind: str) -> list[str]:
+def _projections(layer: int, kind: str, stack: str) -> list[str]:
     """Queries, keys and values, in the order in which timm fuses them."""
-    return [f"encoder.layers.{layer}.self_attn.{name}_proj.{kind}" for name in "qkv"]
+    return [f"{stack}.layers.{layer}.self_attn.{name}_proj.{kind}" for name in "qkv"]

@@ -18,9 +18,11 @@ from mae_ast.core.masking import (
     hide_lowest,
     mask_strategy,
     pad_mask_ids,
+    put_back,
     random_mask,
     random_mask_batched,
     retain_spans,
+    structured_mask,
 )
 
 BY_RATIO = [random_mask, random_mask_batched, chunk_mask]
@@ -314,3 +316,48 @@ def test_check_refuses(mask_type, ratio, per_column, message):
 )
 def test_check_lets_pass(mask_type, ratio, per_column):
     check_mask(mask_type, ratio, per_column)
+
+
+# Whole columns and rows.
+
+
+@pytest.mark.parametrize(
+    ("grid", "ratios", "kept"),
+    [
+        ((64, 8), (0.3, 0.3), (44, 5)),  # as published for AudioSet
+        (TEN_SECONDS, (0.2, 0.0), (49, 8)),
+        ((7, 8), (0.0, 0.5), (7, 4)),
+        ((5, 1), (0.5, 0.9), (2, 1)),
+        ((1, 8), (0.9, 0.0), (1, 8)),
+    ],
+    ids=str,
+)
+def test_whole_columns_and_rows_are_hidden(grid, ratios, kept):
+    mask = structured_mask(9, grid, *ratios, seeded())
+    num_patches = grid[0] * grid[1]
+    assert_partition(mask, num_patches, num_patches - kept[0] * kept[1])
+    visible = ~hidden(mask, num_patches).view(9, *grid)
+    for clip in visible:
+        columns, rows = clip.any(1), clip.any(0)
+        assert (int(columns.sum()), int(rows.sum())) == kept
+        assert torch.equal(clip, columns[:, None] & rows[None, :])
+
+
+def test_columns_and_rows_are_drawn_evenly_and_again_from_the_same_generator():
+    mask = structured_mask(4_000, (6, 4), 0.3, 0.5, seeded())
+    visible = ~hidden(mask, 24).view(-1, 6, 4)
+    shares = visible.float().mean(0)
+    assert shares.mean().item() == pytest.approx(4 / 6 * 2 / 4)
+    assert (shares - shares.mean()).abs().max() < 0.03
+    assert len(visible.flatten(1).unique(dim=0)) == 15 * 6  # all ways to choose 4 of 6 and 2 of 4
+    again = structured_mask(4_000, (6, 4), 0.3, 0.5, seeded())
+    assert torch.equal(again.visible_ids, mask.visible_ids)
+
+
+def test_tokens_are_put_back_among_mask_tokens():
+    tokens = torch.arange(1.0, 13).view(2, 2, 3)
+    mask = MaskIds(torch.tensor([[1, 3], [0, -1]]), torch.tensor([[0, 2], [1, -1]]), padded=True)
+    everything, padding_mask = put_back(tokens, torch.full((3,), -9.0), mask, 4)
+    assert everything[0].tolist() == [[-9] * 3, [1, 2, 3], [-9] * 3, [4, 5, 6]]
+    assert everything[1, :2].tolist() == [[7, 8, 9], [-9] * 3]
+    assert padding_mask.tolist() == [[False] * 4, [False, False, True, True]]

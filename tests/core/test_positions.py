@@ -9,9 +9,11 @@ import torch
 from torch.testing import assert_close
 
 from mae_ast.core.positions import (
+    GridPositions,
     LearnedPositions,
     SinusoidalPositions,
     fit_positions,
+    grid_positions,
     sinusoidal_positions,
 )
 from tests.core.vits import mel_first, positions_of_the_recipe
@@ -105,3 +107,61 @@ def test_each_clip_of_a_batch_has_the_positions_it_has_alone():
     for row, own in enumerate(columns[:4].tolist()):
         alone = positions((own, 6))[0]
         assert_close(together[row, : len(alone)], alone, rtol=0, atol=1e-6)
+
+
+# On a grid.
+
+
+def formula_of_mae(side: int, dim: int) -> torch.Tensor:
+    """MAE's table of a square image, place by place (He et al. 2022, its published program).
+
+    The first half of the channels is of the place in its row, the other of the row; in each, sines
+    come before cosines.
+    """
+    rows = []
+    for row in range(side):
+        for column in range(side):
+            rates = [10000 ** -(i / (dim / 4)) for i in range(dim // 4)]
+            rows.append(
+                [f(n * rate) for n in (column, row) for f in (math.sin, math.cos) for rate in rates]
+            )
+    return torch.tensor(rows)
+
+
+@pytest.mark.parametrize(("side", "dim"), [(4, 8), (14, 24)])
+def test_those_on_a_square_grid_are_maes(side, dim):
+    assert_close(grid_positions((side, side), dim), formula_of_mae(side, dim), rtol=0, atol=1e-5)
+
+
+def test_those_on_a_grid_differ_in_time_and_mel():
+    places = grid_positions((64, 8), 24).view(64, 8, 24)
+    assert places.dtype == torch.float32
+    # Either half tells one axis, and nothing of the other.
+    mel, time = places.split(12, dim=2)
+    assert torch.equal(mel, mel[:1].expand_as(mel))
+    assert torch.equal(time, time[:, :1].expand_as(time))
+    assert not torch.equal(places[3, 5], places[5, 3])
+    assert len(places.flatten(0, 1).unique(dim=0)) == 64 * 8
+    # The sizes of the grid are separate: of another one, it is a part.
+    assert torch.equal(grid_positions((70, 8), 24).view(70, 8, 24)[:64], places)
+    assert torch.equal(grid_positions((64, 4), 24).view(64, 4, 24), places[:, :4])
+
+
+def test_those_on_a_grid_grow_behind_those_of_prefix_tokens():
+    positions = GridPositions(1, 8, 16)
+    short = positions((3, 8)).clone()
+    assert short.shape == (1, 1 + 24, 16)
+    assert not short[0, 0].any()
+    assert torch.equal(short[0, 1:], grid_positions((3, 8), 16))
+    long = positions((100, 8), torch.tensor([3, 100]))
+    assert long.shape == (1, 1 + 800, 16)
+    assert torch.equal(long[:, :25], short)
+    assert torch.equal(positions((3, 8)), short)
+    assert not positions.state_dict()
+    half = GridPositions(1, 8, 16).bfloat16()
+    assert half((3, 8)).dtype == torch.bfloat16
+
+
+def test_a_width_that_four_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="a width that 4 divides, not 18"):
+        GridPositions(1, 8, 18)

@@ -1,0 +1,166 @@
+"""Audio-MAE (Huang et al. 2022, arXiv 2207.06405): a masked autoencoder that only reconstructs.
+
+The encoder sees the visible patches only. A deep and narrow decoder sees the encoder's output put
+back in place, one learned token wherever a patch is hidden; its layers attend within windows, or
+everywhere.
+
+    visible patches (B, V, P) -> tokens, CLS before them (B, 1 + V, D) -> encoder
+    -> with mask tokens (B, N, D_dec), a grid of time x mel -> decoder -> (B, M, D_dec)
+    -> head (B, M, P)
+
+CLS has no place on the grid. A decoder all of whose layers are global keeps it, as MAE's does; one
+with windows goes without, as the authors' local decoder does.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mae_ast.core.config_audio_mae import WINDOW, AudioMaeConfig
+from mae_ast.core.local_attention import GridTransformer
+from mae_ast.core.mae_ast import Prediction
+from mae_ast.core.masking import MaskIds, put_back
+from mae_ast.core.positions import GridPositions
+from mae_ast.core.precision import compute_in
+from mae_ast.core.transformer import INIT_STD, init_linear, take
+from mae_ast.core.vit import Vit
+
+TARGET_EPS = 1e-6  # added to the variance of a patch, as in MAE
+
+
+class AudioMae(Vit):
+    """The model.
+
+    Args:
+        config: what it is made of.
+
+    Raises:
+        ValueError: the configuration cannot work.
+    """
+
+    config: AudioMaeConfig
+    only_for_pretraining: ClassVar[tuple[str, ...]] = (
+        *("post_enc_proj", "decoder_mask_emb", "decoder_positions", "decoder"),
+        "final_proj_reconstruction",
+    )
+
+    def __init__(self, config: AudioMaeConfig) -> None:
+        config.validate()
+        per_column = config.patch_shape.per_column
+        width, decoder_width = config.encoder_embed_dim, config.decoder_embed_dim
+        super().__init__(config, GridPositions(config.prefix_tokens, per_column, width))
+        if config.decoder_layers == 0:
+            return
+        self.post_enc_proj = nn.Linear(width, decoder_width)
+        self.decoder_mask_emb = nn.Parameter(torch.randn(decoder_width) * INIT_STD)
+        self.decoder_positions = GridPositions(config.prefix_tokens, per_column, decoder_width)
+        self.decoder = GridTransformer(
+            config.shifts,
+            WINDOW,
+            decoder_width,
+            config.decoder_ffn_embed_dim,
+            config.decoder_attention_heads,
+            config.layer_norm_eps,
+        )
+        self.final_proj_reconstruction = nn.Linear(decoder_width, self.patch_shape.dim)
+        for part in (self.post_enc_proj, self.decoder, self.final_proj_reconstruction):
+            part.apply(init_linear)
+
+    def forward(
+        self,
+        source: Tensor,
+        lengths: Tensor | None,
+        visible_ids: Tensor,
+        masked_ids: Tensor,
+        padded: bool = False,
+    ) -> Prediction:
+        """Predict the masked patches from the visible ones.
+
+        Args:
+            source: (B, L) int16 or float waveforms at 16 kHz, or (B, T, 128) log-mel.
+            lengths: (B,) int64, valid samples (or frames) of each clip; ``None``: all.
+            visible_ids, masked_ids, padded: as in :class:`~mae_ast.core.masking.MaskIds`. What
+                ``input_frames`` fills up is neither seen nor predicted.
+
+        Raises:
+            ValueError: patches overlap, there is no decoder, or ``input_frames`` cuts off patches
+                that ids name.
+        """
+        mask = MaskIds(visible_ids, masked_ids, padded)
+        patches = self.patches(source, lengths)
+        self.check_mask(mask, patches.shape[1])
+        if not padded:
+            patches = patches[:, : visible_ids.shape[1] + masked_ids.shape[1]]
+        with compute_in(self.precision, self.post_extract_proj.weight):
+            reconstruction = self.predict(patches, mask, masked_ids)
+        target, offset, scale = take(patches, masked_ids), None, None
+        if self.config.normalise_targets:
+            variance, offset = torch.var_mean(target, dim=2, keepdim=True)
+            scale = (variance + TARGET_EPS).sqrt()
+            target = (target - offset) / scale
+        valid = masked_ids >= 0 if padded else None
+        return Prediction(reconstruction, None, target, valid, offset, scale)
+
+    def predict(self, patches: Tensor, mask: MaskIds, ids: Tensor | None = None) -> Tensor:
+        """Predict patches from the visible ones.
+
+        Args:
+            patches: (B, N, P), of which those that the mask hides do not matter.
+            mask: what is hidden.
+            ids: (B, K) int64, the patches that are wanted; ``None``: all.
+
+        Returns:
+            (B, K, P), or (B, N, P).
+
+        Raises:
+            ValueError: there is no decoder.
+        """
+        if self.config.decoder_layers == 0:
+            raise ValueError("decoder_layers=0: an encoder alone predicts no patches")
+        encoded = self.encode_visible(patches, mask.visible_ids, mask.padded)
+        decoded = self.decode(encoded, mask, patches.shape[1], ids)
+        predicted: Tensor = self.final_proj_reconstruction(decoded)
+        return predicted
+
+    def decode(
+        self, encoded: Tensor, mask: MaskIds, num_patches: int, ids: Tensor | None = None
+    ) -> Tensor:
+        """Encoder output (B, 1 + V, D), put back among mask tokens -> (B, K or N, D_dec).
+
+        ``ids`` (B, K) are the patches that are wanted.
+        """
+        num_prefix = self.config.prefix_tokens
+        visible = self.post_enc_proj(encoded)
+        tokens, padding_mask = put_back(
+            visible[:, num_prefix:], self.decoder_mask_emb, mask, num_patches
+        )
+        grid = (num_patches // self.patch_shape.per_column, self.patch_shape.per_column)
+        positions = self.decoder_positions(grid)
+        if not self.decoder.is_global:
+            x = tokens + positions[:, num_prefix:]
+            decoded: Tensor = self.decoder(x, grid, padding_mask, ids)
+            return decoded
+        if padding_mask is not None:
+            own = padding_mask.new_zeros(len(padding_mask), num_prefix)
+            padding_mask = torch.cat((own, padding_mask), dim=1)
+        x = torch.cat((visible[:, :num_prefix], tokens), dim=1) + positions
+        if ids is not None:
+            out: Tensor = self.decoder(x, grid, padding_mask, ids + num_prefix)
+            return out
+        everything: Tensor = self.decoder(x, grid, padding_mask)
+        return everything[:, num_prefix:]
+
+    def train_heads(self, reconstruction: bool, classification: bool) -> None:
+        """Refuse losses that there is no head for.
+
+        Raises:
+            ValueError: the loss is not that of reconstruction alone.
+        """
+        if classification or not reconstruction:
+            raise ValueError(
+                "Audio-MAE reconstructs and does nothing else: criterion.classification_weight=0 "
+                "and criterion.reconstruction_weight above 0 are wanted"
+            )

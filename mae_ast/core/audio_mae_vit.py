@@ -1,0 +1,122 @@
+"""Audio-MAE by the names of its unofficial implementation: ``loss, pred, mask = model(mels)``.
+
+A face on the parts of :mod:`mae_ast.core.audio_mae`, for log-mel that is normalised already. Models
+to train, save and load are there and in :func:`mae_ast.load`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from mae_ast.core.audio_mae import AudioMae
+from mae_ast.core.config_audio_mae import AudioMaeConfig
+from mae_ast.core.fbank import NUM_MEL_BINS
+from mae_ast.core.losses import reconstruction_loss
+from mae_ast.core.masking import random_mask
+from mae_ast.core.patches import patchify
+from mae_ast.core.transformer import take
+
+
+class AudioMaskedAutoencoderViT(nn.Module):
+    """Audio-MAE with a local decoder, every second layer's windows shifted along time.
+
+    Args:
+        num_mels: 128.
+        mel_len: frames of a clip, a multiple of ``patch_size``.
+        in_chans: 1.
+        patch_size: frames and mel bins of a patch; divides 128.
+        embed_dim, encoder_depth, num_heads: of the encoder.
+        decoder_embed_dim, decoder_depth, decoder_num_heads: of the decoder.
+        mlp_ratio: hidden width of feed-forward blocks over the width, in both.
+        norm_layer: makes a ``LayerNorm`` of a width.
+
+    Raises:
+        ValueError: a value cannot be.
+    """
+
+    def __init__(
+        self,
+        num_mels: int = NUM_MEL_BINS,
+        mel_len: int = 1024,
+        in_chans: int = 1,
+        patch_size: int = 16,
+        embed_dim: int = 768,
+        encoder_depth: int = 12,
+        num_heads: int = 12,
+        decoder_embed_dim: int = 512,
+        decoder_depth: int = 16,
+        decoder_num_heads: int = 16,
+        mlp_ratio: float = 4,
+        norm_layer: Callable[[int], nn.Module] = partial(nn.LayerNorm, eps=1e-6),  # noqa: B008
+    ) -> None:
+        super().__init__()
+        norm = norm_layer(embed_dim)
+        if (num_mels, in_chans) != (NUM_MEL_BINS, 1):
+            raise ValueError(
+                f"num_mels={num_mels}, in_chans={in_chans}; {NUM_MEL_BINS} mel bins and one "
+                "channel are known"
+            )
+        if mel_len < 1 or mel_len % patch_size:
+            raise ValueError(f"mel_len={mel_len}; a multiple of patch_size={patch_size} is wanted")
+        if not isinstance(norm, nn.LayerNorm):
+            raise ValueError(f"norm_layer makes a {type(norm).__name__}; a LayerNorm is wanted")
+        self.mel_len = mel_len
+        self.model = AudioMae(
+            AudioMaeConfig(
+                ast_kernel_size_chan=patch_size,
+                ast_kernel_size_time=patch_size,
+                ast_kernel_stride_chan=patch_size,
+                ast_kernel_stride_time=patch_size,
+                encoder_layers=encoder_depth,
+                encoder_embed_dim=embed_dim,
+                encoder_ffn_embed_dim=int(embed_dim * mlp_ratio),
+                encoder_attention_heads=num_heads,
+                decoder_layers=decoder_depth,
+                decoder_embed_dim=decoder_embed_dim,
+                decoder_ffn_embed_dim=int(decoder_embed_dim * mlp_ratio),
+                decoder_attention_heads=decoder_num_heads,
+                layer_norm_eps=norm.eps,
+            )
+        )
+
+    def forward(
+        self,
+        audio_mels: Tensor,
+        mask_ratio: float = 0.8,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Hide patches and predict them.
+
+        Args:
+            audio_mels: (B, 1, mel_len, num_mels) float, normalised.
+            mask_ratio: fraction of patches hidden, between 0 and 1.
+            generator: source of the mask, on the input's device; default: torch's own.
+
+        Returns:
+            The mean squared error over hidden patches (); the prediction of all patches, time
+            first (B, N, P); (B, N) float32, 1 where a patch was hidden, else 0.
+
+        Raises:
+            ValueError: the input is of another shape, or the ratio hides all or nothing.
+        """
+        shape = self.model.patch_shape
+        if audio_mels.shape[1:] != (1, self.mel_len, NUM_MEL_BINS):
+            raise ValueError(
+                f"audio_mels of shape {tuple(audio_mels.shape)}; (B, 1, {self.mel_len}, "
+                f"{NUM_MEL_BINS}) is wanted"
+            )
+        if not 0 < mask_ratio < 1:
+            raise ValueError(f"mask_ratio={mask_ratio}; a fraction between 0 and 1")
+        patches = patchify(audio_mels.squeeze(1), shape)
+        batch, num_patches, _ = patches.shape
+        grid = shape.grid(self.mel_len)
+        mask = random_mask(batch, grid, mask_ratio, generator, audio_mels.device)
+        predicted = self.model.predict(patches, mask)
+        hidden = torch.zeros(batch, num_patches, device=patches.device)
+        hidden = hidden.scatter(1, mask.masked_ids, 1.0)
+        loss = reconstruction_loss(take(predicted, mask.masked_ids), take(patches, mask.masked_ids))
+        return loss / max(1, mask.masked_ids.numel()), predicted, hidden

@@ -1,0 +1,186 @@
+"""Files that the authors of Audio-MAE published, to and from ours.
+
+A file holds, under ``model``, a ViT in timm's layout and a decoder beside it, whose blocks are
+timm's too (a global decoder) or Swin V2's: the norm after each branch, scores of cosines over a
+learned ``attn.tau``, and a bias that ``attn.meta_mlp`` makes of places. The published weights have
+that one. It is not built here; of such a file the encoder is read, and what is left out is told.
+
+Patches run time first, as ours do. Positions are tables of what can be computed. A file says
+neither with how many attention heads nor with which input statistics: those are the published ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mae_ast.core.audio_mae import AudioMae
+from mae_ast.core.config_audio_mae import AudioMaeConfig
+from mae_ast.core.fbank import NUM_MEL_BINS
+from mae_ast.core.positions import grid_positions
+from mae_ast.core.vit_weights import (
+    State,
+    Weights,
+    check,
+    meta_weights,
+    sizes_of,
+    stack_from_timm,
+    stack_to_timm,
+    statistics,
+    tensor_of,
+)
+
+MODEL = "model"  # where a file keeps its weights, beside what training needs to go on
+HEAD_DIM = 64  # of the encoder, in all published sizes
+DECODER_HEADS = 16
+POSITIONS_ATOL = 1e-4  # tables may have been computed in float32
+
+_DECODER = "decoder_"
+_SWIN = re.compile(r"decoder_blocks\.\d+\.(attn\.(tau|meta_mlp)\b.*)")
+_LINEAR = {"decoder_embed": "post_enc_proj", "decoder_pred": "final_proj_reconstruction"}
+_KINDS = ("weight", "bias")
+_TABLES = {"pos_embed": "encoder_embed_dim", "decoder_pos_embed": "decoder_embed_dim"}
+
+
+def is_audio_mae(state: State) -> bool:
+    """Whether the content of a file looks like a published Audio-MAE."""
+    weights = state.get(MODEL)
+    return (
+        isinstance(weights, Mapping)
+        and "patch_embed.proj.weight" in weights
+        and "decoder_pred.weight" in weights
+    )
+
+
+def read_audio_mae(
+    state: State, attention_heads: int | None = None, decoder_attention_heads: int = DECODER_HEADS
+) -> tuple[AudioMaeConfig, Weights, list[str]]:
+    """Configuration and weights out of a published file.
+
+    Args:
+        state: the file's content.
+        attention_heads: of the encoder; default: the width over 64, as in all published sizes.
+        decoder_attention_heads: of the decoder.
+
+    Returns:
+        The configuration, the weights, and the names of what was left out: where the decoder is
+        Swin V2's, all of it.
+
+    Raises:
+        ValueError: a key is missing, unknown, of another shape, or a table holds other positions;
+            it is named.
+    """
+    found: dict[str, Any] = dict(state[MODEL])
+    left_out = []
+    if any(_SWIN.fullmatch(str(key)) for key in found):
+        left_out = [key for key in found if key.startswith(_DECODER) or key == "mask_token"]
+        found = {key: value for key, value in found.items() if key not in left_out}
+    config = _config(found, attention_heads, decoder_attention_heads)
+    check(write_audio_mae(config, meta_weights(AudioMae, config))[MODEL], found)
+    _check_positions(config, found)
+    weights: Weights = {
+        **statistics(config),
+        "prefix_tokens": found["cls_token"],
+        "post_extract_proj.weight": found["patch_embed.proj.weight"].flatten(1),
+        "post_extract_proj.bias": found["patch_embed.proj.bias"],
+        **stack_from_timm(found, config.encoder_layers),
+    }
+    if config.decoder_layers:
+        weights["decoder_mask_emb"] = found["mask_token"].flatten()
+        weights |= stack_from_timm(found, config.decoder_layers, "decoder", _DECODER)
+        for theirs, ours in _LINEAR.items():
+            for kind in _KINDS:
+                weights[f"{ours}.{kind}"] = found[f"{theirs}.{kind}"]
+    return config, weights, left_out
+
+
+def write_audio_mae(config: AudioMaeConfig, weights: State) -> dict[str, Weights]:
+    """The content of a file as the authors' program reads it.
+
+    Raises:
+        ValueError: the decoder has windows; of these their layout has Swin V2's only.
+    """
+    if any(shift is not None for shift in config.shifts):
+        raise ValueError(
+            f"decoder_attention={config.decoder_attention}: the published layout has no such "
+            "decoder; decoder_attention=global goes into it"
+        )
+    shape = config.patch_shape
+    grid, device = config.position_grid, weights["post_extract_proj.weight"].device
+    kernel = weights["post_extract_proj.weight"].unflatten(1, (1, shape.time, shape.mel))
+    state: Weights = {
+        "cls_token": weights["prefix_tokens"],
+        "pos_embed": _table(grid, config.encoder_embed_dim).to(device),
+        "patch_embed.proj.weight": kernel,
+        "patch_embed.proj.bias": weights["post_extract_proj.bias"],
+        **stack_to_timm(weights, config.encoder_layers),
+    }
+    if config.decoder_layers:
+        state["mask_token"] = weights["decoder_mask_emb"].reshape(1, 1, -1)
+        state["decoder_pos_embed"] = _table(grid, config.decoder_embed_dim).to(device)
+        state |= stack_to_timm(weights, config.decoder_layers, "decoder", _DECODER)
+        for theirs, ours in _LINEAR.items():
+            for kind in _KINDS:
+                state[f"{theirs}.{kind}"] = weights[f"{ours}.{kind}"]
+    return {MODEL: state}
+
+
+def in_words(left_out: list[str]) -> str:
+    """What a decoder of Swin V2's was left out of, in one line."""
+    kinds = sorted({match[1] for key in left_out if (match := _SWIN.fullmatch(key))})
+    return (
+        f"only the encoder is read: the decoder is Swin V2's ({', '.join(kinds)} in each of its "
+        f"blocks), which is not built here; left out: {len(left_out)} of its weights, "
+        f"decoder_blocks.* and {', '.join(sorted(k for k in left_out if 'blocks' not in k))}"
+    )
+
+
+def _config(
+    found: State, attention_heads: int | None, decoder_attention_heads: int
+) -> AudioMaeConfig:
+    """What shapes tell, and what all published files have."""
+    kernel = tensor_of(found, "patch_embed.proj.weight", 4)
+    sizes: dict[str, Any] = sizes_of(found)
+    time, mel = kernel.shape[2], kernel.shape[3]  # of AST's files, the other way around
+    sizes["ast_kernel_size_time"], sizes["ast_kernel_size_chan"] = time, mel
+    sizes["ast_kernel_stride_time"], sizes["ast_kernel_stride_chan"] = time, mel
+    width = sizes["encoder_embed_dim"]
+    sizes["encoder_attention_heads"] = attention_heads or max(1, width // HEAD_DIM)
+    decoder: dict[str, Any] = {"decoder_layers": 0}
+    if "decoder_pred.weight" in found:
+        blocks = {key.split(".")[1] for key in found if key.startswith("decoder_blocks.")}
+        decoder = {
+            "decoder_layers": len(blocks),
+            "decoder_embed_dim": len(tensor_of(found, "decoder_embed.weight", 2)),
+            "decoder_ffn_embed_dim": len(tensor_of(found, "decoder_blocks.0.mlp.fc1.weight", 2)),
+            "decoder_attention_heads": decoder_attention_heads,
+        }
+    places = tensor_of(found, "pos_embed", 3).shape[1] - 1
+    per_column = max(1, NUM_MEL_BINS // mel)
+    frames = places // per_column * time
+    if frames != AudioMaeConfig.position_frames:
+        raise ValueError(
+            f"pos_embed has {places} places beside CLS; {AudioMaeConfig.position_frames} frames in "
+            f"patches of {time} x {mel} have {AudioMaeConfig.position_frames // time * per_column}"
+        )
+    config = AudioMaeConfig(**sizes, **decoder, decoder_attention="global", input_frames=frames)
+    config.validate()
+    return config
+
+
+def _check_positions(config: AudioMaeConfig, found: State) -> None:
+    for key, width in _TABLES.items():
+        if key in found:
+            expected = _table(config.position_grid, getattr(config, width))
+            if not torch.allclose(found[key].float(), expected, rtol=0, atol=POSITIONS_ATOL):
+                raise ValueError(f"{key} holds other positions than sine and cosine on a grid")
+
+
+def _table(grid: tuple[int, int], dim: int) -> Tensor:
+    """(1, 1 + N, D): zeros for CLS, then the grid's."""
+    places = grid_positions(grid, dim)
+    return torch.cat((places.new_zeros(1, dim), places)).unsqueeze(0)

@@ -1,0 +1,517 @@
+"""Audio-MAE equals timm's blocks and a slow implementation, and nothing leaks."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from mae_ast.core.audio_mae import AudioMae
+from mae_ast.core.classifier import Classifier, HeadConfig
+from mae_ast.core.config_audio_mae import SHIFTS, AudioMaeConfig
+from mae_ast.core.encoder import encoder_only
+from mae_ast.core.fbank import num_frames
+from mae_ast.core.losses import reconstruction_loss
+from mae_ast.core.mae_ast import Prediction
+from mae_ast.core.masking import pad_mask_ids, random_mask, structured_mask
+from mae_ast.core.reconstruct import reconstruct
+from mae_ast.core.released_audio_mae import write_audio_mae
+from tests.core.timm_models import import_timm
+from tests.core.vits import log_mel_like, with_random_weights
+from tests.sounds import pcm16, speech_like
+
+SMALL: dict[str, Any] = {
+    "encoder_layers": 2,
+    "encoder_embed_dim": 24,
+    "encoder_ffn_embed_dim": 48,
+    "encoder_attention_heads": 3,
+    "decoder_layers": 3,
+    "decoder_embed_dim": 16,
+    "decoder_ffn_embed_dim": 32,
+    "decoder_attention_heads": 2,
+}
+DECODERS: list[dict[str, Any]] = [
+    {"decoder_attention": "global"},
+    {"decoder_attention": "local", "decoder_shift": "none"},
+    {"decoder_attention": "local"},
+    {"decoder_attention": "local", "decoder_shift": "both"},
+    {"decoder_attention": "hybrid", "decoder_global_layers": 1},
+]
+decoders = pytest.mark.parametrize("decoder", DECODERS, ids=str)
+
+
+def build(**fields: Any) -> AudioMae:
+    return with_random_weights(AudioMae(AudioMaeConfig(**(SMALL | fields))))
+
+
+class Clips:
+    """Some clips with a mask for each, together and one by one."""
+
+    def __init__(self, model: AudioMae, *lengths: int) -> None:
+        self.waves = [pcm16(speech_like(n, seed)) for seed, n in enumerate(lengths)]
+        generator = torch.Generator().manual_seed(1)
+        grids = [model.patch_shape.grid(num_frames(n)) for n in lengths]
+        self.masks = [random_mask(1, grid, 0.8, generator) for grid in grids]
+        self.mask = pad_mask_ids(self.masks)
+        self.source = nn.utils.rnn.pad_sequence(self.waves, batch_first=True)
+        self.lengths = torch.tensor(lengths) if len(set(lengths)) > 1 else None
+
+    def predict(self, model: AudioMae) -> Prediction:
+        mask = self.mask
+        return model(self.source, self.lengths, mask.visible_ids, mask.masked_ids, mask.padded)
+
+
+def loss_of(prediction: Prediction) -> Tensor:
+    assert prediction.classification is None
+    assert prediction.reconstruction is not None
+    return reconstruction_loss(prediction.reconstruction, prediction.target, prediction.valid)
+
+
+# Against timm.
+
+
+def timm_vit(config: AudioMaeConfig, frames: int) -> nn.Module:
+    """timm's own network for a spectrogram (B, 1, time, mel)."""
+    import_timm()
+    from timm.models.vision_transformer import VisionTransformer
+
+    shape = config.patch_shape
+    return VisionTransformer(
+        img_size=(frames, 128),
+        patch_size=(shape.time, shape.mel),
+        in_chans=1,
+        num_classes=0,
+        embed_dim=config.encoder_embed_dim,
+        depth=config.encoder_layers,
+        num_heads=config.encoder_attention_heads,
+        mlp_ratio=config.encoder_ffn_embed_dim / config.encoder_embed_dim,
+    ).eval()
+
+
+def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+
+
+@torch.no_grad()
+def test_the_encoder_equals_timms_on_visible_tokens():
+    model = build(decoder_attention="global", input_frames=1024).eval()
+    theirs = timm_vit(model.config, 1024)
+    state = write_audio_mae(model.config, model.state_dict())["model"]
+    missing = theirs.load_state_dict(state, strict=False)
+    assert not missing.missing_keys
+    assert all("decoder" in key or key == "mask_token" for key in missing.unexpected_keys)
+
+    source = log_mel_like(2, 1024, 128)
+    mask = random_mask(2, (64, 8), 0.8, torch.Generator().manual_seed(0))
+    ours = model.encode_visible(model.patches(source), mask.visible_ids, False)
+    tokens = theirs.patch_embed(model.spectrogram(source).unsqueeze(1)) + theirs.pos_embed[:, 1:]
+    seen = tokens.gather(1, mask.visible_ids.unsqueeze(2).expand(-1, -1, 24))
+    cls = (theirs.cls_token + theirs.pos_embed[:, :1]).expand(2, -1, -1)
+    expected = theirs.norm(theirs.blocks(torch.cat((cls, seen), dim=1)))
+    assert ours.shape == (2, 1 + 102, 24)
+    assert_close(ours, expected, rtol=0, atol=1e-4)
+    assert expected.std() > 0.3
+
+    # Of all patches, as features are.
+    whole = theirs.forward_features(model.spectrogram(source).unsqueeze(1))
+    encoded = model.encode(source)
+    assert_close(torch.cat((encoded.prefix, encoded.patches), dim=1), whole, rtol=0, atol=1e-4)
+    last = model.encoder.layer_norm(model.hidden_states(source)[-1])
+    assert_close(last, whole[:, 1:], rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_global_decoder_equals_timms_blocks():
+    import_timm()
+    from timm.models.vision_transformer import Block
+
+    model = build(decoder_attention="global").eval()
+    state = write_audio_mae(model.config, model.state_dict())["model"]
+    blocks = nn.Sequential(
+        *(Block(16, 2, mlp_ratio=2, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))
+          for _ in range(3))
+    ).eval()  # fmt: skip
+    blocks.load_state_dict(part(state, "decoder_blocks."))
+    mask = random_mask(2, (64, 8), 0.8, torch.Generator().manual_seed(0))
+    encoded = torch.randn(2, 1 + 102, 24)
+    found = model.decode(encoded, mask, 512)
+
+    x = nn.functional.linear(encoded, state["decoder_embed.weight"], state["decoder_embed.bias"])
+    tokens = state["mask_token"].repeat(2, 512, 1)
+    for row, ids in enumerate(mask.visible_ids):
+        tokens[row, ids] = x[row, 1:]
+    x = torch.cat((x[:, :1], tokens), dim=1) + state["decoder_pos_embed"]
+    expected = nn.functional.layer_norm(
+        blocks(x), (16,), state["decoder_norm.weight"], state["decoder_norm.bias"], 1e-6
+    )
+    assert_close(found, expected[:, 1:], rtol=0, atol=1e-4)
+    some = model.decode(encoded, mask, 512, mask.masked_ids)
+    assert_close(some[1], expected[1, 1:][mask.masked_ids[1]], rtol=0, atol=1e-4)
+
+
+# Pretraining.
+
+
+@torch.no_grad()
+def slow_loss(model: AudioMae, clips: Clips) -> float:
+    """One clip after the other, with the model's modules."""
+    total = 0.0
+    mean, std = -4.2677393, 4.5689974
+    for wave, mask in zip(clips.waves, clips.masks, strict=True):
+        spectrum = (model.log_mel(wave.unsqueeze(0))[0] - mean) / (2 * std)
+        patches = torch.stack(
+            [
+                spectrum[t : t + 16, f : f + 16].flatten()
+                for t in range(0, len(spectrum) - 15, 16)
+                for f in range(0, 128, 16)
+            ]
+        )
+        grid = (len(patches) // 8, 8)
+        visible, masked = mask.visible_ids[0], mask.masked_ids[0]
+        tokens = model.post_extract_proj(patches[visible]) + model.positions(grid)[0, 1:][visible]
+        encoded = model.encoder(torch.cat((model.prefix_tokens, tokens[None]), dim=1))
+        narrow = model.post_enc_proj(encoded)[0]
+        everything = model.decoder_mask_emb.repeat(len(patches), 1)
+        everything[visible] = narrow[1:]
+        everything = everything + model.decoder_positions(grid)[0, 1:]
+        if model.config.decoder_attention == "global":
+            everything = torch.cat((narrow[:1], everything))
+        decoded = model.decoder(everything[None], grid)[0][-len(patches) :]
+        target = patches[masked]
+        if model.config.normalise_targets:
+            target = (target - target.mean(1, keepdim=True)) / (
+                target.var(1, keepdim=True) + 1e-6
+            ).sqrt()
+        error = model.final_proj_reconstruction(decoded[masked]) - target
+        total += float(error.square().mean(1).sum())
+    return total
+
+
+@decoders
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("lengths", [(16_000, 16_000), (12_000, 3_000, 25_000)], ids=str)
+def test_loss_equals_a_slow_implementation(decoder, normalise, lengths):
+    model = build(**decoder, normalise_targets=normalise).train()
+    clips = Clips(model, *lengths)
+    assert clips.mask.padded == (len(lengths) == 3)
+    loss = loss_of(clips.predict(model)).item()
+    assert loss == pytest.approx(slow_loss(model, clips), rel=1e-4)
+
+
+@decoders
+@pytest.mark.parametrize("lengths", [(8_000, 8_000), (8_000, 3_000)], ids=str)
+def test_every_parameter_gets_a_gradient(decoder, lengths):
+    model = build(**decoder).train()
+    loss_of(Clips(model, *lengths).predict(model)).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(torch.isfinite(parameter.grad).all()), name
+        if not name.endswith("k_proj.bias"):  # moves all scores of a query alike: no effect
+            assert bool(parameter.grad.any()), name
+
+
+@decoders
+def test_what_is_hidden_has_no_influence(decoder):
+    model = build(**decoder, normalise_targets=False).train()
+    mask = random_mask(2, (4, 8), 0.8, torch.Generator().manual_seed(0))
+    source = log_mel_like(2, 64, 128)
+    hidden = torch.zeros(2, 32, dtype=torch.bool).scatter(1, mask.masked_ids, True).view(2, 4, 8)
+    hidden = hidden.repeat_interleave(16, 1).repeat_interleave(16, 2)
+
+    def predict(x: Tensor) -> Tensor:
+        reconstruction = model(x, None, mask.visible_ids, mask.masked_ids).reconstruction
+        assert reconstruction is not None
+        return reconstruction
+
+    before = predict(source)
+    elsewhere = torch.where(hidden, 50 * torch.randn(2, 64, 128), source)
+    assert torch.equal(predict(elsewhere), before)
+    assert not torch.equal(predict(source + 1), before)
+    source.requires_grad_()
+    predict(source).square().sum().backward()
+    assert not source.grad[hidden].any()
+    assert bool((source.grad[~hidden] != 0).all())
+
+
+@decoders
+def test_a_padded_batch_gives_what_each_clip_gives_alone(decoder):
+    model = build(**decoder).eval()
+    clips = Clips(model, 25_000, 9_000, 2_800)
+    together = clips.predict(model)
+    states = model.hidden_states(clips.source, clips.lengths)
+    pooled = model.pooled(clips.source, clips.lengths)
+    for row, (wave, mask) in enumerate(zip(clips.waves, clips.masks, strict=True)):
+        source = wave.unsqueeze(0)
+        alone = model(source, None, mask.visible_ids, mask.masked_ids)
+        count = mask.masked_ids.shape[1]
+        assert together.valid[row].sum() == count
+        for name in ("reconstruction", "target", "offset", "scale"):
+            assert_close(
+                getattr(together, name)[row, :count], getattr(alone, name)[0], rtol=0, atol=1e-4
+            )
+        for ours, own in zip(states, model.hidden_states(source), strict=True):
+            assert_close(ours[row, : own.shape[1]], own[0], rtol=0, atol=1e-4)
+        assert_close(pooled[row], model.pooled(source)[0], rtol=0, atol=1e-4)
+
+
+def test_targets_are_normalised_patch_by_patch_and_rebuilt_from():
+    model = build().eval()
+    source = log_mel_like(1, 96, 128)
+    mask = random_mask(1, (6, 8), 0.8, torch.Generator().manual_seed(0))
+    prediction = model(source, None, mask.visible_ids, mask.masked_ids)
+    assert_close(prediction.target.mean(2), torch.zeros(1, 39), rtol=0, atol=1e-4)
+    assert_close(prediction.target.std(2), torch.ones(1, 39), rtol=0, atol=1e-2)
+    perfect = dataclasses.replace(prediction, reconstruction=prediction.target)
+    patches = model.patches(source)
+    wanted = patches[0, mask.masked_ids[0]]
+    assert_close(perfect.rebuilt()[0], wanted, rtol=0, atol=1e-4)
+    plain = build(normalise_targets=False).eval()
+    assert_close(plain(source, None, mask.visible_ids, mask.masked_ids).target[0], wanted)
+
+    pictures = reconstruct(model, source, mask)
+    assert pictures.rebuilt.shape == pictures.original.shape == (1, 96, 128)
+    is_visible = ~pictures.visible.isnan()
+    assert torch.equal(pictures.rebuilt[is_visible], pictures.original[is_visible])
+    assert not torch.equal(pictures.rebuilt, pictures.original)
+
+
+def test_what_input_frames_fills_up_is_neither_seen_nor_predicted():
+    filled, plain = build(input_frames=128).eval(), build().eval()
+    for lengths in ((9_000, 9_000), (9_000, 6_000)):
+        clips = Clips(plain, *lengths)
+        expected = clips.predict(plain).reconstruction
+        found = clips.predict(filled).reconstruction
+        own = clips.mask.masked_ids >= 0
+        assert_close(found[own], expected[own], rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="input_frames=128 leaves 64 patches of clips that have"):
+        Clips(plain, 32_000).predict(filled)
+    assert filled.hidden_states(clips.source)[0].shape == (2, 64, 24)  # there it is
+
+
+@decoders
+def test_clips_of_other_lengths_than_in_pretraining(decoder):
+    """Positions go on; so do windows."""
+    model = build(**decoder).eval()
+    short = model.positions((4, 8)).clone()
+    wave = pcm16(speech_like(11 * 16_000)).unsqueeze(0)  # 68 columns, beyond 1024 frames
+    mask = random_mask(1, (68, 8), 0.8, torch.Generator().manual_seed(0))
+    prediction = model(wave, None, mask.visible_ids, mask.masked_ids)
+    assert prediction.reconstruction.shape == (1, 68 * 8 - 108, 256)
+    assert torch.equal(model.positions((68, 8))[:, : 1 + 32], short)
+    classifier = Classifier(encoder_only(model), 24, HeadConfig(3, pool="tokens"))
+    assert classifier(wave).shape == (1, 3)
+
+
+def test_a_batch_of_nothing_has_finite_gradients():
+    model = build().train()
+    visible, masked = torch.arange(8).unsqueeze(0), torch.full((1, 1), -1)
+    source = torch.zeros(1, model.patch_shape.min_samples, dtype=torch.int16)
+    loss = loss_of(model(source, torch.tensor([0]), visible, masked, True))
+    loss.backward()
+    assert loss.item() == 0
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("decoder", [DECODERS[0], DECODERS[2]], ids=str)
+def test_half_precision_is_close_to_float32(decoder):
+    exact = build(**decoder).eval()
+    clips = Clips(exact, 16_000, 9_000)
+    expected = loss_of(clips.predict(exact)).item()
+    autocast = AudioMae(dataclasses.replace(exact.config, precision="bfloat16")).eval()
+    autocast.load_state_dict(exact.state_dict())
+    for model in (autocast, build(**decoder).eval().bfloat16()):
+        prediction = clips.predict(model)
+        assert prediction.reconstruction.dtype == torch.bfloat16
+        assert prediction.target.dtype == torch.float32
+        assert loss_of(prediction).item() == pytest.approx(expected, rel=5e-2)
+
+
+# Fine-tuning.
+
+
+def test_what_is_left_without_pretrainings_parts_still_encodes():
+    model = build().eval()
+    source = speech_like(16_000).unsqueeze(0)
+    before = model.hidden_states(source)
+    left = encoder_only(model)
+    assert_close(left.hidden_states(source), before)
+    assert not any(name.startswith(("decoder", "final")) for name in left.state_dict())
+
+
+def test_an_encoder_alone():
+    model = build(decoder_layers=0).eval()
+    whole = build().eval()
+    names = model.state_dict().keys()
+    assert not any("decoder" in name or "final_proj" in name for name in names)
+    model.load_state_dict({name: whole.state_dict()[name] for name in names})
+    source = speech_like(16_000).unsqueeze(0)
+    assert_close(model.hidden_states(source), whole.hidden_states(source))
+    assert encoder_only(model) is model
+    with pytest.raises(ValueError, match="decoder_layers=0: an encoder alone predicts no patches"):
+        Clips(model, 16_000).predict(model)
+
+
+def test_the_encoder_sees_no_more_than_a_structured_mask_leaves():
+    model = build().eval()
+    source = torch.stack([speech_like(16_000, seed) for seed in range(2)])
+    generator = torch.Generator().manual_seed(0)
+    ids = structured_mask(2, (6, 8), 0.3, 0.3, generator).visible_ids
+    assert ids.shape == (2, 4 * 5)
+    pooled = model.pooled_visible(source, None, ids)
+    encoded = model.encode_visible(model.patches(source), ids, False)
+    assert_close(pooled, encoded[:, 1:].mean(1), rtol=0, atol=1e-5)
+    everything = torch.arange(48).expand(2, -1)
+    assert_close(
+        model.pooled_visible(source, None, everything), model.pooled(source), rtol=0, atol=1e-5
+    )
+    # Clips that keep different numbers.
+    padded = ids.clone()
+    padded[1, 12:] = -1
+    assert_close(model.pooled_visible(source, None, padded)[0], pooled[0], rtol=0, atol=1e-5)
+    expected = model.pooled_visible(source[1:], None, ids[1:, :12])
+    assert_close(model.pooled_visible(source, None, padded)[1:], expected, rtol=0, atol=1e-5)
+
+
+# What it is made of.
+
+
+def test_the_decoder_as_published():
+    config = AudioMaeConfig()
+    assert config.shifts == ((0, 0), (2, 0)) * 8
+    assert AudioMaeConfig(decoder_attention="global").shifts == (None,) * 16
+    hybrid = AudioMaeConfig(decoder_attention="hybrid", decoder_shift="both").shifts
+    assert hybrid == ((0, 0), (2, 2)) * 6 + (None,) * 4
+    assert set(SHIFTS) == {"none", "time", "both"}
+    with torch.device("meta"):
+        model = AudioMae(config)
+    assert model.decoder.layers[0].fc1.weight.shape == (2048, 512)
+    assert model.decoder.layers[0].self_attn.num_heads == 16
+    norms = [m for m in model.modules() if isinstance(m, nn.LayerNorm)]
+    assert {norm.eps for norm in norms} == {1e-6}
+    assert model.decoder.layers[0].self_attn.k_proj.bias is not None
+    assert "positions.table" not in model.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"decoder_attention": "swin"}, "decoder_attention='swin'; it is one of global, local"),
+        ({"decoder_shift": "mel"}, "decoder_shift='mel'; it is one of none, time, both"),
+        ({"decoder_attention": "hybrid"}, "decoder_global_layers=4 of 3 leaves no hybrid"),
+        ({"decoder_layers": -1}, "decoder_layers=-1; a whole number"),
+        ({"decoder_embed_dim": 0}, "decoder_embed_dim=0; a whole number"),
+        ({"decoder_embed_dim": 18}, "decoder_embed_dim=18 is not divided by 4"),
+        ({"encoder_embed_dim": 27}, "encoder_embed_dim=27 is not divided by 4"),
+        ({"decoder_attention_heads": 3}, "by its 3 attention heads .decoder_attention_heads"),
+        ({"mask_length": 0}, "mask_length=0; a whole number"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_work_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        AudioMae(AudioMaeConfig(**(SMALL | fields)))
+
+
+def test_what_cannot_be_pretrained_is_refused():
+    AudioMaeConfig(decoder_layers=0).validate()
+    with pytest.raises(ValueError, match="decoder_layers=0: there is nothing to pretrain with"):
+        AudioMaeConfig(decoder_layers=0).validate("random_mask")
+    overlap = AudioMaeConfig(ast_kernel_stride_time=10, ast_kernel_stride_chan=10)
+    overlap.validate()
+    with pytest.raises(ValueError, match="ast_kernel_stride_chan=10 differs from"):
+        overlap.validate("random_mask")
+    with pytest.raises(ValueError, match="patches overlap"):
+        build(ast_kernel_stride_time=8)(
+            torch.zeros(1, 64, 128), None, torch.arange(8)[None], torch.arange(8, 56)[None]
+        )
+    with pytest.raises(ValueError, match=r"criterion\.classification_weight=0"):
+        build().train_heads(True, True)
+    build().train_heads(True, False)
+
+
+# The face.
+
+
+# As printed, with the imports that are missing there.
+EXAMPLE = """
+from functools import partial
+from torch import nn
+
+import torch
+from audio_mae import AudioMaskedAutoencoderViT
+
+audio_mels = torch.ones([2, 1, 1024, 128])
+
+# Paper recommended archs
+model  = AudioMaskedAutoencoderViT(
+        num_mels=128, mel_len=1024, in_chans=1,
+        patch_size=16, embed_dim=768, encoder_depth=12, num_heads=12,
+        decoder_embed_dim=512, decoder_depth=16, decoder_num_heads=16,
+        mlp_ratio=4, norm_layer=partial(nn.LayerNorm, eps=1e-6))
+        
+loss, pred, mask = model(audio_mels)
+"""  # noqa: W293
+
+
+def test_the_example_of_the_readme():
+    names: dict[str, Any] = {}
+    exec(EXAMPLE, names)
+    assert names["loss"].shape == ()
+    assert names["pred"].shape == (2, 512, 256)
+    assert names["mask"].shape == (2, 512)
+    assert names["mask"].mean().item() == pytest.approx(0.8, abs=1e-3)
+    assert set(names["mask"].unique().tolist()) == {0, 1}
+    assert bool(torch.isfinite(names["loss"]))
+
+
+def face(**fields: Any) -> Any:
+    from audio_mae import AudioMaskedAutoencoderViT
+
+    small = {"embed_dim": 24, "encoder_depth": 2, "num_heads": 3, "decoder_embed_dim": 16}
+    small |= {"decoder_depth": 2, "decoder_num_heads": 2, "mel_len": 64}
+    return AudioMaskedAutoencoderViT(**(small | fields))
+
+
+def test_the_face_hides_and_scores_what_its_mask_says():
+    model = with_random_weights(face())
+    x = torch.randn(3, 1, 64, 128)
+    generator = torch.Generator().manual_seed(0)
+    loss, pred, mask = model(x, 0.75, generator)
+    assert mask.sum(1).tolist() == [24] * 3
+    assert not torch.equal(mask[0], mask[1])
+    patches = x.view(3, 4, 16, 8, 16).transpose(2, 3).reshape(3, 32, 256)
+    per_patch = (pred - patches).square().mean(2)
+    assert_close(loss, (per_patch * mask).sum() / mask.sum())
+    elsewhere = torch.where(mask.bool().unsqueeze(2), 9.0, patches)
+    other = elsewhere.view(3, 4, 8, 16, 16).transpose(2, 3).reshape(3, 1, 64, 128)
+    again = model(other, 0.75, generator.manual_seed(0))
+    assert torch.equal(again[1], pred)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_mels": 64}, "num_mels=64, in_chans=1; 128 mel bins and one channel"),
+        ({"in_chans": 3}, "in_chans=3; 128 mel bins and one channel"),
+        ({"mel_len": 1000}, "mel_len=1000; a multiple of patch_size=16"),
+        ({"norm_layer": nn.Identity}, "norm_layer makes a Identity; a LayerNorm"),
+    ],
+)
+def test_the_face_refuses_what_it_cannot_be(fields, message):
+    with pytest.raises(ValueError, match=message):
+        face(**fields)
+
+
+def test_the_face_refuses_other_input():
+    with pytest.raises(ValueError, match=r"\(2, 64, 128\); \(B, 1, 64, 128\) is wanted"):
+        face()(torch.zeros(2, 64, 128))
+    with pytest.raises(ValueError, match="mask_ratio=1; a fraction between 0 and 1"):
+        face()(torch.zeros(2, 1, 64, 128), 1)
