@@ -19,13 +19,19 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mae_ast.core import hugging_face_ast, released_ast
+from mae_ast.core import hugging_face_ast, released_ast, released_audio_mae
 from mae_ast.core.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE
 from mae_ast.core.fbank import NUM_MEL_BINS
 from mae_ast.core.positions import sinusoidal_positions
 from mae_ast.core.released import to_released
 from mae_ast.core.systems import name_of
-from mae_ast.pretrained import Pretrained, PretrainedAst, PretrainedMaeAst, PretrainedSsast
+from mae_ast.pretrained import (
+    Pretrained,
+    PretrainedAst,
+    PretrainedAudioMae,
+    PretrainedMaeAst,
+    PretrainedSsast,
+)
 
 ONNX_OPSET = 18
 ONNX_TOLERANCE = 1e-3
@@ -158,6 +164,8 @@ def _released_state(model: Pretrained) -> dict[str, Any]:
         return released_ast.write_ssast(model.config, weights)
     if isinstance(model, PretrainedAst):
         return released_ast.write_ast(model.config, weights)
+    if isinstance(model, PretrainedAudioMae):
+        return dict(released_audio_mae.write_audio_mae(model.config, weights))
     raise ValueError(f"a model of kind {name_of(model.config)!r} has no released layout")
 
 

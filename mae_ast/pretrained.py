@@ -18,6 +18,7 @@ from torch import nn
 from mae_ast.core import checkpoint
 from mae_ast.core.ast import Ast
 from mae_ast.core.audio import SAMPLE_RATE
+from mae_ast.core.audio_mae import AudioMae
 from mae_ast.core.checkpoint import Checkpoint, fill, read_checkpoint
 from mae_ast.core.encoder import Encoder
 from mae_ast.core.features import Features, Waveform, extract_features
@@ -106,15 +107,28 @@ class PretrainedAst(HubModel, Ast, tags=["ast"], paper_url="https://arxiv.org/ab
     """AST, to use."""
 
 
+class PretrainedAudioMae(
+    HubModel,
+    AudioMae,
+    tags=["masked-autoencoder", "audio-mae"],
+    paper_url="https://arxiv.org/abs/2207.06405",
+):
+    """Audio-MAE, to use."""
+
+    mask_type: str
+
+
 class PretrainedVit(HubModel, Vit):
     """The encoder that AST and SSAST share, to use."""
 
 
-Pretrained = PretrainedMaeAst | PretrainedSsast | PretrainedAst | PretrainedVit
+PretrainedMasked = PretrainedMaeAst | PretrainedSsast | PretrainedAudioMae
+Pretrained = PretrainedMasked | PretrainedAst | PretrainedVit
 CLASSES: dict[str, Any] = {
     "mae_ast": PretrainedMaeAst,
     "ssast": PretrainedSsast,
     "ast": PretrainedAst,
+    "audio_mae": PretrainedAudioMae,
     "vit": PretrainedVit,
 }
 
@@ -124,9 +138,9 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
 
     Args:
         source: a released model's name, a file (of this project's training, in the layout of the
-            released MAE-AST, SSAST or AST, or safetensors), a folder that ``save_pretrained`` or
-            transformers' ``ASTForAudioClassification`` wrote, a URL, or an id on the Hugging
-            Face hub.
+            released MAE-AST, SSAST, AST or Audio-MAE, or safetensors), a folder that
+            ``save_pretrained`` or transformers' ``ASTForAudioClassification`` wrote, a URL, or an
+            id on the Hugging Face hub.
 
     Returns:
         In eval mode, on the CPU, in float32 whatever it was trained in.
@@ -155,17 +169,18 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
     )
 
 
-def load_masked(source: str | os.PathLike[str]) -> PretrainedMaeAst | PretrainedSsast:
+def load_masked(source: str | os.PathLike[str]) -> PretrainedMasked:
     """:func:`load` for models that rebuild what a mask hides.
 
     Raises:
         ValueError: it is a model of another kind; or as :func:`load`.
     """
     model = load(source)
-    if not isinstance(model, (PretrainedMaeAst, PretrainedSsast)):
+    if not isinstance(model, PretrainedMasked):
+        kinds = [name for name, kind in CLASSES.items() if issubclass(kind, PretrainedMasked)]
         raise ValueError(
             f"{os.fspath(source)}: a model of kind {name_of(model.config)!r} rebuilds nothing; "
-            "'mae_ast' and 'ssast' do"
+            f"{', '.join(map(repr, kinds))} do"
         )
     return model
 

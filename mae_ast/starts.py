@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mae_ast.core.ast import Ast
+from mae_ast.core.audio_mae import AudioMae
 from mae_ast.core.checkpoint import read_state
 from mae_ast.core.config_ast import AstConfig
 from mae_ast.core.config_vit import VitConfig
 from mae_ast.core.encoder import Encoder, encoder_only
-from mae_ast.core.ssast import finetuning_config
+from mae_ast.core.ssast import Ssast, finetuning_config
 from mae_ast.core.systems import SYSTEMS, name_of
 from mae_ast.core.vit import Vit
 from mae_ast.core.vit_weights import Weights, from_timm, is_timm, start_from
@@ -46,10 +47,30 @@ def ast_encoder(config: AstConfig, source: str | None, random_weights: bool = Fa
     return encoder_only(model)
 
 
+def start_encoder(model: AudioMae, source: str) -> None:
+    """Give Audio-MAE's encoder the weights of a ViT of timm's; its decoder stays as it is.
+
+    Positions are computed and stay; what the ViT had learned for CLS is added to CLS.
+
+    Args:
+        model: whose weights are replaced.
+        source: ``timm:NAME``, with timm's weights of that name, or a file with a state dict.
+
+    Raises:
+        ValueError, FileNotFoundError: there is no such source, or it is of another size or kind.
+    """
+    key = "model.encoder_weights"
+    found = _timm_weights(model.config, source, key)
+    if found is None:
+        raise ValueError(f"{key}={source}: is neither {TIMM}NAME nor a file of timm's")
+    found["prefix_tokens"] = found["prefix_tokens"] + found.pop("positions.table")[:, :1]
+    model.load_state_dict({**model.state_dict(), **found})
+
+
 def finetuning_view(encoder: Encoder, overlap: bool, frames: int | None) -> Encoder:
     """An encoder whose patches overlap, or whose clips have another length; weights are copied.
 
-    Positions are cut or interpolated to the new grid, as SSAST's authors do.
+    Learned positions are cut or interpolated to the new grid, as SSAST's authors do.
 
     Args:
         encoder: of a pretrained model; returned as it is where nothing is to change.
@@ -57,17 +78,19 @@ def finetuning_view(encoder: Encoder, overlap: bool, frames: int | None) -> Enco
         frames: clips are cut or zero-padded to so many; ``None``: as they were.
 
     Raises:
-        ValueError: the encoder has no learned positions, or the frames fill no patch.
+        ValueError: the encoder is no ViT, or the frames fill no patch.
     """
     if not overlap and frames is None:
         return encoder
     if not isinstance(encoder, Vit):
         raise ValueError(
-            f"model.overlap={str(overlap).lower()} and model.input_frames={frames} are for SSAST "
-            f"and AST; {name_of(encoder.config)} keeps its patches and positions: false and null"
+            f"model.overlap={str(overlap).lower()} and model.input_frames={frames} are for SSAST, "
+            f"AST and Audio-MAE; {name_of(encoder.config)} keeps its patches and positions: false "
+            "and null"
         )
     found = dataclasses.asdict(finetuning_config(encoder.config, frames, overlap))
-    kind = AstConfig if isinstance(encoder, Ast) else VitConfig
+    # Of SSAST, what pretraining adds has no use where patches overlap.
+    kind = VitConfig if isinstance(encoder, Ssast) else SYSTEMS[name_of(encoder.config)].config
     config = kind.from_mapping({**dataclasses.asdict(encoder.config), **found})
     view: Vit = encoder_only(SYSTEMS[name_of(config)].network(config))
     start_from(view, encoder)
@@ -76,14 +99,9 @@ def finetuning_view(encoder: Encoder, overlap: bool, frames: int | None) -> Enco
 
 def _weights_for(config: AstConfig, source: str, random_weights: bool) -> tuple[AstConfig, Weights]:
     """The encoder's weights out of a source, and the configuration with its input statistics."""
-    if source.startswith(TIMM):
-        network = _from_timm_package(source.removeprefix(TIMM), pretrained=not random_weights)
-        blocks = getattr(network, "blocks", None)
-        heads = blocks[0].attn.num_heads if blocks and hasattr(blocks[0], "attn") else None
-        return config, _named(source, config, network.state_dict(), heads)
-    state = _timm_state(Path(source))
-    if state is not None:
-        return config, _named(source, config, state, None)
+    found = _timm_weights(config, source, "model.checkpoint", random_weights)
+    if found is not None:
+        return config, found
     pretrained = encoder_of(source)
     if not isinstance(pretrained, Vit):
         raise ValueError(
@@ -104,34 +122,47 @@ def _weights_for(config: AstConfig, source: str, random_weights: bool) -> tuple[
     }
 
 
-def _named(source: str, config: AstConfig, state: Mapping[str, Any], heads: int | None) -> Weights:
-    """:func:`from_timm`, whose errors name the source."""
+def _timm_weights(
+    config: VitConfig, source: str, key: str, random_weights: bool = False
+) -> Weights | None:
+    """An encoder's weights out of a name or file of timm's; ``None``: the source is neither.
+
+    Errors name the source and its ``key``.
+    """
+    state, heads = None, None
+    if source.startswith(TIMM):
+        network = _from_timm_package(source.removeprefix(TIMM), key, pretrained=not random_weights)
+        blocks = getattr(network, "blocks", None)
+        heads = blocks[0].attn.num_heads if blocks and hasattr(blocks[0], "attn") else None
+        state = network.state_dict()
+    else:
+        state = _timm_state(Path(source))
+    if state is None:
+        return None
     try:
         return from_timm(config, state, heads)
     except ValueError as error:
-        raise ValueError(f"model.checkpoint={source}: {error}") from error
+        raise ValueError(f"{key}={source}: {error}") from error
 
 
-def _from_timm_package(name: str, pretrained: bool) -> Any:
+def _from_timm_package(name: str, key: str, pretrained: bool) -> Any:
     """A network of timm's; its weights are downloaded into timm's own cache."""
     try:
         import timm
     except Exception as error:  # torchvision, which it wants, may not fit the installed torch
         raise ValueError(
-            f"model.checkpoint={TIMM}{name} needs the package timm, which cannot be imported "
+            f"{key}={TIMM}{name} needs the package timm, which cannot be imported "
             f"({_one_line(error)}); pip install 'mae-ast[timm]'"
         ) from error
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; it has {', '.join(near)}" if near else ""
-        raise ValueError(
-            f"model.checkpoint={TIMM}{name}: timm {timm.__version__} has no model {name!r}{hint}"
-        )
+        raise ValueError(f"{key}={TIMM}{name}: timm {timm.__version__} has no model {name!r}{hint}")
     try:
         return timm.create_model(name, pretrained=pretrained)
     except Exception as error:  # of the network, the hub, or its cache: of many classes
         raise FileNotFoundError(
-            f"model.checkpoint={TIMM}{name}: its weights are not to be had ({_one_line(error)})"
+            f"{key}={TIMM}{name}: its weights are not to be had ({_one_line(error)})"
         ) from error
 
 

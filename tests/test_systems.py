@@ -214,7 +214,7 @@ def test_what_a_system_does_not_have_is_said(run, tmp_path):
     vit().save_pretrained(tmp_path / "vit")
     soundfile.write(tmp_path / "a.wav", speech_like(16_000).numpy(), 16_000)
     _, message = run("reconstruct", tmp_path / "ast", tmp_path / "a.wav")
-    assert message.endswith("a model of kind 'ast' rebuilds nothing; 'mae_ast' and 'ssast' do")
+    assert message.endswith("a model of kind 'ast' rebuilds nothing; 'mae_ast', 'ssast', 'audio_mae' do")
     _, message = run("convert", tmp_path / "vit", tmp_path / "out", "--to", "released")
     assert message.endswith("a model of kind 'vit' has no released layout")
     _, message = run("convert", tmp_path / "vit", tmp_path / "out", "--to", "hugging-face")

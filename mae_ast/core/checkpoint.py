@@ -1,16 +1,18 @@
 """Checkpoint files: what is in them, read safely, and put into a model.
 
 Read are: what the trainer writes, files in the layouts of the released ones
-(:mod:`mae_ast.core.released`, :mod:`mae_ast.core.released_ast`), safetensors with our
-``config.json`` beside them, and those of Hugging Face's AST
-(:mod:`mae_ast.core.hugging_face_ast`).
+(:mod:`mae_ast.core.released`, :mod:`mae_ast.core.released_ast`,
+:mod:`mae_ast.core.released_audio_mae`), safetensors with our ``config.json`` beside them, and those
+of Hugging Face's AST (:mod:`mae_ast.core.hugging_face_ast`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from zipfile import is_zipfile
 import torch
 from torch import Tensor, nn
 
-from mae_ast.core import hugging_face_ast, released, released_ast
+from mae_ast.core import hugging_face_ast, released, released_ast, released_audio_mae
 from mae_ast.core.patches import PatchShape
 from mae_ast.core.systems import config_from, name_of
 from mae_ast.core.weights import misfits
@@ -28,6 +30,8 @@ from mae_ast.core.weights import misfits
 # Of a folder in the hub's layout; the last is there for Hugging Face's own models only.
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 PREPROCESSOR_FILE = "preprocessor_config.json"
+
+logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -141,7 +145,9 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: it is damaged, would run something, or holds something else.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+        # MAE's program and Audio-MAE's keep their options beside the weights: names and values.
+        with torch.serialization.safe_globals([Namespace]):
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except Exception as error:
         raise CheckpointError(
             f"{path}: is no checkpoint that can be read safely ({_one_line(error)})"
@@ -160,6 +166,11 @@ def _read_torch(path: Path) -> Checkpoint:
         if released_ast.is_ast(state):
             ast, weights = released_ast.read_ast(state)
             return Checkpoint(ast, None, weights)
+        if released_audio_mae.is_audio_mae(state):
+            audio_mae, weights, left_out = released_audio_mae.read_audio_mae(state)
+            if left_out:
+                logger.warning("%s: %s", path, released_audio_mae.in_words(left_out))
+            return Checkpoint(audio_mae, "random_mask", weights)
         model_cfg, task_cfg = state["cfg"]["model"], state["cfg"]["task"]
         mask_type, weights = task_cfg["mask_type"], dict(state["model"])
         released.check(model_cfg, task_cfg)

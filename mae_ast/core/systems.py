@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mae_ast.core.ast import Ast
+from mae_ast.core.audio_mae import AudioMae
 from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.config_ast import AstConfig
+from mae_ast.core.config_audio_mae import AudioMaeConfig
 from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.config_vit import VitConfig
 from mae_ast.core.mae_ast import MaeAst
@@ -33,6 +35,7 @@ SYSTEMS = {
     "mae_ast": System(MaeAstConfig, MaeAst),
     "ssast": System(SsastConfig, Ssast),
     "ast": System(AstConfig, Ast),
+    "audio_mae": System(AudioMaeConfig, AudioMae),
     "vit": System(VitConfig, Vit),
 }
 

@@ -353,9 +353,9 @@ def test_mae_ast_is_no_start_for_ast_and_does_not_overlap(
     assert "is of kind 'mae_ast'; AST starts from a ViT" in text
     assert "model._name=mae_ast_classifier" in text
     text = refusal(finetune_ssast, start)
-    assert "model.overlap=true and model.input_frames=100 are for SSAST and AST" in text
+    assert "model.overlap=true and model.input_frames=100 are for SSAST, AST and" in text
     text = refusal(finetune_ssast, start, "model.overlap=false", "model.input_frames=128")
-    assert "model.overlap=false and model.input_frames=128 are for SSAST and AST" in text
+    assert "model.overlap=false and model.input_frames=128 are for SSAST, AST and" in text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,250 @@
+"""Audio-MAE through the same doors as the other systems, which do not know its name."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import mae_ast
+from mae_ast import starts
+from mae_ast.cli import main
+from mae_ast.core.audio_mae import AudioMae
+from mae_ast.core.config_audio_mae import AudioMaeConfig
+from mae_ast.core.config_vit import VitConfig
+from mae_ast.core.encoder import encoder_only
+from mae_ast.core.released_audio_mae import write_audio_mae
+from mae_ast.core.vit import Vit
+from mae_ast.core.vit_weights import start_from, to_timm
+from mae_ast.finetuned import encoder_of
+from mae_ast.pretrained import PretrainedAudioMae
+from mae_ast.probe import with_random_weights as untrained
+from tests.core.timm_models import import_timm
+from tests.core.vits import with_random_weights
+from tests.sounds import speech_like
+
+# As the published layout wants it, which does not tell heads.
+SMALL: dict[str, Any] = {
+    "encoder_layers": 2,
+    "encoder_embed_dim": 24,
+    "encoder_ffn_embed_dim": 48,
+    "encoder_attention_heads": 1,
+    "decoder_layers": 2,
+    "decoder_embed_dim": 32,
+    "decoder_ffn_embed_dim": 40,
+}
+PUBLISHED = SMALL | {"decoder_attention": "global", "input_frames": 1024}
+
+
+def audio_mae(**fields: Any) -> PretrainedAudioMae:
+    config = AudioMaeConfig(**(SMALL | fields))
+    return with_random_weights(PretrainedAudioMae(config, "random_mask")).eval()
+
+
+def published(path: Path) -> PretrainedAudioMae:
+    """A model as its authors save it, with what else they save."""
+    model = audio_mae(**PUBLISHED)
+    state: dict[str, Any] = dict(write_audio_mae(model.config, model.state_dict()))
+    state |= {"epoch": 32, "args": argparse.Namespace(norm_pix_loss=True, blr=2e-4)}
+    torch.save(state, path)
+    return model
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The command in this process; what it printed, and its message where it refuses."""
+
+    def run(*arguments) -> tuple[str, str]:
+        monkeypatch.setattr("sys.argv", ["mae-ast", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main.main()
+        message = end.value.code if isinstance(end.value.code, str) else ""
+        assert "\n" not in message
+        return capsys.readouterr().out, message
+
+    return run
+
+
+@pytest.fixture
+def sound(tmp_path: Path) -> Path:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, speech_like(20_000).numpy(), 16_000)
+    return path
+
+
+def assert_same(found: Any, model: Any) -> None:
+    assert type(found) is type(model)
+    assert found.config == model.config
+    assert found.mask_type == model.mask_type
+    assert not found.training
+    assert found.state_dict().keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("fields", [{}, {"decoder_attention": "global"}, {"decoder_layers": 0}])
+def test_a_folder_and_back(fields, tmp_path):
+    model = audio_mae(**fields)
+    model.save_pretrained(tmp_path)
+    assert_same(mae_ast.load(tmp_path), model)
+
+
+def test_a_published_file_loads_and_goes_back_out_whole(run, tmp_path):
+    path, again = tmp_path / "audio_mae.pth", tmp_path / "again.pth"
+    model = published(path)
+    assert_same(mae_ast.load(path), model)
+    _, message = run("convert", path, again, "--to", "released")
+    assert not message, message
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        first = torch.load(path, weights_only=True)["model"]
+    second = torch.load(again, weights_only=True)["model"]
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_of_a_published_local_decoder_the_encoder_loads(tmp_path, caplog, sound, run):
+    path = tmp_path / "local.pth"
+    whole = published(path)
+    weights = write_audio_mae(whole.config, whole.state_dict())["model"]
+    weights["decoder_blocks.0.attn.tau"] = torch.ones(16)
+    weights["decoder_blocks.0.attn.meta_mlp.fc1.weight"] = torch.ones(256, 2)
+    torch.save({"model": weights}, path)
+    model = mae_ast.load(path)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    message = record.getMessage()
+    assert message.startswith(f"{path}: only the encoder is read")
+    assert "attn.tau" in message
+    assert "attn.meta_mlp.fc1.weight" in message
+    assert model.config.decoder_layers == 0
+    wave = speech_like(16_000).unsqueeze(0)
+    for ours, theirs in zip(model.hidden_states(wave), whole.hidden_states(wave), strict=True):
+        assert torch.equal(ours, theirs)
+    _, message = run("reconstruct", path, sound, "-o", tmp_path / "a.png")
+    assert "decoder_layers=0: an encoder alone predicts no patches" in message
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    path = tmp_path / "a.pth"
+    model = published(path)
+    state = write_audio_mae(model.config, model.state_dict())
+    del state["model"]["blocks.1.attn.qkv.weight"]
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=r"a\.pth: .*missing: blocks\.1\.attn\.qkv\.weight"):
+        mae_ast.load(path)
+
+
+def test_a_local_decoder_of_ours_has_no_published_layout(run, tmp_path):
+    audio_mae().save_pretrained(tmp_path / "a")
+    _, message = run("convert", tmp_path / "a", tmp_path / "b.pth", "--to", "released")
+    assert "decoder_attention=local: the published layout has no such decoder" in message
+    assert not (tmp_path / "b.pth").exists()
+
+
+def test_reconstruct(run, tmp_path, sound):
+    audio_mae(input_frames=1024).save_pretrained(tmp_path / "a")
+    picture = tmp_path / "a.png"
+    out, message = run("reconstruct", tmp_path / "a", sound, "-o", picture)
+    assert not message, message
+    assert "80% hidden" in out or "81% hidden" in out, out
+    assert picture.stat().st_size > 5_000
+
+
+@pytest.mark.parametrize("input_frames", [None, 256])
+def test_features_of_any_length(input_frames, tmp_path):
+    model = audio_mae(input_frames=input_frames)
+    clips = [speech_like(n, seed).numpy() for seed, n in enumerate((20_000, 200_000, 3_000))]
+    found = model.extract_features(clips, window_s=4, overlap_s=1)
+    assert found.hidden_states[0].shape == (3, 78 * 8, 24)
+    assert found.lengths.tolist() == [7, 78, 1]
+    alone = model.extract_features(clips[0], window_s=4, overlap_s=1)
+    np.testing.assert_allclose(
+        alone.hidden_states[1][0], found.hidden_states[1][0, : 7 * 8], atol=1e-4
+    )
+    fresh = untrained(model)
+    assert not torch.equal(fresh.extract_features(clips[0]).pooled, alone.pooled)
+
+
+# Starts.
+
+
+def test_an_encoder_to_be_trained_further(tmp_path):
+    path = tmp_path / "audio_mae.pth"
+    model = published(path)
+    encoder = encoder_of(str(path))
+    assert not any("decoder" in name for name in encoder.state_dict())
+    wave = speech_like(12_000).unsqueeze(0)
+    expected = model.hidden_states(wave)
+    for ours, theirs in zip(encoder.hidden_states(wave), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    fresh = encoder_of(str(path), random_weights=True)
+    assert not torch.equal(fresh.prefix_tokens, encoder.prefix_tokens)
+
+    shorter = starts.finetuning_view(encoder_of(str(path)), overlap=False, frames=128)
+    assert isinstance(shorter, AudioMae)
+    assert shorter.config.input_frames == 128
+    assert shorter.hidden_states(wave)[0].shape == (1, 64, 24)
+    alone = audio_mae(**(PUBLISHED | {"input_frames": 128}))
+    for ours, theirs in zip(shorter.hidden_states(wave), alone.hidden_states(wave), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_an_encoder_with_learned_positions_starts_from_those_on_the_grid():
+    pretrained = encoder_only(audio_mae())
+    config = VitConfig(
+        **{k: v for k, v in SMALL.items() if k.startswith("encoder")},
+        prefix_tokens=1,
+        position_frames=1024,
+    )
+    model = Vit(config).eval()
+    start_from(model, pretrained)
+    wave = speech_like(1024 * 160 + 240).unsqueeze(0)
+    for ours, theirs in zip(model.hidden_states(wave), pretrained.hidden_states(wave), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def image_net() -> Any:
+    """timm's network for images of 64 x 64 in three colours."""
+    import_timm()
+    from timm.models.vision_transformer import VisionTransformer
+
+    return with_random_weights(
+        VisionTransformer(img_size=64, embed_dim=24, depth=2, num_heads=1, mlp_ratio=2)
+    ).eval()
+
+
+def test_timms_weights_start_the_encoder(tmp_path):
+    theirs = image_net()
+    path = tmp_path / "images.pth"
+    torch.save(theirs.state_dict(), path)
+    model = audio_mae(input_frames=1024)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    starts.start_encoder(model, str(path))
+    after = model.state_dict()
+    for name, value in before.items():
+        is_theirs = name.startswith(("encoder.", "post_extract", "prefix"))
+        assert torch.equal(after[name], value) != is_theirs, name
+    assert torch.equal(after["prefix_tokens"], theirs.cls_token + theirs.pos_embed[:, :1])
+    kernel = theirs.patch_embed.proj.weight.mean(1)  # (D, mel, time)
+    ours = after["post_extract_proj.weight"].unflatten(1, (16, 16))
+    torch.testing.assert_close(ours, kernel.transpose(1, 2), rtol=0, atol=1e-6)
+    # The blocks are theirs: the same tokens give the same output.
+    tokens = torch.randn(2, 9, 24)
+    with torch.no_grad():
+        expected = theirs.norm(theirs.blocks(tokens))
+    torch.testing.assert_close(model.encoder(tokens), expected, rtol=0, atol=1e-4)
+
+
+def test_what_cannot_start_the_encoder_is_named(tmp_path):
+    model = audio_mae()
+    with pytest.raises(ValueError, match=r"model\.encoder_weights=nothing\.pth: is neither timm:"):
+        starts.start_encoder(model, "nothing.pth")
+    config = VitConfig(encoder_layers=3, encoder_embed_dim=24, encoder_attention_heads=1)
+    torch.save(to_timm(config, Vit(config).state_dict()), tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"encoder_weights=.*a\.pth: encoder_layers=2 differs"):
+        starts.start_encoder(model, str(tmp_path / "a.pth"))
