@@ -10,6 +10,7 @@ def register() -> None:
     fairseq then takes it for registered. Calling this more than once is harmless.
     """
     import mae_ast.models.ast
+    import mae_ast.models.audio_mae
     import mae_ast.models.classifier
     import mae_ast.models.mae_ast
     import mae_ast.models.ssast

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from mae_ast.core.fbank import NUM_MEL_BINS
+from mae_ast.core.masking import structured_mask
+from mae_ast.core.patches import PatchShape
 
 NOISE_RANGE_DB = 30.0  # how much fainter than the loudest the faintest noise is
 _INT16 = torch.iinfo(torch.int16)
@@ -32,6 +34,7 @@ class Augmentation:
         shift_samples: waveforms are rotated by at most so much, either way.
         noise_snr_db: the loudest white noise, as the ratio of the clip to it; up to 30 dB fainter
             noise is as likely. ``None``: no noise.
+        roll_mag: :func:`roll_and_scale` each clip.
 
     Raises:
         ValueError: a value cannot be.
@@ -43,6 +46,7 @@ class Augmentation:
     time_mask: int = 0
     shift_samples: int = 0
     noise_snr_db: float | None = None
+    roll_mag: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.mixup <= 1:
@@ -68,7 +72,9 @@ class Augmentation:
         return partner, float(np.random.default_rng(seed).beta(self.mixup_alpha, self.mixup_alpha))
 
     def vary(self, samples: Tensor, generator: torch.Generator) -> Tensor:
-        """Rotate a waveform (L,) int16 and add noise."""
+        """Rotate a waveform (L,) int16, scale it and add noise."""
+        if self.roll_mag:
+            samples = roll_and_scale(samples, generator)
         if self.shift_samples:
             most = self.shift_samples
             by = int(torch.randint(-most, most + 1, (), generator=generator))
@@ -94,6 +100,36 @@ class Augmentation:
         return hidden
 
 
+@dataclass(frozen=True)
+class StructuredDrop:
+    """Columns and rows of patches that an encoder does not see of a clip in training.
+
+    Args:
+        shape: of the patches.
+        input_frames: that the encoder cuts or fills clips up to; ``None``: their own.
+        drop_time, drop_mel: fractions of columns and of rows, from 0 to below 1.
+
+    Raises:
+        ValueError: a fraction cannot be.
+    """
+
+    shape: PatchShape
+    input_frames: int | None
+    drop_time: float = 0.0
+    drop_mel: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("drop_time", "drop_mel"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}; a fraction from 0 to below 1")
+
+    def draw_visible(self, num_frames: int, generator: torch.Generator) -> Tensor:
+        """(V,) int64, the patches of a clip that are left (:func:`structured_mask`)."""
+        grid = self.shape.grid(self.input_frames or num_frames)
+        mask = structured_mask(1, grid, self.drop_time, self.drop_mel, generator)
+        return mask.visible_ids[0]
+
+
 def mix(first: Tensor, second: Tensor, share: float) -> Tensor:
     """``share * first + (1 - share) * second`` of waveforms int16, as long as the first.
 
@@ -103,6 +139,19 @@ def mix(first: Tensor, second: Tensor, share: float) -> Tensor:
     length = min(len(first), len(second))
     mixed[:length] += second[:length].float() * (1 - share)
     return mixed.round_().to(torch.int16)  # the shares' sum is 1: nothing overflows
+
+
+def roll_and_scale(samples: Tensor, generator: torch.Generator) -> Tensor:
+    """Rotate a waveform (L,) int16 by any amount, and multiply it by 0.5 + Beta(10, 10).
+
+    Audio-MAE's "roll-mag" (Huang et al. 2022), which keeps its length. What it makes louder than
+    16 bits hold is clipped.
+    """
+    by = int(torch.randint(len(samples), (), generator=generator))
+    seed = int(torch.randint(2**62, (), generator=generator))
+    scale = 0.5 + float(np.random.default_rng(seed).beta(10, 10))
+    scaled = samples.roll(by).float() * scale
+    return scaled.round_().clamp_(_INT16.min, _INT16.max).to(torch.int16)
 
 
 def add_noise(samples: Tensor, snr_db: float, generator: torch.Generator) -> Tensor:

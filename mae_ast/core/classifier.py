@@ -102,7 +102,11 @@ class Classifier(nn.Module):
         self.train(self.training)
 
     def forward(
-        self, source: Tensor, lengths: Tensor | None = None, hidden: Tensor | None = None
+        self,
+        source: Tensor,
+        lengths: Tensor | None = None,
+        hidden: Tensor | None = None,
+        visible_ids: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, C) float32.
 
@@ -110,19 +114,41 @@ class Classifier(nn.Module):
             source: (B, L) int16 or float waveforms at 16 kHz, or (B, T, F) log-mel.
             lengths: (B,) int64, valid samples (or frames) of each clip; ``None``: all.
             hidden: (B, 2, 2) int64, what SpecAugment hides; ``None``: nothing.
+            visible_ids: (B, V) int64, the patches that the encoder sees, -1 being padding;
+                ``None``: all. See :meth:`check_drop`.
         """
         if hidden is not None:
             if source.ndim == 2:
                 lengths = None if lengths is None else num_frames_of(lengths)
                 source = self.encoder.log_mel(source)
             source = hide(source, hidden, self.encoder.batch_norm.running_mean)
-        pooled = self.pooled(source, lengths)
+        pooled = self.pooled(source, lengths, visible_ids)
         logits: Tensor = self.head(pooled.to(next(self.head.parameters()).dtype))
         return logits.float()
 
-    def pooled(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def check_drop(self) -> None:
+        """Refuse an encoder that cannot see a part of the patches only.
+
+        Raises:
+            ValueError: it is no ViT, or what is averaged is not single tokens.
+        """
+        if not hasattr(self.encoder, "pooled_visible") or self.head_config.pool != "tokens":
+            raise ValueError(
+                "task.drop_time and task.drop_mel leave patches out: that is for encoders of "
+                "Audio-MAE, SSAST and AST, and for model.pool=tokens, the mean over what is left; "
+                f"this is {type(self.encoder).__name__} with model.pool={self.head_config.pool}"
+            )
+
+    def pooled(
+        self, source: Tensor, lengths: Tensor | None = None, visible_ids: Tensor | None = None
+    ) -> Tensor:
         """(B, W): the mean of the encoder's output over each clip's own time steps."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
+            if visible_ids is not None:
+                part: Tensor = self.encoder.pooled_visible(  # type: ignore[attr-defined]
+                    source, lengths, visible_ids
+                )
+                return part
             if self.head_config.pool == "encoder":
                 whole: Tensor = self.encoder.pooled(source, lengths)  # type: ignore[attr-defined]
                 return whole.float()

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from mae_ast.core.augment import Augmentation, mix
+from mae_ast.core.augment import Augmentation, StructuredDrop, mix
 from mae_ast.core.batch import clip_generator
 from mae_ast.core.fbank import num_frames
 from mae_ast.core.labels import ClipLabels, LabelError
@@ -31,12 +32,14 @@ class LabelledClip:
         samples: (L,) int16 at 16 kHz.
         target: (C,) float32; of a mixed clip, shares.
         hidden: (2, 2) int64, what SpecAugment hides.
+        visible_ids: (V,) int64, the patches that the encoder sees; ``None``: all.
     """
 
     id: int
     samples: Tensor
     target: Tensor
     hidden: Tensor
+    visible_ids: Tensor | None = None
 
 
 class ClassificationDataset(AudioClips):
@@ -50,6 +53,7 @@ class ClassificationDataset(AudioClips):
         shuffle: vary clips and order as in training; ``False``: each clip as it is.
         augmentation: of training clips.
         balanced: in training, draw clips so that rare classes are heard more often.
+        drop: patches that the encoder does not see in training; ``None``: it sees all.
         random_crop, limits: as of :class:`AudioClips`.
 
     Raises:
@@ -66,6 +70,7 @@ class ClassificationDataset(AudioClips):
         augmentation: Augmentation | None = None,
         balanced: bool = False,
         random_crop: bool = True,
+        drop: StructuredDrop | None = None,
         **limits: Any,
     ) -> None:
         super().__init__(manifest, one_patch, seed, shuffle, random_crop, **limits)
@@ -73,6 +78,7 @@ class ClassificationDataset(AudioClips):
         self.one_patch = one_patch
         self.augmentation = augmentation or Augmentation()
         self.balanced = balanced
+        self.drop = drop if shuffle else None
         self._weights = sampling_weights(labels, self.rows) if balanced and shuffle else None
 
     def __getitem__(self, index: int) -> LabelledClip | None:
@@ -92,13 +98,16 @@ class ClassificationDataset(AudioClips):
         if samples is None:
             return None
         target = torch.from_numpy(self.labels.multi_hot([row])[0])
-        hidden = torch.zeros(2, 2, dtype=torch.int64)
+        hidden, visible_ids = torch.zeros(2, 2, dtype=torch.int64), None
         if self.shuffle:
             samples, target = self._mixed(samples, target, generator(_FOR_MIXING))
             samples = self.augmentation.vary(samples, generator(_FOR_VARYING))
             frames = num_frames(len(samples))
-            hidden = self.augmentation.draw_hidden(frames, generator(_FOR_HIDING))
-        return LabelledClip(row, samples, target, hidden)
+            for_hiding = generator(_FOR_HIDING)
+            hidden = self.augmentation.draw_hidden(frames, for_hiding)
+            if self.drop is not None:
+                visible_ids = self.drop.draw_visible(frames, for_hiding)
+        return LabelledClip(row, samples, target, hidden, visible_ids)
 
     def collater(self, samples: Sequence[LabelledClip | None]) -> dict[str, Any]:
         """Pad clips to fairseq's batch; without any usable clip, one that counts for nothing.
@@ -113,6 +122,7 @@ class ClassificationDataset(AudioClips):
             row[: len(clip.samples)] = clip.samples
         targets = [clip.target for clip in clips] or [torch.empty(0, self.labels.num_classes)]
         hides = self.shuffle and (self.augmentation.freq_mask or self.augmentation.time_mask)
+        visible = [clip.visible_ids for clip in clips if clip.visible_ids is not None]
         return {
             "id": torch.tensor([clip.id for clip in clips], dtype=torch.int64),
             "nsentences": len(clips),
@@ -122,6 +132,7 @@ class ClassificationDataset(AudioClips):
                 "source": source,
                 "lengths": torch.tensor(lengths) if min(lengths) < max(lengths) else None,
                 "hidden": torch.stack([clip.hidden for clip in clips]) if hides and clips else None,
+                "visible_ids": pad_sequence(visible, True, -1) if visible else None,
             },
         }
 

@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 
-from mae_ast.core.batch import Batch, Clip, Collater
+from mae_ast.core.augment import roll_and_scale
+from mae_ast.core.batch import Batch, Clip, Collater, clip_generator
 from mae_ast.core.manifest import Manifest
 from mae_ast.data.audio_clips import AudioClips
+
+_FOR_VARYING = 2  # what a generator is for, beside those of a Clip
 
 
 class PretrainingDataset(AudioClips):
@@ -21,6 +24,7 @@ class PretrainingDataset(AudioClips):
         collater: makes batches of clips.
         seed: of crops, masks and the order.
         shuffle: order and epochs as in training; ``False``: as in validation, always alike.
+        roll_mag: in training, :func:`mae_ast.core.augment.roll_and_scale` each clip.
         limits: as of :class:`AudioClips`.
 
     Raises:
@@ -28,17 +32,29 @@ class PretrainingDataset(AudioClips):
     """
 
     def __init__(
-        self, manifest: Manifest, collater: Collater, seed: int, shuffle: bool, **limits: Any
+        self,
+        manifest: Manifest,
+        collater: Collater,
+        seed: int,
+        shuffle: bool,
+        roll_mag: bool = False,
+        **limits: Any,
     ) -> None:
         one_patch = collater.config.patch_shape.min_samples
         super().__init__(manifest, one_patch, seed, shuffle, collater.random_crop, **limits)
         self.collate = collater
+        self.roll_mag = roll_mag and shuffle
 
     def __getitem__(self, index: int) -> Clip | None:
         """Decode a clip's part; ``None`` where the file is bad."""
         clip = Clip.of(int(self.rows[index]), torch.empty(0), self.seed, self.epoch)
         samples = self.read_part(index, clip.generator)
-        return None if samples is None else dataclasses.replace(clip, samples=samples)
+        if samples is None:
+            return None
+        if self.roll_mag:
+            generator = clip_generator(self.seed, self.epoch, clip.id, _FOR_VARYING)
+            samples = roll_and_scale(samples, generator)
+        return dataclasses.replace(clip, samples=samples)
 
     def collater(self, samples: Sequence[Clip | None]) -> dict[str, Any]:
         """Clips to fairseq's batch; without any usable clip, one that counts for nothing."""

@@ -9,7 +9,7 @@ from fairseq.tasks import register_task
 
 import mae_ast.criterions.classification
 import mae_ast.optim.adamw  # noqa: F401  (fairseq imports nothing but tasks and models)
-from mae_ast.core.augment import Augmentation
+from mae_ast.core.augment import Augmentation, StructuredDrop
 from mae_ast.core.labels import LABELS_FILE, ClipLabels, Labels
 from mae_ast.criterions.score_meter import log_scores
 from mae_ast.data.classification_dataset import ClassificationDataset, check_one_label
@@ -45,6 +45,15 @@ class MaeAstClassificationConfig(AudioTaskConfig):
         default=None,
         metadata={"help": "add white noise from this ratio of clip to noise to 30 dB fainter"},
     )
+    roll_mag: bool = field(
+        default=False,
+        metadata={"help": "rotate waveforms by any amount and scale them by 0.5 to 1.5"},
+    )
+    drop_time: float = field(
+        default=0.0,
+        metadata={"help": "fraction of columns of patches that the encoder does not see"},
+    )
+    drop_mel: float = field(default=0.0, metadata={"help": "likewise, of rows"})
 
 
 @register_task("mae_ast_classification", dataclass=MaeAstClassificationConfig)
@@ -63,11 +72,23 @@ class MaeAstClassificationTask(AudioTask):
             cfg.time_mask,
             cfg.shift_samples,
             cfg.noise_snr_db,
+            cfg.roll_mag,
         )
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the model, whose shortest clip is the data's too."""
         self._model = super().build_model(cfg, from_checkpoint)
+        encoder = self._model.encoder
+        self._drop = None
+        if self.cfg.drop_time or self.cfg.drop_mel:
+            with user_errors():
+                self._model.check_drop()
+                self._drop = StructuredDrop(
+                    encoder.patch_shape,
+                    encoder.config.input_frames,
+                    self.cfg.drop_time,
+                    self.cfg.drop_mel,
+                )
         return self._model
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
@@ -104,6 +125,7 @@ class MaeAstClassificationTask(AudioTask):
                 self.augmentation,
                 self.cfg.balanced,
                 self.cfg.random_crop,
+                self._drop,
                 min_samples=self.cfg.min_sample_size,
                 max_keep_samples=self.cfg.max_keep_size,
                 max_samples=self.cfg.max_sample_size if is_training else None,

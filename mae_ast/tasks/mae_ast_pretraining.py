@@ -47,6 +47,13 @@ class MaeAstPretrainingConfig(AudioTaskConfig):
             "travel as int16), or 'auto': the device where that is a GPU"
         },
     )
+    roll_mag: bool = field(
+        default=False,
+        metadata={
+            "help": "rotate training clips by any amount and scale them by 0.5 to 1.5, as "
+            "Audio-MAE's authors do"
+        },
+    )
     probe_interval_updates: int = field(
         default=0,
         metadata={"help": "look at the features every so many updates (RankMe, probe); 0: never"},
@@ -90,10 +97,10 @@ class MaeAstPretrainingTask(AudioTask):
         """Build the criterion, and take the head of a loss of weight 0 out of training."""
         with user_errors():
             criterion = super().build_criterion(cfg, from_checkpoint)
-        self._model.train_heads(
-            reconstruction=criterion.reconstruction_weight > 0,
-            classification=criterion.classification_weight > 0,
-        )
+            self._model.train_heads(
+                reconstruction=criterion.reconstruction_weight > 0,
+                classification=criterion.classification_weight > 0,
+            )
         return criterion
 
     def load_dataset(self, split: str, **kwargs: Any) -> None:
@@ -112,6 +119,7 @@ class MaeAstPretrainingTask(AudioTask):
                 ),
                 seed=self.cfg.seed,
                 shuffle=split == self.cfg.train_subset,
+                roll_mag=self.cfg.roll_mag,
                 min_samples=self.cfg.min_sample_size,
                 max_keep_samples=self.cfg.max_keep_size,
                 max_samples=self.cfg.max_sample_size,

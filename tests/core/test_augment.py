@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from mae_ast.core.augment import Augmentation, add_noise, hide, mix
+from mae_ast.core.augment import (
+    Augmentation,
+    StructuredDrop,
+    add_noise,
+    hide,
+    mix,
+    roll_and_scale,
+)
 from mae_ast.core.batch import clip_generator
+from mae_ast.core.patches import PatchShape
 
 
 def draws(augmentation: Augmentation, num_clips: int, count: int) -> list[tuple[int, float] | None]:
@@ -119,3 +127,39 @@ def test_hiding_puts_the_value_where_it_was_drawn() -> None:
 def test_values_that_cannot_be(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Augmentation(**values)
+
+
+def test_rolling_and_scaling_keep_the_clip() -> None:
+    samples = 20 * torch.arange(1, 1_001).to(torch.int16)
+    begins, scales = [], []
+    for clip in range(600):
+        varied = roll_and_scale(samples, clip_generator(1, 1, clip))
+        assert varied.dtype == torch.int16
+        assert len(varied) == len(samples)
+        begin = int(varied.argmax()) + 1 - len(samples)  # of the loudest, which was the last
+        scale = float(varied.max()) / 20_000
+        expected = (samples.roll(begin).float() * scale).round()
+        assert (varied - expected).abs().max() <= 1
+        begins.append(begin % len(samples))
+        scales.append(scale)
+    assert np.histogram(begins, 4, (0, 1_000))[0].min() > 110
+    # Of 0.5 + Beta(10, 10): mean 1, variance 1 / (4 * 21).
+    assert np.mean(scales) == pytest.approx(1.0, abs=0.02)
+    assert np.std(scales) == pytest.approx((1 / 84) ** 0.5, abs=0.01)
+    loud = torch.full((50,), -32768, dtype=torch.int16)
+    assert roll_and_scale(loud, clip_generator(1, 1, int(np.argmax(scales)))).min() == -32768
+    varied = [Augmentation(roll_mag=True).vary(samples, clip_generator(1, 1, 7)) for _ in "ab"]
+    assert torch.equal(*varied)
+    assert not torch.equal(varied[0], samples)
+
+
+def test_columns_and_rows_that_are_left_of_a_clip() -> None:
+    drop = StructuredDrop(PatchShape(16, 16), None, drop_time=0.3, drop_mel=0.5)
+    ids = drop.draw_visible(6 * 16 + 3, clip_generator(1, 1, 1))
+    assert len(ids) == 4 * 4
+    assert ids.max() < 6 * 8
+    assert torch.equal(ids, drop.draw_visible(6 * 16 + 3, clip_generator(1, 1, 1)))
+    filled = StructuredDrop(PatchShape(16, 16), 1024, drop_time=0.3, drop_mel=0.3)
+    assert len(filled.draw_visible(99, clip_generator(1, 1, 1))) == 44 * 5
+    with pytest.raises(ValueError, match="drop_mel=1; a fraction from 0 to below 1"):
+        StructuredDrop(PatchShape(16, 16), None, drop_mel=1)

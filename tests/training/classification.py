@@ -13,11 +13,14 @@ import soundfile
 import torch
 
 from mae_ast import convert
+from mae_ast.core.audio_mae import AudioMae
 from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.config_audio_mae import AudioMaeConfig
 from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.fbank import fbank
 from mae_ast.core.labels import Labels, write_clip_labels
 from mae_ast.core.released_ast import write_ssast
+from mae_ast.core.released_audio_mae import write_audio_mae
 from mae_ast.core.ssast import Ssast
 from mae_ast.pretrained import PretrainedMaeAst
 from tests.core.vits import with_random_weights
@@ -109,6 +112,23 @@ def tiny_ssast() -> Ssast:
         input_frames=128,
     )
     return with_random_weights(Ssast(config)).eval()
+
+
+def write_tiny_audio_mae(path: Path) -> Path:
+    """Audio-MAE, likewise."""
+    config = AudioMaeConfig(
+        encoder_layers=2,
+        encoder_embed_dim=64,
+        encoder_ffn_embed_dim=96,
+        encoder_attention_heads=1,
+        decoder_layers=1,
+        decoder_embed_dim=32,
+        decoder_ffn_embed_dim=32,
+        decoder_attention="global",
+    )
+    model = with_random_weights(AudioMae(config))
+    torch.save(write_audio_mae(config, model.state_dict()), path)
+    return path
 
 
 def write_tiny_ssast(path: Path) -> Path:

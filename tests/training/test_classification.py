@@ -29,6 +29,7 @@ from .classification import (
     finetune_here,
     write_corpus,
     write_pretrained,
+    write_tiny_audio_mae,
     write_tiny_ssast,
 )
 
@@ -377,6 +378,8 @@ def test_presets_run_and_list_every_key(finetune: Finetune, preset: str, tmp_pat
         network = TINY_AST
     elif preset.startswith("ssast_"):
         network = (f"model.checkpoint={write_tiny_ssast(tmp_path / 'ssast.pth')}",)
+    elif preset.startswith("audio_mae_"):
+        network = (f"model.checkpoint={write_tiny_audio_mae(tmp_path / 'audio_mae.pth')}",)
     soon = ("optimization.max_update=2", "checkpoint.no_save=true")
     log = finetune(data, *soon, *network, preset=preset)
     metric = settings["checkpoint"]["best_checkpoint_metric"]

@@ -1,0 +1,41 @@
+"""fairseq model ``audio_mae``."""
+
+# No postponed annotations here: fairseq reads the types of the fields.
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from fairseq.dataclass import FairseqDataclass
+from fairseq.models import register_model
+
+from mae_ast.core.audio_mae import AudioMae
+from mae_ast.core.config_audio_mae import AudioMaeConfig
+from mae_ast.errors import user_errors
+from mae_ast.models.pretraining import PretrainingModel
+from mae_ast.starts import start_encoder
+
+
+@dataclass
+class AudioMaeModelConfig(FairseqDataclass, AudioMaeConfig):  # type: ignore[misc]
+    """``model.*``; all but the start are the core's."""
+
+    encoder_weights: Optional[str] = field(  # noqa: UP045
+        default=None,
+        metadata={
+            "help": "where the encoder starts: timm:NAME, or a file with the weights of a ViT of "
+            "timm's; default: new weights"
+        },
+    )
+
+
+@register_model("audio_mae", dataclass=AudioMaeModelConfig)
+class FairseqAudioMae(AudioMae, PretrainingModel):
+    """The core's model as fairseq wants it; keys of the state dict stay flat."""
+
+    @classmethod
+    def build_model(cls, cfg: AudioMaeModelConfig, task: Any) -> "FairseqAudioMae":
+        """Build from ``model.*``, once it is known to work with the task's masks."""
+        model = super().build_model(cfg, task)
+        if cfg.encoder_weights:
+            with user_errors():
+                start_encoder(model, cfg.encoder_weights)
+        return model

@@ -1,0 +1,286 @@
+"""Audio-MAE is pretrained and fine-tuned by the same programs, from presets of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fairseq.trainer import Trainer
+from omegaconf import OmegaConf
+
+import mae_ast
+from mae_ast.core.audio_mae import AudioMae
+from mae_ast.core.batch import Clip, Collater
+from mae_ast.core.classifier import Classifier
+from mae_ast.core.config_audio_mae import AudioMaeConfig
+from mae_ast.core.config_vit import VitConfig
+from mae_ast.core.fbank import num_samples_of_frames
+from mae_ast.core.systems import config_from
+from mae_ast.core.vit import Vit
+from mae_ast.core.vit_weights import to_timm
+from mae_ast.finetuned import load_finetuned
+from tests.core.vits import with_random_weights
+
+from .classification import finetune_here, write_corpus, write_tiny_audio_mae
+from .conftest import CONFIG_DIR, ONLY_TRAINING
+
+Train = Callable[..., list[dict[str, str]]]
+Losses = Callable[..., list[float]]
+SMALL_DECODER = (
+    *("model.decoder_layers=3", "model.decoder_embed_dim=32", "model.decoder_ffn_embed_dim=64"),
+    *("model.decoder_attention_heads=2", "model.precision=float32"),
+)
+
+
+def preset(name: str) -> dict[str, Any]:
+    settings = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / f"{name}.yaml"))
+    assert isinstance(settings, dict)
+    return settings
+
+
+def test_the_preset_hides_80_percent_and_is_a_vit_b() -> None:
+    settings = preset("audio_mae")
+    mask_type = settings["task"]["mask_type"]
+    config = config_from(settings["model"])
+    assert config == AudioMaeConfig(precision="auto")
+    config.validate(mask_type)
+    longest = settings["task"]["max_sample_size"]
+    assert longest == num_samples_of_frames(1024)
+    silence = torch.zeros(longest, dtype=torch.int16)
+    batch = Collater(config, mask_type)([Clip.of(n, silence, 1, 1) for n in range(2)])
+    assert (batch.num_visible, batch.num_masked) == (2 * 102, 2 * 410)
+
+
+def test_the_preset_lists_what_the_command_line_may_override() -> None:
+    settings, of_mae_ast = preset("audio_mae"), preset("mae_ast")
+    fields = {f.name for f in dataclasses.fields(AudioMaeConfig)}
+    assert set(settings["model"]) == fields | {"_name", "encoder_weights"}
+    assert set(settings["task"]) == set(of_mae_ast["task"]) | {"roll_mag"}
+    assert set(settings["criterion"]) == set(of_mae_ast["criterion"])
+    assert set(settings["optimizer"]) == set(of_mae_ast["optimizer"])
+    assert set(settings["lr_scheduler"]) == {"_name", "warmup_updates", "min_lr"}
+
+
+@pytest.fixture
+def logged(corpus: Path, train_here: Train) -> Train:
+    """What each of four updates logged."""
+
+    def logged(*overrides: str, config: str = "audio_mae") -> list[dict[str, str]]:
+        return train_here(
+            corpus,
+            *(
+                "optimization.max_update=4",
+                "dataset.num_workers=0",
+                "lr_scheduler.warmup_updates=2",
+            ),
+            *SMALL_DECODER,
+            *ONLY_TRAINING,
+            *overrides,
+            config=config,
+        )
+
+    return logged
+
+
+@pytest.fixture
+def losses(logged: Train) -> Losses:
+    def losses(*overrides: str, **options: str) -> list[float]:
+        values = [float(stats["loss"]) for stats in logged(*overrides, **options)]
+        assert len(values) == 4
+        assert values[0] != values[-1]
+        return values
+
+    return losses
+
+
+@pytest.mark.parametrize("attention", ["global", "local", "hybrid"])
+def test_every_decoder_trains_all_of_its_parameters(
+    logged: Train, monkeypatch: pytest.MonkeyPatch, attention: str
+) -> None:
+    without: list[str] = []
+    clip = Trainer.clip_grad_norm
+
+    def watch(trainer: Trainer, *args: Any) -> Any:
+        parameters = trainer.get_model().named_parameters()
+        without.extend(name for name, value in parameters if value.grad is None)
+        return clip(trainer, *args)
+
+    monkeypatch.setattr(Trainer, "clip_grad_norm", watch)
+    given = (f"model.decoder_attention={attention}", "model.decoder_global_layers=1")
+    for stats in logged(*given):
+        assert math.isfinite(float(stats["loss"]))
+        assert stats["loss"] == stats["mse"]
+        assert "info_nce" not in stats
+        assert 0 < float(stats["gnorm"]) < 1e3
+        assert 0.8 <= float(stats["mask_ratio"]) < 0.83
+    assert not without
+
+
+def test_filterbank_in_workers_or_on_the_device(losses: Losses) -> None:
+    assert losses("task.fbank=device") == pytest.approx(losses("task.fbank=workers"), abs=1e-3)
+
+
+def test_clips_are_rolled_and_scaled_in_training_alone(losses: Losses, logged: Train) -> None:
+    varied = losses()
+    assert varied == losses()
+    plain = losses("task.roll_mag=false")
+    assert varied != plain
+    both = ("dataset.disable_validation=false", "dataset.validate_interval_updates=1")
+    idle = ("optimization.max_update=1", "optimization.lr=[1e-20]", *both)
+    assert logged(*idle)  # validation ran
+
+
+@pytest.mark.parametrize(("size", "width", "layers"), [("S", 384, 12), ("L", 1024, 24)])
+def test_the_other_sizes_that_the_preset_names(size: str, width: int, layers: int) -> None:
+    text = (CONFIG_DIR / "audio_mae.yaml").read_text()
+    (line,) = re.findall(rf"^#   ViT-{size}: (.*)$", text, re.MULTILINE)
+    settings = OmegaConf.merge(preset("audio_mae"), OmegaConf.from_dotlist(line.split()))
+    config = config_from(OmegaConf.to_container(settings.model))
+    config.validate("random_mask")
+    assert (config.encoder_embed_dim, config.encoder_layers) == (width, layers)
+    assert config.encoder_ffn_embed_dim == 4 * width
+    assert config.encoder_attention_heads == width // 64
+    assert config.decoder_embed_dim == 512
+
+
+def test_a_run_is_saved_goes_on_and_is_read_back(corpus: Path, train_here: Train) -> None:
+    run = (
+        *("optimization.max_update=6", "dataset.num_workers=0", "lr_scheduler.warmup_updates=2"),
+        *("checkpoint.save_interval_updates=3", "checkpoint.keep_interval_updates=-1"),
+        *("model.encoder_layerdrop=0.3", "common.tensorboard_logdir=tb"),
+        *SMALL_DECODER,
+        "dataset.validate_interval_updates=6",
+    )
+    whole = train_here(corpus, *run, config="audio_mae")
+    saved = "checkpoint.restore_file=checkpoints/checkpoint_1_3.pt"
+    rest = train_here(corpus, *run, saved, config="audio_mae")
+    assert [stats["num_updates"] for stats in rest] == ["4", "5", "6"]
+    for one, other in zip(rest, whole[3:], strict=True):
+        assert {key: one[key] for key in ("loss", "gnorm", "lr")} == {
+            key: other[key] for key in ("loss", "gnorm", "lr")
+        }
+    assert list(Path("tb/pictures").glob("events.out.tfevents.*"))
+    model = mae_ast.load(Path("checkpoints/checkpoint_last.pt"))
+    assert isinstance(model, AudioMae)
+    assert model.mask_type == "random_mask"
+    assert (model.config.encoder_embed_dim, model.config.decoder_layers) == (64, 3)
+
+
+def test_a_start_from_weights_of_timms(corpus: Path, train_here: Train, tmp_path: Path) -> None:
+    config = VitConfig(
+        encoder_layers=2,
+        encoder_embed_dim=64,
+        encoder_ffn_embed_dim=128,
+        encoder_attention_heads=4,
+        prefix_tokens=1,
+    )
+    theirs = to_timm(config, with_random_weights(Vit(config)).state_dict())
+    torch.save(theirs, tmp_path / "vit.pth")
+    idle = (
+        *("optimization.max_update=1", "optimization.lr=[1e-20]", "dataset.num_workers=0"),
+        *("lr_scheduler.warmup_updates=0", "optimizer.weight_decay=0", *SMALL_DECODER),
+        "dataset.disable_validation=true",
+    )
+    given = f"model.encoder_weights={tmp_path / 'vit.pth'}"
+    train_here(corpus, *idle, given, config="audio_mae")
+    model = mae_ast.load(Path("checkpoints/checkpoint_last.pt"))
+    assert torch.equal(model.encoder.layer_norm.weight, theirs["norm.weight"])
+    assert torch.equal(model.encoder.layers[1].fc1.bias, theirs["blocks.1.mlp.fc1.bias"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["criterion.classification_weight=1"], ["criterion.classification_weight=0", "wanted"]),
+        (["model.decoder_layers=0"], ["decoder_layers=0: there is nothing to pretrain with"]),
+        (["model.decoder_attention=swin"], ["decoder_attention='swin'", "global, local, hybrid"]),
+        (["model.ast_kernel_stride_time=10"], ["without overlap"]),
+        (["model.encoder_weights=no.pth"], ["model.encoder_weights=no.pth", "timm:NAME"]),
+        (["+model.prefix_tokens=2"], ["prefix_tokens"]),
+    ],
+    ids=lambda value: value[0] if "=" in value[0] else "",
+)
+def test_what_cannot_work_is_said_in_one_line(
+    logged: Train, overrides: list[str], words: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        logged(*overrides)
+    text = refusal.value.code
+    assert isinstance(text, str)
+    assert text.startswith("mae-ast: error: ")
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+
+
+# --- fine-tuning --------------------------------------------------------------------------------
+
+SHORT = ("optimization.max_update=3", "checkpoint.no_save=true")
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("tones"))
+
+
+@pytest.fixture
+def finetune(
+    train_here: Any, caplog: pytest.LogCaptureFixture, tones: Path, tmp_path: Path
+) -> Callable[..., Any]:
+    """The ESC-50 preset on a tiny published file, whose clips stay as they are."""
+    source = write_tiny_audio_mae(tmp_path / "audio_mae.pth")
+
+    def run(*overrides: str) -> Any:
+        given = (f"model.checkpoint={source}", "model.input_frames=64", *overrides)
+        return finetune_here(caplog, "audio_mae_esc50", tones, *given)
+
+    return run
+
+
+def test_the_encoder_sees_what_a_structured_mask_leaves(
+    finetune: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    pooled = Classifier.pooled
+
+    def watch(self: Classifier, *arguments: Any) -> Any:
+        seen.append((self.training, arguments[2]))
+        return pooled(self, *arguments)
+
+    monkeypatch.setattr(Classifier, "pooled", watch)
+    given = (*SHORT, "task.drop_time=0.5", "task.drop_mel=0.25")
+    first = finetune(*given)
+    trained = [ids for training, ids in seen if training]
+    assert [ids.shape for ids in trained] == [(8, 2 * 6)] * 3  # of 4 x 8 patches
+    assert not torch.equal(trained[0], trained[1])
+    assert all(ids is None for training, ids in seen if not training)
+
+    def losses(log: Any) -> list[str]:
+        return [stats["loss"] for stats in log["train_inner"]]
+
+    assert losses(finetune(*given)) == losses(first)
+    assert losses(finetune(*SHORT, "task.drop_time=0", "task.drop_mel=0")) != losses(first)
+
+
+def test_what_was_fine_tuned_is_read_back(finetune: Callable[..., Any], tmp_path: Path) -> None:
+    finetune("optimization.max_update=3")
+    found = load_finetuned(tmp_path)
+    assert isinstance(found.model.encoder, AudioMae)
+    assert found.model.encoder.config.input_frames == 64
+    assert found.scores(torch.zeros(2, 8_000)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("override", ["model.pool=time_steps", "model.pool=encoder"])
+def test_leaving_patches_out_wants_a_mean_of_tokens(
+    finetune: Callable[..., Any], override: str
+) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        finetune(*SHORT, override)
+    assert "task.drop_time and task.drop_mel leave patches out" in str(refusal.value.code)
+    assert override in str(refusal.value.code)
