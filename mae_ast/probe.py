@@ -28,7 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from mae_ast.core.audio import read_long_audio
 from mae_ast.core.fbank import fbank
 from mae_ast.core.manifest import Manifest, Progress
-from mae_ast.pretrained import PretrainedMaeAst
+from mae_ast.pretrained import Pretrained
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # C of scikit-learn: the weaker, the more regularisation
 FIRST_STRENGTH = 1e-3  # with which layers are compared
@@ -71,7 +71,7 @@ class ProbeScore:
 
 
 def probe(
-    model: PretrainedMaeAst,
+    model: Pretrained,
     train: ProbeData,
     test: ProbeData,
     layers: Sequence[int] | None = None,
@@ -103,7 +103,7 @@ def probe(
 
 
 def embed(
-    model: PretrainedMaeAst,
+    model: Pretrained,
     manifest: Manifest,
     layers: Sequence[int],
     path: Path,
@@ -139,11 +139,11 @@ def mean_log_mel(manifest: Manifest, progress: Progress | None = None) -> np.nda
     )
 
 
-def with_random_weights(model: PretrainedMaeAst, seed: int = 2203_16691) -> PretrainedMaeAst:
+def with_random_weights(model: Pretrained, seed: int = 2203_16691) -> Pretrained:
     """The same network, untrained; the input is normalised alike."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        fresh = PretrainedMaeAst(model.config, model.mask_type)
+        fresh = type(model)(model.config, model.mask_type, model.labels)
     fresh.batch_norm.load_state_dict(model.batch_norm.state_dict())
     fresh.precision = model.precision
     device = model.post_extract_proj.weight.device

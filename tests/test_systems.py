@@ -21,6 +21,7 @@ from mae_ast.core.released_ast import write_ast, write_ssast
 from mae_ast.core.systems import SYSTEMS, name_of
 from mae_ast.finetuned import encoder_of, load_finetuned
 from mae_ast.pretrained import CLASSES, PretrainedAst, PretrainedSsast, PretrainedVit
+from mae_ast.probe import with_random_weights as untrained
 from tests.core.vits import FRAME_TOKENS, SMALL, with_random_weights
 from tests.sounds import speech_like
 
@@ -179,6 +180,15 @@ def test_an_encoder_to_be_trained_further(build, tmp_path):
     assert torch.equal(fresh.batch_norm.running_mean, encoder.batch_norm.running_mean)
 
 
+@pytest.mark.parametrize("build", [ssast, ast, vit])
+def test_the_probe_s_baseline_is_the_same_network_untrained(build):
+    model = build()
+    fresh = untrained(model)
+    assert type(fresh) is type(model)
+    assert fresh.config == model.config
+    assert not torch.equal(fresh.positions.table, model.positions.table)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -214,7 +224,9 @@ def test_what_a_system_does_not_have_is_said(run, tmp_path):
     vit().save_pretrained(tmp_path / "vit")
     soundfile.write(tmp_path / "a.wav", speech_like(16_000).numpy(), 16_000)
     _, message = run("reconstruct", tmp_path / "ast", tmp_path / "a.wav")
-    assert message.endswith("a model of kind 'ast' rebuilds nothing; 'mae_ast', 'ssast', 'audio_mae' do")
+    assert message.endswith(
+        "a model of kind 'ast' rebuilds nothing; 'mae_ast', 'ssast', 'audio_mae' do"
+    )
     _, message = run("convert", tmp_path / "vit", tmp_path / "out", "--to", "released")
     assert message.endswith("a model of kind 'vit' has no released layout")
     _, message = run("convert", tmp_path / "vit", tmp_path / "out", "--to", "hugging-face")
