@@ -17,6 +17,7 @@ from mae_ast.cli import (
     finetune,
     manifest,
     models,
+    pack,
     predict,
     prepare,
     pretrain,
@@ -50,6 +51,7 @@ def _options(
 
 
 app.command("manifest")(manifest.manifest)
+app.command("pack")(pack.pack)
 app.command("prepare")(prepare.prepare)
 app.command("stats")(stats.stats)
 app.command(

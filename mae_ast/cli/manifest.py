@@ -1,4 +1,4 @@
-"""``mae-ast manifest DIR...``: folders of audio to train.tsv, valid.tsv and test.tsv."""
+"""``mae-ast manifest DIR...``: folders of audio, or of tars, to {train,valid,test}.tsv."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from mae_ast.core.archive import TAR_SUFFIX, ArchiveError, list_members
 from mae_ast.core.audio import AUDIO_SUFFIXES, AudioError, AudioInfo, num_samples_16k, probe_audio
 from mae_ast.core.manifest import PROBE_THREADS, write_manifest
 from mae_ast.progress import bar
@@ -28,7 +29,9 @@ class _Probed:
 
 
 def manifest(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of audio.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Folders of audio or of tars with audio.")
+    ],
     out: Annotated[Path, typer.Option(help="Where the manifests go.")] = Path("manifests"),
     valid: Annotated[float, typer.Option(help="Share of files for validation.")] = 0.01,
     test: Annotated[float, typer.Option(help="Share of files for test.")] = 0.0,
@@ -39,6 +42,9 @@ def manifest(
 ) -> None:
     """Walk folders, read the length of each audio file from its header, and write manifests.
 
+    Uncompressed tars, such as WebDataset's shards, count as folders; their files are used from
+    within them. What a tar has beside audio (json, cls, txt) is passed over.
+
     A file's split depends on its path and the seed alone, so it keeps it when files are added.
     """
     if valid < 0 or test < 0 or valid + test >= 1:
@@ -47,14 +53,26 @@ def manifest(
         if not folder.is_dir():
             raise NotADirectoryError(f"{folder}: no such folder")
     root = Path(os.path.commonpath([folder.resolve() for folder in folders]))
-    paths = sorted({path for folder in folders for path in _walk(folder.resolve())})
-    if not paths:
-        kinds = ", ".join(sorted(AUDIO_SUFFIXES))
-        raise ValueError(f"no audio files below {', '.join(map(str, folders))} ({kinds})")
-
+    walked = sorted({path for folder in folders for path in _walk(folder.resolve())})
+    paths = [path for path in walked if not _is_tar(path)]
+    tars = [path for path in walked if _is_tar(path)]
     with ThreadPoolExecutor(jobs) as pool:
+        probed: list[_Probed] = []
+        if tars:
+            if paths:
+                typer.echo(
+                    f"found {len(paths)} audio files and {len(tars)} tars; where a tar holds the "
+                    "same files, they are listed twice",
+                    err=True,
+                )
+            listed = list(bar("reading tars", "tar")(pool.map(_members, tars), len(tars)))
+            paths += [path for members, _ in listed for path in members]
+            probed += [damaged for _, damaged in listed if damaged is not None]
+        if not paths and not probed:
+            kinds = ", ".join(sorted(AUDIO_SUFFIXES))
+            raise ValueError(f"no audio files below {', '.join(map(str, folders))} ({kinds})")
         found = pool.map(lambda path: _probe(path, min_seconds, max_seconds), paths)
-        probed = list(bar("reading headers", "file")(found, len(paths)))
+        probed += bar("reading headers", "file")(found, len(paths))
     kept = [file for file in probed if not file.problem]
     if not kept:
         raise ValueError(f"none of {len(probed)} files is usable; the first: {probed[0].problem}")
@@ -82,8 +100,29 @@ def _walk(folder: Path) -> Iterator[str]:
             continue
         seen.add(real)
         for name in names:
-            if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES and not name.startswith("."):
+            if _is_audio(name) or (_is_tar(name) and not name.startswith(".")):
                 yield os.path.join(parent, name)
+
+
+def _is_audio(path: str) -> bool:
+    name = os.path.basename(path)
+    return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES and not name.startswith(".")
+
+
+def _is_tar(path: str) -> bool:
+    return path.lower().endswith(TAR_SUFFIX)
+
+
+def _members(tar: str) -> tuple[list[str], _Probed | None]:
+    """Paths of the audio files in a tar; and the tar itself, where it is damaged."""
+    paths = []
+    try:
+        for name, member in list_members(tar):
+            if _is_audio(name):
+                paths.append(str(member))
+    except (ArchiveError, OSError) as error:
+        return paths, _Probed(tar, None, str(error).removeprefix(f"{tar}: "))
+    return paths, None
 
 
 def _probe(path: str, min_seconds: float, max_seconds: float) -> _Probed:

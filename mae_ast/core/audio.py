@@ -3,7 +3,8 @@
 flac, wav, ogg and mp3 are read by soundfile, everything else (mkv, mp4, m4a, webm, ...) by PyAV.
 Of flac, wav and mp3 only the part that is asked for is read; where a seek is not exact, decoding
 runs from the start of the file to the end of the part, and only the part is kept. Other sample
-rates are resampled, several channels averaged.
+rates are resampled, several channels averaged. A path may be one within an archive
+(:mod:`mae_ast.core.archive`); what is read is the same.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import av
 import numpy as np
@@ -22,6 +23,8 @@ import soundfile
 import torch
 from torch import Tensor
 from torchaudio.transforms import Resample
+
+from mae_ast.core.archive import Member, open_member
 
 SAMPLE_RATE = 16_000  # Hz, of everything that leaves this file
 SOURCE_RATES = (1_000, 768_000)  # Hz, lowest and highest that a file may have
@@ -62,6 +65,7 @@ class AudioInfo:
 
 
 N = TypeVar("N", int, np.ndarray)
+File = bytes | BinaryIO  # a loose file's path, or the file itself
 
 
 def num_samples_16k(num_frames: N, sample_rate: N) -> N:
@@ -77,13 +81,14 @@ def probe_audio(path: str | os.PathLike[str]) -> AudioInfo:
         FileNotFoundError: there is no such file.
         AudioError: the file is empty, or no decoder knows it, or it has no audio stream.
     """
-    path = _existing(path)
+    path = _absolute(path)
     with _named_errors(path, "cannot be read as audio"):
-        if _is_soundfile(path):
-            info = soundfile.info(os.fsencode(path))
+        file, is_soundfile = _open(path)
+        if is_soundfile:
+            info = soundfile.info(file)
             frames = int(info.frames) if info.frames < _NO_LENGTH else 0
             return AudioInfo(frames, _checked_rate(int(info.samplerate), path))
-        with _open_av(path) as container:
+        with _open_av(file) as container:
             stream = _audio_stream(container, path)
             rate = _checked_rate(int(stream.rate), path)
             if stream.duration is not None and stream.time_base is not None:
@@ -101,7 +106,7 @@ def read_audio(
     A part of a resampled file equals the same part of the whole file resampled.
 
     Args:
-        path: any file that soundfile or PyAV reads.
+        path: any file that soundfile or PyAV reads, also ``archive:offset:length``.
         start: first sample, counted at 16 kHz.
         num_samples: samples wanted, counted at 16 kHz; ``None`` reads to the end. Fewer come back
             where the file ends earlier.
@@ -113,7 +118,7 @@ def read_audio(
         FileNotFoundError: there is no such file.
         AudioError: it cannot be decoded, holds no audio, or holds values that are not finite.
     """
-    path = _existing(path)
+    path = _absolute(path)
     samples = _read(path, start, num_samples)
     if samples.numel() == 0:
         raise AudioError(f"{path}: holds no audio from {start / SAMPLE_RATE:.3f} s on")
@@ -131,15 +136,16 @@ def read_long_audio(path: str | os.PathLike[str]) -> Tensor:
     """
     blocks = [read_audio(path, 0, _BLOCK)]
     while len(blocks[-1]) == _BLOCK:
-        blocks.append(_read(_existing(path), len(blocks) * _BLOCK, _BLOCK))
+        blocks.append(_read(_absolute(path), len(blocks) * _BLOCK, _BLOCK))
     return torch.cat(blocks)
 
 
 def _read(path: str, start: int, num_samples: int | None) -> Tensor:
     """:func:`read_audio`, which may give nothing."""
     with _named_errors(path, "cannot be decoded"):
-        reader = _read_soundfile if _is_soundfile(path) else _read_av
-        return reader(path, start, num_samples)
+        file, is_soundfile = _open(path)
+        reader = _read_soundfile if is_soundfile else _read_av
+        return reader(file, path, start, num_samples)
 
 
 def to_pcm16(waveform: Tensor) -> Tensor:
@@ -147,8 +153,8 @@ def to_pcm16(waveform: Tensor) -> Tensor:
     return (waveform * 32768.0).round_().clamp_(-32768, 32767).to(torch.int16)
 
 
-def _read_soundfile(path: str, start: int, num_samples: int | None) -> Tensor:
-    with soundfile.SoundFile(os.fsencode(path)) as file:
+def _read_soundfile(opened: File, path: str, start: int, num_samples: int | None) -> Tensor:
+    with soundfile.SoundFile(opened) as file:
         rate = _checked_rate(int(file.samplerate), path)
         part = _Part.of(rate, start, num_samples)
         if part.first_frame >= file.frames > 0:
@@ -168,9 +174,9 @@ def _read_soundfile(path: str, start: int, num_samples: int | None) -> Tensor:
     return _finish([_mono(torch.from_numpy(frames))], rate, part, start, num_samples, path)
 
 
-def _read_av(path: str, start: int, num_samples: int | None) -> Tensor:
+def _read_av(opened: File, path: str, start: int, num_samples: int | None) -> Tensor:
     blocks: list[Tensor] = []
-    with _open_av(path) as container:
+    with _open_av(opened) as container:
         stream = _audio_stream(container, path)
         rate, kind, decoded = 0, None, 0
         for frame in container.decode(stream):
@@ -272,8 +278,9 @@ def _named_errors(path: str, what: str) -> Iterator[None]:
         raise AudioError(f"{path}: {what} ({_one_line(error)})") from error
 
 
-def _open_av(path: str) -> av.container.InputContainer:
-    return av.open(path, metadata_errors="replace")  # a tag's encoding is no one's concern
+def _open_av(file: File) -> av.container.InputContainer:
+    name = os.fsdecode(file) if isinstance(file, bytes) else file
+    return av.open(name, "r", metadata_errors="replace")  # a tag's encoding is no one's concern
 
 
 def _checked_rate(rate: int, path: str) -> int:
@@ -292,17 +299,23 @@ def _audio_stream(container: av.container.InputContainer, path: str) -> av.Audio
     return stream
 
 
-def _existing(path: str | os.PathLike[str]) -> str:
-    path = os.path.abspath(os.fspath(path))  # "12:30.mkv" is no address
-    if not os.path.isfile(path):
+def _absolute(path: str | os.PathLike[str]) -> str:
+    return os.path.abspath(os.fspath(path))  # "12:30.mkv" is no address
+
+
+def _open(path: str) -> tuple[File, bool]:
+    """What decoders open, and whether soundfile is the one to read it."""
+    member = Member.parse(path)
+    if member is None and not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such audio file")
-    if os.path.getsize(path) == 0:
+    if (os.path.getsize(path) if member is None else member.length) == 0:
         raise AudioError(f"{path}: is empty (0 bytes)")
-    return path
-
-
-def _is_soundfile(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in SOUNDFILE_SUFFIXES
+    if member is None:
+        file: File = os.fsencode(path)
+        suffix = os.path.splitext(path)[1]
+    else:
+        suffix, _, file, _ = open_member(member)
+    return file, suffix.lower() in SOUNDFILE_SUFFIXES
 
 
 def _one_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 The first line is a root folder (a relative one lies beside the manifest); each further line is
 ``path<TAB>length``, the length in samples of that file, or ``path<TAB>length<TAB>sample rate``.
+A path may be one within an archive, ``archive:offset:length`` (:mod:`mae_ast.core.archive`).
 Without the third column the rates are read from the files' headers once and cached beside the
 manifest.
 
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mae_ast.core.archive import why_missing
 from mae_ast.core.audio import SAMPLE_RATE, AudioError, num_samples_16k, probe_audio
 from mae_ast.core.files import written_whole
 from mae_ast.core.manifest_rows import ManifestError, parse_rows
@@ -144,9 +146,9 @@ class Manifest:
         """
         rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), at_most)).astype(np.int64))
         for row in rows.tolist():
-            if not os.path.isfile(self.audio_path(row)):
+            if problem := why_missing(self.audio_path(row)):
                 raise ManifestError(
-                    f"{self.where(row)}: {self.audio_path(row)}: no such file; the path is taken "
+                    f"{self.where(row)}: {self.audio_path(row)}: {problem}; the path is taken "
                     f"relative to the root on line 1 ({self.root})"
                 )
 

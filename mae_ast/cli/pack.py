@@ -1,0 +1,66 @@
+"""``mae-ast pack MANIFEST OUT``: a manifest's files to shards, few and large."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mae_ast.packing import JOBS
+
+MAX_LISTED = 10  # damaged files that are shown
+
+
+def pack(
+    manifest: Annotated[Path, typer.Argument(help="A manifest, such as train.tsv.")],
+    out: Annotated[
+        Path | None, typer.Argument(help="Folder for the shards and their manifest.")
+    ] = None,
+    shard_size: Annotated[str, typer.Option(help="Of a shard: 500M, 1G, ...")] = "1G",
+    transcode: Annotated[
+        bool,
+        typer.Option("--transcode", help="To FLAC of 16 kHz, mono; default: files as they are."),
+    ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Read all clips back and compare checksums; without OUT, those of MANIFEST.",
+        ),
+    ] = False,
+    jobs: Annotated[int, typer.Option(help="Files read, or transcoded, at a time.")] = JOBS,
+) -> None:
+    """Pack a manifest's files, with labels beside it, into uncompressed tars.
+
+    OUT is used as the folder of manifests was. Stopped, the same command goes on.
+    """
+    from mae_ast import packing
+    from mae_ast.core.manifest import Manifest
+    from mae_ast.progress import bar
+
+    if jobs < 1:
+        raise ValueError(f"--jobs {jobs}; at least 1")
+    if out is None and not verify:
+        raise ValueError("no folder OUT to pack to; with --verify alone, none is needed")
+    if out is not None:
+        shard_bytes = packing.parse_bytes(shard_size)
+        listed = Manifest.load(manifest, bar("reading sample rates", "file"))
+        packed = packing.pack(listed, out, shard_bytes, transcode, jobs, bar("packing", "clip"))
+        manifest = packed.manifest
+        typer.echo(f"{manifest}: {packed.num_clips} clips in {packed.num_shards} shards")
+        if packed.left_out is not None:
+            typer.echo(
+                f"left out {len(listed) - packed.num_clips} files, listed in {packed.left_out}",
+                err=True,
+            )
+    if verify:
+        listed = Manifest.read(manifest)
+        listed.check_paths()
+        damaged = packing.verify(listed, jobs, bar("verifying", "clip"))
+        for row in sorted(damaged)[:MAX_LISTED]:
+            path = listed.audio_path(row)
+            typer.echo(f"{listed.where(row)}: {path}: {damaged[row]}", err=True)
+        if damaged:
+            raise ValueError(f"{manifest}: {len(damaged)} of {len(listed)} clips are damaged")
+        typer.echo(f"{manifest}: {len(listed)} clips verified")

@@ -1,0 +1,259 @@
+"""Packs a manifest's files into uncompressed tars, for file systems that suffer from many files.
+
+The folder then holds, for ``train.tsv``,
+
+    train-00000.tar, ...   the shards; in them the files have their own names
+    train.tsv              the manifest; its rows are ``train-00000.tar:offset:length``
+    train.lbl, labels.csv  labels, where there were some beside the manifest
+    train.left_out.txt     files that could not be packed, and why; they have no row, and no label
+    train.pack.json        what was packed, and how
+
+Rows keep their order. Stopped at any moment, it goes on and makes the same files
+(:mod:`mae_ast.shards`).
+"""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import io
+import os
+import re
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import soundfile
+
+from mae_ast.core.archive import ArchiveError, Member, check_member, open_member
+from mae_ast.core.audio import SAMPLE_RATE, AudioError, read_long_audio
+from mae_ast.core.files import written_whole
+from mae_ast.core.labels import LABELS_FILE, LabelError
+from mae_ast.core.manifest import Manifest, ManifestError, Progress, write_manifest
+from mae_ast.shards import PackedFile, Shards
+
+JOBS = 8  # files read at a time
+_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What there is in the end.
+
+    Args:
+        manifest: of the shards.
+        num_clips: its rows.
+        num_shards: its tars.
+        left_out: the list of files that could not be packed; ``None``: all were.
+    """
+
+    manifest: Path
+    num_clips: int
+    num_shards: int
+    left_out: Path | None
+
+
+def parse_bytes(text: str) -> int:
+    """``500M``, ``1G``, ``1.5GiB`` to bytes; the units are powers of 1024.
+
+    Raises:
+        ValueError: it is no such size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    size = 0 if match is None else int(float(match[1]) * 1024 ** _UNITS[match[2].upper()])
+    if size < 1:
+        raise ValueError(f"--shard-size {text}; a size such as 500M or 1G")
+    return size
+
+
+def pack(
+    manifest: Manifest,
+    out: Path,
+    shard_bytes: int,
+    transcode: bool = False,
+    jobs: int = JOBS,
+    progress: Progress | None = None,
+) -> Packed:
+    """Write a manifest's files to shards; goes on with what is there.
+
+    Files are packed as they are, be they good or bad. Those that do not exist, and with
+    ``transcode`` those that cannot be decoded, are left out.
+
+    Args:
+        manifest: with sample rates.
+        out: folder for the shards.
+        shard_bytes: size of a shard; a larger file has one of its own.
+        transcode: to FLAC of 16 kHz, mono, 16 bits; reading gives the same samples.
+        jobs: files read, or transcoded, at a time.
+        progress: wraps the iteration over rows; gets it and their number.
+
+    Raises:
+        ValueError: the folder holds something else, labels do not fit, or no file is left.
+        OSError: something cannot be read or written; the same again goes on.
+    """
+    _check_labels(manifest, out)
+    out.mkdir(parents=True, exist_ok=True)
+    shards = Shards(out, manifest.path.stem, shard_bytes, _description(manifest, transcode))
+    left_out = out / f"{manifest.path.stem}.left_out.txt"
+    if not shards.are_complete():
+        with shards, ThreadPoolExecutor(jobs) as pool:
+            left = range(shards.num_rows, len(manifest))
+            files = _ahead(pool, lambda row: _file(manifest, row, transcode), left, jobs)
+
+            def added() -> Iterator[int]:
+                for row, file in zip(left, files, strict=True):
+                    shards.add(row, file)
+                    yield row
+
+            steps: Iterable[int] = added() if progress is None else progress(added(), len(left))
+            deque(steps, maxlen=0)
+            shards.end()
+            _write_lists(manifest, shards, left_out)
+            shards.forget()
+    with shards.manifest.open("rb") as lines:
+        names = [line.split(b":")[0] for line in lines][1:]
+    found = left_out if left_out.exists() else None
+    return Packed(shards.manifest, len(names), len(set(names)), found)
+
+
+def verify(
+    manifest: Manifest, jobs: int = JOBS, progress: Progress | None = None
+) -> dict[int, str]:
+    """Read all files of a packed manifest: problems of those that are damaged, by row.
+
+    Files without a checksum, in tars that others made, are decoded instead.
+
+    Raises:
+        ManifestError: a row is a loose file.
+    """
+
+    def problem(row: int) -> str:
+        path = manifest.audio_path(row)
+        member = Member.parse(path)
+        if member is None:
+            raise ManifestError(f"{manifest.where(row)}: {path}: lies in no archive")
+        try:
+            if not check_member(member):
+                read_long_audio(path)
+        except (ArchiveError, AudioError, OSError) as error:
+            return str(error).removeprefix(f"{path}: ")
+        return ""
+
+    found = {}
+    with ThreadPoolExecutor(jobs) as pool:
+
+        def checked() -> Iterator[int]:
+            rows = range(len(manifest))
+            for row, text in enumerate(_ahead(pool, problem, rows, 4 * jobs)):
+                if text:
+                    found[row] = text
+                yield row
+
+        steps: Iterable[int] = checked()
+        deque(steps if progress is None else progress(steps, len(manifest)), maxlen=0)
+    return found
+
+
+def _file(manifest: Manifest, row: int, transcode: bool) -> PackedFile | str:
+    """A row's file, or why there is none."""
+    path = manifest.audio_path(row)
+    member = Member.parse(path)
+    try:
+        opened = None if member is None else open_member(member)
+        name = manifest.row_path(row) if opened is None else opened.path
+        if opened is not None and not name.endswith(opened.suffix):
+            name += opened.suffix
+        name = os.path.normpath(f"/{name}").lstrip("/")
+        if transcode:
+            samples = read_long_audio(path)
+            flac = io.BytesIO()
+            soundfile.write(flac, samples.numpy(), SAMPLE_RATE, "PCM_16", format="FLAC")
+            name = f"{os.path.splitext(name)[0]}.flac"
+            return PackedFile(name, flac.getvalue(), len(samples), SAMPLE_RATE)
+        content = Path(path).read_bytes() if opened is None else opened.file.read()
+    except (AudioError, ArchiveError, FileNotFoundError) as error:
+        is_missing = isinstance(error, FileNotFoundError)
+        reason = "no such file" if is_missing else str(error).removeprefix(f"{path}: ")
+        return " ".join(reason.split())
+    except OSError as error:
+        raise OSError(
+            f"{manifest.where(row)}: {path}: cannot be read ({error.strerror or error}); once it "
+            "can, the same again goes on"
+        ) from error
+    rate = int(manifest.sample_rates[row]) or SAMPLE_RATE  # what is taken where none is known
+    return PackedFile(name, content, int(manifest.lengths[row]), rate)
+
+
+def _write_lists(manifest: Manifest, shards: Shards, left_out: Path) -> None:
+    """Labels, what is left out, and last the manifest."""
+    num_left = sum(1 for row in shards.rows() if row.member)
+    if not num_left:
+        first = next(shards.rows())
+        raise ValueError(
+            f"{manifest.path}: none of {len(manifest)} files could be packed; the first, "
+            f"{manifest.audio_path(0)}: {first.problem}"
+        )
+    if num_left < len(manifest):
+        with written_whole(left_out) as part, part.open("wb") as file:
+            for number, row in enumerate(shards.rows()):
+                if not row.member:
+                    line = f"{manifest.audio_path(number)}\t{row.problem}\n"
+                    file.write(os.fsencode(line))
+    labels, classes = manifest.path.with_suffix(".lbl"), manifest.path.with_name(LABELS_FILE)
+    if labels.is_file():
+        kept = shards.manifest.with_suffix(".lbl")
+        with written_whole(kept) as part, part.open("wb") as file, labels.open("rb") as lines:
+            file.writelines(
+                line for line, row in zip(lines, shards.rows(), strict=True) if row.member
+            )
+    if classes.is_file():
+        with written_whole(shards.manifest.with_name(LABELS_FILE)) as part:
+            shutil.copyfile(classes, part)
+    packed = ((row.member, row.length, row.sample_rate) for row in shards.rows() if row.member)
+    write_manifest(shards.manifest, ".", packed)
+
+
+def _description(manifest: Manifest, transcode: bool) -> dict[str, Any]:
+    with manifest.path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return {
+        "manifest": str(manifest.path.resolve()),
+        "content": digest,
+        "clips": len(manifest),
+        "transcode": transcode,
+    }
+
+
+def _check_labels(manifest: Manifest, out: Path) -> None:
+    labels = manifest.path.with_suffix(".lbl")
+    if labels.is_file():
+        with labels.open("rb") as file:
+            num_lines = sum(1 for _ in file)
+        if num_lines != len(manifest):
+            raise LabelError(
+                f"{labels}: has {num_lines} line(s), {manifest.path.name} lists {len(manifest)} "
+                "clip(s); one line for each clip, in the same order"
+            )
+    classes, there = manifest.path.with_name(LABELS_FILE), out / LABELS_FILE
+    if classes.is_file() and there.is_file() and not filecmp.cmp(classes, there, shallow=False):
+        raise LabelError(f"{there}: has other classes than {classes}; choose another folder")
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], most: int
+) -> Iterator[R]:
+    """``pool.map`` that is at most so many items ahead."""
+    waiting: deque[Future[R]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > most:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

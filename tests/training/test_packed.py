@@ -1,0 +1,73 @@
+"""Training from shards: the same batches as from loose files, each clip once, damage survived."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mae_ast import fairseq_repairs
+from mae_ast.core.archive import Member
+from mae_ast.core.manifest import Manifest
+from mae_ast.packing import pack
+
+from .conftest import write_clips
+from .test_dataset import Seen, batches, seen, task_with
+
+NUM_CLIPS = 24
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _repaired() -> None:
+    """As in a training: else each loader's workers take 5 s to end."""
+    fairseq_repairs.apply()
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Loose files of 0.5 to 1.65 s, and the same in several shards."""
+    loose, packed = tmp_path / "loose", tmp_path / "packed"
+    loose.mkdir()
+    write_clips(loose, "train", [0.5 + number / 20 for number in range(NUM_CLIPS)])
+    result = pack(Manifest.load(loose / "train.tsv"), packed, shard_bytes=150_000)
+    assert result.num_shards > 3
+    return loose, packed
+
+
+def epochs(data: Path, num_epochs: int = 2, **options: int) -> list[Seen]:
+    task = task_with(data, "train", 1, max_sample_size=12_000)
+    return [seen(epoch) for epoch in batches(task, "train", num_epochs, **options)]
+
+
+def test_batches_are_those_of_the_loose_files(folders: tuple[Path, Path]) -> None:
+    expected = epochs(folders[0], num_workers=0)
+    assert [len(epoch) for epoch in expected] == [NUM_CLIPS] * 2
+    assert epochs(folders[1], num_workers=0) == expected
+    assert epochs(folders[1], num_workers=2) == expected
+
+
+def test_ranks_and_workers_read_each_clip_once(folders: tuple[Path, Path]) -> None:
+    (expected,) = epochs(folders[1], 1, num_workers=0)
+    ranks = [
+        epochs(folders[1], 1, num_workers=2, num_shards=2, shard_id=rank)[0] for rank in range(2)
+    ]
+    assert not set(ranks[0]) & set(ranks[1])
+    assert ranks[0] | ranks[1] == expected
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_flipped_byte_is_one_bad_clip(folders: tuple[Path, Path], num_workers: int) -> None:
+    manifest = Manifest.load(folders[1] / "train.tsv")
+    place = Member.parse(manifest.audio_path(7))
+    assert place is not None
+    with Path(place.archive).open("r+b") as file:
+        file.seek(place.offset + place.length // 2)
+        (byte,) = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 16]))
+    expected = epochs(folders[0], num_workers=0)
+    task = task_with(folders[1], "train", 1, max_sample_size=12_000)
+    found = [seen(epoch) for epoch in batches(task, "train", 2, num_workers=num_workers)]
+    assert found == [{row: clip for row, clip in each.items() if row != 7} for each in expected]
+    assert task.dataset("train").bad_files.rows == [7]
+    task.dataset("train").bad_files.check()  # would raise where a run has to stop
