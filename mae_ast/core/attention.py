@@ -10,7 +10,9 @@ It is torch's, which is fused wherever a device can. Two cases are made apart:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -92,8 +94,10 @@ def attend_by_lengths(q: Tensor, k: Tensor, v: Tensor, padding: KeyPadding) -> T
     begins = torch.arange(batch + 1, device=q.device, dtype=torch.int32) * num_queries
     query_ends = begins.repeat_interleave(2)[1:]  # 0, Q, Q, 2 Q, 2 Q, ...
     rows = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]  # (B N, H, D)
-    y: Tensor = varlen_attn(*rows, query_ends, padding.ends, num_queries, k.shape[2])  # type: ignore[assignment]
-    return y.unflatten(0, (batch, num_queries)).transpose(1, 2)
+    kernel = cast(Callable[..., Tensor], varlen_attn)  # torch leaves its type half unsaid
+    y: Tensor = kernel(*rows, query_ends, padding.ends, num_queries, k.shape[2])
+    attended: Tensor = y.unflatten(0, (batch, num_queries))
+    return attended.transpose(1, 2)
 
 
 def _has_varlen(q: Tensor, dropout_p: float) -> bool:

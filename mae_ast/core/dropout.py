@@ -24,7 +24,7 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, p)
-    dropped: Tensor = _Dropout.apply(x, round(p * _STEPS))
+    dropped: Tensor = _Dropout.apply(x, round(p * _STEPS))  # type: ignore[no-untyped-call]
     return dropped
 
 
@@ -38,7 +38,7 @@ class Dropout(nn.Dropout):
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, num_dropped: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, num_dropped: int) -> Tensor:
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         bits = words.view(torch.int16)[: x.numel()].view(x.shape)
         kept = bits >= num_dropped - _STEPS // 2
@@ -47,6 +47,6 @@ class _Dropout(torch.autograd.Function):
         return (x * kept).mul_(ctx.scale)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (kept,) = ctx.saved_tensors
         return (grad * kept).mul_(ctx.scale), None
