@@ -99,7 +99,7 @@ def main() -> None:
         "4 layers of width 192 (decoders: MAE-AST's has 2 more, Audio-MAE's 4 of width 128), 16 x "
         "16 patches, each\nwith its own share hidden (75, 78 and 80 %), the demo's settings and "
         "corpus, "
-        f"{arguments.updates} updates of 64 clips of one second, float32, one\nseed. The probe "
+        f"{arguments.updates} updates of 32 clips of one second, one\nseed. The probe "
         "(linear, on the best layer) is scored on voices that neither it nor pretraining has\n"
         "heard; 'random weights' is the same network untrained. CPU time is that of the whole "
         "program over the\nnumber of updates. Peak memory is that of its largest process; at this "
