@@ -1,14 +1,11 @@
 """What the benchmarks share: steps that take turns, memory, hardware in words, files of results.
 
-Nothing of ``mae_ast`` is imported here: one of the benchmarks runs another package of that name.
+The package ``mae_ast`` is not imported here: one of the benchmarks runs another of that name.
 """
 
 from __future__ import annotations
 
-import os
-import platform
-import re
-import resource
+import importlib.util
 import shlex
 import subprocess
 import sys
@@ -16,12 +13,23 @@ import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-
-import torch
+from types import ModuleType
 
 RESULTS = Path(__file__).parent / "results"
-# What a processor multiplies matrices with, the best first.
-FEATURES = ("amx_bf16", "avx512_bf16", "avx512_f", "avx2")
+
+
+def _load(path: Path) -> ModuleType:
+    """A file as a module of its own: what ``import mae_ast`` finds may be another package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+machine = _load(Path(__file__).parents[1] / "mae_ast" / "bench" / "machine.py")
+hardware, peak_memory = machine.hardware, machine.peak_memory
 
 
 class Side:
@@ -71,34 +79,7 @@ def serve(step: Callable[[], object]) -> None:
         begin = time.perf_counter()
         step()
         print(f"@{time.perf_counter() - begin}", flush=True)
-    print(f"@{peak_memory(resource.getrusage(resource.RUSAGE_SELF))}", flush=True)
-
-
-def peak_memory(used: resource.struct_rusage) -> float:
-    """The most memory that a process had, in GiB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return used.ru_maxrss * unit / 2**30
-
-
-def hardware() -> str:
-    """The machine in words, with the versions that matter."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return (
-        f"{_processor()} ({_features()}), {torch.get_num_threads()} threads, {memory:.0f} GiB, "
-        f"torch {torch.__version__}"
-    )
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    found = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return found[0] if found else platform.processor() or platform.machine()
-
-
-def _features() -> str:
-    has = torch.cpu.get_capabilities()
-    return next((name for name in FEATURES if has.get(name, False)), "no AVX2")
+    print(f"@{peak_memory()}", flush=True)
 
 
 class Report:
@@ -123,16 +104,9 @@ class Report:
     def write(self, name: str, folder: Path) -> Path:
         """Write ``{name}_{hardware}_{date}.md``; where."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{name}_{_slug()}_{date.today()}.md"
+        path = folder / f"{name}_{machine.slug()}_{date.today()}.md"
         command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
         body = "\n".join(self._lines)
         path.write_text(f"{self._head}\n```\n{command}\n```\n\n{body}\n", encoding="utf-8")
         print(f"written: {path}")
         return path
-
-
-def _slug() -> str:
-    """Such as ``amd-epyc-avx512bf16-2cores``."""
-    name = re.sub(r"\((R|TM)\)|\b(Processor|CPU)\b|@.*", " ", _processor(), flags=re.IGNORECASE)
-    words = [*re.findall(r"[a-z0-9]+", name.lower()), _features().replace("_", "")]
-    return "-".join((*words, f"{torch.get_num_threads()}cores")).replace(" ", "")

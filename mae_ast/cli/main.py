@@ -8,6 +8,7 @@ import typer
 
 from mae_ast import __version__
 from mae_ast.cli import (
+    bench,
     convert,
     crossvalidate,
     demo,
@@ -18,6 +19,7 @@ from mae_ast.cli import (
     manifest,
     models,
     pack,
+    plan,
     predict,
     prepare,
     pretrain,
@@ -58,6 +60,9 @@ app.command(
     "pretrain", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )(pretrain.pretrain)
 app.command(
+    "plan", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)(plan.plan)
+app.command(
     "finetune", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )(finetune.finetune)
 app.command(
@@ -73,6 +78,7 @@ app.command("extract")(extract.extract)
 app.command("probe")(probe.probe)
 app.command("superb", context_settings={"allow_extra_args": True})(superb.superb)
 app.command("demo")(demo.demo)
+app.command("bench", context_settings={"allow_extra_args": True})(bench.bench)
 
 
 def main() -> None:

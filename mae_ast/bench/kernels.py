@@ -1,0 +1,117 @@
+"""What the data loader or the device does for each batch beside the model: masks, filterbank."""
+
+from __future__ import annotations
+
+import statistics
+
+import torch
+from torchaudio.compliance import kaldi
+
+from mae_ast.bench.setting import Case, Column, Part, Row, Setting
+from mae_ast.bench.stopwatch import seconds_of, summary
+from mae_ast.core.audio import SAMPLE_RATE
+from mae_ast.core.batch import clip_generator
+from mae_ast.core.fbank import NUM_MEL_BINS, fbank, num_frames
+from mae_ast.core.masking import MASK_TYPES
+from mae_ast.core.patches import PatchShape
+
+CLIP_S = 10
+MASKED_CLIPS = 32
+
+
+def mask_cases(setting: Setting) -> list[Case]:
+    """Each strategy, for a batch at once and as the data set draws it."""
+    return [
+        {"name": name, "way": way, "batch": MASKED_CLIPS}
+        for name in MASK_TYPES
+        for way in ("a batch at once", "clip by clip")
+    ]
+
+
+def measure_masks(case: Case, setting: Setting) -> Row:
+    """Time of a batch's masks."""
+    name, batch = case["name"], case["batch"]
+    is_spans = name == "retain_spans"
+    shape = PatchShape(2, 128) if is_spans else PatchShape(16, 16)
+    grid = shape.grid(num_frames(CLIP_S * SAMPLE_RATE))
+    ratio = 1.45 if is_spans else 0.75
+    strategy = MASK_TYPES[name]
+
+    def at_once() -> None:
+        strategy(batch, grid, ratio, device=setting.device)
+
+    def clip_by_clip() -> None:
+        for clip in range(batch):
+            strategy(1, grid, ratio, generator=clip_generator(1, 1, clip, 1))
+
+    budget = setting.pick(cpu=1, gpu=1, quick=0.02)
+    if case["way"] == "a batch at once":
+        taken = seconds_of(at_once, setting.device, budget)
+    else:
+        taken = seconds_of(clip_by_clip, "cpu", budget)
+    return {**case, **summary(taken), "ms_per_clip": 1000 * statistics.median(taken) / batch}
+
+
+def fbank_cases(setting: Setting) -> list[Case]:
+    """Ours in batches, torchaudio's clip by clip."""
+    batch = int(setting.pick(cpu=16, gpu=256, quick=2))
+    cases = [{"name": f"ours, {setting.device}", "way": setting.device, "batch": batch}]
+    if setting.is_gpu:
+        cases.append({"name": "ours, cpu", "way": "cpu", "batch": 16})
+    return [*cases, {"name": "torchaudio, cpu, clip by clip", "way": "torchaudio", "batch": 4}]
+
+
+def measure_fbank(case: Case, setting: Setting) -> Row:
+    """Time of a batch's log-mel."""
+    device = "cpu" if case["way"] == "torchaudio" else case["way"]
+    length = round(setting.pick(cpu=CLIP_S, gpu=CLIP_S, quick=1) * SAMPLE_RATE)
+    waveforms = torch.randint(-8000, 8000, (case["batch"], length), dtype=torch.int16)
+    waveforms = waveforms.to(device)
+
+    def ours() -> None:
+        fbank(waveforms)
+
+    def torchaudios() -> None:
+        for clip in waveforms:
+            kaldi.fbank(
+                clip[None].float() / 32768,
+                num_mel_bins=NUM_MEL_BINS,
+                use_energy=False,
+                sample_frequency=SAMPLE_RATE,
+            )
+
+    run = torchaudios if case["way"] == "torchaudio" else ours
+    with torch.no_grad():
+        taken = seconds_of(run, device, setting.pick(cpu=2, gpu=1, quick=0.02))
+    per_clip = statistics.median(taken) / case["batch"]
+    return {**case, **summary(taken), "ms_per_clip": 1000 * per_clip, "clips_per_s": 1 / per_clip}
+
+
+MASKS = Part(
+    "Masks",
+    "Clips of 10 s, 75 % hidden (spans: 76.5 %). The data set draws clip by clip, each from a "
+    "generator of its own.",
+    mask_cases,
+    measure_masks,
+    (
+        Column("", "name"),
+        Column("how", "way"),
+        Column("clips", "batch", "d"),
+        Column("a batch (ms)", "median_s", ".2f", 1000),
+        Column("ms a clip", "ms_per_clip", ".3f"),
+    ),
+    lambda setting: setting.pick(cpu=2, gpu=2, quick=0.1),
+)
+FBANK = Part(
+    "Filterbank",
+    "Log-mel of clips of 10 s, int16 in, 128 mel bins.",
+    fbank_cases,
+    measure_fbank,
+    (
+        Column("", "name"),
+        Column("clips", "batch", "d"),
+        Column("ms a clip", "ms_per_clip", ".3f"),
+        Column("clips/s", "clips_per_s", ".0f"),
+    ),
+    lambda setting: setting.pick(cpu=3, gpu=2, quick=0.3),
+)

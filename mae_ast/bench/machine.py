@@ -1,0 +1,87 @@
+"""The machine in words, and versions of what runs on it.
+
+Imports nothing of ``mae_ast``: a benchmark reads this file beside another package of that name.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+# What a processor multiplies matrices with, the best first.
+FEATURES = ("amx_bf16", "avx512_bf16", "avx512_f", "avx2")
+PACKAGES = ("mae-ast", "torch", "torchaudio", "numpy", "soundfile", "av", "fairseq-fixed")
+
+
+def processor() -> str:
+    """Its name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    found = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return found[0] if found else platform.processor() or platform.machine()
+
+
+def features() -> str:
+    """The best of what it multiplies matrices with."""
+    has = torch.cpu.get_capabilities()
+    return next((name for name in FEATURES if has.get(name, False)), "no AVX2")
+
+
+def hardware(device: str = "cpu") -> str:
+    """The machine in words, with the versions that matter."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    words = f"{processor()} ({features()}), {torch.get_num_threads()} threads, {memory:.0f} GiB"
+    if device == "cuda":
+        card = torch.cuda.get_device_properties(0)
+        has = f"{card.name}, {card.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+        words = f"{has}; {words}, {os.cpu_count()} cores"
+    return f"{words}, torch {torch.__version__}"
+
+
+def slug(device: str = "cpu") -> str:
+    """For file names, such as ``amd-epyc-avx512bf16-2cores`` or ``nvidia-h200``."""
+    if device == "cuda":
+        return "-".join(_words(torch.cuda.get_device_name(0)))
+    name = re.sub(r"\((R|TM)\)|\b(Processor|CPU)\b|@.*", " ", processor(), flags=re.IGNORECASE)
+    instructions = features().replace("_", "").replace(" ", "")
+    return "-".join((*_words(name), instructions, f"{torch.get_num_threads()}cores"))
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that are installed here."""
+    found = {"python": platform.python_version(), "cuda": str(torch.version.cuda)}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def commit() -> str | None:
+    """Of the checkout that this file lies in; ``None`` where it lies in none."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() or None
+
+
+def peak_memory(used: resource.struct_rusage | None = None) -> float:
+    """The most memory that a process (this one) had, in GiB."""
+    used = used or resource.getrusage(resource.RUSAGE_SELF)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return used.ru_maxrss * unit / 2**30
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", name.lower())

@@ -1,0 +1,165 @@
+"""Results as a table, as JSON and as a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from mae_ast.bench.machine import commit, hardware, slug, versions
+from mae_ast.bench.parts import PARTS
+from mae_ast.bench.setting import Part, Row, Setting
+from mae_ast.bench.suite import Measured
+
+RESULTS_FILE, TABLE_FILE, PICTURE_FILE = "results.json", "results.md", "lengths.png"
+
+
+def results_folder(out: Path, setting: Setting) -> Path:
+    """``mae_ast_{hardware}_{date}``; quick runs, which say nothing, lie apart."""
+    kind = "quick" if setting.quick else "mae_ast"
+    return out / f"{kind}_{slug(setting.device)}_{date.today()}"
+
+
+def write_results(
+    folder: Path, measured: Mapping[str, Measured], setting: Setting, command: Sequence[str]
+) -> dict[str, Any]:
+    """Write the table, the JSON and, where clip lengths were measured, the picture.
+
+    Parts of an earlier run in the same folder are kept, unless they were measured again.
+
+    Returns:
+        What the JSON holds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / RESULTS_FILE
+    earlier = json.loads(path.read_text(encoding="utf-8"))["parts"] if path.exists() else {}
+    about = {
+        "date": str(date.today()),
+        "command": shlex.join(command),
+        "commit": commit(),
+        "hardware": hardware(setting.device),
+    }
+    new = {
+        name: {**about, "seconds": each.seconds, "rows": each.rows}
+        for name, each in measured.items()
+    }
+    asked = dataclasses.asdict(setting)
+    del asked["folder"]
+    parts = {name: {**earlier, **new}[name] for name in PARTS if name in {**earlier, **new}}
+    results: dict[str, Any] = {
+        **about,
+        "device": setting.device,
+        "versions": versions(),
+        "setting": asked,
+        "parts": parts,
+    }
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (folder / TABLE_FILE).write_text(tables(results), encoding="utf-8")
+    rows = parts.get("lengths", {}).get("rows", [])
+    if any("error" not in row for row in rows):
+        lengths_figure(rows).savefig(folder / PICTURE_FILE, dpi=100)
+    return results
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """What :func:`write_results` wrote; the folder will do.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds something else.
+    """
+    path = path / RESULTS_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such results; 'mae-ast bench' writes {RESULTS_FILE}")
+    try:
+        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        results["parts"].items()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path}: holds no results of 'mae-ast bench'") from None
+    return results
+
+
+def tables(results: Mapping[str, Any]) -> str:
+    """Markdown."""
+    packages = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    lines = [f"# {results['hardware']}", "", f"{packages}; commit {results['commit']}.", ""]
+    for name, part in results["parts"].items():
+        lines += [f"## {PARTS[name].title}", "", PARTS[name].about, ""]
+        lines += [f"```\n{part['command']}\n```", ""]
+        lines += [f"{part['date']}, {part['seconds']:.0f} s.", ""]
+        lines += [*table(PARTS[name], part["rows"]), ""]
+    return "\n".join(lines)
+
+
+def table(part: Part, rows: Sequence[Row]) -> list[str]:
+    """Lines of Markdown; what failed stands below."""
+    good = [row for row in rows if "error" not in row]
+    lines = []
+    if good:
+        lines += ["| " + " | ".join(column.heading for column in part.columns) + " |"]
+        lines += ["| --- " * len(part.columns) + "|"]
+        lines += ["| " + " | ".join(c.show(row) for c in part.columns) + " |" for row in good]
+    failed = [row for row in rows if "error" in row]
+    if failed:
+        lines += ["", "Failed:", ""]
+        lines += [f"- {_what(row)}: {row['error']}" for row in failed]
+    return lines
+
+
+def _what(row: Row) -> str:
+    return f"{row['name']}, {row['batch']} clips" if "batch" in row else str(row["name"])
+
+
+def lengths_figure(rows: Sequence[Row]) -> Figure:
+    """Step time and memory over clip length and over the share hidden, measured and counted.
+
+    Counted time is that of the optimizer, which knows no clips, and operations at the rate that
+    was measured at 10 s (of fewer lengths, at the longest).
+    """
+    good = [row for row in rows if "error" not in row]
+    sweeps: dict[str, tuple[str, Callable[[Row], float]]] = {
+        "length": ("clip length (s)", lambda row: row["clip_s"]),
+        "ratio": ("share hidden", lambda row: row["config"]["random_mask_prob"]),
+    }
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    axes = figure.subplots(2, 2, squeeze=False)
+    rate = _rate(good)
+    for column, (sweep, (label, where)) in enumerate(sweeps.items()):
+        some = [row for row in good if row["sweep"] == sweep]
+        x = [where(row) for row in some]
+        counted = [r["optimizer_s"] + r["batch"] * r["flops_per_clip"] / rate for r in some]
+        axes[0][column].plot(x, [row["median_s"] for row in some], "o", label="measured")
+        axes[0][column].plot(x, counted, "-", label="operations counted")
+        axes[0][column].set_ylabel("a step (s)")
+        axes[1][column].plot(x, [row["peak_gib"] for row in some], "o", label="measured")
+        axes[1][column].plot(
+            x, [row["predicted_peak_gib"] for row in some], "-", label="bytes counted"
+        )
+        axes[1][column].set_ylabel("peak memory (GiB)")
+        for axis in (axes[0][column], axes[1][column]):
+            axis.set_xlabel(label)
+            axis.margins(y=0.1)
+            axis.set_ylim(bottom=0)
+            axis.grid(alpha=0.3)
+            axis.legend()
+    if good:
+        row, config = good[0], good[0]["config"]
+        layers = f"{config['encoder_layers']} + {config['decoder_layers']} layers"
+        clips = "1 clip" if row["batch"] == 1 else f"{row['batch']} clips"
+        figure.suptitle(f"MAE-AST patch, {layers}, {clips}, {row['precision']}, dropout 0")
+    return figure
+
+
+def _rate(rows: Sequence[Row]) -> float:
+    """FLOP/s without the optimizer's time, at 10 s or what comes next to it."""
+    some = [row for row in rows if row["sweep"] == "length"] or rows
+    row = min(some, key=lambda row: (abs(row["clip_s"] - 10), -row["clip_s"]))
+    return float(
+        row["batch"] * row["flops_per_clip"] / max(row["median_s"] - row["optimizer_s"], 1e-9)
+    )

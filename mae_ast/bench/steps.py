@@ -1,0 +1,288 @@
+"""Training steps at full width: over batch sizes, clip lengths and mask ratios.
+
+A step is what training does between two batches: filterbank (on a GPU only; beside a CPU the data
+loader's workers run it), forward, 10 MSE + InfoNCE, backward, AdamW. Masks are drawn before, as the
+data loader does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from mae_ast.allocator import keep_freed_memory
+from mae_ast.bench.machine import peak_memory
+from mae_ast.bench.setting import Case, Column, Part, Row, Setting
+from mae_ast.bench.stopwatch import matrix_rate, seconds_of, summary, synchronize
+from mae_ast.bench.work import peak_bytes, split, step_work
+from mae_ast.core.audio import SAMPLE_RATE
+from mae_ast.core.fbank import fbank, num_frames
+from mae_ast.core.losses import info_nce_loss, reconstruction_loss
+from mae_ast.core.masking import MaskIds, mask_strategy
+from mae_ast.core.precision import has_bfloat16_units
+from mae_ast.core.systems import SYSTEMS, config_from
+from mae_ast.train_command import config_dir
+
+OUT_OF_MEMORY = "out of memory"
+CLIP_S = 10.0
+LENGTHS_S = (1, 2, 5, 10, 20, 30, 60, 120)
+RATIOS = (0.5, 0.6, 0.75, 0.9)
+FRAMES = {
+    "ast_kernel_size_chan": 128,
+    "ast_kernel_stride_chan": 128,
+    "ast_kernel_size_time": 2,
+    "ast_kernel_stride_time": 2,
+}
+NO_DROPOUT = dict.fromkeys(
+    ("dropout", "attention_dropout", "dropout_input", "encoder_layerdrop"), 0.0
+)
+# Name, preset, what differs from it, masks.
+SYSTEM_CASES: tuple[tuple[str, str, dict[str, Any], str], ...] = (
+    ("MAE-AST patch, 12 layers", "mae_ast", {}, "chunk_mask"),
+    ("MAE-AST patch, 12 layers, dropout 0", "mae_ast", NO_DROPOUT, "chunk_mask"),
+    ("MAE-AST patch, 6 layers", "mae_ast", {"encoder_layers": 6}, "chunk_mask"),
+    ("MAE-AST frame, 12 layers", "mae_ast", FRAMES, "random_mask"),
+    ("MAE-AST frame, 6 layers", "mae_ast", {**FRAMES, "encoder_layers": 6}, "random_mask"),
+    ("SSAST patch, 12 layers, one pass", "ssast_patch", {}, "chunk_mask"),
+    ("SSAST patch, 12 layers, two passes", "ssast_patch", {"two_pass": True}, "chunk_mask"),
+)
+QUICK = {
+    "encoder_layers": 2,
+    "encoder_embed_dim": 64,
+    "encoder_ffn_embed_dim": 128,
+    "encoder_attention_heads": 4,
+    "decoder_layers": 1,
+    "decoder_embed_dim": 64,
+}
+
+
+def step_cases(setting: Setting) -> list[Case]:
+    """Systems, each at all batch sizes."""
+    clip_s = 2.0 if setting.quick else CLIP_S
+    return [
+        {
+            "name": name,
+            "preset": preset,
+            "model": model,
+            "mask_type": mask_type,
+            "batch": batch,
+            "clip_s": clip_s,
+        }
+        for name, preset, model, mask_type in SYSTEM_CASES
+        for batch in setting.batches
+    ]
+
+
+def length_cases(setting: Setting) -> list[Case]:
+    """The 12-layer patch model without dropout, over clip lengths and over mask ratios.
+
+    Without, and on a CPU in float32, since attention is fused there in no other way.
+    """
+    name, preset, model, _ = SYSTEM_CASES[1]
+    if setting.precision == "auto" and not setting.is_gpu:
+        model = {**model, "precision": "float32"}
+    batch = int(setting.pick(cpu=1, gpu=32, quick=1))
+    lengths, ratios = (LENGTHS_S[:2], RATIOS[:1]) if setting.quick else (LENGTHS_S, RATIOS)
+    fixed = {"preset": preset, "mask_type": "random_mask", "batch": batch}
+    over_length = [
+        {"name": f"{length} s", "sweep": "length", "model": model, "clip_s": float(length)}
+        for length in lengths
+    ]
+    over_ratio = [
+        {
+            "name": f"{ratio:.0%} hidden",
+            "sweep": "ratio",
+            "model": {**model, "random_mask_prob": ratio},
+            "clip_s": 2.0 if setting.quick else CLIP_S,
+        }
+        for ratio in ratios
+    ]
+    return [{**case, **fixed, "system": name} for case in (*over_length, *over_ratio)]
+
+
+def measure_step(case: Case, setting: Setting) -> Row:
+    """A step's time, memory and share of the matrix rate."""
+    try:
+        return _measure_step(case, setting)
+    except torch.OutOfMemoryError:
+        return {**case, "error": OUT_OF_MEMORY}
+    finally:
+        if setting.is_gpu:
+            torch.cuda.empty_cache()
+
+
+def _measure_step(case: Case, setting: Setting) -> Row:
+    device, batch = setting.device, case["batch"]
+    config = build_config(case["preset"], {**case["model"], **setting.model}, setting)
+    bfloat16 = uses_bfloat16(config.precision, device)
+    rate = matrix_rate(
+        device, torch.bfloat16 if bfloat16 else torch.float32, 256 if setting.quick else None
+    )
+    if setting.is_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        base = torch.cuda.memory_allocated() / 2**30
+    else:
+        keep_freed_memory()
+        base = peak_memory()
+
+    torch.manual_seed(0)
+    network = SYSTEMS[config.system].network
+    model = network(config.values).to(device).train()
+    num_samples = round(case["clip_s"] * SAMPLE_RATE)
+    patches = split(config.values, case["mask_type"], num_samples)
+    waveforms = torch.randint(-8000, 8000, (batch, num_samples), dtype=torch.int16)
+    source = waveforms.to(device) if setting.is_gpu else fbank(waveforms)
+    strategy = mask_strategy(case["mask_type"], config.values.mask_length)
+    grid = config.values.patch_shape.grid(num_frames(num_samples))
+    mask = strategy(batch, grid, config.values.random_mask_prob)
+    mask = MaskIds(mask.visible_ids.to(device), mask.masked_ids.to(device))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        pretraining_loss(model, source, mask).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step()  # libraries prepare themselves, the optimizer makes its moments
+    budget = setting.pick(cpu=15, gpu=3, quick=0.05)
+    taken = seconds_of(step, device, budget, warm_up=1)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if setting.is_gpu else peak_memory()
+    pretraining_loss(model, source, mask).backward()
+    update = statistics.median(seconds_of(optimizer.step, device, budget / 10, warm_up=1, most=3))
+    synchronize(device)
+
+    work = step_work(config.values, patches, bfloat16)
+    parameters = sum(p.numel() for p in model.parameters())
+    step_s = statistics.median(taken)
+    flops = batch * work.flops / step_s
+    return {
+        **case,
+        **summary(taken),
+        "system": config.system,
+        "config": dataclasses.asdict(config.values),
+        "precision": "bfloat16" if bfloat16 else "float32",
+        "clips_per_s": batch / step_s,
+        "ms_per_clip": 1000 * step_s / batch,
+        "optimizer_s": update,
+        "num_patches": patches.num_patches,
+        "parameters": parameters,
+        "flops_per_clip": work.flops,
+        "flops_per_s": flops,
+        "matrix_flops_per_s": rate,
+        "share_of_matrix_rate": flops / rate,
+        "peak_gib": peak,
+        "base_gib": base,
+        "predicted_peak_gib": base + peak_bytes(parameters, work, batch, bfloat16) / 2**30,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedConfig:
+    """A model's configuration.
+
+    Args:
+        system: its name.
+        values: the configuration itself.
+    """
+
+    system: str
+    values: Any
+
+    @property
+    def precision(self) -> str:
+        """As configured."""
+        return str(self.values.precision)
+
+
+def build_config(preset: str, model: dict[str, Any], setting: Setting) -> NamedConfig:
+    """A preset's model with changes.
+
+    Raises:
+        ValueError: a change names no field of any model, or cannot work.
+    """
+    values = preset_of(preset)["model"]
+    system = values.pop("_name")
+    fields = {f.name: f for f in dataclasses.fields(SYSTEMS[system].config)}
+    changes = {**(QUICK if setting.quick else {}), "precision": setting.precision, **model}
+    values.update({key: value for key, value in changes.items() if key in fields})
+    for key, value in values.items():
+        if key in fields and fields[key].type is float:
+            values[key] = float(value)  # YAML 1.1 reads 1e-06 as text
+    return NamedConfig(system, config_from({"_name": system, **values}))
+
+
+def preset_of(name: str) -> dict[str, Any]:
+    """A preset of ``config/pretrain`` as it stands in the file."""
+    path: Path = config_dir() / "pretrain" / f"{name}.yaml"
+    settings: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return settings
+
+
+def check_overrides(overrides: dict[str, Any]) -> None:
+    """Refuse settings that no model has.
+
+    Raises:
+        ValueError: with the key.
+    """
+    known = {
+        f.name for name in ("mae_ast", "ssast") for f in dataclasses.fields(SYSTEMS[name].config)
+    }
+    for key in overrides:
+        if key not in known:
+            raise ValueError(f"model.{key}: no model has such a setting")
+
+
+def uses_bfloat16(precision: str, device: str) -> bool:
+    """Whether the transformers run in bfloat16."""
+    return precision == "bfloat16" or (precision == "auto" and has_bfloat16_units(device))
+
+
+def pretraining_loss(model: Callable[..., Any], source: Tensor, mask: MaskIds) -> Tensor:
+    """10 MSE + InfoNCE, a masked patch."""
+    out = model(source, None, mask.visible_ids, mask.masked_ids)
+    mse = reconstruction_loss(out.reconstruction, out.target)
+    info_nce = info_nce_loss(out.classification, out.target).loss
+    loss: Tensor = (10 * mse + info_nce) / mask.masked_ids.numel()
+    return loss
+
+
+_COLUMNS = (
+    Column("", "name"),
+    Column("clips", "batch", "d"),
+    Column("in", "precision"),
+    Column("a step (ms)", "median_s", ".1f", 1000),
+    Column("clips/s", "clips_per_s", ".1f"),
+    Column("peak (GiB)", "peak_gib", ".2f"),
+    Column("counted (GiB)", "predicted_peak_gib", ".2f"),
+    Column("GFLOP a clip", "flops_per_clip", ".0f", 1e-9),
+    Column("TFLOP/s", "flops_per_s", ".2f", 1e-12),
+    Column("of the matrix rate", "share_of_matrix_rate", ".1%"),
+)
+
+STEPS = Part(
+    "Training steps",
+    "Forward, 10 MSE + InfoNCE, backward and AdamW on clips of 10 s, presets' settings; medians. "
+    "The matrix rate is measured in the same process, in the same number format.",
+    step_cases,
+    measure_step,
+    _COLUMNS,
+    lambda setting: setting.pick(cpu=25, gpu=5, quick=0.5),
+    is_alone=True,
+)
+LENGTHS = Part(
+    "Clip lengths and mask ratios",
+    "MAE-AST patch, 12 + 2 layers, dropout 0, random masks; the same step.",
+    length_cases,
+    measure_step,
+    _COLUMNS,
+    lambda setting: setting.pick(cpu=25, gpu=5, quick=0.5),
+    is_alone=True,
+)

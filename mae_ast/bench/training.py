@@ -1,0 +1,113 @@
+"""End to end: training from FLAC files, against the same with batches that cost nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from datetime import datetime
+from pathlib import Path
+
+from mae_ast.bench.files import FILES, PART_S, write_corpus
+from mae_ast.bench.setting import Case, Column, Part, Row, Setting
+from mae_ast.bench.steps import QUICK
+from mae_ast.core.audio import SAMPLE_RATE
+from mae_ast.train_command import train_command
+
+LOGGED = re.compile(r'\[([\d-]+ [\d:]+,\d+)\]\[train_inner\].*"num_updates": "(\d+)"')
+WARM_UP_SHARE = 0.25  # of the updates
+LIMIT_S = 240
+
+
+def training_cases(setting: Setting) -> list[Case]:
+    """From files, and with one batch that is handed out again and again."""
+    return [
+        {"name": "from FLAC", "module": "mae_ast.launch", "workers": setting.workers},
+        {"name": "synthetic batches", "module": "mae_ast.bench.synthetic", "workers": 0},
+    ]
+
+
+def measure_training(case: Case, setting: Setting) -> Row:
+    """Clips a second of ``fairseq-hydra-train``, between a warm-up and the last update.
+
+    Raises:
+        RuntimeError: training failed; with its last line.
+    """
+    batch = int(setting.pick(cpu=4, gpu=256, quick=4))
+    updates = int(setting.pick(cpu=12, gpu=80, quick=8))
+    every = int(setting.pick(cpu=1, gpu=5, quick=1))
+    folder = Path(setting.folder) / "training"
+    write_corpus(folder, 4 if setting.quick else FILES, batch * (updates + 2))
+    out = Path(setting.folder) / "run"
+    shutil.rmtree(out, ignore_errors=True)
+    model = {**(QUICK if setting.quick else {}), "precision": setting.precision, **setting.model}
+    command = train_command(
+        folder,
+        "mae_ast",
+        out,
+        [
+            f"dataset.batch_size={batch}",
+            "dataset.max_tokens=null",
+            f"dataset.num_workers={case['workers']}",
+            "dataset.disable_validation=true",
+            "checkpoint.no_save=true",
+            "common.tensorboard_logdir=null",
+            f"common.log_interval={every}",
+            f"common.cpu={str(not setting.is_gpu).lower()}",
+            f"optimization.max_update={updates}",
+            f"task.max_sample_size={PART_S * SAMPLE_RATE}",
+            *(f"++model.{key}={value}" for key, value in model.items()),
+        ],
+    )
+    command[command.index("mae_ast.launch")] = case["module"]
+    log = out.with_name(f"run_{case['workers']}.log")
+    with log.open("w") as output:
+        status = subprocess.run(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            timeout=LIMIT_S,
+            check=False,
+            env={**os.environ, "HYDRA_FULL_ERROR": "1"},
+        ).returncode
+    text = log.read_text(errors="replace")
+    if status:
+        lines = text.strip().splitlines() or ["nothing was printed"]
+        raise RuntimeError(f"training ended with status {status}: {lines[-1]}")
+    seconds = seconds_an_update(text, round(WARM_UP_SHARE * updates))
+    return {**case, "batch": batch, "update_s": seconds, "clips_per_s": batch / seconds}
+
+
+def seconds_an_update(log: str, warm_up: int) -> float:
+    """Between the first line about an update past the warm-up and the last.
+
+    Raises:
+        RuntimeError: the log has no two such lines.
+    """
+    logged = [
+        (datetime.strptime(when, "%Y-%m-%d %H:%M:%S,%f"), int(number))
+        for when, number in LOGGED.findall(log)
+        if int(number) >= warm_up
+    ]
+    if len(logged) < 2:
+        raise RuntimeError("training logged fewer than two updates after its warm-up")
+    (begin, first), (end, last) = logged[0], logged[-1]
+    return (end - begin).total_seconds() / (last - first)
+
+
+TRAINING = Part(
+    "End to end",
+    "`fairseq-hydra-train` with the preset `mae_ast` (12 + 2 layers, its dropout) on crops of "
+    "10 s, from FLAC files, and with one such batch handed out again and again.",
+    training_cases,
+    measure_training,
+    (
+        Column("", "name"),
+        Column("clips", "batch", "d"),
+        Column("workers", "workers", "d"),
+        Column("an update (ms)", "update_s", ".1f", 1000),
+        Column("clips/s", "clips_per_s", ".1f"),
+    ),
+    lambda setting: setting.pick(cpu=75, gpu=50, quick=15),
+)

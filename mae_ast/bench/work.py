@@ -1,0 +1,169 @@
+"""What a training step must do, a clip: operations and bytes, counted, not measured.
+
+Operations are those of matrix products, 2 m n k each, forward and backward, as training asks for
+them: a backward that computes something a second time to save memory does not count for more.
+Bytes are what the forward keeps for the backward without dropout and with fused attention, which
+keeps nothing of size N x N. Letters as elsewhere: N patches, V visible, M masked, P values of a
+patch, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.config_ssast import SsastConfig
+from mae_ast.core.fbank import num_frames
+from mae_ast.core.masking import count_visible
+
+# float32 weights, gradients, and two moments of AdamW.
+OPTIMIZED_BYTES = 16
+GRADIENT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Work:
+    """A clip's share of a training step.
+
+    Args:
+        flops: forward and backward.
+        saved_bytes: what the forward keeps for the backward.
+        transient_bytes: what the loss needs for a moment on top of that.
+    """
+
+    flops: float
+    saved_bytes: float
+    transient_bytes: float
+
+
+@dataclass(frozen=True)
+class Split:
+    """A clip's patches: N = V + M."""
+
+    num_patches: int
+    num_visible: int
+
+    @property
+    def num_masked(self) -> int:
+        """M."""
+        return self.num_patches - self.num_visible
+
+
+def split(config: Any, mask_type: str, num_samples: int) -> Split:
+    """How many patches of a clip of so many samples at 16 kHz are seen."""
+    along_time, per_column = config.patch_shape.grid(num_frames(num_samples))
+    num_patches = along_time * per_column
+    ratio = config.random_mask_prob
+    if mask_type == "retain_spans":
+        share = 1 - math.exp(-ratio)
+        return Split(num_patches, num_patches - min(num_patches - 1, round(num_patches * share)))
+    return Split(num_patches, count_visible(num_patches, ratio))
+
+
+def step_work(config: Any, patches: Split, bfloat16: bool) -> Work:
+    """A clip's share of a training step.
+
+    Args:
+        config: of MAE-AST or SSAST.
+        patches: of the clip.
+        bfloat16: the transformers run under autocast.
+
+    Raises:
+        ValueError: another system, whose work is not counted.
+    """
+    if isinstance(config, MaeAstConfig):
+        flops, saved = _mae_ast(config, patches, bfloat16)
+    elif isinstance(config, SsastConfig):
+        flops, saved = _ssast(config, patches, bfloat16)
+    else:
+        raise ValueError(f"{type(config).__name__}: operations are counted for mae_ast and ssast")
+    hidden, patch_dim = patches.num_masked, config.patch_shape.dim
+    # InfoNCE: M x M logits, and a backward to the predictions alone, since targets are data.
+    flops += 2 * 2.0 * hidden * hidden * patch_dim
+    # Differences to the targets, the targets, the logits; then exponentials and gradients of these.
+    saved += 4 * (2 * hidden * patch_dim + hidden * hidden)
+    return Work(flops, saved, transient_bytes=8.0 * hidden * hidden)
+
+
+def peak_bytes(num_parameters: int, work: Work, batch: int, bfloat16: bool) -> float:
+    """The most memory of a step: when backward starts, or at its end, when all gradients are there.
+
+    Under autocast, copies of the weights in bfloat16 are kept for the backward too.
+    """
+    copies = 2 if bfloat16 else 0
+    start = float(num_parameters * (OPTIMIZED_BYTES - GRADIENT_BYTES + copies))
+    start += batch * (work.saved_bytes + work.transient_bytes)
+    return max(start, float(num_parameters * OPTIMIZED_BYTES))
+
+
+def _mae_ast(config: MaeAstConfig, patches: Split, bfloat16: bool) -> tuple[float, float]:
+    total, seen, hidden = patches.num_patches, patches.num_visible, patches.num_masked
+    patch_dim, width = config.patch_shape.dim, config.encoder_embed_dim
+    decoder_width = config.decoder_embed_dim
+    decoder_ffn = config.decoder_ffn_embed_dim or config.encoder_ffn_embed_dim
+    half = 2 if bfloat16 else 4
+
+    encoder = _stack(config.encoder_layers, seen, seen, width, config.encoder_ffn_embed_dim, half)
+    decoder = _stack(config.decoder_layers, total, hidden, decoder_width, decoder_ffn, half)
+    flops = encoder[0] + decoder[0] + _embedding_flops(seen, patch_dim, width)
+    flops += 2 * 3 * 2.0 * hidden * decoder_width * patch_dim
+    inputs = 2 if bfloat16 else 1  # of both heads: one tensor, or two casts
+    saved = encoder[1] + decoder[1] + half * (seen * patch_dim + inputs * hidden * decoder_width)
+    if width != decoder_width:
+        flops += 3 * 2.0 * seen * width * decoder_width
+        saved += half * seen * width
+    return flops, saved
+
+
+def _ssast(config: SsastConfig, patches: Split, bfloat16: bool) -> tuple[float, float]:
+    total, hidden = patches.num_patches, patches.num_masked
+    patch_dim, width = config.patch_shape.dim, config.encoder_embed_dim
+    half = 2 if bfloat16 else 4
+    passes = 2 if config.two_pass else 1
+
+    tokens = total + config.prefix_tokens
+    encoder = _stack(
+        config.encoder_layers, tokens, hidden, width, config.encoder_ffn_embed_dim, half
+    )
+    flops = passes * (encoder[0] + _embedding_flops(total, patch_dim, width))
+    flops += 2 * 3 * 2.0 * hidden * width * (width + patch_dim)
+    saved = passes * (encoder[1] + half * total * patch_dim)
+    inputs = 2 if bfloat16 or config.two_pass else 1  # of both heads: one tensor, or two casts
+    saved += half * hidden * width * (inputs + 2)
+    return flops, saved
+
+
+def _embedding_flops(tokens: int, patch_dim: int, width: int) -> float:
+    """Forward, and a backward to the weights alone, since patches are data."""
+    return 2 * 2.0 * tokens * patch_dim * width
+
+
+def _stack(
+    layers: int, tokens: int, wanted: int, width: int, ffn: int, half: int
+) -> tuple[float, float]:
+    """Operations and bytes of a transformer whose last layer computes ``wanted`` tokens only."""
+    all_but_last = (layers - 1) * _layer_flops(tokens, tokens, width, ffn)
+    flops = 3 * (all_but_last + _layer_flops(tokens, wanted, width, ffn))
+    saved = (layers - 1) * _layer_bytes(tokens, tokens, width, ffn, half)
+    saved += _layer_bytes(tokens, wanted, width, ffn, half)
+    if wanted != tokens:
+        saved += half * wanted * width  # the queries' own input
+    return flops, saved + 4 * tokens * width  # and the input of the stack's own layer norm
+
+
+def _layer_flops(keys: int, queries: int, width: int, ffn: int) -> float:
+    projections = 2.0 * width * width * (2 * queries + 2 * keys)
+    return projections + 4.0 * queries * keys * width + 4.0 * queries * width * ffn
+
+
+def _layer_bytes(keys: int, queries: int, width: int, ffn: int, half: int) -> float:
+    """Of a layer; ``half`` is the size of what matrix products take.
+
+    Attention keeps its input, queries, keys, values and output; the feed-forward block its input
+    and both sides of GELU; the two layer norms their inputs, which are float32.
+    """
+    attention = half * width * (3 * keys + 2 * queries)
+    feed_forward = half * queries * (width + 2 * ffn)
+    return attention + feed_forward + 2 * 4 * queries * width

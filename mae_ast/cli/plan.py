@@ -1,0 +1,101 @@
+"""``mae-ast plan``: what a pretraining will be on a cluster, before it runs."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mae_ast.core.audio import SAMPLE_RATE
+
+
+def plan(
+    context: typer.Context,
+    data: Annotated[Path, typer.Argument(help="Folder of train.tsv, or a manifest.")],
+    config: Annotated[
+        str, typer.Option(help="A preset's name, or the path of a YAML file.")
+    ] = "mae_ast",
+    gpus: Annotated[int, typer.Option(help="Of a node.")] = 1,
+    nodes: Annotated[int, typer.Option(help="Of the cluster.")] = 1,
+    bench: Annotated[
+        Path | None, typer.Option(help="Results of 'mae-ast bench' on such a GPU: time, too.")
+    ] = None,
+) -> None:
+    """Count batches, updates, epochs and hours of audio; KEY=VALUE as for 'mae-ast pretrain'.
+
+    Nothing is trained and no audio is read.
+    """
+    from mae_ast.bench.report import read_results
+
+    if gpus < 1 or nodes < 1:
+        raise ValueError(f"--gpus {gpus} --nodes {nodes}: at least 1 each")
+    results = None if bench is None else read_results(bench)
+    folder = data if data.is_dir() else data.parent
+    with _quiet():
+        from mae_ast.planning import compose_settings, make_plan, time_plan  # fairseq
+
+        settings = compose_settings(folder, config, context.args)
+        manifest = data if data.is_file() else data / f"{settings.dataset.train_subset}.tsv"
+        made = make_plan(settings, manifest, gpus * nodes)
+
+    batches = made.batches
+    update = made.clips_a_batch * made.gpus * made.update_freq
+    hidden = made.patches.num_masked / made.patches.num_patches
+    traffic = 4 * made.parameters / 1e9
+    lines = {
+        "clips": f"{made.clips_in_all - made.clips_left_out:,} of {made.clips_in_all:,}, "
+        f"{made.hours_an_epoch:,.1f} h as cropped",
+        "model": f"{settings.model._name}, {made.parameters / 1e6:.1f} M parameters, "
+        f"{made.patches.num_patches} patches a clip, {hidden:.1%} hidden",
+        "batch of a GPU": f"{made.clips_a_batch:.1f} clips on average ({batches.clips.min()} to "
+        f"{batches.clips.max()}), usually of {batches.length / SAMPLE_RATE:.2f} s",
+        "batch of an update": f"{update:,.0f} clips: {made.gpus} GPUs x update_freq "
+        f"{made.update_freq}",
+        "updates": f"{made.updates:,}; {made.updates_an_epoch:,} an epoch",
+        "epochs": f"{made.epochs:,.1f}",
+        "hours of audio": f"{made.hours:,.0f}",
+    }
+    if made.work is not None:
+        in_all = made.work.flops * update * made.updates / 1e18
+        lines["operations"] = (
+            f"{made.work.flops / 1e9:.0f} GFLOP a clip, {in_all:,.2f} EFLOP in all"
+        )
+    if made.gpus > 1:
+        lines["gradients"] = f"{traffic:.2f} GB summed over the GPUs in each update"
+    if results is not None:
+        timed = time_plan(made, settings, results)
+        lines["measured"] = (
+            f"{timed.case} on {results['hardware']}, {results['date']}; operations of a batch "
+            f"here are {timed.scale:.2f} times those"
+        )
+        lines["a GPU"] = f"{1000 * timed.step_s:.1f} ms a batch, as if all of it scaled"
+        if timed.workers is not None:
+            lines["decoding"] = f"{timed.workers:.1f} worker processes wanted by each GPU"
+        time = f"{timed.hours:,.1f} h ({timed.hours / 24:,.1f} days) of steps alone"
+        if timed.share is not None:
+            time += f", {timed.hours / timed.share:,.1f} h at the {timed.share:.0%} that training "
+            time += "from files reached of it there"
+        lines["wall time"] = f"{time}; without sums over GPUs, validation and checkpoints"
+    else:
+        lines["wall time"] = "not known: --bench names results of 'mae-ast bench'"
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        typer.echo(f"{name:<{width}}  {value}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what hydra, fairseq and the data set say of themselves."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # hydra's, of its own versions
+            yield
+    finally:
+        logging.disable(before)

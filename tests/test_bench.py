@@ -1,0 +1,369 @@
+"""``mae-ast bench``: counted work against measured, the suite, its files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mae_ast.bench import kernels, parts, report, steps, suite, training
+from mae_ast.bench.setting import Column, Part, Setting
+from mae_ast.bench.steps import build_config, check_overrides, pretraining_loss, step_cases
+from mae_ast.bench.work import peak_bytes, split, step_work
+from mae_ast.cli.bench import bench
+from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.config_ssast import SsastConfig
+from mae_ast.core.fbank import num_frames, num_samples_of_frames
+from mae_ast.core.masking import mask_strategy
+from mae_ast.core.systems import SYSTEMS
+
+REPOSITORY = Path(__file__).parents[1]
+NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0}
+
+
+def setting(folder: Path, **changes: object) -> Setting:
+    return Setting(**{"device": "cpu", "folder": str(folder), "batches": [2], **changes})
+
+
+def mae_ast(**fields: object) -> MaeAstConfig:
+    return MaeAstConfig(
+        **{
+            "encoder_layers": 3,
+            "encoder_embed_dim": 64,
+            "encoder_ffn_embed_dim": 128,
+            "encoder_attention_heads": 4,
+            "decoder_layers": 2,
+            "decoder_embed_dim": 64,
+            **NO_DROPOUT,
+            **fields,
+        }
+    )
+
+
+def ssast(**fields: object) -> SsastConfig:
+    return SsastConfig(
+        **{
+            "encoder_layers": 3,
+            "encoder_embed_dim": 64,
+            "encoder_ffn_embed_dim": 128,
+            "encoder_attention_heads": 4,
+            **fields,
+        }
+    )
+
+
+FRAMES = {
+    "ast_kernel_size_chan": 128,
+    "ast_kernel_stride_chan": 128,
+    "ast_kernel_size_time": 2,
+    "ast_kernel_stride_time": 2,
+}
+CONFIGS = {
+    "patches": (mae_ast(), "chunk_mask"),
+    "frames": (mae_ast(**FRAMES), "random_mask"),
+    "spans": (mae_ast(**FRAMES, random_mask_prob=1.45), "retain_spans"),
+    "narrower decoder": (mae_ast(decoder_embed_dim=32, decoder_ffn_embed_dim=96), "random_mask"),
+    "SSAST": (ssast(), "chunk_mask"),
+    "SSAST, two passes": (ssast(two_pass=True), "chunk_mask"),
+}
+
+
+def prepared(config, mask_type: str, frames: int, batch: int = 2):
+    """A model, its input and masks, and the split of a clip's patches."""
+    num_samples = num_samples_of_frames(frames)
+    assert num_frames(num_samples) == frames
+    network = SYSTEMS["ssast" if isinstance(config, SsastConfig) else "mae_ast"].network
+    model = network(config).train()
+    grid = config.patch_shape.grid(frames)
+    mask = mask_strategy(mask_type, config.mask_length)(batch, grid, config.random_mask_prob)
+    return model, torch.randn(batch, frames, 128), mask, split(config, mask_type, num_samples)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_counted_operations_are_those_that_torch_counts(name):
+    config, mask_type = CONFIGS[name]
+    model, source, mask, patches = prepared(config, mask_type, 200)
+    assert mask.visible_ids.shape[1] == patches.num_visible
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        pretraining_loss(model, source, mask).backward()
+    assert 2 * step_work(config, patches, bfloat16=False).flops == counter.get_total_flops()
+
+
+def saved_bytes(model, source, mask) -> int:
+    """Of all that the forward keeps, but for parameters and the input."""
+    given = {t.untyped_storage().data_ptr() for t in (*model.parameters(), source, *mask_ids(mask))}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in given:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = pretraining_loss(model, source, mask)
+    del loss
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def mask_ids(mask) -> tuple[torch.Tensor, torch.Tensor]:
+    return mask.visible_ids, mask.masked_ids
+
+
+@pytest.mark.parametrize("name", ["patches", "frames", "narrower decoder", "SSAST"])
+def test_counted_bytes_are_about_those_that_a_forward_keeps(name):
+    config, mask_type = CONFIGS[name]
+    kept = []
+    for frames in (480, 960):
+        model, source, mask, patches = prepared(config, mask_type, frames)
+        counted = 2 * step_work(config, patches, bfloat16=False).saved_bytes
+        kept.append((saved_bytes(model, source, mask), counted))
+    assert kept[1][0] - kept[0][0] == pytest.approx(kept[1][1] - kept[0][1], rel=0.1)
+    assert kept[1][0] == pytest.approx(kept[1][1], rel=0.1)
+
+
+def test_the_12_layer_patch_model_has_the_work_that_is_documented():
+    config = MaeAstConfig()
+    patches = split(config, "chunk_mask", 160_000)
+    assert (patches.num_patches, patches.num_visible) == (496, 124)
+    work = step_work(config, patches, bfloat16=True)
+    stated = (REPOSITORY / "BENCHMARKS.md").read_text(encoding="utf-8")
+    row = next(line for line in stated.splitlines() if line.startswith("| MAE-AST patch, 12"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1] == f"{work.flops / 1e9:.0f}"
+    assert cells[2] == f"{work.saved_bytes / 1e6:.0f}"
+
+
+def test_memory_is_never_less_than_weights_gradients_and_moments():
+    config = mae_ast()
+    work = step_work(config, split(config, "random_mask", 16_000), bfloat16=False)
+    assert peak_bytes(10**9, work, 1, bfloat16=False) == 16 * 10**9
+    assert peak_bytes(10**3, work, 7, bfloat16=False) > 7 * work.saved_bytes
+
+
+def test_presets_are_those_of_training(tmp_path):
+    config = build_config("ssast_patch", {"two_pass": True}, setting(tmp_path)).values
+    assert config.layer_norm_eps == 1e-6  # text to YAML
+    assert config.two_pass
+    assert build_config("mae_ast", {}, setting(tmp_path)).values.encoder_layerdrop == 0.05
+
+
+def test_all_systems_are_measured_at_all_batch_sizes(tmp_path):
+    cases = step_cases(setting(tmp_path, batches=[4, 8]))
+    assert {case["batch"] for case in cases} == {4, 8}
+    assert len({case["name"] for case in cases}) * 2 == len(cases) == 14
+
+
+def test_a_setting_that_no_model_has_is_refused():
+    check_overrides({"dropout": 0.0, "two_pass": True})
+    with pytest.raises(ValueError, match=r"model\.dropuot"):
+        check_overrides({"dropuot": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"parts": "masks,steps,fun"}, "--parts masks,steps,fun: of masks"),
+        ({"batches": "4,x"}, "--batches 4,x"),
+        ({"precision": "fp8"}, "--precision fp8: one of auto"),
+        ({"device": "tpu"}, "--device tpu"),
+        ({"minutes": 0.0}, "--minutes 0"),
+    ],
+)
+def test_wrong_options_end_in_one_line(arguments, message, tmp_path):
+    class Context:
+        args: tuple[str, ...] = ()
+
+    given = {
+        "parts": "masks",
+        "batches": None,
+        "precision": "auto",
+        "device": "cpu",
+        "out": tmp_path,
+        "minutes": 1.0,
+        "quick": True,
+    }
+    with pytest.raises(ValueError, match=message):
+        bench(Context(), **{**given, **arguments})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def quick_results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Folder and output of the parts that take no training, in tiny sizes."""
+    folder = tmp_path_factory.mktemp("bench")
+    names = "masks,fbank,decoding,lengths"
+    done = subprocess.run(
+        [sys.executable, "-m", "mae_ast.bench", "--quick", "--parts", names, "--out", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (results,) = folder.iterdir()
+    return results, done.stdout
+
+
+@pytest.mark.slow
+def test_one_command_writes_table_json_and_picture(quick_results):
+    folder, output = quick_results
+    assert folder.name.startswith("quick_")  # never taken for a measurement
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "lengths.png",
+        "results.json",
+        "results.md",
+    ]
+    results = report.read_results(folder)
+    assert list(results["parts"]) == ["masks", "fbank", "decoding", "lengths"]
+    assert results["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert "GiB" in results["hardware"]
+    assert "bench --quick --parts masks,fbank,decoding,lengths" in results["command"]
+    assert "there is no GPU here" in output
+    assert "about " in output.splitlines()[2]  # minutes, before anything is measured
+    assert "decoding 8/8" in output
+    assert (folder / "results.md").read_text() in output + "\n"
+
+
+@pytest.mark.slow
+def test_each_row_holds_a_measurement(quick_results):
+    results = report.read_results(quick_results[0])
+    rows = {name: part["rows"] for name, part in results["parts"].items()}
+    assert {row["name"] for row in rows["masks"]} == {
+        *("random_mask", "random_mask_batched", "chunk_mask", "retain_spans"),
+    }
+    assert [row["name"] for row in rows["fbank"]] == ["ours, cpu", "torchaudio, cpu, clip by clip"]
+    for row in (*rows["masks"], *rows["fbank"], *rows["decoding"]):
+        assert 0 < row["min_s"] <= row["median_s"] <= row["max_s"]
+    for row in rows["lengths"]:
+        assert 0 < row["share_of_matrix_rate"] < 1.5
+        assert row["peak_gib"] > 0.1  # this process's own, with libraries
+        assert row["clips_per_s"] == pytest.approx(row["batch"] / row["median_s"])
+    assert [row["sweep"] for row in rows["lengths"]] == ["length", "length", "ratio"]
+
+
+def test_the_picture_shows_measured_and_counted():
+    row = {
+        "name": "10 s",
+        "sweep": "length",
+        "clip_s": 10.0,
+        "batch": 2,
+        "flops_per_clip": 1e9,
+        "median_s": 0.5,
+        "optimizer_s": 0.1,
+        "peak_gib": 2.0,
+        "predicted_peak_gib": 1.9,
+        "precision": "float32",
+        "config": {"random_mask_prob": 0.75, "encoder_layers": 12, "decoder_layers": 2},
+    }
+    longer = {**row, "clip_s": 20.0, "flops_per_clip": 3e9, "median_s": 1.2}
+    failed = {"name": "120 s", "sweep": "length", "error": "out of memory"}
+    figure = report.lengths_figure([row, longer, failed])
+    measured, counted = figure.axes[0].lines
+    assert figure.get_suptitle() == "MAE-AST patch, 12 + 2 layers, 2 clips, float32, dropout 0"
+    assert list(measured.get_ydata()) == [0.5, 1.2]
+    assert list(counted.get_ydata()) == pytest.approx([0.5, 1.3])  # 0.1 + three times 0.4
+
+
+# --- what goes wrong ----------------------------------------------------------------------------
+
+
+def test_a_case_that_fails_is_named_and_leaves_the_others(tmp_path, monkeypatch):
+    said: list[str] = []
+    case = {"name": "unknown mask", "way": "a batch at once", "batch": 2}
+    cases = [case, *kernels.mask_cases(setting(tmp_path))[:1]]
+    part = Part("Masks", "", lambda _: cases, kernels.measure_masks, (), lambda _: 1.0)
+    monkeypatch.setitem(parts.PARTS, "masks", part)  # the process measures by its own
+    measured = suite.run_parts(
+        ["masks"], setting(tmp_path, quick=True), 100, tmp_path / "log", said.append
+    )
+    failed, good = measured["masks"].rows
+    assert failed["error"] == "KeyError: 'unknown mask'"
+    assert good["median_s"] > 0
+    assert said[0] == "masks 1/2: unknown mask: FAILED, KeyError: 'unknown mask'"
+    lines = report.table(parts.PARTS["masks"], [failed])
+    assert "- unknown mask, 2 clips: KeyError: 'unknown mask'" in lines
+
+
+def test_a_process_that_dies_takes_only_its_case_with_it(tmp_path, monkeypatch):
+    script = tmp_path / "python"
+    script.write_text(
+        "#!/bin/sh\nread request\n"
+        'case "$request" in *\'"cases": [{"name": "first"\'*) exit 9;; esac\n'
+        'echo \'@{"name": "second"}\'\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    cases = [{"name": "first"}, {"name": "second"}]
+    part = Part("Some", "", lambda _: cases, lambda case, _: case, (), lambda _: 1.0)
+    monkeypatch.setitem(parts.PARTS, "some", part)
+    measured = suite.run_parts(["some"], setting(tmp_path), 100, tmp_path / "log", print)
+    first, second = measured["some"].rows
+    assert "status 9" in first["error"]
+    assert second == {"name": "second"}
+
+
+def test_a_batch_that_does_not_fit_is_a_result(tmp_path, monkeypatch):
+    def refuse(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 900 GiB")
+
+    monkeypatch.setattr(steps, "build_config", refuse)
+    case = steps.step_cases(setting(tmp_path))[0]
+    assert steps.measure_step(case, setting(tmp_path)) == {**case, "error": "out of memory"}
+
+
+def test_what_the_time_does_not_allow_is_named(tmp_path):
+    measured = suite.run_parts(["masks"], setting(tmp_path), -1, tmp_path / "log", print)
+    assert {row["error"] for row in measured["masks"].rows} == {"left out: the time was up"}
+
+
+def test_parts_of_an_earlier_run_are_kept(tmp_path):
+    def run(name: str) -> dict:
+        row = {"name": "x", "error": "no"}
+        results = {name: suite.Measured([row], 1.0)}
+        return report.write_results(tmp_path, results, setting(tmp_path), ["mae-ast", "bench"])
+
+    run("fbank")
+    assert list(run("masks")["parts"]) == ["masks", "fbank"]
+
+
+def test_other_files_are_no_results(tmp_path):
+    with pytest.raises(FileNotFoundError, match="mae-ast bench"):
+        report.read_results(tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps([1]))
+    with pytest.raises(ValueError, match="holds no results"):
+        report.read_results(tmp_path)
+
+
+def test_a_column_leaves_unknown_figures_empty():
+    assert Column("ms", "s", ".1f", 1000).show({"s": 0.0123}) == "12.3"
+    assert Column("ms", "s", ".1f", 1000).show({}) == ""
+
+
+def test_seconds_an_update_leave_the_start_out():
+    lines = [
+        f'[2026-01-01 10:00:{second:02d},500][train_inner][INFO] - {{"num_updates": "{number}"}}'
+        for number, second in ((1, 0), (2, 30), (3, 32), (4, 34))
+    ]
+    assert training.seconds_an_update("\n".join(lines), 2) == 2.0
+    with pytest.raises(RuntimeError, match="fewer than two"):
+        training.seconds_an_update(lines[0], 1)
+
+
+@pytest.mark.slow
+def test_training_from_files_and_with_synthetic_batches(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    quick = setting(tmp_path, quick=True)
+    rows = [training.measure_training(case, quick) for case in training.training_cases(quick)]
+    assert [row["name"] for row in rows] == ["from FLAC", "synthetic batches"]
+    assert all(row["clips_per_s"] > 0 for row in rows)
+    logged = [path.read_text() for path in sorted(tmp_path.glob("run_*.log"))]
+    assert all('"num_updates": "8"' in text for text in logged)

@@ -1,0 +1,250 @@
+"""``mae-ast plan``: counts against what a training does, times against a measured step."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from typer.testing import CliRunner
+
+from mae_ast.cli.main import app
+from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.systems import config_from
+from mae_ast.planning import compose_settings, make_plan, time_plan
+from mae_ast.train_command import config_dir, train_command
+
+# 30 clips of 1 to 30 s, and two that are too short.
+LENGTHS = [16_000 * n for n in range(1, 31)] + [8000, 9000]
+SMALL = ("task.min_sample_size=10000", "task.max_sample_size=160000", "dataset.max_tokens=640000")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder of manifests; no file that they list exists."""
+    rows = "".join(f"{n}.flac\t{length}\t16000\n" for n, length in enumerate(LENGTHS))
+    (tmp_path / "train.tsv").write_text(f"/nowhere\n{rows}")
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _hydra_of_no_one():
+    yield
+    GlobalHydra.instance().clear()
+
+
+def plan_of(data: Path, *overrides: str, gpus: int = 1, config: str = "mae_ast"):
+    settings = compose_settings(data, config, [*SMALL, *overrides])
+    return make_plan(settings, data / "train.tsv", gpus), settings
+
+
+def test_batches_are_counted_as_they_are_made(data):
+    plan, _ = plan_of(data)
+    assert plan.clips_in_all == 32
+    assert plan.clips_left_out == 2
+    assert plan.batches.clips.sum() == 30
+    # 21 clips reach 10 s, four fit a batch; the others are cut to the shortest of theirs.
+    assert list(plan.batches.clips[:5]) == [4] * 5
+    assert list(plan.batches.samples[:5]) == [640_000] * 5
+    assert plan.batches.clips[5] > 3
+    assert plan.batches.samples[5] % plan.batches.clips[5] == 0
+    assert plan.hours_an_epoch < sum(min(n, 160_000) for n in LENGTHS) / 16_000 / 3600
+
+
+def test_padded_clips_keep_all_of_themselves(data):
+    plan, _ = plan_of(data, "task.pad_audio=true")
+    kept = sum(min(n, 160_000) for n in LENGTHS if n >= 10_000)
+    assert plan.batches.samples.sum() == kept
+
+
+def test_what_a_model_cuts_off_is_not_heard(data):
+    plan, _ = plan_of(data, "model.input_frames=98", config="ssast_patch")
+    assert plan.batches.samples.sum() == 30 * 15_920  # one window, and 97 times 10 ms
+    assert plan.patches.num_patches == 48
+
+
+@pytest.mark.parametrize(("gpus", "update_freq", "updates"), [(1, 1, 7), (2, 1, 4), (2, 2, 2)])
+def test_gpus_and_update_freq_share_an_epoch(data, gpus, update_freq, updates):
+    plan, _ = plan_of(data, f"optimization.update_freq=[{update_freq}]", gpus=gpus)
+    assert len(plan.batches.clips) == 7
+    assert plan.updates_an_epoch == updates
+    assert plan.updates == 550_000
+    assert plan.epochs == pytest.approx(550_000 / updates)
+    assert plan.hours == pytest.approx(plan.hours_an_epoch * plan.epochs)
+
+
+def test_whichever_limit_comes_first_ends_a_run(data):
+    plan, _ = plan_of(data, "optimization.max_epoch=3")
+    assert plan.updates == 21
+    assert plan.epochs == 3
+    with pytest.raises(ValueError, match="max_update nor max_epoch"):
+        plan_of(data, "optimization.max_update=0")
+
+
+def test_the_model_is_counted_without_being_made(data):
+    plan, settings = plan_of(data, "model.encoder_layers=2", "model.encoder_embed_dim=96")
+    model = MaeAst(config_from(settings.model))
+    assert plan.parameters == sum(p.numel() for p in model.parameters())
+    assert not any(p.is_meta for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("model.encoder_layer=3",), "encoder_layer"),
+        (("task.mask_type=holes",), "mask_type 'holes'"),
+        (("dataset.max_tokens=9000",), "max_tokens=9000 is below"),
+        (("dataset.required_batch_size_multiple=64", "dataset.max_tokens=6400000"), "multiple=64"),
+    ],
+)
+def test_what_training_would_refuse_is_refused(data, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        plan_of(data, *overrides)
+
+
+def results(**changes: object) -> dict:
+    """Of a bench on which a step of 10 clips takes 2 s, 0.5 s of it the optimizer."""
+    row = {
+        "name": "MAE-AST patch, 12 layers",
+        "system": "mae_ast",
+        "config": {"ast_kernel_size_time": 16, "dropout": 0.1},
+        "batch": 10,
+        "flops_per_clip": 1e11,
+        "median_s": 2.0,
+        "optimizer_s": 0.5,
+        "precision": "bfloat16",
+    }
+    other = {**row, "name": "SSAST", "system": "ssast", "median_s": 99.0}
+    frames = {**row, "name": "frames", "config": {**row["config"], "ast_kernel_size_time": 2}}
+    failed = {"name": "big", "error": "out of memory"}
+    parts = {"steps": {"rows": [failed, other, frames, {**row, **changes}]}}
+    return {"parts": parts, "hardware": "a machine", "date": "2026-01-01"}
+
+
+def test_time_scales_with_operations(data):
+    plan, settings = plan_of(data, "optimization.max_update=1000", "optimization.update_freq=[2]")
+    timed = time_plan(plan, settings, results())
+    per_batch = plan.clips_a_batch * plan.work.flops / (10 * 1e11) * 1.5
+    assert timed.step_s == pytest.approx(per_batch)
+    assert timed.hours == pytest.approx(1000 * (2 * per_batch + 0.5) / 3600)
+    assert timed.case == "MAE-AST patch, 12 layers, 10 clips, bfloat16"
+    assert timed.share is None
+    assert timed.workers is None
+
+
+def test_what_was_measured_beside_the_step_is_used(data):
+    plan, settings = plan_of(data)
+    measured = results()
+    measured["parts"]["training"] = {"rows": [{"clips_per_s": 80.0}, {"clips_per_s": 100.0}]}
+    row = {"clips_per_s_and_worker": 5.0, "fbank_in_workers": False}
+    measured["parts"]["loading"] = {"rows": [row]}
+    timed = time_plan(plan, settings, measured)
+    assert timed.share == 0.8
+    assert timed.workers == pytest.approx(plan.clips_a_batch / timed.step_s / 5)
+
+
+def test_a_system_that_was_not_measured_is_not_guessed(data):
+    plan, settings = plan_of(data, config="ssast_patch")
+    measured = results()
+    measured["parts"]["steps"]["rows"] = measured["parts"]["steps"]["rows"][-1:]
+    with pytest.raises(ValueError, match="hold no step of ssast; they hold: mae_ast"):
+        time_plan(plan, settings, measured)
+
+
+def test_the_command_prints_all_of_it(data):
+    path = data / "results.json"
+    path.write_text(json.dumps(results()))
+    given = ["plan", str(data), "--gpus", "8", "--nodes", "2", "--bench", str(path), *SMALL]
+    done = CliRunner().invoke(app, given)
+    assert done.exit_code == 0, done.output
+    said = dict(line.split("  ", 1) for line in done.output.splitlines())
+    assert said["clips"].strip().startswith("30 of 32, ")
+    assert "16 GPUs x update_freq 1" in said["batch of an update"]
+    assert said["updates"].strip() == "550,000; 1 an epoch"
+    assert said["epochs"].strip() == "550,000.0"
+    assert "a machine, 2026-01-01" in said["measured"]
+    assert "of steps alone" in said["wall time"]
+    untimed = CliRunner().invoke(app, ["plan", str(data / "train.tsv"), *SMALL])
+    assert untimed.exit_code == 0, untimed.output
+    assert "not known: --bench" in untimed.output
+
+
+# --- run_config ---------------------------------------------------------------------------------
+
+# The fields of hydra-submitit-launcher 1.2, which is not installed here.
+LAUNCHER = {
+    **dict.fromkeys(("partition", "account", "constraint", "qos", "setup", "gres"), None),
+    **{"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"},
+    **{"submitit_folder": "${hydra.sweep.dir}/.submitit/%j", "name": "${hydra.job.name}"},
+    **{"timeout_min": 60, "cpus_per_task": 1, "gpus_per_node": 1, "tasks_per_node": 1},
+    **{"mem_gb": 1, "nodes": 1, "signal_delay_s": 120, "max_num_timeout": 0},
+    "additional_parameters": {},
+}
+
+
+def composed(tmp_path: Path, *overrides: str):
+    from fairseq.dataclass.initialize import hydra_init
+
+    from mae_ast.plugin import register
+
+    register()
+    arguments = train_command(tmp_path, "mae_ast", tmp_path / "run", list(overrides))
+    hydra_init("mae_ast")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir() / "pretrain"), version_base="1.1"):
+        wanted = arguments[arguments.index("mae_ast") + 1 :]
+        return compose("mae_ast", overrides=wanted, return_hydra_config=True)
+
+
+def test_local_composes(tmp_path):
+    settings = composed(tmp_path, "+run_config=local", "common.log_interval=3")
+    assert settings.distributed_training.distributed_world_size == 1
+    assert settings.common.log_interval == 3
+    assert settings.model.encoder_layers == 12
+
+
+@pytest.mark.parametrize(("nodes", "gpus"), [(1, 8), (4, 32)])
+def test_slurm_composes_with_the_launcher(tmp_path, nodes, gpus):
+    store = ConfigStore.instance()
+    store.store(group="hydra/launcher", name="submitit_slurm", node=LAUNCHER)
+    settings = composed(
+        tmp_path,
+        f"+run_config=slurm_{nodes}",
+        "hydra/launcher=submitit_slurm",
+        "hydra.launcher.partition=gpu",
+    )
+    launcher = settings.hydra.launcher
+    assert settings.distributed_training.distributed_world_size == gpus
+    assert launcher.nodes * launcher.tasks_per_node == gpus  # a task for each GPU
+    assert launcher.tasks_per_node == launcher.gpus_per_node
+    assert launcher.cpus_per_task > settings.dataset.num_workers
+    assert settings.distributed_training.distributed_port > 0  # fairseq wants one on SLURM
+    assert launcher.partition == "gpu"
+    assert settings.hydra.sweep.dir == str(tmp_path / "run")
+    assert launcher.submitit_folder == str(tmp_path / "run" / "submitit")
+    assert launcher.name == "mae_ast"
+
+
+@pytest.mark.slow
+def test_the_command_takes_a_run_config(tmp_path):
+    command = train_command(tmp_path, "mae_ast", tmp_path / "run", ["+run_config=local"])
+    done = subprocess.run(
+        [*command, "--cfg", "job"], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "log_interval: 10" in done.stdout
+    assert command[0] == sys.executable
+
+
+def test_no_gpu_is_needed_to_plan(data, monkeypatch):
+    def refuse(*args: object) -> None:
+        raise AssertionError("a plan asked for a GPU")
+
+    monkeypatch.setattr(torch.cuda, "init", refuse)
+    assert plan_of(data, gpus=64)[0].gpus == 64
