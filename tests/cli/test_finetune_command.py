@@ -35,7 +35,7 @@ def test_all_presets_of_the_recipes_are_there() -> None:
     found = {path.stem for path in (config_dir() / "finetune").glob("*.yaml")}
     assert found >= {
         *("demo", "esc50", "speechcommands1", "speechcommands2"),
-        *("audioset_balanced", "audioset"),
+        *("audioset_balanced", "audioset", "voxceleb1"),
     }
 
 
