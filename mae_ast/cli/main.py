@@ -59,9 +59,9 @@ app.command("stats")(stats.stats)
 app.command(
     "pretrain", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )(pretrain.pretrain)
-app.command(
-    "plan", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
-)(plan.plan)
+app.command("plan", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    plan.plan
+)
 app.command(
     "finetune", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )(finetune.finetune)
