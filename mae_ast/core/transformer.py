@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mae_ast.core.attention import KeyPadding, attend
 from mae_ast.core.dropout import Dropout
@@ -89,7 +90,12 @@ class TransformerLayer(nn.Module):
         attention_dropout: on attention weights.
         activation_dropout: after the feed-forward block's activation.
         layer_norm_eps: added to the variance in layer norms; timm's ViTs have 1e-6.
+
+    ``checkpoint_activations`` may be set: then nothing of a layer but its input is kept
+    for the backward, which computes the rest again.
     """
+
+    checkpoint_activations = False
 
     def __init__(
         self,
@@ -116,6 +122,13 @@ class TransformerLayer(nn.Module):
         self, x: Tensor, mask: Tensor | KeyPadding | None = None, ids: Tensor | None = None
     ) -> Tensor:
         """(B, N, D) -> (B, N, D), or (B, K, D) of the tokens ``ids`` (B, K) only."""
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            again: Tensor = checkpoint(self.compute, x, mask, ids, use_reentrant=False)
+            return again
+        return self.compute(x, mask, ids)
+
+    def compute(self, x: Tensor, mask: Tensor | KeyPadding | None, ids: Tensor | None) -> Tensor:
+        """What :meth:`forward` gives."""
         if self.norm_first:
             normed = self.self_attn_layer_norm(x)
             queries = None if ids is None else take(normed, ids)
@@ -132,6 +145,17 @@ class TransformerLayer(nn.Module):
         hidden = self.activation_dropout(F.gelu(self.fc1(x)))
         out: Tensor = self.dropout(self.fc2(hidden))
         return out
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Let ``torch.compile`` make kernels of each layer of a model's transformers, all alike.
+
+    Layers of one stack share what is compiled. It pays where batches have one shape or a few: each
+    new one is compiled again, which takes a minute, or for all lengths at once.
+    """
+    for layer in model.modules():
+        if isinstance(layer, TransformerLayer):
+            layer.compute = torch.compile(layer.compute)  # type: ignore[method-assign]
 
 
 class Transformer(nn.Module):

@@ -4,19 +4,18 @@
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from fairseq.dataclass import FairseqDataclass
 from fairseq.models import register_model
 
 from mae_ast.core.audio_mae import AudioMae
 from mae_ast.core.config_audio_mae import AudioMaeConfig
 from mae_ast.errors import user_errors
-from mae_ast.models.pretraining import PretrainingModel
+from mae_ast.models.pretraining import PretrainingModel, PretrainingModelConfig
 from mae_ast.starts import start_encoder
 
 
 @dataclass
-class AudioMaeModelConfig(FairseqDataclass, AudioMaeConfig):  # type: ignore[misc]
-    """``model.*``; all but the start are the core's."""
+class AudioMaeModelConfig(PretrainingModelConfig, AudioMaeConfig):
+    """``model.*``; what describes the model is the core's."""
 
     encoder_weights: Optional[str] = field(  # noqa: UP045
         default=None,

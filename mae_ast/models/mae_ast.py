@@ -3,17 +3,16 @@
 # No postponed annotations here: fairseq reads the types of the fields.
 from dataclasses import dataclass
 
-from fairseq.dataclass import FairseqDataclass
 from fairseq.models import register_model
 
 from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.mae_ast import MaeAst
-from mae_ast.models.pretraining import PretrainingModel
+from mae_ast.models.pretraining import PretrainingModel, PretrainingModelConfig
 
 
 @dataclass
-class MaeAstModelConfig(FairseqDataclass, MaeAstConfig):  # type: ignore[misc]
-    """``model.*``; all fields are the core's."""
+class MaeAstModelConfig(PretrainingModelConfig, MaeAstConfig):
+    """``model.*``; what describes the model is the core's."""
 
 
 @register_model("mae_ast", dataclass=MaeAstModelConfig)

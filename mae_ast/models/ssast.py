@@ -3,17 +3,16 @@
 # No postponed annotations here: fairseq reads the types of the fields.
 from dataclasses import dataclass
 
-from fairseq.dataclass import FairseqDataclass
 from fairseq.models import register_model
 
 from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.ssast import Ssast
-from mae_ast.models.pretraining import PretrainingModel
+from mae_ast.models.pretraining import PretrainingModel, PretrainingModelConfig
 
 
 @dataclass
-class SsastModelConfig(FairseqDataclass, SsastConfig):  # type: ignore[misc]
-    """``model.*``; all fields are the core's."""
+class SsastModelConfig(PretrainingModelConfig, SsastConfig):
+    """``model.*``; what describes the model is the core's."""
 
 
 @register_model("ssast", dataclass=SsastModelConfig)

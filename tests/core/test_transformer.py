@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from mae_ast.core.transformer import SelfAttention, Transformer, TransformerLayer, init_linear
+from mae_ast.core.transformer import (
+    SelfAttention,
+    Transformer,
+    TransformerLayer,
+    compile_layers,
+    init_linear,
+)
 
 DIM, FFN, HEADS = 24, 40, 3
 BOTH_KINDS = pytest.mark.parametrize("norm_first", [False, True], ids=["post-norm", "pre-norm"])
@@ -184,3 +190,52 @@ def test_the_epsilon_of_layer_norms_is_torchs_unless_told():
         stack = Transformer(2, DIM, FFN, HEADS, **options)
         norms = [m.eps for m in stack.modules() if isinstance(m, nn.LayerNorm)]
         assert norms == [eps] * 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_checkpointed_layers_keep_their_inputs_alone_and_compute_the_same(dtype):
+    stack = Transformer(4, DIM, FFN, HEADS, dropout=0.2, attention_dropout=0.2)
+    with_random_weights(stack)
+    x = torch.randn(2, 50, DIM)
+
+    def run() -> tuple[list[Tensor], int]:
+        """All gradients, and the bytes that the forward keeps."""
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            kept[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        torch.manual_seed(0)
+        stack.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                y = stack(x)
+            held = sum(kept.values())
+            y.float().square().sum().backward()
+        return [p.grad.clone() for p in stack.parameters()], held
+
+    expected, whole = run()
+    for layer in stack.layers:
+        layer.checkpoint_activations = True
+    found, held = run()
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    assert held < whole / 5
+
+
+def test_compiled_layers_compute_the_same():
+    stack = with_random_weights(Transformer(2, DIM, FFN, HEADS))
+    x, padding_mask = torch.randn(2, 16, DIM), torch.zeros(2, 16, dtype=torch.bool)
+    padding_mask[1, 9:] = True
+    results = []
+    for compiled in (False, True):
+        if compiled:
+            compile_layers(stack)
+        stack.zero_grad()
+        y = stack(x, padding_mask)
+        y[~padding_mask].square().sum().backward()
+        results.append([y[~padding_mask].detach(), *(p.grad.clone() for p in stack.parameters())])
+    for one, other in zip(*results, strict=True):
+        assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert stack.state_dict().keys() == Transformer(2, DIM, FFN, HEADS).state_dict().keys()

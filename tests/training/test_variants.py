@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from .conftest import ONLY_TRAINING, WITHOUT_DROPOUT
 
@@ -67,3 +68,19 @@ def test_half_precision_of_fairseq(losses: Losses, half: tuple[str, ...], place:
     rough = losses(f"task.fbank={place}", *half)
     assert rough != exact
     assert rough == pytest.approx(exact, rel=0.05)
+
+
+@pytest.mark.parametrize("pad", ["false", "true"])
+def test_checkpointed_layers(losses: Losses, pad: str) -> None:
+    plain = losses(f"task.pad_audio={pad}")
+    checkpointed = losses(f"task.pad_audio={pad}", "model.checkpoint_activations=true")
+    assert checkpointed == plain
+
+
+def test_compiled_layers(losses: Losses, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch makes of a layer is tested elsewhere; here, that all layers come to it."""
+    plain = losses()
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda compute: compiled.append(compute) or compute)
+    assert losses("model.compile=true") == plain
+    assert len(compiled) == 3  # two layers of the encoder, one of the decoder
