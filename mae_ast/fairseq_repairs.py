@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import queue
 import shutil
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import fairseq_cli.hydra_train
 import fairseq_cli.train
 import torch.utils.data._utils
 from fairseq import checkpoint_utils
+from fairseq.data.iterators import BackgroundConsumer
 from fairseq.file_io import PathManager
 from omegaconf.errors import OmegaConfBaseException
 
@@ -32,6 +38,11 @@ def apply() -> None:
     # 2 workers took 73 s instead of 3. Can go when fairseq closes its iterators.
     torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = _WORKER_CHECK_S
 
+    # A thread that prepares batches is still at work when a program ends, which Python answers with
+    # an abort (status 134) where the thread is within PyTorch: with dataset.num_workers=0, after a
+    # training that had gone well. Can go when fairseq ends its iterators.
+    atexit.register(_end_buffers)
+
     # checkpoint_last.pt is a plain copy of the file just saved; a run killed meanwhile leaves it
     # truncated and can never be resumed. Can go when fairseq renames a finished copy into place.
     PathManager.copy = staticmethod(_copy_atomically)
@@ -51,6 +62,16 @@ def apply() -> None:
         checkpoint_utils.load_checkpoint_to_cpu
     )
     checkpoint_utils.load_checkpoint = _of_folders(checkpoint_utils.load_checkpoint)
+
+
+def _end_buffers(limit_s: float = 5.0) -> None:
+    deadline = time.monotonic() + limit_s
+    for thread in threading.enumerate():
+        if isinstance(thread, BackgroundConsumer):
+            thread._max_len = 0  # after the batch that it is at
+            while thread.is_alive() and time.monotonic() < deadline:
+                with suppress(queue.Empty):  # it may wait for room
+                    thread._queue.get(timeout=0.01)
 
 
 def _of_folders(load: Callable[..., Any]) -> Callable[..., Any]:
