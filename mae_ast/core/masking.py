@@ -241,13 +241,16 @@ def first_cover(
         generator: source of the draw.
 
     Returns:
-        (B, T', F') int64.
+        (B, T', F') int16, or int32 where K wants it.
     """
     in_time = _covered(grid[0], sides_time, num_blocks, generator)
     in_mel = _covered(grid[1], sides_mel, num_blocks, generator)
-    covered = in_time.unsqueeze(3) & in_mel.unsqueeze(2)  # (B, K, T', F')
-    nothing = covered.new_ones(len(covered), 1, *grid)
-    return torch.cat((covered, nothing), dim=1).to(torch.uint8).argmax(dim=1)
+    # Blocks are numbered down from K, so that the first is a maximum: in small integers, many fold
+    # faster than the first of several ones is found.
+    dtype = torch.int16 if num_blocks < 2**15 else torch.int32
+    rank = torch.arange(num_blocks, 0, -1, dtype=dtype, device=in_time.device)
+    ranked = (in_time * rank[:, None]).unsqueeze(3) * in_mel.unsqueeze(2)  # (B, K, T', F')
+    return num_blocks - ranked.amax(dim=1)
 
 
 def _covered(

@@ -15,6 +15,7 @@ from mae_ast.core.masking import (
     check_mask,
     chunk_mask,
     count_visible,
+    first_cover,
     hide_lowest,
     mask_strategy,
     pad_mask_ids,
@@ -243,6 +244,25 @@ def test_one_clip_is_quick(strategy, limit_ms):
         strategy(1, TEN_SECONDS, 0.75, generator)
         seconds.append(time.perf_counter() - begin)
     assert sorted(seconds)[100] * 1_000 < limit_ms
+
+
+@pytest.mark.parametrize("num_blocks", [1, 20, 40_000])
+def test_the_first_block_over_a_patch(num_blocks):
+    """Against a loop over blocks that finds their corners in the same draws."""
+    grid, sides = (40, 3), (4, 2)
+    generator = seeded(7)
+    corners = [
+        [math.floor(draw * (size + side - 1)) + 1 - side for draw in draws]
+        for size, side in zip(grid, sides, strict=True)
+        for draws in torch.rand(1, num_blocks, generator=generator).tolist()
+    ]
+    expected = torch.full(grid, num_blocks)
+    for number, (time_, mel) in reversed(list(enumerate(zip(*corners, strict=True)))):
+        end_time, end_mel = time_ + sides[0], mel + sides[1]
+        expected[max(time_, 0) : end_time, max(mel, 0) : end_mel] = number
+    found = first_cover(grid, *(torch.tensor([[side]]) for side in sides), num_blocks, seeded(7))
+    assert torch.equal(found[0].long(), expected)
+    assert num_blocks > 1 or (expected == num_blocks).any()
 
 
 def test_hide_lowest():
