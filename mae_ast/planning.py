@@ -25,8 +25,6 @@ from omegaconf.errors import OmegaConfBaseException
 from mae_ast.bench.work import Split, Work, split, step_work
 from mae_ast.core.audio import SAMPLE_RATE
 from mae_ast.core.batch import Collater
-from mae_ast.core.config import MaeAstConfig
-from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.fbank import num_samples_of_frames
 from mae_ast.core.manifest import Manifest
 from mae_ast.core.systems import SYSTEMS, config_from, name_of
@@ -36,6 +34,8 @@ from mae_ast.progress import bar
 from mae_ast.train_command import train_command
 
 TASK = "mae_ast_pretraining"
+# What makes another step of the same system, beside its sizes.
+FORMS = ("two_pass", "decoder_attention")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Plan:
         hours_an_epoch, hours: of audio.
         parameters: of the model.
         patches: of a clip of the median batch.
-        work: a clip's share of a step; ``None``: not counted for this system.
+        work: a clip's share of a step.
     """
 
     gpus: int
@@ -81,7 +81,7 @@ class Plan:
     hours: float
     parameters: int
     patches: Split
-    work: Work | None
+    work: Work
 
     @property
     def clips_a_batch(self) -> float:
@@ -171,7 +171,6 @@ def make_plan(settings: Any, manifest: Path, gpus: int) -> Plan:
         raise ValueError("optimization.update_freq has several values; plans take one")
     a_gpu = math.ceil(len(batches.clips) / gpus)
     updates_an_epoch = math.ceil(a_gpu / update_freq)
-    is_counted = isinstance(config, MaeAstConfig | SsastConfig)
     updates = _updates(settings.optimization, updates_an_epoch)
     hours_an_epoch = float(batches.samples.sum()) / SAMPLE_RATE / 3600
     epochs = updates / updates_an_epoch
@@ -189,7 +188,7 @@ def make_plan(settings: Any, manifest: Path, gpus: int) -> Plan:
         hours=hours_an_epoch * epochs,
         parameters=_num_parameters(config),
         patches=patches,
-        work=step_work(config, patches, config.precision != "float32") if is_counted else None,
+        work=step_work(config, patches, config.precision != "float32"),
     )
 
 
@@ -258,8 +257,6 @@ def time_plan(plan: Plan, settings: Any, results: Mapping[str, Any]) -> Timed:
     """
     parts = results["parts"]
     steps = [row for row in parts.get("steps", {}).get("rows", []) if "error" not in row]
-    if plan.work is None:
-        raise ValueError(f"{settings.model._name}: operations are counted for mae_ast and ssast")
     batch_flops = plan.clips_a_batch * plan.work.flops
     row = _nearest(batch_flops, settings.model, steps)
     per_s = row["batch"] * row["flops_per_clip"] / max(row["median_s"] - row["optimizer_s"], 1e-9)
@@ -283,7 +280,7 @@ def _nearest(
         row
         for row in rows
         if row["system"] == model._name
-        and row["config"].get("two_pass") == getattr(model, "two_pass", None)
+        and all(row["config"].get(key) == getattr(model, key, None) for key in FORMS)
     ]
     if not alike:
         known = ", ".join(sorted({row["system"] for row in rows})) or "none"

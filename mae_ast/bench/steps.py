@@ -1,7 +1,7 @@
 """Training steps at full width: over batch sizes, clip lengths and mask ratios.
 
 A step is what training does between two batches: filterbank (on a GPU only; beside a CPU the data
-loader's workers run it), forward, 10 MSE + InfoNCE, backward, AdamW. Masks are drawn before, as the
+loader's workers run it), forward, losses, backward, AdamW. Masks are drawn before, as the
 data loader does.
 """
 
@@ -52,6 +52,13 @@ SYSTEM_CASES: tuple[tuple[str, str, dict[str, Any], str], ...] = (
     ("MAE-AST frame, 6 layers", "mae_ast", {**FRAMES, "encoder_layers": 6}, "random_mask"),
     ("SSAST patch, 12 layers, one pass", "ssast_patch", {}, "chunk_mask"),
     ("SSAST patch, 12 layers, two passes", "ssast_patch", {"two_pass": True}, "chunk_mask"),
+    ("Audio-MAE, 12 layers, local decoder", "audio_mae", {}, "random_mask"),
+    (
+        "Audio-MAE, 12 layers, global decoder",
+        "audio_mae",
+        {"decoder_attention": "global"},
+        "random_mask",
+    ),
 )
 QUICK = {
     "encoder_layers": 2,
@@ -232,9 +239,8 @@ def check_overrides(overrides: dict[str, Any]) -> None:
     Raises:
         ValueError: with the key.
     """
-    known = {
-        f.name for name in ("mae_ast", "ssast") for f in dataclasses.fields(SYSTEMS[name].config)
-    }
+    systems = {preset_of(preset)["model"]["_name"] for _, preset, _, _ in SYSTEM_CASES}
+    known = {f.name for name in systems for f in dataclasses.fields(SYSTEMS[name].config)}
     for key in overrides:
         if key not in known:
             raise ValueError(f"model.{key}: no model has such a setting")
@@ -246,12 +252,12 @@ def uses_bfloat16(precision: str, device: str) -> bool:
 
 
 def pretraining_loss(model: Callable[..., Any], source: Tensor, mask: MaskIds) -> Tensor:
-    """10 MSE + InfoNCE, a masked patch."""
+    """10 MSE + InfoNCE, a masked patch; MSE alone where the system has no more."""
     out = model(source, None, mask.visible_ids, mask.masked_ids)
-    mse = reconstruction_loss(out.reconstruction, out.target)
-    info_nce = info_nce_loss(out.classification, out.target).loss
-    loss: Tensor = (10 * mse + info_nce) / mask.masked_ids.numel()
-    return loss
+    loss: Tensor = 10 * reconstruction_loss(out.reconstruction, out.target)
+    if out.classification is not None:
+        loss = loss + info_nce_loss(out.classification, out.target).loss
+    return loss / mask.masked_ids.numel()
 
 
 _COLUMNS = (
@@ -269,7 +275,7 @@ _COLUMNS = (
 
 STEPS = Part(
     "Training steps",
-    "Forward, 10 MSE + InfoNCE, backward and AdamW on clips of 10 s, presets' settings; medians. "
+    "Forward, losses, backward and AdamW on clips of 10 s, presets' settings; medians. "
     "The matrix rate is measured in the same process, in the same number format.",
     step_cases,
     measure_step,

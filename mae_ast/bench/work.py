@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.config_audio_mae import WINDOW, AudioMaeConfig
 from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.fbank import num_frames
-from mae_ast.core.masking import count_visible
+from mae_ast.core.local_attention import Windows
+from mae_ast.core.masking import Grid, count_visible
 
 # float32 weights, gradients, and two moments of AdamW.
 OPTIMIZED_BYTES = 16
@@ -40,10 +42,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Split:
-    """A clip's patches: N = V + M."""
+    """A clip's patches: N = V + M, on a grid along time and mel."""
 
-    num_patches: int
+    grid: Grid
     num_visible: int
+
+    @property
+    def num_patches(self) -> int:
+        """N."""
+        return math.prod(self.grid)
 
     @property
     def num_masked(self) -> int:
@@ -53,37 +60,41 @@ class Split:
 
 def split(config: Any, mask_type: str, num_samples: int) -> Split:
     """How many patches of a clip of so many samples at 16 kHz are seen."""
-    along_time, per_column = config.patch_shape.grid(num_frames(num_samples))
-    num_patches = along_time * per_column
+    grid = config.patch_shape.grid(num_frames(num_samples))
+    num_patches = math.prod(grid)
     ratio = config.random_mask_prob
     if mask_type == "retain_spans":
         share = 1 - math.exp(-ratio)
-        return Split(num_patches, num_patches - min(num_patches - 1, round(num_patches * share)))
-    return Split(num_patches, count_visible(num_patches, ratio))
+        return Split(grid, num_patches - min(num_patches - 1, round(num_patches * share)))
+    return Split(grid, count_visible(num_patches, ratio))
 
 
 def step_work(config: Any, patches: Split, bfloat16: bool) -> Work:
     """A clip's share of a training step.
 
     Args:
-        config: of MAE-AST or SSAST.
+        config: of a system that is pretrained.
         patches: of the clip.
         bfloat16: the transformers run under autocast.
 
     Raises:
-        ValueError: another system, whose work is not counted.
+        ValueError: another system, which is not pretrained.
     """
+    hidden, patch_dim = patches.num_masked, config.patch_shape.dim
+    differences = 4 * hidden * patch_dim  # to the targets, for MSE
+    if isinstance(config, AudioMaeConfig):
+        flops, saved = _audio_mae(config, patches, bfloat16)
+        return Work(flops, saved + differences, transient_bytes=0.0)
     if isinstance(config, MaeAstConfig):
         flops, saved = _mae_ast(config, patches, bfloat16)
     elif isinstance(config, SsastConfig):
         flops, saved = _ssast(config, patches, bfloat16)
     else:
-        raise ValueError(f"{type(config).__name__}: operations are counted for mae_ast and ssast")
-    hidden, patch_dim = patches.num_masked, config.patch_shape.dim
+        raise ValueError(f"{type(config).__name__}: only operations of pretraining are counted")
     # InfoNCE: M x M logits, and a backward to the predictions alone, since targets are data.
     flops += 2 * 2.0 * hidden * hidden * patch_dim
-    # Differences to the targets, the targets, the logits; then exponentials and gradients of these.
-    saved += 4 * (2 * hidden * patch_dim + hidden * hidden)
+    # The targets and the logits; then exponentials and gradients of these.
+    saved += differences + 4 * (hidden * patch_dim + hidden * hidden)
     return Work(flops, saved, transient_bytes=8.0 * hidden * hidden)
 
 
@@ -135,6 +146,32 @@ def _ssast(config: SsastConfig, patches: Split, bfloat16: bool) -> tuple[float, 
     return flops, saved
 
 
+def _audio_mae(config: AudioMaeConfig, patches: Split, bfloat16: bool) -> tuple[float, float]:
+    total, hidden = patches.num_patches, patches.num_masked
+    patch_dim, width = config.patch_shape.dim, config.encoder_embed_dim
+    decoder_width, ffn = config.decoder_embed_dim, config.decoder_ffn_embed_dim
+    half = 2 if bfloat16 else 4
+
+    seen = patches.num_visible + config.prefix_tokens
+    encoder = _stack(config.encoder_layers, seen, seen, width, config.encoder_ffn_embed_dim, half)
+    flops = encoder[0] + _embedding_flops(patches.num_visible, patch_dim, width)
+    flops += 3 * 2.0 * (seen * width * decoder_width + hidden * decoder_width * patch_dim)
+    saved = encoder[1] + half * (patches.num_visible * patch_dim + seen * width)
+
+    is_global = all(shift is None for shift in config.shifts)
+    tokens = total + (config.prefix_tokens if is_global else 0)
+    for number, shift in enumerate(config.shifts):
+        queries = hidden if number == len(config.shifts) - 1 else tokens
+        places, keys = tokens, tokens
+        if shift is not None:  # all places of all windows, whatever is wanted
+            places = queries = Windows(patches.grid, WINDOW, shift).num_places
+            keys = math.prod(WINDOW)
+        flops += 3 * _layer_flops(places, queries, decoder_width, ffn, keys)
+        saved += _layer_bytes(places, queries, decoder_width, ffn, half)
+    # The stack's own layer norm keeps its input in float32, the head its own.
+    return flops, saved + (4 + half) * hidden * decoder_width
+
+
 def _embedding_flops(tokens: int, patch_dim: int, width: int) -> float:
     """Forward, and a backward to the weights alone, since patches are data."""
     return 2 * 2.0 * tokens * patch_dim * width
@@ -153,17 +190,19 @@ def _stack(
     return flops, saved + 4 * tokens * width  # and the input of the stack's own layer norm
 
 
-def _layer_flops(keys: int, queries: int, width: int, ffn: int) -> float:
-    projections = 2.0 * width * width * (2 * queries + 2 * keys)
-    return projections + 4.0 * queries * keys * width + 4.0 * queries * width * ffn
+def _layer_flops(tokens: int, queries: int, width: int, ffn: int, keys: int | None = None) -> float:
+    """Of a layer's forward; a query attends to ``keys`` of the tokens, or to all."""
+    projections = 2.0 * width * width * (2 * queries + 2 * tokens)
+    attention = 4.0 * queries * (keys or tokens) * width
+    return projections + attention + 4.0 * queries * width * ffn
 
 
-def _layer_bytes(keys: int, queries: int, width: int, ffn: int, half: int) -> float:
+def _layer_bytes(tokens: int, queries: int, width: int, ffn: int, half: int) -> float:
     """Of a layer; ``half`` is the size of what matrix products take.
 
     Attention keeps its input, queries, keys, values and output; the feed-forward block its input
     and both sides of GELU; the two layer norms their inputs, which are float32.
     """
-    attention = half * width * (3 * keys + 2 * queries)
+    attention = half * width * (3 * tokens + 2 * queries)
     feed_forward = half * queries * (width + 2 * ffn)
     return attention + feed_forward + 2 * 4 * queries * width

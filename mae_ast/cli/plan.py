@@ -47,6 +47,7 @@ def plan(
     update = made.clips_a_batch * made.gpus * made.update_freq
     hidden = made.patches.num_masked / made.patches.num_patches
     traffic = 4 * made.parameters / 1e9
+    in_all = made.work.flops * update * made.updates / 1e18
     lines = {
         "clips": f"{made.clips_in_all - made.clips_left_out:,} of {made.clips_in_all:,}, "
         f"{made.hours_an_epoch:,.1f} h as cropped",
@@ -59,12 +60,8 @@ def plan(
         "updates": f"{made.updates:,}; {made.updates_an_epoch:,} an epoch",
         "epochs": f"{made.epochs:,.1f}",
         "hours of audio": f"{made.hours:,.0f}",
+        "operations": f"{made.work.flops / 1e9:.0f} GFLOP a clip, {in_all:,.2f} EFLOP in all",
     }
-    if made.work is not None:
-        in_all = made.work.flops * update * made.updates / 1e18
-        lines["operations"] = (
-            f"{made.work.flops / 1e9:.0f} GFLOP a clip, {in_all:,.2f} EFLOP in all"
-        )
     if made.gpus > 1:
         lines["gradients"] = f"{traffic:.2f} GB summed over the GPUs in each update"
     if results is not None:

@@ -42,6 +42,12 @@ class Windows:
         """Whether no window hangs over an edge."""
         return not any(self._overhang)
 
+    @property
+    def num_places(self) -> int:
+        """W S of a clip, those that hang over an edge included."""
+        before_t, after_t, before_f, after_f = self._overhang
+        return (self.grid[0] + before_t + after_t) * (self.grid[1] + before_f + after_f)
+
     def cut(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B W, S, C); zeros where a window hangs over an edge."""
         (time, mel), (before_t, after_t, before_f, after_f) = self.size, self._overhang
