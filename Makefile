@@ -47,8 +47,9 @@ lint: $(READY)  ## ruff
 type: $(READY)  ## mypy, strict on the core
 	$(BIN)/mypy
 
+# Files of tests run side by side, each on one thread: small models gain nothing by more.
 unit: $(READY)  ## pytest
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 format: $(READY)  ## put the code into shape
 	$(BIN)/ruff check --fix .

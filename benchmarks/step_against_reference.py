@@ -33,7 +33,7 @@ CASES = [  # (dropout, our precision): against the reference's float32 with the 
 def our_step(dropout: float, precision: str) -> Callable[[], float]:
     """A function that runs a step and returns its loss."""
     import torch
-    from step_of_systems import pretraining_loss
+    from step_of_systems import masked_loss
 
     from mae_ast.allocator import keep_freed_memory
     from mae_ast.core.config import MaeAstConfig
@@ -51,7 +51,7 @@ def our_step(dropout: float, precision: str) -> Callable[[], float]:
     source = torch.randn(BATCH, FRAMES, 128)
 
     def step() -> float:
-        loss = pretraining_loss(model, source)
+        loss = masked_loss(model, source)
         loss.backward()
         model.zero_grad(set_to_none=True)
         return loss.item()

@@ -1,61 +1,79 @@
-"""A training step of MAE-AST against one of SSAST, at full width: time and peak memory.
+"""A training step of each of the four systems, at full width: time and peak memory.
 
     python benchmarks/step_of_systems.py
 
-A step is masks, forward, 10 MSE + InfoNCE, backward and AdamW, on 4 clips of 10 s (998 frames of
-log-mel noise, 496 patches of 16 x 16), without dropout and layerdrop. 12 layers of width 768, chunk
-masks:
+A step is masks, forward, losses, backward and AdamW, on 4 clips of 10 s (998 frames of log-mel
+noise, 496 patches of 16 x 16), without dropout and layerdrop. 12 layers of width 768:
 
-    MAE-AST            2 layers more in the decoder; 75 % hidden
+    MAE-AST            2 layers more in the decoder; 75 % hidden in chunks; 10 MSE + InfoNCE
     SSAST              both losses from one pass; 400 of 512 hidden, that is 388 of the 496
     SSAST, two passes  the same, with a pass through the encoder for each loss
+    Audio-MAE          16 layers of width 512 more in the decoder, within windows; 80 % hidden at
+                       random; MSE
+    Audio-MAE, global  the same, its decoder attending everywhere
+    AST                no masks: 1,188 overlapping patches to 527 classes, with labels
 
 SSAST's authors fill clips up to 1,024 frames, which makes a step longer; here, as in training by
 ``config/pretrain/ssast_patch.yaml``, it gets the frames that MAE-AST gets.
 
-Each runs in a process of its own, whose memory is its own too. They take turns, and ratios are
-taken turn by turn.
+Each runs in a process of its own, whose memory is its own too. It takes turns with MAE-AST, and
+ratios are taken turn by turn.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from measuring import RESULTS, Report, Side, serve
 from torch import Tensor
+from torch.nn import functional as F
 
+from mae_ast.allocator import keep_freed_memory
+from mae_ast.bench.steps import pretraining_loss
+from mae_ast.core import systems
+from mae_ast.core.audio_mae import AudioMae
 from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.config_ast import AstConfig
+from mae_ast.core.config_audio_mae import AudioMaeConfig
 from mae_ast.core.config_ssast import SsastConfig
-from mae_ast.core.losses import info_nce_loss, reconstruction_loss
-from mae_ast.core.mae_ast import MaeAst
-from mae_ast.core.masking import chunk_mask
-from mae_ast.core.ssast import Ssast
+from mae_ast.core.masking import chunk_mask, random_mask
 
-BATCH, FRAMES = 4, 998
-SYSTEMS = ("MAE-AST", "SSAST", "SSAST, two passes")
+BATCH, FRAMES, CLASSES = 4, 998, 527
+STRIDE = 10  # of AST's patches, along time and along mel
+SYSTEMS: dict[str, Any] = {
+    "MAE-AST": MaeAstConfig(dropout=0.0, attention_dropout=0.0),
+    "SSAST": SsastConfig(),
+    "SSAST, two passes": SsastConfig(two_pass=True),
+    "Audio-MAE": AudioMaeConfig(),
+    "Audio-MAE, global": AudioMaeConfig(decoder_attention="global"),
+    "AST": AstConfig(
+        num_classes=CLASSES, ast_kernel_stride_chan=STRIDE, ast_kernel_stride_time=STRIDE
+    ),
+}
+FIRST = "MAE-AST"
 PRECISIONS = ("float32", "bfloat16")
 
 
 def training_step(system: str, precision: str) -> Callable[[], float]:
     """A function that runs a step and returns its loss."""
     torch.manual_seed(0)
-    model: MaeAst | Ssast
-    if system == "MAE-AST":
-        model = MaeAst(MaeAstConfig(dropout=0.0, attention_dropout=0.0, precision=precision))
-    else:
-        model = Ssast(SsastConfig(two_pass="two passes" in system, precision=precision))
-    model.train()
+    keep_freed_memory()  # as training does on a CPU
+    config = dataclasses.replace(SYSTEMS[system], precision=precision)
+    model = systems.SYSTEMS[systems.name_of(config)].network(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     source = torch.randn(BATCH, FRAMES, 128)
+    loss_of = supervised_loss if system == "AST" else masked_loss
 
     def step() -> float:
-        loss = pretraining_loss(model, source)
+        loss = loss_of(model, source)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -64,15 +82,19 @@ def training_step(system: str, precision: str) -> Callable[[], float]:
     return step
 
 
-def pretraining_loss(model: MaeAst | Ssast, source: Tensor) -> Tensor:
-    """10 MSE + InfoNCE a masked patch of log-mel (B, T, 128), with masks drawn here."""
+def masked_loss(model: Any, source: Tensor) -> Tensor:
+    """Of log-mel (B, T, 128), with masks drawn here."""
     grid = model.patch_shape.grid(source.shape[1])
-    mask = chunk_mask(len(source), grid, model.config.random_mask_prob)
-    out = model(source, None, mask.visible_ids, mask.masked_ids)
-    mse = reconstruction_loss(out.reconstruction, out.target)
-    info_nce = info_nce_loss(out.classification, out.target).loss
-    loss: Tensor = (10 * mse + info_nce) / mask.masked_ids.numel()
-    return loss
+    strategy = random_mask if isinstance(model, AudioMae) else chunk_mask
+    return pretraining_loss(
+        model, source, strategy(len(source), grid, model.config.random_mask_prob)
+    )
+
+
+def supervised_loss(model: Any, source: Tensor) -> Tensor:
+    """Binary cross-entropy of log-mel (B, T, 128), as on AudioSet."""
+    logits = model(source)
+    return F.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits))
 
 
 def main() -> None:
@@ -86,12 +108,13 @@ def main() -> None:
         serve(training_step(*arguments.serve))
         return
     report = Report(
-        "A training step of MAE-AST and of SSAST, CPU",
-        "12 layers of width 768 (MAE-AST: 12 + 2), 16 x 16 patches, 4 clips of 10 s; forward, 10 "
-        "MSE + InfoNCE,\nbackward, AdamW; no dropout. Of a clip's 496 patches MAE-AST hides 372 "
-        "(75 %), SSAST 388\n(400 of 512). "
-        f"{arguments.turns} interleaved steps of each; ratios are taken turn by turn. Peak memory "
-        "is\nthat of each system's own process.",
+        "A training step of each of the four systems, CPU",
+        "12 layers of width 768 (MAE-AST: 12 + 2; Audio-MAE: 12 + 16 of width 512), 16 x 16 "
+        "patches, 4 clips of\n10 s; forward, losses, backward, AdamW; no dropout. Of a clip's 496 "
+        "patches MAE-AST hides 372 (75 %),\nSSAST 388 (400 of 512), Audio-MAE 397 (80 %). AST "
+        "hides none, and has 1,188 overlapping ones.\n"
+        f"{arguments.turns} steps of each in turn with MAE-AST's; ratios are taken turn by turn. "
+        "Peak memory is\nthat of each system's own process.",
     )
     report.say(
         "| precision | system | a step (s) | over MAE-AST's, median (min to max) | peak (GiB) |"
@@ -99,21 +122,20 @@ def main() -> None:
     report.say("| --- | --- | --- | --- | --- |")
     results = []
     for precision in PRECISIONS:
-        sides = [
-            Side([sys.executable, __file__, "--serve", system, precision]) for system in SYSTEMS
-        ]
-        turns = [[side.step() for side in sides] for _ in range(arguments.turns)]
-        peaks = [side.close() for side in sides]
-        for number, (system, peak) in enumerate(zip(SYSTEMS, peaks, strict=True)):
-            seconds = [turn[number] for turn in turns]
-            ratios = [turn[number] / turn[0] for turn in turns]
+        for system in SYSTEMS:
+            names = (FIRST,) if system == FIRST else (FIRST, system)
+            sides = [Side([sys.executable, __file__, "--serve", name, precision]) for name in names]
+            turns = [[side.step() for side in sides] for _ in range(arguments.turns)]
+            peak = [side.close() for side in sides][-1]
+            seconds = statistics.median(turn[-1] for turn in turns)
+            ratios = [turn[-1] / turn[0] for turn in turns]
             report.say(
-                f"| {precision} | {system} | {statistics.median(seconds):.2f} | "
+                f"| {precision} | {system} | {seconds:.2f} | "
                 f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | "
                 f"{peak:.2f} |"
             )
             results.append(
-                {"precision": precision, "system": system, "seconds": seconds, "peak_gib": peak}
+                {"precision": precision, "system": system, "turns": turns, "peak_gib": peak}
             )
     report.say(f"\n```json\n{json.dumps(results)}\n```")
     report.write("step_of_systems", arguments.results)

@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import mae_ast
 from mae_ast import evaluation, probe
 from mae_ast.demo.kept import Figures, write_json
 from mae_ast.demo.training import train
 from mae_ast.finetuned import load_finetuned
 from mae_ast.labelled import read_labelled
+from mae_ast.pretrained import Pretrained
 from mae_ast.progress import bar
 
 SPLIT = "test"  # whose voices neither pretraining nor the choice of settings has heard
@@ -33,10 +33,10 @@ STARTS = {
 }
 
 
-def probe_words(checkpoint: Path, corpus: Path) -> Figures:
+def probe_words(model: Pretrained, corpus: Path) -> Figures:
     """Linear probe and nearest neighbours: a :class:`~mae_ast.probe.ProbeScore` by kind."""
     scores = probe.probe(
-        mae_ast.load(checkpoint),
+        model,
         _labelled(corpus, "train"),
         _labelled(corpus, SPLIT),
         progress=bar("probe, features", "batch"),

@@ -62,7 +62,9 @@ def run_demo(
         )
     }
     made_of: dict[str, Any] = {"corpus": spoken, "checkpoint": _sha256(checkpoint)}
-    figures["probe"] = kept(folder / "probe.json", made_of, lambda: probe_words(checkpoint, corpus))
+    figures["probe"] = kept(
+        folder / "probe.json", made_of, lambda: probe_words(mae_ast.load(checkpoint), corpus)
+    )
     made_of["updates"] = finetuning_updates
     figures["finetuning"] = kept(
         folder / "finetuning.json",
