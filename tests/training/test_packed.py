@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,12 @@ from mae_ast.core.archive import Member
 from mae_ast.core.manifest import Manifest
 from mae_ast.packing import pack
 
-from .conftest import write_clips
+from .conftest import ONLY_TRAINING, write_clips
 from .test_dataset import Seen, batches, seen, task_with
 
 NUM_CLIPS = 24
+
+Train = Callable[..., list[dict[str, str]]]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,19 +59,48 @@ def test_ranks_and_workers_read_each_clip_once(folders: tuple[Path, Path]) -> No
     assert ranks[0] | ranks[1] == expected
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_flipped_byte_is_one_bad_clip(folders: tuple[Path, Path], num_workers: int) -> None:
-    manifest = Manifest.load(folders[1] / "train.tsv")
-    place = Member.parse(manifest.audio_path(7))
+def flip_a_bit(packed: Path, row: int) -> None:
+    """In the middle of a clip."""
+    place = Member.parse(Manifest.load(packed / "train.tsv").audio_path(row))
     assert place is not None
     with Path(place.archive).open("r+b") as file:
         file.seek(place.offset + place.length // 2)
         (byte,) = file.read(1)
         file.seek(-1, 1)
         file.write(bytes([byte ^ 16]))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_flipped_byte_is_one_bad_clip(folders: tuple[Path, Path], num_workers: int) -> None:
+    flip_a_bit(folders[1], 7)
     expected = epochs(folders[0], num_workers=0)
     task = task_with(folders[1], "train", 1, max_sample_size=12_000)
     found = [seen(epoch) for epoch in batches(task, "train", 2, num_workers=num_workers)]
     assert found == [{row: clip for row, clip in each.items() if row != 7} for each in expected]
     assert task.dataset("train").bad_files.rows == [7]
     task.dataset("train").bad_files.check()  # would raise where a run has to stop
+
+
+def test_a_flipped_byte_ends_no_run(
+    folders: tuple[Path, Path], train_here: Train, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(data: Path) -> list[float]:
+        updates = train_here(
+            data, "optimization.max_epoch=2", "dataset.num_workers=0", *ONLY_TRAINING
+        )
+        return [float(values["loss"]) for values in updates]
+
+    whole = run(folders[1])
+    assert run(folders[0]) == whole
+    flip_a_bit(folders[1], 7)
+    damaged = run(folders[1])
+    assert len(damaged) == len(whole) > 4
+    assert all(map(math.isfinite, damaged))
+    assert damaged != whole
+    (warning,) = [
+        record.getMessage()
+        for record in caplog.records
+        if record.getMessage().startswith("left out, bad file")
+    ]
+    assert "train.tsv:9" in warning
+    assert ".tar" in warning

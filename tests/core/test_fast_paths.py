@@ -1,0 +1,120 @@
+"""Each faster way to compute something trains to the losses of the plain one, in float32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mae_ast.core import mae_ast, masking, transformer
+from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.losses import info_nce_loss, reconstruction_loss
+from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.masking import MaskIds, chunk_mask
+from mae_ast.core.transformer import Transformer, TransformerLayer, take
+
+BATCH, FRAMES, UPDATES = 3, 200, 20
+CONFIG = MaeAstConfig(
+    encoder_layers=2,
+    decoder_layers=2,
+    decoder_embed_dim=64,
+    encoder_embed_dim=64,
+    encoder_ffn_embed_dim=128,
+    encoder_attention_heads=4,
+    dropout=0.0,
+    attention_dropout=0.0,
+    dropout_input=0.0,
+    encoder_layerdrop=0.0,
+    precision="float32",
+)
+
+
+def losses(fused: bool = True, checkpointed: bool = False) -> list[float]:
+    """Of each update, always on the same data, from the same weights, with the same masks."""
+    torch.manual_seed(0)
+    model = MaeAst(CONFIG).train()
+    for layer in model.modules():
+        if isinstance(layer, TransformerLayer):
+            layer.checkpoint_activations = checkpointed
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=fused, foreach=False)
+    draws = torch.Generator().manual_seed(1)
+    found = []
+    for _ in range(UPDATES):
+        source = torch.randn(BATCH, FRAMES, 128, generator=draws)
+        mask = chunk_mask(BATCH, model.patch_shape.grid(FRAMES), 0.75, draws)
+        out = model(source, None, mask.visible_ids, mask.masked_ids)
+        mse = reconstruction_loss(out.reconstruction, out.target)
+        info_nce = info_nce_loss(out.classification, out.target).loss
+        loss = (10 * mse + info_nce) / mask.masked_ids.numel()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(loss.item())
+    return found
+
+
+def plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout_p: float = 0.0
+) -> Tensor:
+    assert mask is None
+    scores = q @ k.transpose(2, 3) / q.shape[3] ** 0.5
+    return scores.softmax(3) @ v
+
+
+class AllTokens(Transformer):
+    """Computes all tokens in its last layer, and leaves those out that are not wanted."""
+
+    def forward(self, x, padding_mask=None, hidden_states=None, ids=None):
+        y = super().forward(x, padding_mask, hidden_states)
+        return y if ids is None else take(y, ids)
+
+
+def plain_put_back(
+    visible: Tensor, mask_token: Tensor, mask: MaskIds, num_patches: int
+) -> tuple[Tensor, None]:
+    """A clip and a patch at a time."""
+    rows = []
+    for clip, ids in zip(visible, mask.visible_ids.tolist(), strict=True):
+        places = {place: clip[number] for number, place in enumerate(ids)}
+        rows.append(torch.stack([places.get(n, mask_token) for n in range(num_patches)]))
+    return torch.stack(rows), None
+
+
+def plain_first_cover(grid, sides_time, sides_mel, num_blocks, generator):
+    """By searching a matrix of what each block covers."""
+    in_time = masking._covered(grid[0], sides_time, num_blocks, generator)
+    in_mel = masking._covered(grid[1], sides_mel, num_blocks, generator)
+    covered = in_time.unsqueeze(3) & in_mel.unsqueeze(2)
+    nothing = covered.new_ones(len(covered), 1, *grid)
+    return torch.cat((covered, nothing), dim=1).long().argmax(dim=1)
+
+
+@pytest.fixture(scope="module")
+def fast() -> list[float]:
+    found = losses()
+    assert found[-1] < found[0]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "plain"),
+    [
+        (transformer, "attend", plain_attention),
+        (mae_ast, "Transformer", AllTokens),
+        (mae_ast, "put_back", plain_put_back),
+        (masking, "first_cover", plain_first_cover),
+    ],
+)
+def test_losses_are_those_of_the_plain_way(monkeypatch, fast, where, name, plain):
+    calls = []
+    monkeypatch.setattr(where, name, lambda *a, **k: calls.append(0) or plain(*a, **k))
+    assert losses() == pytest.approx(fast, rel=1e-6)
+    assert calls
+
+
+def test_losses_are_those_of_an_optimizer_that_is_not_fused(fast):
+    assert losses(fused=False) == pytest.approx(fast, rel=1e-6)
+
+
+def test_losses_are_those_of_checkpointed_layers(fast):
+    assert losses(checkpointed=True) == fast
