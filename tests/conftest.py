@@ -47,6 +47,24 @@ def small_config() -> Callable[..., MaeAstConfig]:
 
 
 @pytest.fixture
+def mae_ast_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[str, str]]:
+    """``mae-ast`` in this process: what it printed, and its message where it refuses."""
+    from mae_ast.cli import main
+
+    def run(*arguments: object) -> tuple[str, str]:
+        monkeypatch.setattr("sys.argv", ["mae-ast", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main.main()
+        message = end.value.code if isinstance(end.value.code, str) else ""
+        assert "\n" not in message
+        return capsys.readouterr().out, message
+
+    return run
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder with room for 64 kB."""
     folder = tmp_path / "small disk"

@@ -13,7 +13,6 @@ import torch
 
 import mae_ast
 from mae_ast import starts
-from mae_ast.cli import main
 from mae_ast.core.audio_mae import AudioMae
 from mae_ast.core.config_audio_mae import AudioMaeConfig
 from mae_ast.core.config_vit import VitConfig
@@ -56,21 +55,6 @@ def published(path: Path) -> PretrainedAudioMae:
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """The command in this process; what it printed, and its message where it refuses."""
-
-    def run(*arguments) -> tuple[str, str]:
-        monkeypatch.setattr("sys.argv", ["mae-ast", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main.main()
-        message = end.value.code if isinstance(end.value.code, str) else ""
-        assert "\n" not in message
-        return capsys.readouterr().out, message
-
-    return run
-
-
-@pytest.fixture
 def sound(tmp_path: Path) -> Path:
     path = tmp_path / "a.wav"
     soundfile.write(path, speech_like(20_000).numpy(), 16_000)
@@ -94,11 +78,11 @@ def test_a_folder_and_back(fields, tmp_path):
     assert_same(mae_ast.load(tmp_path), model)
 
 
-def test_a_published_file_loads_and_goes_back_out_whole(run, tmp_path):
+def test_a_published_file_loads_and_goes_back_out_whole(mae_ast_command, tmp_path):
     path, again = tmp_path / "audio_mae.pth", tmp_path / "again.pth"
     model = published(path)
     assert_same(mae_ast.load(path), model)
-    _, message = run("convert", path, again, "--to", "released")
+    _, message = mae_ast_command("convert", path, again, "--to", "released")
     assert not message, message
     with torch.serialization.safe_globals([argparse.Namespace]):
         first = torch.load(path, weights_only=True)["model"]
@@ -107,7 +91,7 @@ def test_a_published_file_loads_and_goes_back_out_whole(run, tmp_path):
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_of_a_published_local_decoder_the_encoder_loads(tmp_path, caplog, sound, run):
+def test_of_a_published_local_decoder_the_encoder_loads(tmp_path, caplog, sound, mae_ast_command):
     path = tmp_path / "local.pth"
     whole = published(path)
     weights = write_audio_mae(whole.config, whole.state_dict())["model"]
@@ -125,7 +109,7 @@ def test_of_a_published_local_decoder_the_encoder_loads(tmp_path, caplog, sound,
     wave = speech_like(16_000).unsqueeze(0)
     for ours, theirs in zip(model.hidden_states(wave), whole.hidden_states(wave), strict=True):
         assert torch.equal(ours, theirs)
-    _, message = run("reconstruct", path, sound, "-o", tmp_path / "a.png")
+    _, message = mae_ast_command("reconstruct", path, sound, "-o", tmp_path / "a.png")
     assert "decoder_layers=0: an encoder alone predicts no patches" in message
 
 
@@ -139,17 +123,17 @@ def test_a_damaged_file_is_named(tmp_path):
         mae_ast.load(path)
 
 
-def test_a_local_decoder_of_ours_has_no_published_layout(run, tmp_path):
+def test_a_local_decoder_of_ours_has_no_published_layout(mae_ast_command, tmp_path):
     audio_mae().save_pretrained(tmp_path / "a")
-    _, message = run("convert", tmp_path / "a", tmp_path / "b.pth", "--to", "released")
+    _, message = mae_ast_command("convert", tmp_path / "a", tmp_path / "b.pth", "--to", "released")
     assert "decoder_attention=local: the published layout has no such decoder" in message
     assert not (tmp_path / "b.pth").exists()
 
 
-def test_reconstruct(run, tmp_path, sound):
+def test_reconstruct(mae_ast_command, tmp_path, sound):
     audio_mae(input_frames=1024).save_pretrained(tmp_path / "a")
     picture = tmp_path / "a.png"
-    out, message = run("reconstruct", tmp_path / "a", sound, "-o", picture)
+    out, message = mae_ast_command("reconstruct", tmp_path / "a", sound, "-o", picture)
     assert not message, message
     assert "80% hidden" in out or "81% hidden" in out, out
     assert picture.stat().st_size > 5_000

@@ -12,7 +12,6 @@ import torch
 from torch.testing import assert_close
 
 import mae_ast
-from mae_ast.cli import main
 from mae_ast.core.checkpoint import CheckpointError
 from mae_ast.core.config_ast import AstConfig
 from mae_ast.core.config_ssast import SsastConfig
@@ -54,21 +53,6 @@ def assert_same(found: Any, model: Any) -> None:
         assert torch.equal(found.state_dict()[name], value), name
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """The command in this process; what it printed, and its message where it refuses."""
-
-    def run(*arguments) -> tuple[str, str]:
-        monkeypatch.setattr("sys.argv", ["mae-ast", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main.main()
-        message = end.value.code if isinstance(end.value.code, str) else ""
-        assert "\n" not in message
-        return capsys.readouterr().out, message
-
-    return run
-
-
 def test_every_system_has_a_class_to_use():
     assert CLASSES.keys() == SYSTEMS.keys()
     for name, system in SYSTEMS.items():
@@ -86,13 +70,13 @@ def test_a_folder_and_back(build, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [{}, FRAME_TOKENS], ids=["patch", "frame"])
-def test_a_published_ssast_file_loads_and_goes_back_out(run, kind, tmp_path):
+def test_a_published_ssast_file_loads_and_goes_back_out(mae_ast_command, kind, tmp_path):
     model = ssast(**kind)
     path, again = tmp_path / "ssast.pth", tmp_path / "again.pth"
     torch.save(write_ssast(model.config, model.state_dict()), path)
     assert_same(mae_ast.load(path), model)
 
-    out, message = run("convert", path, again, "--to", "released")
+    out, message = mae_ast_command("convert", path, again, "--to", "released")
     assert not message, message
     assert out.startswith(f"{again}: for stock s3prl")
     first, second = (torch.load(p, weights_only=True) for p in (path, again))
@@ -100,22 +84,22 @@ def test_a_published_ssast_file_loads_and_goes_back_out(run, kind, tmp_path):
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_a_published_ast_file_loads_goes_back_out_and_predicts(run, tmp_path):
+def test_a_published_ast_file_loads_goes_back_out_and_predicts(mae_ast_command, tmp_path):
     model = ast()
     path, again, sound = tmp_path / "ast.pth", tmp_path / "again.pth", tmp_path / "a.wav"
     torch.save(write_ast(model.config, model.state_dict()), path)
     assert_same(mae_ast.load(path), model)
-    _, message = run("convert", path, again, "--to", "released")
+    _, message = mae_ast_command("convert", path, again, "--to", "released")
     assert not message, message
     assert_same(mae_ast.load(again), model)
 
     soundfile.write(sound, speech_like(16_000).numpy(), 16_000)
-    out, message = run("predict", path, sound)
+    out, message = mae_ast_command("predict", path, sound)
     assert not message, message
     assert "class_0" in out  # the layout has no names
 
 
-def test_transformers_folders_both_ways(run, tmp_path):
+def test_transformers_folders_both_ways(mae_ast_command, tmp_path):
     transformers = pytest.importorskip("transformers", reason="needs transformers")
     fields = {
         "hidden_size": 24,
@@ -139,7 +123,9 @@ def test_transformers_folders_both_ways(run, tmp_path):
     assert model.config.input_mean == -6.5
     assert_close(model.logits(waveform), expected, rtol=0, atol=1e-4)
 
-    _, message = run("convert", tmp_path / "theirs", tmp_path / "ours", "--to", "hugging-face")
+    _, message = mae_ast_command(
+        "convert", tmp_path / "theirs", tmp_path / "ours", "--to", "hugging-face"
+    )
     assert not message, message
     back = transformers.ASTForAudioClassification.from_pretrained(tmp_path / "ours").eval()
     assert_close(back(model.spectrogram(waveform)).logits, expected, rtol=0, atol=1e-6)
@@ -148,7 +134,7 @@ def test_transformers_folders_both_ways(run, tmp_path):
     assert (extractor.mean, extractor.std) == (-6.5, 3.0)
 
     soundfile.write(tmp_path / "a.wav", speech_like(16_000).numpy(), 16_000)
-    out, message = run("predict", tmp_path / "theirs", tmp_path / "a.wav")
+    out, message = mae_ast_command("predict", tmp_path / "theirs", tmp_path / "a.wav")
     assert not message, message
     assert NAMES[0] in out
 
@@ -198,9 +184,9 @@ def test_the_probe_s_baseline_is_the_same_network_untrained(build):
         ({"num_hidden_layers": 3}, "missing: "),
     ],
 )
-def test_a_transformers_folder_that_cannot_be_is_named(run, tmp_path, change, words):
+def test_a_transformers_folder_that_cannot_be_is_named(mae_ast_command, tmp_path, change, words):
     ast().save_pretrained(tmp_path / "a")
-    _, message = run("convert", tmp_path / "a", tmp_path / "b", "--to", "hugging-face")
+    _, message = mae_ast_command("convert", tmp_path / "a", tmp_path / "b", "--to", "hugging-face")
     assert not message, message
     path = tmp_path / "b/config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -219,29 +205,31 @@ def test_a_damaged_published_file_is_named(tmp_path):
         mae_ast.load(tmp_path / "a.pth")
 
 
-def test_what_a_system_does_not_have_is_said(run, tmp_path):
+def test_what_a_system_does_not_have_is_said(mae_ast_command, tmp_path):
     ast().save_pretrained(tmp_path / "ast")
     vit().save_pretrained(tmp_path / "vit")
     soundfile.write(tmp_path / "a.wav", speech_like(16_000).numpy(), 16_000)
-    _, message = run("reconstruct", tmp_path / "ast", tmp_path / "a.wav")
+    _, message = mae_ast_command("reconstruct", tmp_path / "ast", tmp_path / "a.wav")
     assert message.endswith(
         "a model of kind 'ast' rebuilds nothing; 'mae_ast', 'ssast', 'audio_mae' do"
     )
-    _, message = run("convert", tmp_path / "vit", tmp_path / "out", "--to", "released")
+    _, message = mae_ast_command("convert", tmp_path / "vit", tmp_path / "out", "--to", "released")
     assert message.endswith("a model of kind 'vit' has no released layout")
-    _, message = run("convert", tmp_path / "vit", tmp_path / "out", "--to", "hugging-face")
+    _, message = mae_ast_command(
+        "convert", tmp_path / "vit", tmp_path / "out", "--to", "hugging-face"
+    )
     assert "transformers' AST is 'ast'" in message
-    _, message = run("convert", tmp_path / "ast", tmp_path / "out", "--to", "onnx")
+    _, message = mae_ast_command("convert", tmp_path / "ast", tmp_path / "out", "--to", "onnx")
     assert "of 'mae_ast' only" in message
     assert not (tmp_path / "out").exists()
 
 
-def test_reconstruct_with_ssast(run, tmp_path):
+def test_reconstruct_with_ssast(mae_ast_command, tmp_path):
     ssast().save_pretrained(tmp_path / "ssast")
     sound: Path = tmp_path / "a.wav"
     soundfile.write(sound, speech_like(9_000).numpy(), 16_000)  # below input_frames
     picture = tmp_path / "a.png"
-    out, message = run(
+    out, message = mae_ast_command(
         "reconstruct", tmp_path / "ssast", sound, "-o", picture, "--mask-type", "random_mask"
     )
     assert not message, message

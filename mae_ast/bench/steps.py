@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from mae_ast.allocator import keep_freed_memory
 from mae_ast.bench.machine import peak_memory
@@ -125,6 +125,48 @@ def measure_step(case: Case, setting: Setting) -> Row:
             torch.cuda.empty_cache()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Training:
+    """A model with what its steps need.
+
+    Args:
+        model: in train mode.
+        source: waveforms (B, L) on a GPU, log-mel (B, T, F) beside a CPU.
+        mask: of the batch.
+        optimizer: of the model.
+    """
+
+    model: nn.Module
+    source: Tensor
+    mask: MaskIds
+    optimizer: torch.optim.Optimizer
+
+    def backward(self) -> None:
+        """Forward and backward."""
+        pretraining_loss(self.model, self.source, self.mask).backward()
+
+    def step(self) -> None:
+        """All of a step."""
+        self.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def _prepare(case: Case, config: NamedConfig, setting: Setting) -> _Training:
+    torch.manual_seed(0)
+    values, device, batch = config.values, setting.device, case["batch"]
+    model = SYSTEMS[config.system].network(values).to(device).train()
+    num_samples = _num_samples(case)
+    waveforms = torch.randint(-8000, 8000, (batch, num_samples), dtype=torch.int16)
+    source = waveforms.to(device) if setting.is_gpu else fbank(waveforms)
+    strategy = mask_strategy(case["mask_type"], values.mask_length)
+    grid = values.patch_shape.grid(num_frames(num_samples))
+    mask = strategy(batch, grid, values.random_mask_prob)
+    mask = MaskIds(mask.visible_ids.to(device), mask.masked_ids.to(device))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    return _Training(model, source, mask, optimizer)
+
+
 def _measure_step(case: Case, setting: Setting) -> Row:
     device, batch = setting.device, case["batch"]
     config = build_config(case["preset"], {**case["model"], **setting.model}, setting)
@@ -140,34 +182,18 @@ def _measure_step(case: Case, setting: Setting) -> Row:
         keep_freed_memory()
         base = peak_memory()
 
-    torch.manual_seed(0)
-    network = SYSTEMS[config.system].network
-    model = network(config.values).to(device).train()
-    num_samples = round(case["clip_s"] * SAMPLE_RATE)
-    patches = split(config.values, case["mask_type"], num_samples)
-    waveforms = torch.randint(-8000, 8000, (batch, num_samples), dtype=torch.int16)
-    source = waveforms.to(device) if setting.is_gpu else fbank(waveforms)
-    strategy = mask_strategy(case["mask_type"], config.values.mask_length)
-    grid = config.values.patch_shape.grid(num_frames(num_samples))
-    mask = strategy(batch, grid, config.values.random_mask_prob)
-    mask = MaskIds(mask.visible_ids.to(device), mask.masked_ids.to(device))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def step() -> None:
-        pretraining_loss(model, source, mask).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    step()  # libraries prepare themselves, the optimizer makes its moments
+    training = _prepare(case, config, setting)
+    training.step()  # libraries prepare themselves, the optimizer makes its moments
     budget = setting.pick(cpu=15, gpu=3, quick=0.05)
-    taken = seconds_of(step, device, budget, warm_up=1)
+    taken = seconds_of(training.step, device, budget, warm_up=1)
     peak = torch.cuda.max_memory_allocated() / 2**30 if setting.is_gpu else peak_memory()
-    pretraining_loss(model, source, mask).backward()
-    update = statistics.median(seconds_of(optimizer.step, device, budget / 10, warm_up=1, most=3))
+    training.backward()
+    update = seconds_of(training.optimizer.step, device, budget / 10, warm_up=1, most=3)
     synchronize(device)
 
+    patches = split(config.values, case["mask_type"], _num_samples(case))
     work = step_work(config.values, patches, bfloat16)
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = sum(p.numel() for p in training.model.parameters())
     step_s = statistics.median(taken)
     flops = batch * work.flops / step_s
     return {
@@ -178,7 +204,7 @@ def _measure_step(case: Case, setting: Setting) -> Row:
         "precision": "bfloat16" if bfloat16 else "float32",
         "clips_per_s": batch / step_s,
         "ms_per_clip": 1000 * step_s / batch,
-        "optimizer_s": update,
+        "optimizer_s": statistics.median(update),
         "num_patches": patches.num_patches,
         "parameters": parameters,
         "flops_per_clip": work.flops,
@@ -189,6 +215,10 @@ def _measure_step(case: Case, setting: Setting) -> Row:
         "base_gib": base,
         "predicted_peak_gib": base + peak_bytes(parameters, work, batch, bfloat16) / 2**30,
     }
+
+
+def _num_samples(case: Case) -> int:
+    return round(float(case["clip_s"]) * SAMPLE_RATE)
 
 
 @dataclasses.dataclass(frozen=True)

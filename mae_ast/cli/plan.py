@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mae_ast.core.audio import SAMPLE_RATE
+
+if TYPE_CHECKING:  # fairseq takes seconds to import
+    from mae_ast.planning import Plan, Timed
 
 
 def plan(
@@ -43,15 +46,25 @@ def plan(
         manifest = data if data.is_file() else data / f"{settings.dataset.train_subset}.tsv"
         made = make_plan(settings, manifest, gpus * nodes)
 
+    lines = _counts(made, settings.model._name)
+    if results is None:
+        lines["wall time"] = "not known: --bench names results of 'mae-ast bench'"
+    else:
+        lines |= _times(time_plan(made, settings, results), results)
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        typer.echo(f"{name:<{width}}  {value}")
+
+
+def _counts(made: Plan, system: str) -> dict[str, str]:
     batches = made.batches
     update = made.clips_a_batch * made.gpus * made.update_freq
     hidden = made.patches.num_masked / made.patches.num_patches
-    traffic = 4 * made.parameters / 1e9
     in_all = made.work.flops * update * made.updates / 1e18
     lines = {
         "clips": f"{made.clips_in_all - made.clips_left_out:,} of {made.clips_in_all:,}, "
         f"{made.hours_an_epoch:,.1f} h as cropped",
-        "model": f"{settings.model._name}, {made.parameters / 1e6:.1f} M parameters, "
+        "model": f"{system}, {made.parameters / 1e6:.1f} M parameters, "
         f"{made.patches.num_patches} patches a clip, {hidden:.1%} hidden",
         "batch of a GPU": f"{made.clips_a_batch:.1f} clips on average ({batches.clips.min()} to "
         f"{batches.clips.max()}), usually of {batches.length / SAMPLE_RATE:.2f} s",
@@ -63,26 +76,25 @@ def plan(
         "operations": f"{made.work.flops / 1e9:.0f} GFLOP a clip, {in_all:,.2f} EFLOP in all",
     }
     if made.gpus > 1:
+        traffic = 4 * made.parameters / 1e9
         lines["gradients"] = f"{traffic:.2f} GB summed over the GPUs in each update"
-    if results is not None:
-        timed = time_plan(made, settings, results)
-        lines["measured"] = (
-            f"{timed.case} on {results['hardware']}, {results['date']}; operations of a batch "
-            f"here are {timed.scale:.2f} times those"
-        )
-        lines["a GPU"] = f"{1000 * timed.step_s:.1f} ms a batch, as if all of it scaled"
-        if timed.workers is not None:
-            lines["decoding"] = f"{timed.workers:.1f} worker processes wanted by each GPU"
-        time = f"{timed.hours:,.1f} h ({timed.hours / 24:,.1f} days) of steps alone"
-        if timed.share is not None:
-            time += f", {timed.hours / timed.share:,.1f} h at the {timed.share:.0%} that training "
-            time += "from files reached of it there"
-        lines["wall time"] = f"{time}; without sums over GPUs, validation and checkpoints"
-    else:
-        lines["wall time"] = "not known: --bench names results of 'mae-ast bench'"
-    width = max(map(len, lines))
-    for name, value in lines.items():
-        typer.echo(f"{name:<{width}}  {value}")
+    return lines
+
+
+def _times(timed: Timed, results: Mapping[str, Any]) -> dict[str, str]:
+    lines = {
+        "measured": f"{timed.case} on {results['hardware']}, {results['date']}; operations of a "
+        f"batch here are {timed.scale:.2f} times those",
+        "a GPU": f"{1000 * timed.step_s:.1f} ms a batch, as if all of it scaled",
+    }
+    if timed.workers is not None:
+        lines["decoding"] = f"{timed.workers:.1f} worker processes wanted by each GPU"
+    time = f"{timed.hours:,.1f} h ({timed.hours / 24:,.1f} days) of steps alone"
+    if timed.share is not None:
+        time += f", {timed.hours / timed.share:,.1f} h at the {timed.share:.0%} that training "
+        time += "from files reached of it there"
+    lines["wall time"] = f"{time}; without sums over GPUs, validation and checkpoints"
+    return lines
 
 
 @contextmanager

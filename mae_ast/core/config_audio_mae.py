@@ -4,8 +4,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Optional
 
-from mae_ast.core.config_vit import VitConfig
-from mae_ast.core.masking import check_mask
+from mae_ast.core.config_vit import MaskedVitConfig, hidden_share
 
 DECODER_ATTENTIONS = ("global", "local", "hybrid")
 WINDOW = (4, 4)  # patches along time and along mel
@@ -13,7 +12,7 @@ SHIFTS = {"none": (0, 0), "time": (2, 0), "both": (2, 2)}  # of every second loc
 
 
 @dataclass
-class AudioMaeConfig(VitConfig):
+class AudioMaeConfig(MaskedVitConfig):
     """Audio-MAE: the encoder with fixed positions, and the deep, narrow decoder of pretraining."""
 
     # What others of the family let one choose. Positions are computed, for clips of any length;
@@ -52,11 +51,7 @@ class AudioMaeConfig(VitConfig):
         default=True,
         metadata={"help": "predict each patch less its mean, over its deviation"},
     )
-    random_mask_prob: float = field(
-        default=0.8,
-        metadata={"help": "fraction of patches hidden; for retain_spans the span density"},
-    )
-    mask_length: int = field(default=10, metadata={"help": "tokens of a span in retain_spans"})
+    random_mask_prob: float = hidden_share(0.8)
 
     @property
     def shifts(self) -> tuple[Optional[tuple[int, int]], ...]:  # noqa: UP045
@@ -81,7 +76,7 @@ class AudioMaeConfig(VitConfig):
         Raises:
             ValueError: with the key, its value and what would be right.
         """
-        super().validate()
+        super().validate(mask_type)
         for key in ("decoder_embed_dim", "decoder_ffn_embed_dim", "decoder_attention_heads"):
             if not isinstance(getattr(self, key), int) or getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)!r}; a whole number, at least 1")
@@ -106,11 +101,5 @@ class AudioMaeConfig(VitConfig):
                     f"{part}_embed_dim={width} is not divided by 4 (two sines and two cosines a "
                     f"position) or by its {heads} attention heads ({part}_attention_heads)"
                 )
-        if not isinstance(self.mask_length, int) or self.mask_length < 1:
-            raise ValueError(f"mask_length={self.mask_length!r}; a whole number, at least 1")
-        if mask_type is None:
-            return
-        if self.decoder_layers == 0:
+        if mask_type is not None and self.decoder_layers == 0:
             raise ValueError("decoder_layers=0: there is nothing to pretrain with; 16 is usual")
-        self.check_no_overlap()
-        check_mask(mask_type, self.random_mask_prob, self.patch_shape.per_column)

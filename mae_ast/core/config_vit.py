@@ -12,6 +12,7 @@ from typing import Any, Optional, TypeVar
 
 from mae_ast.core.config import INPUT_STATS
 from mae_ast.core.fbank import WINDOW_POWERS
+from mae_ast.core.masking import check_mask
 from mae_ast.core.patches import PatchShape
 from mae_ast.core.precision import PRECISIONS
 
@@ -194,3 +195,35 @@ class VitConfig(VitArchitecture):
         """Take the fields of this class out of a checkpoint's or a preset's dictionary."""
         known = {f.name for f in dataclasses.fields(cls)}
         return cls(**{key: value for key, value in values.items() if key in known})
+
+
+def hidden_share(default: float) -> Any:
+    """The field ``random_mask_prob``, whose default is each system's own."""
+    return field(
+        default=default,
+        metadata={"help": "fraction of patches hidden; for retain_spans the span density"},
+    )
+
+
+@dataclass
+class MaskedVitConfig(VitConfig):
+    """One of the family that is pretrained, and how; that wants patches without overlap."""
+
+    random_mask_prob: float = hidden_share(0.75)
+    mask_length: int = field(default=10, metadata={"help": "tokens of a span in retain_spans"})
+
+    def validate(self, mask_type: Optional[str] = None) -> None:  # noqa: UP045
+        """Refuse what cannot work.
+
+        Args:
+            mask_type: also check that pretraining with this masking works.
+
+        Raises:
+            ValueError: with the key, its value and what would be right.
+        """
+        super().validate()
+        if not isinstance(self.mask_length, int) or self.mask_length < 1:
+            raise ValueError(f"mask_length={self.mask_length!r}; a whole number, at least 1")
+        if mask_type is not None:
+            self.check_no_overlap()
+            check_mask(mask_type, self.random_mask_prob, self.patch_shape.per_column)

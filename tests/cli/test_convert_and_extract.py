@@ -11,7 +11,6 @@ import soundfile
 
 import mae_ast
 from mae_ast import convert
-from mae_ast.cli import main
 from mae_ast.core.manifest import write_manifest
 from mae_ast.pretrained import PretrainedMaeAst
 from tests.sounds import speech_like
@@ -24,24 +23,9 @@ def checkpoint(small_config, tmp_path) -> Path:
     return path
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """The command in this process; what it printed, and its message where it refuses."""
-
-    def run(*arguments) -> tuple[str, str]:
-        monkeypatch.setattr("sys.argv", ["mae-ast", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main.main()
-        message = end.value.code if isinstance(end.value.code, str) else ""
-        assert "\n" not in message
-        return capsys.readouterr().out, message
-
-    return run
-
-
 @pytest.mark.parametrize("kind", ["released", "safetensors"])
-def test_convert(run, checkpoint, tmp_path, kind):
-    out, message = run("convert", checkpoint, tmp_path / "out", "--to", kind)
+def test_convert(mae_ast_command, checkpoint, tmp_path, kind):
+    out, message = mae_ast_command("convert", checkpoint, tmp_path / "out", "--to", kind)
     assert not message
     assert out.startswith(f"{tmp_path / 'out'}: for ")
     there, here = (mae_ast.load(p).state_dict() for p in (tmp_path / "out", checkpoint))
@@ -56,10 +40,10 @@ class Payload:
         return Path.touch, (self.path,)
 
 
-def test_a_file_that_would_run_something(run, tmp_path):
+def test_a_file_that_would_run_something(mae_ast_command, tmp_path):
     path = tmp_path / "evil.pt"
     path.write_bytes(pickle.dumps({"cfg": Payload(tmp_path / "touched")}, protocol=2))
-    _, message = run("convert", path, tmp_path / "out", "--to", "released")
+    _, message = mae_ast_command("convert", path, tmp_path / "out", "--to", "released")
     assert message.startswith(f"mae-ast: error: {path}: is no checkpoint that can be read safely")
     assert not (tmp_path / "touched").exists()
     assert not (tmp_path / "out").exists()
@@ -69,32 +53,32 @@ def test_a_file_that_would_run_something(run, tmp_path):
     ("source", "words"),
     [("mae_ast_pach", "these are mae_ast_patch, mae_ast_frame"), ("none.pt", "no such checkpoint")],
 )
-def test_a_source_that_is_none(run, tmp_path, source, words):
-    _, message = run("convert", source, tmp_path / "out", "--to", "onnx")
+def test_a_source_that_is_none(mae_ast_command, tmp_path, source, words):
+    _, message = mae_ast_command("convert", source, tmp_path / "out", "--to", "onnx")
     assert words in message
 
 
-def test_a_decoder_that_the_released_layout_cannot_say(run, small_config, tmp_path):
+def test_a_decoder_that_the_released_layout_cannot_say(mae_ast_command, small_config, tmp_path):
     model = PretrainedMaeAst(small_config(decoder_attention_heads=2), "random_mask")
     convert.to_safetensors(model, tmp_path / "in")
-    _, message = run("convert", tmp_path / "in", tmp_path / "out", "--to", "released")
+    _, message = mae_ast_command("convert", tmp_path / "in", tmp_path / "out", "--to", "released")
     assert "decoder_attention_heads=2 differs" in message
 
 
-def test_extract(run, checkpoint, tmp_path):
+def test_extract(mae_ast_command, checkpoint, tmp_path):
     wave = speech_like(16_000)
     soundfile.write(tmp_path / "a.wav", wave.numpy(), 16_000, subtype="FLOAT")
     write_manifest(tmp_path / "train.tsv", ".", [("a.wav", 16_000, 16_000)] * 3)
     arguments = ("extract", checkpoint, tmp_path / "train.tsv", tmp_path / "out")
-    out, message = run(*arguments, "--layer", 1, "--pool", "--shard", "1/2")
+    out, message = mae_ast_command(*arguments, "--layer", 1, "--pool", "--shard", "1/2")
     assert not message
     npy = tmp_path / "out" / "train_1_2.npy"
     assert out == f"{npy} and train_1_2.len\n"
     found = mae_ast.load(checkpoint).extract_features(tmp_path / "a.wav", layers=[1]).pooled
     assert np.allclose(np.load(npy), found[0].numpy(), atol=1e-5)
-    _, message = run(*arguments, "--layer", 3)
+    _, message = mae_ast_command(*arguments, "--layer", 3)
     assert message == "mae-ast: error: --layer 3; the model has 1 to 2, -1 is the last"
-    _, message = run(*arguments, "--device", "gpu")
+    _, message = mae_ast_command(*arguments, "--device", "gpu")
     assert message.startswith("mae-ast: error: --device gpu: ")
-    _, message = run(*arguments, "--shard", "2/2")
+    _, message = mae_ast_command(*arguments, "--shard", "2/2")
     assert message.startswith("mae-ast: error: --shard 2/2; i/n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ import pytest
 import soundfile
 
 from mae_ast import convert
-from mae_ast.cli import main
 from mae_ast.core.labels import Labels, write_clip_labels
 from mae_ast.core.manifest import write_manifest
 from mae_ast.pretrained import PretrainedMaeAst
@@ -38,17 +38,8 @@ def folder(small_config, tmp_path) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, folder):
-    def run(*arguments: str) -> tuple[str, str]:
-        command = ["mae-ast", "probe", str(folder / "a.pt"), str(folder / "train.tsv"), *arguments]
-        monkeypatch.setattr("sys.argv", command)
-        with pytest.raises(SystemExit) as end:
-            main.main()
-        message = end.value.code if isinstance(end.value.code, str) else ""
-        assert "\n" not in message
-        return capsys.readouterr().out, message
-
-    return run
+def run(mae_ast_command, folder):
+    return partial(mae_ast_command, "probe", folder / "a.pt", folder / "train.tsv")
 
 
 def test_a_table_of_three(run):

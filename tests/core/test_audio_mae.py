@@ -15,14 +15,18 @@ from mae_ast.core.audio_mae import AudioMae
 from mae_ast.core.classifier import Classifier, HeadConfig
 from mae_ast.core.config_audio_mae import SHIFTS, AudioMaeConfig
 from mae_ast.core.encoder import encoder_only
-from mae_ast.core.fbank import num_frames
 from mae_ast.core.losses import reconstruction_loss
 from mae_ast.core.mae_ast import Prediction
-from mae_ast.core.masking import pad_mask_ids, random_mask, structured_mask
+from mae_ast.core.masking import random_mask, structured_mask
 from mae_ast.core.reconstruct import reconstruct
 from mae_ast.core.released_audio_mae import write_audio_mae
 from tests.core.timm_models import import_timm
-from tests.core.vits import log_mel_like, with_random_weights
+from tests.core.vits import (
+    Clips,
+    assert_padding_changes_nothing,
+    log_mel_like,
+    with_random_weights,
+)
 from tests.sounds import pcm16, speech_like
 
 SMALL: dict[str, Any] = {
@@ -47,23 +51,6 @@ decoders = pytest.mark.parametrize("decoder", DECODERS, ids=str)
 
 def build(**fields: Any) -> AudioMae:
     return with_random_weights(AudioMae(AudioMaeConfig(**(SMALL | fields))))
-
-
-class Clips:
-    """Some clips with a mask for each, together and one by one."""
-
-    def __init__(self, model: AudioMae, *lengths: int) -> None:
-        self.waves = [pcm16(speech_like(n, seed)) for seed, n in enumerate(lengths)]
-        generator = torch.Generator().manual_seed(1)
-        grids = [model.patch_shape.grid(num_frames(n)) for n in lengths]
-        self.masks = [random_mask(1, grid, 0.8, generator) for grid in grids]
-        self.mask = pad_mask_ids(self.masks)
-        self.source = nn.utils.rnn.pad_sequence(self.waves, batch_first=True)
-        self.lengths = torch.tensor(lengths) if len(set(lengths)) > 1 else None
-
-    def predict(self, model: AudioMae) -> Prediction:
-        mask = self.mask
-        return model(self.source, self.lengths, mask.visible_ids, mask.masked_ids, mask.padded)
 
 
 def loss_of(prediction: Prediction) -> Tensor:
@@ -242,21 +229,8 @@ def test_what_is_hidden_has_no_influence(decoder):
 def test_a_padded_batch_gives_what_each_clip_gives_alone(decoder):
     model = build(**decoder).eval()
     clips = Clips(model, 25_000, 9_000, 2_800)
-    together = clips.predict(model)
-    states = model.hidden_states(clips.source, clips.lengths)
-    pooled = model.pooled(clips.source, clips.lengths)
-    for row, (wave, mask) in enumerate(zip(clips.waves, clips.masks, strict=True)):
-        source = wave.unsqueeze(0)
-        alone = model(source, None, mask.visible_ids, mask.masked_ids)
-        count = mask.masked_ids.shape[1]
-        assert together.valid[row].sum() == count
-        for name in ("reconstruction", "target", "offset", "scale"):
-            assert_close(
-                getattr(together, name)[row, :count], getattr(alone, name)[0], rtol=0, atol=1e-4
-            )
-        for ours, own in zip(states, model.hidden_states(source), strict=True):
-            assert_close(ours[row, : own.shape[1]], own[0], rtol=0, atol=1e-4)
-        assert_close(pooled[row], model.pooled(source)[0], rtol=0, atol=1e-4)
+    predicted = ("reconstruction", "target", "offset", "scale")
+    assert_padding_changes_nothing(model, clips, predicted)
 
 
 def test_targets_are_normalised_patch_by_patch_and_rebuilt_from():

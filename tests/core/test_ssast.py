@@ -15,10 +15,10 @@ from torchaudio.compliance import kaldi
 
 from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.encoder import encoder_only
-from mae_ast.core.fbank import fbank, fit_frames, num_frames
+from mae_ast.core.fbank import fbank, fit_frames
 from mae_ast.core.losses import info_nce_loss, reconstruction_loss
 from mae_ast.core.mae_ast import Prediction
-from mae_ast.core.masking import MaskIds, chunk_mask, pad_mask_ids, random_mask
+from mae_ast.core.masking import MaskIds, chunk_mask
 from mae_ast.core.patches import PatchShape
 from mae_ast.core.released_ast import write_ssast
 from mae_ast.core.ssast import Ssast, finetuning_config
@@ -28,12 +28,14 @@ from tests.core.timm_models import import_timm
 from tests.core.vits import (
     FRAME_TOKENS,
     SMALL,
+    Clips,
+    assert_padding_changes_nothing,
     log_mel_like,
     mel_first,
     positions_of_the_recipe,
     with_random_weights,
 )
-from tests.sounds import pcm16, speech_like
+from tests.sounds import speech_like
 
 AUDIOSET = (-4.2677393, 4.5689974)  # mean and deviation
 
@@ -177,25 +179,6 @@ def test_s3prls_expert_gives_the_same_features(tmp_path: Path, monkeypatch, kind
 # Pretraining.
 
 
-class Clips:
-    """Some clips with a mask for each, together and one by one."""
-
-    def __init__(self, model: Ssast, *lengths: int) -> None:
-        self.waves = [pcm16(speech_like(n, seed)) for seed, n in enumerate(lengths)]
-        generator = torch.Generator().manual_seed(1)
-        shape = model.patch_shape
-        grids = [shape.grid(num_frames(n)) for n in lengths]
-        self.masks = [random_mask(1, grid, 0.75, generator) for grid in grids]
-        self.mask = pad_mask_ids(self.masks)
-        self.source = nn.utils.rnn.pad_sequence(self.waves, batch_first=True)
-        self.lengths = torch.tensor(lengths) if len(set(lengths)) > 1 else None
-        self.num_masked = sum(mask.masked_ids.shape[1] for mask in self.masks)
-
-    def predict(self, model: Ssast) -> Prediction:
-        mask = self.mask
-        return model(self.source, self.lengths, mask.visible_ids, mask.masked_ids, mask.padded)
-
-
 def loss_of(prediction: Prediction) -> Tensor:
     mse = reconstruction_loss(prediction.reconstruction, prediction.target, prediction.valid)
     nce = info_nce_loss(prediction.classification, prediction.target, prediction.valid)
@@ -326,22 +309,8 @@ def test_what_is_hidden_influences_through_its_position_only(kernel):
 def test_a_padded_batch_gives_what_each_clip_gives_alone(kernel):
     model = build(**kernel).eval()
     clips = Clips(model, 25_000, 9_000, 2_800)
-    together = clips.predict(model)
-    states = model.hidden_states(clips.source, clips.lengths)
-    pooled = model.pooled(clips.source, clips.lengths)
-    for row, (wave, mask) in enumerate(zip(clips.waves, clips.masks, strict=True)):
-        source = wave.unsqueeze(0)
-        alone = model(source, None, mask.visible_ids, mask.masked_ids)
-        count = mask.masked_ids.shape[1]
-        assert together.valid[row].sum() == count
-        for name in ("reconstruction", "classification", "target"):
-            assert_close(
-                getattr(together, name)[row, :count], getattr(alone, name)[0], rtol=0, atol=1e-4
-            )
-        for ours, own in zip(states, model.hidden_states(source), strict=True):
-            assert own.shape[1] == model.patches(source).shape[1]
-            assert_close(ours[row, : own.shape[1]], own[0], rtol=0, atol=1e-4)
-        assert_close(pooled[row], model.pooled(source)[0], rtol=0, atol=1e-4)
+    predicted = ("reconstruction", "classification", "target")
+    assert_padding_changes_nothing(model, clips, predicted)
 
 
 def test_padding_to_a_number_of_frames_is_attended_to():

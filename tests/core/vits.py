@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.testing import assert_close
+
+from mae_ast.core.fbank import num_frames
+from mae_ast.core.mae_ast import Prediction
+from mae_ast.core.masking import pad_mask_ids, random_mask
+from tests.sounds import pcm16, speech_like
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -33,6 +40,53 @@ def with_random_weights(model: M) -> M:
             noise = torch.randn(value.shape, generator=generator)
             value.copy_(1 + 0.2 * noise if is_scale else noise * value.shape[-1] ** -0.5)
     return model
+
+
+class Clips:
+    """Some clips with a mask for each, together and one by one.
+
+    Args:
+        model: a system that is pretrained.
+        lengths: samples of the clips.
+    """
+
+    def __init__(self, model: Any, *lengths: int) -> None:
+        self.waves = [pcm16(speech_like(n, seed)) for seed, n in enumerate(lengths)]
+        generator = torch.Generator().manual_seed(1)
+        grids = [model.patch_shape.grid(num_frames(n)) for n in lengths]
+        ratio = model.config.random_mask_prob
+        self.masks = [random_mask(1, grid, ratio, generator) for grid in grids]
+        self.mask = pad_mask_ids(self.masks)
+        self.source = nn.utils.rnn.pad_sequence(self.waves, batch_first=True)
+        self.lengths = torch.tensor(lengths) if len(set(lengths)) > 1 else None
+        self.num_masked = sum(mask.masked_ids.shape[1] for mask in self.masks)
+
+    def predict(self, model: Any) -> Prediction:
+        mask = self.mask
+        out: Prediction = model(
+            self.source, self.lengths, mask.visible_ids, mask.masked_ids, mask.padded
+        )
+        return out
+
+
+def assert_padding_changes_nothing(model: Any, clips: Clips, predicted: Iterable[str]) -> None:
+    """Clips in one batch give what each gives alone: predictions, hidden states and their mean."""
+    together = clips.predict(model)
+    states = model.hidden_states(clips.source, clips.lengths)
+    pooled = model.pooled(clips.source, clips.lengths)
+    for row, (wave, mask) in enumerate(zip(clips.waves, clips.masks, strict=True)):
+        source = wave.unsqueeze(0)
+        alone = model(source, None, mask.visible_ids, mask.masked_ids)
+        count = mask.masked_ids.shape[1]
+        assert together.valid is not None
+        assert together.valid[row].sum() == count
+        for name in predicted:
+            found, own = getattr(together, name)[row, :count], getattr(alone, name)[0]
+            assert_close(found, own, rtol=0, atol=1e-4)
+        for ours, own in zip(states, model.hidden_states(source), strict=True):
+            assert own.shape[1] == model.patches(source).shape[1]
+            assert_close(ours[row, : own.shape[1]], own[0], rtol=0, atol=1e-4)
+        assert_close(pooled[row], model.pooled(source)[0], rtol=0, atol=1e-4)
 
 
 def log_mel_like(*shape: int, seed: int = 0) -> Tensor:

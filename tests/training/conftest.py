@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from omegaconf import OmegaConf
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG_DIR = REPOSITORY / "config" / "pretrain"
@@ -56,6 +57,15 @@ WITHOUT_DROPOUT = (
     "model.precision=float32",
 )
 ONLY_TRAINING = ("checkpoint.no_save=true", "dataset.disable_validation=true")
+# Keys of every model that is pretrained, which are of training and not of its configuration.
+TRAINING_KEYS = {"checkpoint_activations", "compile"}
+
+
+def preset(name: str) -> dict[str, Any]:
+    """A preset of pretraining as it stands in its file."""
+    settings = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / f"{name}.yaml"))
+    assert isinstance(settings, dict)
+    return settings
 
 
 # --- a corpus -----------------------------------------------------------------------------------
@@ -307,3 +317,16 @@ def train_here(
     torch.set_num_threads(num_threads)
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def losses(logged: Callable[..., list[dict[str, str]]]) -> Callable[..., list[float]]:
+    """The loss of each of the four updates that a module's own ``logged`` gives."""
+
+    def losses(*overrides: str, **options: str) -> list[float]:
+        values = [float(stats["loss"]) for stats in logged(*overrides, **options)]
+        assert len(values) == 4
+        assert values[0] != values[-1]
+        return values
+
+    return losses

@@ -28,7 +28,7 @@ from mae_ast.finetuned import load_finetuned
 from tests.core.vits import with_random_weights
 
 from .classification import finetune_here, write_corpus, write_tiny_audio_mae
-from .conftest import CONFIG_DIR, ONLY_TRAINING
+from .conftest import CONFIG_DIR, ONLY_TRAINING, TRAINING_KEYS, preset
 
 Train = Callable[..., list[dict[str, str]]]
 Losses = Callable[..., list[float]]
@@ -36,12 +36,6 @@ SMALL_DECODER = (
     *("model.decoder_layers=3", "model.decoder_embed_dim=32", "model.decoder_ffn_embed_dim=64"),
     *("model.decoder_attention_heads=2", "model.precision=float32"),
 )
-
-
-def preset(name: str) -> dict[str, Any]:
-    settings = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / f"{name}.yaml"))
-    assert isinstance(settings, dict)
-    return settings
 
 
 def test_the_preset_hides_80_percent_and_is_a_vit_b() -> None:
@@ -60,7 +54,7 @@ def test_the_preset_hides_80_percent_and_is_a_vit_b() -> None:
 def test_the_preset_lists_what_the_command_line_may_override() -> None:
     settings, of_mae_ast = preset("audio_mae"), preset("mae_ast")
     fields = {f.name for f in dataclasses.fields(AudioMaeConfig)}
-    fields |= {"checkpoint_activations", "compile"}
+    fields |= TRAINING_KEYS
     assert set(settings["model"]) == fields | {"_name", "encoder_weights"}
     assert set(settings["task"]) == set(of_mae_ast["task"]) | {"roll_mag"}
     assert set(settings["criterion"]) == set(of_mae_ast["criterion"])
@@ -87,17 +81,6 @@ def logged(corpus: Path, train_here: Train) -> Train:
         )
 
     return logged
-
-
-@pytest.fixture
-def losses(logged: Train) -> Losses:
-    def losses(*overrides: str, **options: str) -> list[float]:
-        values = [float(stats["loss"]) for stats in logged(*overrides, **options)]
-        assert len(values) == 4
-        assert values[0] != values[-1]
-        return values
-
-    return losses
 
 
 @pytest.mark.parametrize("attention", ["global", "local", "hybrid"])

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from fairseq.trainer import Trainer
-from omegaconf import OmegaConf
 
 import mae_ast
 import mae_ast.train_command
@@ -22,18 +21,20 @@ from mae_ast.core.masking import count_visible
 from mae_ast.core.ssast import Ssast
 from mae_ast.core.systems import config_from
 
-from .conftest import CONFIG_DIR, ONLY_TRAINING, SMALL_ENCODER, SMALL_RUN, Start, Training
+from .conftest import (
+    ONLY_TRAINING,
+    SMALL_ENCODER,
+    SMALL_RUN,
+    TRAINING_KEYS,
+    Start,
+    Training,
+    preset,
+)
 
 Train = Callable[..., list[dict[str, str]]]
 Losses = Callable[..., list[float]]
 PRESETS = ("ssast_patch", "ssast_frame")
 HEADS = ("final_proj_reconstruction", "final_proj_classification")
-
-
-def preset(name: str) -> dict[str, Any]:
-    settings = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / f"{name}.yaml"))
-    assert isinstance(settings, dict)
-    return settings
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -58,7 +59,7 @@ def test_presets_hide_400_of_512_patches(name: str) -> None:
 def test_presets_list_what_the_command_line_may_override(name: str) -> None:
     settings, of_mae_ast = preset(name), preset("mae_ast")
     fields = {f.name for f in dataclasses.fields(SsastConfig)}
-    fields |= {"checkpoint_activations", "compile"}
+    fields |= TRAINING_KEYS
     assert set(settings["model"]) == fields | {"_name"}
     for section in ("task", "criterion", "optimizer", "lr_scheduler"):
         assert set(settings[section]) == set(of_mae_ast[section])
@@ -153,17 +154,6 @@ def logged(corpus: Path, train_here: Train) -> Train:
         )
 
     return logged
-
-
-@pytest.fixture
-def losses(logged: Train) -> Losses:
-    def losses(*overrides: str, **options: str) -> list[float]:
-        values = [float(stats["loss"]) for stats in logged(*overrides, **options)]
-        assert len(values) == 4
-        assert values[0] != values[-1]
-        return values
-
-    return losses
 
 
 @pytest.mark.parametrize("config", PRESETS)
