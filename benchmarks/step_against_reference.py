@@ -1,12 +1,17 @@
-"""Forward + backward of the 12-layer patch model, ours against the reference implementation.
+"""Forward + backward of the 12-layer patch model, ours against the reference implementations.
 
-    python benchmarks/step_against_reference.py --reference PATH
+    python benchmarks/step_against_reference.py --reference PATH --ssast PATH
 
-PATH is a checkout of github.com/AlanBaade/MAE-AST-Public. Its package has our package's name, so
+The first PATH is a checkout of github.com/AlanBaade/MAE-AST-Public, the second one of
+github.com/YuanGongND/ssast; either may be left out. The former's package has our package's name, so
 each side runs in a process of its own; the two take turns, and the ratio is taken pair by pair.
 
 4 clips of 10 s (998 frames of log-mel noise), 75 % chunk masks, layerdrop 0, loss 10 MSE + InfoNCE.
-The reference draws its masks inside the step; ours are drawn inside the timing as well.
+SSAST's step is its joint one, a pass for each loss, with 400 patches of its 1,024 frames hidden.
+The references draw their masks inside the step; ours are drawn inside the timing as well.
+
+SSAST was written for timm 0.4.5. It runs here on the timm that is installed, whose attention is
+fused and therefore faster, by timm's old names of models.
 """
 
 from __future__ import annotations
@@ -16,18 +21,22 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
-from datetime import date
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
-from measuring import Side, hardware, serve
+from measuring import RESULTS, Report, Side, serve
 
 BATCH, FRAMES, RATIO = 4, 998, 0.75
-CASES = [  # (dropout, our precision): against the reference's float32 with the same dropout
-    (0.0, "float32"),
-    (0.0, "bfloat16"),
-    (0.1, "float32"),
-    (0.1, "bfloat16"),
+SSAST_FRAMES, SSAST_MASKED = 1024, 400
+CASES = [  # against whom, dropout of both, our precision; theirs is float32
+    ("reference", 0.0, "float32"),
+    ("reference", 0.0, "bfloat16"),
+    ("reference", 0.1, "float32"),
+    ("reference", 0.1, "bfloat16"),
+    ("ssast", 0.0, "bfloat16"),
 ]
+REPOSITORY = Path(__file__).parents[1]
 
 
 def our_step(dropout: float, precision: str) -> Callable[[], float]:
@@ -95,41 +104,93 @@ def reference_step(folder: str, dropout: float) -> Callable[[], float]:
     return step
 
 
+def ssast_step(folder: str) -> Callable[[], float]:
+    """SSAST's joint loss, forward and backward, as its program for training has it."""
+    sys.path[:0] = [str(REPOSITORY), str(Path(folder) / "src" / "models")]
+    import torch
+
+    from tests.core.timm_models import import_timm
+
+    timm = import_timm()
+    create = timm.create_model
+
+    def old_create(name: str, **options: Any) -> Any:
+        model = create(name.removeprefix("vit_"), **options)
+        model.patch_embed.img_size = None  # any size
+        return model
+
+    timm.__version__, timm.create_model = "0.4.5", old_create
+    from ast_models import ASTModel
+
+    size = {"fshape": 16, "tshape": 16, "fstride": 16, "tstride": 16}
+    model = ASTModel(**size, input_tdim=SSAST_FRAMES, model_size="base").train()
+    source = torch.randn(BATCH, SSAST_FRAMES, 128)
+
+    def step() -> float:
+        hidden = {"mask_patch": SSAST_MASKED, "cluster": True}
+        _, info_nce = model(source, "pretrain_mpc", **hidden)
+        loss = info_nce + 10 * model(source, "pretrain_mpg", **hidden)
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+        return float(loss)
+
+    return step
+
+
 def main() -> None:
-    """Compare all cases and print a table and JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--reference", required=True, help="checkout of the reference")
+    """Compare all cases; a table and JSON, printed and written."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--reference", help="checkout of the reference")
+    parser.add_argument("--ssast", help="checkout of SSAST")
     parser.add_argument("--pairs", type=int, default=13)
-    parser.add_argument("--serve", choices=("ours", "reference"), help=argparse.SUPPRESS)
-    parser.add_argument("--dropout", type=float, default=0.0, help=argparse.SUPPRESS)
-    parser.add_argument("--precision", default="float32", help=argparse.SUPPRESS)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result")
+    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.serve == "ours":
-        serve(our_step(arguments.dropout, arguments.precision))
-        return
+    folders = {"reference": arguments.reference, "ssast": arguments.ssast}
     if arguments.serve:
-        serve(reference_step(arguments.reference, arguments.dropout))
+        side, dropout, precision = arguments.serve
+        if side == "ours":
+            serve(our_step(float(dropout), precision))
+        elif side == "ssast":
+            serve(ssast_step(arguments.ssast))
+        else:
+            serve(reference_step(arguments.reference, float(dropout)))
         return
-    print(f"{date.today()}, {hardware()}")
-    print("| dropout | ours in | reference (s) | ours (s) | ratio, median (min to max) |")
-    print("| --- | --- | --- | --- | --- |")
+    if not any(folders.values()):
+        parser.error("neither --reference nor --ssast says what to compare with")
+    report = Report(
+        "A step of MAE-AST against the reference implementations, CPU",
+        "12 + 2 layers of width 768, 16 x 16 patches, 75 % hidden in chunks, 4 clips of 10 s; "
+        "masks, forward, 10 MSE\n+ InfoNCE, backward; layerdrop 0. The others compute in "
+        "float32; SSAST's step is its joint one, on 1,024\nframes. "
+        f"{arguments.pairs} interleaved pairs; ratios are taken pair by pair.",
+    )
+    report.say(
+        "| against | dropout | ours in | theirs (s) | ours (s) | ratio, median (min to max) |"
+    )
+    report.say("| --- " * 6 + "|")
     results = []
-    for dropout, precision in CASES:
-        command = [sys.executable, __file__, "--reference", arguments.reference]
-        command += ["--dropout", str(dropout), "--precision", precision, "--serve"]
-        reference, ours = Side([*command, "reference"]), Side([*command, "ours"])
-        pairs = [(reference.step(), ours.step()) for _ in range(arguments.pairs)]
-        reference.close()
+    given = [word for name in folders if folders[name] for word in (f"--{name}", folders[name])]
+    for other, dropout, precision in CASES:
+        if not folders[other]:
+            continue
+        command = [sys.executable, __file__, *given, "--serve"]
+        theirs, ours = (Side([*command, side, str(dropout), precision]) for side in (other, "ours"))
+        pairs = [(theirs.step(), ours.step()) for _ in range(arguments.pairs)]
+        theirs.close()
         ours.close()
-        ratios = [theirs / mine for theirs, mine in pairs]
+        ratios = [one / mine for one, mine in pairs]
         seconds = [statistics.median(side) for side in zip(*pairs, strict=True)]
-        print(
-            f"| {dropout} | {precision} | {seconds[0]:.2f} | {seconds[1]:.2f} | "
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |",
-            flush=True,
+        name = {"reference": "MAE-AST's authors'", "ssast": "SSAST's authors'"}[other]
+        report.say(
+            f"| {name} | {dropout} | {precision} | {seconds[0]:.2f} | {seconds[1]:.2f} | "
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
         )
-        results.append({"dropout": dropout, "precision": precision, "pairs": pairs})
-    print(json.dumps(results))
+        results.append(
+            {"against": other, "dropout": dropout, "precision": precision, "pairs": pairs}
+        )
+    report.say(f"\n```json\n{json.dumps(results)}\n```")
+    report.write("step_against_reference", arguments.results)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,112 @@
+"""Where the time of a training step goes, and what it cannot go below.
+
+    python benchmarks/step_profile.py
+
+The step of ``step_against_reference.py``: forward and backward of the 12-layer patch model on 4
+clips of 10 s. torch's profiler adds up the time of each operator; matrix products, attention's
+included, are set beside what the counted operations take at the rate of square matrix products
+that the same process reaches. What else there is passes over memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+from measuring import RESULTS, Report
+from step_against_reference import BATCH, RATIO, our_step
+from torch.profiler import ProfilerActivity, profile
+
+from mae_ast.bench.stopwatch import matrix_rate
+from mae_ast.bench.work import split, step_work
+from mae_ast.core.config import MaeAstConfig
+
+CASES = [(0.0, "float32"), (0.0, "bfloat16"), (0.1, "float32"), (0.1, "bfloat16")]
+# Operators by what they are; a name is looked for from the beginning.
+KINDS = {
+    "matrix products": ("mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product"),
+    "copies and casts": ("copy_",),
+    "softmax": ("_softmax", "_log_softmax", "logsumexp"),
+    "GELU": ("gelu",),
+    "layer norm": ("native_layer_norm",),
+    "dropout's draws": ("random_", "bernoulli_", "uniform_", "native_dropout"),
+}
+OTHER = "all else"
+
+
+def kind_of(name: str) -> str:
+    """What an operator is."""
+    short = name.removeprefix("aten::")
+    for kind, beginnings in KINDS.items():
+        if name.startswith("aten::") and short.startswith(beginnings):
+            return kind
+    return OTHER
+
+
+def profiled(dropout: float, precision: str, steps: int) -> tuple[float, dict[str, float]]:
+    """Seconds of a step, not profiled, and shares of a profiled one by kind of operator."""
+    step = our_step(dropout, precision)
+    step()
+    taken = []
+    for _ in range(steps):
+        begin = time.perf_counter()
+        step()
+        taken.append(time.perf_counter() - begin)
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        for _ in range(2):
+            step()
+    spent: Counter[str] = Counter()
+    for event in found.key_averages():
+        spent[kind_of(event.key)] += event.self_cpu_time_total
+    total = sum(spent.values())
+    shares = {kind: spent[kind] / total for kind in (*KINDS, OTHER)}
+    return statistics.median(taken), shares
+
+
+def main() -> None:
+    """Profile all cases; a table and JSON, printed and written."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of each case")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result")
+    arguments = parser.parse_args()
+    report = Report(
+        "What bounds a step of MAE-AST, CPU",
+        "12 + 2 layers of width 768, 16 x 16 patches, 75 % hidden, 4 clips of 10 s; masks, "
+        "forward, 10 MSE +\nInfoNCE, backward; layerdrop 0. 'Products alone': the counted "
+        "operations at the rate of square matrix\nproducts (2048) measured in the same process. "
+        "Shares are of a profiled step.",
+    )
+    heads = ("dropout", "in", "a step (s)", "products alone (s)", "matrix rate (GFLOP/s)")
+    report.say(f"| {' | '.join((*heads, *KINDS, OTHER))} |")
+    report.say("| --- " * (len(heads) + len(KINDS) + 1) + "|")
+    config = MaeAstConfig(random_mask_prob=RATIO)
+    results = []
+    for dropout, precision in CASES:
+        bfloat16 = precision == "bfloat16"
+        work = step_work(config, split(config, "chunk_mask", 160_000), bfloat16)
+        rate = matrix_rate("cpu", torch.bfloat16 if bfloat16 else torch.float32, None)
+        seconds, shares = profiled(dropout, precision, arguments.steps)
+        bound = BATCH * work.flops / rate
+        row = [str(dropout), precision, f"{seconds:.2f}", f"{bound:.2f}", f"{rate / 1e9:.0f}"]
+        report.say(f"| {' | '.join((*row, *(f'{share:.1%}' for share in shares.values())))} |")
+        results.append(
+            {
+                "dropout": dropout,
+                "precision": precision,
+                "step_s": seconds,
+                "products_s": bound,
+                "matrix_flops_per_s": rate,
+                "shares": shares,
+            }
+        )
+    report.say(f"\n```json\n{json.dumps(results)}\n```")
+    report.write("step_profile", arguments.results)
+
+
+if __name__ == "__main__":
+    main()
