@@ -28,7 +28,7 @@ from pathlib import Path
 from measuring import RESULTS, Report, peak_memory
 
 from mae_ast.core.config_vit import VitConfig
-from mae_ast.demo.kept import Figures
+from mae_ast.demo.kept import Figures, kept
 from mae_ast.demo.recognition import probe_words
 from mae_ast.finetuned import load_finetuned
 from mae_ast.pretrained import Pretrained, PretrainedVit, load
@@ -77,6 +77,7 @@ SYSTEMS = {
     "Audio-MAE, global decoder": System((*AUDIO_MAE, "++model.decoder_attention=global")),
     "AST, with labels": System(AST, "ast_speechcommands2", "finetune"),
 }
+MEASURED = "measured.json"  # in a training's folder: what it was and took
 LOGGED = re.compile(r'\[([\d-]+ [\d:]+,\d+)\]\[train_inner\].*"num_updates": "(\d+)"')
 
 
@@ -120,7 +121,11 @@ def main() -> None:
         for name, run in runs.items()
     }
     probes = {
-        name: probe_words(trained(run, SYSTEMS[name]), arguments.corpus)
+        name: kept(
+            run / "probe.json",
+            json.loads((run / MEASURED).read_text()),
+            lambda name=name, run=run: probe_words(trained(run, SYSTEMS[name]), arguments.corpus),
+        )
         for name, run in runs.items()
     }
     report = Report(
@@ -149,7 +154,7 @@ def pretrain(corpus: Path, run: Path, updates: int, system: System) -> Cost:
     if system.kind == "pretrain":
         settings.append("++model.input_stats=batch")
     command = train_command(corpus, system.config, run, settings, system.kind)
-    measured = run / "measured.json"
+    measured = run / MEASURED
     if measured.exists():
         earlier = json.loads(measured.read_text())
         if earlier["command"] == command:
