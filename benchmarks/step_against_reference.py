@@ -132,7 +132,7 @@ def ssast_step(folder: str) -> Callable[[], float]:
         loss = info_nce + 10 * model(source, "pretrain_mpg", **hidden)
         loss.backward()
         model.zero_grad(set_to_none=True)
-        return float(loss)
+        return loss.item()
 
     return step
 
