@@ -10,8 +10,8 @@ each side runs in a process of its own; the two take turns, and the ratio is tak
 SSAST's step is its joint one, a pass for each loss, with 400 patches of its 1,024 frames hidden.
 The references draw their masks inside the step; ours are drawn inside the timing as well.
 
-SSAST was written for timm 0.4.5. It runs here on the timm that is installed, whose attention is
-fused and therefore faster, by timm's old names of models.
+SSAST insists on timm 0.4.5. It runs here on the timm that is installed, by the old names of models,
+with attention computed as timm 0.4.5 does, as matrices.
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ from measuring import RESULTS, Report, Side, serve
 
 BATCH, FRAMES, RATIO = 4, 998, 0.75
 SSAST_FRAMES, SSAST_MASKED = 1024, 400
-CASES = [  # against whom, dropout of both, our precision; theirs is float32
+COMPILED = "bfloat16, compiled"  # layers by torch.compile, as model.compile=true does
+CASES = [  # against whom, dropout of both, how we compute; theirs is float32
     ("reference", 0.0, "float32"),
     ("reference", 0.0, "bfloat16"),
+    ("reference", 0.0, COMPILED),
     ("reference", 0.1, "float32"),
     ("reference", 0.1, "bfloat16"),
+    ("reference", 0.1, COMPILED),
     ("ssast", 0.0, "bfloat16"),
 ]
 REPOSITORY = Path(__file__).parents[1]
@@ -47,6 +50,7 @@ def our_step(dropout: float, precision: str) -> Callable[[], float]:
     from mae_ast.allocator import keep_freed_memory
     from mae_ast.core.config import MaeAstConfig
     from mae_ast.core.mae_ast import MaeAst
+    from mae_ast.core.transformer import compile_layers
 
     keep_freed_memory()  # as our task does on a CPU
     config = MaeAstConfig(
@@ -54,9 +58,11 @@ def our_step(dropout: float, precision: str) -> Callable[[], float]:
         attention_dropout=dropout,
         dropout_input=dropout,
         random_mask_prob=RATIO,
-        precision=precision,
+        precision=precision.partition(",")[0],
     )
     model = MaeAst(config).train()
+    if precision == COMPILED:
+        compile_layers(model)
     source = torch.randn(BATCH, FRAMES, 128)
 
     def step() -> float:
@@ -120,6 +126,7 @@ def ssast_step(folder: str) -> Callable[[], float]:
         return model
 
     timm.__version__, timm.create_model = "0.4.5", old_create
+    timm.layers.set_fused_attn(False)
     from ast_models import ASTModel
 
     size = {"fshape": 16, "tshape": 16, "fstride": 16, "tstride": 16}
