@@ -445,11 +445,15 @@ def test_a_folder_that_is_none(tmp_path):
 
 # Processes
 
+# A program that was started in the background may have been told to ignore SIGINT, and so would be
+# its children.
 SCRIPT = textwrap.dedent("""
+    import signal
     import sys
     from pathlib import Path
     from mae_ast.fetch import transfer
     from mae_ast.fetch.cache import download
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     transfer.PAUSE = 0.0
     print(download(sys.argv[2:], "model.pt", None, Path(sys.argv[1])))
 """)
