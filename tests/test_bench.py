@@ -163,10 +163,10 @@ def test_memory_is_never_less_than_weights_gradients_and_moments():
 
 
 def test_presets_are_those_of_training(tmp_path):
-    config = build_config("ssast_patch", {"two_pass": True}, setting(tmp_path)).values
+    config = build_config("ssast_patch", {"two_pass": True}, setting(tmp_path))
     assert config.layer_norm_eps == 1e-6  # text to YAML
     assert config.two_pass
-    assert build_config("mae_ast", {}, setting(tmp_path)).values.encoder_layerdrop == 0.05
+    assert build_config("mae_ast", {}, setting(tmp_path)).encoder_layerdrop == 0.05
 
 
 def test_all_systems_are_measured_at_all_batch_sizes(tmp_path):

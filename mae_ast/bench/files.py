@@ -128,7 +128,7 @@ def measure_loading(case: Case, setting: Setting) -> Row:
     batch = 4 if setting.quick else BATCH
     files = 4 if setting.quick else FILES
     folder = write_corpus(Path(setting.folder) / "loading", files, batch * (batches + 2 * workers))
-    config = build_config("mae_ast", {}, setting).values
+    config = build_config("mae_ast", {}, setting)
     dataset = PretrainingDataset(
         Manifest.load(folder / "train.tsv"),
         Collater(config, "chunk_mask", compute_fbank=case["fbank_in_workers"]),

@@ -27,7 +27,7 @@ from mae_ast.core.fbank import fbank, num_frames
 from mae_ast.core.losses import info_nce_loss, reconstruction_loss
 from mae_ast.core.masking import MaskIds, mask_strategy
 from mae_ast.core.precision import has_bfloat16_units
-from mae_ast.core.systems import SYSTEMS, config_from
+from mae_ast.core.systems import SYSTEMS, config_from, name_of
 from mae_ast.train_command import config_dir
 
 OUT_OF_MEMORY = "out of memory"
@@ -152,16 +152,16 @@ class _Training:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def _prepare(case: Case, config: NamedConfig, setting: Setting) -> _Training:
+def _prepare(case: Case, config: Any, setting: Setting) -> _Training:
     torch.manual_seed(0)
-    values, device, batch = config.values, setting.device, case["batch"]
-    model = SYSTEMS[config.system].network(values).to(device).train()
+    device, batch = setting.device, case["batch"]
+    model = SYSTEMS[name_of(config)].network(config).to(device).train()
     num_samples = _num_samples(case)
     waveforms = torch.randint(-8000, 8000, (batch, num_samples), dtype=torch.int16)
     source = waveforms.to(device) if setting.is_gpu else fbank(waveforms)
-    strategy = mask_strategy(case["mask_type"], values.mask_length)
-    grid = values.patch_shape.grid(num_frames(num_samples))
-    mask = strategy(batch, grid, values.random_mask_prob)
+    strategy = mask_strategy(case["mask_type"], config.mask_length)
+    grid = config.patch_shape.grid(num_frames(num_samples))
+    mask = strategy(batch, grid, config.random_mask_prob)
     mask = MaskIds(mask.visible_ids.to(device), mask.masked_ids.to(device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     return _Training(model, source, mask, optimizer)
@@ -195,16 +195,16 @@ def _measure_step(case: Case, setting: Setting) -> Row:
     synchronize(device)
     rate = max(rate, matrix_rate(*products))  # a shared machine may have been slow for a moment
 
-    patches = split(config.values, case["mask_type"], _num_samples(case))
-    work = step_work(config.values, patches, bfloat16)
+    patches = split(config, case["mask_type"], _num_samples(case))
+    work = step_work(config, patches, bfloat16)
     parameters = sum(p.numel() for p in training.model.parameters())
     step_s = statistics.median(taken)
     flops = batch * work.flops / step_s
     return {
         **case,
         **summary(taken),
-        "system": config.system,
-        "config": dataclasses.asdict(config.values),
+        "system": name_of(config),
+        "config": dataclasses.asdict(config),
         "precision": "bfloat16" if bfloat16 else "float32",
         "clips_per_s": batch / step_s,
         "ms_per_clip": 1000 * step_s / batch,
@@ -225,26 +225,8 @@ def _num_samples(case: Case) -> int:
     return round(float(case["clip_s"]) * SAMPLE_RATE)
 
 
-@dataclasses.dataclass(frozen=True)
-class NamedConfig:
-    """A model's configuration.
-
-    Args:
-        system: its name.
-        values: the configuration itself.
-    """
-
-    system: str
-    values: Any
-
-    @property
-    def precision(self) -> str:
-        """As configured."""
-        return str(self.values.precision)
-
-
-def build_config(preset: str, model: dict[str, Any], setting: Setting) -> NamedConfig:
-    """A preset's model with changes.
+def build_config(preset: str, model: dict[str, Any], setting: Setting) -> Any:
+    """The configuration of a preset's model, with changes.
 
     Raises:
         ValueError: a change names no field of any model, or cannot work.
@@ -257,7 +239,7 @@ def build_config(preset: str, model: dict[str, Any], setting: Setting) -> NamedC
     for key, value in values.items():
         if key in fields and fields[key].type is float:
             values[key] = float(value)  # YAML 1.1 reads 1e-06 as text
-    return NamedConfig(system, config_from({"_name": system, **values}))
+    return config_from({"_name": system, **values})
 
 
 def preset_of(name: str) -> dict[str, Any]:
