@@ -29,21 +29,23 @@ from measuring import RESULTS, Report, Side, serve
 
 BATCH, FRAMES, RATIO = 4, 998, 0.75
 SSAST_FRAMES, SSAST_MASKED = 1024, 400
-COMPILED = "bfloat16, compiled"  # layers by torch.compile, as model.compile=true does
-CASES = [  # against whom, dropout of both, how we compute; theirs is float32
-    ("reference", 0.0, "float32"),
-    ("reference", 0.0, "bfloat16"),
-    ("reference", 0.0, COMPILED),
-    ("reference", 0.1, "float32"),
-    ("reference", 0.1, "bfloat16"),
-    ("reference", 0.1, COMPILED),
-    ("ssast", 0.0, "bfloat16"),
+CASES = [  # against whom, dropout of both, how we compute (theirs is float32), layers compiled
+    ("reference", 0.0, "float32", False),
+    ("reference", 0.0, "bfloat16", False),
+    ("reference", 0.0, "bfloat16", True),
+    ("reference", 0.1, "float32", False),
+    ("reference", 0.1, "bfloat16", False),
+    ("reference", 0.1, "bfloat16", True),
+    ("ssast", 0.0, "bfloat16", False),
 ]
 REPOSITORY = Path(__file__).parents[1]
 
 
-def our_step(dropout: float, precision: str) -> Callable[[], float]:
-    """A function that runs a step and returns its loss."""
+def our_step(dropout: float, precision: str, compiled: bool = False) -> Callable[[], float]:
+    """A function that runs a step and returns its loss.
+
+    ``compiled``: layers by torch.compile, as ``model.compile=true`` has it.
+    """
     import torch
     from step_of_systems import masked_loss
 
@@ -58,10 +60,10 @@ def our_step(dropout: float, precision: str) -> Callable[[], float]:
         attention_dropout=dropout,
         dropout_input=dropout,
         random_mask_prob=RATIO,
-        precision=precision.partition(",")[0],
+        precision=precision,
     )
     model = MaeAst(config).train()
-    if precision == COMPILED:
+    if compiled:
         compile_layers(model)
     source = torch.randn(BATCH, FRAMES, 128)
 
@@ -152,12 +154,13 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=13)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     folders = {"reference": arguments.reference, "ssast": arguments.ssast}
     if arguments.serve:
         side, dropout, precision = arguments.serve
         if side == "ours":
-            serve(our_step(float(dropout), precision))
+            serve(our_step(float(dropout), precision, arguments.compiled))
         elif side == "ssast":
             serve(ssast_step(arguments.ssast))
         else:
@@ -178,23 +181,32 @@ def main() -> None:
     report.say("| --- " * 6 + "|")
     results = []
     given = [word for name in folders if folders[name] for word in (f"--{name}", folders[name])]
-    for other, dropout, precision in CASES:
+    for other, dropout, precision, compiled in CASES:
         if not folders[other]:
             continue
-        command = [sys.executable, __file__, *given, "--serve"]
-        theirs, ours = (Side([*command, side, str(dropout), precision]) for side in (other, "ours"))
+        command = [sys.executable, __file__, *given, *(["--compiled"] if compiled else [])]
+        theirs, ours = (
+            Side([*command, "--serve", side, str(dropout), precision]) for side in (other, "ours")
+        )
         pairs = [(theirs.step(), ours.step()) for _ in range(arguments.pairs)]
         theirs.close()
         ours.close()
         ratios = [one / mine for one, mine in pairs]
         seconds = [statistics.median(side) for side in zip(*pairs, strict=True)]
         name = {"reference": "MAE-AST's authors'", "ssast": "SSAST's authors'"}[other]
+        how = f"{precision}, compiled" if compiled else precision
         report.say(
-            f"| {name} | {dropout} | {precision} | {seconds[0]:.2f} | {seconds[1]:.2f} | "
+            f"| {name} | {dropout} | {how} | {seconds[0]:.2f} | {seconds[1]:.2f} | "
             f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
         )
         results.append(
-            {"against": other, "dropout": dropout, "precision": precision, "pairs": pairs}
+            {
+                "against": other,
+                "dropout": dropout,
+                "precision": precision,
+                "compiled": compiled,
+                "pairs": pairs,
+            }
         )
     report.say(f"\n```json\n{json.dumps(results)}\n```")
     report.write("step_against_reference", arguments.results)
