@@ -26,6 +26,7 @@ from mae_ast.core.positions import sinusoidal_positions
 from mae_ast.core.released import to_released
 from mae_ast.core.systems import name_of
 from mae_ast.pretrained import (
+    ENCODER_ALONE,
     Pretrained,
     PretrainedAst,
     PretrainedAudioMae,
@@ -43,7 +44,8 @@ def to_released_file(model: Pretrained, path: Path) -> None:
     """Write the file that the authors' programs and stock s3prl load.
 
     Raises:
-        ValueError: the model has what the layout has no field for, or is of a system without one.
+        ValueError: the model has what the layout has no field for, or lacks what it asks for, or is
+            of a system without one.
     """
     with _whole(path) as part:
         torch.save(_released_state(model), part)
@@ -57,6 +59,8 @@ def to_hugging_face(model: Pretrained, path: Path) -> None:
     """
     if not isinstance(model, PretrainedAst):
         raise ValueError(f"a model of kind {name_of(model.config)!r}; transformers' AST is 'ast'")
+    if model.encoder_only:
+        raise ValueError(ENCODER_ALONE)
     fields, preprocessor = hugging_face_ast.config_to_hugging_face(model.config, model.labels)
     weights = hugging_face_ast.to_hugging_face(model.config, model.state_dict())
     with _whole(path) as part:
@@ -158,6 +162,8 @@ class LastHiddenState(nn.Module):
 
 def _released_state(model: Pretrained) -> dict[str, Any]:
     weights = model.state_dict()
+    if model.encoder_only:
+        raise ValueError(ENCODER_ALONE)
     if isinstance(model, PretrainedMaeAst):
         return to_released(model.config, model.mask_type, weights)
     if isinstance(model, PretrainedSsast):

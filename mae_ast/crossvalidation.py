@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from mae_ast.core.checkpoint import read_state
+from mae_ast.core.checkpoint import RUN_FILE, read_state
 from mae_ast.core.files import written_whole
 from mae_ast.core.labels import LABELS_FILE
 
@@ -97,7 +97,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 def is_trained(run: Path) -> bool:
     """Whether the last checkpoint of a run is of its last update or epoch."""
-    last = run / "checkpoints" / "checkpoint_last.pt"
+    last = run / RUN_FILE
     if not last.is_file():
         return False
     state = read_state(last)

@@ -18,15 +18,19 @@ from torch import Tensor
 
 from mae_ast.averaging import average
 from mae_ast.core import released_ast
-from mae_ast.core.checkpoint import CONFIG_FILE, CheckpointError, check_weights, read_state
+from mae_ast.core.checkpoint import (
+    CONFIG_FILE,
+    FINETUNING,
+    CheckpointError,
+    check_weights,
+    read_state,
+)
 from mae_ast.core.classifier import Classifier, HeadConfig
 from mae_ast.core.encoder import Encoder, encoder_only
 from mae_ast.core.fbank import num_samples_of_frames
 from mae_ast.core.labels import Labels
 from mae_ast.core.systems import SYSTEMS, name_of
 from mae_ast.pretrained import PretrainedAst, load
-
-STATE = "mae_ast_classification"  # where training's checkpoints keep the description
 
 
 @dataclass(frozen=True)
@@ -112,16 +116,13 @@ def encoder_of(source: str, random_weights: bool = False) -> Encoder:
     """The encoder of a pretrained or fine-tuned model, to be trained further.
 
     Args:
-        source: whatever :func:`mae_ast.load` takes, or what fine-tuning wrote.
+        source: whatever :func:`mae_ast.load` takes.
         random_weights: the same network and input statistics, with new weights.
 
     Raises:
         ValueError, FileNotFoundError: as :func:`mae_ast.load`.
     """
-    if _is_finetuned(Path(source)):
-        found = load_finetuned(source).model.encoder
-    else:
-        found = encoder_only(load(source))
+    found: Encoder = encoder_only(load(source))
     if not random_weights:
         return found
     fresh: Encoder = encoder_only(SYSTEMS[name_of(found.config)].network(found.config))
@@ -196,7 +197,7 @@ def _published(source: str | os.PathLike[str]) -> FineTuned:
 
 def _description(path: Path) -> Description:
     try:
-        values = read_state(path)["task_state"][STATE]
+        values = read_state(path)["task_state"][FINETUNING]
         description = Description.from_dict(values)
         if description.system not in SYSTEMS:
             raise ValueError(f"is made of {description.system!r}; {', '.join(SYSTEMS)} are known")
@@ -209,16 +210,6 @@ def _description(path: Path) -> Description:
         ) from error
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-
-
-def _is_finetuned(path: Path) -> bool:
-    """Whether a file or a run's folder is of fine-tuning; others are looked at elsewhere."""
-    if path.is_dir():
-        path = path / "checkpoints" / "checkpoint_last.pt"
-    if path.suffix != ".pt" or not path.is_file():
-        return False
-    state = read_state(path).get("task_state")
-    return isinstance(state, Mapping) and STATE in state
 
 
 def _files(source: Path, num_averaged: int) -> Sequence[Path]:

@@ -15,7 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import save_file
 from torch import nn
 
-from mae_ast.core import checkpoint
+from mae_ast.core import checkpoint, encoder
 from mae_ast.core.ast import Ast
 from mae_ast.core.audio import SAMPLE_RATE
 from mae_ast.core.audio_mae import AudioMae
@@ -29,6 +29,7 @@ from mae_ast.core.vit import Vit
 from mae_ast.fetch.cache import cache_folder, download, name_from_url
 from mae_ast.fetch.registry import RELEASED
 
+ENCODER_ALONE = "an encoder alone, as fine-tuned files hold it; what pretraining adds is not there"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -47,15 +48,25 @@ class HubModel(
         config: what it is made of.
         mask_type: the masking it was trained with; ``None``: with none, as AST.
         labels: what a classifier's outputs are called, where that is known.
+        encoder_only: without what serves pretraining alone, as :func:`encoder.encoder_only` has it.
     """
 
     def __init__(
-        self, config: Any, mask_type: str | None = None, labels: Sequence[str] | None = None
+        self,
+        config: Any,
+        mask_type: str | None = None,
+        labels: Sequence[str] | None = None,
+        encoder_only: bool = False,
     ) -> None:
         super().__init__(config)  # type: ignore[call-arg]  # of the network, which comes next
         self.mask_type = mask_type
         self.labels = None if labels is None else tuple(labels)
-        self._hub_mixin_config = checkpoint.config_dict(config, mask_type, self.labels)
+        self.encoder_only = encoder_only
+        if encoder_only:
+            encoder.encoder_only(cast(Encoder, self))
+        self._hub_mixin_config = checkpoint.config_dict(
+            config, mask_type, self.labels, encoder_only
+        )
 
     def extract_features(
         self,
@@ -138,12 +149,13 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
 
     Args:
         source: a released model's name, a file (of this project's training, in the layout of the
-            released MAE-AST, SSAST, AST or Audio-MAE, or safetensors), a folder that
-            ``save_pretrained`` or transformers' ``ASTForAudioClassification`` wrote, a URL, or an
-            id on the Hugging Face hub.
+            released MAE-AST, SSAST, AST or Audio-MAE, or safetensors), the folder of a run, a
+            folder that ``save_pretrained`` or transformers' ``ASTForAudioClassification`` wrote, a
+            URL, or an id on the Hugging Face hub.
 
     Returns:
-        In eval mode, on the CPU, in float32 whatever it was trained in.
+        In eval mode, on the CPU, in float32 whatever it was trained in. Of what was fine-tuned here
+        the encoder; :func:`mae_ast.finetuned.load_finetuned` reads all of it.
 
     Raises:
         ValueError: the source is of none of these kinds.
@@ -182,6 +194,8 @@ def load_masked(source: str | os.PathLike[str]) -> PretrainedMasked:
             f"{os.fspath(source)}: a model of kind {name_of(model.config)!r} rebuilds nothing; "
             f"{', '.join(map(repr, kinds))} do"
         )
+    if model.encoder_only:
+        raise ValueError(f"{os.fspath(source)}: {ENCODER_ALONE}")
     return model
 
 
@@ -193,7 +207,8 @@ def from_file(path: str | os.PathLike[str]) -> Pretrained:
 def from_checkpoint(found: Checkpoint, path: str | os.PathLike[str]) -> Pretrained:
     """A model of what was read from ``path``."""
     kind = CLASSES[name_of(found.config)]
-    model: Pretrained = fill(kind(found.config, found.mask_type, found.labels), found, path)
+    empty = kind(found.config, found.mask_type, found.labels, found.encoder_only)
+    model: Pretrained = fill(empty, found, path)
     model.precision = "float32"  # features that are alike on every machine
     return model
 

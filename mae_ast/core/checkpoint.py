@@ -1,9 +1,9 @@
 """Checkpoint files: what is in them, read safely, and put into a model.
 
-Read are: what the trainer writes, files in the layouts of the released ones
-(:mod:`mae_ast.core.released`, :mod:`mae_ast.core.released_ast`,
-:mod:`mae_ast.core.released_audio_mae`), safetensors with our ``config.json`` beside them, and those
-of Hugging Face's AST (:mod:`mae_ast.core.hugging_face_ast`).
+Read are: what the trainer writes in pretraining, and of what it writes in fine-tuning the encoder;
+files in the layouts of the released ones (:mod:`mae_ast.core.released`,
+:mod:`mae_ast.core.released_ast`, :mod:`mae_ast.core.released_audio_mae`), safetensors with our
+``config.json`` beside them, and those of Hugging Face's AST (:mod:`mae_ast.core.hugging_face_ast`).
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from mae_ast.core.weights import misfits
 # Of a folder in the hub's layout; the last is there for Hugging Face's own models only.
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 PREPROCESSOR_FILE = "preprocessor_config.json"
+RUN_FILE = Path("checkpoints", "checkpoint_last.pt")  # of the folder of a run
+FINETUNING = "mae_ast_classification"  # where fine-tuned files describe their network
 
 logger = logging.getLogger(__name__)
 
@@ -49,16 +51,18 @@ class Checkpoint:
         mask_type: the masking it was trained with; ``None``: with none, as AST.
         weights: by its system's names; not looked at yet.
         labels: what the outputs of a classifier are called, where the file tells.
+        encoder_only: its weights are the encoder's, without what serves pretraining alone.
     """
 
     config: Any
     mask_type: str | None
     weights: Mapping[str, Any]
     labels: tuple[str, ...] | None = None
+    encoder_only: bool = False
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read a file, or a folder in the hub's layout; nothing in it is executed.
+    """Read a file, or a folder in the hub's layout or of a run; nothing in it is executed.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -66,7 +70,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / WEIGHTS_FILE
+        held = [path / name for name in (RUN_FILE, WEIGHTS_FILE) if (path / name).is_file()]
+        if not held:
+            raise FileNotFoundError(f"{path}: holds neither {RUN_FILE} nor {WEIGHTS_FILE}")
+        path = held[0]
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     if path.suffix == ".safetensors":
@@ -104,14 +111,17 @@ def check_weights(
 
 
 def config_dict(
-    config: Any, mask_type: str | None, labels: Sequence[str] | None = None
+    config: Any,
+    mask_type: str | None,
+    labels: Sequence[str] | None = None,
+    encoder_only: bool = False,
 ) -> dict[str, Any]:
     """The content of ``config.json``."""
-    named = {} if labels is None else {"labels": list(labels)}
     return {
         "system": name_of(config),
         "mask_type": mask_type,
-        **named,
+        **({} if labels is None else {"labels": list(labels)}),
+        **({"encoder_only": True} if encoder_only else {}),
         **dataclasses.asdict(config),
     }
 
@@ -131,6 +141,7 @@ def parse_config(values: Any, path: str | os.PathLike[str]) -> Checkpoint:
             None if mask_type is None else str(mask_type),
             {},
             None if labels is None else tuple(str(label) for label in labels),
+            bool(values.get("encoder_only", False)),
         )
     except KeyError as error:
         raise CheckpointError(f"{path}: has no {error}") from error
@@ -157,9 +168,17 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     return state
 
 
+def is_finetuned(state: Mapping[str, Any]) -> bool:
+    """Whether a file's content was written by fine-tuning."""
+    kept = state.get("task_state")
+    return isinstance(kept, Mapping) and FINETUNING in kept
+
+
 def _read_torch(path: Path) -> Checkpoint:
     state = read_state(path)
     try:
+        if is_finetuned(state):
+            return _encoder_of_finetuned(state)
         if released_ast.is_ssast(state):
             ssast, weights = released_ast.read_ssast(state)
             return Checkpoint(ssast, _published_mask(ssast.patch_shape), weights)
@@ -179,6 +198,18 @@ def _read_torch(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: has no {error}; a pretraining checkpoint does") from error
     except (TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path}: {_one_line(error)}") from error
+
+
+def _encoder_of_finetuned(state: Mapping[str, Any]) -> Checkpoint:
+    network = state["task_state"][FINETUNING]
+    config = config_from({**network["encoder"], "system": network["system"]})
+    prefix = "encoder."
+    weights = {
+        name.removeprefix(prefix): value
+        for name, value in state["model"].items()
+        if name.startswith(prefix)
+    }
+    return Checkpoint(config, None, weights, encoder_only=True)
 
 
 def _published_mask(shape: PatchShape) -> str:

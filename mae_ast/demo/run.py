@@ -16,6 +16,7 @@ import mae_ast
 from mae_ast import pictures
 from mae_ast.core.audio import read_audio
 from mae_ast.core.batch import Clip, Collater
+from mae_ast.core.checkpoint import RUN_FILE
 from mae_ast.core.manifest import Manifest
 from mae_ast.core.reconstruct import reconstruct
 from mae_ast.demo.corpus import DESCRIPTION_FILE, description, make_corpus
@@ -23,7 +24,7 @@ from mae_ast.demo.evaluate import evaluate
 from mae_ast.demo.kept import Figures, kept, write_json
 from mae_ast.demo.recognition import confusion_of, finetune_words, probe_words
 from mae_ast.demo.report import report
-from mae_ast.demo.training import last_checkpoint, num_updates, train
+from mae_ast.demo.training import num_updates, train
 from mae_ast.pretrained import PretrainedMaeAst
 from mae_ast.progress import bar
 
@@ -51,7 +52,7 @@ def run_demo(
     make_corpus(corpus, takes, os.cpu_count() or 1, bar("speaking", "voice"))
     spoken = json.loads(description(takes))
 
-    checkpoint = last_checkpoint(run)
+    checkpoint = run / RUN_FILE
     drawn = [folder / "reconstruction.png", folder / "loss.png"]
     figures = {
         "pretraining": kept(
@@ -84,7 +85,7 @@ def _pretrain(corpus: Path, run: Path, updates: int, drawn: list[Path]) -> Figur
     """Pretrain, evaluate on unheard voices, draw."""
     run.mkdir(exist_ok=True)
     shutil.copy(corpus / DESCRIPTION_FILE, run)
-    checkpoint = last_checkpoint(run)
+    checkpoint = run / RUN_FILE
     in_one_go = not checkpoint.exists()
     history = train(corpus, run, updates)
     model = mae_ast.load(checkpoint)

@@ -11,17 +11,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mae_ast.core.checkpoint import read_state
+from mae_ast.core.checkpoint import RUN_FILE, read_state
 from mae_ast.train_command import train_command
 
 _JSON_LINE = re.compile(r"\]\[(train_inner|train|valid)\]\[INFO\] - (\{.*\})")
 
 History = list[dict[str, Any]]
-
-
-def last_checkpoint(run: Path) -> Path:
-    """The newest checkpoint of a run."""
-    return run / "checkpoints" / "checkpoint_last.pt"
 
 
 def num_updates(checkpoint: Path) -> int:
@@ -65,7 +60,7 @@ def train(
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": threads,
     }
-    last = last_checkpoint(run)
+    last = run / RUN_FILE
     is_new = not last.exists()
     what = "pretraining" if kind == "pretrain" else f"fine-tuning, {run.name.replace('_', ' ')}"
     with (

@@ -10,11 +10,12 @@ from fairseq.tasks import register_task
 import mae_ast.criterions.classification
 import mae_ast.optim.adamw  # noqa: F401  (fairseq imports nothing but tasks and models)
 from mae_ast.core.augment import Augmentation, StructuredDrop
+from mae_ast.core.checkpoint import FINETUNING
 from mae_ast.core.labels import LABELS_FILE, ClipLabels, Labels
 from mae_ast.criterions.score_meter import log_scores
 from mae_ast.data.classification_dataset import ClassificationDataset, check_one_label
 from mae_ast.errors import user_errors
-from mae_ast.finetuned import STATE, Description
+from mae_ast.finetuned import Description
 from mae_ast.tasks.audio_task import AudioTask, AudioTaskConfig
 
 
@@ -104,7 +105,7 @@ class MaeAstClassificationTask(AudioTask):
             self.cfg.multi_label,
             self.cfg.max_sample_size or 0,
         )
-        self.state.merge_state_dict({STATE: description.to_dict()})
+        self.state.merge_state_dict({FINETUNING: description.to_dict()})
         return criterion
 
     def load_dataset(self, split: str, **kwargs: Any) -> None:

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from mae_ast.core.checkpoint import RUN_FILE
 from mae_ast.demo import training
 
 LINES = """
@@ -32,7 +33,7 @@ def saved(tmp_path):
     """``saved(n)``: a checkpoint of ``n`` updates is there."""
 
     def save(updates):
-        path = training.last_checkpoint(tmp_path)
+        path = tmp_path / RUN_FILE
         path.parent.mkdir(exist_ok=True)
         state = {"model": {}, "optimizer_history": [{"num_updates": updates}]}
         torch.save(state, path)

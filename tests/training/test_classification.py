@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import typer
 import yaml
 from typer.testing import CliRunner
 
+import mae_ast
 from mae_ast import evaluation
 from mae_ast.cli import evaluate, predict
 from mae_ast.core.checkpoint import CheckpointError
@@ -261,6 +263,14 @@ def test_learn_evaluate_and_predict(finetune: Finetune, tones: Path, tmp_path: P
     recall = np.mean([float(row["recall"]) for row in rows])
     assert recall == pytest.approx(summary["accuracy"], abs=1e-4)
     assert (out / "confusion.png").stat().st_size > 1_000
+
+    # Its encoder, to use.
+    waveform = torch.from_numpy(soundfile.read(tones / "valid_00.flac", dtype="float32")[0])[None]
+    fine_tuned, encoder = load_finetuned(run).model.encoder, mae_ast.load(run)
+    for ours, theirs in zip(
+        encoder.hidden_states(waveform), fine_tuned.hidden_states(waveform), strict=True
+    ):
+        assert torch.equal(ours, theirs)
 
     # Elsewhere, without the data.
     checkpoint = tmp_path / "moved.pt"
