@@ -20,7 +20,10 @@ class Kind(StrEnum):
 
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="IN", help="A file, a released model's name, a URL, a hub id.")
+        str,
+        typer.Argument(
+            metavar="IN", help="A file, a run's folder, a released model's name, a URL, a hub id."
+        ),
     ],
     target: Annotated[
         Path,

@@ -10,7 +10,8 @@ import typer
 
 def extract(
     checkpoint: Annotated[
-        str, typer.Argument(help="A file, a released model's name, a URL, a hub id.")
+        str,
+        typer.Argument(help="A file, a run's folder, a released model's name, a URL, a hub id."),
     ],
     manifest: Annotated[Path, typer.Argument(help="A manifest, such as train.tsv.")],
     out: Annotated[Path, typer.Argument(help="Folder for the .npy and .len files.")],

@@ -17,8 +17,8 @@ def finetune(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            help="A file, a released model's name, a URL, a hub id; where the preset's model is "
-            "ast also timm:NAME."
+            help="A file, a run's folder, a released model's name, a URL, a hub id; where the "
+            "preset's model is ast also timm:NAME."
         ),
     ],
     data: Annotated[

@@ -11,7 +11,8 @@ import typer
 
 def probe(
     checkpoint: Annotated[
-        str, typer.Argument(help="A file, a released model's name, a URL, a hub id.")
+        str,
+        typer.Argument(help="A file, a run's folder, a released model's name, a URL, a hub id."),
     ],
     manifest: Annotated[
         Path, typer.Argument(help="Manifest of the training clips; labels in .lbl beside it.")

@@ -19,7 +19,8 @@ from mae_ast.pretrained import load_masked
 
 def reconstruct(
     checkpoint: Annotated[
-        str, typer.Argument(help="A file, a released model's name, a URL, a hub id.")
+        str,
+        typer.Argument(help="A file, a run's folder, a released model's name, a URL, a hub id."),
     ],
     file: Annotated[Path, typer.Argument(help="Audio of any kind.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture.")] = Path(

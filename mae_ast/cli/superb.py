@@ -19,7 +19,9 @@ class Mode(StrEnum):
 def superb(
     context: typer.Context,
     task: Annotated[str, typer.Argument(help="ks, sid, er, or a downstream of s3prl.")],
-    checkpoint: Annotated[str, typer.Argument(help="A file, or the name of a released model.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="A file, a run's folder, or a released model's name.")
+    ],
     data: Annotated[Path | None, typer.Option(help="Folder of the task's data.")] = None,
     out: Annotated[
         Path | None,

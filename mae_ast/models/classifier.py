@@ -28,8 +28,8 @@ class ClassifierConfig(FairseqDataclass):  # type: ignore[misc]
     checkpoint: Optional[str] = field(  # noqa: UP045
         default=None,
         metadata={
-            "help": "where to start: a file, a released model's name, a URL, a hub id; for ast "
-            "also timm:NAME, or a file of timm's, or null for new weights"
+            "help": "where to start: a file, a run's folder, a released model's name, a URL, a hub "
+            "id; for ast also timm:NAME, or a file of timm's, or null for new weights"
         },
     )
     architecture_of: Optional[str] = field(  # noqa: UP045
