@@ -8,7 +8,6 @@ have been chosen by the clips that it is scored on).
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mae_ast.core.checkpoint import RUN_FILE, read_state
-from mae_ast.core.files import written_whole
+from mae_ast.core.files import held, written_whole
 from mae_ast.core.labels import LABELS_FILE
 
 HELD_OUT = "valid"
@@ -32,7 +31,7 @@ OWN_KEYS = (
     *("task.data", "hydra.run.dir", "checkpoint.save_dir", "checkpoint.restore_file"),
     "common.tensorboard_logdir",
 )
-SETTINGS_FILE, LOCK_FILE, SCORES_FILE = "settings.json", "lock", "folds.csv"
+SETTINGS_FILE, SCORES_FILE = "settings.json", "folds.csv"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 DIGITS = 4  # of scores, shown and written
 
@@ -118,18 +117,14 @@ def working_in(out: Path, settings: dict[str, Any]) -> Iterator[int]:
         ValueError: another program is at work there, or its folds were trained otherwise.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK_FILE).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{out}: another cross-validation is at work in it") from error
-        path = out / SETTINGS_FILE
+    path = out / SETTINGS_FILE
+    with held(path) as lock:
         if path.is_file() and any(out.glob("*/checkpoints/*.pt")):
             _check_settings(path, settings)
         else:
             with written_whole(path) as part:
                 part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        yield lock.fileno()
+        yield lock
 
 
 class Trainings:

@@ -24,7 +24,7 @@ import numpy as np
 from torch import Tensor
 
 from mae_ast.core.audio import AudioError, read_long_audio
-from mae_ast.core.files import written_whole
+from mae_ast.core.files import held, written_whole
 from mae_ast.core.manifest import Manifest, ManifestError, Progress
 from mae_ast.pretrained import Pretrained
 
@@ -85,7 +85,8 @@ def extract(
         The ``.npy`` file and the number of clips that could not be read.
 
     Raises:
-        ValueError: the folder holds an extraction of something else.
+        ValueError: the folder holds an extraction of something else, or another process writes
+            the same.
         ManifestError: there are more shards than clips.
     """
     rows = np.array_split(np.arange(len(manifest)), what.shards)[what.shard].tolist()
@@ -106,7 +107,7 @@ def extract(
     files = _Files(out, name, description)
     if files.are_complete():
         return done, files.num_bad()
-    with files, ThreadPoolExecutor(READERS) as pool:
+    with held(done), files, ThreadPoolExecutor(READERS) as pool:
         left = rows[files.num_clips :]
         batches = _in_batches(_read_ahead(pool, manifest, left, model.patch_shape.min_samples))
 

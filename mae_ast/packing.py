@@ -31,7 +31,7 @@ import soundfile
 
 from mae_ast.core.archive import ArchiveError, Member, check_member, open_member
 from mae_ast.core.audio import SAMPLE_RATE, AudioError, read_long_audio
-from mae_ast.core.files import written_whole
+from mae_ast.core.files import held, written_whole
 from mae_ast.core.labels import LABELS_FILE, LabelError
 from mae_ast.core.manifest import Manifest, ManifestError, Progress, write_manifest
 from mae_ast.shards import PackedFile, Shards
@@ -95,7 +95,8 @@ def pack(
         progress: wraps the iteration over rows; gets it and their number.
 
     Raises:
-        ValueError: the folder holds something else, labels do not fit, or no file is left.
+        ValueError: the folder holds something else, another process packs the same, labels do not
+            fit, or no file is left.
         OSError: something cannot be read or written; the same again goes on.
     """
     _check_labels(manifest, out)
@@ -103,7 +104,7 @@ def pack(
     shards = Shards(out, manifest.path.stem, shard_bytes, _description(manifest, transcode))
     left_out = out / f"{manifest.path.stem}.left_out.txt"
     if not shards.are_complete():
-        with shards, ThreadPoolExecutor(jobs) as pool:
+        with held(shards.manifest), shards, ThreadPoolExecutor(jobs) as pool:
             left = range(shards.num_rows, len(manifest))
             files = _ahead(pool, lambda row: _file(manifest, row, transcode), left, jobs)
 

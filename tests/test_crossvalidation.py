@@ -146,7 +146,7 @@ with working_in(Path({str(out)!r}), {{}}) as lock, Trainings() as trainings:
         process.wait()
         try:
             with (
-                pytest.raises(ValueError, match="another cross-validation is at work in it"),
+                pytest.raises(ValueError, match="another process is at work on it"),
                 working_in(out, {}),
             ):
                 pass

@@ -11,6 +11,7 @@ import soundfile
 import torch
 
 from mae_ast import extraction
+from mae_ast.core.files import held
 from mae_ast.core.manifest import Manifest, ManifestError, write_manifest
 from mae_ast.extraction import What, extract, parse_shard
 from mae_ast.pretrained import PretrainedMaeAst
@@ -165,6 +166,16 @@ def test_another_extraction_in_the_same_place_is_refused(model, manifest, tmp_pa
     description = json.loads((tmp_path / "out" / "valid_0_1.json").read_text())
     assert description["layer"] == 2
     assert description["width"] == 4 * 32
+
+
+def test_two_at_once_are_one_too_many(model, manifest, tmp_path):
+    with (
+        held(tmp_path / "valid_0_1.npy"),
+        pytest.raises(ValueError, match=r"valid_0_1\.npy: another process is at work on it"),
+    ):
+        run(model, manifest, tmp_path)
+    assert not (tmp_path / "valid_0_1.json").exists()
+    run(model, manifest, tmp_path)
 
 
 def test_another_model_in_the_same_place_is_refused(model, manifest, tmp_path):

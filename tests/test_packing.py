@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from mae_ast.cli.main import app
 from mae_ast.core import archive
 from mae_ast.core.audio import read_audio
+from mae_ast.core.files import held
 from mae_ast.core.labels import ClipLabels, LabelError, Labels
 from mae_ast.core.manifest import Manifest, write_manifest
 from mae_ast.packing import pack, parse_bytes, verify
@@ -220,6 +221,18 @@ def test_other_contents_are_refused(tmp_path: Path, loose: Path) -> None:
         pack(Manifest.load(loose), out, SHARD)
     with pytest.raises(ValueError, match=r"not packed from this manifest; choose another folder"):
         pack(Manifest.load(loose), loose.parent, SHARD)
+
+
+def test_two_at_once_are_one_too_many(tmp_path: Path, loose: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with (
+        held(out / "train.tsv"),
+        pytest.raises(ValueError, match=r"train\.tsv: another process is at work on it"),
+    ):
+        pack(Manifest.load(loose), out, SHARD)
+    assert not (out / "train.pack.json").exists()
+    pack(Manifest.load(loose), out, SHARD)
 
 
 def test_labels_that_do_not_fit_are_refused(tmp_path: Path, loose: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and that one process alone writes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -24,3 +29,29 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[int]:
+    """Keep other processes from the work that ``path`` stands for, until the context ends.
+
+    A file beside it, ``.NAME.lock``, is what is locked; it goes once the context ends well. A
+    process that is killed holds nothing any more. Where there are no locks, nobody is kept away.
+
+    Yields:
+        A file descriptor: whoever has it open, such as a child process, keeps others away.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    name = path.with_name(f".{path.name}.lock")
+    with name.open("ab") as lock:
+        try:
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{path}: another process is at work on it") from error
+        except OSError:  # a file system without locks
+            pass
+        yield lock.fileno()
+        name.unlink(missing_ok=True)
