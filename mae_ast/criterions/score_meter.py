@@ -66,23 +66,24 @@ class ScoreMeter(Meter):  # type: ignore[misc]
 
 
 def log_scores(ids: Tensor, scores: Tensor, targets: Tensor, multi_label: bool) -> None:
-    """Log a validation batch, in everything but the innermost aggregator.
+    """Log a validation batch, in the outermost aggregator alone, which is this validation's own.
 
-    That one is the trainer's own for this batch alone, whose values it works out at once: metrics
-    of one batch, with an exchange among all workers, that nobody looks at.
+    Of the trainer's others, one lasts as long as the run and is saved with it, where a meter that
+    fairseq does not know cannot be read back; one is for this batch alone, whose figures nobody
+    looks at, and would be worked out with an exchange among all workers.
     """
-    for aggregator in metrics.get_active_aggregators()[:-1]:
-        if _KEY not in aggregator:
-            aggregator.add_meter(_KEY, ScoreMeter(), 0)
-            if not multi_label:
-                _derive(aggregator, "accuracy", lambda meters: round(meters[_KEY].accuracy(), 5))
-            for name, field in _NAMES.items() if multi_label else ():
-                _derive(
-                    aggregator,
-                    name,
-                    lambda meters, field=field: round(getattr(meters[_KEY].summary(), field), 5),
-                )
-        aggregator[_KEY].update(ids, scores, targets)
+    aggregator = metrics.get_active_aggregators()[0]
+    if _KEY not in aggregator:
+        aggregator.add_meter(_KEY, ScoreMeter(), 0)
+        if not multi_label:
+            _derive(aggregator, "accuracy", lambda meters: round(meters[_KEY].accuracy(), 5))
+        for name, field in _NAMES.items() if multi_label else ():
+            _derive(
+                aggregator,
+                name,
+                lambda meters, field=field: round(getattr(meters[_KEY].summary(), field), 5),
+            )
+    aggregator[_KEY].update(ids, scores, targets)
 
 
 def _derive(aggregator: Any, name: str, value: Any) -> None:

@@ -211,13 +211,16 @@ def test_a_run_goes_on_digit_for_digit(finetune: Finetune, tones: Path, tmp_path
     varied = (
         *("task.mixup=0.5", "task.freq_mask=20", "task.time_mask=10", "task.shift_samples=800"),
         *("task.noise_snr_db=20", "task.balanced=true", "task.max_sample_size=5000"),
-        *("model.dropout=0.1", "dataset.disable_validation=true"),
-        # Three updates an epoch; what is saved lies within one.
+        *("model.dropout=0.1", "dataset.validate_interval=1"),
+        # Three updates an epoch; what is saved lies within one, after validations.
         *("optimization.max_update=8", "lr_scheduler._name=fixed", "~lr_scheduler.min_lr"),
     )
     whole = finetune(tones, *varied, "checkpoint.save_dir=whole")["train_inner"]
     finetune(tones, *varied, "checkpoint.save_dir=parts", "optimization.max_update=5")
-    rest = finetune(tones, *varied, "checkpoint.save_dir=parts")["train_inner"]
+    log = finetune(tones, *varied, "checkpoint.save_dir=parts")
+    assert [valid["valid_num_updates"] for valid in log["valid"]] == ["6", "8"]
+    assert all(0 <= float(valid["valid_accuracy"]) <= 1 for valid in log["valid"])
+    rest = log["train_inner"]
     assert [update["num_updates"] for update in rest] == ["6", "7", "8"]
     for key in ("loss", "gnorm", "lr", "accuracy"):
         assert [update[key] for update in rest] == [update[key] for update in whole[5:]], key
