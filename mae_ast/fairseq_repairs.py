@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import queue
 import shutil
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import fairseq_cli.hydra_train
 import fairseq_cli.train
+import torch
 import torch.utils.data._utils
 from fairseq import checkpoint_utils
 from fairseq.data.iterators import BackgroundConsumer
@@ -22,9 +24,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mae_ast import interruption
 from mae_ast.core.checkpoint import WEIGHTS_FILE, read_checkpoint, read_state
+from mae_ast.core.input_norm import InputNorm
 from mae_ast.errors import user_errors
 
 _WORKER_CHECK_S = 0.05
+_STATISTICS = ("running_mean", "running_var")
+
+logger = logging.getLogger(__name__)
 
 
 def apply() -> None:
@@ -61,7 +67,7 @@ def apply() -> None:
     checkpoint_utils.load_checkpoint_to_cpu = _of_weights_alone(
         checkpoint_utils.load_checkpoint_to_cpu
     )
-    checkpoint_utils.load_checkpoint = _of_folders(checkpoint_utils.load_checkpoint)
+    checkpoint_utils.load_checkpoint = _from_elsewhere(checkpoint_utils.load_checkpoint)
 
 
 def _end_buffers(limit_s: float = 5.0) -> None:
@@ -74,19 +80,43 @@ def _end_buffers(limit_s: float = 5.0) -> None:
                     thread._queue.get(timeout=0.01)
 
 
-def _of_folders(load: Callable[..., Any]) -> Callable[..., Any]:
-    """A folder exists, but is no file: the run would go on from random weights."""
+def _from_elsewhere(load: Callable[..., Any]) -> Callable[..., Any]:
+    """A run that starts from a folder, and one that asks for input statistics of its own.
 
-    def wrapper(cfg: Any, *args: Any, **kwargs: Any) -> Any:
+    A folder exists, but is no file: the run would go on from random weights.
+    """
+
+    def wrapper(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
         with user_errors():
             if cfg.finetune_from_model and os.path.isdir(cfg.finetune_from_model):
                 path = os.path.join(cfg.finetune_from_model, WEIGHTS_FILE)
                 if not os.path.isfile(path):
                     raise FileNotFoundError(f"{path}: no such checkpoint")
                 cfg.finetune_from_model = path
-            return load(cfg, *args, **kwargs)
+            last = os.path.join(cfg.save_dir, "checkpoint_last.pt")
+            if not cfg.finetune_from_model or PathManager.exists(last):
+                return load(cfg, trainer, *args, **kwargs)
+            with _own_statistics(trainer.get_model(), cfg.finetune_from_model):
+                return load(cfg, trainer, *args, **kwargs)
 
     return wrapper
+
+
+@contextmanager
+def _own_statistics(model: torch.nn.Module, source: str) -> Iterator[None]:
+    """Loading weights leaves fixed input statistics as this run's settings have them."""
+    norms = [part for part in model.modules() if isinstance(part, InputNorm) and not part.update]
+    own = [{name: value.clone() for name, value in norm.named_buffers()} for norm in norms]
+    yield
+    for norm, values in zip(norms, own, strict=True):
+        theirs = dict(norm.named_buffers())
+        if any(not torch.equal(values[name], theirs[name]) for name in _STATISTICS):
+            logger.info(
+                "input statistics are this run's (mean %g, deviation %g), not those of %s (%g, %g)",
+                *(values["running_mean"].item(), values["running_var"].sqrt().item(), source),
+                *(theirs["running_mean"].item(), theirs["running_var"].sqrt().item()),
+            )
+        norm.load_state_dict(values)
 
 
 def _of_weights_alone(load: Callable[..., Any]) -> Callable[..., Any]:

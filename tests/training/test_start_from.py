@@ -77,6 +77,20 @@ def test_weights_alone(
     assert trained["batch_norm.num_batches_tracked"] == 1
 
 
+def test_fixed_input_statistics_are_this_run_s(
+    train_here: Train, few_clips: Path, source: PretrainedMaeAst, tmp_path: Path
+) -> None:
+    path = written(source, "released", tmp_path)
+    fixed = ("model.input_stats=fixed", "model.input_mean=-6", "model.input_std=4")
+    start = f"checkpoint.finetune_from_model={path}"
+    for updates in (1, 2):  # the second time from the run's own checkpoint
+        limit = f"optimization.max_update={updates}"
+        train_here(few_clips, *ONE_IDLE_STEP, limit, *fixed, start)
+        trained = mae_ast.load(tmp_path / "checkpoints" / "checkpoint_last.pt")
+        assert trained.batch_norm.running_mean.item() == -6
+        assert trained.batch_norm.running_var.item() == 16
+
+
 def test_a_run_of_ones_own_starts_anew(train_here: Train, few_clips: Path, tmp_path: Path) -> None:
     train_here(few_clips, *ONE_IDLE_STEP, "optimization.lr=[0.01]", "lr_scheduler.warmup_updates=0")
     first = tmp_path / "first.pt"
