@@ -15,6 +15,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from torch.nn import functional as F
 
+from mae_ast.criterions.score_meter import names_of
 from mae_ast.finetuned import to_scores
 
 LOSSES = ("auto", "cross_entropy", "bce")
@@ -57,6 +58,7 @@ class ClassificationCriterion(FairseqCriterion):  # type: ignore[misc]
         self.independent = loss == "bce" or self.multi_label
         self.label_smoothing = label_smoothing
         self.outputs: tuple[torch.Tensor, ...] = ()  # ids, scores, targets of the last batch
+        self.valid_metrics = ("loss", *names_of(self.multi_label))
 
     def forward(
         self, model: torch.nn.Module, sample: dict[str, Any]

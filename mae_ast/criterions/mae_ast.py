@@ -48,6 +48,11 @@ class MaeAstCriterion(FairseqCriterion):  # type: ignore[misc]
             )
         self.reconstruction_weight = reconstruction_weight
         self.classification_weight = classification_weight
+        self.valid_metrics = (
+            *("loss", "mask_ratio"),
+            *(("mse",) if reconstruction_weight else ()),
+            *(("info_nce", "accuracy") if classification_weight else ()),
+        )
 
     def forward(
         self, model: torch.nn.Module, sample: dict[str, Any]

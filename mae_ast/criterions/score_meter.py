@@ -65,6 +65,11 @@ class ScoreMeter(Meter):  # type: ignore[misc]
         return 0.0
 
 
+def names_of(multi_label: bool) -> tuple[str, ...]:
+    """What :func:`log_scores` logs."""
+    return tuple(_NAMES) if multi_label else ("accuracy",)
+
+
 def log_scores(ids: Tensor, scores: Tensor, targets: Tensor, multi_label: bool) -> None:
     """Log a validation batch, in the outermost aggregator alone, which is this validation's own.
 

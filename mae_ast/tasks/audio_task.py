@@ -56,6 +56,7 @@ class AudioTaskConfig(FairseqDataclass):  # type: ignore[misc]
     )
     seed: int = II("common.seed")
     train_subset: str = II("dataset.train_subset")
+    best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
 
 
 class AudioTask(InterruptibleTask):
@@ -80,6 +81,21 @@ class AudioTask(InterruptibleTask):
             keep_freed_memory()
         with user_errors():
             return cls(cfg)
+
+    def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Build the criterion, which has to say in ``valid_metrics`` what validation logs.
+
+        Raises:
+            ValueError: what the best checkpoint is chosen by is none of them. fairseq would find
+                out after an epoch, and save nothing.
+        """
+        criterion = super().build_criterion(cfg, from_checkpoint)
+        metric, known = self.cfg.best_checkpoint_metric, criterion.valid_metrics
+        if metric not in known:
+            raise ValueError(
+                f"checkpoint.best_checkpoint_metric={metric}: validation says {', '.join(known)}"
+            )
+        return criterion
 
     def manifest(self, split: str) -> Manifest:
         """``{split}.tsv``."""

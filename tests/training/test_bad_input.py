@@ -71,6 +71,10 @@ def message(train_here: Train) -> Callable[..., str]:
             ],
         ),
         (["criterion.classification_weight=-1"], ["classification_weight=-1", "negative"]),
+        (
+            ["checkpoint.best_checkpoint_metric=mae", "criterion.classification_weight=0"],
+            ["best_checkpoint_metric=mae: validation says loss, mask_ratio, mse"],
+        ),
         (["model.encoder_layers=0"], ["encoder_layers=0", "at least 1"]),
         (["model.encoder_attention_heads=5"], ["5 attention heads", "64"]),
         (["model.precision=half"], ["precision='half'", "auto, float32, bfloat16"]),
