@@ -22,13 +22,14 @@ from fairseq.data.iterators import BackgroundConsumer
 from fairseq.file_io import PathManager
 from omegaconf.errors import OmegaConfBaseException
 
-from mae_ast import interruption
 from mae_ast.core.checkpoint import WEIGHTS_FILE, read_checkpoint, read_state
 from mae_ast.core.input_norm import InputNorm
 from mae_ast.errors import user_errors
 
 _WORKER_CHECK_S = 0.05
 _STATISTICS = ("running_mean", "running_var")
+
+Result = tuple[list[float | None], bool]  # of validation: losses, and whether training ends
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,10 @@ def apply() -> None:
     # Neither ending early with a checkpoint nor the moment after an update has a hook in the
     # training loop. Can go when they have.
     fairseq_cli.train.validate_and_save = _with_hooks(fairseq_cli.train.validate_and_save)
+
+    # A run that is finished and started again makes another update, and saves that. Can go when
+    # the training loop looks at max_update before it begins an epoch.
+    fairseq_cli.train.train = _unless_finished(fairseq_cli.train.train)
 
     # A run can start from weights alone (checkpoint.finetune_from_model): the released files and
     # exports have no state of a trainer, which fairseq takes for granted. Can go when it does not.
@@ -153,17 +158,33 @@ def _in_one_line(add_defaults: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def _with_hooks(validate_and_save: Callable[..., Any]) -> Callable[..., Any]:
-    def wrapper(
-        cfg: Any, trainer: Any, task: Any, epoch_itr: Any, *args: Any
-    ) -> tuple[list[float | None], bool]:
-        if getattr(task, "should_stop", False):
-            interruption.save_and_stop(cfg, trainer, task, epoch_itr)
+    def wrapper(cfg: Any, trainer: Any, task: Any, epoch_itr: Any, *args: Any) -> Result:
+        losses: list[float | None] = [None]
+        ends: bool = getattr(task, "should_stop", False)
+        is_over = False
+        if ends:  # first of all: there may be no time for more
+            checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
+        if not (ends and task.failed):  # what is due now, no later start would make up for
+            if hasattr(task, "after_update"):
+                task.after_update(trainer.get_model(), trainer.get_num_updates())
+            losses, is_over = validate_and_save(cfg, trainer, task, epoch_itr, *args)
+        if ends:
+            task.before_exit()
+        return losses, ends or is_over
+
+    return wrapper
+
+
+def _unless_finished(train: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapper(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> Result:
+        if _is_finished(cfg, trainer):
+            logger.info("already trained: %d updates", trainer.get_num_updates())
             return [None], True
-        if hasattr(task, "after_update"):
-            task.after_update(trainer.get_model(), trainer.get_num_updates())
-        result: tuple[list[float | None], bool] = validate_and_save(
-            cfg, trainer, task, epoch_itr, *args
-        )
+        result: Result = train(cfg, trainer, task, epoch_itr)
         return result
 
     return wrapper
+
+
+def _is_finished(cfg: Any, trainer: Any) -> bool:
+    return bool(0 < (cfg.optimization.max_update or 0) <= trainer.get_num_updates())

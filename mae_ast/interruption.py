@@ -3,7 +3,7 @@
 SIGTERM or SIGUSR1 sets a flag. It travels with the values that are logged, which all workers sum
 up in each step anyway, so all of them stop after the same step; then a checkpoint is saved and
 the program ends with status 0, ready to be queued again. Before the first step there is nothing to
-save, and it ends at once.
+save, and a worker without others ends at once; one of several would leave them waiting for it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from fairseq import checkpoint_utils
 from fairseq.tasks import FairseqTask
 
 logger = logging.getLogger(__name__)
@@ -45,11 +44,11 @@ def listen(forward: bool = False) -> None:
         if os.getpid() != owner:  # a data worker that was forked just now; the trainer decides
             return
         _requested.set()
-        if forward:
-            for child in multiprocessing.active_children():
-                if child.pid is not None:
-                    os.kill(child.pid, number)
-        elif not _training.is_set():
+        children = multiprocessing.active_children() if forward else []
+        for child in children:
+            if child.pid is not None:
+                os.kill(child.pid, number)
+        if not (children or _training.is_set() or torch.distributed.is_initialized()):
             raise SystemExit(0)
 
     for number in SIGNALS:
@@ -107,9 +106,3 @@ class InterruptibleTask(FairseqTask):  # type: ignore[misc]
         self.failed |= any(float(log.get("failed", 0)) for log in logging_outputs)
         requested = any(float(log.get("stop_requested", 0)) for log in logging_outputs)
         self.should_stop |= self.failed or requested
-
-
-def save_and_stop(cfg: Any, trainer: Any, task: InterruptibleTask, epoch_itr: Any) -> None:
-    """Save a checkpoint to go on from."""
-    checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
-    task.before_exit()

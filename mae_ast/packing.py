@@ -222,14 +222,19 @@ def _write_lists(manifest: Manifest, shards: Shards, left_out: Path) -> None:
 
 
 def _description(manifest: Manifest, transcode: bool) -> dict[str, Any]:
-    with manifest.path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    labels = manifest.path.with_suffix(".lbl")
     return {
         "manifest": str(manifest.path.resolve()),
-        "content": digest,
+        "content": _digest(manifest.path),
+        "labels": _digest(labels) if labels.is_file() else None,
         "clips": len(manifest),
         "transcode": transcode,
     }
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _check_labels(manifest: Manifest, out: Path) -> None:

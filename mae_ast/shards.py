@@ -91,9 +91,9 @@ class Shards:
         self._end = 0  # its bytes
         if self._description.exists():
             self._check_description()
-        elif self.manifest.exists() or any(folder.glob(f"{split}-*.tar")):
+        elif self.manifest.exists() or any(folder.glob(f"{split}-{'[0-9]' * 5}.tar")):
             raise ValueError(
-                f"{folder}: has a {split}.tsv or {split}-*.tar that was not packed from this "
+                f"{folder}: has a {split}.tsv or {split}-00000.tar that was not packed from this "
                 "manifest; choose another folder"
             )
 

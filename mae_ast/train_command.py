@@ -15,7 +15,7 @@ PATH_KEYS = (
     "task.probe_data",
 )
 # Overrides that hold a path, or the name of a model elsewhere.
-SOURCE_KEYS = ("model.checkpoint", "model.architecture_of")
+SOURCE_KEYS = ("model.checkpoint", "model.architecture_of", "model.encoder_weights")
 
 
 def config_dir() -> Path:
@@ -68,11 +68,12 @@ def start_of(checkpoint: str, random_weights: bool) -> list[str]:
 
 def _absolute(override: str) -> str:
     key, equals, value = override.partition("=")
+    source = value.strip("\"'")
+    path = Path(source).expanduser()
     if key.lstrip("+") in PATH_KEYS and equals and value not in ("null", "checkpoint_last.pt"):
-        return f"{key}={_quoted(Path(value.strip(chr(34) + chr(39))).resolve())}"
+        return f"{key}={_quoted(path.resolve())}"
     if key.lstrip("+") in SOURCE_KEYS and equals and value != "null":
-        source = value.strip(chr(34) + chr(39))
-        return f"{key}={_quoted(Path(source).resolve() if Path(source).exists() else source)}"
+        return f"{key}={_quoted(path.resolve() if path.exists() else source)}"
     return override
 
 

@@ -181,6 +181,16 @@ def test_a_setting_that_no_model_has_is_refused():
         check_overrides({"dropuot": 0.0})
 
 
+def test_settings_of_other_systems_do_not_reach_the_training_of_this_one(tmp_path):
+    asked = {"two_pass": True, "dropout": 0.5, "decoder_ffn_embed_dim": None}
+    overrides = training.model_overrides(setting(tmp_path, model=asked))
+    assert sorted(overrides) == [
+        "++model.decoder_ffn_embed_dim=null",
+        "++model.dropout=0.5",
+        "++model.precision=auto",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

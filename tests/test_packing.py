@@ -217,10 +217,28 @@ def test_other_contents_are_refused(tmp_path: Path, loose: Path) -> None:
         pack(manifest, out, SHARD, transcode=True)
     loose.write_text(loose.read_text() + "müsic/0 ünd.flac\t100\t16000\n")
     loose.with_suffix(".lbl").write_text(loose.with_suffix(".lbl").read_text() + "/m/0\n")
-    with pytest.raises(ValueError, match=r"train\.pack\.json: .*they differ in clips, content"):
+    with pytest.raises(ValueError, match=r"pack\.json: .*they differ in clips, content, labels"):
         pack(Manifest.load(loose), out, SHARD)
     with pytest.raises(ValueError, match=r"not packed from this manifest; choose another folder"):
         pack(Manifest.load(loose), loose.parent, SHARD)
+
+
+def test_corrected_labels_are_noticed(tmp_path: Path, loose: Path) -> None:
+    pack(Manifest.load(loose), tmp_path / "out", SHARD)
+    labels = loose.with_suffix(".lbl")
+    lines = labels.read_text().splitlines(keepends=True)
+    labels.write_text("".join([*lines[1:], "/m/0\n"]))
+    with pytest.raises(ValueError, match=r"train\.pack\.json: .*they differ in labels"):
+        pack(Manifest.load(loose), tmp_path / "out", SHARD)
+
+
+def test_a_split_whose_name_begins_like_another_s(tmp_path: Path, loose: Path) -> None:
+    other = loose.with_name("train-clean.tsv")
+    other.write_bytes(loose.read_bytes())
+    pack(Manifest.load(other), tmp_path / "out", SHARD)
+    assert pack(Manifest.load(loose), tmp_path / "out", SHARD).num_clips == len(
+        Manifest.load(loose)
+    )
 
 
 def test_two_at_once_are_one_too_many(tmp_path: Path, loose: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from mae_ast.bench.files import FILES, PART_S, write_corpus
 from mae_ast.bench.setting import Case, Column, Part, Row, Setting
 from mae_ast.bench.steps import QUICK
 from mae_ast.core.audio import SAMPLE_RATE
+from mae_ast.core.config import MaeAstConfig
 from mae_ast.train_command import train_command
 
 LOGGED = re.compile(r'\[([\d-]+ [\d:]+,\d+)\]\[train_inner\].*"num_updates": "(\d+)"')
@@ -41,7 +43,6 @@ def measure_training(case: Case, setting: Setting) -> Row:
     write_corpus(folder, 4 if setting.quick else FILES, batch * (updates + 2))
     out = Path(setting.folder) / "run"
     shutil.rmtree(out, ignore_errors=True)
-    model = {**(QUICK if setting.quick else {}), "precision": setting.precision, **setting.model}
     command = train_command(
         folder,
         "mae_ast",
@@ -57,7 +58,7 @@ def measure_training(case: Case, setting: Setting) -> Row:
             f"common.cpu={str(not setting.is_gpu).lower()}",
             f"optimization.max_update={updates}",
             f"task.max_sample_size={PART_S * SAMPLE_RATE}",
-            *(f"++model.{key}={value}" for key, value in model.items()),
+            *model_overrides(setting),
         ],
     )
     command[command.index("mae_ast.launch")] = case["module"]
@@ -77,6 +78,14 @@ def measure_training(case: Case, setting: Setting) -> Row:
         raise RuntimeError(f"training ended with status {status}: {lines[-1]}")
     seconds = seconds_an_update(text, round(WARM_UP_SHARE * updates))
     return {**case, "batch": batch, "update_s": seconds, "clips_per_s": batch / seconds}
+
+
+def model_overrides(setting: Setting) -> list[str]:
+    """Of what is asked for, the keys of this model; others are for the steps of other systems."""
+    own = {field.name for field in dataclasses.fields(MaeAstConfig)}
+    asked = {key: value for key, value in setting.model.items() if key in own}
+    model = {**(QUICK if setting.quick else {}), "precision": setting.precision, **asked}
+    return [f"++model.{k}={'null' if v is None else v}" for k, v in model.items()]
 
 
 def seconds_an_update(log: str, warm_up: int) -> float:

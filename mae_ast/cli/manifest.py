@@ -45,15 +45,17 @@ def manifest(
     Uncompressed tars, such as WebDataset's shards, count as folders; their files are used from
     within them. What a tar has beside audio (json, cls, txt) is passed over.
 
-    A file's split depends on its path and the seed alone, so it keeps it when files are added.
+    A file's split depends on its path below DIR and the seed alone, so it keeps it when files, or
+    folders beside DIR, are added.
     """
     if valid < 0 or test < 0 or valid + test >= 1:
         raise ValueError(f"--valid {valid} and --test {test} leave nothing for training")
     for folder in folders:
         if not folder.is_dir():
             raise NotADirectoryError(f"{folder}: no such folder")
-    root = Path(os.path.commonpath([folder.resolve() for folder in folders]))
-    walked = sorted({path for folder in folders for path in _walk(folder.resolve())})
+    folders = [folder.resolve() for folder in folders]
+    root = Path(os.path.commonpath(folders))
+    walked = sorted({path for folder in folders for path in _walk(folder)})
     paths = [path for path in walked if not _is_tar(path)]
     tars = [path for path in walked if _is_tar(path)]
     with ThreadPoolExecutor(jobs) as pool:
@@ -77,7 +79,7 @@ def manifest(
     if not kept:
         raise ValueError(f"none of {len(probed)} files is usable; the first: {probed[0].problem}")
     out.mkdir(parents=True, exist_ok=True)
-    splits = _split(kept, root, valid, test, seed)
+    splits = _split(kept, folders, valid, test, seed)
     for name in {"train", "valid", "test"} - set(splits):
         if (out / f"{name}.tsv").exists():
             raise ValueError(
@@ -144,11 +146,12 @@ def _probe(path: str, min_seconds: float, max_seconds: float) -> _Probed:
 
 
 def _split(
-    files: list[_Probed], root: Path, valid: float, test: float, seed: int
+    files: list[_Probed], folders: list[Path], valid: float, test: float, seed: int
 ) -> dict[str, list[_Probed]]:
     splits: dict[str, list[_Probed]] = {"train": [], "valid": [], "test": []}
     for file in files:
-        relative = os.path.relpath(file.path, root)
+        folder = next(f for f in folders if file.path.startswith(os.path.join(f, "")))
+        relative = os.path.relpath(file.path, folder)
         digest = hashlib.sha256(f"{seed}\t{relative}".encode(errors="surrogateescape")).digest()
         draw = int.from_bytes(digest[:8], "big") / 2**64
         name = "valid" if draw < valid else "test" if draw < valid + test else "train"

@@ -87,6 +87,20 @@ def test_a_file_keeps_its_split_when_others_come(music, tmp_path):
     assert len(after) - len(before) in (0, 1)
 
 
+def test_a_file_keeps_its_split_when_folders_come(music, tmp_path):
+    """Though the root of the manifest, which its row is relative to, is another one then."""
+
+    def valid_files(name, *folders):
+        run("manifest", *folders, "--out", tmp_path / name, "--valid", 0.3)
+        listed = Manifest.load(tmp_path / name / "valid.tsv")
+        return {listed.audio_path(row) for row in range(len(listed))}
+
+    alone = valid_files("alone", music / "a b")
+    both = valid_files("both", music / "a b", music / "c")
+    assert len(alone) > 1
+    assert {path for path in both if "/a b/" in path} == alone
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

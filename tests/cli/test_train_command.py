@@ -29,6 +29,23 @@ def test_paths_are_absolute_and_other_overrides_untouched(tmp_path, monkeypatch)
     assert command[-2:] == ["model.encoder_layers=3", "checkpoint.restore_file=null"]
 
 
+def test_sources_that_are_files_are_absolute_and_names_are_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "vit.pth").touch()
+    keys = ("model.encoder_weights", "model.checkpoint", "checkpoint.finetune_from_model")
+    for given in ("vit.pth", "~/vit.pth"):
+        overrides = [f"{key}={given}" for key in keys]
+        command = train_command(tmp_path, "mae_ast", tmp_path, overrides)
+        assert command[-3:] == [f"{key}='{tmp_path}/vit.pth'" for key in keys]
+    named = ["model.encoder_weights=timm:vit_base_patch16_224", "model.checkpoint=mae_ast_patch"]
+    command = train_command(tmp_path, "mae_ast", tmp_path, named)
+    assert command[-2:] == [
+        "model.encoder_weights='timm:vit_base_patch16_224'",
+        "model.checkpoint='mae_ast_patch'",
+    ]
+
+
 def test_own_yaml_file(tmp_path):
     preset = tmp_path / "mine.yaml"
     preset.write_text("common: {}\n")

@@ -25,7 +25,7 @@ from mae_ast.core.ssast import Ssast
 from mae_ast.pretrained import PretrainedMaeAst
 from tests.core.vits import with_random_weights
 
-from .conftest import CONFIG_DIR, write_manifest
+from .conftest import CONFIG_DIR, forget_the_best, write_manifest
 
 PITCHES = {"low": 300, "middle": 1_000, "high": 3_500}  # Hz
 LABELS = Labels(tuple(PITCHES), tuple(f"{name} tone" for name in PITCHES))
@@ -143,13 +143,11 @@ def finetune_here(
 ) -> Log:
     """A fine-tuning in this process, which ``train_here`` has prepared; what it logged."""
     import fairseq_cli.train
-    from fairseq import checkpoint_utils
     from fairseq.dataclass.initialize import hydra_init
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    if hasattr(checkpoint_utils.save_checkpoint, "best"):  # of another training
-        del checkpoint_utils.save_checkpoint.best
+    forget_the_best()
     hydra_init(preset)  # a preset's schema has its name
     with initialize_config_dir(str(FINETUNE_DIR), version_base="1.1"):
         cfg = compose(preset, overrides=[f"task.data={data}", *HERE, *overrides])

@@ -278,6 +278,14 @@ def start_for_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 # --- without a process --------------------------------------------------------------------------
 
 
+def forget_the_best() -> None:
+    """Of another training in this process, which fairseq would compare with."""
+    from fairseq import checkpoint_utils
+
+    if hasattr(checkpoint_utils.save_checkpoint, "best"):
+        del checkpoint_utils.save_checkpoint.best
+
+
 @pytest.fixture
 def train_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -310,6 +318,7 @@ def train_here(
         cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
         OmegaConf.set_struct(cfg, True)
         caplog.clear()
+        forget_the_best()
         fairseq_cli.train.main(cfg)
         return [json.loads(r.getMessage()) for r in caplog.records if r.name == "train_inner"]
 

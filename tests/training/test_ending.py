@@ -1,9 +1,24 @@
-"""A program that has trained ends well, whatever its batches' thread is at."""
+"""Training ends well: when it is asked to, when it is done, whatever its batches' thread is at."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mae_ast import interruption
+
+from .conftest import write_clips
+
+Train = Callable[..., list[dict[str, str]]]
 
 PROGRAM = """
 import torch
@@ -43,3 +58,106 @@ def test_a_thread_at_work_does_not_abort_the_program():
             check=False,
         )
         assert done.returncode == 0, done.stderr
+
+
+# Two updates an epoch, and a validation after each of them.
+EPOCHS = (
+    *("dataset.batch_size=2", "dataset.num_workers=0", "dataset.validate_interval=1"),
+    *("optimization.max_update=6", "checkpoint.save_interval=1"),
+)
+
+
+@pytest.fixture(scope="module")
+def four_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("four")
+    write_clips(folder, "train", [1.0, 1.1, 1.2, 1.3])
+    write_clips(folder, "valid", [1.0, 1.1], first_seed=10)
+    return folder
+
+
+class AskedAt:
+    """A request to end that comes in the ``update``-th update."""
+
+    def __init__(self, update: int) -> None:
+        self.left = update
+
+    def is_set(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
+def checkpoint(folder: Path, name: str) -> int:
+    """The updates of a checkpoint."""
+    state = torch.load(folder / "checkpoints" / f"checkpoint_{name}.pt", weights_only=True)
+    return state["optimizer_history"][-1]["num_updates"]
+
+
+@pytest.mark.parametrize(("asked_at", "best"), [(3, 2), (4, 4)])
+def test_what_is_due_when_a_run_is_asked_to_end_is_done(
+    train_here: Train,
+    four_clips: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked_at: int,
+    best: int,
+) -> None:
+    """Loss falls from one validation to the next, so the last is the best."""
+    monkeypatch.setattr(interruption, "_requested", AskedAt(asked_at))
+    assert len(train_here(four_clips, *EPOCHS)) == asked_at
+    assert checkpoint(tmp_path, "last") == asked_at
+    assert checkpoint(tmp_path, "best") == best
+    monkeypatch.setattr(interruption, "_requested", threading.Event())
+    assert len(train_here(four_clips, *EPOCHS)) == 6 - asked_at
+    assert checkpoint(tmp_path, "last") == 6
+
+
+def test_a_finished_run_that_is_started_again_changes_nothing(
+    train_here: Train, four_clips: Path, tmp_path: Path
+) -> None:
+    assert len(train_here(four_clips, *EPOCHS)) == 6
+    files = {path: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()}
+    assert train_here(four_clips, *EPOCHS) == []
+    assert {path: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()} == files
+    assert len(train_here(four_clips, *EPOCHS, "optimization.max_update=7")) == 1
+
+
+@pytest.fixture
+def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]]:
+    """``interruption.listen``, as in a new process."""
+    before = {number: signal.getsignal(number) for number in interruption.SIGNALS}
+    for flag in ("_requested", "_training"):
+        monkeypatch.setattr(interruption, flag, threading.Event())
+    yield interruption.listen
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("forward", [False, True])
+def test_nothing_to_save_and_nobody_to_wait_for(
+    listening: Callable[[bool], None], forward: bool
+) -> None:
+    listening(forward)
+    with pytest.raises(SystemExit) as end:
+        signal.raise_signal(signal.SIGTERM)
+    assert end.value.code == 0
+
+
+def test_one_of_several_workers_waits_for_the_first_step(
+    listening: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    listening(False)
+    signal.raise_signal(signal.SIGTERM)
+    assert interruption._requested.is_set()
+
+
+def test_a_launcher_hands_signals_on(
+    listening: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    child = type("Child", (), {"pid": 7})()
+    monkeypatch.setattr(multiprocessing, "active_children", lambda: [child])
+    monkeypatch.setattr(os, "kill", lambda *arguments: told.append(arguments))
+    listening(True)
+    signal.raise_signal(signal.SIGUSR1)
+    assert told == [(7, signal.SIGUSR1)]
