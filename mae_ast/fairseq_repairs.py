@@ -20,11 +20,13 @@ import torch.utils.data._utils
 from fairseq import checkpoint_utils
 from fairseq.data.iterators import BackgroundConsumer
 from fairseq.file_io import PathManager
+from fairseq.optim.fp16_optimizer import FP16Optimizer
 from omegaconf.errors import OmegaConfBaseException
 
 from mae_ast.core.checkpoint import WEIGHTS_FILE, read_checkpoint, read_state
 from mae_ast.core.input_norm import InputNorm
 from mae_ast.errors import user_errors
+from mae_ast.optim.adamw import MARKED_OPTIMIZER, MARKS
 
 _WORKER_CHECK_S = 0.05
 _STATISTICS = ("running_mean", "running_var")
@@ -67,12 +69,41 @@ def apply() -> None:
     # the training loop looks at max_update before it begins an epoch.
     fairseq_cli.train.train = _unless_finished(fairseq_cli.train.train)
 
+    # Under common.fp16 and common.bf16 copies of the parameters are optimized, which lose what the
+    # parameters are marked with; and fp16 makes one vector of all, unless it is told not to. Can go
+    # when copies are marked alike, and an optimizer of groups is not given a vector.
+    copies, build = FP16Optimizer.build_fp32_params, FP16Optimizer.build_optimizer
+    FP16Optimizer.build_fp32_params = classmethod(_with_marks(copies.__func__))
+    FP16Optimizer.build_optimizer = classmethod(_one_by_one(build.__func__))
+
     # A run can start from weights alone (checkpoint.finetune_from_model): the released files and
     # exports have no state of a trainer, which fairseq takes for granted. Can go when it does not.
     checkpoint_utils.load_checkpoint_to_cpu = _of_weights_alone(
         checkpoint_utils.load_checkpoint_to_cpu
     )
     checkpoint_utils.load_checkpoint = _from_elsewhere(checkpoint_utils.load_checkpoint)
+
+
+def _with_marks(copies_of: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapper(cls: Any, cfg: Any, params: Any, flatten: bool = True) -> Any:
+        copies = copies_of(cls, cfg, params, flatten)
+        if not flatten:
+            for parameter, copy in zip(params, copies, strict=True):
+                for mark in MARKS:
+                    if hasattr(parameter, mark):
+                        setattr(copy, mark, getattr(parameter, mark))
+        return copies
+
+    return wrapper
+
+
+def _one_by_one(build: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapper(cls: Any, cfg: Any, params: Any, **kwargs: Any) -> Any:
+        if cfg.optimizer._name == MARKED_OPTIMIZER:
+            cfg.common.fp16_no_flatten_grads = True
+        return build(cls, cfg, params, **kwargs)
+
+    return wrapper
 
 
 def _end_buffers(limit_s: float = 5.0) -> None:

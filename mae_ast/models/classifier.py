@@ -16,9 +16,8 @@ from mae_ast.core.systems import name_of
 from mae_ast.errors import user_errors
 from mae_ast.finetuned import encoder_of
 from mae_ast.models.weights import NamedWeights
+from mae_ast.optim.adamw import MARKED_OPTIMIZER
 from mae_ast.starts import finetuning_view
-
-OPTIMIZER_OF_SCALES = "mae_ast_adamw"
 
 
 @dataclass
@@ -67,8 +66,6 @@ class ClassifierConfig(FairseqDataclass):  # type: ignore[misc]
     )
 
     optimizer: Optional[str] = II("optimizer._name")  # noqa: UP045
-    fp16: bool = II("common.fp16")
-    bf16: bool = II("common.bf16")
 
 
 @dataclass
@@ -151,11 +148,10 @@ def check(cfg: ClassifierConfig) -> None:
         raise ValueError(f"model.precision={cfg.precision!r}; it is one of {', '.join(PRECISIONS)}")
     if (cfg.layer_decay, cfg.head_lr_scale) == (1, 1):
         return
-    if cfg.optimizer != OPTIMIZER_OF_SCALES or cfg.fp16 or cfg.bf16:
+    if cfg.optimizer != MARKED_OPTIMIZER:
         raise ValueError(
             f"model.layer_decay={cfg.layer_decay} and model.head_lr_scale={cfg.head_lr_scale} need "
-            f"optimizer._name={OPTIMIZER_OF_SCALES} and neither common.fp16 nor common.bf16 "
-            "(model.precision=bfloat16 does their work)"
+            f"optimizer._name={MARKED_OPTIMIZER}"
         )
 
 

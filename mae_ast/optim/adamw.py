@@ -1,8 +1,7 @@
 """fairseq optimizer ``mae_ast_adamw``: torch's AdamW, with rates that differ by parameter.
 
 Parameters may be marked: ``p.lr_scale`` multiplies the learning rate, ``p.no_decay`` frees from
-weight decay. Marks get lost under ``common.fp16`` and ``common.bf16``, where fairseq optimizes
-copies.
+weight decay.
 """
 
 # No postponed annotations here: fairseq reads the types of the fields.
@@ -14,6 +13,8 @@ import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
+
+MARKED_OPTIMIZER, MARKS = "mae_ast_adamw", ("lr_scale", "no_decay")
 
 
 @dataclass
@@ -28,7 +29,7 @@ class AdamWConfig(FairseqDataclass):  # type: ignore[misc]
     lr: Any = field(default=II("optimization.lr"))
 
 
-@register_optimizer("mae_ast_adamw", dataclass=AdamWConfig)
+@register_optimizer(MARKED_OPTIMIZER, dataclass=AdamWConfig)
 class AdamW(FairseqOptimizer):  # type: ignore[misc]
     """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) in one kernel a group."""
 

@@ -106,6 +106,14 @@ def test_every_decoder_trains_all_of_its_parameters(
     assert not without
 
 
+@pytest.mark.parametrize("half", ["common.fp16=true", "common.bf16=true"])
+def test_half_precision_of_fairseq(losses: Losses, half: str) -> None:
+    """With an optimizer of groups, which fairseq would give all parameters in one vector."""
+    exact, rough = losses(), losses(half)
+    assert rough != exact
+    assert rough == pytest.approx(exact, rel=0.05)
+
+
 def test_filterbank_in_workers_or_on_the_device(losses: Losses) -> None:
     assert losses("task.fbank=device") == pytest.approx(losses("task.fbank=workers"), abs=1e-3)
 
