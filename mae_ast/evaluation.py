@@ -28,7 +28,8 @@ class Evaluation:
 
     Args:
         labels: the classes.
-        scores, targets: (R, C).
+        scores, targets: (R, C), of the clips that could be used.
+        num_left_out: clips that could not.
         classes: per class.
         summary: over all.
         confusion: (C, C) counts, row the true class; ``None`` where clips have several.
@@ -37,6 +38,7 @@ class Evaluation:
     labels: Labels
     scores: np.ndarray
     targets: np.ndarray
+    num_left_out: int
     classes: ClassScores
     summary: Summary
     confusion: np.ndarray | None
@@ -55,7 +57,8 @@ def evaluate(
 
     Raises:
         FileNotFoundError: one of the files is not there.
-        ManifestError, LabelError, AudioError: one cannot be used.
+        ManifestError, LabelError: one cannot be used.
+        AudioError: none of the clips can.
         LabelError: the classes are not those that the classifier was trained on.
     """
     labels = Labels.read(data / LABELS_FILE)
@@ -70,14 +73,14 @@ def evaluate(
         np.arange(len(manifest))
     )
     multi_label = classifier.description.multi_label
-    scores = score_manifest(classifier, manifest, progress)
-    if not np.isfinite(scores).all():
-        raise ValueError("the classifier's scores are not finite; its training has diverged")
+    scores, used = score_manifest(classifier, manifest, progress)
+    scores, targets = scores[used], targets[used]
     classes = class_scores(scores, targets)
     return Evaluation(
         labels,
         scores,
         targets,
+        int((~used).sum()),
         classes,
         summarise(scores, targets, multi_label, classes),
         None if multi_label else confusion(scores, targets),
@@ -94,7 +97,7 @@ def write_report(found: Evaluation, out: Path, title: str) -> list[Path]:
     """
     out.mkdir(parents=True, exist_ok=True)
     summary, classes = out / "summary.json", out / "classes.csv"
-    values = dataclasses.asdict(found.summary)
+    values = {**dataclasses.asdict(found.summary), "num_left_out": found.num_left_out}
     finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
     summary.write_text(json.dumps(finite, indent=1) + "\n", encoding="utf-8")
     with classes.open("w", encoding="utf-8", newline="") as file:

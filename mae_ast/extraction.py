@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -23,12 +22,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mae_ast.core.audio import AudioError, read_long_audio
 from mae_ast.core.files import held, written_whole
 from mae_ast.core.manifest import Manifest, ManifestError, Progress
 from mae_ast.pretrained import Pretrained
-
-logger = logging.getLogger(__name__)
+from mae_ast.usable import read_usable
 
 BATCH_SAMPLES = 16_000 * 640  # audio whose features are in memory at a time
 READERS = 2  # files decoded at a time
@@ -148,25 +145,9 @@ def _read_ahead(
     pool: ThreadPoolExecutor, manifest: Manifest, rows: list[int], min_samples: int
 ) -> Iterator[Tensor | None]:
     """Samples of each clip; ``None`` for one that cannot be used."""
-
-    def read(row: int) -> Tensor | None:
-        path = manifest.audio_path(row)
-        try:
-            samples = read_long_audio(path)
-        except (AudioError, OSError) as error:
-            logger.warning("%s: left out: %s", manifest.where(row), error)
-            return None
-        if len(samples) < min_samples:
-            logger.warning(
-                "%s: left out: %s: %d samples at 16 kHz are shorter than one patch (%d)",
-                *(manifest.where(row), path, len(samples), min_samples),
-            )
-            return None
-        return samples
-
     waiting: deque[Future[Tensor | None]] = deque()
     for row in rows:
-        waiting.append(pool.submit(read, row))
+        waiting.append(pool.submit(read_usable, manifest, row, min_samples))
         if len(waiting) > 2 * READERS:
             yield waiting.popleft().result()
     for samples in waiting:

@@ -27,7 +27,7 @@ from mae_ast.core.encoder import Encoder
 from mae_ast.core.fbank import fbank
 from mae_ast.core.features import WINDOW_S, extract_features
 from mae_ast.core.manifest import Manifest
-from mae_ast.labelled import alike, read_labelled, take
+from mae_ast.labelled import alike, read_labelled
 from mae_ast.probe import ProbeData, rank_me, score
 
 logger = logging.getLogger("health")
@@ -76,7 +76,7 @@ class HealthCheck:
         if labelled is None:
             return cls(manifest, None)
         train, test = (
-            take(data, _spread(len(data.targets), num_clips))
+            data.take(_spread(len(data.targets), num_clips))
             for data in alike(
                 read_labelled(labelled / "train.tsv"), read_labelled(labelled / "valid.tsv")
             )
@@ -131,7 +131,7 @@ class HealthCheck:
         for data in self.probe:
             embedded, kept = _embed(data.manifest, shortest, embed)
             features.append(embedded.numpy())
-            clips.append(take(data, kept))
+            clips.append(data.take(kept))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of classes that no clip of a part has
             scores = score(features[0], clips[0], features[1], clips[1], layers)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mae_ast.core.labels import LABELS_FILE, ClipLabels, Labels
+from mae_ast.core.labels import LABELS_FILE, ClipLabels, LabelError, Labels
 from mae_ast.core.manifest import Manifest
 from mae_ast.probe import ProbeData
 
@@ -33,16 +32,22 @@ def read_labelled(path: Path, group: re.Pattern[str] | None = None) -> ProbeData
     targets = of_clips.multi_hot(rows)
     if (targets.sum(1) == 1).all():
         targets = targets.argmax(1)
-    return ProbeData(manifest, targets, rows if group is None else _groups(manifest, group))
-
-
-def take(data: ProbeData, rows: Sequence[int] | np.ndarray) -> ProbeData:
-    """Some of the clips, in this order."""
-    return ProbeData(data.manifest.take(rows), data.targets[rows], data.groups[rows])
+    groups = rows if group is None else _groups(manifest, group)
+    return ProbeData(manifest, targets, groups, labels)
 
 
 def alike(one: ProbeData, other: ProbeData) -> tuple[ProbeData, ProbeData]:
-    """Two sets of clips of the same classes; if clips of one have several, so may the other's."""
+    """Two sets of clips of the same classes; if clips of one have several, so may the other's.
+
+    Raises:
+        LabelError: their classes are others, or in another order.
+    """
+    if one.labels.mids != other.labels.mids:
+        here, there = (data.manifest.path.with_name(LABELS_FILE) for data in (one, other))
+        raise LabelError(
+            f"{there}: has other classes than {here}, or the same in another order; prepare both "
+            "likewise"
+        )
     if one.targets.ndim == other.targets.ndim:
         return one, other
     num_classes = max(each.targets.shape[1] for each in (one, other) if each.targets.ndim == 2)
@@ -53,7 +58,7 @@ def _multi_hot(data: ProbeData, num_classes: int) -> ProbeData:
     if data.targets.ndim == 2:
         return data
     hot = np.eye(num_classes, dtype=np.float32)[data.targets]
-    return ProbeData(data.manifest, hot, data.groups)
+    return ProbeData(data.manifest, hot, data.groups, data.labels)
 
 
 def _groups(manifest: Manifest, pattern: re.Pattern[str]) -> np.ndarray:

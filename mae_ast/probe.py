@@ -27,8 +27,10 @@ from sklearn.preprocessing import StandardScaler
 
 from mae_ast.core.audio import read_long_audio
 from mae_ast.core.fbank import fbank
+from mae_ast.core.labels import Labels
 from mae_ast.core.manifest import Manifest, Progress
 from mae_ast.pretrained import Pretrained
+from mae_ast.usable import read_usable
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # C of scikit-learn: the weaker, the more regularisation
 FIRST_STRENGTH = 1e-3  # with which layers are compared
@@ -46,11 +48,18 @@ class ProbeData:
         manifest: the clips.
         targets: (R,) int class of each clip, or (R, C) 0 or 1 where a clip has several.
         groups: (R,) speaker (or whatever must not be on both sides) of each clip.
+        labels: the classes.
     """
 
     manifest: Manifest
     targets: np.ndarray
     groups: np.ndarray
+    labels: Labels
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> ProbeData:
+        """Some of the clips, in this order."""
+        manifest = self.manifest.take(rows)
+        return ProbeData(manifest, self.targets[rows], self.groups[rows], self.labels)
 
 
 @dataclass(frozen=True)
@@ -62,12 +71,14 @@ class ProbeScore:
         neighbours: the same by the nearest neighbours.
         layer: that was best on the held-out part; 0: there are no layers.
         strength: likewise, C of the logistic regression.
+        num_clips: that it was tested on.
     """
 
     linear: float
     neighbours: float
     layer: int
     strength: float
+    num_clips: int
 
 
 def probe(
@@ -77,7 +88,7 @@ def probe(
     layers: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, ProbeScore]:
-    """Score a model and the two baselines.
+    """Score a model and the two baselines; clips that cannot be used are logged and left out.
 
     Args:
         model: on any device.
@@ -87,18 +98,24 @@ def probe(
 
     Returns:
         By "pretrained", "random weights" and "mean log-mel".
+
+    Raises:
+        ValueError: no clip of one set can be used, or the model's features are not finite.
     """
     chosen = list(layers or range(1, model.config.encoder_layers + 1))
-    scores = {}
+    sets, scores = [train, test], {}
     for name, network in (("pretrained", model), ("random weights", with_random_weights(model))):
         with tempfile.TemporaryDirectory() as folder:
-            parts = [
-                embed(network, part.manifest, chosen, Path(folder) / f"{number}.npy", progress)
-                for number, part in enumerate((train, test))
-            ]
-            scores[name] = score(parts[0], train, parts[1], test, chosen)
-    log_mel = [mean_log_mel(part.manifest, progress)[:, None] for part in (train, test)]
-    scores["mean log-mel"] = score(log_mel[0], train, log_mel[1], test, [0])
+            embedded = []
+            for number, part in enumerate(sets):
+                path = Path(folder) / f"{number}.npy"
+                found, used = embed(network, part.manifest, chosen, path, progress)
+                if len(used) < len(found):  # those that come next do not read the others again
+                    sets[number], found = part.take(used), found[used]
+                embedded.append(found)
+            scores[name] = score(embedded[0], sets[0], embedded[1], sets[1], chosen)
+    log_mel = [mean_log_mel(part.manifest, progress)[:, None] for part in sets]
+    scores["mean log-mel"] = score(log_mel[0], sets[0], log_mel[1], sets[1], [0])
     return scores
 
 
@@ -108,24 +125,36 @@ def embed(
     layers: Sequence[int],
     path: Path,
     progress: Progress | None = None,
-) -> np.ndarray:
-    """Means over time of layers, (rows, layers, C D) float32, memory-mapped from ``path``."""
+) -> tuple[np.ndarray, list[int]]:
+    """Means over time of layers, (rows, layers, C D) float32, memory-mapped from ``path``.
+
+    Returns:
+        They, and the rows of clips that could be used; the others were logged, and are 0.
+
+    Raises:
+        ValueError: none could be used, or features are not finite.
+    """
     width = model.patch_shape.per_column * model.config.encoder_embed_dim
     shape = (len(manifest), len(layers), width)
     found = np.lib.format.open_memmap(path, "w+", np.float32, shape)
     starts = range(0, len(manifest), BATCH_CLIPS)
+    used: list[int] = []
     for start in starts if progress is None else progress(starts, len(starts)):
         rows = range(start, min(start + BATCH_CLIPS, len(manifest)))
-        clips = [read_long_audio(manifest.audio_path(row)) for row in rows]
-        for row, clip in zip(rows, clips, strict=True):
-            if len(clip) < model.patch_shape.min_samples:
-                raise ValueError(
-                    f"{manifest.where(row)}: {manifest.audio_path(row)}: {len(clip)} samples at "
-                    f"16 kHz are shorter than one patch ({model.patch_shape.min_samples})"
-                )
-        pooled = model.extract_features(clips, layers=list(layers), pooled_only=True).pooled
-        found[rows.start : rows.stop] = pooled.numpy()
-    return found
+        read = {row: read_usable(manifest, row, model.patch_shape.min_samples) for row in rows}
+        clips = {row: clip for row, clip in read.items() if clip is not None}
+        if not clips:
+            continue
+        features = model.extract_features(
+            list(clips.values()), layers=list(layers), pooled_only=True
+        )
+        if not features.pooled.isfinite().all():
+            raise ValueError("the model's features are not finite; its training has diverged")
+        found[list(clips)] = features.pooled.numpy()
+        used += clips
+    if not used:
+        raise ValueError(f"{manifest.path}: none of {len(manifest)} clips can be used; see above")
+    return found, used
 
 
 def mean_log_mel(manifest: Manifest, progress: Progress | None = None) -> np.ndarray:
@@ -186,6 +215,7 @@ def score(
         _measure(nearest, test[:, best], test_data.targets),
         layers[best],
         strength,
+        len(test_data.targets),
     )
 
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mae_ast.core.audio import SAMPLE_RATE, AudioError, read_audio, read_long_audio
+from mae_ast.core.audio import SAMPLE_RATE, AudioError, read_long_audio
 from mae_ast.core.manifest import Manifest, Progress
 from mae_ast.finetuned import FineTuned
+from mae_ast.usable import check_length, read_usable
 
 BATCH_SAMPLES = 160 * SAMPLE_RATE  # audio that goes through the model at a time
 READERS = 2  # files decoded at a time
@@ -23,8 +24,8 @@ LONGEST_S = 30.0  # of what a model sees of one file at once
 
 def score_manifest(
     classifier: FineTuned, manifest: Manifest, progress: Progress | None = None
-) -> np.ndarray:
-    """Score all clips of a split, each whole.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Score all clips of a split, each whole; what cannot be used is logged and left out.
 
     Args:
         classifier: on any device.
@@ -32,22 +33,30 @@ def score_manifest(
         progress: wraps the iteration over clips; gets it and their number.
 
     Returns:
-        (R, C) float32 in the manifest's order.
+        (R, C) float32 in the manifest's order, and (R,) bool, False where a clip was left out: it
+        cannot be decoded, or is shorter than one patch.
 
     Raises:
-        AudioError: a clip cannot be decoded, or is shorter than one patch.
+        AudioError: all were.
+        ValueError: a score is not finite.
     """
     order = np.argsort(manifest.num_samples, kind="stable").tolist()  # like lengths together
     scores = np.zeros((len(manifest), len(classifier.labels)), dtype=np.float32)
+    used = np.zeros(len(manifest), dtype=bool)
 
     def scored() -> Iterator[int]:
         for rows, clips in _batches(classifier, manifest, order):
-            scores[rows] = _score(classifier, clips).numpy()
+            good = [row for row, clip in zip(rows, clips, strict=True) if clip is not None]
+            if good:
+                scores[good] = _score(classifier, [clip for clip in clips if clip is not None])
+                used[good] = True
             yield from rows
 
     steps: Iterable[int] = scored() if progress is None else progress(scored(), len(order))
     deque(steps, maxlen=0)
-    return scores
+    if not used.any():
+        raise AudioError(f"{manifest.path}: none of {len(used)} clips can be used; see above")
+    return scores, used
 
 
 def score_file(classifier: FineTuned, path: Path) -> np.ndarray:
@@ -56,30 +65,33 @@ def score_file(classifier: FineTuned, path: Path) -> np.ndarray:
     Raises:
         FileNotFoundError: there is no such file.
         AudioError: it cannot be decoded, or is shorter than one patch.
+        ValueError: a score is not finite.
     """
     samples = read_long_audio(path)
-    _check(classifier, samples, path)
+    check_length(samples, _least(classifier), path)
     longest = max(round(LONGEST_S * SAMPLE_RATE), classifier.description.clip_samples)
     parts = torch.tensor_split(samples, -(-len(samples) // longest))
-    scores = torch.cat([_score(classifier, [part]) for part in parts])
-    mean: np.ndarray = scores.mean(0).numpy()
+    mean: np.ndarray = np.concatenate([_score(classifier, [part]) for part in parts]).mean(0)
     return mean
 
 
-def _score(classifier: FineTuned, clips: list[Tensor]) -> Tensor:
+def _score(classifier: FineTuned, clips: list[Tensor]) -> np.ndarray:
     lengths = torch.tensor([len(clip) for clip in clips])
     is_padded = bool((lengths < lengths.max()).any())
-    return classifier.scores(pad_sequence(clips, batch_first=True), lengths if is_padded else None)
+    padded = pad_sequence(clips, batch_first=True)
+    scores: np.ndarray = classifier.scores(padded, lengths if is_padded else None).numpy()
+    if not np.isfinite(scores).all():
+        raise ValueError("the classifier's scores are not finite; its training has diverged")
+    return scores
 
 
 def _batches(
     classifier: FineTuned, manifest: Manifest, order: list[int]
-) -> Iterator[tuple[list[int], list[Tensor]]]:
-    def read(row: int) -> Tensor:
-        path = manifest.audio_path(row)
-        samples = read_audio(path)
-        _check(classifier, samples, path)
-        return samples
+) -> Iterator[tuple[list[int], list[Tensor | None]]]:
+    least = _least(classifier)
+
+    def read(row: int) -> Tensor | None:
+        return read_usable(manifest, row, least)
 
     with ThreadPoolExecutor(READERS) as pool:
         rows: list[int] = []
@@ -94,9 +106,6 @@ def _batches(
             yield rows, list(pool.map(read, rows))
 
 
-def _check(classifier: FineTuned, samples: Tensor, path: Path | str) -> None:
-    least = classifier.model.encoder.patch_shape.min_samples
-    if len(samples) < least:
-        raise AudioError(
-            f"{path}: {len(samples)} samples at 16 kHz are shorter than one patch ({least})"
-        )
+def _least(classifier: FineTuned) -> int:
+    """Samples of one patch."""
+    return classifier.model.encoder.patch_shape.min_samples

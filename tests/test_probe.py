@@ -11,11 +11,13 @@ import soundfile
 import torch
 
 from mae_ast import probe as probing
+from mae_ast.core.labels import Labels
 from mae_ast.core.manifest import Manifest, write_manifest
 from mae_ast.pretrained import PretrainedMaeAst
 from mae_ast.probe import ProbeData, embed, mean_log_mel, probe, rank_me, score, with_random_weights
 
 CLASSES = 4
+LABELS = Labels(tuple("abcd"), tuple("abcd"))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def pitches(tmp_path_factory) -> tuple[ProbeData, ProbeData]:
             rows.append((f"{split}{number}.wav", 8_000, 16_000))
         write_manifest(folder / f"{split}.tsv", ".", rows)
         groups = np.arange(count) // 4
-        parts.append(ProbeData(Manifest.read(folder / f"{split}.tsv"), targets, groups))
+        parts.append(ProbeData(Manifest.read(folder / f"{split}.tsv"), targets, groups, LABELS))
     return parts[0], parts[1]
 
 
@@ -63,7 +65,8 @@ def test_three_scores_of_the_same_clips(model, pitches):
 def test_embeddings_are_means_over_time(model, pitches, tmp_path, monkeypatch):
     monkeypatch.setattr(probing, "BATCH_CLIPS", 7)
     manifest = pitches[1].manifest
-    found = embed(model, manifest, [2, 1], tmp_path / "a.npy")
+    found, used = embed(model, manifest, [2, 1], tmp_path / "a.npy")
+    assert used == list(range(len(manifest)))
     assert found.shape == (24, 2, 8 * 32)
     alone = model.extract_features(manifest.audio_path(9))
     assert np.allclose(found[9, 0], alone.time_steps[1][0].mean(0).numpy(), atol=1e-5)
@@ -93,7 +96,7 @@ def features(rows: int, targets: np.ndarray, noise: float, seed: int) -> np.ndar
 
 
 def data(targets: np.ndarray) -> ProbeData:
-    return ProbeData(None, targets, np.arange(len(targets)) // 5)
+    return ProbeData(None, targets, np.arange(len(targets)) // 5, LABELS)
 
 
 def test_the_informative_layer_is_chosen_by_the_training_clips():
@@ -140,7 +143,8 @@ def test_groups_stay_together(monkeypatch):
     groups = np.repeat(np.arange(20), 10)
     targets = np.arange(200) % CLASSES
     train = np.stack([groups, *np.random.default_rng(0).standard_normal((3, 200))], 1)[:, None]
-    score(train, ProbeData(None, targets, groups), train, ProbeData(None, targets, groups), [1])
+    data = ProbeData(None, targets, groups, LABELS)
+    score(train, data, train, data, [1])
     held_out = seen[0]
     assert len(held_out) == 4
     assert all(part == held_out for part in seen[: 1 + len(probing.STRENGTHS)])

@@ -92,15 +92,14 @@ def crossvalidate(
 
 
 def _evaluate(run: Path, data: Path, average: int) -> Evaluation:
-    import torch
-
     from mae_ast import evaluation
+    from mae_ast.cli.device import place
     from mae_ast.crossvalidation import HELD_OUT
     from mae_ast.finetuned import load_finetuned
     from mae_ast.progress import bar
 
     classifier = load_finetuned(run, average)
-    classifier.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    place(classifier.model, "")
     found = evaluation.evaluate(classifier, data, HELD_OUT, bar(f"scoring {run.name}", "clip"))
     evaluation.write_report(found, run / "report", f"{run.name}, {HELD_OUT}")
     return found

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
+from torch import nn
 
-from mae_ast.pretrained import Pretrained
+M = TypeVar("M", bound=nn.Module)
 
 
-def place(model: Pretrained, device: str) -> Pretrained:
+def place(model: M, device: str) -> M:
     """Move a model to the device of ``--device``; empty: a GPU where there is one.
 
     Raises:

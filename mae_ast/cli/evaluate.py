@@ -27,19 +27,18 @@ def evaluate(
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; default: cuda if there is.")] = "",
 ) -> None:
     """Score a split: accuracy, mAP, mean AUC, d-prime, and all classes as a table."""
-    import torch
-
     from mae_ast import evaluation
+    from mae_ast.cli.device import place
     from mae_ast.finetuned import load_finetuned
     from mae_ast.progress import bar
 
     classifier = load_finetuned(source, average)
-    classifier.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place(classifier.model, device)
     found = evaluation.evaluate(classifier, data, split, bar("scoring", "clip"))
     summary = found.summary
     typer.echo(
         f"{split}: {summary.num_clips} clips, {summary.num_classes_seen} of {len(found.labels)} "
-        "classes"
+        f"classes{f', {found.num_left_out} clips left out' if found.num_left_out else ''}"
     )
     for name, value in (
         ("accuracy", summary.accuracy),

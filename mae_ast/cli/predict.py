@@ -22,15 +22,29 @@ def predict(
     ] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; default: cuda if there is.")] = "",
 ) -> None:
-    """Print each file's most likely labels, a line each: file, score, label."""
-    import torch
+    """Print each file's most likely labels, a line each: file, score, label.
 
+    Of several files those that cannot be read are named, and the others go on; it then ends with
+    status 1.
+    """
+    from mae_ast.cli.device import place
+    from mae_ast.core.audio import AudioError
     from mae_ast.finetuned import load_finetuned
     from mae_ast.scoring import score_file
 
     classifier = load_finetuned(source, average)
-    classifier.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place(classifier.model, device)
+    left_out = 0
     for file in files:
-        scores = score_file(classifier, file)
+        try:
+            scores = score_file(classifier, file)
+        except (AudioError, FileNotFoundError) as error:
+            if len(files) == 1:
+                raise
+            typer.echo(f"left out: {error}", err=True)
+            left_out += 1
+            continue
         for index in scores.argsort()[::-1][:top]:
             typer.echo(f"{file}\t{scores[index]:.4f}\t{classifier.labels.names[index]}")
+    if left_out:
+        raise SystemExit(f"mae-ast: error: {left_out} of {len(files)} files left out, see above")

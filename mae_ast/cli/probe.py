@@ -52,7 +52,7 @@ def probe(
     model = place(mae_ast.load(checkpoint), device)
     scores = probing.probe(model, train, tested, chosen, bar("embedding", "step"))
     measure = "accuracy" if train.targets.ndim == 1 else "mean average precision"
-    typer.echo(f"{measure} on {len(tested.targets)} clips")
+    typer.echo(f"{measure} on {scores['pretrained'].num_clips} clips")
     typer.echo(f"{'':16} linear  nearest  layer")
     for name, found in scores.items():
         typer.echo(

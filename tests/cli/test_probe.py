@@ -69,6 +69,31 @@ def test_wrong_input_is_one_line(run, arguments, words):
     assert words in message
 
 
+def test_bad_clips_are_left_out(run, folder, caplog):
+    rng = np.random.default_rng(1)
+    soundfile.write(folder / "low_train0_0.wav", rng.standard_normal(100), 16_000)
+    (folder / "high_valid0_1.wav").write_bytes(b"RIFFnothing")
+    out, message = run("--layers", "2")
+    assert not message
+    assert out.splitlines()[0] == "accuracy on 23 clips"
+    left_out = [record.getMessage() for record in caplog.records]
+    assert [("train.tsv:2: left out" in text) for text in left_out] == [True, False]
+    assert "valid.tsv:3: left out" in left_out[1]
+
+
+def test_other_classes_are_refused(run, folder):
+    other = folder / "other"
+    other.mkdir()
+    for name in ("valid.tsv", "valid.lbl"):
+        (other / name).write_bytes((folder / name).read_bytes())
+    (other / "valid.tsv").write_text(
+        (folder / "valid.tsv").read_text().replace(".", str(folder), 1)
+    )
+    Labels(WORDS[::-1], WORDS[::-1]).write(other / "labels.csv")
+    _, message = run("--test", other / "valid.tsv")
+    assert "other/labels.csv: has other classes" in message
+
+
 def test_missing_labels_are_one_line(run, folder):
     (folder / "train.lbl").unlink()
     _, message = run()

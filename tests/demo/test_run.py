@@ -120,7 +120,7 @@ def test_again_nothing_is_done(demo, monkeypatch):
 def test_only_what_is_missing_is_done(demo, monkeypatch):
     monkeypatch.setattr(training.subprocess, "Popen", None)
     invented = {
-        name: ProbeScore(0.5, 0.25, 2, 0.1)
+        name: ProbeScore(0.5, 0.25, 2, 0.1, 24)
         for name in ("pretrained", "random weights", "mean log-mel")
     }
     monkeypatch.setattr(probe, "probe", lambda *args, **kwargs: invented)

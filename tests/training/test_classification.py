@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,21 @@ def test_learn_evaluate_and_predict(finetune: Finetune, tones: Path, tmp_path: P
     recall = np.mean([float(row["recall"]) for row in rows])
     assert recall == pytest.approx(summary["accuracy"], abs=1e-4)
     assert (out / "confusion.png").stat().st_size > 1_000
+
+    # Bad files are named, and the others go on.
+    bad = tmp_path / "bad"
+    shutil.copytree(tones, bad)
+    (bad / "valid_00.flac").write_bytes(b"no sound")
+    done = CliRunner().invoke(app, ["evaluate", str(run), str(bad)])
+    assert done.exit_code == 0, done.output
+    assert "8 clips, 3 of 3 classes, 1 clips left out" in done.output
+    both = [str(bad / f"valid_0{number}.flac") for number in range(2)]
+    done = CliRunner().invoke(app, ["predict", str(run), *both, "--top", "1"])
+    assert done.stdout.startswith(both[1])
+    assert f"left out: {both[0]}: cannot be decoded" in done.stderr
+    assert str(done.exception.code) == "mae-ast: error: 1 of 2 files left out, see above"
+    with pytest.raises(ValueError, match=r"--device nowhere: "):
+        predict.predict(run, [tones / "valid_00.flac"], device="nowhere")
 
     # Its encoder, to use.
     waveform = torch.from_numpy(soundfile.read(tones / "valid_00.flac", dtype="float32")[0])[None]

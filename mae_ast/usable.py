@@ -1,0 +1,41 @@
+"""Clips of a manifest for work that goes on without those that cannot be used."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import Tensor
+
+from mae_ast.core.audio import AudioError, read_long_audio
+from mae_ast.core.manifest import Manifest
+
+logger = logging.getLogger(__name__)
+
+
+def read_usable(manifest: Manifest, row: int, min_samples: int) -> Tensor | None:
+    """All of a clip, (L,) int16 at 16 kHz.
+
+    Returns:
+        ``None``, which is logged, where it cannot be decoded or has fewer than ``min_samples``,
+        those of one patch.
+    """
+    path = manifest.audio_path(row)
+    try:
+        samples = read_long_audio(path)
+        check_length(samples, min_samples, path)
+    except (AudioError, OSError) as error:
+        logger.warning("%s: left out: %s", manifest.where(row), error)
+        return None
+    return samples
+
+
+def check_length(samples: Tensor, min_samples: int, path: object) -> None:
+    """Refuse what is shorter than one patch.
+
+    Raises:
+        AudioError: it is.
+    """
+    if len(samples) < min_samples:
+        raise AudioError(
+            f"{path}: {len(samples)} samples at 16 kHz are shorter than one patch ({min_samples})"
+        )
