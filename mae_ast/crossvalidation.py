@@ -8,7 +8,6 @@ have been chosen by the clips that it is scored on).
 from __future__ import annotations
 
 import csv
-import json
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 from mae_ast.core.checkpoint import RUN_FILE, read_state
 from mae_ast.core.files import held, written_whole
 from mae_ast.core.labels import LABELS_FILE
+from mae_ast.run_note import hold_to
 
 HELD_OUT = "valid"
 FILES_OF_A_FOLD = (LABELS_FILE, "train.tsv", "train.lbl", f"{HELD_OUT}.tsv", f"{HELD_OUT}.lbl")
@@ -119,11 +119,7 @@ def working_in(out: Path, settings: dict[str, Any]) -> Iterator[int]:
     out.mkdir(parents=True, exist_ok=True)
     path = out / SETTINGS_FILE
     with held(path) as lock:
-        if path.is_file() and any(out.glob("*/checkpoints/*.pt")):
-            _check_settings(path, settings)
-        else:
-            with written_whole(path) as part:
-                part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        hold_to(path, settings, any(out.glob("*/checkpoints/*.pt")))
         yield lock
 
 
@@ -212,20 +208,6 @@ def write_scores(path: Path, scores: Sequence[FoldScore], measure: str) -> None:
 
 def _summary(mean: float, spread: float) -> tuple[tuple[str, float], ...]:
     return ("mean", mean), ("standard deviation", spread)
-
-
-def _check_settings(path: Path, settings: dict[str, Any]) -> None:
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        differing = [key for key in settings if known[key] != settings[key]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: describes no cross-validation; give another --out") from error
-    if differing:
-        key = differing[0]
-        raise ValueError(
-            f"{path.parent}: its folds were trained with {key} {known[key]!r}, not "
-            f"{settings[key]!r}; give another --out"
-        )
 
 
 def _digits(name: str) -> str:

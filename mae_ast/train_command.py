@@ -8,6 +8,7 @@ from pathlib import Path
 import mae_ast
 
 PACKAGE = Path(mae_ast.__file__).resolve().parent
+NOTE = "begun_with.json"  # in a run's folder
 # Overrides that hold a path: hydra changes the working folder before they are read.
 PATH_KEYS = (
     *("task.data", "hydra.run.dir", "checkpoint.save_dir", "checkpoint.restore_file"),
@@ -54,6 +55,16 @@ def train_command(
     ]
 
 
+def begun_with(data: Path, config: str, checkpoint: str | None = None) -> dict[str, str]:
+    """What a run is, whatever its further settings: its data, preset, and where it starts."""
+    preset = str(Path(config).resolve()) if config.endswith(".yaml") else config
+    return {
+        "data": str(data.resolve()),
+        "config": preset,
+        **({} if checkpoint is None else {"checkpoint": _source(checkpoint)}),
+    }
+
+
 def start_of(checkpoint: str, random_weights: bool) -> list[str]:
     """Overrides that say where fine-tuning starts; a preset may name a start of its own.
 
@@ -73,8 +84,14 @@ def _absolute(override: str) -> str:
     if key.lstrip("+") in PATH_KEYS and equals and value not in ("null", "checkpoint_last.pt"):
         return f"{key}={_quoted(path.resolve())}"
     if key.lstrip("+") in SOURCE_KEYS and equals and value != "null":
-        return f"{key}={_quoted(path.resolve() if path.exists() else source)}"
+        return f"{key}={_quoted(_source(source))}"
     return override
+
+
+def _source(source: str) -> str:
+    """A model's file or folder made absolute, or its name elsewhere."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
 
 
 def _quoted(path: Path | str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mae_ast.train_command import start_of, train_command
+from mae_ast.train_command import begun_with, start_of, train_command
 
 if TYPE_CHECKING:
     from mae_ast.evaluation import Evaluation
@@ -56,9 +56,7 @@ def crossvalidate(
         for folder in folders
     ]
     settings = {
-        "checkpoint": str(Path(checkpoint).resolve() if Path(checkpoint).exists() else checkpoint),
-        "data": str(data.resolve()),
-        "config": config,
+        **begun_with(data, config, checkpoint),
         "random_weights": random_weights,
         "overrides": list(context.args),
     }

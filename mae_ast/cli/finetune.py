@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mae_ast.train_command import start_of, train_command
+from mae_ast.train_command import NOTE, begun_with, start_of, train_command
 
 
 def finetune(
@@ -39,5 +39,11 @@ def finetune(
 
     On SIGTERM or SIGUSR1 the run saves and ends; the same command goes on from there.
     """
+    from mae_ast.core.checkpoint import RUN_FILE
+    from mae_ast.run_note import hold_to
+
     overrides = [*start_of(checkpoint, random_weights), *context.args]
-    os.execv(sys.executable, train_command(data, config, out, overrides, "finetune"))
+    command = train_command(data, config, out, overrides, "finetune")
+    settings = {**begun_with(data, config, checkpoint), "random_weights": random_weights}
+    hold_to(out / NOTE, settings, (out / RUN_FILE).is_file())
+    os.execv(sys.executable, command)

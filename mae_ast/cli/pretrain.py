@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mae_ast.train_command import train_command
+from mae_ast.train_command import NOTE, begun_with, train_command
 
 
 def pretrain(
@@ -26,4 +26,9 @@ def pretrain(
 
     On SIGTERM or SIGUSR1 the run saves and ends; the same command goes on from there.
     """
-    os.execv(sys.executable, train_command(data, config, out, context.args))
+    from mae_ast.core.checkpoint import RUN_FILE
+    from mae_ast.run_note import hold_to
+
+    command = train_command(data, config, out, context.args)
+    hold_to(out / NOTE, begun_with(data, config), (out / RUN_FILE).is_file())
+    os.execv(sys.executable, command)

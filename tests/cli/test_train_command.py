@@ -1,5 +1,6 @@
 """``mae-ast pretrain``: what it starts."""
 
+import json
 import os
 import subprocess
 import sys
@@ -75,3 +76,58 @@ def test_what_the_command_starts_knows_the_settings(tmp_path):
     assert settings["task"]["data"] == str(folder)
     assert settings["model"]["encoder_layers"] == 3
     assert command[0] == sys.executable
+
+
+@pytest.fixture
+def started(mae_ast_command, monkeypatch, tmp_path):
+    """``started(arguments)``: the message of a refusal, or nothing; a training saves at once."""
+
+    def save(program, command):
+        last = tmp_path / "run" / "checkpoints" / "checkpoint_last.pt"
+        last.parent.mkdir(parents=True, exist_ok=True)
+        last.touch()
+        raise SystemExit(0)
+
+    monkeypatch.setattr(os, "execv", save)
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: mae_ast_command(*arguments, "--out", "run")[1]
+
+
+def test_a_run_goes_on_with_its_own_data_and_preset_alone(started, tmp_path):
+    assert not started("pretrain", "data", "optimization.max_update=9")
+    assert not started("pretrain", tmp_path / "data", "optimization.max_update=10")
+    known = json.loads((tmp_path / "run" / "begun_with.json").read_text())
+    assert known == {"data": str(tmp_path / "data"), "config": "mae_ast"}
+    message = started("pretrain", "more")
+    assert "run: was begun with data" in message
+    assert "give another --out" in message
+    assert "config 'mae_ast', not 'ssast_patch'" in started(
+        "pretrain", "data", "--config", "ssast_patch"
+    )
+    (tmp_path / "run" / "begun_with.json").unlink()  # as of another program
+    assert not started("pretrain", "more")
+
+
+def test_a_fine_tuning_goes_on_from_its_own_start_alone(started, tmp_path):
+    (tmp_path / "a.pt").touch()
+    assert not started("finetune", "a.pt", "fold1")
+    assert not started("finetune", tmp_path / "a.pt", "fold1", "optimization.lr=[0.1]")
+    for arguments, key in (
+        (("b.pt", "fold1"), "checkpoint"),
+        (("a.pt", "fold2"), "data"),
+        (("a.pt", "fold1", "--random-weights"), "random_weights"),
+        (("a.pt", "fold1", "--config", "esc50"), "config"),
+    ):
+        assert f"was begun with {key} " in started("finetune", *arguments)
+
+
+def test_a_run_that_saved_nothing_may_be_begun_otherwise(started, tmp_path):
+    assert not started("pretrain", "data")
+    (tmp_path / "run" / "checkpoints" / "checkpoint_last.pt").unlink()
+    assert not started("pretrain", "more")
+
+
+def test_a_damaged_note_is_named(started, tmp_path):
+    assert not started("pretrain", "data")
+    (tmp_path / "run" / "begun_with.json").write_text("{")
+    assert "begun_with.json: describes no such run" in started("pretrain", "data")

@@ -143,7 +143,7 @@ def test_other_settings_want_another_folder(
 ) -> None:
     monkeypatch.chdir(programs.folder)
     line = refusal(monkeypatch, str(programs.data), "--out", "out", *RUN, "task.mixup=0.5")
-    assert "its folds were trained with overrides" in line
+    assert "was begun with overrides" in line
 
 
 def test_a_folder_without_folds(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
