@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -34,21 +35,33 @@ from mae_ast.pretrained import (
     PretrainedSsast,
 )
 
+# What readers of the published layouts take for granted.
+_AS_PUBLISHED = (
+    *("encoder_attention_heads", "decoder_attention_heads", "layer_norm_eps", "window_type"),
+    *("ast_kernel_stride_time", "ast_kernel_stride_chan"),
+)
 ONNX_OPSET = 18
 ONNX_TOLERANCE = 1e-3
 # Batch sizes and frames that an exported file is checked with.
 ONNX_CHECKS = ((1, 998), (3, 100), (2, 1_537))
 
 
-def to_released_file(model: Pretrained, path: Path) -> None:
+def to_released_file(model: Pretrained, path: Path) -> dict[str, Any]:
     """Write the file that the authors' programs and stock s3prl load.
+
+    Returns:
+        Settings of this model, by their names in its configuration, that the layout has no place
+        for and that the program which reads it is to be told.
 
     Raises:
         ValueError: the model has what the layout has no field for, or lacks what it asks for, or is
             of a system without one.
     """
+    state = _released_state(model)
+    untold = _untold(model, state)
     with _whole(path) as part:
-        torch.save(_released_state(model), part)
+        torch.save(state, part)
+    return untold
 
 
 def to_hugging_face(model: Pretrained, path: Path) -> None:
@@ -173,6 +186,35 @@ def _released_state(model: Pretrained) -> dict[str, Any]:
     if isinstance(model, PretrainedAudioMae):
         return dict(released_audio_mae.write_audio_mae(model.config, weights))
     raise ValueError(f"a model of kind {name_of(model.config)!r} has no released layout")
+
+
+def _untold(model: Pretrained, state: dict[str, Any]) -> dict[str, Any]:
+    """What a file in a published layout does not say of this model.
+
+    Raises:
+        ValueError: it would be taken for another one: what differs has to be as published.
+    """
+    if isinstance(model, PretrainedSsast):
+        read: Any = released_ast.read_ssast(state)[0]
+    elif isinstance(model, PretrainedAst):
+        read = released_ast.read_ast(state)[0]
+    elif isinstance(model, PretrainedAudioMae):
+        read = released_audio_mae.read_audio_mae(state)[0]
+    else:
+        return {}  # MAE-AST's holds all
+    for key in _AS_PUBLISHED:
+        ours, theirs = getattr(model.config, key, None), getattr(read, key, None)
+        if ours != theirs:
+            raise ValueError(f"{key}={ours}: the released layout knows {theirs} only")
+    norm = model.batch_norm
+    mean, std = norm.running_mean.item(), norm.running_var.sqrt().item()
+    ours = {"input_mean": mean, "input_std": std, "input_frames": model.config.input_frames}
+    return {
+        key: value
+        for key, value in ours.items()
+        if value != getattr(read, key)
+        and not (isinstance(value, float) and math.isclose(value, getattr(read, key), rel_tol=1e-6))
+    }
 
 
 @contextmanager

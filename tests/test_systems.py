@@ -235,3 +235,24 @@ def test_reconstruct_with_ssast(mae_ast_command, tmp_path):
     assert not message, message
     assert "78% hidden" in out or "77% hidden" in out or "79% hidden" in out, out
     assert picture.stat().st_size > 5_000
+
+
+def test_what_a_published_layout_does_not_say_is_told(mae_ast_command, tmp_path):
+    model = ssast(input_mean=-2.5, input_std=3.25)
+    model.save_pretrained(tmp_path / "own")
+    out, message = mae_ast_command(
+        "convert", tmp_path / "own", tmp_path / "a.pt", "--to", "released"
+    )
+    assert not message
+    assert "no place for input_mean=-2.5, input_std=3.25: tell the program" in out
+    ssast().save_pretrained(tmp_path / "usual")
+    out, _ = mae_ast_command("convert", tmp_path / "usual", tmp_path / "b.pt", "--to", "released")
+    assert "no place" not in out
+
+
+@pytest.mark.parametrize("build", [ssast, ast])
+def test_what_a_published_layout_would_misread_is_refused(mae_ast_command, tmp_path, build):
+    build(encoder_attention_heads=3).save_pretrained(tmp_path / "own")
+    _, message = mae_ast_command("convert", tmp_path / "own", tmp_path / "a.pt", "--to", "released")
+    assert message.endswith("encoder_attention_heads=3: the released layout knows 1 only")
+    assert not (tmp_path / "a.pt").exists()

@@ -44,8 +44,14 @@ def convert(
 
     model = mae_ast.load(source)
     if to is Kind.released:
-        conversion.to_released_file(model, target)
+        untold = conversion.to_released_file(model, target)
         typer.echo(f"{target}: for stock s3prl and the authors' programs")
+        if untold:
+            settings = ", ".join(
+                f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}"
+                for key, value in untold.items()
+            )
+            typer.echo(f"its layout has no place for {settings}: tell the program that reads it")
     elif to is Kind.safetensors:
         conversion.to_safetensors(model, target)
         typer.echo(f"{target}: for mae_ast.load and the Hugging Face hub")
