@@ -20,6 +20,7 @@ import torch.utils.data._utils
 from fairseq import checkpoint_utils
 from fairseq.data.iterators import BackgroundConsumer
 from fairseq.file_io import PathManager
+from fairseq.nan_detector import NanDetector
 from fairseq.optim.fp16_optimizer import FP16Optimizer
 from omegaconf.errors import OmegaConfBaseException
 
@@ -65,9 +66,14 @@ def apply() -> None:
     # training loop. Can go when they have.
     fairseq_cli.train.validate_and_save = _with_hooks(fairseq_cli.train.validate_and_save)
 
-    # A run that is finished and started again makes another update, and saves that. Can go when
-    # the training loop looks at max_update before it begins an epoch.
-    fairseq_cli.train.train = _unless_finished(fairseq_cli.train.train)
+    # A run that is finished and started again makes another update, and saves that; and one whose
+    # gradients are not finite ends in a traceback. Can go when the training loop looks at
+    # max_update before it begins an epoch, and handles that error.
+    fairseq_cli.train.train = _guarded(fairseq_cli.train.train)
+
+    # Once gradients are not finite, the step is made again with a hook on every module, which fails
+    # on a model that returns no tensor. Can go when its hooks take any output.
+    NanDetector.add_hooks = _but_the_whole(NanDetector.add_hooks)
 
     # Under common.fp16 and common.bf16 copies of the parameters are optimized, which lose what the
     # parameters are marked with; and fp16 makes one vector of all, unless it is told not to. Can go
@@ -206,13 +212,29 @@ def _with_hooks(validate_and_save: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _unless_finished(train: Callable[..., Any]) -> Callable[..., Any]:
+def _guarded(train: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> Result:
         if _is_finished(cfg, trainer):
             logger.info("already trained: %d updates", trainer.get_num_updates())
             return [None], True
-        result: Result = train(cfg, trainer, task, epoch_itr)
+        try:
+            result: Result = train(cfg, trainer, task, epoch_itr)
+        except FloatingPointError as error:
+            raise SystemExit(
+                f"mae-ast: error: training has diverged at update {trainer.get_num_updates() + 1} "
+                f"({' '.join(str(error).split())}); what was saved before is in "
+                f"{os.path.abspath(cfg.checkpoint.save_dir)}; a lower optimization.lr or "
+                "optimization.clip_norm, or a longer lr_scheduler.warmup_updates may help"
+            ) from error
         return result
+
+    return wrapper
+
+
+def _but_the_whole(add_hooks: Callable[..., None]) -> Callable[..., None]:
+    def wrapper(self: Any, module: Any) -> None:
+        if module._NanDetector__module_name:
+            add_hooks(self, module)
 
     return wrapper
 

@@ -16,7 +16,7 @@ import torch
 
 from mae_ast import interruption
 
-from .conftest import write_clips
+from .conftest import SMALL_DECODER, write_clips
 
 Train = Callable[..., list[dict[str, str]]]
 
@@ -119,6 +119,21 @@ def test_a_finished_run_that_is_started_again_changes_nothing(
     assert train_here(four_clips, *EPOCHS) == []
     assert {path: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()} == files
     assert len(train_here(four_clips, *EPOCHS, "optimization.max_update=7")) == 1
+
+
+@pytest.mark.parametrize("config", ["mae_ast", "ssast_patch", "audio_mae"])
+def test_a_training_that_diverges_says_so(
+    train_here: Train, four_clips: Path, caplog: pytest.LogCaptureFixture, config: str
+) -> None:
+    small_decoder = SMALL_DECODER if config == "audio_mae" else ()
+    wild = ("optimization.lr=[1e20]", "lr_scheduler.warmup_updates=1", "optimization.max_update=9")
+    with pytest.raises(SystemExit) as end:
+        train_here(four_clips, *EPOCHS, *wild, *small_decoder, config=config)
+    message = str(end.value.code)
+    assert message.startswith("mae-ast: error: training has diverged at update ")
+    assert "gradients are Nan/Inf" in message
+    assert "optimization.lr" in message
+    assert any("detected in output of" in record.getMessage() for record in caplog.records)
 
 
 @pytest.fixture
