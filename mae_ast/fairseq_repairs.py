@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import fairseq_cli.hydra_train
@@ -24,9 +25,10 @@ from fairseq.nan_detector import NanDetector
 from fairseq.optim.fp16_optimizer import FP16Optimizer
 from omegaconf.errors import OmegaConfBaseException
 
-from mae_ast.core.checkpoint import WEIGHTS_FILE, read_checkpoint, read_state
+from mae_ast.core.checkpoint import RUN_FILE, file_of, read_checkpoint, read_state
 from mae_ast.core.input_norm import InputNorm
 from mae_ast.errors import user_errors
+from mae_ast.fetch.registry import RELEASED
 from mae_ast.optim.adamw import MARKED_OPTIMIZER, MARKS
 
 _WORKER_CHECK_S = 0.05
@@ -123,25 +125,31 @@ def _end_buffers(limit_s: float = 5.0) -> None:
 
 
 def _from_elsewhere(load: Callable[..., Any]) -> Callable[..., Any]:
-    """A run that starts from a folder, and one that asks for input statistics of its own.
+    """A run that starts from a released model or a folder, with input statistics of its own.
 
     A folder exists, but is no file: the run would go on from random weights.
     """
 
     def wrapper(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
         with user_errors():
-            if cfg.finetune_from_model and os.path.isdir(cfg.finetune_from_model):
-                path = os.path.join(cfg.finetune_from_model, WEIGHTS_FILE)
-                if not os.path.isfile(path):
-                    raise FileNotFoundError(f"{path}: no such checkpoint")
-                cfg.finetune_from_model = path
-            last = os.path.join(cfg.save_dir, "checkpoint_last.pt")
-            if not cfg.finetune_from_model or PathManager.exists(last):
+            source, last = cfg.finetune_from_model, os.path.join(cfg.save_dir, RUN_FILE.name)
+            if not source or PathManager.exists(last):
                 return load(cfg, trainer, *args, **kwargs)
-            with _own_statistics(trainer.get_model(), cfg.finetune_from_model):
+            cfg.finetune_from_model = str(_file_of(source))
+            model = trainer.get_model()
+            model.weights_are_from = source
+            with _own_statistics(model, source):
                 return load(cfg, trainer, *args, **kwargs)
 
     return wrapper
+
+
+def _file_of(source: str) -> Path:
+    if source not in RELEASED:
+        return file_of(source)
+    from mae_ast.pretrained import released_file  # the hub's library, which training needs not
+
+    return released_file(source)
 
 
 @contextmanager

@@ -165,8 +165,7 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
     """
     text = os.fspath(source)
     if text in RELEASED:
-        released = RELEASED[text]
-        return from_file(download(released.urls, Path(released.urls[0]).name, released.sha256))
+        return from_file(released_file(text))
     if text.startswith(("http://", "https://")):
         return from_file(_from_url(text))
     if os.path.exists(text):
@@ -179,6 +178,16 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
         f"{text!r} is no file, URL or hub id (user/model), and no released model; these are "
         f"{', '.join(RELEASED)}"
     )
+
+
+def released_file(name: str) -> Path:
+    """The cached file of a released model, downloaded where it is not there.
+
+    Raises:
+        DownloadError: it could not be.
+    """
+    model = RELEASED[name]
+    return download(model.urls, model.file_name, model.sha256)
 
 
 def load_masked(source: str | os.PathLike[str]) -> PretrainedMasked:

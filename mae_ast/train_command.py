@@ -12,11 +12,13 @@ NOTE = "begun_with.json"  # in a run's folder
 # Overrides that hold a path: hydra changes the working folder before they are read.
 PATH_KEYS = (
     *("task.data", "hydra.run.dir", "checkpoint.save_dir", "checkpoint.restore_file"),
-    *("checkpoint.finetune_from_model", "common.tensorboard_logdir"),
-    "task.probe_data",
+    *("common.tensorboard_logdir", "task.probe_data"),
 )
 # Overrides that hold a path, or the name of a model elsewhere.
-SOURCE_KEYS = ("model.checkpoint", "model.architecture_of", "model.encoder_weights")
+SOURCE_KEYS = (
+    *("model.checkpoint", "model.architecture_of", "model.encoder_weights"),
+    "checkpoint.finetune_from_model",
+)
 
 
 def config_dir() -> Path:

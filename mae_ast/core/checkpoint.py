@@ -68,17 +68,27 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         FileNotFoundError: there is no such file.
         CheckpointError: it is damaged, would run something, or is no such checkpoint.
     """
+    path = file_of(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return _read_torch(path)
+
+
+def file_of(path: str | os.PathLike[str]) -> Path:
+    """The file itself, or the one that a folder in the hub's layout or of a run holds.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     path = Path(path)
     if path.is_dir():
         held = [path / name for name in (RUN_FILE, WEIGHTS_FILE) if (path / name).is_file()]
         if not held:
             raise FileNotFoundError(f"{path}: holds neither {RUN_FILE} nor {WEIGHTS_FILE}")
-        path = held[0]
+        return held[0]
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return _read_torch(path)
+    return path
 
 
 def fill(model: M, checkpoint: Checkpoint, path: str | os.PathLike[str]) -> M:

@@ -14,10 +14,12 @@ from mae_ast.errors import user_errors
 class NamedWeights(BaseFairseqModel):  # type: ignore[misc]
     """Base of this project's fairseq models, second after the core's class."""
 
+    weights_are_from = "the checkpoint"
+
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, *args: Any, **kwargs: Any
     ) -> Any:
         """Torch's; weights that do not fit are named in one line."""
         with user_errors():
-            check_weights(self.state_dict(), state_dict, "the checkpoint")
+            check_weights(self.state_dict(), state_dict, self.weights_are_from)
         return super().load_state_dict(state_dict, strict)

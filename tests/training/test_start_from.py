@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mae_ast
-from mae_ast import convert
+from mae_ast import convert, pretrained
 from mae_ast.core.config import MaeAstConfig
 from mae_ast.pretrained import PretrainedMaeAst
 
@@ -77,6 +77,21 @@ def test_weights_alone(
     assert trained["batch_norm.num_batches_tracked"] == 1
 
 
+def test_a_released_model_by_its_name(
+    train_here: Train,
+    few_clips: Path,
+    source: PretrainedMaeAst,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = written(source, "released", tmp_path)
+    monkeypatch.setattr(pretrained, "download", lambda *_: path)
+    train_here(few_clips, *ONE_IDLE_STEP, "checkpoint.finetune_from_model=mae_ast_patch")
+    trained = mae_ast.load(tmp_path)
+    for name, value in source.named_parameters():
+        assert torch.equal(trained.state_dict()[name], value), name
+
+
 def test_fixed_input_statistics_are_this_run_s(
     train_here: Train, few_clips: Path, source: PretrainedMaeAst, tmp_path: Path
 ) -> None:
@@ -93,8 +108,9 @@ def test_fixed_input_statistics_are_this_run_s(
 
 def test_a_run_of_ones_own_starts_anew(train_here: Train, few_clips: Path, tmp_path: Path) -> None:
     train_here(few_clips, *ONE_IDLE_STEP, "optimization.lr=[0.01]", "lr_scheduler.warmup_updates=0")
-    first = tmp_path / "first.pt"
-    (tmp_path / "checkpoints" / "checkpoint_last.pt").rename(first)
+    first = tmp_path / "first"  # the folder of a run
+    first.mkdir()
+    (tmp_path / "checkpoints").rename(first / "checkpoints")
     updates = train_here(few_clips, *ONE_IDLE_STEP, f"checkpoint.finetune_from_model={first}")
     assert [int(update["num_updates"]) for update in updates] == [1]
     trained = mae_ast.load(tmp_path / "checkpoints" / "checkpoint_last.pt")
@@ -116,7 +132,7 @@ def test_weights_that_do_not_fit_are_one_line(
         )
     text = str(refusal.value.code)
     assert text.startswith("mae-ast: error: ")
-    assert "missing: encoder.layers.2." in text
+    assert f"{path}: the weights do not fit its model; missing: encoder.layers.2." in text
     assert "\n" not in text
 
 
