@@ -88,6 +88,11 @@ class Plan:
         """Of a GPU, on average."""
         return float(self.batches.clips.mean())
 
+    @property
+    def clips_an_update(self) -> float:
+        """Of all GPUs, on average; at the end of an epoch some may have none."""
+        return float(self.batches.clips.sum()) / self.updates_an_epoch
+
 
 @dataclass(frozen=True)
 class Timed:

@@ -11,7 +11,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -238,9 +238,10 @@ def _from_url(url: str) -> Path:
 def _from_hub(model_id: str) -> Pretrained:
     try:
         return cast(Pretrained, HubModel.from_pretrained(model_id))
-    except (checkpoint.CheckpointError, FileNotFoundError):
-        raise
     except Exception as error:  # of the network, the hub, or its cache: of many classes
+        of_a_file = isinstance(error, (checkpoint.CheckpointError, FileNotFoundError))
+        if of_a_file and not isinstance(error, LocalEntryNotFoundError):  # that is: no network
+            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FileNotFoundError(
             f"{model_id}: no such file, and not to be had from the Hugging Face hub ({reason})"

@@ -74,6 +74,7 @@ def test_gpus_and_update_freq_share_an_epoch(data, gpus, update_freq, updates):
     plan, _ = plan_of(data, f"optimization.update_freq=[{update_freq}]", gpus=gpus)
     assert len(plan.batches.clips) == 7
     assert plan.updates_an_epoch == updates
+    assert plan.clips_an_update * updates == plan.batches.clips.sum()
     assert plan.updates == 550_000
     assert plan.epochs == pytest.approx(550_000 / updates)
     assert plan.hours == pytest.approx(plan.hours_an_epoch * plan.epochs)

@@ -106,9 +106,10 @@ def test_a_hub_id(model, tmp_path, monkeypatch):
     assert_same(mae_ast.load("someone/mae-ast-small"), model)
 
 
-def test_a_hub_id_that_cannot_be_had_is_one_line(monkeypatch):
+@pytest.mark.parametrize("kind", [OSError, LocalEntryNotFoundError])
+def test_a_hub_id_that_cannot_be_had_is_one_line(monkeypatch, kind):
     def refuse(*_, **__):
-        raise OSError("we are off line\nand more")
+        raise kind("we are off line\nand more")
 
     monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download", refuse)
     monkeypatch.setattr(pretrained, "hf_hub_download", refuse)

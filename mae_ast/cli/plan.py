@@ -58,7 +58,7 @@ def plan(
 
 def _counts(made: Plan, system: str) -> dict[str, str]:
     batches = made.batches
-    update = made.clips_a_batch * made.gpus * made.update_freq
+    update = made.clips_an_update
     hidden = made.patches.num_masked / made.patches.num_patches
     in_all = made.work.flops * update * made.updates / 1e18
     lines = {

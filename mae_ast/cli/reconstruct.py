@@ -54,6 +54,7 @@ def reconstruct(
     grid = shape.grid(num_frames(len(samples)))
     mask = draw(1, grid, share, generator=clip_generator(seed, 0, 0))
     rebuilt = rebuild(model, samples.unsqueeze(0), mask)
+    output.parent.mkdir(parents=True, exist_ok=True)
     pictures.reconstruction_figure(rebuilt, [file.name]).savefig(output, dpi=120)
     error = torch.nn.functional.mse_loss(rebuilt.rebuilt, rebuilt.original)
     hidden = rebuilt.visible.isnan().float().mean()

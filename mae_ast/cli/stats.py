@@ -16,6 +16,7 @@ from mae_ast.core.manifest import Manifest
 from mae_ast.progress import bar
 
 MAX_SECONDS = 30.0  # of each file
+MIN_VARIANCE = 1e-6  # of log-mel; below, rounding is all there is
 
 
 def stats(
@@ -43,7 +44,10 @@ def stats(
     if not frames:
         raise ValueError(f"{manifest}: none of {len(rows)} files could be decoded")
     mean = total / (frames * NUM_MEL_BINS)
-    std = (squares / (frames * NUM_MEL_BINS) - mean**2) ** 0.5
+    variance = squares / (frames * NUM_MEL_BINS) - mean**2
+    if variance < MIN_VARIANCE:
+        raise ValueError(f"{manifest}: all that was heard is alike, as silence is; it has no scale")
+    std = variance**0.5
     num_bad = int((moments[:, 0] == 0).sum())
     hours = frames / 100 / 3600
     typer.echo(f"{len(rows) - num_bad} files, {hours:.2f} h, {num_bad} left out as bad", err=True)

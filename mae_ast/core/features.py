@@ -110,9 +110,11 @@ def extract_features(
     for number, clip in enumerate(clips):
         if len(clip) < shape.min_samples:
             name = listed[number] if isinstance(listed[number], (str, os.PathLike)) else number
+            is_array = isinstance(waveforms, (Tensor, np.ndarray)) and not is_one
             raise ValueError(
                 f"waveform {name}: {len(clip)} samples at 16 kHz are shorter than one patch "
                 f"({shape.min_samples})"
+                f"{'; an array is (recordings, samples), one channel each' if is_array else ''}"
             )
     columns = torch.tensor([shape.grid(num_frames(len(clip)))[0] for clip in clips])
     out = _Collected(chosen, columns, shape.per_column, model.config.encoder_embed_dim)

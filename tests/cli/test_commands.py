@@ -139,6 +139,14 @@ def test_stats_are_those_of_the_log_mel(music, tmp_path, window):
     assert float(values["input_std"]) == pytest.approx(frames.std().item(), abs=1e-3)
 
 
+def test_stats_of_silence_are_refused(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)
+    (tmp_path / "train.tsv").write_text(f"{tmp_path}\na.wav\t16000\t16000\n")
+    done = run("stats", tmp_path / "train.tsv")
+    assert done.returncode == 1
+    assert "train.tsv: all that was heard is alike" in done.stderr
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     config = MaeAstConfig(
@@ -159,7 +167,7 @@ def checkpoint(tmp_path_factory):
 
 
 def test_reconstruct_draws(checkpoint, music, tmp_path):
-    picture = tmp_path / "picture.png"
+    picture = tmp_path / "new" / "picture.png"
     file = music / "a b" / "36.flac"
     done = run("reconstruct", checkpoint, file, "-o", picture, "--ratio", 0.5)
     assert done.returncode == 0, done.stderr

@@ -238,6 +238,7 @@ def test_a_model_in_training_comes_back_so_and_gives_the_same(small_config):
     [
         ([], {}, "no waveform"),
         (torch.zeros(2, 3, 4), {}, r"waveform 0: of shape \(3, 4\)"),
+        (torch.zeros(16_000, 2), {}, r"one patch .* is \(recordings, samples\), one channel each$"),
         ([torch.zeros(16_000), torch.zeros(399)], {}, "waveform 1: 399 samples .* one patch"),
         (torch.full((16_000,), torch.nan), {}, "not finite"),
         (torch.zeros(16_000, dtype=torch.int64), {}, r"torch\.int64; int16, or float"),
