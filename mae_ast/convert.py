@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -74,8 +75,10 @@ def to_hugging_face(model: Pretrained, path: Path) -> None:
         raise ValueError(f"a model of kind {name_of(model.config)!r}; transformers' AST is 'ast'")
     if model.encoder_only:
         raise ValueError(ENCODER_ALONE)
-    fields, preprocessor = hugging_face_ast.config_to_hugging_face(model.config, model.labels)
-    weights = hugging_face_ast.to_hugging_face(model.config, model.state_dict())
+    mean, std = _statistics(model)  # fine-tuning may have set others than the configuration has
+    config = dataclasses.replace(model.config, input_mean=mean, input_std=std)
+    fields, preprocessor = hugging_face_ast.config_to_hugging_face(config, model.labels)
+    weights = hugging_face_ast.to_hugging_face(config, model.state_dict())
     with _whole(path) as part:
         part.mkdir()
         for name, values in ((CONFIG_FILE, fields), (PREPROCESSOR_FILE, preprocessor)):
@@ -206,8 +209,7 @@ def _untold(model: Pretrained, state: dict[str, Any]) -> dict[str, Any]:
         ours, theirs = getattr(model.config, key, None), getattr(read, key, None)
         if ours != theirs:
             raise ValueError(f"{key}={ours}: the released layout knows {theirs} only")
-    norm = model.batch_norm
-    mean, std = norm.running_mean.item(), norm.running_var.sqrt().item()
+    mean, std = _statistics(model)
     ours = {"input_mean": mean, "input_std": std, "input_frames": model.config.input_frames}
     return {
         key: value
@@ -215,6 +217,12 @@ def _untold(model: Pretrained, state: dict[str, Any]) -> dict[str, Any]:
         if value != getattr(read, key)
         and not (isinstance(value, float) and math.isclose(value, getattr(read, key), rel_tol=1e-6))
     }
+
+
+def _statistics(model: Pretrained) -> tuple[float, float]:
+    """Mean and deviation that the input is normalised by."""
+    norm = model.batch_norm
+    return norm.running_mean.item(), norm.running_var.double().sqrt().item()
 
 
 @contextmanager

@@ -21,12 +21,12 @@ from mae_ast.core.config_vit import VitConfig
 from mae_ast.core.encoder import Encoder, encoder_only
 from mae_ast.core.labels import Labels
 from mae_ast.core.systems import SYSTEMS
-from mae_ast.finetuned import Description, encoder_of
+from mae_ast.finetuned import Description, encoder_of, load_finetuned
 from mae_ast.pretrained import CLASSES
 from tests.core.vits import SMALL, with_random_weights
 from tests.sounds import speech_like
 
-LABELS = Labels(("a", "b"), ("a", "b"))
+LABELS = Labels(("/m/a", "/m/b"), ("Animal", "Bird, singing"))
 CONFIGS: dict[str, Any] = {
     "ssast": SsastConfig(**SMALL),
     "ast": AstConfig(**SMALL, num_classes=3),
@@ -35,25 +35,29 @@ CONFIGS: dict[str, Any] = {
 }
 
 
+def save_run(run: Path, system: str, encoder: Any, pool: str) -> Path:
+    head = HeadConfig(len(LABELS.mids), pool=pool)
+    description = Description(
+        system, dataclasses.asdict(encoder.config), head, LABELS, False, False, clip_samples=16_000
+    )
+    classifier = with_random_weights(Classifier(encoder, encoder.config.encoder_embed_dim, head))
+    state = {
+        "model": classifier.state_dict(),
+        "task_state": {FINETUNING: description.to_dict()},
+        "optimizer_history": [],
+    }
+    (run / RUN_FILE).parent.mkdir(parents=True)
+    torch.save(state, run / RUN_FILE)
+    return run
+
+
 @pytest.fixture(params=sorted(SYSTEMS))
 def finetuned(request, small_config, tmp_path) -> tuple[str, Encoder, Path]:
     """System, encoder, and the run whose last checkpoint holds it, as fine-tuning writes that."""
     system = request.param
     config = CONFIGS.get(system) or small_config()
     encoder = with_random_weights(encoder_only(SYSTEMS[system].network(config))).eval()
-    head = HeadConfig(len(LABELS.mids))
-    description = Description(
-        system, dataclasses.asdict(config), head, LABELS, False, False, clip_samples=16_000
-    )
-    state = {
-        "model": Classifier(encoder, config.encoder_embed_dim, head).state_dict(),
-        "task_state": {FINETUNING: description.to_dict()},
-        "optimizer_history": [],
-    }
-    file = tmp_path / "run" / RUN_FILE
-    file.parent.mkdir(parents=True)
-    torch.save(state, file)
-    return system, encoder, tmp_path / "run"
+    return system, encoder, save_run(tmp_path / "run", system, encoder, "time_steps")
 
 
 def assert_same_states(found: Any, encoder: Any) -> None:
@@ -100,3 +104,23 @@ def test_commands(mae_ast_command, finetuned, tmp_path):
         _, message = mae_ast_command("convert", run, tmp_path / "out", "--to", "hugging-face")
         assert alone in message
     assert not (tmp_path / "out").exists()
+
+
+def test_of_ast_all_is_read_and_goes_to_transformers(mae_ast_command, tmp_path):
+    encoder = encoder_only(
+        SYSTEMS["ast"].network(AstConfig(**SMALL, input_frames=128, num_classes=2))
+    )
+    encoder.batch_norm.running_mean.fill_(-6.5)  # as model.input_mean has it in fine-tuning
+    run = save_run(tmp_path / "run", "ast", encoder, "encoder")
+    waveform = speech_like(12_000).unsqueeze(0)
+    expected = load_finetuned(run).model(waveform)
+
+    model = mae_ast.load(run)
+    assert (model.labels, model.encoder_only) == (LABELS.names, False)
+    assert torch.allclose(model.logits(waveform), expected, atol=1e-6)
+    _, message = mae_ast_command("convert", run, tmp_path / "theirs", "--to", "hugging-face")
+    assert not message
+    assert_same_states(encoder_of(str(run)), model)
+    there = mae_ast.load(tmp_path / "theirs")
+    assert there.labels == LABELS.names
+    assert torch.allclose(there.logits(waveform), expected, atol=1e-5)

@@ -1,7 +1,7 @@
 """Checkpoint files: what is in them, read safely, and put into a model.
 
-Read are: what the trainer writes in pretraining, and of what it writes in fine-tuning the encoder;
-files in the layouts of the released ones (:mod:`mae_ast.core.released`,
+Read are: what the trainer writes in pretraining, and of what it writes in fine-tuning the encoder
+(of AST all); files in the layouts of the released ones (:mod:`mae_ast.core.released`,
 :mod:`mae_ast.core.released_ast`, :mod:`mae_ast.core.released_audio_mae`), safetensors with our
 ``config.json`` beside them, and those of Hugging Face's AST (:mod:`mae_ast.core.hugging_face_ast`).
 """
@@ -32,6 +32,9 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 RUN_FILE = Path("checkpoints", "checkpoint_last.pt")  # of the folder of a run
 FINETUNING = "mae_ast_classification"  # where fine-tuned files describe their network
+
+# The head of a classifier that pools as AST does, and what those layers are called in AST itself.
+_AST_HEAD = {"head.0.": "head.layer_norm.", "head.2.": "head.linear."}
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +191,7 @@ def _read_torch(path: Path) -> Checkpoint:
     state = read_state(path)
     try:
         if is_finetuned(state):
-            return _encoder_of_finetuned(state)
+            return _of_finetuned(state)
         if released_ast.is_ssast(state):
             ssast, weights = released_ast.read_ssast(state)
             return Checkpoint(ssast, _published_mask(ssast.patch_shape), weights)
@@ -210,16 +213,21 @@ def _read_torch(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: {_one_line(error)}") from error
 
 
-def _encoder_of_finetuned(state: Mapping[str, Any]) -> Checkpoint:
-    network = state["task_state"][FINETUNING]
-    config = config_from({**network["encoder"], "system": network["system"]})
-    prefix = "encoder."
+def _of_finetuned(state: Mapping[str, Any]) -> Checkpoint:
+    """The encoder of a classifier; of AST with the head that belongs to it, all of it."""
+    network, head = state["task_state"][FINETUNING], state["task_state"][FINETUNING]["head"]
+    is_ast = (network["system"], head["pool"], head["kind"]) == ("ast", "encoder", "linear")
+    given = {"num_classes": head["num_classes"]} if is_ast else {}
+    config = config_from({**network["encoder"], **given, "system": network["system"]})
+    names = {"encoder.": "", **(_AST_HEAD if is_ast else {})}
     weights = {
-        name.removeprefix(prefix): value
+        ours + name.removeprefix(theirs): value
         for name, value in state["model"].items()
-        if name.startswith(prefix)
+        for theirs, ours in names.items()
+        if name.startswith(theirs)
     }
-    return Checkpoint(config, None, weights, encoder_only=True)
+    labels = tuple(str(name) for name in network["names"]) if is_ast else None
+    return Checkpoint(config, None, weights, labels, encoder_only=not is_ast)
 
 
 def _published_mask(shape: PatchShape) -> str:
