@@ -200,7 +200,7 @@ def _untold(model: Pretrained, state: dict[str, Any]) -> dict[str, Any]:
     if isinstance(model, PretrainedSsast):
         read: Any = released_ast.read_ssast(state)[0]
     elif isinstance(model, PretrainedAst):
-        read = released_ast.read_ast(state)[0]
+        read = released_ast.read_ast(state, model.config.ast_kernel_stride_time)[0]
     elif isinstance(model, PretrainedAudioMae):
         read = released_audio_mae.read_audio_mae(state)[0]
     else:
@@ -211,12 +211,16 @@ def _untold(model: Pretrained, state: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{key}={ours}: the released layout knows {theirs} only")
     mean, std = _statistics(model)
     ours = {"input_mean": mean, "input_std": std, "input_frames": model.config.input_frames}
-    return {
+    untold = {
         key: value
         for key, value in ours.items()
         if value != getattr(read, key)
         and not (isinstance(value, float) and math.isclose(value, getattr(read, key), rel_tol=1e-6))
     }
+    stride = model.config.ast_kernel_stride_time
+    if isinstance(model, PretrainedAst) and stride != released_ast.STRIDE:
+        untold["ast_kernel_stride_time"] = untold["ast_kernel_stride_chan"] = stride
+    return untold
 
 
 def _statistics(model: Pretrained) -> tuple[float, float]:

@@ -6,6 +6,7 @@ import atexit
 import logging
 import os
 import queue
+import re
 import shutil
 import threading
 import time
@@ -26,13 +27,13 @@ from fairseq.optim.fp16_optimizer import FP16Optimizer
 from omegaconf.errors import OmegaConfBaseException
 
 from mae_ast.core.checkpoint import RUN_FILE, file_of, read_checkpoint, read_state
-from mae_ast.core.input_norm import InputNorm
 from mae_ast.errors import user_errors
 from mae_ast.fetch.registry import RELEASED
 from mae_ast.optim.adamw import MARKED_OPTIMIZER, MARKS
 
 _WORKER_CHECK_S = 0.05
 _STATISTICS = ("running_mean", "running_var")
+_NOT_FINITE = re.compile(r"= *-?(nan|inf)")  # of a worker, in fairseq's table of gradient norms
 
 Result = tuple[list[float | None], bool]  # of validation: losses, and whether training ends
 
@@ -153,20 +154,22 @@ def _file_of(source: str) -> Path:
 
 
 @contextmanager
-def _own_statistics(model: torch.nn.Module, source: str) -> Iterator[None]:
-    """Loading weights leaves fixed input statistics as this run's settings have them."""
-    norms = [part for part in model.modules() if isinstance(part, InputNorm) and not part.update]
-    own = [{name: value.clone() for name, value in norm.named_buffers()} for norm in norms]
+def _own_statistics(model: Any, source: str) -> Iterator[None]:
+    """Loading weights leaves fixed input statistics as pretraining's settings have them."""
+    norm = getattr(model, "batch_norm", None)  # of a classifier, statistics come with the weights
+    if norm is None or norm.update:
+        yield
+        return
+    own = {name: value.clone() for name, value in norm.named_buffers()}
     yield
-    for norm, values in zip(norms, own, strict=True):
-        theirs = dict(norm.named_buffers())
-        if any(not torch.equal(values[name], theirs[name]) for name in _STATISTICS):
-            logger.info(
-                "input statistics are this run's (mean %g, deviation %g), not those of %s (%g, %g)",
-                *(values["running_mean"].item(), values["running_var"].sqrt().item(), source),
-                *(theirs["running_mean"].item(), theirs["running_var"].sqrt().item()),
-            )
-        norm.load_state_dict(values)
+    theirs = dict(norm.named_buffers())
+    if any(not torch.equal(own[name], theirs[name]) for name in _STATISTICS):
+        logger.info(
+            "input statistics are this run's (mean %g, deviation %g), not those of %s (%g, %g)",
+            *(own["running_mean"].item(), own["running_var"].sqrt().item(), source),
+            *(theirs["running_mean"].item(), theirs["running_var"].sqrt().item()),
+        )
+    norm.load_state_dict(own)
 
 
 def _of_weights_alone(load: Callable[..., Any]) -> Callable[..., Any]:
@@ -228,11 +231,15 @@ def _guarded(train: Callable[..., Any]) -> Callable[..., Any]:
         try:
             result: Result = train(cfg, trainer, task, epoch_itr)
         except FloatingPointError as error:
+            text = str(error)
+            if "inconsistent" in text and not _NOT_FINITE.search(text):
+                raise  # workers that compute something else: that is another matter
             raise SystemExit(
-                f"mae-ast: error: training has diverged at update {trainer.get_num_updates() + 1} "
-                f"({' '.join(str(error).split())}); what was saved before is in "
-                f"{os.path.abspath(cfg.checkpoint.save_dir)}; a lower optimization.lr or "
-                "optimization.clip_norm, or a longer lr_scheduler.warmup_updates may help"
+                f"mae-ast: error: training has diverged at update {trainer.get_num_updates() + 1}: "
+                "gradients are not finite; what was saved before is in "
+                f"{os.path.abspath(cfg.checkpoint.save_dir)} (crash.pt is of the end); a lower "
+                "optimization.lr or optimization.clip_norm, or a longer "
+                "lr_scheduler.warmup_updates may help"
             ) from error
         return result
 

@@ -168,9 +168,9 @@ def _is_published(source: str | os.PathLike[str]) -> bool:
 
 
 def _published(source: str | os.PathLike[str]) -> FineTuned:
-    """AST as its authors trained it: every class by itself, on its own pooled output."""
+    """AST as its authors trained it, on its own pooled output; usually every class by itself."""
     model = load(source)
-    if not isinstance(model, PretrainedAst):
+    if not isinstance(model, PretrainedAst) or model.encoder_only:
         raise CheckpointError(
             f"{os.fspath(source)}: is no fine-tuned checkpoint; 'mae-ast finetune' writes such"
         )
@@ -183,8 +183,8 @@ def _published(source: str | os.PathLike[str]) -> FineTuned:
         dataclasses.asdict(config),
         head,
         Labels(mids, model.labels or mids),
-        independent=True,
-        multi_label=True,
+        independent=model.independent,
+        multi_label=model.independent,
         clip_samples=num_samples_of_frames(frames),
     )
     norm, linear = model.head.layer_norm, model.head.linear

@@ -29,7 +29,9 @@ from mae_ast.core.vit import Vit
 from mae_ast.fetch.cache import cache_folder, download, name_from_url
 from mae_ast.fetch.registry import RELEASED
 
-ENCODER_ALONE = "an encoder alone, as fine-tuned files hold it; what pretraining adds is not there"
+ENCODER_ALONE = (
+    "an encoder alone, as fine-tuned files hold it; heads of pretraining, or of AST, are not there"
+)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -49,6 +51,7 @@ class HubModel(
         mask_type: the masking it was trained with; ``None``: with none, as AST.
         labels: what a classifier's outputs are called, where that is known.
         encoder_only: without what serves pretraining alone, as :func:`encoder.encoder_only` has it.
+        independent: a classifier's scores are sigmoids, each class by itself; else a softmax.
     """
 
     def __init__(
@@ -57,15 +60,17 @@ class HubModel(
         mask_type: str | None = None,
         labels: Sequence[str] | None = None,
         encoder_only: bool = False,
+        independent: bool = True,
     ) -> None:
         super().__init__(config)  # type: ignore[call-arg]  # of the network, which comes next
         self.mask_type = mask_type
         self.labels = None if labels is None else tuple(labels)
         self.encoder_only = encoder_only
+        self.independent = independent
         if encoder_only:
             encoder.encoder_only(cast(Encoder, self))
         self._hub_mixin_config = checkpoint.config_dict(
-            config, mask_type, self.labels, encoder_only
+            config, mask_type, self.labels, encoder_only, independent
         )
 
     def extract_features(
@@ -216,7 +221,7 @@ def from_file(path: str | os.PathLike[str]) -> Pretrained:
 def from_checkpoint(found: Checkpoint, path: str | os.PathLike[str]) -> Pretrained:
     """A model of what was read from ``path``."""
     kind = CLASSES[name_of(found.config)]
-    empty = kind(found.config, found.mask_type, found.labels, found.encoder_only)
+    empty = kind(found.config, found.mask_type, found.labels, found.encoder_only, found.independent)
     model: Pretrained = fill(empty, found, path)
     model.precision = "float32"  # features that are alike on every machine
     return model

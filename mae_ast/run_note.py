@@ -35,5 +35,5 @@ def hold_to(note: Path, settings: Mapping[str, Any], has_begun: bool) -> None:
         key = differing[0]
         raise ValueError(
             f"{note.parent}: was begun with {key} {known[key]!r}, not {settings[key]!r}; give "
-            "another --out"
+            f"another --out, or remove {note.name} if that is the same"
         )

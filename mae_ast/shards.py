@@ -174,8 +174,8 @@ class Shards:
     def _check_description(self) -> None:
         try:
             there = json.loads(self._description.read_text(encoding="utf-8"))
-            differs = sorted(k for k in self._wanted if there.get(k) != self._wanted[k])
-        except (ValueError, AttributeError) as error:
+            differs = sorted(k for k in self._wanted if there[k] != self._wanted[k])
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self._description}: is damaged; remove it") from error
         if differs:
             raise ValueError(

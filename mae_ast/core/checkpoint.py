@@ -55,6 +55,8 @@ class Checkpoint:
         weights: by its system's names; not looked at yet.
         labels: what the outputs of a classifier are called, where the file tells.
         encoder_only: its weights are the encoder's, without what serves pretraining alone.
+        independent: a classifier's scores are sigmoids, each class by itself, as published AST's;
+            else a softmax over all.
     """
 
     config: Any
@@ -62,6 +64,7 @@ class Checkpoint:
     weights: Mapping[str, Any]
     labels: tuple[str, ...] | None = None
     encoder_only: bool = False
+    independent: bool = True
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -128,6 +131,7 @@ def config_dict(
     mask_type: str | None,
     labels: Sequence[str] | None = None,
     encoder_only: bool = False,
+    independent: bool = True,
 ) -> dict[str, Any]:
     """The content of ``config.json``."""
     return {
@@ -135,6 +139,7 @@ def config_dict(
         "mask_type": mask_type,
         **({} if labels is None else {"labels": list(labels)}),
         **({"encoder_only": True} if encoder_only else {}),
+        **({} if independent else {"independent": False}),
         **dataclasses.asdict(config),
     }
 
@@ -155,6 +160,7 @@ def parse_config(values: Any, path: str | os.PathLike[str]) -> Checkpoint:
             {},
             None if labels is None else tuple(str(label) for label in labels),
             bool(values.get("encoder_only", False)),
+            bool(values.get("independent", True)),
         )
     except KeyError as error:
         raise CheckpointError(f"{path}: has no {error}") from error
@@ -227,7 +233,8 @@ def _of_finetuned(state: Mapping[str, Any]) -> Checkpoint:
         if name.startswith(theirs)
     }
     labels = tuple(str(name) for name in network["names"]) if is_ast else None
-    return Checkpoint(config, None, weights, labels, encoder_only=not is_ast)
+    independent = bool(network["independent"])
+    return Checkpoint(config, None, weights, labels, not is_ast, independent)
 
 
 def _published_mask(shape: PatchShape) -> str:

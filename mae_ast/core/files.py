@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +21,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it could not be written; names ``path``.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Processes of other machines may have the same number.
+    part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         yield part
         os.replace(part, path)
@@ -54,4 +56,4 @@ def held(path: Path) -> Iterator[int]:
         except OSError:  # a file system without locks
             pass
         yield lock.fileno()
-        name.unlink(missing_ok=True)
+    name.unlink(missing_ok=True)

@@ -32,6 +32,7 @@ from mae_ast.core.vit_weights import (
 )
 
 ENCODER = "module.v."
+STRIDE = 10  # of AST's patches, in most published files
 HEAD_DIM = 64  # of all published sizes
 FRAMES = (1024, 512, 128)  # of AudioSet, ESC-50 and Speech Commands clips
 
@@ -106,7 +107,7 @@ def write_ssast(config: SsastConfig, weights: State) -> Weights:
 
 
 def read_ast(
-    state: State, stride: int = 10, attention_heads: int | None = None
+    state: State, stride: int = STRIDE, attention_heads: int | None = None
 ) -> tuple[AstConfig, Weights]:
     """Configuration and weights out of a published AST file.
 
