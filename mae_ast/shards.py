@@ -174,8 +174,9 @@ class Shards:
     def _check_description(self) -> None:
         try:
             there = json.loads(self._description.read_text(encoding="utf-8"))
-            differs = sorted(k for k in self._wanted if there[k] != self._wanted[k])
-        except (ValueError, KeyError, TypeError) as error:
+            # What it does not speak of was not asked for when it was written.
+            differs = sorted(k for k, value in self._wanted.items() if there.get(k, value) != value)
+        except (ValueError, AttributeError) as error:
             raise ValueError(f"{self._description}: is damaged; remove it") from error
         if differs:
             raise ValueError(

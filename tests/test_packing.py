@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -230,6 +231,15 @@ def test_corrected_labels_are_noticed(tmp_path: Path, loose: Path) -> None:
     labels.write_text("".join([*lines[1:], "/m/0\n"]))
     with pytest.raises(ValueError, match=r"train\.pack\.json: .*they differ in labels"):
         pack(Manifest.load(loose), tmp_path / "out", SHARD)
+
+
+def test_a_description_that_does_not_speak_of_labels_stands(tmp_path: Path, loose: Path) -> None:
+    packed = pack(Manifest.load(loose), tmp_path / "out", SHARD)
+    description = tmp_path / "out" / "train.pack.json"
+    known = json.loads(description.read_text())
+    del known["labels"]
+    description.write_text(json.dumps(known))
+    assert pack(Manifest.load(loose), tmp_path / "out", SHARD) == packed
 
 
 def test_a_split_whose_name_begins_like_another_s(tmp_path: Path, loose: Path) -> None:

@@ -56,4 +56,5 @@ def held(path: Path) -> Iterator[int]:
         except OSError:  # a file system without locks
             pass
         yield lock.fileno()
-    name.unlink(missing_ok=True)
+        with suppress(OSError):  # while it is held: later, it may be another's
+            name.unlink()
