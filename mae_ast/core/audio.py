@@ -160,12 +160,31 @@ def _read_by_soundfile(file: AudioFile, start: int, num_samples: int | None) -> 
 
 
 def _read_by_av(file: AudioFile, start: int, num_samples: int | None) -> Tensor:
+    links = audio_length.lengths_of_links(file)
+    if links:
+        return _read_links(links, start, num_samples)
     with audio_seek.started(file) as opened:
         rate = _check_rate(opened.rate, file)
         part = Part.of(rate, start, num_samples)
         is_float = opened.stream.audio.codec_context.name.startswith("pcm_f")
         blocks = audio_seek.blocks(opened, part.first_frame, part.end_frame)
         return part.finish(_checked(blocks, file, is_float), rate)
+
+
+def _read_links(
+    links: list[tuple[AudioFile, AudioInfo]], start: int, num_samples: int | None
+) -> Tensor:
+    """Read a part of files that follow each other, each of its own sample rate and channels."""
+    parts, at = [torch.empty(0, dtype=torch.int16)], 0
+    for file, info in links:
+        length = num_samples_16k(info.num_frames, info.sample_rate)
+        first = max(start, at)
+        end = at + length if num_samples is None else min(at + length, start + num_samples)
+        if first < end:
+            part = _read_by_av(file, first - at, end - first)
+            parts.append(torch.nn.functional.pad(part, (0, end - first - len(part))))
+        at += length
+    return torch.cat(parts)
 
 
 def _with_decoder(
