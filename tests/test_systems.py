@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,11 @@ from mae_ast.core.checkpoint import CheckpointError
 from mae_ast.core.config_ast import AstConfig
 from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.config_vit import VitConfig
+from mae_ast.core.labels import Labels, write_clip_labels
+from mae_ast.core.manifest import write_manifest
 from mae_ast.core.released_ast import write_ast, write_ssast
 from mae_ast.core.systems import SYSTEMS, name_of
+from mae_ast.evaluation import evaluate
 from mae_ast.finetuned import encoder_of, load_finetuned
 from mae_ast.pretrained import CLASSES, PretrainedAst, PretrainedSsast, PretrainedVit
 from mae_ast.probe import with_random_weights as untrained
@@ -137,6 +142,62 @@ def test_transformers_folders_both_ways(mae_ast_command, tmp_path):
     out, message = mae_ast_command("predict", tmp_path / "theirs", tmp_path / "a.wav")
     assert not message, message
     assert NAMES[0] in out
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "function"),
+    [
+        ("multi_label_classification", torch.sigmoid),
+        ("single_label_classification", partial(torch.softmax, dim=1)),
+        (None, partial(torch.softmax, dim=1)),
+    ],
+    ids=str,
+)
+def test_scores_are_those_of_transformers_pipeline(
+    mae_ast_command, tmp_path, caplog, problem_type, function
+):
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    model = ast()
+    model.save_pretrained(tmp_path / "own")
+    folder, wave = tmp_path / "theirs", speech_like(16_000)
+    mae_ast_command("convert", tmp_path / "own", folder, "--to", "hugging-face")
+    path = folder / "config.json"
+    fields = json.loads(path.read_text())
+    assert fields["problem_type"] == "multi_label_classification"  # as ours
+    path.write_text(json.dumps(fields | {"problem_type": problem_type}))
+
+    pipeline = transformers.pipeline("audio-classification", model=str(folder), top_k=None)
+    expected = {found["label"]: found["score"] for found in pipeline(wave.numpy())}
+    classifier = load_finetuned(folder)
+    scores = classifier.scores(wave[None])[0]
+    assert dict(zip(classifier.labels.names, scores.tolist(), strict=True)) == pytest.approx(
+        expected, abs=1e-4
+    )
+    assert_close(scores[None], function(model.logits(wave[None])), rtol=0, atol=1e-4)
+    told = [record.getMessage() for record in caplog.records]
+    assert [f"{path}: problem_type is not set" in text for text in told] == [True] * (
+        problem_type is None
+    )
+
+    _, message = mae_ast_command("convert", folder, tmp_path / "again", "--to", "hugging-face")
+    assert not message
+    again = json.loads((tmp_path / "again/config.json").read_text())
+    assert again["problem_type"] == problem_type or "single_label_classification"
+    assert again["id2label"] == fields["id2label"]
+
+
+def test_clips_with_several_labels_have_no_accuracy(tmp_path):
+    """Whatever the network was trained for: a softmax says nothing about the data."""
+    model = ast()
+    PretrainedAst(model.config, None, NAMES, independent=False).save_pretrained(tmp_path / "model")
+    soundfile.write(tmp_path / "a.wav", speech_like(16_000).numpy(), 16_000)
+    write_manifest(tmp_path / "valid.tsv", ".", [("a.wav", 16_000, 16_000)] * 3)
+    Labels(("a", "b", "c"), NAMES).write(tmp_path / "labels.csv")
+    for first, several in ((["a"], False), (["a", "b"], True)):
+        write_clip_labels(tmp_path / "valid.lbl", [first, ["b"], ["c"]])
+        found = evaluate(load_finetuned(tmp_path / "model"), tmp_path, "valid")
+        assert math.isnan(found.summary.accuracy) == several
+        assert (found.confusion is None) == several
 
 
 def test_a_published_classifier_scores_as_the_network_itself(tmp_path):
