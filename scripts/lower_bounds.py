@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
@@ -16,7 +17,7 @@ _BOUND = re.compile(r"([A-Za-z0-9_.-]+)\s*(?:>=|==)\s*([0-9.]+)")
 
 
 def lower_bounds(pyproject: str) -> list[str]:
-    """Return ``name==version`` for each requirement of the project and its extras.
+    """Return ``name==version`` for each requirement of the build, the project and its extras.
 
     Args:
         pyproject: contents of a pyproject.toml.
@@ -24,10 +25,15 @@ def lower_bounds(pyproject: str) -> list[str]:
     Raises:
         ValueError: a requirement has no lower bound.
     """
-    project = tomllib.loads(pyproject)["project"]
-    extras = project["optional-dependencies"].values()
+    tables = tomllib.loads(pyproject)
+    project = tables["project"]
+    groups = [
+        tables["build-system"]["requires"],
+        project["dependencies"],
+        *project["optional-dependencies"].values(),
+    ]
     bounds = []
-    for requirement in [*project["dependencies"], *(name for extra in extras for name in extra)]:
+    for requirement in chain.from_iterable(groups):
         bound = _BOUND.match(requirement)
         if bound is None:
             raise ValueError(f"pyproject.toml: {requirement!r} has no lower bound; write NAME>=1.2")

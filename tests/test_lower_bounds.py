@@ -11,6 +11,8 @@ REPOSITORY = Path(__file__).parents[1]
 lower_bounds = runpy.run_path(str(REPOSITORY / "scripts" / "lower_bounds.py"))["lower_bounds"]
 
 PROJECT = """
+[build-system]
+requires = ["setuptools>=77,<81"]
 [project]
 dependencies = ["torch>=2.11", "hydra-core == 1.3.2"]
 [project.optional-dependencies]
@@ -18,8 +20,13 @@ onnx = ["onnx>=1.18,<2"]
 """
 
 
-def test_lower_bounds_are_pins_of_requirements_and_extras() -> None:
-    assert lower_bounds(PROJECT) == ["torch==2.11", "hydra-core==1.3.2", "onnx==1.18"]
+def test_lower_bounds_pin_the_build_the_project_and_its_extras() -> None:
+    assert lower_bounds(PROJECT) == [
+        "setuptools==77",
+        "torch==2.11",
+        "hydra-core==1.3.2",
+        "onnx==1.18",
+    ]
 
 
 def test_a_requirement_without_a_lower_bound_is_refused() -> None:
