@@ -26,7 +26,8 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
         return F.dropout(x, p)
     num_dropped = round(p * _STEPS)
     if torch.compiler.is_compiling():
-        return x * _keep(x, num_dropped) * _scale(num_dropped)
+        kept: Tensor = _keep(x, num_dropped)
+        return x * kept * _scale(num_dropped)
     dropped: Tensor = _Dropout.apply(x, num_dropped)  # type: ignore[no-untyped-call]
     return dropped
 
