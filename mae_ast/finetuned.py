@@ -29,6 +29,7 @@ from mae_ast.core.classifier import Classifier, HeadConfig
 from mae_ast.core.encoder import Encoder, encoder_only
 from mae_ast.core.fbank import num_samples_of_frames
 from mae_ast.core.labels import Labels
+from mae_ast.core.run_files import LAST, latest
 from mae_ast.core.systems import SYSTEMS, name_of
 from mae_ast.pretrained import PretrainedAst, load
 
@@ -224,9 +225,9 @@ def _files(source: Path, num_averaged: int) -> Sequence[Path]:
         return [source]
     folder = source / "checkpoints" if (source / "checkpoints").is_dir() else source
     if num_averaged == 1:
-        last = folder / "checkpoint_last.pt"
-        if not last.is_file():
-            raise FileNotFoundError(f"{last}: no such file; {source} holds no finished save")
+        last = latest(folder)
+        if last is None:
+            raise FileNotFoundError(f"{folder / LAST}: no such file; {source} has no checkpoint")
         return [last]
     of_epochs = sorted(
         (path for path in folder.glob("checkpoint*.pt") if path.stem[10:].isdigit()),
