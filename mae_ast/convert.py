@@ -27,6 +27,7 @@ from mae_ast.core.fbank import NUM_MEL_BINS
 from mae_ast.core.positions import sinusoidal_positions
 from mae_ast.core.released import to_released
 from mae_ast.core.systems import name_of
+from mae_ast.core.wrappers import unwrap
 from mae_ast.pretrained import (
     ENCODER_ALONE,
     Pretrained,
@@ -77,7 +78,9 @@ def to_hugging_face(model: Pretrained, path: Path) -> None:
         raise ValueError(ENCODER_ALONE)
     mean, std = _statistics(model)  # fine-tuning may have set others than the configuration has
     config = dataclasses.replace(model.config, input_mean=mean, input_std=std)
-    fields, preprocessor = hugging_face_ast.config_to_hugging_face(config, model.labels)
+    fields, preprocessor = hugging_face_ast.config_to_hugging_face(
+        config, model.labels, model.independent
+    )
     weights = hugging_face_ast.to_hugging_face(config, model.state_dict())
     with _whole(path) as part:
         part.mkdir()
@@ -198,9 +201,9 @@ def _untold(model: Pretrained, state: dict[str, Any]) -> dict[str, Any]:
         ValueError: it would be taken for another one: what differs has to be as published.
     """
     if isinstance(model, PretrainedSsast):
-        read: Any = released_ast.read_ssast(state)[0]
+        read: Any = released_ast.read_ssast(unwrap(state))[0]
     elif isinstance(model, PretrainedAst):
-        read = released_ast.read_ast(state, model.config.ast_kernel_stride_time)[0]
+        read = released_ast.read_ast(unwrap(state), model.config.ast_kernel_stride_time)[0]
     elif isinstance(model, PretrainedAudioMae):
         read = released_audio_mae.read_audio_mae(state)[0]
     else:
@@ -217,6 +220,8 @@ def _untold(model: Pretrained, state: dict[str, Any]) -> dict[str, Any]:
         if value != getattr(read, key)
         and not (isinstance(value, float) and math.isclose(value, getattr(read, key), rel_tol=1e-6))
     }
+    if isinstance(model, PretrainedAst) and model.config.pool != read.pool:
+        untold["pool"] = model.config.pool
     stride = model.config.ast_kernel_stride_time
     if isinstance(model, PretrainedAst) and stride != released_ast.STRIDE:
         untold["ast_kernel_stride_time"] = untold["ast_kernel_stride_chan"] = stride

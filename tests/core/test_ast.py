@@ -121,8 +121,8 @@ def test_a_configuration_survives_the_way_there_and_back():
     ("fields", "message"),
     [
         ({"model_type": "wav2vec2"}, "model_type is 'wav2vec2'"),
-        ({"num_mel_bins": 80}, "num_mel_bins is 80; only 128 is known"),
-        ({"hidden_act": "relu"}, "hidden_act is 'relu'; only 'gelu' is known"),
+        ({"num_mel_bins": 80}, "num_mel_bins is 80; only 128 is supported"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'; only 'gelu' is supported"),
         ({"patch_size": [16, 16]}, "one number, of a square"),
         ({"hidden_size": 25}, "encoder_embed_dim=25 is not divided"),
     ],
