@@ -40,10 +40,11 @@ def finetune(
     On SIGTERM or SIGUSR1 the run saves and ends; the same command goes on from there.
     """
     from mae_ast.core.checkpoint import RUN_FILE
+    from mae_ast.core.run_files import list_checkpoints
     from mae_ast.run_note import hold_to
 
     overrides = [*start_of(checkpoint, random_weights), *context.args]
     command = train_command(data, config, out, overrides, "finetune")
     settings = {**begun_with(data, config, checkpoint), "random_weights": random_weights}
-    hold_to(out / NOTE, settings, (out / RUN_FILE).is_file())
+    hold_to(out / NOTE, settings, bool(list_checkpoints(out / RUN_FILE.parent)))
     os.execv(sys.executable, command)

@@ -82,17 +82,24 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def file_of(path: str | os.PathLike[str]) -> Path:
-    """The file itself, or the one that a folder in the hub's layout or of a run holds.
+    """Return the file itself, or the one that a folder in the hub's layout or of a run holds.
+
+    Of a run that is its last checkpoint, or the newest whole one where that is missing or damaged.
 
     Raises:
         FileNotFoundError: there is none.
+        CheckpointError: all checkpoints of a run are damaged.
     """
+    from mae_ast.core.run_files import latest  # which reads checkpoints
+
     path = Path(path)
     if path.is_dir():
-        held = [path / name for name in (RUN_FILE, WEIGHTS_FILE) if (path / name).is_file()]
-        if not held:
+        found = latest(path / RUN_FILE.parent)
+        if found is None and (path / WEIGHTS_FILE).is_file():
+            found = path / WEIGHTS_FILE
+        if found is None:
             raise FileNotFoundError(f"{path}: holds neither {RUN_FILE} nor {WEIGHTS_FILE}")
-        return held[0]
+        return found
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     return path
