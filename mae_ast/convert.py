@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mae_ast.core import hugging_face_ast, released_ast, released_audio_mae
+from mae_ast.core import hugging_face_ast, hugging_face_config, released_ast, released_audio_mae
 from mae_ast.core.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE
 from mae_ast.core.fbank import NUM_MEL_BINS
 from mae_ast.core.positions import sinusoidal_positions
@@ -78,7 +78,7 @@ def to_hugging_face(model: Pretrained, path: Path) -> None:
         raise ValueError(ENCODER_ALONE)
     mean, std = _statistics(model)  # fine-tuning may have set others than the configuration has
     config = dataclasses.replace(model.config, input_mean=mean, input_std=std)
-    fields, preprocessor = hugging_face_ast.config_to_hugging_face(
+    fields, preprocessor = hugging_face_config.config_to_hugging_face(
         config, model.labels, model.independent
     )
     weights = hugging_face_ast.to_hugging_face(config, model.state_dict())

@@ -20,9 +20,16 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from mae_ast.core import hugging_face_ast, released, released_ast, released_audio_mae
+from mae_ast.core import (
+    hugging_face_ast,
+    hugging_face_config,
+    released,
+    released_ast,
+    released_audio_mae,
+)
 from mae_ast.core.file_kinds import is_safetensors
 from mae_ast.core.patches import PatchShape
+from mae_ast.core.run_files import latest
 from mae_ast.core.state_files import CheckpointError as CheckpointError
 from mae_ast.core.state_files import read_safetensors
 from mae_ast.core.state_files import read_state as read_state
@@ -30,9 +37,9 @@ from mae_ast.core.systems import config_from, name_of
 from mae_ast.core.weights import MAX_NAMED, first_not_finite, misfits
 from mae_ast.core.wrappers import MODEL
 
-# Of a folder in the hub's layout; the last is there for Hugging Face's own models only.
+# Of a folder in the hub's layout; the last two are there for Hugging Face's own models only.
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-PREPROCESSOR_FILE = "preprocessor_config.json"
+PREPROCESSOR_FILE, TORCH_WEIGHTS_FILE = "preprocessor_config.json", "pytorch_model.bin"
 RUN_FILE = Path("checkpoints", "checkpoint_last.pt")  # of the folder of a run
 FINETUNING = "mae_ast_classification"  # where fine-tuned files describe their network
 
@@ -90,15 +97,15 @@ def file_of(path: str | os.PathLike[str]) -> Path:
         FileNotFoundError: there is none.
         CheckpointError: all checkpoints of a run are damaged.
     """
-    from mae_ast.core.run_files import latest  # which reads checkpoints
-
     path = Path(path)
     if path.is_dir():
-        found = latest(path / RUN_FILE.parent)
-        if found is None and (path / WEIGHTS_FILE).is_file():
-            found = path / WEIGHTS_FILE
+        found = latest(path / RUN_FILE.parent) or latest(path)
+        of_hub = (path / name for name in (WEIGHTS_FILE, TORCH_WEIGHTS_FILE))
+        found = found or next((file for file in of_hub if file.is_file()), None)
         if found is None:
-            raise FileNotFoundError(f"{path}: holds neither {RUN_FILE} nor {WEIGHTS_FILE}")
+            raise FileNotFoundError(
+                f"{path}: holds neither {RUN_FILE} nor {WEIGHTS_FILE}, but {_listed(path)}"
+            )
         return found
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
@@ -181,6 +188,15 @@ def parse_config(values: Any, path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"{path}: {_one_line(error)}") from error
 
 
+def is_hugging_face(path: str | os.PathLike[str]) -> bool:
+    """Return whether a ``config.json`` describes a model of Hugging Face's, instead of ours.
+
+    Raises:
+        CheckpointError: it is not JSON.
+    """
+    return hugging_face_config.is_known(_read_json(Path(path)))
+
+
 def is_finetuned(state: Mapping[str, Any]) -> bool:
     """Whether a file's content was written by fine-tuning."""
     kept = state.get("task_state")
@@ -205,6 +221,8 @@ def _read_torch(path: Path) -> Checkpoint:
             if left_out:
                 logger.warning("%s: %s", path, released_audio_mae.in_words(left_out))
             return Checkpoint(audio_mae, "random_mask", weights)
+        if hugging_face_ast.is_hugging_face(state):
+            return _of_hugging_face(_read_description(path), state[MODEL], path)
         model_cfg, task_cfg = state["cfg"]["model"], state["cfg"]["task"]
         mask_type, weights = task_cfg["mask_type"], dict(state[MODEL])
         released.check(model_cfg, task_cfg)
@@ -248,16 +266,27 @@ def _published_mask(shape: PatchShape) -> str:
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
+    values = _read_description(path)
+    if hugging_face_config.is_known(values):
+        return _of_hugging_face(values, read_safetensors(path), path)
+    found = parse_config(values, path.with_name(CONFIG_FILE))
+    return dataclasses.replace(found, weights=read_safetensors(path))
+
+
+def _read_description(path: Path) -> Any:
+    """The ``config.json`` beside a file of weights."""
     description = path.with_name(CONFIG_FILE)
     if not description.is_file():
         raise FileNotFoundError(
             f"{description}: no such file; it has to describe the model in {path.name}"
         )
-    values = _read_json(description)
-    if isinstance(values, Mapping) and values.get("model_type") == hugging_face_ast.MODEL_TYPE:
-        return _of_hugging_face(values, read_safetensors(path), path)
-    found = parse_config(values, description)
-    return dataclasses.replace(found, weights=read_safetensors(path))
+    return _read_json(description)
+
+
+def _listed(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir())
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return f"{', '.join(names[:MAX_NAMED])}{more}" if names else "nothing"
 
 
 def _of_hugging_face(
@@ -266,11 +295,11 @@ def _of_hugging_face(
     """A folder of transformers' ``ASTForAudioClassification``."""
     beside = path.with_name(PREPROCESSOR_FILE)
     try:
-        config = hugging_face_ast.config_from_hugging_face(
+        config = hugging_face_config.config_from_hugging_face(
             fields, _read_json(beside) if beside.is_file() else None
         )
-        labels = hugging_face_ast.labels_of(fields)
-        independent = hugging_face_ast.is_independent(fields)
+        labels = hugging_face_config.labels_of(fields)
+        independent = hugging_face_config.is_independent(fields)
     except CheckpointError:
         raise
     except (ValueError, TypeError, AttributeError) as error:

@@ -17,7 +17,7 @@ from numpy._core import multiarray
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from mae_ast.core.file_kinds import describe
+from mae_ast.core.file_kinds import describe, is_safetensors
 from mae_ast.core.weights import MAX_NAMED
 from mae_ast.core.wrappers import unwrap
 
@@ -52,6 +52,8 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     check_format(path)
+    if is_safetensors(path):
+        raise CheckpointError(f"{path}: a safetensors file; its name must end in .safetensors")
     with safe_globals(_DATA), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's guesses about files that it then refuses
         try:

@@ -16,13 +16,12 @@ from mae_ast.core.ast import Ast
 from mae_ast.core.config_ast import AstConfig
 from mae_ast.core.encoder import encoder_only
 from mae_ast.core.fbank import num_frames
-from mae_ast.core.hugging_face_ast import (
+from mae_ast.core.hugging_face_ast import from_hugging_face, to_hugging_face
+from mae_ast.core.hugging_face_config import (
     config_from_hugging_face,
     config_to_hugging_face,
-    from_hugging_face,
     is_independent,
     labels_of,
-    to_hugging_face,
 )
 from tests.core.vits import SMALL, log_mel_like, with_random_weights
 from tests.sounds import pcm16, speech_like
