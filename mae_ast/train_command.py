@@ -34,18 +34,20 @@ def train_command(
 
     Args:
         data: folder of the manifests.
-        config: a preset's name or a YAML file's path.
+        config: a preset's name or a YAML file's path; empty: not given.
         out: folder of the run.
         overrides: for hydra; relative paths among them are made absolute.
         kind: of the preset, "pretrain" or "finetune".
 
     Raises:
-        ValueError: there is no such preset.
+        ValueError: there is no such preset, or none is given.
     """
     presets = config_dir() / kind
+    known = ", ".join(sorted(path.stem for path in presets.glob("*.yaml")))
+    if not config:
+        raise ValueError(f"--config is missing; give a preset ({known}) or a YAML file")
     preset = Path(config) if config.endswith(".yaml") else presets / f"{config}.yaml"
     if not preset.is_file():
-        known = ", ".join(sorted(path.stem for path in presets.glob("*.yaml")))
         raise ValueError(f"--config {config}: no such preset or file; presets are {known}")
     return [
         *(sys.executable, "-m", "mae_ast.launch"),

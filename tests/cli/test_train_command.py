@@ -110,12 +110,13 @@ def test_a_run_goes_on_with_its_own_data_and_preset_alone(started, tmp_path):
 
 def test_a_fine_tuning_goes_on_from_its_own_start_alone(started, tmp_path):
     (tmp_path / "a.pt").touch()
-    assert not started("finetune", "a.pt", "fold1")
-    assert not started("finetune", tmp_path / "a.pt", "fold1", "optimization.lr=[0.1]")
+    preset = ("--config", "demo")
+    assert not started("finetune", "a.pt", "fold1", *preset)
+    assert not started("finetune", tmp_path / "a.pt", "fold1", *preset, "optimization.lr=[0.1]")
     for arguments, key in (
-        (("b.pt", "fold1"), "checkpoint"),
-        (("a.pt", "fold2"), "data"),
-        (("a.pt", "fold1", "--random-weights"), "random_weights"),
+        (("b.pt", "fold1", *preset), "checkpoint"),
+        (("a.pt", "fold2", *preset), "data"),
+        (("a.pt", "fold1", *preset, "--random-weights"), "random_weights"),
         (("a.pt", "fold1", "--config", "esc50"), "config"),
     ):
         assert f"was begun with {key} " in started("finetune", *arguments)
