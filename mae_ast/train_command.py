@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mae_ast
 
-PACKAGE = Path(mae_ast.__file__).resolve().parent
+PACKAGE = Path(mae_ast.__file__).absolute().parent  # as in its __path__, links and all
 NOTE = "begun_with.json"  # in a run's folder
 # Overrides that hold a path: hydra changes the working folder before they are read.
 PATH_KEYS = (
@@ -25,6 +25,17 @@ def config_dir() -> Path:
     """The presets: inside an installed package, beside it in a checkout."""
     installed = PACKAGE / "config"
     return installed if installed.is_dir() else PACKAGE.parent / "config"
+
+
+def module_command(name: str) -> list[str]:
+    """Return the command line that runs a module of this package.
+
+    Nothing of the working directory shadows what it imports, nor what processes of
+    multiprocessing import that it starts; where the directory is the checkout that this package is
+    imported from, it stays on the path, since it need not be installed.
+    """
+    safe = () if PACKAGE.parent == Path.cwd() else ("-P",)
+    return [sys.executable, *safe, "-m", name]
 
 
 def train_command(
@@ -50,7 +61,7 @@ def train_command(
     if not preset.is_file():
         raise ValueError(f"--config {config}: no such preset or file; presets are {known}")
     return [
-        *(sys.executable, "-m", "mae_ast.launch"),
+        *module_command("mae_ast.launch"),
         *("--config-dir", str(preset.resolve().parent), "--config-name", preset.stem),
         f"common.user_dir={_quoted(PACKAGE)}",
         f"task.data={_quoted(data.resolve())}",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mae_ast.train_command import config_dir, train_command
+from mae_ast.train_command import PACKAGE, config_dir, module_command, train_command
 
 
 def test_presets_are_found():
@@ -76,6 +76,74 @@ def test_what_the_command_starts_knows_the_settings(tmp_path):
     assert settings["task"]["data"] == str(folder)
     assert settings["model"]["encoder_layers"] == 3
     assert command[0] == sys.executable
+
+
+SPAWN = """
+import multiprocessing, runpy, sys
+
+def report(where):
+    import mae_ast, numpy
+    print(where, mae_ast.__file__, numpy.__name__, flush=True)
+
+if __name__ == "__main__":
+    report("parent")
+    for method in ("fork", "spawn"):
+        child = multiprocessing.get_context(method).Process(target=report, args=(method,))
+        child.start()
+        child.join()
+        assert child.exitcode == 0
+"""
+
+
+def test_nothing_of_the_working_folder_shadows_what_the_command_imports(tmp_path, monkeypatch):
+    """As in the checkout of a package that is installed elsewhere."""
+    for name in ("mae_ast", "fairseq", "hydra", "numpy", "torch", "multiprocessing"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"raise SystemExit('{name} of the folder')")
+    monkeypatch.chdir(tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+
+    def run(command):
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    command = train_command(tmp_path, "demo", tmp_path / "run", [])
+    assert f"user_dir: {PACKAGE}" in run([*command, "--cfg", "job"])
+    # Processes of multiprocessing, too.
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "program.py").write_text(SPAWN)
+    environment["PYTHONPATH"] += f"{os.pathsep}{modules}"
+    lines = run(module_command("program")).splitlines()
+    assert lines == [
+        f"{where} {PACKAGE / '__init__.py'} numpy" for where in ("parent", "fork", "spawn")
+    ]
+
+
+def test_a_package_behind_a_link_is_its_own_user_dir(tmp_path):
+    """fairseq compares the user-dir's path with the one that the package was imported by."""
+    link = tmp_path / "link"
+    link.symlink_to(PACKAGE.parent, target_is_directory=True)
+    program = (
+        "from argparse import Namespace\n"
+        "from fairseq.utils import import_user_module\n"
+        "from mae_ast.train_command import PACKAGE\n"
+        "import_user_module(Namespace(user_dir=str(PACKAGE)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(link)},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_checkout_that_is_not_installed_finds_itself(monkeypatch):
+    monkeypatch.chdir(PACKAGE.parent)
+    assert module_command("mae_ast.launch") == [sys.executable, "-m", "mae_ast.launch"]
 
 
 @pytest.fixture
