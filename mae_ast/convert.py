@@ -20,12 +20,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from mae_ast.core import hugging_face_ast, released_ast, released_audio_mae
+from mae_ast.core import hugging_face_ast, hugging_face_config, released_ast, released_audio_mae
 from mae_ast.core.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE
 from mae_ast.core.fbank import NUM_MEL_BINS
 from mae_ast.core.positions import sinusoidal_positions
 from mae_ast.core.released import to_released
 from mae_ast.core.systems import name_of
+from mae_ast.core.wrappers import unwrap
 from mae_ast.pretrained import (
     ENCODER_ALONE,
     Pretrained,
@@ -106,7 +107,9 @@ def to_hugging_face(model: Pretrained, path: Path, overwrite: bool = False) -> N
         raise ValueError(ENCODER_ALONE)
     mean, std = _statistics(model)  # fine-tuning may have set others than the configuration has
     config = dataclasses.replace(model.config, input_mean=mean, input_std=std)
-    fields, preprocessor = hugging_face_ast.config_to_hugging_face(config, model.labels)
+    fields, preprocessor = hugging_face_config.config_to_hugging_face(
+        config, model.labels, model.independent
+    )
     weights = hugging_face_ast.to_hugging_face(config, model.state_dict())
     with _whole(path, True, overwrite) as part:
         part.mkdir()
@@ -227,9 +230,9 @@ def _untold(model: Pretrained, state: dict[str, Any]) -> dict[str, Any]:
         ValueError: it would be taken for another one: what differs has to be as published.
     """
     if isinstance(model, PretrainedSsast):
-        read: Any = released_ast.read_ssast(state)[0]
+        read: Any = released_ast.read_ssast(unwrap(state))[0]
     elif isinstance(model, PretrainedAst):
-        read = released_ast.read_ast(state, model.config.ast_kernel_stride_time)[0]
+        read = released_ast.read_ast(unwrap(state), model.config.ast_kernel_stride_time)[0]
     elif isinstance(model, PretrainedAudioMae):
         read = released_audio_mae.read_audio_mae(state)[0]
     else:
@@ -246,6 +249,8 @@ def _untold(model: Pretrained, state: dict[str, Any]) -> dict[str, Any]:
         if value != getattr(read, key)
         and not (isinstance(value, float) and math.isclose(value, getattr(read, key), rel_tol=1e-6))
     }
+    if isinstance(model, PretrainedAst) and model.config.pool != read.pool:
+        untold["pool"] = model.config.pool
     stride = model.config.ast_kernel_stride_time
     if isinstance(model, PretrainedAst) and stride != released_ast.STRIDE:
         untold["ast_kernel_stride_time"] = untold["ast_kernel_stride_chan"] = stride

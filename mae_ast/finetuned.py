@@ -102,10 +102,20 @@ class FineTuned:
 
     @torch.no_grad()
     def scores(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, C) from 0 to 1, of waveforms (B, L) with ``lengths`` valid samples each."""
+        """Score whole clips, (B, C) from 0 to 1.
+
+        The scores of a clip longer than the network takes at once are the mean over its windows,
+        see :meth:`mae_ast.core.classifier.Classifier.clip_logits`.
+
+        Args:
+            source: (B, L) int16 or float waveforms at 16 kHz.
+            lengths: (B,) int64, valid samples of each clip; ``None``: all.
+        """
         device = next(self.model.parameters()).device
         lengths = None if lengths is None else lengths.to(device)
-        return to_scores(self.model(source.to(device), lengths), self.description.independent).cpu()
+        independent, trained = self.description.independent, self.description.clip_samples
+        logits = self.model.clip_logits(source.to(device), lengths, independent, trained)
+        return to_scores(logits, independent).cpu()
 
 
 def to_scores(logits: Tensor, independent: bool) -> Tensor:

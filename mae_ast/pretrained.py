@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
@@ -33,6 +32,7 @@ from mae_ast.fetch.registry import RELEASED
 ENCODER_ALONE = (
     "an encoder alone, as fine-tuned files hold it; heads of pretraining, or of AST, are not there"
 )
+_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -94,10 +94,22 @@ class HubModel(
             return from_file(model_id)
         known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
         of_hub = {key: options[key] for key in known if key in options}
-        with suppress(EntryNotFoundError):  # a folder of ours has none
-            hf_hub_download(model_id, checkpoint.PREPROCESSOR_FILE, **of_hub)
-        for name in (checkpoint.CONFIG_FILE, checkpoint.WEIGHTS_FILE):
-            path = hf_hub_download(model_id, name, **of_hub)
+
+        def fetch(name: str) -> str | None:
+            try:
+                return str(hf_hub_download(model_id, name, **of_hub))
+            except LocalEntryNotFoundError:
+                raise  # no network, which says nothing about the hub
+            except EntryNotFoundError:
+                return None
+
+        if (config := fetch(checkpoint.CONFIG_FILE)) is None:
+            raise FileNotFoundError(f"{model_id}: has no {checkpoint.CONFIG_FILE} on the hub")
+        if checkpoint.is_hugging_face(config):
+            fetch(checkpoint.PREPROCESSOR_FILE)
+        path = fetch(checkpoint.WEIGHTS_FILE) or fetch(checkpoint.TORCH_WEIGHTS_FILE)
+        if path is None:
+            raise FileNotFoundError(f"{model_id}: has no {checkpoint.WEIGHTS_FILE} on the hub")
         return from_file(path)
 
 
@@ -265,4 +277,4 @@ def _from_hub(model_id: str) -> Pretrained:
 
 
 def _looks_like_a_file(text: str) -> bool:
-    return text.endswith((".pt", ".pth", ".safetensors")) or text.startswith((".", "/", "~"))
+    return text.endswith(_SUFFIXES) or text.startswith((".", "/", "~"))

@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mae_ast.core import checkpoint
-from mae_ast.core.checkpoint import CheckpointError
+from mae_ast.core.state_files import CheckpointError, read_state
 
 LAST = "checkpoint_last.pt"
 _NAME = re.compile(r"checkpoint(?:_last|_best|\d+|_\d+_(?P<updates>\d+)|\.best_.+)\.pt")
@@ -58,7 +57,7 @@ def read_saved(path: Path) -> SavedState:
     Raises:
         CheckpointError: it is truncated, or is no checkpoint.
     """
-    state = checkpoint.read_state(path)
+    state = read_state(path)
     try:
         history = state.get("optimizer_history") or [{}]
         num_updates = int(history[-1].get("num_updates", 0))

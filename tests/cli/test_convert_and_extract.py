@@ -71,7 +71,7 @@ def test_a_file_that_would_run_something(mae_ast_command, tmp_path):
     path = tmp_path / "evil.pt"
     path.write_bytes(pickle.dumps({"cfg": Payload(tmp_path / "touched")}, protocol=2))
     _, message = mae_ast_command("convert", path, tmp_path / "out", "--to", "released")
-    assert message.startswith(f"mae-ast: error: {path}: is no checkpoint that can be read safely")
+    assert message.startswith(f"mae-ast: error: {path}: not read, because it holds objects")
     assert not (tmp_path / "touched").exists()
     assert not (tmp_path / "out").exists()
 

@@ -36,6 +36,7 @@ from .classification import (
     write_tiny_audio_mae,
     write_tiny_ssast,
 )
+from .conftest import write_manifest
 
 Finetune = Callable[..., Log]
 
@@ -149,6 +150,37 @@ def test_validation_equals_what_the_saved_classifier_says(
     accuracy = (scores.argmax(1) == wanted).float().mean()
     assert float(log["valid"][-1]["valid_accuracy"]) == pytest.approx(float(accuracy), abs=1e-4)
     assert float(log["valid"][-1]["valid_loss"]) == pytest.approx(float(loss), abs=2e-3)
+
+
+def test_validation_hears_clips_to_their_end(
+    finetune: Finetune, tones: Path, tmp_path: Path
+) -> None:
+    """Clips that begin with 0.4 s of noise; the network takes 0.32 s at once."""
+    from mae_ast.core.audio import read_audio
+
+    data = tmp_path / "late"
+    shutil.copytree(tones, data)
+    paths = sorted(data.glob("valid_*.flac"))
+    for path in paths:
+        late = np.concatenate((tone([], 0.4, 0), soundfile.read(path, dtype="int16")[0]))
+        soundfile.write(path, late, 16_000)
+    rows = [(path.name, soundfile.info(path).frames, 16_000) for path in paths]
+    write_manifest(data / "valid.tsv", rows)
+    log = finetune(
+        data,
+        *(f"model.checkpoint={write_tiny_ssast(tmp_path / 'ssast.pth')}", "model.input_frames=32"),
+        *("optimization.max_update=30", "optimization.lr=[0.002]", "dataset.batch_size_valid=4"),
+        preset="ssast_esc50",
+    )
+    found = load_finetuned(tmp_path)
+    clips = [read_audio(path)[None] for path in paths]
+    wanted = torch.tensor([LABELS.index(line) for line in (data / "valid.lbl").read_text().split()])
+    whole = torch.cat([found.scores(clip) for clip in clips])
+    loss = torch.nn.functional.nll_loss(whole.log(), wanted)
+    assert float(log["valid"][-1]["valid_loss"]) == pytest.approx(float(loss), abs=2e-3)
+    with torch.no_grad():
+        begun = torch.cat([found.model(clip) for clip in clips])
+    assert abs(torch.nn.functional.cross_entropy(begun, wanted) - loss) > 0.05
 
 
 def test_a_frozen_encoder_does_not_move(
