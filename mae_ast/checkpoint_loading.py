@@ -5,6 +5,9 @@ The first rank decides, and the others follow, also where they see another folde
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +20,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
+from mae_ast import ranks
 from mae_ast.checkpoint_saving import noted_updates, remove_leftovers
 from mae_ast.core.checkpoint import CheckpointError, file_of, read_checkpoint, read_state
 from mae_ast.core.run_files import (
@@ -29,7 +33,6 @@ from mae_ast.core.run_files import (
 )
 from mae_ast.errors import user_errors
 from mae_ast.fetch.registry import RELEASED
-from mae_ast.first_rank import from_first_rank
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -137,13 +140,26 @@ def _file_of(source: str) -> Path:
     return released_file(source)
 
 
+def _start_of_first_rank(cfg: Any, key: str) -> Start | None:
+    """Return :func:`find_start` of the first rank on all of them."""
+
+    def found() -> bytes:
+        start = find_start(cfg)
+        return json.dumps(None if start is None else dataclasses.asdict(start)).encode()
+
+    fields = json.loads(ranks.from_first(key, found))
+    return None if fields is None else Start(**fields)
+
+
 def _from_start(load: Callable[..., Any]) -> Callable[..., Any]:
+    numbers = itertools.count()
+
     def wrapper(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
         if trainer.checkpoint_suffix or cfg.continue_once:  # shards; fairseq's own ways
             return load(cfg, trainer, *args, **kwargs)
         last = os.path.join(cfg.save_dir, LAST)
         with user_errors(), ExitStack() as during:
-            start = from_first_rank(trainer, lambda: find_start(cfg))
+            start = _start_of_first_rank(cfg, f"mae_ast/start/{next(numbers)}")
             if start is None:
                 during.enter_context(_all_see({last: False}))
             elif start.source is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import json
 import logging
 import os
@@ -23,11 +24,11 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
+from mae_ast import ranks
 from mae_ast.core.files import written_whole
 from mae_ast.core.run_files import list_checkpoints
 from mae_ast.errors import user_errors
 from mae_ast.fetch.partial import readable
-from mae_ast.first_rank import from_first_rank
 
 NOTE = "last_save.json"  # how far a run had come, should its last checkpoint be lost
 _CRASH = "crash.pt"  # written when training diverges, for a look at it
@@ -158,15 +159,18 @@ def _cause(error: BaseException | None) -> OSError | None:
 
 
 def _on_all_ranks(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+    numbers = itertools.count()
+
     def wrapper(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
-        saved, problem = None, None
+        saved, problem = None, ""
         try:
             saved = save_checkpoint(cfg, trainer, *args, **kwargs)
         except SavingError as error:
             problem = str(error)
         if not cfg.no_save:
-            problem = from_first_rank(trainer, lambda: problem)
-        if problem is not None:
+            key = f"mae_ast/saved/{next(numbers)}"
+            problem = ranks.from_first(key, problem.encode).decode() or problem
+        if problem:
             raise SystemExit(
                 f"mae-ast: error: ended at update {trainer.get_num_updates()}: {problem}"
             )

@@ -204,6 +204,11 @@ class _Files:
                     f"{self._description}: describes another extraction (it differs in "
                     f"{', '.join(differs)}); remove it and its files, or choose another folder"
                 )
+        elif self.npy.exists():
+            raise ValueError(
+                f"{self.npy}: exists, and no {self._description.name} says from which model; "
+                "remove it, or choose another folder"
+            )
 
     @property
     def num_clips(self) -> int:

@@ -23,7 +23,7 @@ from fairseq.nan_detector import NanDetector
 from fairseq.optim.fp16_optimizer import FP16Optimizer
 from omegaconf.errors import OmegaConfBaseException
 
-from mae_ast import checkpoint_loading, checkpoint_saving
+from mae_ast import checkpoint_loading, checkpoint_saving, early_stopping, log_files
 from mae_ast.optim.adamw import MARKED_OPTIMIZER, MARKS
 
 _WORKER_CHECK_S = 0.05
@@ -75,6 +75,7 @@ def apply() -> None:
     FP16Optimizer.build_fp32_params = classmethod(_with_marks(copies.__func__))
     FP16Optimizer.build_optimizer = classmethod(_one_by_one(build.__func__))
 
+    log_files.apply()
     checkpoint_saving.apply()
     checkpoint_loading.apply()
 
@@ -172,4 +173,6 @@ def _but_the_whole(add_hooks: Callable[..., None]) -> Callable[..., None]:
 
 
 def _is_finished(cfg: Any, trainer: Any) -> bool:
-    return bool(0 < (cfg.optimization.max_update or 0) <= trainer.get_num_updates())
+    return early_stopping.has_stopped(cfg.checkpoint.patience) or bool(
+        0 < (cfg.optimization.max_update or 0) <= trainer.get_num_updates()
+    )

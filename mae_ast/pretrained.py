@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from mae_ast.core import checkpoint, encoder
 from mae_ast.core.ast import Ast
@@ -21,6 +21,7 @@ from mae_ast.core.audio_mae import AudioMae
 from mae_ast.core.checkpoint import Checkpoint, fill, read_checkpoint
 from mae_ast.core.encoder import Encoder
 from mae_ast.core.features import Features, Waveform, extract_features
+from mae_ast.core.files import written_whole
 from mae_ast.core.mae_ast import MaeAst
 from mae_ast.core.ssast import Ssast
 from mae_ast.core.systems import name_of
@@ -85,7 +86,7 @@ class HubModel(
     def _save_pretrained(self, save_directory: Path) -> None:
         state = cast(nn.Module, self).state_dict()
         weights = {name: value.contiguous() for name, value in state.items()}
-        save_file(weights, save_directory / checkpoint.WEIGHTS_FILE, {"format": "pt"})
+        write_safetensors(weights, save_directory / checkpoint.WEIGHTS_FILE)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> Pretrained:
@@ -159,6 +160,16 @@ CLASSES: dict[str, Any] = {
     "audio_mae": PretrainedAudioMae,
     "vit": PretrainedVit,
 }
+
+
+def write_safetensors(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write contiguous weights; the library makes a file that nobody else may read.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    with written_whole(path) as part:
+        save_file(dict(weights), part, {"format": "pt"})
 
 
 def load(source: str | os.PathLike[str]) -> Pretrained:

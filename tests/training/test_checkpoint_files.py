@@ -14,7 +14,7 @@ from mae_ast import checkpoint_saving
 from mae_ast.checkpoint_saving import SavingError, link_or_copy
 from mae_ast.core.run_files import list_checkpoints, read_saved
 
-from .conftest import write_clips
+from .conftest import Start, start_ranks, write_clips
 
 Train = Callable[..., list[dict[str, str]]]
 
@@ -115,6 +115,28 @@ def test_a_full_disk_is_one_line_and_the_last_good_file_stays(
     names = ("checkpoint_1_1.pt", "checkpoint_best.pt", "checkpoint_last.pt")
     assert updates(small_disk) == dict.fromkeys(names, 1)
     assert {path.name for path in small_disk.iterdir()} == {*names, "last_save.json"}
+
+
+@pytest.mark.parametrize("small_disk", ["3m"], indirect=True)
+def test_two_processes_follow_the_first_one(
+    four_clips: Path, start: Start, small_disk: Path, tmp_path: Path
+) -> None:
+    """It starts anew, whatever the other sees in its folder; when it cannot save, both end."""
+    folders = [tmp_path / f"rank_{rank}" for rank in range(2)]
+    for folder in folders:
+        folder.mkdir()
+    (folders[0] / "checkpoints").symlink_to(small_disk)
+    (folders[1] / "checkpoints").mkdir()
+    (folders[1] / "checkpoints" / "checkpoint_last.pt").write_bytes(b"of another run")
+    runs = start_ranks(start, [four_clips, four_clips], *EPOCHS, out="rank")
+    for run in runs:
+        assert run.wait() == 1, run.tail
+        assert "Traceback" not in run.output
+        (line,) = [each for each in run.errors.splitlines() if each.startswith("mae-ast: error: ")]
+        assert "not saved (no space left on device; 1.8" in line
+    assert sorted(runs[0].updates) == [1, 2]
+    assert updates(small_disk)["checkpoint_last.pt"] == 1
+    assert (folders[1] / "checkpoints" / "checkpoint_last.pt").read_bytes() == b"of another run"
 
 
 @pytest.mark.parametrize("number", [errno.EDQUOT, errno.EROFS, errno.EACCES])

@@ -354,6 +354,25 @@ def test_learn_evaluate_and_predict(finetune: Finetune, tones: Path, tmp_path: P
         evaluation.evaluate(load_finetuned(checkpoint), tmp_path, "valid")
 
 
+def test_a_validation_clip_longer_than_a_batch_is_a_batch(
+    finetune: Finetune, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Training crops; validation sees whole clips, all of them, whatever a batch holds."""
+    data = write_corpus(tmp_path / "data")
+    samples = tone([0], 1.5, 7)
+    soundfile.write(data / "valid_00.flac", samples, 16_000)
+    rows = (data / "valid.tsv").read_text().splitlines()
+    rows[1] = f"valid_00.flac\t{len(samples)}\t16000"
+    (data / "valid.tsv").write_text("\n".join(rows) + "\n")
+    batches = ("dataset.batch_size=null", "dataset.max_tokens=16000")
+    log = finetune(data, *batches, "optimization.max_update=1", "checkpoint.no_save=true")
+    assert int(log["train_inner"][0]["bsz"]) == 2  # of 8000 samples
+    (valid,) = log["valid"]
+    num_correct = 9 * float(valid["valid_accuracy"])
+    assert num_correct == pytest.approx(round(num_correct), abs=1e-2)  # of all nine
+    assert "valid.tsv: batches hold 24000 samples, as its longest clip has" in caplog.text
+
+
 # --- errors -------------------------------------------------------------------------------------
 
 
