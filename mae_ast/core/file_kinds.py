@@ -12,6 +12,7 @@ _LENGTH_BYTES = 8  # of a safetensors header, little-endian, before the header's
 GIT_LFS_POINTER = "a Git LFS pointer instead of the file ('git lfs pull' downloads the file)"
 WEB_PAGE = "a web page (HTML), usually left by a failed download"
 XML = "an XML document, usually a storage server's error message"
+PLACEHOLDERS = frozenset({GIT_LFS_POINTER, WEB_PAGE, XML})  # what servers give instead of a file
 
 # First bytes of a file and what it is; the first pattern that matches counts.
 _FIRST_BYTES: tuple[tuple[bytes, str], ...] = (
