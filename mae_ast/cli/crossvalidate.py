@@ -24,8 +24,9 @@ def crossvalidate(
         typer.Argument(help="Folder of fold1, fold2, ..., in each what 'mae-ast finetune' takes."),
     ],
     config: Annotated[
-        str, typer.Option(help="A preset's name, or the path of a YAML file.")
-    ] = "esc50",
+        str,
+        typer.Option(help="Preset name or path of a YAML file; required.", show_default=False),
+    ] = "",
     out: Annotated[
         Path, typer.Option(help="Folder of the folds' runs; the same again goes on with it.")
     ] = Path("outputs/crossvalidate"),

@@ -25,8 +25,12 @@ def finetune(
         Path, typer.Argument(help="Folder of labels.csv, train.tsv, train.lbl, valid.tsv, ...")
     ],
     config: Annotated[
-        str, typer.Option(help="A preset's name, or the path of a YAML file.")
-    ] = "demo",
+        str,
+        typer.Option(
+            help="Preset name or path of a YAML file; required. Without it the presets are listed.",
+            show_default=False,
+        ),
+    ] = "",
     out: Annotated[
         Path, typer.Option(help="Folder of the run; the same again goes on with it.")
     ] = Path("outputs/finetune"),

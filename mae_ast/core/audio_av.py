@@ -1,0 +1,237 @@
+"""Read audio with FFmpeg: an open stream, its frames past damaged packets, mono blocks of them.
+
+A packet that cannot be decoded is silence of its length, so that what follows stays in its place.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from av.codec.context import Flags2
+from av.stream import Disposition
+from torch import Tensor
+
+from mae_ast.core.audio_file import AudioError, AudioFile, warn_once
+
+_BATCH = 2**16  # frames that are averaged over channels at a time
+# From 19 on PyAV reads tags of any encoding, and has no such argument.
+_TAGS: dict[str, Any] = (
+    {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+)
+
+Frame = tuple[av.AudioFrame, Fraction]  # a frame, and the seconds of damage before it
+Located = tuple[int, np.ndarray]  # the place of a block in the file, and the block, (channels, L)
+
+
+@dataclass
+class Stream:
+    """The audio stream of an open file, and how much of it was damaged.
+
+    Args:
+        file: where it lies.
+        container, audio: FFmpeg's container and stream.
+        packets, damaged: packets that were decoded, and those of them that could not be.
+        silent: stretches of damaged packets with frames after them.
+    """
+
+    file: AudioFile
+    container: av.container.InputContainer
+    audio: av.AudioStream
+    packets: int = field(default=0, init=False)
+    damaged: int = field(default=0, init=False)
+    silent: int = field(default=0, init=False)
+    _drop_first: bool = field(default=False, init=False)
+
+    @property
+    def time_base(self) -> Fraction:
+        """Seconds of one tick of its timestamps; 0 where it has none."""
+        base = self.audio.time_base
+        return Fraction(base.numerator, base.denominator) if base else Fraction(0)
+
+    def keep_padding(self) -> None:
+        """Decode the last block whole: FFmpeg cuts that of short Vorbis files at a wrong place."""
+        self.audio.codec_context.flags2 |= Flags2.skip_manual
+        self._drop_first = True
+
+    def demux(self) -> Iterator[av.Packet[av.AudioStream]]:
+        """Yield packets to the end, or to where nothing more can be read."""
+        seen = before = 0
+        while True:
+            try:
+                for packet in self.container.demux(self.audio):
+                    seen += 1
+                    yield packet
+                return
+            except av.FFmpegError:
+                if not seen:
+                    raise
+                if seen == before:  # twice at the same place: the file was cut
+                    return
+                before = seen
+
+    def frames(self) -> Iterator[Frame]:
+        """Yield frames, each with the seconds of damaged packets since the last one."""
+        lost, drop_first = Fraction(0), self._drop_first
+        for packet in self.demux():
+            self.packets += bool(packet.size)
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                if packet.size:
+                    self.damaged += 1
+                    lost += (packet.duration or 0) * self.time_base
+                continue
+            if drop_first:  # which overlaps with nothing; FFmpeg would skip it, too
+                drop_first, frames = False, []
+            for frame in frames:
+                self.silent += bool(lost)
+                yield frame, lost
+                lost = Fraction(0)
+
+    def check(self) -> None:
+        """Warn once about damaged packets. The last one of a file that was cut is none of those.
+
+        Raises:
+            AudioError: more than half of the packets are damaged.
+        """
+        count = f"{self.damaged} of {self.packets} packets are damaged"
+        if 2 * self.damaged > self.packets:
+            raise AudioError(f"{self.file.path}: cannot be decoded ({count})")
+        if self.silent:
+            warn_once(self.file.path, f"{count}; they are read as silence")
+
+
+@contextmanager
+def opened(file: AudioFile, **options: str) -> Iterator[Stream]:
+    """Open the default audio stream of a file with FFmpeg.
+
+    Raises:
+        AudioError: it has no audio stream, or one of a codec that FFmpeg does not know.
+        av.FFmpegError: FFmpeg does not know the file.
+    """
+    with av.open(file.for_av(), "r", options=options, **_TAGS) as container:
+        streams = container.streams.audio
+        if not streams:
+            raise AudioError(f"{file.path}: has no audio stream")
+        known = [stream for stream in streams if stream.codec_context is not None]
+        if not known:
+            raise AudioError(f"{file.path}: its audio is of a kind that FFmpeg does not know")
+        default = (stream for stream in known if stream.disposition & Disposition.default)
+        yield Stream(file, container, next(default, known[0]))
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Positions of frames by their timestamps.
+
+    Args:
+        rate: of the stream, in Hz.
+        time_base: seconds of a tick.
+        origin: timestamp of the first frame.
+        grid: where timestamps are coarser than samples: frames begin at multiples of so many
+            samples from ``grid_origin``; else 1.
+        grid_origin: a position, in samples, at which a frame begins.
+    """
+
+    rate: int
+    time_base: Fraction
+    origin: int
+    grid: int = 1
+    grid_origin: int = 0
+
+    def position(self, timestamp: int) -> int:
+        """Return the sample at which a frame with this timestamp begins."""
+        if timestamp <= self.origin:  # the first frame, which may be shorter than the grid
+            return 0
+        exact = (timestamp - self.origin) * self.time_base * self.rate
+        return round((exact - self.grid_origin) / self.grid) * self.grid + self.grid_origin
+
+    @property
+    def tolerance(self) -> int:
+        """Samples by which timestamps may differ from the count.
+
+        Some are rounded, and those of Vorbis are late by a part of a frame where long and short
+        blocks meet.
+        """
+        return self.rate // 20
+
+    def begin_of(self, frames: list[av.AudioFrame]) -> int | None:
+        """Return the position of consecutive frames by what most of their timestamps say."""
+        counted, votes = 0, Counter[int]()
+        for frame in frames:
+            if frame.pts is not None:
+                votes[self.position(frame.pts) - counted] += 1
+            counted += frame.samples * self.rate // frame.sample_rate
+        return min(votes, key=lambda position: (-votes[position], position)) if votes else None
+
+
+def locate(
+    frames: Iterable[Frame], rate: int, clock: Clock | None = None, at: int = 0, keep_from: int = 0
+) -> Iterator[Located]:
+    """Find the place of each frame in the file.
+
+    Args:
+        frames: as :meth:`Stream.frames` gives them.
+        rate: of what is yielded, in Hz; frames of other rates are resampled.
+        clock: tells of gaps between frames. Without one, frames are counted.
+        at: where the first frame begins.
+        keep_from: frames that end before that place are dropped.
+    """
+    kind, convert = None, av.AudioResampler(format="fltp", rate=rate)
+    for frame, lost in frames:
+        at += round(lost * rate)
+        if clock is not None and frame.pts is not None:
+            stamped = clock.position(frame.pts)
+            if stamped > at + clock.tolerance:
+                at = stamped
+        if frame.sample_rate == rate and at + frame.samples <= keep_from:
+            at += frame.samples
+            continue
+        if kind != (kind := (frame.sample_rate, frame.format.name, frame.layout.name)):
+            convert = av.AudioResampler(format="fltp", rate=rate)
+        is_ready = frame.sample_rate == rate and frame.format.name == "fltp"
+        for block in [frame] if is_ready else convert.resample(frame):
+            yield at, block.to_ndarray()
+            at += block.samples
+
+
+def cut(located: Iterable[Located], first: int, end: int | None) -> Iterator[Tensor]:
+    """Yield the mono samples from ``first`` to ``end`` in blocks, with silence between frames."""
+    batch: list[np.ndarray] = []
+    at, held = first, 0
+    for place, block in located:
+        if end is not None and place >= end:
+            break
+        block = block[:, max(0, at - place) : None if end is None else end - place]
+        if not block.shape[1]:
+            continue
+        gap = max(0, place - at)
+        if gap or held >= _BATCH or (batch and len(block) != len(batch[0])):
+            if batch:
+                yield _mono(batch)
+            yield from _silence(gap)
+            batch, held = [], 0
+        batch.append(block)
+        held += block.shape[1]
+        at += gap + block.shape[1]
+        if end is not None and at >= end:
+            break
+    if batch:
+        yield _mono(batch)
+
+
+def _mono(batch: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(batch, axis=1)).mean(dim=0)
+
+
+def _silence(length: int) -> Iterator[Tensor]:
+    for begin in range(0, length, _BATCH):
+        yield torch.zeros(min(_BATCH, length - begin))

@@ -1,0 +1,181 @@
+"""Open audio files: their bytes at any offset, and what their first bytes say that they hold.
+
+The content of a file chooses its decoder; its suffix is at most a hint for FFmpeg.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, NamedTuple
+
+from mae_ast.core.archive import Member, open_member
+
+logger = logging.getLogger(__name__)
+
+HEAD_BYTES = 64  # that the content of a file is recognised by
+
+_warned: set[str] = set()  # files that a warning was logged about
+
+
+class AudioError(ValueError):
+    """A file that holds no usable audio; the message names the file and says why."""
+
+
+class UndecodableError(Exception):
+    """One decoder cannot read a file, or not all of it; another one may."""
+
+
+def warn_once(path: str, message: str) -> None:
+    """Log a warning about a file, the first one that there is about it."""
+    if path not in _warned:
+        _warned.add(path)
+        logger.warning("%s: %s", path, message)
+
+
+class Content(NamedTuple):
+    """What a file holds.
+
+    Args:
+        name: for messages; empty where it is not known.
+        by_soundfile: libsndfile is the better decoder for it, else FFmpeg.
+    """
+
+    name: str
+    by_soundfile: bool
+
+
+_BY_SOUNDFILE = {  # formats in which libsndfile seeks exactly
+    "FLAC": rb"fLaC",
+    "WAV": rb"(RIFF|RIFX|RF64)....WAVE",
+    "AIFF": rb"FORM....AIF[FC]",
+    "AU": rb"\.snd|dns\.",
+    "W64": rb"riff\x2e\x91\xcf\x11",
+    "CAF": rb"caff",
+    "NIST SPHERE": rb"NIST_1A",
+    "VOC": rb"Creative Voice File",
+    "SVX": rb"FORM....(8SVX|16SV)",
+    "IRCAM": rb"\x64\xa3[\x01-\x04]\0|\0[\x01-\x04]\xa3\x64",
+    "PAF": rb" paf|fap ",
+    "PVF": rb"PVF1\n",
+    "MATLAB": rb"MATLAB ",
+    "XI": rb"Extended Instrument",
+    "AVR": rb"2BIT",
+    "Psion WVE": rb"ALawSoundFile",
+    "MPC 2000": rb"\x01\x04",
+}
+_BY_FFMPEG = {
+    "Ogg": rb"OggS",
+    "Matroska or WebM": rb"\x1a\x45\xdf\xa3",
+    "MP4 or QuickTime": rb"....(ftyp|moov|mdat|wide|free|skip)",
+    "MPEG audio": rb"ID3|\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]",
+    "raw AAC": rb"\xff[\xf0\xf1\xf8\xf9]",
+    "AC-3": rb"\x0b\x77",
+    "AVI": rb"RIFF....AVI ",
+    "FLV": rb"FLV\x01",
+    "ASF (WMA)": rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11",
+    "AMR": rb"#!AMR",
+    "WavPack": rb"wvpk",
+    "TTA": rb"TTA1",
+    # and what is no audio, for the message
+    "an HTML page": rb"\s*<(?i:!doctype html|html)",
+    "a Git LFS pointer": rb"version https://git-lfs",
+    "a zip archive": rb"PK\x03\x04",
+    "gzip data": rb"\x1f\x8b",
+    "a PDF": rb"%PDF",
+    "a picture": rb"\x89PNG|\xff\xd8\xff",
+    "zero bytes": rb"\0{64}",
+}
+_PATTERNS = tuple(
+    (re.compile(magic, re.DOTALL), Content(name, kinds is _BY_SOUNDFILE))
+    for kinds in (_BY_SOUNDFILE, _BY_FFMPEG)
+    for name, magic in kinds.items()
+)
+_UNKNOWN = Content("", False)
+
+
+def recognise(head: bytes) -> Content:
+    """Tell from its first ``HEAD_BYTES`` bytes what a file holds."""
+    return next((content for magic, content in _PATTERNS if magic.match(head)), _UNKNOWN)
+
+
+class AudioFile:
+    """A file that is open for reading, loose or within an archive.
+
+    Args:
+        path: its name in messages.
+        size: in bytes.
+        handle: the descriptor of a loose file, or the content of one within an archive.
+    """
+
+    def __init__(self, path: str, size: int, handle: int | BinaryIO) -> None:
+        self.path = path
+        self.size = size
+        self._handle = handle
+        self.content = recognise(self.read(0, HEAD_BYTES))
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read the bytes at ``offset``; fewer where the file ends."""
+        if isinstance(self._handle, int):
+            return os.pread(self._handle, length, offset)
+        self._handle.seek(offset)
+        return self._handle.read(length)
+
+    def for_soundfile(self) -> int | BinaryIO:
+        """Return what soundfile opens: the descriptor or the content, at its beginning."""
+        if isinstance(self._handle, int):
+            os.lseek(self._handle, 0, os.SEEK_SET)
+        else:
+            self._handle.seek(0)
+        return self._handle
+
+    def for_av(self) -> str | BinaryIO:
+        """Return what PyAV opens: the path or the content, at its beginning."""
+        if isinstance(self._handle, int):
+            return self.path
+        self._handle.seek(0)
+        return self._handle
+
+    @property
+    def is_loose(self) -> bool:
+        """Whether it lies in no archive."""
+        return isinstance(self._handle, int)
+
+
+@contextmanager
+def open_audio(path: str) -> Iterator[AudioFile]:
+    """Open the file at an absolute path, also ``archive:offset:length``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        AudioError: it is empty.
+        ArchiveError, OSError: it cannot be read.
+    """
+    member = Member.parse(path)
+    if member is not None:
+        if member.length == 0:
+            raise AudioError(f"{path}: is empty (0 bytes)")
+        yield AudioFile(path, member.length, open_member(member).file)
+        return
+    size = _size_of_file(path)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield AudioFile(path, size, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _size_of_file(path: str) -> int:
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{path}: no such audio file") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise FileNotFoundError(f"{path}: no such audio file")
+    if status.st_size == 0:
+        raise AudioError(f"{path}: is empty (0 bytes)")
+    return status.st_size

@@ -1,0 +1,181 @@
+"""Check the length in a header against the file's bytes, in a few small reads.
+
+A recorder that streams, or that is stopped, leaves a length of 0 or of an earlier moment; files are
+concatenated, and the first one's header stays. Each check tells whether the header is right; what
+it doubts is measured by decoding.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from mae_ast.core.audio_file import AudioFile
+
+_TAIL = 2**16  # bytes at the end of a FLAC file that hold its last frame
+
+
+# -- FLAC -----------------------------------------------------------------------------------------
+
+# Bits per sample and channels of a frame header that are not reserved are checked by its CRC.
+_FLAC_SYNC = re.compile(rb"\xff[\xf8\xf9]")
+_FLAC_BLOCKS = {
+    1: 192,
+    **{n: 576 << (n - 2) for n in range(2, 6)},
+    **{n: 1 << n for n in range(8, 16)},
+}
+
+
+def flac_length(file: AudioFile) -> int:
+    """Return the number of samples up to the end of a FLAC file's last frame; 0: none is found."""
+    info = file.read(8, 34)
+    block_size, largest = int.from_bytes(info[2:4], "big"), int.from_bytes(info[7:10], "big")
+    length = min(file.size, max(_TAIL, 2 * largest))
+    tail = file.read(file.size - length, length)
+    for match in reversed(list(_FLAC_SYNC.finditer(tail))):
+        end = _end_of_flac_frame(tail[match.start() : match.start() + 16], block_size)
+        if end:
+            return end
+    return 0
+
+
+def _end_of_flac_frame(header: bytes, block_size: int) -> int:
+    """Return the sample after a frame, from its header; 0 where there is none."""
+    size_code, rate_code = (
+        header[2] >> 4 if len(header) > 5 else 0,
+        header[2] & 15 if header[2:] else 0,
+    )
+    ones = 8 - (header[4] ^ 0xFF).bit_length() if len(header) > 5 else 1
+    if not size_code or rate_code == 15 or ones in (1, 8):
+        return 0
+    at = 4 + max(1, ones)  # after the number, which is coded as UTF-8 codes characters
+    number = header[4] & (0x7F >> ones)
+    for byte in header[5:at]:
+        number = number << 6 | byte & 0x3F
+    extra = {6: 1, 7: 2}.get(size_code, 0)
+    size = _FLAC_BLOCKS.get(size_code) or int.from_bytes(header[at : at + extra], "big") + 1
+    at += extra + {12: 1, 13: 2, 14: 2}.get(rate_code, 0)
+    if at >= len(header) or _crc8(header[:at]) != header[at]:
+        return 0
+    is_counted_in_samples = header[1] & 1
+    return (number if is_counted_in_samples else number * block_size) + size
+
+
+def _crc8(data: bytes) -> int:
+    crc = 0
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc << 1 ^ (0x107 if crc & 0x80 else 0)) & 0xFF
+    return crc
+
+
+# -- WAV ------------------------------------------------------------------------------------------
+
+_CHUNK_NAME = re.compile(rb"[A-Za-z0-9 _-]{4}")
+_LEFT_OVER = 1_024  # bytes after the last chunk that are no audio
+
+
+def wav_goes_on(file: AudioFile) -> bool:
+    """Whether a WAV file has audio beyond the end of its data chunk.
+
+    Its size is 0 or too small where the writer was stopped before it could go back to the header.
+    """
+    order = "big" if file.read(0, 4) == b"RIFX" else "little"
+    is_after_data, at = False, 12
+    while at + 8 <= file.size:
+        header = file.read(at, 8)
+        size = int.from_bytes(header[4:], order)  # type: ignore[arg-type]
+        if is_after_data:
+            is_chunk = _CHUNK_NAME.fullmatch(header[:4]) and at + 8 + size <= file.size + 1
+            return not is_chunk and not header.startswith(b"TAG") and file.size - at > _LEFT_OVER
+        if not _CHUNK_NAME.fullmatch(header[:4]):
+            return False
+        is_after_data = header[:4] == b"data"
+        at += 8 + size + (size & 1)
+    return False
+
+
+# -- MP3 ------------------------------------------------------------------------------------------
+
+
+class Mp3Header(NamedTuple):
+    """What an MP3's Xing or Info header says.
+
+    Args:
+        num_frames: samples of one channel, without encoder delay and padding.
+        sample_rate: in Hz.
+        is_right: the bytes that it counts are those of the file.
+    """
+
+    num_frames: int
+    sample_rate: int
+    is_right: bool
+
+
+_MP3_RATES = (44_100, 48_000, 32_000)
+_MP3_TAGS = 2_048  # bytes by which the count may differ: the header's own frame, or a tag
+
+
+def mp3_header(file: AudioFile) -> Mp3Header | None:
+    """Read an MP3's Xing or Info header; ``None``: it has none, or is no MPEG layer 3."""
+    begin = 0
+    head = file.read(0, 10)
+    if head.startswith(b"ID3") and len(head) == 10:
+        begin = 10 + sum((byte & 0x7F) << (21 - 7 * n) for n, byte in enumerate(head[6:]))
+    frame = file.read(begin, 256)
+    if len(frame) < 256 or frame[0] != 0xFF or frame[1] & 0xE6 != 0xE2 or frame[2] & 0x0C == 0x0C:
+        return None
+    version, is_mono = frame[1] >> 3 & 3, frame[3] >> 6 == 3  # 3: MPEG 1, 2: MPEG 2, 0: MPEG 2.5
+    rate = _MP3_RATES[frame[2] >> 2 & 3] >> (0 if version == 3 else 1 if version == 2 else 2)
+    at = 4 + ((17 if is_mono else 32) if version == 3 else (9 if is_mono else 17))
+    flags = int.from_bytes(frame[at + 4 : at + 8], "big")
+    if frame[at : at + 4] not in (b"Xing", b"Info") or flags & 3 != 3:
+        return None
+    frames, size = (int.from_bytes(frame[at + n : at + n + 4], "big") for n in (8, 12))
+    lame = at + 16 + (100 if flags & 4 else 0) + (4 if flags & 8 else 0)
+    delays = (
+        int.from_bytes(frame[lame + 21 : lame + 24], "big") if frame[lame : lame + 1] > b" " else 0
+    )
+    length = frames * (1_152 if version == 3 else 576) - (delays >> 12) - (delays & 0xFFF)
+    rest = file.size - begin - _size_of_tags(file)
+    return Mp3Header(max(0, length), rate, abs(rest - size) <= _MP3_TAGS)
+
+
+def _size_of_tags(file: AudioFile) -> int:
+    """Return the bytes of ID3v1 and APE tags at a file's end."""
+    size = 128 if file.read(max(0, file.size - 128), 3) == b"TAG" else 0
+    footer = file.read(max(0, file.size - size - 32), 32)
+    if footer.startswith(b"APETAGEX"):
+        size += int.from_bytes(footer[12:16], "little") + (32 if footer[23] & 0x80 else 0)
+    return size
+
+
+# -- Ogg ------------------------------------------------------------------------------------------
+
+_PLACES = 8  # that pages are looked at, beside the last page
+_WINDOW = 2**13  # bytes that are read at a place
+_LARGEST_PAGE = 65_307  # bytes
+_PAGE = re.compile(rb"OggS\0(?P<flags>[\0-\7]).{8}(?P<serial>.{4})(?P<number>.{4})", re.DOTALL)
+_BEGINS_STREAM = 2  # flag of a stream's first page
+
+
+def ogg_is_chained(file: AudioFile) -> bool:
+    """Whether an Ogg file is several, one after the other.
+
+    Pages are looked at in a few places: of one file they belong to the streams that begin on its
+    first pages, and their numbers grow. Of joined files either the serial number changes or the
+    numbers begin anew.
+    """
+    numbers: dict[bytes, int] = {}  # by serial number: the highest page number so far
+    step = max(_WINDOW, file.size // _PLACES)
+    last = max(0, file.size - _LARGEST_PAGE)
+    for place in (*range(0, last, step), last):
+        found = list(_PAGE.finditer(file.read(place, _LARGEST_PAGE if place == last else _WINDOW)))
+        for page in found[-1:] if place == last and place else found:
+            serial, number = page["serial"], int.from_bytes(page["number"], "little")
+            begins = page["flags"][0] & _BEGINS_STREAM
+            if number < numbers.get(serial, 0) or (serial not in numbers and not begins):
+                return True
+            numbers[serial] = number
+    return False

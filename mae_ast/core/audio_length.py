@@ -1,0 +1,104 @@
+"""Find the length of an audio file: by its header where that is right, else by decoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import soundfile
+
+from mae_ast.core import audio_seek, audio_soundfile
+from mae_ast.core.audio_file import AudioError, AudioFile, UndecodableError
+from mae_ast.core.audio_headers import flac_length, mp3_header, wav_goes_on
+
+_NEAR_END_S = 1  # seconds before the header's end that decoding begins at, to see where it ends
+_SLACK_S = 0.1  # seconds that a header may be off: encoder padding, milliseconds, other tracks
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """Length and sample rate of a file.
+
+    Args:
+        num_frames: samples of one channel that decode, at ``sample_rate``; of lossy codecs it may
+            be off by one packet.
+        sample_rate: the file's own rate, in Hz.
+        note: what is wrong with the length in its header; ``None``: nothing.
+    """
+
+    num_frames: int
+    sample_rate: int
+    note: str | None = None
+
+
+def is_whole(file: AudioFile, sound: soundfile.SoundFile) -> bool:
+    """Whether libsndfile reads a file to its end: it stops where the header says."""
+    frames = audio_soundfile.num_frames(sound)
+    if (
+        not sound.seekable()
+    ):  # such as GSM, of which libsndfile reads a last block that is not whole
+        return False
+    if file.content.name == "FLAC":
+        return frames > 0 and flac_length(file) == frames
+    if file.content.name == "WAV":
+        return not wav_goes_on(file)
+    return frames > 0
+
+
+def length_by_soundfile(file: AudioFile) -> AudioInfo:
+    """Return the length by the header, or what FFmpeg decodes where that is not right.
+
+    Raises:
+        soundfile.LibsndfileError: libsndfile cannot read it.
+    """
+    with audio_soundfile.opened(file) as sound:
+        frames, rate = audio_soundfile.num_frames(sound), int(sound.samplerate)
+        if is_whole(file, sound):
+            return AudioInfo(frames, rate)
+    try:
+        measured = measure(file)
+    except (AudioError, UndecodableError, av.FFmpegError):
+        return AudioInfo(frames, rate)
+    return _noted(measured, rate, Fraction(frames, rate))
+
+
+def length_by_av(file: AudioFile) -> AudioInfo:
+    """Return the length of what FFmpeg decodes.
+
+    Raises:
+        AudioError: it has no audio stream.
+        UndecodableError, av.FFmpegError: FFmpeg cannot read it.
+    """
+    header = mp3_header(file) if file.content.name == "MPEG audio" else None
+    if header is not None and header.is_right:
+        return AudioInfo(header.num_frames, header.sample_rate)
+    with audio_seek.started(file) as opened:
+        container, stream = opened.stream.container, opened.stream
+        promised = Fraction(container.duration or 0, av.time_base)
+        if stream.audio.duration is not None:
+            promised = stream.audio.duration * stream.time_base
+        is_guess = container.format.name not in audio_seek.INDEXED
+        at_end = None if is_guess else audio_seek.end_after(opened, promised - _NEAR_END_S)
+        rate = opened.rate
+    if header is not None:
+        promised, is_guess = Fraction(header.num_frames, header.sample_rate), False
+    frames = measure(file) if at_end is None else at_end
+    return _noted(frames, rate, Fraction(0) if is_guess else promised)
+
+
+def _noted(frames: int, rate: int, promised: Fraction) -> AudioInfo:
+    seconds = frames / rate
+    if abs(seconds - float(promised)) <= _SLACK_S:
+        return AudioInfo(frames, rate)
+    said = f"header says {float(promised):.3f} s" if promised > 0 else "no length in its header"
+    return AudioInfo(frames, rate, f"{said}, {seconds:.3f} s decode")
+
+
+def measure(file: AudioFile) -> int:
+    """Count the samples of one channel that FFmpeg decodes of the whole file."""
+    with audio_seek.started(file) as opened:
+        end = 0
+        for place, block in opened.located():
+            end = place + block.shape[1]
+        return end

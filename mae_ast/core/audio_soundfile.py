@@ -1,0 +1,88 @@
+"""Read audio with libsndfile: ``opened(file)``, then ``blocks(sound, first, end) -> (L,) mono``.
+
+libsndfile seeks exactly in the formats that it is chosen for. What it cannot seek in (GSM, G.721,
+DWVW) is decoded from the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import soundfile
+import torch
+from torch import Tensor
+
+from mae_ast.core.audio_file import AudioFile
+
+NO_LENGTH = 2**62  # from there on libsndfile's frames mean that the header gives no length
+_BLOCK = 2**20  # frames that are decoded at a time
+
+
+@contextmanager
+def opened(file: AudioFile) -> Iterator[soundfile.SoundFile]:
+    """Open a file with libsndfile.
+
+    Raises:
+        soundfile.LibsndfileError: libsndfile does not know it.
+    """
+    handle = file.for_soundfile()
+    with soundfile.SoundFile(handle, closefd=False) as sound:
+        yield sound
+
+
+def num_frames(sound: soundfile.SoundFile) -> int:
+    """Return the number of frames by the header, 0 where it gives none."""
+    return int(sound.frames) if sound.frames < NO_LENGTH else 0
+
+
+def is_float(sound: soundfile.SoundFile) -> bool:
+    """Whether samples are stored as floating point, whose full scale nothing enforces."""
+    return sound.subtype in ("FLOAT", "DOUBLE")
+
+
+def blocks(sound: soundfile.SoundFile, first: int, end: int | None) -> Iterator[Tensor]:
+    """Decode frames ``first`` to ``end`` to mono blocks, (L,) int16 or float32.
+
+    Args:
+        sound: a file that was just opened.
+        first: frame to begin with.
+        end: the first one that is not wanted; ``None``: all to the end. Fewer come where the file
+            ends earlier.
+
+    Raises:
+        soundfile.LibsndfileError: it cannot be decoded.
+    """
+    dtype = "int16" if sound.subtype == "PCM_16" else "float32"
+    if sound.seekable():
+        sound.seek(min(first, sound.frames))
+    else:
+        while first > 0:
+            skipped = len(sound.read(min(first, _BLOCK), dtype=dtype, always_2d=True))
+            if not skipped:
+                return
+            first, end = first - skipped, None if end is None else end - skipped
+    while end is None or first < end:
+        wanted = _BLOCK if end is None else min(_BLOCK, end - first)
+        frames = sound.read(wanted, dtype=dtype, always_2d=True)
+        if len(frames):
+            yield mono(torch.from_numpy(frames))
+        if len(frames) < wanted:
+            return
+        first += wanted
+
+
+def mono(frames: Tensor) -> Tensor:
+    """(frames, channels) to (frames,): int16 stays where there is one channel, else float32."""
+    if frames.shape[1] == 1:
+        return frames[:, 0]
+    if frames.dtype != torch.int16:
+        return frames.mean(dim=1)
+    # A product adds up several times as fast as a mean does; sums of int16 are exact in float32.
+    sums = frames.float() @ torch.ones(frames.shape[1])
+    return sums / frames.shape[1] / 32768
+
+
+def reason(error: soundfile.LibsndfileError) -> str:
+    """Return libsndfile's own words, without the name or descriptor it was given."""
+    return str(error.error_string)
