@@ -47,10 +47,10 @@ def describe(path: Path) -> str | None:
     for pattern, kind in _PATTERNS:
         if pattern.match(head):
             return kind
-    if _TENSORFLOW_NAME.fullmatch(path.name):
-        return "part of a TensorFlow checkpoint"
     if head.startswith(b"PK\x03\x04"):
         return _describe_zip(path)
+    if _TENSORFLOW_NAME.fullmatch(path.name):
+        return "part of a TensorFlow checkpoint"
     return _describe_text(head)
 
 
@@ -73,7 +73,7 @@ def _describe_zip(path: Path) -> str | None:
         return "a TorchScript archive; save the state_dict of its model instead"
     if "data.pkl" in inside:
         return None
-    if all(name.endswith(".npy") for name in names):
+    if names and all(name.endswith(".npy") for name in names):
         return "an archive of NumPy arrays (.npz)"
     return "a ZIP archive that torch.save did not write"
 
