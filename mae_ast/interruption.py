@@ -80,16 +80,10 @@ class InterruptibleTask(FairseqTask):  # type: ignore[misc]
 
     # The same on all workers after each step.
     should_stop = False
-    failed = False
-
-    def has_failed(self) -> bool:
-        """Whether this worker knows a reason that training must not go on."""
-        return False
+    failed = False  # stops for an error
 
     def before_exit(self) -> None:
         """Called once the checkpoint of an early end is saved."""
-        if self.failed:
-            raise SystemExit("mae-ast: error: ended, since another worker failed; see its message")
         logger.info("saved and ended on a signal; the same command goes on from here")
 
     def train_step(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, int, dict[str, Any]]:
@@ -97,12 +91,9 @@ class InterruptibleTask(FairseqTask):  # type: ignore[misc]
         _training.set()
         loss, sample_size, logging_output = super().train_step(*args, **kwargs)
         logging_output["stop_requested"] = float(_requested.is_set())
-        logging_output["failed"] = float(self.has_failed())
         return loss, sample_size, logging_output
 
     def reduce_metrics(self, logging_outputs: Sequence[dict[str, Any]], criterion: Any) -> None:
         """fairseq's, and the workers' common decision."""
         super().reduce_metrics(logging_outputs, criterion)
-        self.failed |= any(float(log.get("failed", 0)) for log in logging_outputs)
-        requested = any(float(log.get("stop_requested", 0)) for log in logging_outputs)
-        self.should_stop |= self.failed or requested
+        self.should_stop |= any(float(log.get("stop_requested", 0)) for log in logging_outputs)

@@ -124,6 +124,13 @@ class Manifest:
         rates = np.where(self.sample_rates > 0, self.sample_rates, SAMPLE_RATE).astype(np.int64)
         return num_samples_16k(self.lengths, rates)
 
+    def digest(self) -> bytes:
+        """SHA-256 of the rows' paths, lengths and sample rates."""
+        digest = hashlib.sha256(self._packed_paths)
+        for values in (self._path_ends, self.lengths, self.sample_rates):
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.digest()
+
     def take(self, rows: Iterable[int] | np.ndarray) -> Manifest:
         """Some of the rows, in this order; messages still name their lines in the file."""
         chosen = np.asarray(list(rows), dtype=np.int64)

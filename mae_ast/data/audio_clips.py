@@ -6,6 +6,7 @@ Base of this project's datasets; they add what a batch holds beside the audio.
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch.utils.data import get_worker_info
 from mae_ast.core.audio import SAMPLE_RATE, AudioError, read_audio
 from mae_ast.core.batch import draw_start
 from mae_ast.core.manifest import Manifest, ManifestError
-from mae_ast.data.bad_files import BadFiles
+from mae_ast.data.bad_files import BadFile, BadFiles
 from mae_ast.interruption import heed_only_the_trainer
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
         min_samples: shorter clips are left out, at 16 kHz; ``None``: no such limit.
         max_keep_samples: longer clips are left out, at 16 kHz; ``None``: no such limit.
         max_samples: longer clips are cropped to this, at 16 kHz; ``None``: no such limit.
-        max_bad_fraction: share of the files read that may turn out unusable.
+        max_bad_fraction: maximum ratio of unusable files among those read.
 
     Raises:
         ManifestError: a clip is shorter than one patch, or none is left.
@@ -80,7 +81,8 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
                 f"max_sample_size={max_samples} crops clips to less than one patch or "
                 f"min_sample_size; at least {self._least} samples at 16 kHz are needed"
             )
-        self.bad_files = BadFiles(manifest, len(self.rows), max_bad_fraction)
+        self.bad_files = BadFiles(manifest, max_bad_fraction)
+        self.num_used = len(self.rows)  # clips of an epoch, each counted once
         self._lengths = lengths[self.rows]
         self.sizes = np.minimum(lengths[self.rows], max_samples or np.iinfo(np.int64).max)
         logger.info(
@@ -101,8 +103,13 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
         """Of training; 0 in validation."""
         return int(self._epoch)
 
-    def read_part(self, index: int, generator: torch.Generator) -> Tensor | None:
-        """The part (L,) int16 of a clip that is used this time; ``None`` where the file is bad.
+    @property
+    def split(self) -> str:
+        """Name of the manifest without its suffix."""
+        return self.manifest.path.stem
+
+    def read_part(self, index: int, generator: torch.Generator) -> Tensor | BadFile:
+        """Read the part (L,) int16 of a clip that is used this time.
 
         Args:
             index: of the clip among ``rows``.
@@ -110,18 +117,13 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
         """
         self._prepare_worker()
         row = int(self.rows[index])
-        if self.bad_files.is_bad(row):
-            return None
         wanted = int(self.sizes[index])
         room = int(self._lengths[index]) - wanted if self.random_crop else 0
         path = self.manifest.audio_path(row)
         try:
-            samples = self._read(path, draw_start(room, generator), wanted)
+            return self._read(path, draw_start(room, generator), wanted)
         except (AudioError, OSError) as error:
-            self.bad_files.add_bad(row, str(error))
-            return None
-        self.bad_files.add_good(row)
-        return samples
+            return BadFile(row, str(error))
 
     def _read(self, path: str, start: int, wanted: int) -> torch.Tensor:
         """A part, or the file's beginning where the manifest promised more than there is.
@@ -160,6 +162,12 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
             ties = np.random.default_rng(np.random.randint(2**31)).permutation(len(self))
         order: np.ndarray = np.lexsort((ties, -self.sizes))
         return order
+
+    def batch_by_size(self, indices: np.ndarray, *args: Any, **kwargs: Any) -> list[Any]:
+        """fairseq's; keeps how many clips the epoch uses."""
+        self.num_used = int(np.count_nonzero(indices < len(self)))  # from there on: further turns
+        batches: list[Any] = super().batch_by_size(indices, *args, **kwargs)
+        return batches
 
     def num_tokens(self, index: int) -> int:
         """Samples at 16 kHz, what ``dataset.max_tokens`` counts."""

@@ -1,13 +1,17 @@
-"""Files that turn out to be unusable during training: logged once, counted, left out.
+"""Tally of the files that a training reads, good and bad.
 
-The tally lives in shared memory, so that all worker processes and the trainer see the same one.
+Data workers put into each batch which files they read for it (:class:`FilesRead`); the trainer's
+process tallies them when the batch is used. In an epoch, each file is in one batch of one process,
+so the processes' numbers can be added up. An epoch tries all files again: a bad one may have been
+out of reach for a moment only.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
-import torch
+import numpy as np
 
 from mae_ast.core.manifest import Manifest
 
@@ -17,66 +21,87 @@ _UNREAD, _GOOD, _BAD = 0, 1, 2
 AT_LEAST = 20  # so many bad files never stop a run
 
 
-class TooManyBadFilesError(ValueError):
-    """More files are unusable than a run puts up with; the message lists them."""
+@dataclass(frozen=True)
+class BadFile:
+    """Stands for a clip whose file cannot be used.
+
+    Args:
+        id: its row in the manifest.
+        why: what is wrong with it.
+        turn: how often the clip came up before in this epoch.
+    """
+
+    id: int
+    why: str
+    turn: int = 0
+
+
+@dataclass(frozen=True)
+class FilesRead:
+    """The files that were read for a batch.
+
+    Args:
+        split: name of the data set.
+        good: rows of those that were read, each once in an epoch.
+        bad: those that cannot be used; :attr:`BadFile.turn` says whether for the first time.
+    """
+
+    split: str
+    good: list[int]
+    bad: list[BadFile]
 
 
 class BadFiles:
-    """Tally of a manifest's files.
+    """Tally of a manifest's files, as far as this process reads them.
 
     Args:
         manifest: whose rows are tallied.
-        num_used: rows that are used at all; when all of those are bad, that is too many.
-        max_fraction: share of the files read so far that may be bad.
+        max_fraction: maximum ratio of bad files among the files read in an epoch.
     """
 
-    def __init__(self, manifest: Manifest, num_used: int, max_fraction: float) -> None:
+    def __init__(self, manifest: Manifest, max_fraction: float) -> None:
         self.manifest = manifest
-        self.num_used = num_used
         self.max_fraction = max_fraction
-        self._state = torch.zeros(len(manifest), dtype=torch.uint8).share_memory_()
-        self._is_over = torch.zeros(1, dtype=torch.uint8).share_memory_()
+        self._state = np.zeros(len(manifest), dtype=np.uint8)
+        self.logged = np.zeros(len(manifest), dtype=np.uint8)  # 1: a message named the row's file
 
-    def is_bad(self, row: int) -> bool:
-        """Whether this file was found bad before."""
-        return bool(self._state[row] == _BAD)
+    def begin_epoch(self) -> None:
+        """Start from zero: an epoch reads all files again."""
+        self._state.fill(_UNREAD)
 
-    def add_good(self, row: int) -> None:
-        """A file was read."""
-        self._state[row] = _GOOD
-
-    def add_bad(self, row: int, why: str) -> None:
-        """A file cannot be used: log that once, and see whether there are too many."""
-        self._state[row] = _BAD
-        logger.warning("left out, bad file: %s (%s)", why, self.manifest.where(row))
-        num_bad = int((self._state == _BAD).sum())
-        most = max(AT_LEAST, self.max_fraction * self.num_read)
-        if num_bad > most or num_bad == self.num_used:
-            self._is_over[0] = 1
-
-    @property
-    def num_read(self) -> int:
-        """Files read so far, good or bad."""
-        return int((self._state != _UNREAD).sum())
+    def add(self, read: FilesRead) -> None:
+        """Tally the files of a batch; log each bad one the first time."""
+        self._state[read.good] = _GOOD
+        for file in read.bad:
+            if file.turn == 0:
+                self._state[file.id] = _BAD
+            if not self.logged[file.id]:
+                self.logged[file.id] = 1
+                logger.warning("skipping bad file: %s (%s)", file.why, self.manifest.where(file.id))
 
     @property
     def rows(self) -> list[int]:
         """Rows of the bad files."""
-        bad: list[int] = (self._state == _BAD).nonzero().flatten().tolist()
+        bad: list[int] = np.flatnonzero(self._state == _BAD).tolist()
         return bad
 
-    def check(self) -> None:
-        """Stop where there are too many; cheap enough for each step.
+    def counts(self) -> tuple[int, int]:
+        """Numbers of bad files and of files read, good or bad."""
+        return int(np.count_nonzero(self._state == _BAD)), int(np.count_nonzero(self._state))
 
-        Raises:
-            TooManyBadFilesError: with the list.
+    def problem(self, num_bad: int, num_read: int, num_used: int) -> str:
+        """Say why a training must not go on with so many bad files; empty: it may.
+
+        Args:
+            num_bad: bad files that all processes found in this epoch.
+            num_read: files that they read, good or bad.
+            num_used: files that an epoch reads.
         """
-        if not self._is_over[0]:
-            return
-        rows = self.rows
-        paths = "\n  ".join(self.manifest.audio_path(row) for row in rows)
-        raise TooManyBadFilesError(
-            f"{self.manifest.path}: {len(rows)} of {self.num_read} files read are bad: all, or "
-            f"more than max({AT_LEAST}, {self.max_fraction:g} of them); mend the manifest or raise "
-            f"task.max_bad_fraction. They are:\n  {paths}"
+        most = max(AT_LEAST, self.max_fraction * num_read)
+        if num_bad <= most and not num_bad >= num_used > 0:
+            return ""
+        return (
+            f"{self.manifest.path}: {num_bad} of {num_read} files read are bad: all, or more than "
+            f"max({AT_LEAST}, {self.max_fraction:g} of them); mend the manifest or raise "
+            "task.max_bad_fraction"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mae_ast.core.fbank import num_frames
 from mae_ast.core.labels import ClipLabels, LabelError
 from mae_ast.core.manifest import Manifest
 from mae_ast.data.audio_clips import AudioClips
+from mae_ast.data.bad_files import BadFile, FilesRead
 
 # What a generator is for; those of a clip's second and later turns in an epoch come after these.
 _FOR_CROPS, _FOR_MIXING, _FOR_VARYING, _FOR_HIDING, _NUM_PURPOSES = range(5)
@@ -33,6 +34,7 @@ class LabelledClip:
         target: (C,) float32; of a mixed clip, shares.
         hidden: (2, 2) int64, what SpecAugment hides.
         visible_ids: (V,) int64, the patches that the encoder sees; ``None``: all.
+        turn: how often the clip came up before in this epoch.
     """
 
     id: int
@@ -40,6 +42,7 @@ class LabelledClip:
     target: Tensor
     hidden: Tensor
     visible_ids: Tensor | None = None
+    turn: int = 0
 
 
 class ClassificationDataset(AudioClips):
@@ -81,8 +84,8 @@ class ClassificationDataset(AudioClips):
         self.drop = drop if shuffle else None
         self._weights = sampling_weights(labels, self.rows) if balanced and shuffle else None
 
-    def __getitem__(self, index: int) -> LabelledClip | None:
-        """Decode and vary a clip; ``None`` where the file is bad.
+    def __getitem__(self, index: int) -> LabelledClip | BadFile:
+        """Decode and augment a clip.
 
         Args:
             index: of the clip, plus ``len(self)`` times how often it had its turn before in this
@@ -95,8 +98,8 @@ class ClassificationDataset(AudioClips):
             return clip_generator(self.seed, self.epoch, row, purpose + _NUM_PURPOSES * turn)
 
         samples = self.read_part(place, generator(_FOR_CROPS))
-        if samples is None:
-            return None
+        if isinstance(samples, BadFile):
+            return replace(samples, turn=turn)
         target = torch.from_numpy(self.labels.multi_hot([row])[0])
         hidden, visible_ids = torch.zeros(2, 2, dtype=torch.int64), None
         if self.shuffle:
@@ -107,15 +110,18 @@ class ClassificationDataset(AudioClips):
             hidden = self.augmentation.draw_hidden(frames, for_hiding)
             if self.drop is not None:
                 visible_ids = self.drop.draw_visible(frames, for_hiding)
-        return LabelledClip(row, samples, target, hidden, visible_ids)
+        return LabelledClip(row, samples, target, hidden, visible_ids, turn)
 
-    def collater(self, samples: Sequence[LabelledClip | None]) -> dict[str, Any]:
+    def collater(self, samples: Sequence[LabelledClip | BadFile]) -> dict[str, Any]:
         """Pad clips to fairseq's batch; without any usable clip, one that counts for nothing.
+
+        ``files`` (:class:`FilesRead`) says which files were read for it.
 
         The trainer makes every float tensor half precision under ``common.fp16``; targets
         therefore travel as the integers that have their bits.
         """
-        clips = [clip for clip in samples if clip is not None]
+        clips = [clip for clip in samples if isinstance(clip, LabelledClip)]
+        bad = [file for file in samples if isinstance(file, BadFile)]
         lengths = [len(clip.samples) for clip in clips] or [self.one_patch]
         source = torch.zeros(len(lengths), max(lengths), dtype=torch.int16)
         for row, clip in zip(source, clips, strict=False):
@@ -127,6 +133,7 @@ class ClassificationDataset(AudioClips):
             "id": torch.tensor([clip.id for clip in clips], dtype=torch.int64),
             "nsentences": len(clips),
             "num_samples": sum(lengths) if clips else 0,
+            "files": FilesRead(self.split, [clip.id for clip in clips if clip.turn == 0], bad),
             "target": (torch.stack(targets) if clips else targets[0]).view(torch.int32),
             "net_input": {
                 "source": source,
@@ -175,10 +182,12 @@ class ClassificationDataset(AudioClips):
     ) -> tuple[Tensor, Tensor]:
         """Mix in another clip of the split, where that is drawn and the other can be read."""
         drawn = self.augmentation.draw_mixing(len(self), generator)
-        other = None if drawn is None else self.read_part(drawn[0], generator)
-        if drawn is None or other is None:
+        if drawn is None:
             return samples, target
         partner, share = drawn
+        other = self.read_part(partner, generator)
+        if isinstance(other, BadFile):  # tallied when its own turn comes
+            return samples, target
         others = torch.from_numpy(self.labels.multi_hot([int(self.rows[partner])])[0])
         return mix(samples, other, share), share * target + (1 - share) * others
 

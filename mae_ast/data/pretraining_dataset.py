@@ -12,6 +12,7 @@ from mae_ast.core.augment import roll_and_scale
 from mae_ast.core.batch import Batch, Clip, Collater, clip_generator
 from mae_ast.core.manifest import Manifest
 from mae_ast.data.audio_clips import AudioClips
+from mae_ast.data.bad_files import BadFile, FilesRead
 
 _FOR_VARYING = 2  # what a generator is for, beside those of a Clip
 
@@ -45,20 +46,26 @@ class PretrainingDataset(AudioClips):
         self.collate = collater
         self.roll_mag = roll_mag and shuffle
 
-    def __getitem__(self, index: int) -> Clip | None:
-        """Decode a clip's part; ``None`` where the file is bad."""
+    def __getitem__(self, index: int) -> Clip | BadFile:
+        """Decode a clip's part."""
         clip = Clip.of(int(self.rows[index]), torch.empty(0), self.seed, self.epoch)
         samples = self.read_part(index, clip.generator)
-        if samples is None:
-            return None
+        if isinstance(samples, BadFile):
+            return samples
         if self.roll_mag:
             generator = clip_generator(self.seed, self.epoch, clip.id, _FOR_VARYING)
             samples = roll_and_scale(samples, generator)
         return dataclasses.replace(clip, samples=samples)
 
-    def collater(self, samples: Sequence[Clip | None]) -> dict[str, Any]:
-        """Clips to fairseq's batch; without any usable clip, one that counts for nothing."""
-        return to_sample(self.collate([clip for clip in samples if clip is not None]))
+    def collater(self, samples: Sequence[Clip | BadFile]) -> dict[str, Any]:
+        """Collate clips to fairseq's batch; without any usable clip, one that counts for nothing.
+
+        ``files`` (:class:`FilesRead`) says which files were read for it.
+        """
+        clips = [clip for clip in samples if isinstance(clip, Clip)]
+        bad = [file for file in samples if isinstance(file, BadFile)]
+        files = FilesRead(self.split, [clip.id for clip in clips], bad)
+        return {**to_sample(self.collate(clips)), "files": files}
 
 
 def to_sample(batch: Batch) -> dict[str, Any]:
@@ -90,3 +97,11 @@ def net_input(sample: dict[str, Any]) -> dict[str, Any]:
     if arguments["source"].dtype == torch.int32:
         arguments["source"] = arguments["source"].view(torch.float32)
     return arguments
+
+
+def without_frames(sample: dict[str, Any]) -> dict[str, Any]:
+    """Copy a batch of fairseq's, with no frame of it valid."""
+    arguments = sample["net_input"]
+    source = arguments["source"]
+    lengths = torch.zeros(len(source), dtype=torch.int64, device=source.device)
+    return {**sample, "net_input": {**arguments, "lengths": lengths}}

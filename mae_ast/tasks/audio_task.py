@@ -1,27 +1,33 @@
 """Base of this project's fairseq tasks: manifests, bad files, hours of audio, early ends."""
 
 # No postponed annotations here: fairseq reads the types of the fields.
+import hashlib
+import logging
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Self
 
+import numpy as np
 import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import II, MISSING
 
-from mae_ast import fairseq_repairs, interruption
+from mae_ast import early_stopping, fairseq_repairs, interruption, ranks
 from mae_ast.allocator import keep_freed_memory
 from mae_ast.core.audio import SAMPLE_RATE
 from mae_ast.core.manifest import Manifest
 from mae_ast.data.audio_clips import AudioClips
-from mae_ast.data.bad_files import TooManyBadFilesError
+from mae_ast.data.bad_files import FilesRead
 from mae_ast.errors import user_errors
 from mae_ast.interruption import InterruptibleTask
 from mae_ast.progress import bar
+
+logger = logging.getLogger(__name__)
 
 # fairseq offers no later moment: next, it reads the options.
 fairseq_repairs.apply()
@@ -72,6 +78,9 @@ class AudioTask(InterruptibleTask):
         _check_sizes(cfg)
         self.folder = absolute(cfg.data)
         self.audio_seconds = 0.0  # of all workers, since the first update
+        self._num_loads = 0
+        self._tallied_update = -1
+        self._problem = ""  # why training must not go on
 
     @classmethod
     def setup_task(cls, cfg: AudioTaskConfig, **kwargs: Any) -> Self:
@@ -97,9 +106,47 @@ class AudioTask(InterruptibleTask):
             )
         return criterion
 
-    def manifest(self, split: str) -> Manifest:
-        """``{split}.tsv``."""
-        return Manifest.load(self.folder / f"{split}.tsv", bar("reading sample rates", "file"))
+    def load_dataset(self, split: str, **kwargs: Any) -> None:
+        """Read ``{split}.tsv`` and make sure that all processes have the same clips of it.
+
+        The first process alone reads headers for sample rates, and gives them to the others.
+        """
+        key = f"mae_ast/{split}/{self._num_loads}"
+        self._num_loads += 1
+
+        def load() -> bytes:
+            manifest = self._manifest(split, key)
+            dataset = self.datasets[split] = self.make_dataset(split, manifest)
+            digest = hashlib.sha256(manifest.digest())
+            digest.update(dataset.rows.tobytes())
+            digest.update(dataset.sizes.tobytes())
+            return digest.digest()
+
+        with user_errors():
+            ranks.agree(f"{key}/clips", f"{split}.tsv: the clips and their lengths", load)
+
+    def make_dataset(self, split: str, manifest: Manifest) -> AudioClips:
+        """Make the data set of a split."""
+        raise NotImplementedError
+
+    def _manifest(self, split: str, key: str) -> Manifest:
+        path = self.folder / f"{split}.tsv"
+        loaded = []
+
+        def sample_rates() -> bytes:
+            loaded.append(Manifest.load(path, bar("reading sample rates", "file")))
+            return zlib.compress(loaded[0].sample_rates.tobytes())
+
+        rates = ranks.from_first(f"{key}/rates", sample_rates)
+        if loaded:
+            return loaded[0]
+        manifest = Manifest.read(path)
+        manifest.check_paths()
+        found = np.frombuffer(zlib.decompress(rates), dtype=np.int32)
+        if len(found) != len(manifest):
+            raise ValueError(f"{path}: lists {len(manifest)} files, but {len(found)} on rank 0")
+        manifest.sample_rates = found.copy()
+        return manifest
 
     def get_batch_iterator(
         self,
@@ -107,10 +154,24 @@ class AudioTask(InterruptibleTask):
         max_tokens: int | None = None,
         max_sentences: int | None = None,
         max_positions: int | None = None,
+        ignore_invalid_inputs: bool = False,
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """fairseq's; clips that are longer than a whole batch may be are left out and counted."""
+        """Return fairseq's batches.
+
+        Clips longer than ``max_tokens`` are skipped and counted. Where none may be skipped, as in
+        the validation of fine-tuning, batches hold as much as the longest clip, so that it can be
+        one, and no batch needs more memory than that.
+        """
+        longest_clip = int(dataset.sizes.max())
+        if max_tokens is not None and max_tokens < longest_clip and not ignore_invalid_inputs:
+            logger.info(
+                "%s: batches hold %d samples, as its longest clip has, instead of %d "
+                "(dataset.max_tokens_valid)",
+                *(dataset.manifest.path, longest_clip, max_tokens),
+            )
+            max_tokens = longest_clip
         longest = max_tokens if max_positions is None else max_positions
         if longest is not None and longest < dataset.sizes.min():
             raise SystemExit(
@@ -118,23 +179,74 @@ class AudioTask(InterruptibleTask):
                 f"{dataset.manifest.path} ({dataset.sizes.min()} samples at 16 kHz)"
             )
         return super().get_batch_iterator(
-            dataset, max_tokens, max_sentences, longest, *args, **kwargs
+            dataset, max_tokens, max_sentences, longest, ignore_invalid_inputs, *args, **kwargs
         )
 
     def max_positions(self) -> None:
         """No limit but ``dataset.max_tokens``."""
         return
 
-    def has_failed(self) -> bool:
-        """When too many files are bad."""
-        return self._too_many_bad_files() is not None
+    def begin_epoch(self, epoch: int, model: Any) -> None:
+        """Called by the trainer on all processes before the first step of an epoch."""
+        super().begin_epoch(epoch, model)
+        for split in sorted(self.datasets):
+            bad_files = self.datasets[split].bad_files
+            if split == self.cfg.train_subset:
+                bad_files.begin_epoch()
+            known = torch.from_numpy(bad_files.logged)
+            bad_files.logged[:] = ranks.maximum(known).numpy()
+
+    def train_step(
+        self,
+        sample: dict[str, Any],
+        model: Any,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, int, dict[str, Any]]:
+        """fairseq's; adds the numbers of bad files and of files read to the logged values."""
+        if not ignore_grad:  # else it is another batch again, to keep the processes in step
+            self._tally(sample.get("files"))
+        loss, sample_size, logging_output = super().train_step(
+            sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs
+        )
+        # Once an update, which adds up what is logged in all its batches.
+        counts_now = update_num != self._tallied_update
+        self._tallied_update = update_num
+        logging_output["num_tallies"] = float(counts_now)
+        for split, dataset in self.datasets.items():
+            num_bad, num_read = dataset.bad_files.counts() if counts_now else (0, 0)
+            logging_output[f"num_bad_{split}"] = float(num_bad)
+            logging_output[f"num_read_{split}"] = float(num_read)
+        return loss, sample_size, logging_output
+
+    def valid_step(
+        self, sample: dict[str, Any], model: Any, criterion: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, int, dict[str, Any]]:
+        """fairseq's; tallies the files of the batch."""
+        files = sample.get("files")
+        if files is not None and files.split != self.cfg.train_subset:  # else as above
+            self._tally(files)
+        result: tuple[torch.Tensor, int, dict[str, Any]] = super().valid_step(
+            sample, model, criterion, **kwargs
+        )
+        return result
 
     def before_exit(self) -> None:
-        """Say why a run ended early."""
-        reason = self._too_many_bad_files()
-        if reason is not None:
-            raise SystemExit(f"mae-ast: error: {reason}")
-        super().before_exit()
+        """Say why a run ended early, and list the bad files that this process found."""
+        if not self._problem:
+            super().before_exit()
+            return
+        found = [
+            dataset.manifest.audio_path(row)
+            for dataset in self.datasets.values()
+            for row in dataset.bad_files.rows
+        ]
+        whose = "They are" if ranks.num_ranks() == 1 else "Those that this process read"
+        listed = "".join(f"\n  {path}" for path in found)
+        raise SystemExit(f"mae-ast: error: {self._problem}. {whose}:{listed or ' none'}")
 
     def reduce_metrics(self, logging_outputs: Sequence[dict[str, Any]], criterion: Any) -> None:
         """Log the criterion's values, and the hours of audio seen since the first update."""
@@ -144,22 +256,39 @@ class AudioTask(InterruptibleTask):
             self.audio_seconds += samples / SAMPLE_RATE
             hours = self.audio_seconds / 3600
             metrics.log_scalar("audio_hours", hours, weight=0, priority=160, round=4)
+            self._judge_bad_files(logging_outputs)
 
-    def get_checkpoint_dict(self) -> dict[str, dict[str, float]]:
-        """What a checkpoint keeps of this task."""
-        return {type(self).__name__: {"audio_seconds": self.audio_seconds}}
+    def get_checkpoint_dict(self) -> dict[str, dict[str, Any]]:
+        """Return what a checkpoint holds of this task."""
+        state = {
+            "audio_seconds": self.audio_seconds,
+            "early_stopping": early_stopping.state(),
+            "interrupted": self.should_stop,
+        }
+        return {type(self).__name__: state}
 
-    def set_checkpoint_dict(self, state: dict[str, float]) -> None:
-        """Take it up again."""
+    def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`get_checkpoint_dict` returned."""
         self.audio_seconds = state["audio_seconds"]
+        early_stopping.restore(state.get("early_stopping", {}))
 
-    def _too_many_bad_files(self) -> TooManyBadFilesError | None:
-        for dataset in self.datasets.values():
-            try:
-                dataset.bad_files.check()
-            except TooManyBadFilesError as reason:
-                return reason
-        return None
+    def _tally(self, files: Optional[FilesRead]) -> None:  # noqa: UP045
+        if files is not None:  # batches that are made up have none
+            self.datasets[files.split].bad_files.add(files)
+
+    def _judge_bad_files(self, logging_outputs: Sequence[dict[str, Any]]) -> None:
+        """Decide from the sums over all processes, which are the same on each of them."""
+
+        def total(key: str) -> int:
+            return round(sum(float(log.get(key, 0)) for log in logging_outputs))
+
+        if total("num_tallies") != ranks.num_ranks():
+            return  # a process had no batch left; there is a next step
+        for split, dataset in self.datasets.items():
+            numbers = total(f"num_bad_{split}"), total(f"num_read_{split}"), dataset.num_used
+            self._problem = self._problem or dataset.bad_files.problem(*numbers)
+        if self._problem:
+            self.failed = self.should_stop = True
 
 
 def _check_sizes(cfg: AudioTaskConfig) -> None:

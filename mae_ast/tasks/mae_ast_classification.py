@@ -12,6 +12,7 @@ import mae_ast.optim.adamw  # noqa: F401  (fairseq imports nothing but tasks and
 from mae_ast.core.augment import Augmentation, StructuredDrop
 from mae_ast.core.checkpoint import FINETUNING
 from mae_ast.core.labels import LABELS_FILE, ClipLabels, Labels
+from mae_ast.core.manifest import Manifest
 from mae_ast.criterions.score_meter import log_scores
 from mae_ast.data.classification_dataset import ClassificationDataset, check_one_label
 from mae_ast.errors import user_errors
@@ -108,30 +109,28 @@ class MaeAstClassificationTask(AudioTask):
         self.state.merge_state_dict({FINETUNING: description.to_dict()})
         return criterion
 
-    def load_dataset(self, split: str, **kwargs: Any) -> None:
-        """Read ``{split}.tsv`` and ``{split}.lbl``; only the training split is varied."""
+    def make_dataset(self, split: str, manifest: Manifest) -> ClassificationDataset:
+        """Add the labels of ``{split}.lbl``; only the training split is augmented."""
         is_training = split == self.cfg.train_subset
-        with user_errors():
-            manifest = self.manifest(split)
-            path = self.folder / f"{split}.lbl"
-            labels = ClipLabels.read(path, self.labels, len(manifest))
-            if not self.cfg.multi_label:
-                check_one_label(labels, path)
-            self.datasets[split] = ClassificationDataset(
-                manifest,
-                labels,
-                self._model.encoder.patch_shape.min_samples,
-                self.cfg.seed,
-                is_training,
-                self.augmentation,
-                self.cfg.balanced,
-                self.cfg.random_crop,
-                self._drop,
-                min_samples=self.cfg.min_sample_size,
-                max_keep_samples=self.cfg.max_keep_size,
-                max_samples=self.cfg.max_sample_size if is_training else None,
-                max_bad_fraction=self.cfg.max_bad_fraction,
-            )
+        path = self.folder / f"{split}.lbl"
+        labels = ClipLabels.read(path, self.labels, len(manifest))
+        if not self.cfg.multi_label:
+            check_one_label(labels, path)
+        return ClassificationDataset(
+            manifest,
+            labels,
+            self._model.encoder.patch_shape.min_samples,
+            self.cfg.seed,
+            is_training,
+            self.augmentation,
+            self.cfg.balanced,
+            self.cfg.random_crop,
+            self._drop,
+            min_samples=self.cfg.min_sample_size,
+            max_keep_samples=self.cfg.max_keep_size,
+            max_samples=self.cfg.max_sample_size if is_training else None,
+            max_bad_fraction=self.cfg.max_bad_fraction,
+        )
 
     def reduce_metrics(self, logging_outputs: Sequence[dict[str, Any]], criterion: Any) -> None:
         """Log the criterion's values, and in validation figures over all clips."""

@@ -13,10 +13,11 @@ from omegaconf import II
 from tensorboardX import SummaryWriter
 
 import mae_ast.criterions.mae_ast  # noqa: F401  (fairseq imports no criterions of a user-dir)
-from mae_ast.core.batch import Collater
+from mae_ast.core.batch import Clip, Collater
+from mae_ast.core.manifest import Manifest
 from mae_ast.core.masking import MaskIds
 from mae_ast.core.reconstruct import Reconstruction, reconstruct
-from mae_ast.data.pretraining_dataset import PretrainingDataset
+from mae_ast.data.pretraining_dataset import PretrainingDataset, without_frames
 from mae_ast.errors import user_errors
 from mae_ast.pictures import reconstruction_figure, to_array
 from mae_ast.tasks.audio_task import AudioTask, AudioTaskConfig, absolute
@@ -103,28 +104,38 @@ class MaeAstPretrainingTask(AudioTask):
             )
         return criterion
 
-    def load_dataset(self, split: str, **kwargs: Any) -> None:
-        """Read ``{split}.tsv``; the training split is shuffled, the others never."""
+    def make_dataset(self, split: str, manifest: Manifest) -> PretrainingDataset:
+        """Make the data set of a split; the training split is shuffled, the others never."""
         if self._model is None:
             raise RuntimeError("build_model comes first: the data depends on the model's patches")
-        with user_errors():
-            self.datasets[split] = PretrainingDataset(
-                self.manifest(split),
-                Collater(
-                    self._model.config,
-                    self.cfg.mask_type,
-                    pad=self.cfg.pad_audio,
-                    random_crop=self.cfg.random_crop,
-                    compute_fbank=self._fbank_in_workers(),
-                ),
-                seed=self.cfg.seed,
-                shuffle=split == self.cfg.train_subset,
-                roll_mag=self.cfg.roll_mag,
-                min_samples=self.cfg.min_sample_size,
-                max_keep_samples=self.cfg.max_keep_size,
-                max_samples=self.cfg.max_sample_size,
-                max_bad_fraction=self.cfg.max_bad_fraction,
-            )
+        return PretrainingDataset(
+            manifest,
+            Collater(
+                self._model.config,
+                self.cfg.mask_type,
+                pad=self.cfg.pad_audio,
+                random_crop=self.cfg.random_crop,
+                compute_fbank=self._fbank_in_workers(),
+            ),
+            seed=self.cfg.seed,
+            shuffle=split == self.cfg.train_subset,
+            roll_mag=self.cfg.roll_mag,
+            min_samples=self.cfg.min_sample_size,
+            max_keep_samples=self.cfg.max_keep_size,
+            max_samples=self.cfg.max_sample_size,
+            max_bad_fraction=self.cfg.max_bad_fraction,
+        )
+
+    def train_step(
+        self, sample: dict[str, Any], *args: Any, ignore_grad: bool = False, **kwargs: Any
+    ) -> Any:
+        """Make fairseq's step, without the input statistics of a batch whose gradient is ignored.
+
+        Such a batch stands in where a rank has run out of clips.
+        """
+        if ignore_grad:
+            sample = without_frames(sample)
+        return super().train_step(sample, *args, ignore_grad=ignore_grad, **kwargs)
 
     def post_validate(self, model: Any, stats: dict[str, Any], agg: Any) -> None:
         """Put a picture of a few validation clips into TensorBoard."""
@@ -168,8 +179,8 @@ class MaeAstPretrainingTask(AudioTask):
 @torch.no_grad()
 def _reconstruct_some(model: Any, dataset: PretrainingDataset) -> Reconstruction | None:
     """The first few clips that can be read; ``None`` where there is none."""
-    readable = (clip for clip in map(dataset.__getitem__, range(len(dataset))) if clip is not None)
-    clips = list(islice(readable, NUM_PICTURES))
+    read = map(dataset.__getitem__, range(len(dataset)))
+    clips = list(islice((clip for clip in read if isinstance(clip, Clip)), NUM_PICTURES))
     if not clips:
         return None
     collate = dataclasses.replace(dataset.collate, pad=False, compute_fbank=False)

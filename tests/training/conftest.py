@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -275,15 +276,38 @@ def start_for_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
         yield start
 
 
+def start_ranks(start: Start, data: Sequence[Path], *overrides: str, out: str) -> list[Training]:
+    """Start one process for each folder of manifests, which train together (gloo, on the CPU)."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        start(
+            folder,
+            f"distributed_training.distributed_world_size={len(data)}",
+            f"distributed_training.distributed_rank={rank}",
+            "distributed_training.distributed_no_spawn=true",
+            f"distributed_training.distributed_init_method=tcp://localhost:{port}",
+            "distributed_training.distributed_backend=gloo",
+            "distributed_training.ddp_backend=legacy_ddp",
+            *overrides,
+            out=f"{out}_{rank}",
+        )
+        for rank, folder in enumerate(data)
+    ]
+
+
 # --- without a process --------------------------------------------------------------------------
 
 
 def forget_the_best() -> None:
-    """Of another training in this process, which fairseq would compare with."""
+    """Forget another training in this process, which fairseq would compare with."""
+    import fairseq_cli.train
     from fairseq import checkpoint_utils
 
-    if hasattr(checkpoint_utils.save_checkpoint, "best"):
-        del checkpoint_utils.save_checkpoint.best
+    checkpoint_utils.save_checkpoint.__dict__.pop("best", None)
+    for name in ("best", "num_runs"):
+        fairseq_cli.train.should_stop_early.__dict__.pop(name, None)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import torch
 import mae_ast
 
 from .conftest import ONLY_TRAINING, Start, Training, sound, write_clips, write_manifest
+from .test_dataset import task_with
 
 LENGTH = 16_000
 NUM_GOOD = 12
@@ -84,9 +85,7 @@ def test_bad_files_are_left_out_and_named_once(
     with_some: Training, with_too_many: Training
 ) -> None:
     run = with_some.finish()
-    warnings = [
-        line for line in run.output.splitlines() if "[WARNING] - left out, bad file" in line
-    ]
+    warnings = [line for line in run.output.splitlines() if "[WARNING] - skipping bad file" in line]
     assert len(warnings) == len(BAD)
     for line_number, (name, why) in enumerate(BAD.items(), start=2 + NUM_GOOD):
         (warning,) = [line for line in warnings if f"/{name}: " in line]
@@ -173,3 +172,25 @@ def test_a_batch_of_bad_files_only(
         assert all(math.isfinite(loss) and loss > 0 for loss in losses)
         assert float(epoch["train_loss"]) == pytest.approx(sum(losses) / 4, rel=1e-5)
     assert len(epochs) == 2
+
+
+def test_a_file_that_was_bad_is_tried_again_and_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may have been out of reach for a moment."""
+    write_manifest(tmp_path / "train.tsv", good_rows(tmp_path, number=3))
+    task = task_with(tmp_path, "train", seed=1)
+    data, path = task.dataset("train"), tmp_path / "train_01.flac"
+    found = []
+    for epoch in range(1, 5):
+        if epoch == 3:
+            (tmp_path / "away.flac").rename(path)
+        elif epoch == 1:
+            path.rename(tmp_path / "away.flac")
+        task.begin_epoch(epoch, None)
+        batch = data.collater([data[index] for index in range(3)])
+        data.bad_files.add(batch["files"])
+        found.append((batch["id"].tolist(), data.bad_files.rows, data.bad_files.counts()))
+    assert found == [([0, 2], [1], (1, 3))] * 2 + [([0, 1, 2], [], (0, 3))] * 2
+    logged = [r.getMessage() for r in caplog.records if "skipping bad file" in r.getMessage()]
+    assert logged == [f"skipping bad file: {path}: no such audio file ({tmp_path / 'train.tsv'}:3)"]

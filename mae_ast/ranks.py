@@ -1,0 +1,108 @@
+"""What the processes of a training have to agree upon, exchanged without the model's collectives.
+
+Messages go through the store that the processes met at. It wants no device, and no collective's
+time limit applies to it: reading two million headers may take the first process an hour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+from torch import Tensor, distributed
+from torch.distributed.distributed_c10d import _get_default_store
+
+_PATIENCE = timedelta(days=7)  # a process that is gone takes the store with it, or is ended
+_VALUE, _ERROR = b"+", b"-"
+
+
+def num_ranks() -> int:
+    """Return the number of processes that train together."""
+    return distributed.get_world_size() if _are_several() else 1
+
+
+def from_first(key: str, compute: Callable[[], bytes]) -> bytes:
+    """Let the first process compute something, and give it to all.
+
+    Args:
+        key: name of the message, the same on all ranks; used once.
+        compute: called on rank 0; the others wait.
+
+    Raises:
+        ValueError: it failed there, with the message of its ``ValueError`` or ``OSError``.
+    """
+    if not _are_several():
+        return compute()
+    store = _get_default_store()
+    if distributed.get_rank() == 0:
+        store.set(key, _outcome(compute))  # type: ignore[arg-type]  # bytes will do
+    store.wait([key], _PATIENCE)
+    return _value(store.get(key))
+
+
+def agree(key: str, what: str, compute: Callable[[], bytes]) -> None:
+    """Compute something on each process and make sure that all have the same.
+
+    Args:
+        key: name of the messages, the same on all ranks; used once.
+        what: it is, for messages.
+        compute: called on each rank; a short value, such as a digest.
+
+    Raises:
+        ValueError: it failed on a rank, or ranks differ from the first; names them. Where this
+            rank itself failed, with the message of its ``ValueError`` or ``OSError``.
+    """
+    if not _are_several():
+        compute()
+        return
+    store, rank = _get_default_store(), distributed.get_rank()
+    keys = [f"{key}/{each}" for each in range(distributed.get_world_size())]
+    own = _outcome(compute)
+    store.set(keys[rank], own)  # type: ignore[arg-type]
+    store.wait(keys, _PATIENCE)
+    _value(own)
+    outcomes = [bytes(outcome) for outcome in store.multi_get(keys)]
+    failed = [each for each, outcome in enumerate(outcomes) if outcome.startswith(_ERROR)]
+    if failed:
+        raise ValueError(f"rank {_listed(failed)} failed: {outcomes[failed[0]][1:].decode()}")
+    others = [each for each, outcome in enumerate(outcomes) if outcome != outcomes[0]]
+    if others:
+        raise ValueError(
+            f"{what} on rank {_listed(others)} differ from those on rank 0; give all processes "
+            "the same files and settings"
+        )
+
+
+def maximum(values: Tensor) -> Tensor:
+    """Return the element-wise maximum over all processes of an integer tensor on the CPU."""
+    if not _are_several():
+        return values
+    is_gpu = distributed.get_backend() == distributed.Backend.NCCL
+    moved = values.to("cuda") if is_gpu else values.clone()
+    distributed.all_reduce(moved, distributed.ReduceOp.MAX)
+    return moved.to(values.device)
+
+
+def _are_several() -> bool:
+    return (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    )
+
+
+def _outcome(compute: Callable[[], bytes]) -> bytes:
+    try:
+        return _VALUE + compute()
+    except (ValueError, OSError) as error:
+        return _ERROR + str(error).encode(errors="replace")
+
+
+def _value(outcome: bytes) -> bytes:
+    if outcome.startswith(_ERROR):
+        raise ValueError(outcome[1:].decode())
+    return outcome[1:]
+
+
+def _listed(ranks: list[int]) -> str:
+    return ", ".join(map(str, ranks[:20])) + (", ..." if len(ranks) > 20 else "")

@@ -1,0 +1,189 @@
+"""Several processes count bad files together, and train on the same clips (gloo, on the CPU)."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from .conftest import (
+    DEADLINE_S,
+    ONLY_TRAINING,
+    REPOSITORY,
+    Start,
+    Training,
+    sound,
+    start_ranks,
+    write_manifest,
+)
+from .test_bad_files import garbage_rows, good_rows
+from .test_dataset import task_with
+
+RUN = ("dataset.max_tokens=null", "dataset.num_workers=0", *ONLY_TRAINING)
+
+
+def corpus_with(folder: Path, num_good: int, num_bad: int) -> list[Path]:
+    """Clips of which some are bad, for two processes."""
+    write_manifest(
+        folder / "train.tsv", good_rows(folder, number=num_good) + garbage_rows(folder, num_bad)
+    )
+    return [folder, folder]
+
+
+def message(run: Training) -> str:
+    """The one line of an error."""
+    assert run.wait() == 1, run.tail
+    assert "Traceback" not in run.output
+    (line,) = [line for line in run.errors.splitlines() if line.startswith("mae-ast: error: ")]
+    return line
+
+
+def test_bad_files_of_all_processes_are_added_up(tmp_path: Path, start: Start) -> None:
+    """In one epoch of 5 steps, in which neither process finds more than 20."""
+    options = ("dataset.batch_size=4", "optimization.max_update=5")
+    runs = start_ranks(start, corpus_with(tmp_path, 12, 24), *RUN, *options, out="run")
+    messages = [message(run) for run in runs]
+    assert messages[0] == messages[1]
+    found = re.search(r"train\.tsv: (\d+) of \d+ files read are bad: all, or more", messages[0])
+    assert found is not None
+    assert 20 < int(found[1]) <= 24
+    listed = [set(re.findall(r"garbage_\d+", run.errors.partition("error:")[2])) for run in runs]
+    assert all(0 < len(files) <= 20 for files in listed)
+    assert not listed[0] & listed[1]
+    assert len(listed[0] | listed[1]) == int(found[1])
+
+
+def test_all_files_are_bad_where_no_process_reads_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus_with(tmp_path, 2, 4)
+    task = task_with(tmp_path, "train", seed=1)
+    task.dataset("train").batch_by_size(np.arange(2, 6), max_sentences=1)  # the others are filtered
+    monkeypatch.setattr("mae_ast.ranks.num_ranks", lambda: 2)
+    sums = {"num_bad_train": 4.0, "num_read_train": 4.0}
+    task._judge_bad_files([{"num_tallies": 1.0, **sums}])  # of one process alone
+    task._judge_bad_files([{"num_tallies": 2.0, "num_bad_train": 3.0, "num_read_train": 4.0}])
+    assert not task.should_stop
+    task._judge_bad_files([{"num_tallies": 2.0, **sums}])
+    assert task.should_stop
+    assert task.failed
+    with pytest.raises(SystemExit, match=r"4 of 4 files read are bad"):
+        task.before_exit()
+
+
+def test_a_bad_file_is_counted_and_logged_once_by_all_processes(
+    tmp_path: Path, start: Start
+) -> None:
+    """Though in another epoch another process reads it: 20 bad files stay 20."""
+    runs = start_ranks(
+        start,
+        corpus_with(tmp_path, 4, 20),
+        *RUN,
+        "dataset.batch_size=2",
+        "optimization.max_epoch=5",
+        "common.log_interval=1",
+        out="run",
+    )
+    for run in runs:
+        run.finish()
+    logged = [re.findall(r"skipping bad file: .*(garbage_\d+)\.flac:", run.output) for run in runs]
+    assert all(logged)
+    assert sorted(logged[0] + logged[1]) == [f"garbage_{number:02d}" for number in range(20)]
+
+
+# --- the same clips -----------------------------------------------------------------------------
+
+# Loads a split as one of two processes; the second cannot read headers.
+LOAD = """
+import sys
+from pathlib import Path
+
+from torch import distributed
+
+from mae_ast.core import manifest
+from mae_ast.core.audio import AudioError
+from tests.training.test_dataset import load
+
+rank, port, data = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+
+
+def fail(path):
+    raise AudioError(f"{path}: Input/output error")
+
+
+if rank == 1:
+    manifest.probe_audio = fail
+distributed.init_process_group("gloo", f"tcp://localhost:{port}", rank=rank, world_size=2)
+print(load(data, "valid").sizes.tolist())
+"""
+
+
+def load_in_two(*folders: Path) -> list[str]:
+    """The last line that each process prints."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOAD, str(rank), str(port), str(folder)],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank, folder in enumerate(folders)
+    ]
+    try:
+        return [each.communicate(timeout=DEADLINE_S)[0].splitlines()[-1] for each in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three clips of 1 s at 48 kHz, whose rates the manifest does not give."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    names = [f"{number}.flac" for number in range(3)]
+    for number, name in enumerate(names):
+        soundfile.write(folder / name, sound(1.0, number, 48_000), 48_000)
+    write_manifest(folder / "valid.tsv", [(name, 48_000) for name in names])
+    return folder
+
+
+@pytest.mark.parametrize("can_write", [True, False])
+def test_one_process_reads_the_headers_for_all(folder: Path, can_write: bool) -> None:
+    """Whether or not the rates can be cached; the other one could not read them."""
+    cache = folder / "valid.tsv.rates.npz"
+    if not can_write:
+        cache.mkdir()
+    assert load_in_two(folder, folder) == ["[16000, 16000, 16000]"] * 2
+    assert cache.is_file() == can_write
+
+
+def test_processes_with_other_clips_end_in_one_line(folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(folder, tmp_path / "other")
+    lines = (folder / "valid.tsv").read_text().splitlines(keepends=True)
+    (other / "valid.tsv").write_text("".join([*lines[:-1], "0.flac\t48000\n"]))
+    differs = "valid.tsv: the clips and their lengths on rank 1 differ from those on rank 0; "
+    for line in load_in_two(folder, other):
+        assert line.startswith(f"mae-ast: error: {differs}")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_manifest_that_one_process_lacks_ends_both(
+    folder: Path, tmp_path: Path, rank: int
+) -> None:
+    folders = [folder, folder]
+    folders[rank] = tmp_path / "none"
+    lines = load_in_two(*folders)
+    assert all(line.startswith("mae-ast: error: ") for line in lines)
+    assert all("/none/valid.tsv: no such manifest" in line for line in lines)
