@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import stat
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -128,15 +129,22 @@ def check_member(member: Member) -> bool:
 
 
 def why_missing(path: str) -> str:
-    """Why a manifest's path, of a loose file or within an archive, is not there; empty: it is."""
+    """Why a manifest's path, of a loose file or within an archive, is not there; empty: it is.
+
+    Raises:
+        OSError: that cannot be seen.
+    """
     member = Member.parse(path)
-    if member is None:
-        return "" if os.path.isfile(path) else "no such file"
-    if not os.path.isfile(member.archive):
-        return "no such archive"
-    size = os.path.getsize(member.archive)
-    is_short = member.offset + member.length > size
-    return f"the archive ends before that, after {size} bytes" if is_short else ""
+    try:
+        status = os.stat(path if member is None else member.archive)
+        is_there = stat.S_ISREG(status.st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        is_there = False
+    if not is_there:
+        return "no such file" if member is None else "no such archive"
+    if member is None or member.offset + member.length <= status.st_size:
+        return ""
+    return f"the archive ends before that, after {status.st_size} bytes"
 
 
 def list_members(archive: str | os.PathLike[str]) -> Iterator[tuple[str, Member]]:

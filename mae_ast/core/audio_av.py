@@ -20,6 +20,7 @@ from av.stream import Disposition
 from torch import Tensor
 
 from mae_ast.core.audio_file import AudioError, AudioFile, warn_once
+from mae_ast.core.downmix import Downmix
 
 _BATCH = 2**16  # frames that are averaged over channels at a time
 # From 19 on PyAV reads tags of any encoding, and has no such argument.
@@ -203,7 +204,7 @@ def locate(
             at += block.samples
 
 
-def cut(located: Iterable[Located], first: int, end: int | None) -> Iterator[Tensor]:
+def cut(located: Iterable[Located], first: int, end: int | None, mono: Downmix) -> Iterator[Tensor]:
     """Yield the mono samples from ``first`` to ``end`` in blocks, with silence between frames."""
     batch: list[np.ndarray] = []
     at, held = first, 0
@@ -216,7 +217,7 @@ def cut(located: Iterable[Located], first: int, end: int | None) -> Iterator[Ten
         gap = max(0, place - at)
         if gap or held >= _BATCH or (batch and len(block) != len(batch[0])):
             if batch:
-                yield _mono(batch)
+                yield _mixed(batch, mono)
             yield from _silence(gap)
             batch, held = [], 0
         batch.append(block)
@@ -225,11 +226,11 @@ def cut(located: Iterable[Located], first: int, end: int | None) -> Iterator[Ten
         if end is not None and at >= end:
             break
     if batch:
-        yield _mono(batch)
+        yield _mixed(batch, mono)
 
 
-def _mono(batch: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.concatenate(batch, axis=1)).mean(dim=0)
+def _mixed(batch: list[np.ndarray], mono: Downmix) -> Tensor:
+    return mono(torch.from_numpy(np.concatenate(batch, axis=1)).T)
 
 
 def _silence(length: int) -> Iterator[Tensor]:
