@@ -171,19 +171,20 @@ def list_members(archive: str | os.PathLike[str]) -> Iterator[tuple[str, Member]
         raise ArchiveError(f"{archive}: is no uncompressed tar, or damaged ({error})") from error
 
 
-def tar_header(number: int, path: str, content: bytes) -> bytes:
-    """What a tar of ours has before a file.
+def tar_header(number: int, path: str, num_bytes: int, crc32: int) -> bytes:
+    """Make the header of a file in a tar of ours; its size does not depend on ``crc32``.
 
     Args:
         number: of the file; with the suffix of ``path`` its name for readers without pax.
         path: its name.
-        content: its bytes.
+        num_bytes: its size.
+        crc32: of its content.
     """
     suffix = os.path.splitext(path)[1]
     info = tarfile.TarInfo(f"{number:09d}{suffix if suffix.isascii() and len(suffix) < 20 else ''}")
-    info.size = len(content)
+    info.size = num_bytes
     # The checksum last, where it is looked for. No times or owners: the same again is the same.
-    info.pax_headers = {"path": path, _CHECKSUM: f"{zlib.crc32(content):08x}"}
+    info.pax_headers = {"path": path, _CHECKSUM: f"{crc32:08x}"}
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
