@@ -171,8 +171,8 @@ def _decode(
 ) -> R:
     return _with_decoder(
         path,
-        lambda file: _read_by_soundfile(file, start, num_samples, use),
-        lambda file: _read_by_av(file, start, num_samples, use),
+        lambda file: use(_blocks_by_soundfile(file, start, num_samples)),
+        lambda file: use(_blocks_by_av(file, start, num_samples)),
         "cannot be decoded",
     )
 
@@ -184,9 +184,7 @@ def _joined(blocks: Iterator[Tensor]) -> Tensor:
     return torch.cat([torch.empty(0, dtype=torch.int16), *all_blocks])
 
 
-def _read_by_soundfile(
-    file: AudioFile, start: int, num_samples: int | None, use: Callable[[Iterator[Tensor]], R]
-) -> R:
+def _blocks_by_soundfile(file: AudioFile, start: int, num_samples: int | None) -> Iterator[Tensor]:
     with audio_soundfile.opened(file) as sound:
         rate = _check_rate(int(sound.samplerate), file)
         part = Part.of(rate, start, num_samples)
@@ -196,18 +194,38 @@ def _read_by_soundfile(
         mono = Downmix(file.path)
         blocks = audio_soundfile.blocks(sound, part.first_frame, part.end_frame, mono)
         is_float = audio_soundfile.is_float(sound)
-        return use(part.finish(_checked(blocks, file, is_float), rate))
+        yield from part.finish(_checked(blocks, file, is_float), rate)
 
 
-def _read_by_av(
-    file: AudioFile, start: int, num_samples: int | None, use: Callable[[Iterator[Tensor]], R]
-) -> R:
+def _blocks_by_av(file: AudioFile, start: int, num_samples: int | None) -> Iterator[Tensor]:
+    links = audio_length.lengths_of_links(file)
+    if links:
+        yield from _blocks_of_links(links, start, num_samples)
+        return
     with audio_seek.started(file) as opened:
         rate = _check_rate(opened.rate, file)
         part = Part.of(rate, start, num_samples)
         is_float = opened.stream.audio.codec_context.name.startswith("pcm_f")
         blocks = audio_seek.blocks(opened, part.first_frame, part.end_frame)
-        return use(part.finish(_checked(blocks, file, is_float), rate))
+        yield from part.finish(_checked(blocks, file, is_float), rate)
+
+
+def _blocks_of_links(
+    links: list[tuple[AudioFile, AudioInfo]], start: int, num_samples: int | None
+) -> Iterator[Tensor]:
+    """Read a part of files that follow each other, each of its own sample rate and channels."""
+    at = 0
+    for file, info in links:
+        length = num_samples_16k(info.num_frames, info.sample_rate)
+        first = max(start, at)
+        end = at + length if num_samples is None else min(at + length, start + num_samples)
+        if first < end:
+            left = end - first
+            for block in _blocks_by_av(file, first - at, left):
+                left -= len(block)
+                yield block
+            yield torch.zeros(left, dtype=torch.int16)
+        at += length
 
 
 @retried

@@ -1,7 +1,7 @@
 """Read audio with libsndfile: ``opened(file)``, then ``blocks(sound, first, end) -> (L,) mono``.
 
-libsndfile seeks exactly in the formats that it is chosen for. What it cannot seek in (GSM, G.721,
-DWVW) is decoded from the start.
+libsndfile seeks exactly in the formats that it is chosen for. What it cannot seek in (G.721,
+NMS ADPCM, DPCM) is decoded from the start.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from mae_ast.core.audio_file import AudioFile
+from mae_ast.core.audio_file import AudioFile, UndecodableError
 from mae_ast.core.downmix import Downmix
 
 NO_LENGTH = 2**62  # from there on libsndfile's frames mean that the header gives no length
@@ -26,9 +26,12 @@ def opened(file: AudioFile) -> Iterator[soundfile.SoundFile]:
 
     Raises:
         soundfile.LibsndfileError: libsndfile does not know it.
+        UndecodableError: it is GSM, of which libsndfile makes noise of a padding byte at the end.
     """
     handle = file.for_soundfile()
     with soundfile.SoundFile(handle, closefd=False) as sound:
+        if sound.subtype == "GSM610":
+            raise UndecodableError("libsndfile reads GSM beyond its end")
         yield sound
 
 
@@ -75,8 +78,3 @@ def blocks(
             break
         first += wanted
     mono.check()
-
-
-def reason(error: soundfile.LibsndfileError) -> str:
-    """Return libsndfile's own words, without the name or descriptor it was given."""
-    return str(error.error_string)

@@ -14,6 +14,7 @@ from functools import lru_cache
 import av
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchaudio.transforms import Resample
 
@@ -25,6 +26,7 @@ _FILTER_ROLLOFF = 0.99
 # torchaudio's kernel has as many values as the two steps of the ratio multiply to; at 22,254 Hz
 # that is gigabytes. Such rates go through FFmpeg's resampler instead.
 _MAX_KERNEL = 1_000_000
+_FFMPEG_PADDING = 256  # frames
 _BLOCK = 2**21  # frames that are resampled at a time
 
 
@@ -120,11 +122,14 @@ def resample_to_16k(samples: Tensor, rate: int) -> Tensor:
     if math.prod(_steps(rate)) <= _MAX_KERNEL:
         resampled: Tensor = _resampler(*_steps(rate))(samples)
         return resampled
-    frame = av.AudioFrame.from_ndarray(samples.numpy()[None], format="fltp", layout="mono")
+    # FFmpeg may give a sample less than there should be.
+    padded = F.pad(samples, (0, _FFMPEG_PADDING))
+    frame = av.AudioFrame.from_ndarray(padded.numpy()[None], format="fltp", layout="mono")
     frame.sample_rate = rate
     resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
     blocks = [*resampler.resample(frame), *resampler.resample(None)]
-    return torch.from_numpy(np.concatenate([block.to_ndarray()[0] for block in blocks]))
+    made = torch.from_numpy(np.concatenate([block.to_ndarray()[0] for block in blocks]))
+    return made[: -(-len(samples) * SAMPLE_RATE // rate)]
 
 
 @lru_cache(maxsize=16)
