@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mae_ast.core.audio_file import AudioError, AudioFile, warn_once
 from mae_ast.core.audio_headers import wav_goes_on
+from mae_ast.core.downmix import Downmix
 
 _BATCH = 2**16  # frames that are averaged over channels at a time
 # From 19 on PyAV reads tags of any encoding, and has no such argument.
@@ -215,7 +216,7 @@ def locate(
             at += length
 
 
-def cut(located: Iterable[Located], first: int, end: int | None) -> Iterator[Tensor]:
+def cut(located: Iterable[Located], first: int, end: int | None, mono: Downmix) -> Iterator[Tensor]:
     """Yield the mono samples from ``first`` to ``end`` in blocks, with silence between frames."""
     batch: list[list[np.ndarray]] = []
     at, held = first, 0
@@ -230,7 +231,7 @@ def cut(located: Iterable[Located], first: int, end: int | None) -> Iterator[Ten
             continue
         if gap or held >= _BATCH or (batch and len(block) != len(batch[0])):
             if batch:
-                yield _mono(batch)
+                yield _mixed(batch, mono)
             yield from _silence(gap)
             batch, held = [], 0
         batch.append(block)
@@ -239,12 +240,12 @@ def cut(located: Iterable[Located], first: int, end: int | None) -> Iterator[Ten
         if end is not None and at >= end:
             break
     if batch:
-        yield _mono(batch)
+        yield _mixed(batch, mono)
 
 
-def _mono(batch: list[list[np.ndarray]]) -> Tensor:
+def _mixed(batch: list[list[np.ndarray]], mono: Downmix) -> Tensor:
     channels = [torch.from_numpy(np.concatenate(blocks)) for blocks in zip(*batch, strict=True)]
-    return channels[0] if len(channels) == 1 else torch.stack(channels).mean(dim=0)
+    return mono(torch.stack(channels).T)
 
 
 def _silence(length: int) -> Iterator[Tensor]:

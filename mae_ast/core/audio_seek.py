@@ -25,6 +25,7 @@ from torch import Tensor
 from mae_ast.core.audio_av import Clock, Frame, Located, Stream, cut, locate, opened
 from mae_ast.core.audio_file import AudioFile, UndecodableError
 from mae_ast.core.audio_flac import flac_is_joined
+from mae_ast.core.downmix import Downmix
 
 SEGMENT_S = 30  # seconds that are decoded in one go
 PREROLL_S = 1  # seconds that a decoder sees before what is kept
@@ -193,7 +194,9 @@ def _sought(current: Opened, begin: int, keep_from: int = 0) -> Iterator[Located
 def _decoded(
     stream: Stream, located: Iterator[Located], first: int, end: int | None
 ) -> Iterator[Tensor]:
-    yield from cut(located, first, end)
+    mono = Downmix(stream.file.path)
+    yield from cut(located, first, end, mono)
+    mono.check()
     stream.check()
 
 

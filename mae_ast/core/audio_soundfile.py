@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mae_ast.core.audio_file import AudioFile, UndecodableError
+from mae_ast.core.downmix import Downmix
 
 NO_LENGTH = 2**62  # from there on libsndfile's frames mean that the header gives no length
 # It makes noise of GSM's padding byte, and counts the padding of MP3 in WAV that it does not give.
@@ -46,7 +47,9 @@ def is_float(sound: soundfile.SoundFile) -> bool:
     return sound.subtype in ("FLOAT", "DOUBLE")
 
 
-def blocks(sound: soundfile.SoundFile, first: int, end: int | None) -> Iterator[Tensor]:
+def blocks(
+    sound: soundfile.SoundFile, first: int, end: int | None, mono: Downmix
+) -> Iterator[Tensor]:
     """Decode frames ``first`` to ``end`` to mono blocks, (L,) int16 or float32.
 
     Args:
@@ -54,6 +57,7 @@ def blocks(sound: soundfile.SoundFile, first: int, end: int | None) -> Iterator[
         first: frame to begin with.
         end: the first one that is not wanted; ``None``: all to the end. Fewer come where the file
             ends earlier.
+        mono: averages its channels.
 
     Raises:
         soundfile.LibsndfileError: it cannot be decoded.
@@ -73,16 +77,6 @@ def blocks(sound: soundfile.SoundFile, first: int, end: int | None) -> Iterator[
         if len(frames):
             yield mono(torch.from_numpy(frames))
         if len(frames) < wanted:
-            return
+            break
         first += wanted
-
-
-def mono(frames: Tensor) -> Tensor:
-    """(frames, channels) to (frames,): int16 stays where there is one channel, else float32."""
-    if frames.shape[1] == 1:
-        return frames[:, 0]
-    if frames.dtype != torch.int16:
-        return frames.mean(dim=1)
-    # A product adds up several times as fast as a mean does; sums of int16 are exact in float32.
-    sums = frames.float() @ torch.ones(frames.shape[1])
-    return sums / frames.shape[1] / 32768
+    mono.check()

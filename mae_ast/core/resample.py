@@ -67,18 +67,20 @@ class Part:
             end_frame = math.ceil((start + num_samples) * source_step / target_step) + margin
         return cls(step * source_step, end_frame, step * target_step, start, num_samples)
 
-    def finish(self, blocks: Iterable[Tensor], rate: int) -> Tensor:
-        """Make (num_samples,) int16 at 16 kHz of the part's frames at ``rate`` Hz.
+    def finish(self, blocks: Iterable[Tensor], rate: int) -> Iterator[Tensor]:
+        """Make blocks of int16 at 16 kHz, together num_samples, of the part's frames.
 
         Args:
             blocks: mono, int16 or float32; fewer frames where the file ends earlier.
-            rate: of the blocks.
+            rate: of the blocks, in Hz.
         """
-        made = list(blocks if rate == SAMPLE_RATE else _resampled(blocks, rate))
-        made = [block if block.dtype == torch.int16 else to_pcm16(block) for block in made]
-        samples = made[0] if len(made) == 1 else torch.cat([torch.empty(0).short(), *made])
-        skip = self.start - self.first_sample
-        return samples[skip:] if self.num_samples is None else samples[skip:][: self.num_samples]
+        skip, left = self.start - self.first_sample, self.num_samples
+        for block in blocks if rate == SAMPLE_RATE else _resampled(blocks, rate):
+            samples = block[skip:] if left is None else block[skip : skip + left]
+            skip = max(0, skip - len(block))
+            left = None if left is None else left - len(samples)
+            if len(samples):
+                yield samples if samples.dtype == torch.int16 else to_pcm16(samples)
 
 
 def _steps(rate: int) -> tuple[int, int]:

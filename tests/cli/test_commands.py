@@ -72,7 +72,8 @@ def test_manifest_lists_what_is_there_and_says_what_is_not(music, tmp_path):
     }.items():
         line = next(line for line in report.splitlines() if name in line)
         assert reason in line
-    assert "left out 5 files" in done.stderr
+    assert "skipped 5 files" in done.stderr
+    assert "skipped, by suffix: 1 .txt\n" in done.stderr
     assert "notes.txt" not in report
 
 
