@@ -1,24 +1,28 @@
 # `make demo` and `make test` work as the first command on a fresh machine with Python 3.11 or
 # 3.12, a C compiler and a package registry. `make help` lists the rest.
 
-# The first of these that is a Python 3.11 or 3.12.
+# The first of these commands that is a Python 3.11 or 3.12.
 IS_RIGHT := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
-PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
+first = $(shell for python in $(1); do \
   $$python -c '$(IS_RIGHT)' 2>/dev/null && echo $$python && break; done)
+PYTHON ?= $(call first,python3 python3.12 python3.11)
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := demo,s3prl,onnx,dev
+# The versions to install, for pip's -c; none: the newest that pyproject.toml allows.
+CONSTRAINTS := constraints.txt
+LOWER_BOUNDS := build/lower-bounds.txt
 # Built when the environment is as these files and this Python want it; the name tells.
-STATE := $(shell (cat constraints.txt pyproject.toml setup.py Makefile; $(PYTHON) --version) | \
+STATE := $(shell (cat $(CONSTRAINTS) pyproject.toml setup.py Makefile; $(PYTHON) --version) | \
   cksum | cut -d ' ' -f 1)
 READY := $(VENV)/ready-$(STATE)
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix -c ,$(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint type unit format clean
+.PHONY: help venv demo test test-newest test-oldest lint type unit format clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 venv: $(READY)  ## make the virtual environment, unless it is right already
 
@@ -51,9 +55,21 @@ type: $(READY)  ## mypy, strict on the core
 unit: $(READY)  ## pytest
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
+# Each in an environment of its own, made anew: what the registry offers changes from day to day.
+test-newest:  ## pytest with the newest dependencies that pyproject.toml allows
+	rm -rf .venv-newest
+	$(MAKE) unit VENV=.venv-newest CONSTRAINTS= \
+	  PYTHON=$(if $(filter file,$(origin PYTHON)),$(call first,python3.12 python3.11),$(PYTHON))
+
+test-oldest:  ## pytest with the oldest dependencies that pyproject.toml allows
+	rm -rf .venv-oldest
+	mkdir -p $(dir $(LOWER_BOUNDS))
+	$(PYTHON) scripts/lower_bounds.py > $(LOWER_BOUNDS)
+	$(MAKE) unit VENV=.venv-oldest CONSTRAINTS=$(LOWER_BOUNDS)
+
 format: $(READY)  ## put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:  ## remove the environment and what was built
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-newest .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -3,8 +3,9 @@
     python benchmarks/step_against_reference.py --reference PATH --ssast PATH
 
 The first PATH is a checkout of github.com/AlanBaade/MAE-AST-Public, the second one of
-github.com/YuanGongND/ssast; either may be left out. The former's package has our package's name, so
-each side runs in a process of its own; the two take turns, and the ratio is taken pair by pair.
+github.com/YuanGongND/ssast; either may be omitted. The former has our package name, so each
+side runs in a process of its own. In each round their step and all variants of ours run once, one
+after the other; a ratio is that of two steps of the same round.
 
 4 clips of 10 s (998 frames of log-mel noise), 75 % chunk masks, layerdrop 0, loss 10 MSE + InfoNCE.
 SSAST's step is its joint one, a pass for each loss, with 400 patches of its 1,024 frames hidden.
@@ -29,15 +30,17 @@ from measuring import RESULTS, Report, Side, serve
 
 BATCH, FRAMES, RATIO = 4, 998, 0.75
 SSAST_FRAMES, SSAST_MASKED = 1024, 400
-CASES = [  # against whom, dropout of both, how we compute (theirs is float32), layers compiled
-    ("reference", 0.0, "float32", False),
-    ("reference", 0.0, "bfloat16", False),
-    ("reference", 0.0, "bfloat16", True),
-    ("reference", 0.1, "float32", False),
-    ("reference", 0.1, "bfloat16", False),
-    ("reference", 0.1, "bfloat16", True),
-    ("ssast", 0.0, "bfloat16", False),
+OURS = {  # precision, layers compiled
+    "float32": ("float32", False),
+    "bfloat16": ("bfloat16", False),
+    "bfloat16, compiled": ("bfloat16", True),
+}
+GROUPS = [  # against whom (in float32), dropout of both, our variants
+    ("reference", 0.0, list(OURS)),
+    ("reference", 0.1, list(OURS)),
+    ("ssast", 0.0, ["bfloat16"]),
 ]
+NAMES = {"reference": "MAE-AST's authors'", "ssast": "SSAST's authors'"}
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -151,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--reference", help="checkout of the reference")
     parser.add_argument("--ssast", help="checkout of SSAST")
-    parser.add_argument("--pairs", type=int, default=13)
+    parser.add_argument("--rounds", type=int, default=13)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
@@ -173,41 +176,39 @@ def main() -> None:
         "12 + 2 layers of width 768, 16 x 16 patches, 75 % hidden in chunks, 4 clips of 10 s; "
         "masks, forward, 10 MSE\n+ InfoNCE, backward; layerdrop 0. The others compute in "
         "float32; SSAST's step is its joint one, on 1,024\nframes. "
-        f"{arguments.pairs} interleaved pairs; ratios are taken pair by pair.",
+        f"{arguments.rounds} rounds; times are medians over rounds, ratios medians (minimum to "
+        "maximum).",
     )
-    report.say(
-        "| against | dropout | ours in | theirs (s) | ours (s) | ratio, median (min to max) |"
-    )
+    report.say("| against | dropout | ours in | theirs (s) | ours (s) | ratio |")
     report.say("| --- " * 6 + "|")
     results = []
     given = [word for name in folders if folders[name] for word in (f"--{name}", folders[name])]
-    for other, dropout, precision, compiled in CASES:
+    for other, dropout, variants in GROUPS:
         if not folders[other]:
             continue
-        command = [sys.executable, __file__, *given, *(["--compiled"] if compiled else [])]
-        theirs, ours = (
-            Side([*command, "--serve", side, str(dropout), precision]) for side in (other, "ours")
-        )
-        pairs = [(theirs.step(), ours.step()) for _ in range(arguments.pairs)]
-        theirs.close()
-        ours.close()
-        ratios = [one / mine for one, mine in pairs]
-        seconds = [statistics.median(side) for side in zip(*pairs, strict=True)]
-        name = {"reference": "MAE-AST's authors'", "ssast": "SSAST's authors'"}[other]
-        how = f"{precision}, compiled" if compiled else precision
-        report.say(
-            f"| {name} | {dropout} | {how} | {seconds[0]:.2f} | {seconds[1]:.2f} | "
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
-        )
-        results.append(
-            {
-                "against": other,
-                "dropout": dropout,
-                "precision": precision,
-                "compiled": compiled,
-                "pairs": pairs,
-            }
-        )
+
+        def side(name: str, precision: str, compiled: bool, dropout: float = dropout) -> Side:
+            flags = ["--compiled"] if compiled else []
+            serve_as = ["--serve", name, str(dropout), precision]
+            return Side([sys.executable, __file__, *given, *flags, *serve_as])
+
+        sides = {other: side(other, "float32", False)}
+        sides |= {variant: side("ours", *OURS[variant]) for variant in variants}
+        rounds = [
+            {name: each.step() for name, each in sides.items()} for _ in range(arguments.rounds)
+        ]
+        for each in sides.values():
+            each.close()
+        for variant in variants:
+            ratios = [times[other] / times[variant] for times in rounds]
+            theirs, ours = (
+                statistics.median(times[name] for times in rounds) for name in (other, variant)
+            )
+            report.say(
+                f"| {NAMES[other]} | {dropout} | {variant} | {theirs:.2f} | {ours:.2f} | "
+                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
+            )
+        results.append({"against": other, "dropout": dropout, "rounds": rounds})
     report.say(f"\n```json\n{json.dumps(results)}\n```")
     report.write("step_against_reference", arguments.results)
 

@@ -18,15 +18,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mae_ast.core import hugging_face_ast, released_ast, released_audio_mae
+from mae_ast.core import hugging_face_ast, hugging_face_config, released_ast, released_audio_mae
 from mae_ast.core.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE
 from mae_ast.core.fbank import NUM_MEL_BINS
 from mae_ast.core.positions import sinusoidal_positions
 from mae_ast.core.released import to_released
 from mae_ast.core.systems import name_of
+from mae_ast.core.wrappers import unwrap
 from mae_ast.pretrained import (
     ENCODER_ALONE,
     Pretrained,
@@ -34,6 +34,7 @@ from mae_ast.pretrained import (
     PretrainedAudioMae,
     PretrainedMaeAst,
     PretrainedSsast,
+    write_safetensors,
 )
 
 # What readers of the published layouts take for granted.
@@ -41,13 +42,41 @@ _AS_PUBLISHED = (
     *("encoder_attention_heads", "decoder_attention_heads", "layer_norm_eps", "window_type"),
     *("ast_kernel_stride_time", "ast_kernel_stride_chan"),
 )
+# Of a folder that is written here; of any other, nothing is removed.
+_FILES_OF_A_FOLDER = (CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE, "README.md")
 ONNX_OPSET = 18
 ONNX_TOLERANCE = 1e-3
 # Batch sizes and frames that an exported file is checked with.
 ONNX_CHECKS = ((1, 998), (3, 100), (2, 1_537))
 
 
-def to_released_file(model: Pretrained, path: Path) -> dict[str, Any]:
+def check_target(path: Path, is_folder: bool, overwrite: bool = False) -> None:
+    """Refuse a place that is taken.
+
+    Args:
+        path: where a model is to be written.
+        is_folder: as a folder; else as a file.
+        overwrite: replace a file, or a folder that holds no more than a model.
+
+    Raises:
+        FileExistsError: it is taken.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if path.is_dir() != is_folder:
+        raise FileExistsError(
+            f"{path}: is a {'folder' if path.is_dir() else 'file'} already, and a "
+            f"{'folder' if is_folder else 'file'} is to be written; choose another name"
+        )
+    if is_folder and not {each.name for each in path.iterdir()} <= set(_FILES_OF_A_FOLDER):
+        raise FileExistsError(
+            f"{path}: the folder exists and holds other files than a model's; choose another name"
+        )
+    if not overwrite:
+        raise FileExistsError(f"{path}: exists already; --force overwrites it")
+
+
+def to_released_file(model: Pretrained, path: Path, overwrite: bool = False) -> dict[str, Any]:
     """Write the file that the authors' programs and stock s3prl load.
 
     Returns:
@@ -57,15 +86,16 @@ def to_released_file(model: Pretrained, path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the model has what the layout has no field for, or lacks what it asks for, or is
             of a system without one.
+        FileExistsError: as :func:`check_target`; so do the other functions.
     """
     state = _released_state(model)
     untold = _untold(model, state)
-    with _whole(path) as part:
+    with _whole(path, False, overwrite) as part:
         torch.save(state, part)
     return untold
 
 
-def to_hugging_face(model: Pretrained, path: Path) -> None:
+def to_hugging_face(model: Pretrained, path: Path, overwrite: bool = False) -> None:
     """Write a folder that transformers' ``ASTForAudioClassification`` and its extractor load.
 
     Raises:
@@ -77,23 +107,25 @@ def to_hugging_face(model: Pretrained, path: Path) -> None:
         raise ValueError(ENCODER_ALONE)
     mean, std = _statistics(model)  # fine-tuning may have set others than the configuration has
     config = dataclasses.replace(model.config, input_mean=mean, input_std=std)
-    fields, preprocessor = hugging_face_ast.config_to_hugging_face(config, model.labels)
+    fields, preprocessor = hugging_face_config.config_to_hugging_face(
+        config, model.labels, model.independent
+    )
     weights = hugging_face_ast.to_hugging_face(config, model.state_dict())
-    with _whole(path) as part:
+    with _whole(path, True, overwrite) as part:
         part.mkdir()
         for name, values in ((CONFIG_FILE, fields), (PREPROCESSOR_FILE, preprocessor)):
             (part / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         whole = {name: value.contiguous() for name, value in weights.items()}
-        save_file(whole, part / WEIGHTS_FILE, {"format": "pt"})
+        write_safetensors(whole, part / WEIGHTS_FILE)
 
 
-def to_safetensors(model: Pretrained, path: Path) -> None:
+def to_safetensors(model: Pretrained, path: Path, overwrite: bool = False) -> None:
     """Write a folder in the hub's layout: ``model.safetensors``, ``config.json``, a model card."""
-    with _whole(path) as part:
+    with _whole(path, True, overwrite) as part:
         model.save_pretrained(part)
 
 
-def to_onnx(model: Pretrained, path: Path) -> float:
+def to_onnx(model: Pretrained, path: Path, overwrite: bool = False) -> float:
     """Write an ONNX file, log-mel (B, T, 128) -> last hidden state (B, N, D), and check it.
 
     B and T are free. The input is what :func:`mae_ast.core.fbank.fbank` gives, not normalised.
@@ -115,7 +147,7 @@ def to_onnx(model: Pretrained, path: Path) -> float:
     example = torch.randn(2, 40 * model.patch_shape.time, NUM_MEL_BINS)
     # Sizes that nothing constrains: the first patch is there, and no size is like another.
     dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    with _whole(path) as part:
+    with _whole(path, False, overwrite) as part:
         with _quiet_exporter():
             program = torch.onnx.export(
                 encoder,
@@ -198,9 +230,9 @@ def _untold(model: Pretrained, state: dict[str, Any]) -> dict[str, Any]:
         ValueError: it would be taken for another one: what differs has to be as published.
     """
     if isinstance(model, PretrainedSsast):
-        read: Any = released_ast.read_ssast(state)[0]
+        read: Any = released_ast.read_ssast(unwrap(state))[0]
     elif isinstance(model, PretrainedAst):
-        read = released_ast.read_ast(state, model.config.ast_kernel_stride_time)[0]
+        read = released_ast.read_ast(unwrap(state), model.config.ast_kernel_stride_time)[0]
     elif isinstance(model, PretrainedAudioMae):
         read = released_audio_mae.read_audio_mae(state)[0]
     else:
@@ -217,6 +249,8 @@ def _untold(model: Pretrained, state: dict[str, Any]) -> dict[str, Any]:
         if value != getattr(read, key)
         and not (isinstance(value, float) and math.isclose(value, getattr(read, key), rel_tol=1e-6))
     }
+    if isinstance(model, PretrainedAst) and model.config.pool != read.pool:
+        untold["pool"] = model.config.pool
     stride = model.config.ast_kernel_stride_time
     if isinstance(model, PretrainedAst) and stride != released_ast.STRIDE:
         untold["ast_kernel_stride_time"] = untold["ast_kernel_stride_chan"] = stride
@@ -244,22 +278,21 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A place to write a file or folder, which takes its name once it is whole.
+def _whole(path: Path, is_folder: bool, overwrite: bool) -> Iterator[Path]:
+    """Yield a place to write a file or folder, which takes its name once it is whole.
 
     Raises:
-        FileExistsError: a folder with something in it has that name.
+        FileExistsError: as :func:`check_target`.
         OSError: it could not be written, usually for want of room.
     """
-    if path.is_dir() and any(path.iterdir()):
-        raise FileExistsError(f"{path}: is there already, and is no empty folder")
+    check_target(path, is_folder, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         part = folder / path.name
         yield part
-        if path.is_dir():
-            path.rmdir()
+        if path.is_dir():  # empty, or an earlier model's
+            os.replace(path, folder / "earlier")
         os.replace(part, path)
     except (OSError, RuntimeError, SafetensorError) as error:  # as each library calls a full disk
         free = shutil.disk_usage(folder).free / 1e6

@@ -22,6 +22,7 @@ import numpy as np
 from mae_ast.core.checkpoint import RUN_FILE, read_state
 from mae_ast.core.files import held, written_whole
 from mae_ast.core.labels import LABELS_FILE
+from mae_ast.core.run_files import latest
 from mae_ast.run_note import hold_to
 
 HELD_OUT = "valid"
@@ -34,6 +35,7 @@ OWN_KEYS = (
 SETTINGS_FILE, SCORES_FILE = "settings.json", "folds.csv"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 DIGITS = 4  # of scores, shown and written
+_TASK = "MaeAstClassificationTask"  # by this name checkpoints hold what the task knows
 
 
 class Interrupted(BaseException):
@@ -95,15 +97,36 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 def is_trained(run: Path) -> bool:
-    """Whether the last checkpoint of a run is of its last update or epoch."""
-    last = run / RUN_FILE
-    if not last.is_file():
+    """Return whether a run has come to an end: its last update, epoch or hour, or early stopping.
+
+    Raises:
+        CheckpointError: all its checkpoints are damaged.
+    """
+    state = _last_state(run)
+    if state is None:
         return False
-    state = read_state(last)
     limits: dict[str, Any] = state["cfg"]["optimization"]
+    extra: dict[str, Any] = state["extra_state"]
     updates = state["optimizer_history"][-1]["num_updates"]
-    next_epoch = state["extra_state"]["train_iterator"]["epoch"]
-    return bool(0 < limits["max_update"] <= updates or 0 < limits["max_epoch"] < next_epoch)
+    hours = extra.get("previous_training_time", 0) / 3600
+    without_gain = extra.get(_TASK, {}).get("early_stopping", {}).get("num_runs", 0)
+    return bool(
+        0 < limits["max_update"] <= updates
+        or 0 < limits["max_epoch"] < extra["train_iterator"]["epoch"]
+        or 0 < (limits.get("stop_time_hours") or 0) < hours
+        or 0 < state["cfg"].get("checkpoint", {}).get("patience", -1) <= without_gain
+    )
+
+
+def was_interrupted(run: Path) -> bool:
+    """Return whether a run was last saved on a signal, or never."""
+    state = _last_state(run)
+    return state is None or bool(state["extra_state"].get(_TASK, {}).get("interrupted", False))
+
+
+def _last_state(run: Path) -> dict[str, Any] | None:
+    last = latest(run / RUN_FILE.parent)
+    return None if last is None else read_state(last)
 
 
 @contextmanager

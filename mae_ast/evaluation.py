@@ -72,7 +72,7 @@ def evaluate(
     targets = ClipLabels.read(data / f"{split}.lbl", labels, len(manifest)).multi_hot(
         np.arange(len(manifest))
     )
-    multi_label = classifier.description.multi_label
+    multi_label = classifier.description.multi_label or bool((targets.sum(1) > 1).any())
     scores, used = score_manifest(classifier, manifest, progress)
     scores, targets = scores[used], targets[used]
     classes = class_scores(scores, targets)

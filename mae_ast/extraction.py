@@ -82,8 +82,8 @@ def extract(
         The ``.npy`` file and the number of clips that could not be read.
 
     Raises:
-        ValueError: the folder holds an extraction of something else, or another process writes
-            the same.
+        ValueError: the folder holds an extraction of something else, another process writes the
+            same, or features are not finite.
         ManifestError: there are more shards than clips.
     """
     rows = np.array_split(np.arange(len(manifest)), what.shards)[what.shard].tolist()
@@ -120,7 +120,11 @@ def extract(
 
 
 def _features(model: Pretrained, batch: list[Tensor | None], what: What) -> list[np.ndarray]:
-    """(rows, width) of each clip; no rows of a clip that could not be read."""
+    """(rows, width) of each clip; no rows of a clip that could not be read.
+
+    Raises:
+        ValueError: features are not finite.
+    """
     nothing = np.empty((0, 0), np.float32)
     clips = [clip for clip in batch if clip is not None]
     if not clips:
@@ -137,6 +141,8 @@ def _features(model: Pretrained, batch: list[Tensor | None], what: What) -> list
     else:
         steps = found.lengths.tolist()
         arrays = [row[:n] for row, n in zip(found.time_steps[0], steps, strict=True)]
+    if not all(bool(array.isfinite().all()) for array in arrays):
+        raise ValueError("the model's features are not finite; its training has diverged")
     values = iter(arrays)
     return [nothing if clip is None else next(values).numpy() for clip in batch]
 
@@ -198,6 +204,11 @@ class _Files:
                     f"{self._description}: describes another extraction (it differs in "
                     f"{', '.join(differs)}); remove it and its files, or choose another folder"
                 )
+        elif self.npy.exists():
+            raise ValueError(
+                f"{self.npy}: exists, and no {self._description.name} says from which model; "
+                "remove it, or choose another folder"
+            )
 
     @property
     def num_clips(self) -> int:

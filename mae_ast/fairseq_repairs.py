@@ -7,12 +7,10 @@ import logging
 import os
 import queue
 import re
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import fairseq_cli.hydra_train
@@ -21,18 +19,14 @@ import torch
 import torch.utils.data._utils
 from fairseq import checkpoint_utils
 from fairseq.data.iterators import BackgroundConsumer
-from fairseq.file_io import PathManager
 from fairseq.nan_detector import NanDetector
 from fairseq.optim.fp16_optimizer import FP16Optimizer
 from omegaconf.errors import OmegaConfBaseException
 
-from mae_ast.core.checkpoint import RUN_FILE, file_of, read_checkpoint, read_state
-from mae_ast.errors import user_errors
-from mae_ast.fetch.registry import RELEASED
+from mae_ast import checkpoint_loading, checkpoint_saving, early_stopping, log_files
 from mae_ast.optim.adamw import MARKED_OPTIMIZER, MARKS
 
 _WORKER_CHECK_S = 0.05
-_STATISTICS = ("running_mean", "running_var")
 _NOT_FINITE = re.compile(r"= *-?(nan|inf)")  # of a worker, in fairseq's table of gradient norms
 
 Result = tuple[list[float | None], bool]  # of validation: losses, and whether training ends
@@ -55,10 +49,6 @@ def apply() -> None:
     # an abort (status 134) where the thread is within PyTorch: with dataset.num_workers=0, after a
     # training that had gone well. Can go when fairseq ends its iterators.
     atexit.register(_end_buffers)
-
-    # checkpoint_last.pt is a plain copy of the file just saved; a run killed meanwhile leaves it
-    # truncated and can never be resumed. Can go when fairseq renames a finished copy into place.
-    PathManager.copy = staticmethod(_copy_atomically)
 
     # A wrong type or an unknown option of a plug-in ends in a traceback. Can go when the trainer
     # reads options where it handles errors.
@@ -85,12 +75,9 @@ def apply() -> None:
     FP16Optimizer.build_fp32_params = classmethod(_with_marks(copies.__func__))
     FP16Optimizer.build_optimizer = classmethod(_one_by_one(build.__func__))
 
-    # A run can start from weights alone (checkpoint.finetune_from_model): the released files and
-    # exports have no state of a trainer, which fairseq takes for granted. Can go when it does not.
-    checkpoint_utils.load_checkpoint_to_cpu = _of_weights_alone(
-        checkpoint_utils.load_checkpoint_to_cpu
-    )
-    checkpoint_utils.load_checkpoint = _from_elsewhere(checkpoint_utils.load_checkpoint)
+    log_files.apply()
+    checkpoint_saving.apply()
+    checkpoint_loading.apply()
 
 
 def _with_marks(copies_of: Callable[..., Any]) -> Callable[..., Any]:
@@ -123,75 +110,6 @@ def _end_buffers(limit_s: float = 5.0) -> None:
             while thread.is_alive() and time.monotonic() < deadline:
                 with suppress(queue.Empty):  # it may wait for room
                     thread._queue.get(timeout=0.01)
-
-
-def _from_elsewhere(load: Callable[..., Any]) -> Callable[..., Any]:
-    """A run that starts from a released model or a folder, with input statistics of its own.
-
-    A folder exists, but is no file: the run would go on from random weights.
-    """
-
-    def wrapper(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
-        with user_errors():
-            source, last = cfg.finetune_from_model, os.path.join(cfg.save_dir, RUN_FILE.name)
-            if not source or PathManager.exists(last):
-                return load(cfg, trainer, *args, **kwargs)
-            cfg.finetune_from_model = str(_file_of(source))
-            model = trainer.get_model()
-            model.weights_are_from = source
-            with _own_statistics(model, source):
-                return load(cfg, trainer, *args, **kwargs)
-
-    return wrapper
-
-
-def _file_of(source: str) -> Path:
-    if source not in RELEASED:
-        return file_of(source)
-    from mae_ast.pretrained import released_file  # the hub's library, which training needs not
-
-    return released_file(source)
-
-
-@contextmanager
-def _own_statistics(model: Any, source: str) -> Iterator[None]:
-    """Loading weights leaves fixed input statistics as pretraining's settings have them."""
-    norm = getattr(model, "batch_norm", None)  # of a classifier, statistics come with the weights
-    if norm is None or norm.update:
-        yield
-        return
-    own = {name: value.clone() for name, value in norm.named_buffers()}
-    yield
-    theirs = dict(norm.named_buffers())
-    if any(not torch.equal(own[name], theirs[name]) for name in _STATISTICS):
-        logger.info(
-            "input statistics are this run's (mean %g, deviation %g), not those of %s (%g, %g)",
-            *(own["running_mean"].item(), own["running_var"].sqrt().item(), source),
-            *(theirs["running_mean"].item(), theirs["running_var"].sqrt().item()),
-        )
-    norm.load_state_dict(own)
-
-
-def _of_weights_alone(load: Callable[..., Any]) -> Callable[..., Any]:
-    def wrapper(path: str, *args: Any, **kwargs: Any) -> Any:
-        if not path.endswith(".safetensors") and "optimizer_history" in read_state(path):
-            return load(path, *args, **kwargs)
-        return {
-            "model": read_checkpoint(path).weights,
-            "optimizer_history": [{"num_updates": 0}],
-            "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
-        }
-
-    return wrapper
-
-
-def _copy_atomically(src_path: str, dst_path: str, overwrite: bool = False) -> str:
-    if os.path.exists(dst_path) and not overwrite:
-        raise FileExistsError(dst_path)
-    part = f"{dst_path}.tmp"
-    shutil.copyfile(src_path, part)
-    os.replace(part, dst_path)
-    return dst_path
 
 
 def _in_one_line(add_defaults: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -255,4 +173,6 @@ def _but_the_whole(add_hooks: Callable[..., None]) -> Callable[..., None]:
 
 
 def _is_finished(cfg: Any, trainer: Any) -> bool:
-    return bool(0 < (cfg.optimization.max_update or 0) <= trainer.get_num_updates())
+    return early_stopping.has_stopped(cfg.checkpoint.patience) or bool(
+        0 < (cfg.optimization.max_update or 0) <= trainer.get_num_updates()
+    )

@@ -29,6 +29,7 @@ from mae_ast.core.classifier import Classifier, HeadConfig
 from mae_ast.core.encoder import Encoder, encoder_only
 from mae_ast.core.fbank import num_samples_of_frames
 from mae_ast.core.labels import Labels
+from mae_ast.core.run_files import LAST, latest
 from mae_ast.core.systems import SYSTEMS, name_of
 from mae_ast.pretrained import PretrainedAst, load
 
@@ -101,10 +102,20 @@ class FineTuned:
 
     @torch.no_grad()
     def scores(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, C) from 0 to 1, of waveforms (B, L) with ``lengths`` valid samples each."""
+        """Score whole clips, (B, C) from 0 to 1.
+
+        The scores of a clip longer than the network takes at once are the mean over its windows,
+        see :meth:`mae_ast.core.classifier.Classifier.clip_logits`.
+
+        Args:
+            source: (B, L) int16 or float waveforms at 16 kHz.
+            lengths: (B,) int64, valid samples of each clip; ``None``: all.
+        """
         device = next(self.model.parameters()).device
         lengths = None if lengths is None else lengths.to(device)
-        return to_scores(self.model(source.to(device), lengths), self.description.independent).cpu()
+        independent, trained = self.description.independent, self.description.clip_samples
+        logits = self.model.clip_logits(source.to(device), lengths, independent, trained)
+        return to_scores(logits, independent).cpu()
 
 
 def to_scores(logits: Tensor, independent: bool) -> Tensor:
@@ -224,9 +235,9 @@ def _files(source: Path, num_averaged: int) -> Sequence[Path]:
         return [source]
     folder = source / "checkpoints" if (source / "checkpoints").is_dir() else source
     if num_averaged == 1:
-        last = folder / "checkpoint_last.pt"
-        if not last.is_file():
-            raise FileNotFoundError(f"{last}: no such file; {source} holds no finished save")
+        last = latest(folder)
+        if last is None:
+            raise FileNotFoundError(f"{folder / LAST}: no such file; {source} has no checkpoint")
         return [last]
     of_epochs = sorted(
         (path for path in folder.glob("checkpoint*.pt") if path.stem[10:].isdigit()),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
@@ -13,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from mae_ast.core import checkpoint, encoder
 from mae_ast.core.ast import Ast
@@ -22,6 +21,7 @@ from mae_ast.core.audio_mae import AudioMae
 from mae_ast.core.checkpoint import Checkpoint, fill, read_checkpoint
 from mae_ast.core.encoder import Encoder
 from mae_ast.core.features import Features, Waveform, extract_features
+from mae_ast.core.files import written_whole
 from mae_ast.core.mae_ast import MaeAst
 from mae_ast.core.ssast import Ssast
 from mae_ast.core.systems import name_of
@@ -32,6 +32,7 @@ from mae_ast.fetch.registry import RELEASED
 ENCODER_ALONE = (
     "an encoder alone, as fine-tuned files hold it; heads of pretraining, or of AST, are not there"
 )
+_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -85,7 +86,7 @@ class HubModel(
     def _save_pretrained(self, save_directory: Path) -> None:
         state = cast(nn.Module, self).state_dict()
         weights = {name: value.contiguous() for name, value in state.items()}
-        save_file(weights, save_directory / checkpoint.WEIGHTS_FILE, {"format": "pt"})
+        write_safetensors(weights, save_directory / checkpoint.WEIGHTS_FILE)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> Pretrained:
@@ -93,10 +94,22 @@ class HubModel(
             return from_file(model_id)
         known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
         of_hub = {key: options[key] for key in known if key in options}
-        with suppress(EntryNotFoundError):  # a folder of ours has none
-            hf_hub_download(model_id, checkpoint.PREPROCESSOR_FILE, **of_hub)
-        for name in (checkpoint.CONFIG_FILE, checkpoint.WEIGHTS_FILE):
-            path = hf_hub_download(model_id, name, **of_hub)
+
+        def fetch(name: str) -> str | None:
+            try:
+                return str(hf_hub_download(model_id, name, **of_hub))
+            except LocalEntryNotFoundError:
+                raise  # no network, which says nothing about the hub
+            except EntryNotFoundError:
+                return None
+
+        if (config := fetch(checkpoint.CONFIG_FILE)) is None:
+            raise FileNotFoundError(f"{model_id}: has no {checkpoint.CONFIG_FILE} on the hub")
+        if checkpoint.is_hugging_face(config):
+            fetch(checkpoint.PREPROCESSOR_FILE)
+        path = fetch(checkpoint.WEIGHTS_FILE) or fetch(checkpoint.TORCH_WEIGHTS_FILE)
+        if path is None:
+            raise FileNotFoundError(f"{model_id}: has no {checkpoint.WEIGHTS_FILE} on the hub")
         return from_file(path)
 
 
@@ -147,6 +160,16 @@ CLASSES: dict[str, Any] = {
     "audio_mae": PretrainedAudioMae,
     "vit": PretrainedVit,
 }
+
+
+def write_safetensors(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write contiguous weights; the library makes a file that nobody else may read.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    with written_whole(path) as part:
+        save_file(dict(weights), part, {"format": "pt"})
 
 
 def load(source: str | os.PathLike[str]) -> Pretrained:
@@ -254,4 +277,4 @@ def _from_hub(model_id: str) -> Pretrained:
 
 
 def _looks_like_a_file(text: str) -> bool:
-    return text.endswith((".pt", ".pth", ".safetensors")) or text.startswith((".", "/", "~"))
+    return text.endswith(_SUFFIXES) or text.startswith((".", "/", "~"))

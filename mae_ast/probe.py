@@ -100,8 +100,10 @@ def probe(
         By "pretrained", "random weights" and "mean log-mel".
 
     Raises:
-        ValueError: no clip of one set can be used, or the model's features are not finite.
+        ValueError: no clip of one set can be used, the training clips have one class or one group
+            only, or the model's features are not finite.
     """
+    _split(train)  # refuses before anything is embedded
     chosen = list(layers or range(1, model.config.encoder_layers + 1))
     sets, scores = [train, test], {}
     for name, network in (("pretrained", model), ("random weights", with_random_weights(model))):
@@ -192,13 +194,12 @@ def score(
         train, test: (rows, layers, D) features.
         train_data, test_data: their targets and groups.
         layers: names of the layers.
+
+    Raises:
+        ValueError: the training clips have one class or one group only.
     """
     targets = train_data.targets
-    fit, dev = next(
-        GroupShuffleSplit(1, test_size=DEV_SHARE, random_state=0).split(
-            targets, groups=train_data.groups
-        )
-    )
+    fit, dev = _split(train_data)
 
     def on_dev(layer: int, strength: float) -> float:
         features = train[:, layer]
@@ -208,7 +209,9 @@ def score(
     best = max(range(len(layers)), key=lambda layer: on_dev(layer, FIRST_STRENGTH))
     strength = max(STRENGTHS, key=lambda strength: on_dev(best, strength))
     linear = _linear(targets, strength).fit(train[:, best], targets)
-    nearest = make_pipeline(StandardScaler(), KNeighborsClassifier(NEIGHBOURS, metric="cosine"))
+    nearest = make_pipeline(
+        StandardScaler(), KNeighborsClassifier(min(NEIGHBOURS, len(targets)), metric="cosine")
+    )
     nearest.fit(train[:, best], targets)
     return ProbeScore(
         _measure(linear, test[:, best], test_data.targets),
@@ -217,6 +220,28 @@ def score(
         strength,
         len(test_data.targets),
     )
+
+
+def _split(data: ProbeData) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to fit and held-out rows, which share no group.
+
+    Raises:
+        ValueError: there is one group only, or the rows to fit have one class only.
+    """
+    where = "the probe" if data.manifest is None else data.manifest.path
+    if len(np.unique(data.groups)) < 2:
+        raise ValueError(
+            f"{where}: all {len(data.groups)} clips are of one group (--group); at least 2 are "
+            "needed, to hold one out"
+        )
+    splits = GroupShuffleSplit(1, test_size=DEV_SHARE, random_state=0)
+    fit, dev = next(splits.split(data.targets, groups=data.groups))
+    if not (data.targets[fit] != data.targets[fit[0]]).any():
+        raise ValueError(
+            f"{where}: the {len(fit)} of {len(data.groups)} clips a probe is fitted to all have "
+            "the same labels; at least 2 classes are needed"
+        )
+    return fit, dev
 
 
 class _Regression(LogisticRegression):  # type: ignore[misc]

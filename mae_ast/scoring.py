@@ -12,20 +12,19 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mae_ast.core.audio import SAMPLE_RATE, AudioError, read_long_audio
+from mae_ast.core.audio import AudioError, read_long_audio
 from mae_ast.core.manifest import Manifest, Progress
+from mae_ast.core.whole_clips import BATCH_SAMPLES
 from mae_ast.finetuned import FineTuned
 from mae_ast.usable import check_length, read_usable
 
-BATCH_SAMPLES = 160 * SAMPLE_RATE  # audio that goes through the model at a time
 READERS = 2  # files decoded at a time
-LONGEST_S = 30.0  # of what a model sees of one file at once
 
 
 def score_manifest(
     classifier: FineTuned, manifest: Manifest, progress: Progress | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Score all clips of a split, each whole; what cannot be used is logged and left out.
+    """Score the whole clips of a split; log and skip unusable ones.
 
     Args:
         classifier: on any device.
@@ -33,19 +32,20 @@ def score_manifest(
         progress: wraps the iteration over clips; gets it and their number.
 
     Returns:
-        (R, C) float32 in the manifest's order, and (R,) bool, False where a clip was left out: it
-        cannot be decoded, or is shorter than one patch.
+        (R, C) float32 in the manifest's order, and (R,) bool, False where a clip was skipped
+        because it cannot be decoded or is shorter than one patch.
 
     Raises:
         AudioError: all were.
         ValueError: a score is not finite.
     """
-    order = np.argsort(manifest.num_samples, kind="stable").tolist()  # like lengths together
+    lengths = manifest.num_samples
+    order = np.argsort(lengths, kind="stable")  # clips of similar length share a batch
     scores = np.zeros((len(manifest), len(classifier.labels)), dtype=np.float32)
     used = np.zeros(len(manifest), dtype=bool)
 
     def scored() -> Iterator[int]:
-        for rows, clips in _batches(classifier, manifest, order):
+        for rows, clips in _batches(classifier, manifest, order, lengths[order]):
             good = [row for row, clip in zip(rows, clips, strict=True) if clip is not None]
             if good:
                 scores[good] = _score(classifier, [clip for clip in clips if clip is not None])
@@ -60,7 +60,7 @@ def score_manifest(
 
 
 def score_file(classifier: FineTuned, path: Path) -> np.ndarray:
-    """(C,): the mean over equal parts of at most 30 s, or of the longest clip of training.
+    """Score all of a file, (C,) float32, as :func:`score_manifest` scores a clip.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -69,10 +69,8 @@ def score_file(classifier: FineTuned, path: Path) -> np.ndarray:
     """
     samples = read_long_audio(path)
     check_length(samples, _least(classifier), path)
-    longest = max(round(LONGEST_S * SAMPLE_RATE), classifier.description.clip_samples)
-    parts = torch.tensor_split(samples, -(-len(samples) // longest))
-    mean: np.ndarray = np.concatenate([_score(classifier, [part]) for part in parts]).mean(0)
-    return mean
+    scores: np.ndarray = _score(classifier, [samples])[0]
+    return scores
 
 
 def _score(classifier: FineTuned, clips: list[Tensor]) -> np.ndarray:
@@ -86,8 +84,9 @@ def _score(classifier: FineTuned, clips: list[Tensor]) -> np.ndarray:
 
 
 def _batches(
-    classifier: FineTuned, manifest: Manifest, order: list[int]
+    classifier: FineTuned, manifest: Manifest, order: np.ndarray, lengths: np.ndarray
 ) -> Iterator[tuple[list[int], list[Tensor | None]]]:
+    """Rows and clips of one batch after the other; ``lengths`` are those of ``order``, rising."""
     least = _least(classifier)
 
     def read(row: int) -> Tensor | None:
@@ -95,9 +94,7 @@ def _batches(
 
     with ThreadPoolExecutor(READERS) as pool:
         rows: list[int] = []
-        longest = 0
-        for row in order:
-            longest = max(longest, int(manifest.num_samples[row]))
+        for row, longest in zip(order.tolist(), lengths.tolist(), strict=True):
             if rows and longest * (len(rows) + 1) > BATCH_SAMPLES:
                 yield rows, list(pool.map(read, rows))
                 rows = []

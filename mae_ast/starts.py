@@ -18,6 +18,7 @@ from mae_ast.core.ssast import Ssast, finetuning_config
 from mae_ast.core.systems import SYSTEMS, name_of
 from mae_ast.core.vit import Vit
 from mae_ast.core.vit_weights import Weights, from_timm, is_timm, start_from
+from mae_ast.core.wrappers import MODEL
 from mae_ast.finetuned import encoder_of
 
 TIMM = "timm:"  # before the name of a model of the package timm
@@ -181,10 +182,8 @@ def _timm_state(path: Path) -> Mapping[str, Any] | None:
             return None  # which is said elsewhere
     if path.suffix not in _TORCH_FILES:
         return None
-    state: Mapping[str, Any] = read_state(path)
-    for key in ("model", "state_dict"):
-        state = state[key] if isinstance(state.get(key), Mapping) else state
-    return state if is_timm(state) else None
+    state = read_state(path).get(MODEL)
+    return state if isinstance(state, Mapping) and is_timm(state) else None
 
 
 def _one_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mae_ast
 
-PACKAGE = Path(mae_ast.__file__).resolve().parent
+PACKAGE = Path(mae_ast.__file__).absolute().parent  # as in its __path__, links and all
 NOTE = "begun_with.json"  # in a run's folder
 # Overrides that hold a path: hydra changes the working folder before they are read.
 PATH_KEYS = (
@@ -27,6 +27,17 @@ def config_dir() -> Path:
     return installed if installed.is_dir() else PACKAGE.parent / "config"
 
 
+def module_command(name: str) -> list[str]:
+    """Return the command line that runs a module of this package.
+
+    Nothing of the working directory shadows what it imports, nor what processes of
+    multiprocessing import that it starts; where the directory is the checkout that this package is
+    imported from, it stays on the path, since it need not be installed.
+    """
+    safe = () if PACKAGE.parent == Path.cwd() else ("-P",)
+    return [sys.executable, *safe, "-m", name]
+
+
 def train_command(
     data: Path, config: str, out: Path, overrides: list[str], kind: str = "pretrain"
 ) -> list[str]:
@@ -34,21 +45,23 @@ def train_command(
 
     Args:
         data: folder of the manifests.
-        config: a preset's name or a YAML file's path.
+        config: a preset's name or a YAML file's path; empty: not given.
         out: folder of the run.
         overrides: for hydra; relative paths among them are made absolute.
         kind: of the preset, "pretrain" or "finetune".
 
     Raises:
-        ValueError: there is no such preset.
+        ValueError: there is no such preset, or none is given.
     """
     presets = config_dir() / kind
+    known = ", ".join(sorted(path.stem for path in presets.glob("*.yaml")))
+    if not config:
+        raise ValueError(f"--config is missing; give a preset ({known}) or a YAML file")
     preset = Path(config) if config.endswith(".yaml") else presets / f"{config}.yaml"
     if not preset.is_file():
-        known = ", ".join(sorted(path.stem for path in presets.glob("*.yaml")))
         raise ValueError(f"--config {config}: no such preset or file; presets are {known}")
     return [
-        *(sys.executable, "-m", "mae_ast.launch"),
+        *module_command("mae_ast.launch"),
         *("--config-dir", str(preset.resolve().parent), "--config-name", preset.stem),
         f"common.user_dir={_quoted(PACKAGE)}",
         f"task.data={_quoted(data.resolve())}",

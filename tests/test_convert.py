@@ -69,8 +69,23 @@ def test_a_full_disk_is_one_line_and_nothing_is_left(model, small_disk, kind):
     assert os.listdir(small_disk) == []
 
 
-def test_a_folder_with_something_in_it_is_not_overwritten(model, tmp_path):
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "file").touch()
-    with pytest.raises(FileExistsError, match="folder: is there already"):
-        convert.to_safetensors(model, tmp_path / "folder")
+def test_what_is_there_is_not_overwritten(model, tmp_path):
+    for kind, write in (("file", convert.to_released_file), ("folder", convert.to_safetensors)):
+        path = tmp_path / kind
+        write(model, path)
+        with pytest.raises(FileExistsError, match=f"{kind}: exists already; --force overwrites it"):
+            write(model, path)
+        with torch.no_grad():
+            model.encoder.layers[0].fc1.bias += 1
+        write(model, path, overwrite=True)
+        assert_close(states(mae_ast.load(path)), states(model), rtol=0, atol=0)
+    (tmp_path / "folder" / "checkpoints").mkdir()
+    with pytest.raises(FileExistsError, match="holds other files than a model's"):
+        convert.to_safetensors(model, tmp_path / "folder", overwrite=True)
+    with pytest.raises(FileExistsError, match="is a folder already, and a file is to be written"):
+        convert.to_released_file(model, tmp_path / "folder", overwrite=True)
+    with pytest.raises(FileExistsError, match="is a file already, and a folder is to be written"):
+        convert.to_safetensors(model, tmp_path / "file", overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+    (tmp_path / "empty").mkdir()
+    convert.to_safetensors(model, tmp_path / "empty")

@@ -76,29 +76,47 @@ def test_mean_and_spread_are_numpys_of_what_is_printed(tmp_path: Path, count: in
     assert rows[count:] == [["mean", total, mean], ["standard deviation", total, spread]]
 
 
+TASK = "MaeAstClassificationTask"
+NEVER = {"max_update": 0, "max_epoch": 0, "stop_time_hours": 0.0}
+
+
 @pytest.mark.parametrize(
-    ("max_update", "max_epoch", "updates", "next_epoch", "trained"),
+    ("limits", "patience", "trained"),
     [
-        (10, 0, 10, 2, True),
-        (10, 0, 9, 2, False),
-        (0, 3, 90, 4, True),
-        (0, 3, 90, 3, False),
-        (100, 3, 90, 4, True),
-        (0, 0, 90, 4, False),
+        ({"max_update": 90}, -1, True),
+        ({"max_update": 91}, -1, False),
+        ({"max_epoch": 3}, -1, True),
+        ({"max_epoch": 4}, -1, False),
+        ({"max_update": 100, "max_epoch": 3}, -1, True),
+        ({"max_update": 100}, 2, True),
+        ({"max_update": 100}, 3, False),
+        ({"stop_time_hours": 0.9}, -1, True),
+        ({"stop_time_hours": 1.1}, 0, False),
+        ({}, -1, False),
     ],
 )
-def test_a_run_is_trained_at_its_last_update_or_epoch(
-    tmp_path: Path, max_update: int, max_epoch: int, updates: int, next_epoch: int, trained: bool
+def test_a_run_is_trained_at_one_of_its_limits(
+    tmp_path: Path, limits: dict[str, float], patience: int, trained: bool
 ) -> None:
+    """After 90 updates, 3 epochs, 1 hour, and 2 validations without an improvement."""
     assert not folds.is_trained(tmp_path)
+    assert folds.was_interrupted(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     state = {
-        "cfg": {"optimization": {"max_update": max_update, "max_epoch": max_epoch}},
-        "optimizer_history": [{"num_updates": updates}],
-        "extra_state": {"train_iterator": {"epoch": next_epoch}},
+        "cfg": {"optimization": NEVER | limits, "checkpoint": {"patience": patience}},
+        "optimizer_history": [{"num_updates": 90}],
+        "extra_state": {
+            "train_iterator": {"epoch": 4},
+            "previous_training_time": 3600.0,
+            TASK: {"early_stopping": {"best": 0.5, "num_runs": 2}, "interrupted": False},
+        },
     }
     torch.save(state, tmp_path / "checkpoints" / "checkpoint_last.pt")
     assert folds.is_trained(tmp_path) is trained
+    assert not folds.was_interrupted(tmp_path)
+    state["extra_state"][TASK]["interrupted"] = True
+    torch.save(state, tmp_path / "checkpoints" / "checkpoint_last.pt")
+    assert folds.was_interrupted(tmp_path)
 
 
 def test_folds_of_other_settings_are_not_mixed(tmp_path: Path) -> None:

@@ -194,6 +194,13 @@ def test_a_manifest_that_was_rewritten_is_refused(model, manifest, tmp_path):
         run(model, Manifest.read(manifest.path), tmp_path / "out")
 
 
+def test_features_of_unknown_origin_are_not_overwritten(model, manifest, tmp_path):
+    (tmp_path / "valid_0_1.npy").write_bytes(b"features")
+    with pytest.raises(ValueError, match=r"valid_0_1\.npy: exists, and no valid_0_1\.json says"):
+        extract(model, manifest, tmp_path, What(1, False, False, 0, 1))
+    assert (tmp_path / "valid_0_1.npy").read_bytes() == b"features"
+
+
 def test_a_damaged_description_is_named(model, manifest, tmp_path):
     run(model, manifest, tmp_path / "out")
     (tmp_path / "out" / "valid_0_1.json").write_text("")

@@ -166,6 +166,7 @@ def test_a_file_in_the_released_layout(small_config, tmp_path):
         ("mae_ast_pach", ValueError, "'mae_ast_pach' is no file.*mae_ast_patch, mae_ast_frame"),
         ("runs/none.pt", FileNotFoundError, r"runs/none\.pt: no such checkpoint"),
         (Path("runs/none"), FileNotFoundError, "runs/none: no such checkpoint"),
+        ("runs/none.ckpt", FileNotFoundError, r"runs/none\.ckpt: no such checkpoint"),
         ("./runs", FileNotFoundError, r"\./runs: no such checkpoint"),
         ("", ValueError, "is no file"),
     ],
@@ -176,8 +177,17 @@ def test_what_is_nothing_is_said(source, kind, message):
 
 
 def test_an_empty_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"neither checkpoints/checkpoint_last\.pt nor "):
+    neither = r"neither checkpoints/checkpoint_last\.pt nor model\.safetensors, but "
+    with pytest.raises(FileNotFoundError, match=neither + "nothing$"):
         mae_ast.load(tmp_path)
+    for name in ("saved_model.pb", "keras_metadata.pb", "assets", "variables"):
+        (tmp_path / name).touch()
+    with pytest.raises(FileNotFoundError, match=neither + r"assets, ker\S+, sav\S+ and 1 more$"):
+        mae_ast.load(tmp_path)
+
+
+def test_the_folder_of_a_run_s_checkpoints(file, model):
+    assert_same(mae_ast.load(file.parent), model)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +216,9 @@ def test_safetensors_that_are_cut_or_do_not_fit_are_named(model, tmp_path):
     path = tmp_path / "model.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: is no safetensors file"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors: not a readable safetensors file"
+    ):
         mae_ast.load(tmp_path)
     path.write_bytes(whole)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import json
+import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import soundfile
 import torch
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import mae_ast
+from mae_ast import pretrained
+from mae_ast.convert import to_hugging_face
 from mae_ast.core.checkpoint import CheckpointError
 from mae_ast.core.config_ast import AstConfig
 from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.config_vit import VitConfig
+from mae_ast.core.labels import Labels, write_clip_labels
+from mae_ast.core.manifest import write_manifest
 from mae_ast.core.released_ast import write_ast, write_ssast
 from mae_ast.core.systems import SYSTEMS, name_of
+from mae_ast.core.vit import Vit
+from mae_ast.evaluation import evaluate
 from mae_ast.finetuned import encoder_of, load_finetuned
 from mae_ast.pretrained import CLASSES, PretrainedAst, PretrainedSsast, PretrainedVit
 from mae_ast.probe import with_random_weights as untrained
@@ -139,6 +150,62 @@ def test_transformers_folders_both_ways(mae_ast_command, tmp_path):
     assert NAMES[0] in out
 
 
+@pytest.mark.parametrize(
+    ("problem_type", "function"),
+    [
+        ("multi_label_classification", torch.sigmoid),
+        ("single_label_classification", partial(torch.softmax, dim=1)),
+        (None, partial(torch.softmax, dim=1)),
+    ],
+    ids=str,
+)
+def test_scores_are_those_of_transformers_pipeline(
+    mae_ast_command, tmp_path, caplog, problem_type, function
+):
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    model = ast()
+    model.save_pretrained(tmp_path / "own")
+    folder, wave = tmp_path / "theirs", speech_like(16_000)
+    mae_ast_command("convert", tmp_path / "own", folder, "--to", "hugging-face")
+    path = folder / "config.json"
+    fields = json.loads(path.read_text())
+    assert fields["problem_type"] == "multi_label_classification"  # as ours
+    path.write_text(json.dumps(fields | {"problem_type": problem_type}))
+
+    pipeline = transformers.pipeline("audio-classification", model=str(folder), top_k=None)
+    expected = {found["label"]: found["score"] for found in pipeline(wave.numpy())}
+    classifier = load_finetuned(folder)
+    scores = classifier.scores(wave[None])[0]
+    assert dict(zip(classifier.labels.names, scores.tolist(), strict=True)) == pytest.approx(
+        expected, abs=1e-4
+    )
+    assert_close(scores[None], function(model.logits(wave[None])), rtol=0, atol=1e-4)
+    told = [record.getMessage() for record in caplog.records]
+    assert [f"{path}: problem_type is not set" in text for text in told] == [True] * (
+        problem_type is None
+    )
+
+    _, message = mae_ast_command("convert", folder, tmp_path / "again", "--to", "hugging-face")
+    assert not message
+    again = json.loads((tmp_path / "again/config.json").read_text())
+    assert again["problem_type"] == problem_type or "single_label_classification"
+    assert again["id2label"] == fields["id2label"]
+
+
+def test_clips_with_several_labels_have_no_accuracy(tmp_path):
+    """Whatever the network was trained for: a softmax says nothing about the data."""
+    model = ast()
+    PretrainedAst(model.config, None, NAMES, independent=False).save_pretrained(tmp_path / "model")
+    soundfile.write(tmp_path / "a.wav", speech_like(16_000).numpy(), 16_000)
+    write_manifest(tmp_path / "valid.tsv", ".", [("a.wav", 16_000, 16_000)] * 3)
+    Labels(("a", "b", "c"), NAMES).write(tmp_path / "labels.csv")
+    for first, several in ((["a"], False), (["a", "b"], True)):
+        write_clip_labels(tmp_path / "valid.lbl", [first, ["b"], ["c"]])
+        found = evaluate(load_finetuned(tmp_path / "model"), tmp_path, "valid")
+        assert math.isnan(found.summary.accuracy) == several
+        assert (found.confusion is None) == several
+
+
 def test_a_published_classifier_scores_as_the_network_itself(tmp_path):
     model = ast(head_layer_norm_eps=0.1)
     model.save_pretrained(tmp_path)
@@ -201,7 +268,7 @@ def test_a_damaged_published_file_is_named(tmp_path):
     state = write_ssast(model.config, model.state_dict())
     del state["module.v.blocks.1.attn.qkv.weight"]
     torch.save(state, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match=r"a\.pth: .*missing: module\.v\.blocks\.1\.attn"):
+    with pytest.raises(CheckpointError, match=r"a\.pth: .*missing: v\.blocks\.1\.attn"):
         mae_ast.load(tmp_path / "a.pth")
 
 
@@ -256,3 +323,82 @@ def test_what_a_published_layout_would_misread_is_refused(mae_ast_command, tmp_p
     _, message = mae_ast_command("convert", tmp_path / "own", tmp_path / "a.pt", "--to", "released")
     assert message.endswith("encoder_attention_heads=3: the released layout knows 1 only")
     assert not (tmp_path / "a.pt").exists()
+
+
+# What else lies on the hub.
+
+
+def hugging_face_folder(folder: Path) -> PretrainedAst:
+    """Without normalisation, and with PyTorch's file instead of safetensors."""
+    model = ast(input_mean=-6.5, input_std=3.0)
+    model.save_pretrained(folder / "own")
+    to_hugging_face(mae_ast.load(folder / "own"), folder / "hub")
+    torch.save(load_file(folder / "hub/model.safetensors"), folder / "hub/pytorch_model.bin")
+    (folder / "hub/model.safetensors").unlink()
+    return model
+
+
+def test_a_transformers_folder_with_pytorch_s_file(tmp_path):
+    model = hugging_face_folder(tmp_path)
+    for source in (tmp_path / "hub", tmp_path / "hub/pytorch_model.bin"):
+        found = mae_ast.load(source)
+        waveform = speech_like(16_000)[None]
+        assert_close(found.logits(waveform), model.logits(waveform), rtol=0, atol=1e-3)
+        assert (found.config.input_mean, found.labels) == (-6.5, NAMES)
+    (tmp_path / "hub/config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"config\.json: no such file; .* pytorch_model"):
+        mae_ast.load(tmp_path / "hub/pytorch_model.bin")
+
+
+class Hub:
+    """What huggingface_hub's client says of a repository; ``offline``: of what it does not have."""
+
+    def __init__(self, folder: Path, *offline: str) -> None:
+        self.folder, self.offline = folder, offline
+
+    def download(self, repo_id: str, filename: str, **_: Any) -> str:
+        if filename in self.offline:
+            raise LocalEntryNotFoundError("no network")
+        if not (self.folder / filename).is_file():
+            raise EntryNotFoundError(f"404 for {repo_id}/{filename}")
+        return str(self.folder / filename)
+
+
+def test_a_transformers_model_on_the_hub(tmp_path, monkeypatch):
+    hugging_face_folder(tmp_path)
+    monkeypatch.setattr(pretrained, "hf_hub_download", Hub(tmp_path / "hub").download)
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download", pretrained.hf_hub_download)
+    assert mae_ast.load("someone/ast").config.input_mean == -6.5
+
+    # Without its preprocessor_config.json it would be read with AudioSet's statistics.
+    hub = Hub(tmp_path / "hub", "preprocessor_config.json")
+    monkeypatch.setattr(pretrained, "hf_hub_download", hub.download)
+    with pytest.raises(FileNotFoundError, match=r"someone/ast: no such file, .* \(no network\)"):
+        mae_ast.load("someone/ast")
+
+    (tmp_path / "hub/pytorch_model.bin").unlink()
+    monkeypatch.setattr(pretrained, "hf_hub_download", Hub(tmp_path / "hub").download)
+    with pytest.raises(FileNotFoundError, match=r"someone/ast: has no model\.safetensors"):
+        mae_ast.load("someone/ast")
+
+
+def test_a_finetuned_ssast_predicts_by_its_patches(mae_ast_command, tmp_path):
+    """In the layout of its authors' program, whose image classifier was never trained."""
+    model = ast(pool="tokens")
+    state = write_ast(model.config, model.state_dict())
+    state |= {"module.v.head.weight": torch.ones(10, 24), "module.v.head.bias": torch.zeros(10)}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "ssast.ckpt")
+    waveform = speech_like(16_000)[None]
+    with torch.no_grad():
+        expected = model.head(Vit.pooled(model, waveform)).sigmoid()
+    scores = load_finetuned(tmp_path / "ssast.ckpt").scores(waveform)
+    assert_close(scores, expected, rtol=0, atol=1e-6)
+
+    out, message = mae_ast_command(
+        "convert", tmp_path / "ssast.ckpt", tmp_path / "a", "--to", "safetensors"
+    )
+    assert not message
+    assert json.loads((tmp_path / "a/config.json").read_text())["pool"] == "tokens"
+    assert_close(load_finetuned(tmp_path / "a").scores(waveform), expected, rtol=0, atol=1e-6)
+    out, _ = mae_ast_command("convert", tmp_path / "a", tmp_path / "b.pth", "--to", "released")
+    assert "no place for pool=tokens" in out

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from mae_ast.bench.parts import PARTS
 from mae_ast.bench.setting import Case, Part, Row, Setting
+from mae_ast.train_command import module_command
 
 START_S = 7  # of a process that imports torch
 PATIENCE = 16  # a case that takes so many times what it should is ended
@@ -106,7 +106,7 @@ def _ask(
     request = {"part": name, "setting": dataclasses.asdict(setting), "cases": cases}
     limit_s = max(LEAST_LIMIT_S, PATIENCE * PARTS[name].seconds(setting))
     process = subprocess.Popen(
-        [sys.executable, "-m", "mae_ast.bench.worker"],
+        module_command("mae_ast.bench.worker"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,

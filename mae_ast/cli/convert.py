@@ -37,14 +37,18 @@ def convert(
             "state of MAE-AST."
         ),
     ],
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite OUT, a file or an earlier model's folder.")
+    ] = False,
 ) -> None:
     """Write a checkpoint as another kind of file."""
     import mae_ast
     from mae_ast import convert as conversion
 
+    conversion.check_target(target, to in (Kind.safetensors, Kind.hugging_face), force)
     model = mae_ast.load(source)
     if to is Kind.released:
-        untold = conversion.to_released_file(model, target)
+        untold = conversion.to_released_file(model, target, force)
         typer.echo(f"{target}: for stock s3prl and the authors' programs")
         if untold:
             settings = ", ".join(
@@ -53,11 +57,11 @@ def convert(
             )
             typer.echo(f"its layout has no place for {settings}: tell the program that reads it")
     elif to is Kind.safetensors:
-        conversion.to_safetensors(model, target)
+        conversion.to_safetensors(model, target, force)
         typer.echo(f"{target}: for mae_ast.load and the Hugging Face hub")
     elif to is Kind.hugging_face:
-        conversion.to_hugging_face(model, target)
+        conversion.to_hugging_face(model, target, force)
         typer.echo(f"{target}: for transformers' ASTForAudioClassification")
     else:
-        worst = conversion.to_onnx(model, target)
+        worst = conversion.to_onnx(model, target, force)
         typer.echo(f"{target}: differs from PyTorch by at most {worst:.1e}")

@@ -24,8 +24,9 @@ def crossvalidate(
         typer.Argument(help="Folder of fold1, fold2, ..., in each what 'mae-ast finetune' takes."),
     ],
     config: Annotated[
-        str, typer.Option(help="A preset's name, or the path of a YAML file.")
-    ] = "esc50",
+        str,
+        typer.Option(help="Preset name or path of a YAML file; required.", show_default=False),
+    ] = "",
     out: Annotated[
         Path, typer.Option(help="Folder of the folds' runs; the same again goes on with it.")
     ] = Path("outputs/crossvalidate"),
@@ -68,9 +69,11 @@ def crossvalidate(
                 if not folds.is_trained(run):
                     typer.echo(f"{folder.name}: training")
                     trainings.run(command, lock)
-                if not folds.is_trained(run):
+                # Of limits that no checkpoint tells of, such as a least learning rate, the trainer
+                # knows alone: what ends by itself is trained.
+                if not folds.is_trained(run) and folds.was_interrupted(run):
                     raise ValueError(
-                        f"{run}: ended before its last update was saved; the same command goes on"
+                        f"{run}: ended before its last update was saved; the same command resumes"
                     )
                 found = _evaluate(run, folder, average)
                 measure = "mAP" if found.confusion is None else "accuracy"

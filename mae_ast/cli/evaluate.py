@@ -26,7 +26,10 @@ def evaluate(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; default: cuda if there is.")] = "",
 ) -> None:
-    """Score a split: accuracy, mAP, mean AUC, d-prime, and all classes as a table."""
+    """Score a split: accuracy, mAP, mean AUC, d-prime, and all classes as a table.
+
+    Clips longer than the network takes at once are scored in windows, as 'mae-ast predict' does.
+    """
     from mae_ast import evaluation
     from mae_ast.cli.device import place
     from mae_ast.finetuned import load_finetuned

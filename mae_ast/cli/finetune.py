@@ -25,8 +25,12 @@ def finetune(
         Path, typer.Argument(help="Folder of labels.csv, train.tsv, train.lbl, valid.tsv, ...")
     ],
     config: Annotated[
-        str, typer.Option(help="A preset's name, or the path of a YAML file.")
-    ] = "demo",
+        str,
+        typer.Option(
+            help="Preset name or path of a YAML file; required. Without it the presets are listed.",
+            show_default=False,
+        ),
+    ] = "",
     out: Annotated[
         Path, typer.Option(help="Folder of the run; the same again goes on with it.")
     ] = Path("outputs/finetune"),
@@ -40,10 +44,11 @@ def finetune(
     On SIGTERM or SIGUSR1 the run saves and ends; the same command goes on from there.
     """
     from mae_ast.core.checkpoint import RUN_FILE
+    from mae_ast.core.run_files import list_checkpoints
     from mae_ast.run_note import hold_to
 
     overrides = [*start_of(checkpoint, random_weights), *context.args]
     command = train_command(data, config, out, overrides, "finetune")
     settings = {**begun_with(data, config, checkpoint), "random_weights": random_weights}
-    hold_to(out / NOTE, settings, (out / RUN_FILE).is_file())
+    hold_to(out / NOTE, settings, bool(list_checkpoints(out / RUN_FILE.parent)))
     os.execv(sys.executable, command)

@@ -27,8 +27,9 @@ def pretrain(
     On SIGTERM or SIGUSR1 the run saves and ends; the same command goes on from there.
     """
     from mae_ast.core.checkpoint import RUN_FILE
+    from mae_ast.core.run_files import list_checkpoints
     from mae_ast.run_note import hold_to
 
     command = train_command(data, config, out, context.args)
-    hold_to(out / NOTE, begun_with(data, config), (out / RUN_FILE).is_file())
+    hold_to(out / NOTE, begun_with(data, config), bool(list_checkpoints(out / RUN_FILE.parent)))
     os.execv(sys.executable, command)

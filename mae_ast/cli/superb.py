@@ -16,6 +16,13 @@ class Mode(StrEnum):
     EVALUATE = "evaluate"
 
 
+class Layout(StrEnum):
+    """How the upstream lays out its features."""
+
+    TIME_STEPS = "time_steps"
+    TOKENS = "tokens"
+
+
 def superb(
     context: typer.Context,
     task: Annotated[str, typer.Argument(help="ks, sid, er, or a downstream of s3prl.")],
@@ -32,6 +39,14 @@ def superb(
         int | None, typer.Option(min=1, help="Training steps; default: the paper's.")
     ] = None,
     fold: Annotated[int, typer.Option(min=1, max=5, help="Session to test on, for er.")] = 1,
+    layout: Annotated[
+        Layout,
+        typer.Option(
+            help="time_steps: one vector per time step, its tokens side by side, as in s3prl. "
+            "tokens: one vector per token, as in the paper's runs of patch models. Frame models: "
+            "the same."
+        ),
+    ] = Layout.TIME_STEPS,
     device: Annotated[
         str | None, typer.Option(help="As PyTorch names it; default: a GPU if there is one.")
     ] = None,
@@ -44,4 +59,5 @@ def superb(
     from mae_ast.superb.run import run
 
     folder = Path("outputs/superb") / task / (f"fold{fold}" if task == "er" else "")
-    run(task, checkpoint, data, out or folder, mode.value, steps, fold, device, context.args)
+    target, arguments = out or folder, context.args
+    run(task, checkpoint, data, target, mode.value, steps, fold, device, arguments, layout.value)

@@ -1,7 +1,8 @@
 """AST (Gong et al. 2021, arXiv 2104.01778): a convolution-free classifier of spectrograms.
 
     patches (B, N, P), overlapping -> tokens (B, N, D) -> encoder
-    -> mean of CLS and distillation token (B, D) -> layer norm, linear -> logits (B, C)
+    -> mean of CLS and distillation token, or of the patches' tokens (B, D)
+    -> layer norm, linear -> logits (B, C)
 
 C classes, beside the house's letters.
 """
@@ -70,5 +71,7 @@ class Ast(Vit):
         return logits.float()
 
     def pooled(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, D): the mean of the prefix tokens; arguments as in :meth:`logits`."""
+        """(B, D): the mean of the tokens that ``config.pool`` names; see :meth:`logits`."""
+        if self.config.pool == "tokens":
+            return super().pooled(source, lengths)
         return self.encode(source, lengths).prefix.float().mean(1)

@@ -27,6 +27,7 @@ except ImportError:  # before torch 2.10
 
 MAX_SCORES = 2**25  # B H Q N; above, the fused kernel saves more memory than it takes time
 _HALF = (torch.float16, torch.bfloat16)
+_WIDTH_MULTIPLE, _MAX_WIDTH = 8, 256  # of a head, in Flash's kernel for sequences of any length
 
 
 class KeyPadding:
@@ -70,7 +71,7 @@ def attend(
         dropout_p: probability of dropping a weight.
     """
     if isinstance(mask, KeyPadding):
-        if _has_varlen(q, dropout_p):
+        if has_varlen(q, dropout_p):
             return attend_by_lengths(q, k, v, mask)
         mask = mask.attention_mask
     num_scores = q.shape[:-1].numel() * k.shape[2]
@@ -100,7 +101,11 @@ def attend_by_lengths(q: Tensor, k: Tensor, v: Tensor, padding: KeyPadding) -> T
     return attended.transpose(1, 2)
 
 
-def _has_varlen(q: Tensor, dropout_p: float) -> bool:
+def has_varlen(q: Tensor, dropout_p: float = 0.0) -> bool:
+    """Return whether torch's kernel for sequences of different lengths takes these queries."""
     if q.device.type != "cuda" or q.dtype not in _HALF or dropout_p or varlen_attn is None:
+        return False
+    head_width = q.shape[-1]
+    if head_width % _WIDTH_MULTIPLE or head_width > _MAX_WIDTH:
         return False
     return torch.cuda.get_device_capability(q.device) >= (8, 0)

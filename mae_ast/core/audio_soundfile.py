@@ -17,6 +17,8 @@ from mae_ast.core.audio_file import AudioFile, UndecodableError
 from mae_ast.core.downmix import Downmix
 
 NO_LENGTH = 2**62  # from there on libsndfile's frames mean that the header gives no length
+# It makes noise of GSM's padding byte, and counts the padding of MP3 in WAV that it does not give.
+_LEFT_TO_FFMPEG = ("GSM610", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
 _BLOCK = 2**20  # frames that are decoded at a time
 
 
@@ -26,12 +28,12 @@ def opened(file: AudioFile) -> Iterator[soundfile.SoundFile]:
 
     Raises:
         soundfile.LibsndfileError: libsndfile does not know it.
-        UndecodableError: it is GSM, of which libsndfile makes noise of a padding byte at the end.
+        UndecodableError: it is GSM or MP3, which libsndfile does not end where they end.
     """
     handle = file.for_soundfile()
     with soundfile.SoundFile(handle, closefd=False) as sound:
-        if sound.subtype == "GSM610":
-            raise UndecodableError("libsndfile reads GSM beyond its end")
+        if sound.subtype in _LEFT_TO_FFMPEG:
+            raise UndecodableError(f"libsndfile does not find the end of {sound.subtype}")
         yield sound
 
 

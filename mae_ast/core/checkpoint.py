@@ -1,9 +1,10 @@
-"""Checkpoint files: what is in them, read safely, and put into a model.
+"""Read checkpoints of any supported layout, and load them into models.
 
-Read are: what the trainer writes in pretraining, and of what it writes in fine-tuning the encoder
-(of AST all); files in the layouts of the released ones (:mod:`mae_ast.core.released`,
-:mod:`mae_ast.core.released_ast`, :mod:`mae_ast.core.released_audio_mae`), safetensors with our
-``config.json`` beside them, and those of Hugging Face's AST (:mod:`mae_ast.core.hugging_face_ast`).
+Supported: pretraining checkpoints; fine-tuning checkpoints (the encoder; for AST the full model);
+the layouts of the released files (:mod:`mae_ast.core.released`, :mod:`mae_ast.core.released_ast`,
+:mod:`mae_ast.core.released_audio_mae`), also inside the wrappers of other training programs
+(:mod:`mae_ast.core.wrappers`); safetensors with our ``config.json`` beside them; Hugging Face's AST
+(:mod:`mae_ast.core.hugging_face_ast`).
 """
 
 from __future__ import annotations
@@ -12,24 +13,33 @@ import dataclasses
 import json
 import logging
 import os
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from zipfile import is_zipfile
 
-import torch
 from torch import Tensor, nn
 
-from mae_ast.core import hugging_face_ast, released, released_ast, released_audio_mae
+from mae_ast.core import (
+    hugging_face_ast,
+    hugging_face_config,
+    released,
+    released_ast,
+    released_audio_mae,
+)
+from mae_ast.core.file_kinds import is_safetensors
 from mae_ast.core.patches import PatchShape
+from mae_ast.core.run_files import latest
+from mae_ast.core.state_files import CheckpointError as CheckpointError
+from mae_ast.core.state_files import read_safetensors
+from mae_ast.core.state_files import read_state as read_state
 from mae_ast.core.systems import config_from, name_of
-from mae_ast.core.weights import misfits
+from mae_ast.core.weights import MAX_NAMED, first_not_finite, misfits
+from mae_ast.core.wrappers import MODEL
 
-# Of a folder in the hub's layout; the last is there for Hugging Face's own models only.
+# Of a folder in the hub's layout; the last two are there for Hugging Face's own models only.
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-PREPROCESSOR_FILE = "preprocessor_config.json"
+PREPROCESSOR_FILE, TORCH_WEIGHTS_FILE = "preprocessor_config.json", "pytorch_model.bin"
 RUN_FILE = Path("checkpoints", "checkpoint_last.pt")  # of the folder of a run
 FINETUNING = "mae_ast_classification"  # where fine-tuned files describe their network
 
@@ -39,10 +49,6 @@ _AST_HEAD = {"head.0.": "head.layer_norm.", "head.2.": "head.linear."}
 logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=nn.Module)
-
-
-class CheckpointError(ValueError):
-    """A file that is no checkpoint of this project; the message names it and says why."""
 
 
 @dataclass(frozen=True)
@@ -70,28 +76,37 @@ class Checkpoint:
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a file, or a folder in the hub's layout or of a run; nothing in it is executed.
 
+    The content decides on the format, not the name.
+
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: it is damaged, would run something, or is no such checkpoint.
+        CheckpointError: it is damaged, holds objects that could run code, or is not a checkpoint.
     """
     path = file_of(path)
-    if path.suffix == ".safetensors":
+    if is_safetensors(path):
         return _read_safetensors(path)
     return _read_torch(path)
 
 
 def file_of(path: str | os.PathLike[str]) -> Path:
-    """The file itself, or the one that a folder in the hub's layout or of a run holds.
+    """Return the file itself, or the one that a folder in the hub's layout or of a run holds.
+
+    Of a run that is its last checkpoint, or the newest whole one where that is missing or damaged.
 
     Raises:
         FileNotFoundError: there is none.
+        CheckpointError: all checkpoints of a run are damaged.
     """
     path = Path(path)
     if path.is_dir():
-        held = [path / name for name in (RUN_FILE, WEIGHTS_FILE) if (path / name).is_file()]
-        if not held:
-            raise FileNotFoundError(f"{path}: holds neither {RUN_FILE} nor {WEIGHTS_FILE}")
-        return held[0]
+        found = latest(path / RUN_FILE.parent) or latest(path)
+        of_hub = (path / name for name in (WEIGHTS_FILE, TORCH_WEIGHTS_FILE))
+        found = found or next((file for file in of_hub if file.is_file()), None)
+        if found is None:
+            raise FileNotFoundError(
+                f"{path}: holds neither {RUN_FILE} nor {WEIGHTS_FILE}, but {_listed(path)}"
+            )
+        return found
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     return path
@@ -116,14 +131,17 @@ def fill(model: M, checkpoint: Checkpoint, path: str | os.PathLike[str]) -> M:
 def check_weights(
     wanted: Mapping[str, Tensor], found: Mapping[str, Any], path: str | os.PathLike[str]
 ) -> None:
-    """Compare names and shapes of a model's weights with those in a file.
+    """Compare a file's weights with those of a model, and refuse values that are not finite.
 
     Raises:
-        CheckpointError: one is missing, unknown, no tensor, or of another shape; it is named.
+        CheckpointError: a weight is missing, unknown, not a tensor, of another shape, or holds NaN
+            or infinity; it is named.
     """
     problems = misfits(wanted, found)
     if problems:
         raise CheckpointError(f"{path}: the weights do not fit its model; {problems}")
+    if name := first_not_finite(found):
+        raise CheckpointError(f"{path}: {name} holds NaN or infinity; its training has diverged")
 
 
 def config_dict(
@@ -145,13 +163,15 @@ def config_dict(
 
 
 def parse_config(values: Any, path: str | os.PathLike[str]) -> Checkpoint:
-    """What ``config.json`` tells of a checkpoint: all but its weights.
+    """Parse ``config.json`` into a checkpoint without weights.
 
     Raises:
         CheckpointError: it is of another kind of model, or lacks something.
     """
     if not isinstance(values, Mapping) or "system" not in values:
-        raise CheckpointError(f"{path}: describes no model of this project")
+        kind = values.get("model_type") if isinstance(values, Mapping) else None
+        other = "" if kind is None else f"; its model_type is {kind!r}"
+        raise CheckpointError(f"{path}: describes no model of this project{other}")
     try:
         mask_type, labels = values["mask_type"], values.get("labels")
         return Checkpoint(
@@ -168,23 +188,13 @@ def parse_config(values: Any, path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"{path}: {_one_line(error)}") from error
 
 
-def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The dictionary in a file of ``torch.save``; tensors are read when they are looked at.
+def is_hugging_face(path: str | os.PathLike[str]) -> bool:
+    """Return whether a ``config.json`` describes a model of Hugging Face's, instead of ours.
 
     Raises:
-        CheckpointError: it is damaged, would run something, or holds something else.
+        CheckpointError: it is not JSON.
     """
-    try:
-        # MAE's program and Audio-MAE's keep their options beside the weights: names and values.
-        with torch.serialization.safe_globals([Namespace]):
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: is no checkpoint that can be read safely ({_one_line(error)})"
-        ) from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a checkpoint")
-    return state
+    return hugging_face_config.is_known(_read_json(Path(path)))
 
 
 def is_finetuned(state: Mapping[str, Any]) -> bool:
@@ -202,6 +212,8 @@ def _read_torch(path: Path) -> Checkpoint:
             ssast, weights = released_ast.read_ssast(state)
             return Checkpoint(ssast, _published_mask(ssast.patch_shape), weights)
         if released_ast.is_ast(state):
+            if doubt := released_ast.doubt(state):
+                logger.warning("%s: %s", path, doubt)
             ast, weights = released_ast.read_ast(state)
             return Checkpoint(ast, None, weights)
         if released_audio_mae.is_audio_mae(state):
@@ -209,14 +221,25 @@ def _read_torch(path: Path) -> Checkpoint:
             if left_out:
                 logger.warning("%s: %s", path, released_audio_mae.in_words(left_out))
             return Checkpoint(audio_mae, "random_mask", weights)
+        if hugging_face_ast.is_hugging_face(state):
+            return _of_hugging_face(_read_description(path), state[MODEL], path)
         model_cfg, task_cfg = state["cfg"]["model"], state["cfg"]["task"]
-        mask_type, weights = task_cfg["mask_type"], dict(state["model"])
+        mask_type, weights = task_cfg["mask_type"], dict(state[MODEL])
         released.check(model_cfg, task_cfg)
         return Checkpoint(config_from(model_cfg), str(mask_type), released.without_extras(weights))
     except KeyError as error:
-        raise CheckpointError(f"{path}: has no {error}; a pretraining checkpoint does") from error
+        raise CheckpointError(f"{path}: has no {error}; {_contents(state)}") from error
     except (TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path}: {_one_line(error)}") from error
+
+
+def _contents(state: Mapping[str, Any]) -> str:
+    """What a file of no supported layout holds."""
+    weights = state.get(MODEL)
+    if not isinstance(weights, Mapping) or not weights:
+        return "it holds no weights"
+    names = ", ".join(str(name) for name in list(weights)[:MAX_NAMED])
+    return f"its {len(weights)} weights ({names}, ...) are of no supported layout"
 
 
 def _of_finetuned(state: Mapping[str, Any]) -> Checkpoint:
@@ -228,7 +251,7 @@ def _of_finetuned(state: Mapping[str, Any]) -> Checkpoint:
     names = {"encoder.": "", **(_AST_HEAD if is_ast else {})}
     weights = {
         ours + name.removeprefix(theirs): value
-        for name, value in state["model"].items()
+        for name, value in state[MODEL].items()
         for theirs, ours in names.items()
         if name.startswith(theirs)
     }
@@ -243,25 +266,27 @@ def _published_mask(shape: PatchShape) -> str:
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
+    values = _read_description(path)
+    if hugging_face_config.is_known(values):
+        return _of_hugging_face(values, read_safetensors(path), path)
+    found = parse_config(values, path.with_name(CONFIG_FILE))
+    return dataclasses.replace(found, weights=read_safetensors(path))
+
+
+def _read_description(path: Path) -> Any:
+    """The ``config.json`` beside a file of weights."""
     description = path.with_name(CONFIG_FILE)
     if not description.is_file():
-        raise FileNotFoundError(f"{description}: no such file; it describes {path.name}")
-    values = _read_json(description)
-    if isinstance(values, Mapping) and values.get("model_type") == hugging_face_ast.MODEL_TYPE:
-        return _of_hugging_face(values, _read_weights(path), path)
-    found = parse_config(values, description)
-    return dataclasses.replace(found, weights=_read_weights(path))
+        raise FileNotFoundError(
+            f"{description}: no such file; it has to describe the model in {path.name}"
+        )
+    return _read_json(description)
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: is no safetensors file that can be read ({_one_line(error)})"
-        ) from error
+def _listed(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir())
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return f"{', '.join(names[:MAX_NAMED])}{more}" if names else "nothing"
 
 
 def _of_hugging_face(
@@ -270,10 +295,11 @@ def _of_hugging_face(
     """A folder of transformers' ``ASTForAudioClassification``."""
     beside = path.with_name(PREPROCESSOR_FILE)
     try:
-        config = hugging_face_ast.config_from_hugging_face(
+        config = hugging_face_config.config_from_hugging_face(
             fields, _read_json(beside) if beside.is_file() else None
         )
-        labels = hugging_face_ast.labels_of(fields)
+        labels = hugging_face_config.labels_of(fields)
+        independent = hugging_face_config.is_independent(fields)
     except CheckpointError:
         raise
     except (ValueError, TypeError, AttributeError) as error:
@@ -282,7 +308,13 @@ def _of_hugging_face(
         found = hugging_face_ast.from_hugging_face(config, weights)
     except ValueError as error:
         raise CheckpointError(f"{path}: {_one_line(error)}") from error
-    return Checkpoint(config, None, found, labels)
+    if fields.get("problem_type") is None:
+        logger.warning(
+            "%s: problem_type is not set, so scores are a softmax over all classes, as in "
+            "transformers' pipeline; set it to multi_label_classification for sigmoids",
+            path.with_name(CONFIG_FILE),
+        )
+    return Checkpoint(config, None, found, labels, independent=independent)
 
 
 def _read_json(path: Path) -> Any:

@@ -66,7 +66,10 @@ class MaeAstConfig:
     activation_dropout: float = field(
         default=0.0, metadata={"help": "after the activation in feed-forward blocks"}
     )
-    dropout_input: float = field(default=0.0, metadata={"help": "of the tokens before positions"})
+    dropout_input: float = field(
+        default=0.0,
+        metadata={"help": "dropout of the tokens before positions, in pretraining only"},
+    )
     encoder_layerdrop: float = field(
         default=0.0, metadata={"help": "probability of skipping a layer in a training step"}
     )

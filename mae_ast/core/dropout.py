@@ -24,7 +24,11 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, p)
-    dropped: Tensor = _Dropout.apply(x, round(p * _STEPS))  # type: ignore[no-untyped-call]
+    num_dropped = round(p * _STEPS)
+    if torch.compiler.is_compiling():
+        kept: Tensor = _keep(x, num_dropped)
+        return x * kept * _scale(num_dropped)
+    dropped: Tensor = _Dropout.apply(x, num_dropped)  # type: ignore[no-untyped-call]
     return dropped
 
 
@@ -36,14 +40,36 @@ class Dropout(nn.Dropout):
         return dropout(x, self.p, self.training)
 
 
+def _draw(x: Tensor, num_dropped: int) -> Tensor:
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+    return bits >= num_dropped - _STEPS // 2
+
+
+def _scale(num_dropped: int) -> float:
+    return _STEPS / (_STEPS - num_dropped) if num_dropped < _STEPS else 0.0
+
+
+# To the compiler the draw is one operation: it cannot look into it, and does not draw again in the
+# backward. It has x itself for an argument, as two draws for the same shape would be taken for one.
+@torch.library.custom_op(
+    "mae_ast::keep", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
+)
+def _keep(x: Tensor, num_dropped: int) -> Tensor:
+    return _draw(x, num_dropped)
+
+
+@_keep.register_fake
+def _(x: Tensor, num_dropped: int) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.bool)
+
+
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, num_dropped: int) -> Tensor:
-        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-        kept = bits >= num_dropped - _STEPS // 2
+        kept = _draw(x, num_dropped)
         ctx.save_for_backward(kept)
-        ctx.scale = _STEPS / (_STEPS - num_dropped) if num_dropped < _STEPS else 0.0
+        ctx.scale = _scale(num_dropped)
         return (x * kept).mul_(ctx.scale)
 
     @staticmethod

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae_ast.core.audio import SAMPLE_RATE, SOURCE_RATES, read_long_audio, resample_to_16k
+from mae_ast.core.audio import SAMPLE_RATE
 from mae_ast.core.encoder import Encoder
 from mae_ast.core.fbank import FRAME_SHIFT, num_frames, num_samples_of_frames
 from mae_ast.core.patches import PatchShape
+from mae_ast.core.recordings import Waveform, is_one_recording, path_of, read_recording
 from mae_ast.core.windows import Part, states_of_parts, window_columns, windows
 
-Waveform = Tensor | np.ndarray | str | os.PathLike[str]
+__all__ = ["Features", "Waveform", "extract_features"]
 
 WINDOW_S = 10.0  # as long as the clips of pretraining
 OVERLAP_S = 2.0
@@ -81,8 +82,9 @@ def extract_features(
             ``input_frames`` sees shorter clips filled up to that; what it makes of the filling is
             left out.
         waveforms: one recording or several of any lengths, each (L,) int16 or float in [-1, 1],
-            or the path of a file.
-        sample_rate: of waveforms, in Hz; files know their own.
+            the path of a file, or an item of an audio column of Hugging Face's ``datasets``:
+            ``{"array", "sampling_rate"}``, ``{"bytes", "path"}``, or its decoder.
+        sample_rate: of arrays, in Hz; the other forms have their own.
         layers: counted from 1, -1 being the last; default: all.
         pooled_only: leave ``hidden_states`` empty, which saves their memory.
         folder: write the hidden states to ``layer_<n>.npy`` in it, and return them memory-mapped.
@@ -93,23 +95,21 @@ def extract_features(
         batch_s: seconds of audio that go through the model at a time.
 
     Raises:
-        ValueError: a recording is not (L,), holds values that are not finite, or is shorter than
-            one patch; there is no such layer; windows or sample rate cannot be.
+        ValueError: a recording is not (L,), holds values that are not finite or not in [-1, 1], or
+            is shorter than one patch; there is no such layer; windows or sample rate cannot be.
         FileNotFoundError, AudioError: a file is not there, or cannot be decoded.
     """
     length, overlap = window_columns(model, window_s, overlap_s)
     chosen = _layers(layers, model.config.encoder_layers)
-    is_one = isinstance(waveforms, (str, os.PathLike)) or (
-        isinstance(waveforms, (Tensor, np.ndarray)) and waveforms.ndim < 2
-    )
+    is_one = is_one_recording(waveforms)
     listed: list[Waveform] = [waveforms] if is_one else list(waveforms)  # type: ignore[list-item,arg-type]
     if not listed:
         raise ValueError("no waveform is given; one at least is needed")
-    clips = [_samples(item, sample_rate, f"waveform {n}") for n, item in enumerate(listed)]
+    clips = [read_recording(item, sample_rate, f"waveform {n}") for n, item in enumerate(listed)]
     shape = model.patch_shape
     for number, clip in enumerate(clips):
         if len(clip) < shape.min_samples:
-            name = listed[number] if isinstance(listed[number], (str, os.PathLike)) else number
+            name = path_of(listed[number]) or number
             is_array = isinstance(waveforms, (Tensor, np.ndarray)) and not is_one
             raise ValueError(
                 f"waveform {name}: {len(clip)} samples at 16 kHz are shorter than one patch "
@@ -240,30 +240,6 @@ class _StatesFile:
         with suppress(OSError):
             self._file.close()
         self._part.unlink(missing_ok=True)
-
-
-def _samples(item: Waveform, sample_rate: int, name: str) -> Tensor:
-    """A recording as (L,) at 16 kHz, int16 or float32."""
-    if isinstance(item, (str, os.PathLike)):
-        return read_long_audio(item)
-    samples = torch.as_tensor(item).detach().cpu()
-    if samples.ndim != 1:
-        raise ValueError(
-            f"{name}: of shape {tuple(samples.shape)}; (samples,) is wanted, one channel"
-        )
-    if samples.dtype != torch.int16:
-        if not samples.is_floating_point():
-            raise ValueError(f"{name}: of {samples.dtype}; int16, or float in [-1, 1], is wanted")
-        samples = samples.float()
-        if not bool(torch.isfinite(samples).all()):
-            raise ValueError(f"{name}: holds values that are not finite (NaN or infinity)")
-    lowest, highest = SOURCE_RATES
-    if not lowest <= sample_rate <= highest:
-        raise ValueError(f"a sample rate of {sample_rate} Hz; {lowest} to {highest} are known")
-    if sample_rate != SAMPLE_RATE:
-        samples = samples.float() / 32768 if samples.dtype == torch.int16 else samples
-        samples = resample_to_16k(samples, sample_rate)
-    return samples
 
 
 def _layers(layers: Sequence[int] | None, count: int) -> tuple[int, ...]:

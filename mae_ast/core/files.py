@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 try:
     import fcntl
@@ -16,7 +17,9 @@ except ImportError:  # not on Windows
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A name to write to, beside ``path``; it takes that name once the context ends well.
+    """Yield a name to write to, beside ``path``; it takes that name once the context ends well.
+
+    The file gets the mode that the umask gives, also from writers that make a private one.
 
     Raises:
         OSError: it could not be written; names ``path``.
@@ -24,7 +27,11 @@ def written_whole(path: Path) -> Iterator[Path]:
     # Processes of other machines may have the same number.
     part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
+        part.touch()
+        mode = part.stat().st_mode
         yield part
+        if part.stat().st_mode != mode:
+            part.chmod(mode & 0o777)
         os.replace(part, path)
     except OSError as error:
         raise OSError(f"{path}: could not be written ({error.strerror or error})") from error
@@ -37,8 +44,8 @@ def written_whole(path: Path) -> Iterator[Path]:
 def held(path: Path) -> Iterator[int]:
     """Keep other processes from the work that ``path`` stands for, until the context ends.
 
-    A file beside it, ``.NAME.lock``, is what is locked; it goes once the context ends well. A
-    process that is killed holds nothing any more. Where there are no locks, nobody is kept away.
+    A file beside it, ``.NAME.lock``, is what is locked; it is removed once the context ends well.
+    A process that is killed holds nothing any more. Where there are no locks, nobody is kept away.
 
     Yields:
         A file descriptor: whoever has it open, such as a child process, keeps others away.
@@ -47,14 +54,27 @@ def held(path: Path) -> Iterator[int]:
         ValueError: another process holds it.
     """
     name = path.with_name(f".{path.name}.lock")
-    with name.open("ab") as lock:
+    with _locked(name, path) as lock:
+        yield lock.fileno()
+        with suppress(OSError):  # while it is held: later, it may be another's
+            name.unlink()
+
+
+def _locked(name: Path, path: Path) -> BinaryIO:
+    """Open and lock the file that has this name while it is locked."""
+    while True:
+        lock = name.open("ab")
         try:
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            lock.close()
             raise ValueError(f"{path}: another process is at work on it") from error
         except OSError:  # a file system without locks
-            pass
-        yield lock.fileno()
-        with suppress(OSError):  # while it is held: later, it may be another's
-            name.unlink()
+            return lock
+        # Between the two calls above, whoever held it may have removed the file: others then lock
+        # a new one of this name.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(name)):
+                return lock
+        lock.close()

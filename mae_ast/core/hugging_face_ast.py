@@ -1,23 +1,19 @@
 """Hugging Face's ``ASTForAudioClassification``, to and from ours.
 
-A folder there holds ``config.json``, ``preprocessor_config.json`` (the input's statistics) and the
-weights. Names of weights are written as they are on the hub, which every version of transformers
-reads; transformers 5 has shorter names in memory, and both are read.
+Weights; for what describes the model see :mod:`mae_ast.core.hugging_face_config`. Names are written
+as they are on the hub, which every version of transformers reads; transformers 5 has shorter names
+in memory, and both are read.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 
 from mae_ast.core.ast import Ast
-from mae_ast.core.audio import SAMPLE_RATE
 from mae_ast.core.config_ast import AstConfig
-from mae_ast.core.config_vit import AUDIOSET_MEAN, AUDIOSET_STD
-from mae_ast.core.fbank import NUM_MEL_BINS
 from mae_ast.core.vit_weights import (
     State,
     Weights,
@@ -28,8 +24,7 @@ from mae_ast.core.vit_weights import (
     statistics,
     swap_axes,
 )
-
-MODEL_TYPE = "audio-spectrogram-transformer"
+from mae_ast.core.wrappers import MODEL
 
 _ROOT = "audio_spectrogram_transformer."
 _EMBEDDINGS = f"{_ROOT}embeddings."
@@ -64,131 +59,11 @@ _SHORT = {
 }
 _SHORT_KEY = re.compile(re.escape(_ROOT) + r"layers\.(\d+)\.(.+)\.(weight|bias)")
 
-# Fields of theirs with the one value under which both are the same network.
-_SAME_IF = {
-    "hidden_act": "gelu",
-    "qkv_bias": True,
-    "num_mel_bins": NUM_MEL_BINS,
-}
 
-
-def config_from_hugging_face(
-    fields: Mapping[str, Any], preprocessor: Mapping[str, Any] | None = None
-) -> AstConfig:
-    """What a model there is made of.
-
-    Args:
-        fields: of ``config.json``.
-        preprocessor: of ``preprocessor_config.json``; default: AudioSet's statistics.
-
-    Raises:
-        ValueError: it is of another kind, or has what ours lacks; the field is named.
-    """
-    if fields.get("model_type") != MODEL_TYPE:
-        raise ValueError(f"model_type is {fields.get('model_type')!r}, not {MODEL_TYPE!r}")
-    for key, value in _SAME_IF.items():
-        if fields.get(key, value) != value:
-            raise ValueError(f"{key} is {fields[key]!r}; only {value!r} is known")
-    size = fields.get("patch_size", 16)
-    if not isinstance(size, int):
-        raise ValueError(f"patch_size is {size!r}; one number, of a square, is wanted")
-    given = preprocessor or {}
-    eps = fields.get("layer_norm_eps", 1e-12)
-    frames = fields.get("max_length", 1024)
-    config = AstConfig(
-        ast_kernel_size_chan=size,
-        ast_kernel_size_time=size,
-        ast_kernel_stride_chan=fields.get("frequency_stride", 10),
-        ast_kernel_stride_time=fields.get("time_stride", 10),
-        position_frames=frames,
-        input_frames=frames,
-        encoder_layers=fields.get("num_hidden_layers", 12),
-        encoder_embed_dim=fields.get("hidden_size", 768),
-        encoder_ffn_embed_dim=fields.get("intermediate_size", 3072),
-        encoder_attention_heads=fields.get("num_attention_heads", 12),
-        layer_norm_eps=eps,
-        head_layer_norm_eps=eps,
-        dropout=fields.get("hidden_dropout_prob", 0.0),
-        attention_dropout=fields.get("attention_probs_dropout_prob", 0.0),
-        input_mean=given.get("mean", AUDIOSET_MEAN),
-        input_std=given.get("std", AUDIOSET_STD),
-        num_classes=len(fields["id2label"]) if "id2label" in fields else 2,  # two by default
-    )
-    config.validate()
-    return config
-
-
-def labels_of(fields: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Names of the classes, in the order of the outputs; ``None``: ``config.json`` has none.
-
-    Raises:
-        ValueError: a class has no name.
-    """
-    names = fields.get("id2label")
-    if names is None:
-        return None
-    try:
-        return tuple(str(names[str(n)]) for n in range(len(names)))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"id2label has no class {error}") from error
-
-
-def config_to_hugging_face(
-    config: AstConfig, labels: Sequence[str] | None = None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Contents of ``config.json`` and ``preprocessor_config.json``.
-
-    Args:
-        config: of the model. Theirs has one epsilon for all layer norms, and fits every clip to
-            the frames of its positions.
-        labels: names of the classes.
-
-    Raises:
-        ValueError: theirs has no such model, or there are not as many labels as classes.
-    """
-    if config.prefix_tokens != 2:
-        raise ValueError(f"prefix_tokens={config.prefix_tokens}; Hugging Face's AST has 2")
-    if config.window_type != "hanning":
-        raise ValueError(f"window_type={config.window_type}; Hugging Face's AST has hanning")
-    names = list(labels or (f"LABEL_{n}" for n in range(config.num_classes)))
-    if len(names) != config.num_classes:
-        raise ValueError(f"{len(names)} labels for num_classes={config.num_classes}")
-    kernel = (config.ast_kernel_size_chan, config.ast_kernel_size_time)
-    if kernel[0] != kernel[1]:
-        raise ValueError(
-            f"patches of {kernel[0]} x {kernel[1]}; Hugging Face's AST has square ones"
-        )
-    fields = {
-        "architectures": ["ASTForAudioClassification"],
-        "model_type": MODEL_TYPE,
-        **_SAME_IF,
-        "patch_size": kernel[0],
-        "frequency_stride": config.ast_kernel_stride_chan,
-        "time_stride": config.ast_kernel_stride_time,
-        "max_length": config.position_frames,
-        "hidden_size": config.encoder_embed_dim,
-        "num_hidden_layers": config.encoder_layers,
-        "num_attention_heads": config.encoder_attention_heads,
-        "intermediate_size": config.encoder_ffn_embed_dim,
-        "hidden_dropout_prob": config.dropout,
-        "attention_probs_dropout_prob": config.attention_dropout,
-        "layer_norm_eps": config.layer_norm_eps,
-        "id2label": {str(n): name for n, name in enumerate(names)},
-        "label2id": {name: n for n, name in enumerate(names)},
-    }
-    preprocessor = {
-        "feature_extractor_type": "ASTFeatureExtractor",
-        "feature_size": 1,
-        "sampling_rate": SAMPLE_RATE,
-        "num_mel_bins": NUM_MEL_BINS,
-        "max_length": config.position_frames,
-        "do_normalize": True,
-        "mean": config.input_mean,
-        "std": config.input_std,
-        "padding_value": 0.0,
-        "return_attention_mask": False,
-    }
-    return fields, preprocessor
+def is_hugging_face(state: State) -> bool:
+    """Return whether the unwrapped content of a file has the weights of such a model."""
+    weights = state.get(MODEL)
+    return isinstance(weights, Mapping) and _CLS in weights
 
 
 def to_hugging_face(config: AstConfig, weights: State) -> Weights:

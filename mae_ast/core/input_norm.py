@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 TARGET_STD = 0.5
 EPS = 1e-5
@@ -16,6 +16,11 @@ class InputNorm(nn.Module):
     """Non-affine batch norm over the valid frames of one "channel", times 0.5.
 
     Buffers are named and updated as ``nn.BatchNorm2d(1, affine=False)`` does.
+
+    Where ``torch.distributed`` is initialised, each rank normalises a training batch by its own
+    statistics, and all ranks track those of every rank, in the order of ranks: what one process
+    tracks that takes these batches one after the other. So every rank must make each training step
+    (with ``num_frames`` of 0, if it has run out of clips), as with ``nn.SyncBatchNorm``.
 
     Args:
         update: normalise a training batch by its own statistics and track them. ``False`` keeps
@@ -53,20 +58,13 @@ class InputNorm(nn.Module):
 
     @torch.no_grad()
     def _track(self, x: Tensor, num_frames: Tensor | None) -> tuple[Tensor, Tensor]:
-        if num_frames is None:
-            count = torch.full((), x.numel(), dtype=torch.float32, device=x.device)
-            var, mean = torch.var_mean(x, correction=0)
-        else:
-            valid = torch.arange(x.shape[1], device=x.device) < num_frames[:, None]
-            valid = valid[:, :, None]
-            count = valid.sum() * float(x.shape[2])
-            mean = x.where(valid, 0.0).sum() / count.clamp(min=1)
-            var = (x - mean).where(valid, 0.0).square().sum() / count.clamp(min=1)
-        momentum = MOMENTUM * (count > 0)  # a batch of nothing moves nothing
+        count, mean, var = _statistics(x, num_frames)
         unbiased = var * count / (count - 1).clamp(min=1)
-        self.running_mean.lerp_(mean.reshape(1), momentum)
-        self.running_var.lerp_(unbiased.reshape(1), momentum)
-        self.num_batches_tracked += 1
+        for count_of, mean_of, var_of in _of_all_ranks(torch.stack([count, mean, unbiased])):
+            momentum = MOMENTUM * (count_of > 0)  # an empty batch changes nothing
+            self.running_mean.lerp_(mean_of.reshape(1), momentum)
+            self.running_var.lerp_(var_of.reshape(1), momentum)
+            self.num_batches_tracked += count_of > 0
         is_empty = count == 0
         return mean.where(~is_empty, self.running_mean), var.where(~is_empty, self.running_var)
 
@@ -79,3 +77,30 @@ class InputNorm(nn.Module):
             if moved.dtype != buffer.dtype:
                 setattr(self, name, buffer.to(moved.device))
         return self
+
+
+def _statistics(x: Tensor, num_frames: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Number, mean and biased variance of the valid values of (B, T, F), each ()."""
+    if num_frames is None:
+        count = torch.full((), x.numel(), dtype=torch.float32, device=x.device)
+        var, mean = torch.var_mean(x, correction=0)
+        return count, mean, var
+    valid = torch.arange(x.shape[1], device=x.device) < num_frames[:, None]
+    valid = valid[:, :, None]
+    count = valid.sum() * float(x.shape[2])
+    mean = x.where(valid, 0.0).sum() / count.clamp(min=1)
+    var = (x - mean).where(valid, 0.0).square().sum() / count.clamp(min=1)
+    return count, mean, var
+
+
+def _of_all_ranks(values: Tensor) -> Tensor:
+    """Gather (K,) of each rank: (ranks, K), in the order of ranks.
+
+    Each rank adds its row to zeros, which is exact and works with every backend.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return values[None]
+    rows = values.new_zeros(distributed.get_world_size(), len(values))
+    rows[distributed.get_rank()] = values
+    distributed.all_reduce(rows)
+    return rows

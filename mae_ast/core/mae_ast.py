@@ -68,7 +68,7 @@ class MaeAst(nn.Module):
 
     only_for_pretraining: ClassVar[tuple[str, ...]] = (
         *("decoder", "decoder_positions", "decoder_mask_emb", "post_enc_proj"),
-        *("final_proj_reconstruction", "final_proj_classification"),
+        *("final_proj_reconstruction", "final_proj_classification", "dropout_input"),
     )
 
     def __init__(self, config: MaeAstConfig) -> None:
@@ -169,14 +169,14 @@ class MaeAst(nn.Module):
         padding_mask = ids < 0 if mask.padded else None
         num_positions = ids.shape[1] + mask.masked_ids.shape[1]
         positions = self.encoder_positions(num_positions)[ids.clamp(min=0)]
-        encoded: Tensor = self.encoder(self.embed(patches) + positions, padding_mask)
+        tokens = self.dropout_input(self.embed(patches))
+        encoded: Tensor = self.encoder(tokens + positions, padding_mask)
         return encoded
 
     def embed(self, patches: Tensor) -> Tensor:
         """Patches (B, N, P) -> tokens (B, N, D), before positions."""
         tokens: Tensor = self.post_extract_proj(patches.to(self.post_extract_proj.weight.dtype))
-        out: Tensor = self.dropout_input(tokens)
-        return out
+        return tokens
 
     def decode(self, encoded: Tensor, mask: MaskIds, num_patches: int) -> Tensor:
         """Encoder output (B, V, D), put back among mask tokens -> masked tokens (B, M, D_dec)."""
@@ -188,7 +188,10 @@ class MaeAst(nn.Module):
         return decoded
 
     def hidden_states(self, source: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
-        """The encoder's layers on clips of which nothing is hidden.
+        """Return the output of each encoder layer, with all patches visible.
+
+        ``dropout_input`` is part of pretraining (:meth:`encode_visible`) and is not applied here,
+        in training mode either; the other dropouts are.
 
         Args:
             source, lengths: as in :meth:`forward`.

@@ -35,10 +35,15 @@ def reconstruct(model: MaskedEncoder, source: Tensor, mask: MaskIds) -> Reconstr
         model: in eval mode.
         source: (B, L) int16 or float waveforms at 16 kHz, or (B, T, 128) log-mel.
         mask: what to hide.
+
+    Raises:
+        ValueError: the prediction is not finite.
     """
     num_own = mask.visible_ids.shape[1] + mask.masked_ids.shape[1]
     patches = model.patches(source, None)[:, :num_own]  # not what input_frames fills up
     prediction = model(source, None, mask.visible_ids, mask.masked_ids).rebuilt()
+    if not bool(prediction.isfinite().all()):
+        raise ValueError("the model's prediction is not finite; its training has diverged")
     where = mask.masked_ids.unsqueeze(2).expand(-1, -1, patches.shape[2])
 
     def picture(values: Tensor) -> Tensor:

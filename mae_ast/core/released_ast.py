@@ -1,12 +1,19 @@
 """Files that the authors of AST and SSAST published, to and from ours.
 
-Both wrap timm's layout in ``module.v.``; a SSAST file adds the mask token, the two heads of
-pretraining and the size of its spectrograms, an AST file its classifier. Neither says with how
-many attention heads, strides or input statistics: those are the published ones unless told.
+Both hold timm's layout under ``v.``; a SSAST file adds the mask token, the two heads of pretraining
+and the size of its spectrograms, an AST file its classifier. Neither says with how many attention
+heads, strides or input statistics: those are the published ones unless told.
+
+A SSAST that its authors' program fine-tuned has the names of AST, but averages the patch tokens
+where AST averages CLS and distillation token; :func:`doubt` says when a file does not tell which.
+
+Published names begin with DataParallel's ``module.``. It is written, and removed before a file is
+read here (:func:`mae_ast.core.wrappers.unwrap`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +24,7 @@ from mae_ast.core.config_ast import AstConfig
 from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.fbank import NUM_MEL_BINS
 from mae_ast.core.patches import PatchShape
-from mae_ast.core.ssast import Ssast
+from mae_ast.core.ssast import FINETUNING_STRIDES, Ssast
 from mae_ast.core.vit_weights import (
     IMAGE_HEADS,
     State,
@@ -30,42 +37,62 @@ from mae_ast.core.vit_weights import (
     to_timm,
     without,
 )
+from mae_ast.core.wrappers import MODEL
 
-ENCODER = "module.v."
-STRIDE = 10  # of AST's patches, in most published files
+WRAPPER = "module."
+ENCODER = "v."
+STRIDE = FINETUNING_STRIDES[16]  # of AST's patches, in most published files
 HEAD_DIM = 64  # of all published sizes
 FRAMES = (1024, 512, 128)  # of AudioSet, ESC-50 and Speech Commands clips
 
 _HEADS = {"cpredlayer": "final_proj_classification", "gpredlayer": "final_proj_reconstruction"}
-_AST_HEAD = {"module.mlp_head.0": "head.layer_norm", "module.mlp_head.1": "head.linear"}
+_AST_HEAD = {"mlp_head.0": "head.layer_norm", "mlp_head.1": "head.linear"}
 _KINDS = ("weight", "bias")
 _UNUSED = tuple(ENCODER + head for head in IMAGE_HEADS)
+_AST_KERNEL = (16, 16)  # of every AST
+# Trained on ImageNet, zero if new; AST starts from images, SSAST always from random weights.
+_IMAGE_BIASES = (f"{ENCODER}head.bias", f"{ENCODER}head_dist.bias")
 
 
 def is_ssast(state: State) -> bool:
-    """Whether a state dict looks like a published SSAST file."""
-    return "module.mask_embed" in state and f"{ENCODER}cls_token" in state
+    """Return whether the unwrapped content of a file looks like a published SSAST."""
+    return _has(state, "mask_embed")
 
 
 def is_ast(state: State) -> bool:
-    """Whether a state dict looks like a published AST file."""
-    return "module.mlp_head.1.weight" in state and f"{ENCODER}cls_token" in state
+    """Return whether the unwrapped content of a file looks like a published AST."""
+    return _has(state, "mlp_head.1.weight")
+
+
+def doubt(state: State) -> str | None:
+    """Say which of AST and fine-tuned SSAST a file is taken for; ``None``: there is no doubt."""
+    pool, is_sure = _pooling(state[MODEL])
+    if is_sure:
+        return None
+    taken, other = ("AST", "a fine-tuned SSAST") if pool == "prefix" else ("a SSAST", "AST")
+    otherwise = "tokens" if pool == "prefix" else "prefix"
+    return (
+        f"may be AST or a SSAST fine-tuned by its authors' program; its scores are computed as "
+        f"{taken}'s, pool={pool!r}. If it is {other}, run 'mae-ast convert' with --to safetensors "
+        f'and set "pool": "{otherwise}" in its config.json'
+    )
 
 
 def read_ssast(state: State, attention_heads: int | None = None) -> tuple[SsastConfig, Weights]:
     """Configuration and weights out of a published SSAST file.
 
     Args:
-        state: the file's content.
+        state: the file's content, unwrapped.
         attention_heads: H; default: the width over 64, as in all published sizes.
 
     Raises:
         ValueError: a key is missing, unknown, or of another shape; it is named.
     """
-    frames, mel = (int(tensor_of(state, f"module.p_input_{axis}dim", 0)) for axis in "tf")
+    found = without(state[MODEL], _UNUSED)
+    frames, mel = (int(tensor_of(found, f"p_input_{axis}dim", 0)) for axis in "tf")
     if mel != NUM_MEL_BINS:
-        raise ValueError(f"module.p_input_fdim is {mel}; only {NUM_MEL_BINS} mel bins are known")
-    sizes = _sizes(state, attention_heads)
+        raise ValueError(f"p_input_fdim is {mel}; only {NUM_MEL_BINS} mel bins are supported")
+    sizes = _sizes(found, attention_heads)
     config = SsastConfig(
         **sizes,
         ast_kernel_stride_chan=sizes["ast_kernel_size_chan"],
@@ -74,15 +101,14 @@ def read_ssast(state: State, attention_heads: int | None = None) -> tuple[SsastC
         input_frames=frames,
     )
     config.validate()
-    found = without(state, _UNUSED)
-    check(write_ssast(config, meta_weights(Ssast, config)), found)
+    check(_ssast_names(config, meta_weights(Ssast, config)), found)
     shape = config.patch_shape
     weights = encoder_from_timm(config, _encoder(found))
-    weights["mask_emb"] = found["module.mask_embed"].flatten()
+    weights["mask_emb"] = found["mask_embed"].flatten()
     for theirs, ours in _HEADS.items():
         for number, layer in (("0", "fc1"), ("2", "fc2")):
             for kind in _KINDS:
-                value = found[f"module.{theirs}.{number}.{kind}"]
+                value = found[f"{theirs}.{number}.{kind}"]
                 if layer == "fc2":
                     value = _patches_to_time_first(value, shape)
                 weights[f"{ours}.{layer}.{kind}"] = value
@@ -90,58 +116,49 @@ def read_ssast(state: State, attention_heads: int | None = None) -> tuple[SsastC
 
 
 def write_ssast(config: SsastConfig, weights: State) -> Weights:
-    """The state dict of a SSAST file as its authors' program and s3prl read it."""
-    shape = config.patch_shape
-    state = {ENCODER + name: value for name, value in to_timm(config, weights).items()}
-    state["module.mask_embed"] = weights["mask_emb"].reshape(1, 1, -1)
-    for theirs, ours in _HEADS.items():
-        for number, layer in (("0", "fc1"), ("2", "fc2")):
-            for kind in _KINDS:
-                value = weights[f"{ours}.{layer}.{kind}"]
-                if layer == "fc2":
-                    value = _patches_to_mel_first(value, shape)
-                state[f"module.{theirs}.{number}.{kind}"] = value
-    state["module.p_input_fdim"] = torch.tensor(NUM_MEL_BINS)
-    state["module.p_input_tdim"] = torch.tensor(config.position_frames)
-    return state
+    """Return the state dict of a SSAST file as its authors' program and s3prl read it."""
+    return _wrapped(_ssast_names(config, weights))
 
 
 def read_ast(
-    state: State, stride: int = STRIDE, attention_heads: int | None = None
+    state: State, stride: int | None = None, attention_heads: int | None = None
 ) -> tuple[AstConfig, Weights]:
-    """Configuration and weights out of a published AST file.
+    """Configuration and weights out of a published AST file, or of a fine-tuned SSAST.
 
     Args:
-        state: the file's content.
-        stride: frames and mel bins from a patch to the next; the file does not tell, and another
-            one may fit the number of its positions too.
+        state: the file's content, unwrapped.
+        stride: frames and mel bins from a patch to the next; default: as published, 10 of patches
+            of 16. The file does not tell, and another one may fit the number of its positions too.
         attention_heads: H; default: the width over 64, as in all published sizes.
 
     Raises:
         ValueError: a key is missing, unknown, or of another shape; it is named.
     """
-    sizes = _sizes(state, attention_heads)
-    shape = PatchShape(sizes["ast_kernel_size_time"], sizes["ast_kernel_size_chan"], stride, stride)
-    table = tensor_of(state, f"{ENCODER}pos_embed", 3)
+    found = without(state[MODEL], _UNUSED)
+    sizes = _sizes(found, attention_heads)
+    time, mel = sizes["ast_kernel_size_time"], sizes["ast_kernel_size_chan"]
+    shape = PatchShape(time, mel, *(stride or FINETUNING_STRIDES.get(n, n) for n in (time, mel)))
+    table = tensor_of(found, f"{ENCODER}pos_embed", 3)
     along_time, rest = divmod(table.shape[1] - sizes["prefix_tokens"], shape.per_column)
     if rest or along_time < 1:
         raise ValueError(
-            f"{ENCODER}pos_embed is {tuple(table.shape)}; with a stride of {stride}, its places "
-            f"beside {sizes['prefix_tokens']} prefix tokens are a multiple of {shape.per_column}"
+            f"{ENCODER}pos_embed is {tuple(table.shape)}; with a stride of {shape.mel_stride}, its "
+            f"places beside {sizes['prefix_tokens']} prefix tokens are a multiple of "
+            f"{shape.per_column}"
         )
     least = shape.num_frames_of(along_time)
     frames = next((n for n in FRAMES if shape.grid(n)[0] == along_time), least)
     config = AstConfig(
         **sizes,
-        ast_kernel_stride_chan=stride,
-        ast_kernel_stride_time=stride,
+        ast_kernel_stride_chan=shape.mel_stride,
+        ast_kernel_stride_time=shape.time_stride,
         position_frames=frames,
         input_frames=frames,
-        num_classes=len(tensor_of(state, "module.mlp_head.1.weight", 2)),
+        num_classes=len(tensor_of(found, "mlp_head.1.weight", 2)),
+        pool=_pooling(state[MODEL])[0],
     )
     config.validate()
-    found = without(state, _UNUSED)
-    check(write_ast(config, meta_weights(Ast, config)), found)
+    check(_ast_names(config, meta_weights(Ast, config)), found)
     weights = encoder_from_timm(config, _encoder(found))
     for theirs, ours in _AST_HEAD.items():
         for kind in _KINDS:
@@ -150,7 +167,47 @@ def read_ast(
 
 
 def write_ast(config: AstConfig, weights: State) -> Weights:
-    """The state dict of an AST file as its authors' program reads it."""
+    """Return the state dict of an AST file as its authors' program reads it."""
+    return _wrapped(_ast_names(config, weights))
+
+
+def _has(state: State, key: str) -> bool:
+    weights = state.get(MODEL)
+    return isinstance(weights, Mapping) and key in weights and f"{ENCODER}cls_token" in weights
+
+
+def _pooling(weights: State) -> tuple[str, bool]:
+    """Which tokens a classifier of AST's names averages, and whether the file is sure evidence."""
+    kernel = tensor_of(weights, f"{ENCODER}patch_embed.proj.weight", 4)
+    if tuple(kernel.shape[2:]) != _AST_KERNEL:
+        return "tokens", True
+    biases = [weights[key] for key in _IMAGE_BIASES if isinstance(weights.get(key), Tensor)]
+    if not biases:
+        return "prefix", False
+    return ("prefix", True) if any(bias.any() for bias in biases) else ("tokens", False)
+
+
+def _wrapped(state: Weights) -> Weights:
+    return {WRAPPER + name: value for name, value in state.items()}
+
+
+def _ssast_names(config: SsastConfig, weights: State) -> Weights:
+    shape = config.patch_shape
+    state = {ENCODER + name: value for name, value in to_timm(config, weights).items()}
+    state["mask_embed"] = weights["mask_emb"].reshape(1, 1, -1)
+    for theirs, ours in _HEADS.items():
+        for number, layer in (("0", "fc1"), ("2", "fc2")):
+            for kind in _KINDS:
+                value = weights[f"{ours}.{layer}.{kind}"]
+                if layer == "fc2":
+                    value = _patches_to_mel_first(value, shape)
+                state[f"{theirs}.{number}.{kind}"] = value
+    state["p_input_fdim"] = torch.tensor(NUM_MEL_BINS)
+    state["p_input_tdim"] = torch.tensor(config.position_frames)
+    return state
+
+
+def _ast_names(config: AstConfig, weights: State) -> Weights:
     state = {ENCODER + name: value for name, value in to_timm(config, weights).items()}
     for theirs, ours in _AST_HEAD.items():
         for kind in _KINDS:

@@ -33,8 +33,8 @@ from mae_ast.core.vit_weights import (
     statistics,
     tensor_of,
 )
+from mae_ast.core.wrappers import MODEL
 
-MODEL = "model"  # where a file keeps its weights, beside what training needs to go on
 HEAD_DIM = 64  # of the encoder, in all published sizes
 DECODER_HEADS = 16
 POSITIONS_ATOL = 1e-4  # tables may have been computed in float32
@@ -47,7 +47,7 @@ _TABLES = {"pos_embed": "encoder_embed_dim", "decoder_pos_embed": "decoder_embed
 
 
 def is_audio_mae(state: State) -> bool:
-    """Whether the content of a file looks like a published Audio-MAE."""
+    """Return whether the unwrapped content of a file looks like a published Audio-MAE."""
     weights = state.get(MODEL)
     return (
         isinstance(weights, Mapping)
@@ -62,7 +62,7 @@ def read_audio_mae(
     """Configuration and weights out of a published file.
 
     Args:
-        state: the file's content.
+        state: the file's content, unwrapped (:func:`mae_ast.core.wrappers.unwrap`).
         attention_heads: of the encoder; default: the width over 64, as in all published sizes.
         decoder_attention_heads: of the decoder.
 

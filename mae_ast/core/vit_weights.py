@@ -16,7 +16,7 @@ from torch import Tensor
 from mae_ast.core.config_vit import VitConfig
 from mae_ast.core.positions import fit_positions
 from mae_ast.core.vit import PARTS, Vit
-from mae_ast.core.weights import misfits
+from mae_ast.core.weights import first_not_finite, misfits
 
 State = Mapping[str, Any]
 Weights = dict[str, Tensor]
@@ -118,8 +118,8 @@ def from_timm(config: VitConfig, state: State, attention_heads: int | None = Non
         attention_heads: of that network, where known; its weights do not tell.
 
     Raises:
-        ValueError: width, depth, heads or patches differ, or a key is missing, unknown, or of
-            another shape; it is named.
+        ValueError: width, depth, heads or patches differ, or a key is missing, unknown, of another
+            shape, or not finite; it is named.
     """
     found = without(state, IMAGE_HEADS)
     sizes = sizes_of(found)
@@ -138,6 +138,8 @@ def from_timm(config: VitConfig, state: State, attention_heads: int | None = Non
             table = torch.cat((table[:, :1], table[:, 2:]), dim=1)
         found["pos_embed"] = _fit_image_positions(config, table, is_image)
     check(to_timm(config, meta_weights(Vit, config)), found)
+    if name := first_not_finite(found):
+        raise ValueError(f"{name} holds NaN or infinity")
     return encoder_from_timm(config, found)
 
 

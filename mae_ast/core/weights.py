@@ -1,13 +1,14 @@
-"""Whether a file's weights are those that a model has."""
+"""Compare the weights of a file with those of its model, and find values that are not finite."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-_MAX_NAMED = 3  # keys that an error names
+MAX_NAMED = 3  # keys in an error message
 
 
 def misfits(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
@@ -30,6 +31,17 @@ def misfits(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     return "; ".join(problems)
 
 
+def first_not_finite(weights: Mapping[str, Any]) -> str | None:
+    """Return the name of the first weight that holds NaN or infinity; ``None``: all are finite."""
+    for name, value in weights.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        # A sum takes a tenth of the time of isfinite; that of large finite values may overflow.
+        if not value.sum(dtype=torch.float32).isfinite() and not value.isfinite().all():
+            return name
+    return None
+
+
 def _shape(value: Any) -> Any:
     return tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
@@ -38,5 +50,5 @@ def _named(what: str, keys: Iterable[str]) -> list[str]:
     listed = list(keys)
     if not listed:
         return []
-    more = f" and {len(listed) - _MAX_NAMED} more" if len(listed) > _MAX_NAMED else ""
-    return [f"{what}{', '.join(listed[:_MAX_NAMED])}{more}"]
+    more = f" and {len(listed) - MAX_NAMED} more" if len(listed) > MAX_NAMED else ""
+    return [f"{what}{', '.join(listed[:MAX_NAMED])}{more}"]

@@ -87,13 +87,28 @@ def states_of_parts(model: Encoder, clips: Sequence[Tensor], parts: Sequence[Par
     """Hidden states of parts of clips in one batch; gradients flow.
 
     Args:
+        model, clips, parts: as in :func:`cut_parts`.
+
+    Returns:
+        Per layer (P, N, D). A part's own tokens come first, as they are of that part alone; what
+        lies past them is of no meaning.
+    """
+    return model.hidden_states(*cut_parts(model, clips, parts))
+
+
+def cut_parts(
+    model: Encoder, clips: Sequence[Tensor], parts: Sequence[Part]
+) -> tuple[Tensor, Tensor | None]:
+    """Cut parts out of clips, as one batch on the model's device.
+
+    Args:
         model: on any device, to which the samples are brought.
         clips: each (L,) int16 or float at 16 kHz.
         parts: P of them, each of at least one column.
 
     Returns:
-        Per layer (P, N, D). A part's own tokens come first, as they are of that part alone; what
-        lies past them is of no meaning.
+        (P, L') float32, zero-padded, and (P,) int64, samples of each part, or ``None`` where the
+        model needs no lengths.
     """
     shape = model.patch_shape
     step = FRAME_SHIFT * shape.time_stride
@@ -110,4 +125,4 @@ def states_of_parts(model: Encoder, clips: Sequence[Tensor], parts: Sequence[Par
     source = pad_sequence(cut, batch_first=True).to(device)
     # Attention is faster without a mask.
     is_padded = model.config.input_frames is not None or bool((columns < columns.max()).any())
-    return model.hidden_states(source, lengths.to(device) if is_padded else None)
+    return source, lengths.to(device) if is_padded else None

@@ -57,6 +57,7 @@ class ClassificationCriterion(FairseqCriterion):  # type: ignore[misc]
             )
         self.independent = loss == "bce" or self.multi_label
         self.label_smoothing = label_smoothing
+        self.trained_samples = task.cfg.max_sample_size or 0
         self.outputs: tuple[torch.Tensor, ...] = ()  # ids, scores, targets of the last batch
         self.valid_metrics = ("loss", *names_of(self.multi_label))
 
@@ -66,7 +67,7 @@ class ClassificationCriterion(FairseqCriterion):  # type: ignore[misc]
         """Loss summed over clips, their number, and what is logged."""
         num_clips = sample["nsentences"]
         target = sample["target"].view(torch.float32)
-        logits = model(**sample["net_input"])[:num_clips]  # none of a batch of nothing
+        logits = self._logits(model, sample["net_input"])[:num_clips]  # none of a batch of nothing
         loss = self.loss(logits, target)
         logging_output: dict[str, Any] = {
             "loss": loss.detach(),
@@ -81,6 +82,16 @@ class ClassificationCriterion(FairseqCriterion):  # type: ignore[misc]
         else:
             self.outputs = sample["id"], to_scores(logits.detach(), self.independent), target
         return loss, num_clips, logging_output
+
+    def _logits(self, model: torch.nn.Module, net_input: dict[str, Any]) -> torch.Tensor:
+        """Of training clips as they are cropped; of validation clips as a whole."""
+        if self.training:
+            cropped: torch.Tensor = model(**net_input)
+            return cropped
+        whole: torch.Tensor = model.clip_logits(  # type: ignore[operator]
+            net_input["source"], net_input["lengths"], self.independent, self.trained_samples
+        )
+        return whole
 
     def loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Summed over clips; that of sigmoids is a mean over classes."""

@@ -1,23 +1,34 @@
-"""Each system as an upstream of s3prl: waveforms, a list of (L,), -> hidden states (B, T', C * D).
+"""Each system as an upstream of s3prl: waveforms, a list of (L,), -> hidden states (B, T', W).
 
-A vector is a column of C patches (8 for 16 x 16 patches, 12 where they overlap as AST's, 1 for
-frames), and one comes every 160 * s samples, s the patches' stride along time.
+Two layouts of a time step's C tokens (8 for 16 x 16 patches, 12 with AST's overlap, 1 for frames):
+
+    time_steps   side by side in one vector, W = C * D, one every 160 * s samples, s the stride of
+                 the patches along time: s3prl's own upstream
+    tokens       one after the other, lowest mel first, W = D, one every 160 * s / C samples: the
+                 upstream of MAE-AST's authors, with which the paper's SUPERB scores were measured
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
 import torch
 from s3prl.upstream.interfaces import UpstreamBase
 from torch import Tensor
+from torch.nn import functional as F
 
 from mae_ast import load
 from mae_ast.core.encoder import encoder_only, last_hidden_state
 from mae_ast.core.fbank import FRAME_SHIFT, num_frames
 from mae_ast.core.features import OVERLAP_S, WINDOW_S
 from mae_ast.core.windows import Part, Window, states_of_parts, window_columns, windows
+
+TIME_STEPS, TOKENS = "time_steps", "tokens"
+LAYOUTS = (TIME_STEPS, TOKENS)
+
+logger = logging.getLogger(__name__)
 
 
 class UpstreamExpert(UpstreamBase):  # type: ignore[misc]
@@ -30,19 +41,38 @@ class UpstreamExpert(UpstreamBase):  # type: ignore[misc]
     get longer clips in windows that overlap: their vectors are the time steps of
     :func:`mae_ast.core.features.extract_features`.
 
+    A clip shorter than one patch is zero-padded to one, which is logged once.
+
     Args:
         ckpt: the checkpoint's path, or whatever else :func:`mae_ast.load` takes.
+        layout: ``time_steps`` or ``tokens``.
         kwargs: for s3prl's base class.
+
+    Raises:
+        ValueError: there is no such layout, or tokens of this model do not start at whole samples.
     """
 
-    def __init__(self, ckpt: str | os.PathLike[str], **kwargs: Any) -> None:
+    def __init__(
+        self, ckpt: str | os.PathLike[str], layout: str = TIME_STEPS, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout {layout!r}; it is one of {', '.join(LAYOUTS)}")
         self.model = encoder_only(load(ckpt))
         self.patch_shape = self.model.patch_shape
+        self._per_step = self.patch_shape.per_column if layout == TOKENS else 1
+        samples = FRAME_SHIFT * self.patch_shape.time_stride
+        if samples % self._per_step:
+            raise ValueError(
+                f"layout {layout!r}: {self._per_step} tokens for {samples} samples have no whole "
+                f"number of samples each; this model has layout {TIME_STEPS!r} only"
+            )
+        self._rate = samples // self._per_step
+        self._has_padded = False
 
     def get_downsample_rates(self, key: str | None = None) -> int:
         """Samples from one vector to the next, whatever the ``key``."""
-        return FRAME_SHIFT * self.patch_shape.time_stride
+        return self._rate
 
     def forward(self, wavs: list[Tensor]) -> dict[str, list[Tensor] | Tensor]:
         """Compute the features of some clips.
@@ -51,33 +81,38 @@ class UpstreamExpert(UpstreamBase):  # type: ignore[misc]
             wavs: B clips, each (L,) float in [-1, 1] at 16 kHz.
 
         Returns:
-            ``hidden_states``: per layer (B, T', C * D), T' = ``len(range(0, longest L, rate))``.
-            A clip has 1 to 4 vectors fewer than that alone, and fewer still in a longer batch: its
-            last one is repeated, so that s3prl, which counts in rates, never takes padding.
+            ``hidden_states``: per layer (B, T', W), T' = ``len(range(0, longest L, rate))``.
+            A clip has 1 to 4 time steps fewer than that alone, and fewer still in a longer batch:
+            its last vector is repeated, so that s3prl, which counts in rates, never takes padding.
             ``last_hidden_state``: the encoder's output, which is the last of them; of pre-norm
             layers, after the stack's layer norm.
 
         Raises:
-            ValueError: a clip is shorter than one column of patches.
+            ValueError: a clip is not (L,), or has no samples.
         """
-        lengths = self._lengths(wavs)
-        own = [self.patch_shape.grid(num_frames(length))[0] for length in lengths]
+        clips = self._padded(wavs)
+        count = len(range(0, max(map(len, wavs)), self._rate))
+        own = [self.patch_shape.grid(num_frames(len(clip)))[0] for clip in clips]
         parts = self._parts(own)
-        states = states_of_parts(self.model, wavs, parts)
+        states = states_of_parts(self.model, clips, parts)
+        row, place = self._places(parts, own, count)
+        row, place = row.to(states[0].device), place.to(states[0].device)
+        hidden = [self._vectors(state)[row, place] for state in states]
+        last = self._vectors(last_hidden_state(self.model, states))[row, place]
+        return {"hidden_states": hidden, "last_hidden_state": last}
 
-        count = len(range(0, max(lengths), self.get_downsample_rates()))
-        row, column = (torch.zeros(len(wavs), count, dtype=torch.int64) for _ in range(2))
+    def _places(self, parts: list[Part], own: list[int], count: int) -> tuple[Tensor, Tensor]:
+        """For each clip's vectors (B, count), the part that has it, and its place in that part."""
+        size = max(count, max(own) * self._per_step)
+        row, place = (torch.zeros(len(own), size, dtype=torch.int64) for _ in range(2))
         for number, part in enumerate(parts):
             w = part.window
-            row[part.clip, w.keep_from : w.keep_to] = number
-            column[part.clip, w.keep_from : w.keep_to] = torch.arange(w.keep_from, w.keep_to)
-            column[part.clip, w.keep_from : w.keep_to] -= w.start
-        last_own = torch.arange(count).minimum(torch.tensor(own)[:, None] - 1)
-        row, column = (place.gather(1, last_own).to(states[0].device) for place in (row, column))
-
-        hidden = [self._columns(state)[row, column] for state in states]
-        last = self._columns(last_hidden_state(self.model, states))[row, column]
-        return {"hidden_states": hidden, "last_hidden_state": last}
+            kept = slice(w.keep_from * self._per_step, w.keep_to * self._per_step)
+            row[part.clip, kept] = number
+            place[part.clip, kept] = torch.arange(kept.start, kept.stop) - w.start * self._per_step
+        last_own = torch.tensor(own)[:, None] * self._per_step - 1
+        index = torch.arange(count).minimum(last_own)
+        return row.gather(1, index), place.gather(1, index)
 
     def _parts(self, own: list[int]) -> list[Part]:
         """Clips of so many columns as the model takes them."""
@@ -86,19 +121,22 @@ class UpstreamExpert(UpstreamBase):  # type: ignore[misc]
         length, overlap = window_columns(self.model, WINDOW_S, OVERLAP_S)
         return [Part(clip, w) for clip, n in enumerate(own) for w in windows(n, length, overlap)]
 
-    def _columns(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N / C, C * D)."""
+    def _vectors(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, T', W)."""
         batch, _, width = tokens.shape
-        return tokens.reshape(batch, -1, self.patch_shape.per_column * width)
+        return tokens.reshape(batch, -1, self.patch_shape.per_column // self._per_step * width)
 
-    def _lengths(self, wavs: list[Tensor]) -> list[int]:
+    def _padded(self, wavs: list[Tensor]) -> list[Tensor]:
+        """Zero-pad clips shorter than one patch."""
         least = self.patch_shape.min_samples
         for index, wav in enumerate(wavs):
-            if wav.ndim != 1:
+            if wav.ndim != 1 or not len(wav):
                 raise ValueError(f"clip {index} has shape {tuple(wav.shape)}; (samples,) is wanted")
-            if len(wav) < least:
-                raise ValueError(
-                    f"clip {index} has {len(wav)} samples; this model needs at least {least} "
-                    f"({least / 16:g} ms at 16 kHz)"
+            if len(wav) < least and not self._has_padded:
+                self._has_padded = True
+                logger.warning(
+                    "clip %d of a batch has %d samples; clips below one patch (%d samples, %g ms "
+                    "at 16 kHz) are zero-padded to it",
+                    *(index, len(wav), least, least / 16),
                 )
-        return [len(wav) for wav in wavs]
+        return [F.pad(wav, (0, max(0, least - len(wav)))) for wav in wavs]

@@ -1,7 +1,8 @@
 """The names under which s3prl and ``torch.hub`` know the upstream.
 
 They are called as ``entry(ckpt=..., model_config=..., refresh=...)``; what is not ours goes to
-s3prl's base class.
+s3prl's base class. Each takes ``layout="tokens"``, see :mod:`mae_ast.superb.expert`; for s3prl,
+which passes no such argument, there is ``mae_ast_local_tokens``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ def mae_ast_local(ckpt: str | os.PathLike[str], **kwargs: Any) -> UpstreamExpert
     from mae_ast.superb.expert import UpstreamExpert
 
     return UpstreamExpert(ckpt, **kwargs)
+
+
+def mae_ast_local_tokens(ckpt: str | os.PathLike[str], **kwargs: Any) -> UpstreamExpert:
+    """The upstream of a checkpoint file ``ckpt``, one vector per token."""
+    return mae_ast_local(ckpt, **{**kwargs, "layout": "tokens"})
 
 
 def mae_ast_url(ckpt: str, refresh: bool = False, **kwargs: Any) -> UpstreamExpert:

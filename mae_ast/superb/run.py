@@ -26,7 +26,7 @@ from mae_ast.superb.surroundings import bridged, command_line, whole_files
 from mae_ast.superb.tasks import TASKS, Task
 
 PACKAGE = Path(mae_ast.__file__).resolve().parent
-UPSTREAM = "mae_ast_local"
+UPSTREAMS = {"time_steps": "mae_ast_local", "tokens": "mae_ast_local_tokens"}  # by layout
 NOTE = "run.json"
 S3PRL_CONFIGS = "s3prl/downstream/NAME/config.yaml of github.com/s3prl/s3prl"
 FINEST = 10  # a step is saved at most so many times more often than configured
@@ -48,6 +48,7 @@ def run(
     fold: int = 1,
     device: str | None = None,
     arguments: list[str] | None = None,
+    layout: str = "time_steps",
 ) -> None:
     """Train, go on with training, or evaluate.
 
@@ -61,6 +62,7 @@ def run(
         fold: the session of IEMOCAP that is the test set, 1 to 5.
         device: for s3prl; default: a GPU where there is one.
         arguments: further ones, for s3prl's ``run_downstream``.
+        layout: of the features, "time_steps" or "tokens", see :mod:`mae_ast.superb.expert`.
 
     Raises:
         FileNotFoundError: data or the checkpoint to evaluate is missing.
@@ -73,6 +75,8 @@ def run(
             f"{out}: [, ], * and ? in the name keep s3prl from finding, and deleting, its old "
             "checkpoints; choose another --out"
         )
+    if layout not in UPSTREAMS:
+        raise ValueError(f"--layout {layout}; it is one of {', '.join(UPSTREAMS)}")
     task = TASKS.get(task_name) or _other_task(task_name)
     if os.path.exists(checkpoint):
         checkpoint = os.path.abspath(checkpoint)
@@ -86,7 +90,7 @@ def run(
     if steps is not None:
         config["runner"]["total_steps"] = steps
 
-    note = {"task": task_name, "checkpoint": checkpoint, "fold": fold}
+    note = {"task": task_name, "checkpoint": checkpoint, "fold": fold, "layout": layout}
     if mode == "train":
         note |= {"arguments": rest, "config": own_config}
     _check_same(noted, note, out)
@@ -98,12 +102,12 @@ def run(
     }
     command = [
         *("-m", mode),
-        *_experiment(mode, task, checkpoint, out, preset),
+        *_experiment(mode, task, UPSTREAMS[layout], checkpoint, out, preset),
         *("--device", device or ("cuda" if torch.cuda.is_available() else "cpu")),
         *rest,
         *("-o", _joined(given, overrides)),
     ]
-    with bridged(UPSTREAM), whole_files(), command_line(command):
+    with bridged(UPSTREAMS[layout]), whole_files(), command_line(command):
         from s3prl.run_downstream import main
 
         task.prepare(config["downstream_expert"]["datarc"], out, mode == "train")
@@ -228,8 +232,8 @@ def _noted(out: Path) -> dict[str, Any]:
     if not note.is_file() or not any(out.glob("*.ckpt")):
         return {}
     try:
-        return dict(json.loads(note.read_text()))
-    except ValueError as error:
+        return {"layout": "time_steps", **json.loads(note.read_text())}  # once the only layout
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{note}: is damaged; choose another --out") from error
 
 
@@ -242,7 +246,9 @@ def _check_same(noted: Mapping[str, Any], wanted: Mapping[str, Any], out: Path) 
             )
 
 
-def _experiment(mode: str, task: Task, checkpoint: str, out: Path, preset: str) -> list[str]:
+def _experiment(
+    mode: str, task: Task, upstream: str, checkpoint: str, out: Path, preset: str
+) -> list[str]:
     """Which experiment: a checkpoint of it, from which s3prl takes all settings, or a new one."""
     states = sorted(out.glob("states-*.ckpt"), key=lambda path: int(path.stem.rpartition("-")[2]))
     if mode == "evaluate":
@@ -253,5 +259,5 @@ def _experiment(mode: str, task: Task, checkpoint: str, out: Path, preset: str) 
         return ["-e", str(states[-1])]
     return [
         *("-d", task.downstream, "-c", preset, "-p", str(out)),
-        *("-u", UPSTREAM, "-k", checkpoint, "-s", task.features, "-f"),
+        *("-u", upstream, "-k", checkpoint, "-s", task.features, "-f"),
     ]

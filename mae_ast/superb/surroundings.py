@@ -17,15 +17,15 @@ from mae_ast.core.files import written_whole
 
 @contextmanager
 def bridged(upstream: str) -> Iterator[None]:
-    """With s3prl able to run here, and ours among its upstreams, under the name ``upstream``."""
+    """With s3prl able to run here, and the entry ``upstream`` of our hub among its upstreams."""
     from mae_ast.superb import bridges
 
     bridges.install()
     import s3prl.hub
 
-    from mae_ast.superb.hub import mae_ast_local
+    from mae_ast.superb import hub
 
-    setattr(s3prl.hub, upstream, mae_ast_local)
+    setattr(s3prl.hub, upstream, getattr(hub, upstream))
     usual = builtins.isinstance  # s3prl puts its own in its place
     try:
         yield

@@ -2,6 +2,7 @@
 
 # No postponed annotations here: fairseq reads the types of the fields.
 import hashlib
+import logging
 import os
 import zlib
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from fairseq.logging import metrics
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import II, MISSING
 
-from mae_ast import fairseq_repairs, interruption, ranks
+from mae_ast import early_stopping, fairseq_repairs, interruption, ranks
 from mae_ast.allocator import keep_freed_memory
 from mae_ast.core.audio import SAMPLE_RATE
 from mae_ast.core.manifest import Manifest
@@ -25,6 +26,8 @@ from mae_ast.data.bad_files import FilesRead
 from mae_ast.errors import user_errors
 from mae_ast.interruption import InterruptibleTask
 from mae_ast.progress import bar
+
+logger = logging.getLogger(__name__)
 
 # fairseq offers no later moment: next, it reads the options.
 fairseq_repairs.apply()
@@ -151,10 +154,24 @@ class AudioTask(InterruptibleTask):
         max_tokens: int | None = None,
         max_sentences: int | None = None,
         max_positions: int | None = None,
+        ignore_invalid_inputs: bool = False,
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """fairseq's; clips that are longer than a whole batch may be are left out and counted."""
+        """Return fairseq's batches.
+
+        Clips longer than ``max_tokens`` are skipped and counted. Where none may be skipped, as in
+        the validation of fine-tuning, batches hold as much as the longest clip, so that it can be
+        one, and no batch needs more memory than that.
+        """
+        longest_clip = int(dataset.sizes.max())
+        if max_tokens is not None and max_tokens < longest_clip and not ignore_invalid_inputs:
+            logger.info(
+                "%s: batches hold %d samples, as its longest clip has, instead of %d "
+                "(dataset.max_tokens_valid)",
+                *(dataset.manifest.path, longest_clip, max_tokens),
+            )
+            max_tokens = longest_clip
         longest = max_tokens if max_positions is None else max_positions
         if longest is not None and longest < dataset.sizes.min():
             raise SystemExit(
@@ -162,7 +179,7 @@ class AudioTask(InterruptibleTask):
                 f"{dataset.manifest.path} ({dataset.sizes.min()} samples at 16 kHz)"
             )
         return super().get_batch_iterator(
-            dataset, max_tokens, max_sentences, longest, *args, **kwargs
+            dataset, max_tokens, max_sentences, longest, ignore_invalid_inputs, *args, **kwargs
         )
 
     def max_positions(self) -> None:
@@ -241,13 +258,19 @@ class AudioTask(InterruptibleTask):
             metrics.log_scalar("audio_hours", hours, weight=0, priority=160, round=4)
             self._judge_bad_files(logging_outputs)
 
-    def get_checkpoint_dict(self) -> dict[str, dict[str, float]]:
-        """What a checkpoint keeps of this task."""
-        return {type(self).__name__: {"audio_seconds": self.audio_seconds}}
+    def get_checkpoint_dict(self) -> dict[str, dict[str, Any]]:
+        """Return what a checkpoint holds of this task."""
+        state = {
+            "audio_seconds": self.audio_seconds,
+            "early_stopping": early_stopping.state(),
+            "interrupted": self.should_stop,
+        }
+        return {type(self).__name__: state}
 
-    def set_checkpoint_dict(self, state: dict[str, float]) -> None:
-        """Take it up again."""
+    def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`get_checkpoint_dict` returned."""
         self.audio_seconds = state["audio_seconds"]
+        early_stopping.restore(state.get("early_stopping", {}))
 
     def _tally(self, files: Optional[FilesRead]) -> None:  # noqa: UP045
         if files is not None:  # batches that are made up have none

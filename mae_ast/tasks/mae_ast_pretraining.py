@@ -17,7 +17,7 @@ from mae_ast.core.batch import Clip, Collater
 from mae_ast.core.manifest import Manifest
 from mae_ast.core.masking import MaskIds
 from mae_ast.core.reconstruct import Reconstruction, reconstruct
-from mae_ast.data.pretraining_dataset import PretrainingDataset
+from mae_ast.data.pretraining_dataset import PretrainingDataset, without_frames
 from mae_ast.errors import user_errors
 from mae_ast.pictures import reconstruction_figure, to_array
 from mae_ast.tasks.audio_task import AudioTask, AudioTaskConfig, absolute
@@ -125,6 +125,17 @@ class MaeAstPretrainingTask(AudioTask):
             max_samples=self.cfg.max_sample_size,
             max_bad_fraction=self.cfg.max_bad_fraction,
         )
+
+    def train_step(
+        self, sample: dict[str, Any], *args: Any, ignore_grad: bool = False, **kwargs: Any
+    ) -> Any:
+        """Make fairseq's step, without the input statistics of a batch whose gradient is ignored.
+
+        Such a batch stands in where a rank has run out of clips.
+        """
+        if ignore_grad:
+            sample = without_frames(sample)
+        return super().train_step(sample, *args, ignore_grad=ignore_grad, **kwargs)
 
     def post_validate(self, model: Any, stats: dict[str, Any], agg: Any) -> None:
         """Put a picture of a few validation clips into TensorBoard."""

@@ -1,5 +1,17 @@
 """For s3prl (copied to its ``upstream/mae_ast``) and ``torch.hub.load(..., source="local")``."""
 
-from mae_ast.superb.hub import mae_ast_frame, mae_ast_local, mae_ast_patch, mae_ast_url
+from mae_ast.superb.hub import (
+    mae_ast_frame,
+    mae_ast_local,
+    mae_ast_local_tokens,
+    mae_ast_patch,
+    mae_ast_url,
+)
 
-__all__ = ["mae_ast_frame", "mae_ast_local", "mae_ast_patch", "mae_ast_url"]
+__all__ = [
+    "mae_ast_frame",
+    "mae_ast_local",
+    "mae_ast_local_tokens",
+    "mae_ast_patch",
+    "mae_ast_url",
+]

@@ -32,6 +32,33 @@ def test_convert(mae_ast_command, checkpoint, tmp_path, kind):
     assert all((there[name] == value).all() for name, value in here.items())
 
 
+@pytest.mark.parametrize("kind", ["released", "safetensors", "hugging-face", "onnx"])
+def test_convert_refuses_what_is_there_before_it_reads_anything(mae_ast_command, tmp_path, kind):
+    is_folder = kind in ("safetensors", "hugging-face")
+    path = tmp_path / "out"
+    if is_folder:
+        path.mkdir()
+    taken = path / "config.json" if is_folder else path
+    taken.write_text("{}")
+    _, message = mae_ast_command("convert", "none.pt", path, "--to", kind)
+    assert message == f"mae-ast: error: {path}: exists already; --force overwrites it"
+    _, message = mae_ast_command("convert", "none.pt", path, "--to", kind, "--force")
+    assert message == "mae-ast: error: none.pt: no such checkpoint"
+    assert taken.read_text() == "{}"
+
+
+def test_convert_overwrites_when_told_to(mae_ast_command, checkpoint, tmp_path):
+    expected = mae_ast.load(checkpoint).state_dict()
+    for name, kind in (("out", "safetensors"), ("checkpoint.pt", "released")):
+        for _ in range(2):
+            arguments = ("convert", checkpoint, tmp_path / name, "--to", kind, "--force")
+            out, message = mae_ast_command(*arguments)
+            assert not message
+            assert out.startswith(f"{tmp_path / name}: for ")
+        found = mae_ast.load(tmp_path / name).state_dict()
+        assert all((found[key] == value).all() for key, value in expected.items())
+
+
 class Payload:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -44,7 +71,7 @@ def test_a_file_that_would_run_something(mae_ast_command, tmp_path):
     path = tmp_path / "evil.pt"
     path.write_bytes(pickle.dumps({"cfg": Payload(tmp_path / "touched")}, protocol=2))
     _, message = mae_ast_command("convert", path, tmp_path / "out", "--to", "released")
-    assert message.startswith(f"mae-ast: error: {path}: is no checkpoint that can be read safely")
+    assert message.startswith(f"mae-ast: error: {path}: not read, because it holds objects")
     assert not (tmp_path / "touched").exists()
     assert not (tmp_path / "out").exists()
 

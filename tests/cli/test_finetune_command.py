@@ -10,6 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from mae_ast.cli import finetune
+from mae_ast.crossvalidation import FILES_OF_A_FOLD
 from mae_ast.train_command import config_dir, train_command
 
 
@@ -50,7 +51,7 @@ def test_checkpoint_and_settings_reach_the_training(
     assert f"task.data='{tmp_path}/data'" in command
     assert f"hydra.run.dir='{tmp_path}/run'" in command
     assert command[-1] == "task.mixup=0.2"
-    command = started("my model.pt", "data", "--random-weights")
+    command = started("my model.pt", "data", "--config", "esc50", "--random-weights")
     assert f"model.architecture_of='{tmp_path}/my model.pt'" in command
     assert [each for each in command if each.startswith("model.checkpoint")] == [
         "model.checkpoint=null"  # where a preset names a start of its own
@@ -68,3 +69,19 @@ def test_what_is_no_file_stays_a_name(tmp_path: Path) -> None:
 def test_unknown_preset_names_those_for_fine_tuning(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"huge.*audioset.*esc50"):
         train_command(tmp_path, "huge", tmp_path, [], "finetune")
+
+
+@pytest.mark.parametrize("command", ["finetune", "crossvalidate"])
+def test_no_preset_is_taken_for_granted(
+    mae_ast_command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+) -> None:
+    monkeypatch.setattr("os.execv", None)  # nothing is started
+    for fold in ("fold1", "fold2"):
+        (tmp_path / "data" / fold).mkdir(parents=True)
+        for name in FILES_OF_A_FOLD:
+            (tmp_path / "data" / fold / name).touch()
+    _, message = mae_ast_command(command, "a.pt", tmp_path / "data", "--out", tmp_path / "run")
+    assert message.startswith("mae-ast: error: --config is missing; give a preset (ast_audioset, ")
+    assert "demo, esc50, " in message
+    assert message.endswith(") or a YAML file")
+    assert not (tmp_path / "run").exists()

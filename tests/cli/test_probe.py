@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mae_ast import convert
+from mae_ast import convert, probe
 from mae_ast.core.labels import Labels, write_clip_labels
 from mae_ast.core.manifest import write_manifest
 from mae_ast.pretrained import PretrainedMaeAst
@@ -92,6 +92,29 @@ def test_other_classes_are_refused(run, folder):
     Labels(WORDS[::-1], WORDS[::-1]).write(other / "labels.csv")
     _, message = run("--test", other / "valid.tsv")
     assert "other/labels.csv: has other classes" in message
+
+
+def test_one_class_is_refused_before_embedding(run, folder, monkeypatch):
+    monkeypatch.setattr(probe, "embed", None)  # would end in a traceback
+    (folder / "train.lbl").write_text("low\n" * 40)
+    _, message = run()
+    words = "train.tsv: the 32 of 40 clips a probe is fitted to all have the same labels"
+    assert words in message
+    (folder / "train.lbl").write_text("low,high\n" * 40)
+    assert words in run()[1]
+    # Each class is one speaker's, of whom one is held out.
+    (folder / "train.lbl").write_text("low\nhigh\n" * 20)
+    assert "20 of 40 clips a probe is fitted to" in run("--group", "(low|high)")[1]
+    assert "train.tsv: all 40 clips are of one group (--group)" in run("--group", "(a)")[1]
+
+
+def test_fewer_clips_than_neighbours(run, folder):
+    for name, count in (("train.tsv", 9), ("train.lbl", 8)):
+        lines = (folder / name).read_text().splitlines(keepends=True)
+        (folder / name).write_text("".join(lines[:count]))
+    out, message = run("--layers", "2")
+    assert not message
+    assert out.startswith("accuracy on 24 clips")
 
 
 def test_missing_labels_are_one_line(run, folder):

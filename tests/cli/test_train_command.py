@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mae_ast.train_command import config_dir, train_command
+from mae_ast.train_command import PACKAGE, config_dir, module_command, train_command
 
 
 def test_presets_are_found():
@@ -78,6 +78,74 @@ def test_what_the_command_starts_knows_the_settings(tmp_path):
     assert command[0] == sys.executable
 
 
+SPAWN = """
+import multiprocessing, runpy, sys
+
+def report(where):
+    import mae_ast, numpy
+    print(where, mae_ast.__file__, numpy.__name__, flush=True)
+
+if __name__ == "__main__":
+    report("parent")
+    for method in ("fork", "spawn"):
+        child = multiprocessing.get_context(method).Process(target=report, args=(method,))
+        child.start()
+        child.join()
+        assert child.exitcode == 0
+"""
+
+
+def test_nothing_of_the_working_folder_shadows_what_the_command_imports(tmp_path, monkeypatch):
+    """As in the checkout of a package that is installed elsewhere."""
+    for name in ("mae_ast", "fairseq", "hydra", "numpy", "torch", "multiprocessing"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"raise SystemExit('{name} of the folder')")
+    monkeypatch.chdir(tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+
+    def run(command):
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    command = train_command(tmp_path, "demo", tmp_path / "run", [])
+    assert f"user_dir: {PACKAGE}" in run([*command, "--cfg", "job"])
+    # Processes of multiprocessing, too.
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "program.py").write_text(SPAWN)
+    environment["PYTHONPATH"] += f"{os.pathsep}{modules}"
+    lines = run(module_command("program")).splitlines()
+    assert lines == [
+        f"{where} {PACKAGE / '__init__.py'} numpy" for where in ("parent", "fork", "spawn")
+    ]
+
+
+def test_a_package_behind_a_link_is_its_own_user_dir(tmp_path):
+    """fairseq compares the user-dir's path with the one that the package was imported by."""
+    link = tmp_path / "link"
+    link.symlink_to(PACKAGE.parent, target_is_directory=True)
+    program = (
+        "from argparse import Namespace\n"
+        "from fairseq.utils import import_user_module\n"
+        "from mae_ast.train_command import PACKAGE\n"
+        "import_user_module(Namespace(user_dir=str(PACKAGE)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(link)},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_checkout_that_is_not_installed_finds_itself(monkeypatch):
+    monkeypatch.chdir(PACKAGE.parent)
+    assert module_command("mae_ast.launch") == [sys.executable, "-m", "mae_ast.launch"]
+
+
 @pytest.fixture
 def started(mae_ast_command, monkeypatch, tmp_path):
     """``started(arguments)``: the message of a refusal, or nothing; a training saves at once."""
@@ -110,12 +178,13 @@ def test_a_run_goes_on_with_its_own_data_and_preset_alone(started, tmp_path):
 
 def test_a_fine_tuning_goes_on_from_its_own_start_alone(started, tmp_path):
     (tmp_path / "a.pt").touch()
-    assert not started("finetune", "a.pt", "fold1")
-    assert not started("finetune", tmp_path / "a.pt", "fold1", "optimization.lr=[0.1]")
+    preset = ("--config", "demo")
+    assert not started("finetune", "a.pt", "fold1", *preset)
+    assert not started("finetune", tmp_path / "a.pt", "fold1", *preset, "optimization.lr=[0.1]")
     for arguments, key in (
-        (("b.pt", "fold1"), "checkpoint"),
-        (("a.pt", "fold2"), "data"),
-        (("a.pt", "fold1", "--random-weights"), "random_weights"),
+        (("b.pt", "fold1", *preset), "checkpoint"),
+        (("a.pt", "fold2", *preset), "data"),
+        (("a.pt", "fold1", *preset, "--random-weights"), "random_weights"),
         (("a.pt", "fold1", "--config", "esc50"), "config"),
     ):
         assert f"was begun with {key} " in started("finetune", *arguments)

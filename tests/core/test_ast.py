@@ -16,11 +16,12 @@ from mae_ast.core.ast import Ast
 from mae_ast.core.config_ast import AstConfig
 from mae_ast.core.encoder import encoder_only
 from mae_ast.core.fbank import num_frames
-from mae_ast.core.hugging_face_ast import (
+from mae_ast.core.hugging_face_ast import from_hugging_face, to_hugging_face
+from mae_ast.core.hugging_face_config import (
     config_from_hugging_face,
     config_to_hugging_face,
-    from_hugging_face,
-    to_hugging_face,
+    is_independent,
+    labels_of,
 )
 from tests.core.vits import SMALL, log_mel_like, with_random_weights
 from tests.sounds import pcm16, speech_like
@@ -121,8 +122,8 @@ def test_a_configuration_survives_the_way_there_and_back():
     ("fields", "message"),
     [
         ({"model_type": "wav2vec2"}, "model_type is 'wav2vec2'"),
-        ({"num_mel_bins": 80}, "num_mel_bins is 80; only 128 is known"),
-        ({"hidden_act": "relu"}, "hidden_act is 'relu'; only 'gelu' is known"),
+        ({"num_mel_bins": 80}, "num_mel_bins is 80; only 128 is supported"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'; only 'gelu' is supported"),
         ({"patch_size": [16, 16]}, "one number, of a square"),
         ({"hidden_size": 25}, "encoder_embed_dim=25 is not divided"),
     ],
@@ -141,12 +142,99 @@ def test_a_configuration_that_is_another_network_is_refused(fields, message):
         ({"window_type": "povey"}, None, "window_type=povey"),
         ({"ast_kernel_size_time": 20}, None, "patches of 16 x 20"),
         ({}, ("one",), "1 labels for num_classes=5"),
+        ({"pool": "tokens"}, None, "pool=tokens; Hugging Face's AST averages its prefix tokens"),
+        ({"input_frames": 64}, None, "input_frames=64 differs from position_frames=128"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_hugging_faces_network_cannot_be_is_refused(fields, labels, message):
     with pytest.raises(ValueError, match=message):
         config_to_hugging_face(AstConfig(**(AST_SMALL | fields)), labels)
+
+
+# What Hugging Face's files say of input and scores.
+
+
+@pytest.mark.parametrize(
+    "preprocessor",
+    [
+        {"do_normalize": False},
+        {"do_normalize": False, "mean": -6.0, "std": 3.0},
+        {"mean": -6.0, "std": 3.0},
+        {"max_length": 126, "mean": -6.0, "std": 3.0},
+    ],
+    ids=str,
+)
+def test_the_input_is_what_hugging_faces_extractor_makes(preprocessor):
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    fields, _ = config_to_hugging_face(AstConfig(**AST_SMALL, input_frames=128))
+    config = config_from_hugging_face(fields, preprocessor)
+    assert config.input_frames == preprocessor.get("max_length", 128)
+    extractor = transformers.ASTFeatureExtractor(**({"max_length": 128} | preprocessor))
+    _, written = config_to_hugging_face(config)
+    again = transformers.ASTFeatureExtractor(**written)
+    for samples in (9_000, 30_000):  # padded, cut
+        wave = speech_like(samples)
+        theirs, back = (
+            there(wave.numpy(), sampling_rate=16_000, return_tensors="pt")["input_values"]
+            for there in (extractor, again)
+        )
+        found = Ast(config).spectrogram(wave[None])
+        assert_close(found, theirs, rtol=1e-5, atol=1e-3)
+        assert_close(back, theirs, rtol=0, atol=1e-6)
+    assert written["do_normalize"] is preprocessor.get("do_normalize", True)
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "message"),
+    [
+        ({"sampling_rate": 8_000}, "sampling_rate is 8000 in preprocessor_config.json; only 16000"),
+        ({"num_mel_bins": 64}, "num_mel_bins is 64 in preprocessor_config.json; only 128"),
+        ({"feature_extractor_type": "Wav2Vec2FeatureExtractor"}, "feature_extractor_type is 'Wav"),
+        ({"max_length": 512}, "max_length is 512 in preprocessor_config.json and 128 in config"),
+        ({"std": 0}, "std 0 in preprocessor_config.json; a number and a positive number"),
+        ({"mean": "loud"}, "mean is 'loud' and std 4.5"),
+    ],
+    ids=str,
+)
+def test_an_input_that_ours_cannot_make_is_refused(preprocessor, message):
+    fields, _ = config_to_hugging_face(AstConfig(**AST_SMALL))
+    with pytest.raises(ValueError, match=message):
+        config_from_hugging_face(fields, preprocessor)
+
+
+def test_a_problem_type_says_how_scores_are_computed():
+    fields = {"problem_type": "multi_label_classification"}
+    assert is_independent(fields)
+    assert not is_independent({"problem_type": "single_label_classification"})
+    assert not is_independent({"problem_type": None})
+    assert not is_independent({})
+    with pytest.raises(ValueError, match=r"problem_type is 'regression'; single_label_class.* are"):
+        is_independent({"problem_type": "regression"})
+    for independent in (True, False):
+        written, _ = config_to_hugging_face(AstConfig(**AST_SMALL), None, independent)
+        assert is_independent(written) == independent
+
+
+def test_names_of_classes_come_from_either_mapping():
+    names = ("rain", "bird")
+    for fields in (
+        {"id2label": {"0": "rain", "1": "bird"}},
+        {"id2label": {1: "bird", 0: "rain"}},
+        {"label2id": {"bird": 1, "rain": 0}},
+    ):
+        assert labels_of(fields) == names
+        base, _ = config_to_hugging_face(AstConfig(**AST_SMALL))
+        base = {key: value for key, value in base.items() if key not in ("id2label", "label2id")}
+        assert config_from_hugging_face(base | fields).num_classes == 2
+    assert labels_of({}) is None
+    assert config_from_hugging_face(base | {"num_labels": 7}).num_classes == 7
+    for wrong, message in (
+        ({"id2label": {"0": "a", "2": "b"}}, "id2label has no class '1'"),
+        ({"id2label": ["a", "b"]}, "id2label is not a mapping"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            labels_of(wrong)
 
 
 # Clips of any length.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from mae_ast.core import attention
-from mae_ast.core.attention import KeyPadding, attend, attend_by_lengths
+from mae_ast.core.attention import KeyPadding, attend, attend_by_lengths, has_varlen
 
 
 def draw(num_queries: int = 37, num_tokens: int = 50, dtype=torch.float32) -> list[Tensor]:
@@ -100,3 +102,16 @@ def test_sequences_by_their_lengths_are_attention_with_a_mask(monkeypatch, num_q
     expected = F.scaled_dot_product_attention(q, k, v, padding.attention_mask)
     assert_close(attend_by_lengths(q, k, v, padding), expected, rtol=0, atol=1e-5)
     assert torch.equal(attend(q, k, v, padding), expected)
+
+
+@pytest.mark.parametrize(
+    ("width", "is_taken"), [(64, True), (256, True), (8, True), (12, False), (264, False)]
+)
+def test_widths_that_flash_takes(monkeypatch, width, is_taken):
+    """As on a GPU, of which no tensor can be made here."""
+    queries = SimpleNamespace(
+        device=torch.device("cuda"), dtype=torch.bfloat16, shape=(2, 3, 50, width)
+    )
+    monkeypatch.setattr(attention, "varlen_attn", varlen)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert has_varlen(queries) is is_taken

@@ -94,7 +94,7 @@ def test_a_file_that_would_run_something_is_refused_and_not_run(tmp_path, state,
     state["extra_state"] = Payload(touched)
     path = tmp_path / "evil.pt"
     torch.save(state, path, _use_new_zipfile_serialization=is_zip)
-    with pytest.raises(CheckpointError, match=r"evil\.pt: is no checkpoint that can be read safel"):
+    with pytest.raises(CheckpointError, match=r"evil\.pt: not read, because .*run code"):
         load(path)
     assert not touched.exists()
     torch.load(path, weights_only=False)
@@ -115,7 +115,7 @@ def test_a_file_cut_short_is_named(tmp_path, state, share):
     path = saved(tmp_path / "cut.pt", state)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(CheckpointError, match=r"cut\.pt: is no checkpoint that can be read"):
+    with pytest.raises(CheckpointError, match=r"cut\.pt: damaged or incomplete"):
         load(path)
 
 
@@ -123,7 +123,7 @@ def test_a_file_cut_short_is_named(tmp_path, state, share):
 def test_garbage_is_named(tmp_path, content):
     path = tmp_path / "garbage.pt"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"garbage\.pt: is no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"garbage\.pt: (not a checkpoint but|damaged)"):
         load(path)
 
 

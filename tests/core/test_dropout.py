@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from mae_ast.core.dropout import Dropout, dropout
+from mae_ast.core.transformer import TransformerLayer
 
 
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9])
@@ -47,3 +48,31 @@ def test_off():
     assert Dropout(0.5).eval()(x) is x
     assert dropout(x, 1.0).abs().sum() == 0
     assert (Dropout(0.5)(torch.ones(1_000)) == 0).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_it_is_one_graph_with_the_same_draws(dtype):
+    """Attention, residual branches and activation drop, some of them tensors of one shape."""
+    torch.manual_seed(0)
+    layer = TransformerLayer(32, 32, 2, False, 0.2, 0.3, 0.4)
+    x = torch.randn(2, 9, 32, requires_grad=True)
+
+    def run(function):
+        torch.manual_seed(7)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            y = function(x, None, None)
+        return y, *torch.autograd.grad(y.float().square().sum(), (x, *layer.parameters()))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(layer.compute, backend="aot_eager", fullgraph=True)
+    for ours, expected in zip(run(compiled), run(layer.compute), strict=True):
+        assert_close(ours, expected, rtol=1e-5, atol=1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def test_compiled_two_draws_for_one_shape_differ():
+    def two(x):
+        return dropout(x, 0.5) * dropout(x + 1, 0.5)
+
+    torch._dynamo.reset()
+    found = torch.compile(two, backend="aot_eager", fullgraph=True)(torch.ones(10_000))
+    assert (found != 0).float().mean().item() == pytest.approx(0.25, abs=0.03)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -223,6 +224,47 @@ def test_files_arrays_and_other_rates(model, tmp_path):
     assert model_features(model, wave).lengths > 2 * from_file.lengths
 
 
+def test_items_of_hugging_face_data_sets(small_config, tmp_path):
+    model = MaeAst(small_config()).eval()
+    waves = [0.5 * speech_like(n, n, 8_000) for n in (8_000, 12_000)]
+    expected = model_features(model, [wave.numpy() for wave in waves], 8_000)
+    decoded = [{"path": None, "array": w.double().numpy(), "sampling_rate": 8_000} for w in waves]
+    as_list = {"array": waves[1].tolist(), "sampling_rate": np.float32(8_000)}
+    for given in (decoded, [decoded[0], as_list], [StereoDecoder(wave, 8_000) for wave in waves]):
+        found = model_features(model, given)
+        assert_close(found.pooled, expected.pooled, rtol=0, atol=1e-5)
+    alone = model_features(model, decoded[0])
+    assert_close(alone.pooled, expected.pooled[:1], rtol=0, atol=1e-5)
+    assert_close(model_features(model, StereoDecoder(waves[0], 8_000)).pooled, alone.pooled)
+
+    path = tmp_path / "a.flac"
+    soundfile.write(path, waves[0].numpy(), 8_000)
+    from_file = model_features(model, path).pooled
+    content = {"bytes": path.read_bytes(), "path": "of/a/shard/a.flac"}
+    for item in (content, {"bytes": None, "path": str(path)}):
+        assert torch.equal(model_features(model, item).pooled, from_file)
+        assert torch.equal(model_features(model, [item, item]).pooled[1:], from_file)
+    with pytest.raises(AudioError, match=r"^of/a/shard/b\.flac: "):
+        model_features(model, {"bytes": b"not audio", "path": "of/a/shard/b.flac"})
+
+
+class StereoDecoder:
+    """As ``datasets`` 4 gives them, of a sound in the middle."""
+
+    def __init__(self, wave: torch.Tensor, rate: int) -> None:
+        self.samples = SimpleNamespace(data=torch.stack((wave, wave)), sample_rate=rate)
+
+    def get_all_samples(self) -> SimpleNamespace:
+        return self.samples
+
+
+@pytest.mark.parametrize("rate", [44_100.0, np.float32(44_100), np.int64(44_100)])
+def test_a_whole_sample_rate_may_be_a_float(small_config, rate):
+    model, wave = MaeAst(small_config()).eval(), speech_like(22_050, rate=44_100)
+    expected = model_features(model, wave, 44_100).pooled
+    assert torch.equal(model_features(model, wave, rate).pooled, expected)
+
+
 def test_a_model_in_training_comes_back_so_and_gives_the_same(small_config):
     model = MaeAst(small_config(dropout=0.5)).train()
     wave = speech_like(16_000)
@@ -243,6 +285,19 @@ def test_a_model_in_training_comes_back_so_and_gives_the_same(small_config):
         (torch.full((16_000,), torch.nan), {}, "not finite"),
         (torch.zeros(16_000, dtype=torch.int64), {}, r"torch\.int64; int16, or float"),
         (torch.zeros(16_000), {"sample_rate": 10}, "a sample rate of 10 Hz"),
+        (
+            torch.zeros(16_000),
+            {"sample_rate": 22_050.5},
+            r"waveform 0: a sample rate of 22050\.5 Hz",
+        ),
+        (torch.zeros(16_000), {"sample_rate": "fast"}, "a sample rate of fast Hz; whole numbers"),
+        (torch.zeros(16_000), {"sample_rate": float("nan")}, "a sample rate of nan Hz"),
+        (torch.full((16_000,), -3.0), {}, r"waveform 0: peaks at 3; float in \[-1, 1\] is wanted"),
+        ([{"sampling_rate": 8_000}], {}, "waveform 0: has the keys sampling_rate; a path"),
+        ({"array": torch.zeros(9_000)}, {}, "waveform 0: has 'array' without 'sampling_rate'"),
+        ({"array": torch.zeros(2, 9_000), "sampling_rate": 8_000}, {}, r"0: of shape \(2, 9000\)"),
+        (None, {}, "waveform 0: is of type NoneType; a path"),
+        ([5], {}, r"waveform 0: of shape \(\)"),
         (torch.zeros(16_000), {"layers": [3]}, r"layers \[3\]; the model has 1 to 2"),
         (torch.zeros(16_000), {"layers": [0]}, r"layers \[0\]"),
         (torch.zeros(16_000), {"layers": []}, r"layers \[\]"),

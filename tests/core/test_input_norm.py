@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from mae_ast.core import input_norm
 from mae_ast.core.input_norm import InputNorm
 
 
@@ -104,6 +105,34 @@ def test_a_batch_of_nothing_moves_nothing():
     assert torch.equal(norm.running_mean, mean)
     assert torch.equal(norm.running_var, var)
     assert_close(y, (silence + 6.5) / 4.2 * 0.5, rtol=0, atol=1e-4)
+
+
+def test_an_empty_batch_is_not_counted():
+    norm = InputNorm()
+    norm(spectrograms(1, 16, 128), torch.tensor([0]))
+    assert norm.num_batches_tracked == 0
+
+
+def test_every_rank_tracks_what_one_process_tracks_of_all_batches(monkeypatch):
+    """Three ranks, the second of which has run out of clips."""
+    batches = [(spectrograms(2, 20, 128) + shift, n) for shift, n in ((0, 20), (3, 0), (6, 11))]
+    batches = [(x, torch.full((2,), n)) for x, n in batches]
+    gathered = []
+    monkeypatch.setattr(input_norm, "_of_all_ranks", lambda row: gathered.append(row) or row[None])
+    expected = [InputNorm()(*batch) for batch in batches]
+
+    monkeypatch.setattr(input_norm, "_of_all_ranks", lambda row: torch.stack(gathered))
+    alone, ranks = InputNorm(), [InputNorm() for _ in batches]
+    for rank, batch, own in zip(ranks, batches, expected, strict=True):
+        normalised = rank(*batch)
+        if batch[1][0]:  # by its own statistics
+            assert torch.equal(normalised, own)
+    monkeypatch.undo()
+    for batch in batches:
+        alone(*batch)
+    for rank in ranks:
+        for name, value in alone.named_buffers():
+            assert torch.equal(dict(rank.named_buffers())[name], value), name
 
 
 @pytest.mark.parametrize("change", [nn.Module.half, nn.Module.bfloat16, nn.Module.double])

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from torchaudio.compliance.kaldi import fbank
 
 from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.encoder import encoder_only
 from mae_ast.core.mae_ast import MaeAst
 from mae_ast.core.masking import MaskIds, chunk_mask, pad_mask_ids, random_mask
 from tests.sounds import speech_like
@@ -124,6 +125,20 @@ def test_hidden_states_of_pre_norm_layers(tmp_path, small_config, kernel):
     config = small_config(kernel, layer_norm_first=True, encoder_layers=3)
     model = model_with_random_weights(config)
     assert_same_features(model, expert_of(model, config, tmp_path), fold=128 // kernel[1])
+
+
+@pytest.mark.parametrize("kernel", [PATCHES, FRAMES], ids=str)
+def test_hidden_states_in_training_mode(tmp_path, small_config, kernel):
+    """``dropout_input`` is part of pretraining; the other dropouts are 0 here."""
+    config = small_config(kernel, encoder_layers=3, dropout_input=0.5)
+    model = model_with_random_weights(config)
+    expert = expert_of(model, config, tmp_path).train()
+    expert.model.batch_norm.eval()
+    model = encoder_only(model).train()
+    first = model.hidden_states(speech_like(16_000).unsqueeze(0))
+    for ours, again in zip(first, model.hidden_states(speech_like(16_000)[None]), strict=True):
+        assert torch.equal(ours, again)
+    assert_same_features(model, expert, fold=128 // kernel[1])
 
 
 def predict_with_s3prl(model: nn.Module, source: Tensor, mask: MaskIds) -> dict[str, Tensor]:

@@ -4,16 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from mae_ast import load
 from mae_ast.core.config_ast import AstConfig
+from mae_ast.core.config_audio_mae import AudioMaeConfig
 from mae_ast.core.config_ssast import SsastConfig
+from mae_ast.core.fbank import num_frames
 from mae_ast.core.mae_ast import MaeAst
 from mae_ast.core.ssast import finetuning_config
 from mae_ast.core.systems import name_of
 from mae_ast.pretrained import CLASSES
-from mae_ast.superb.expert import UpstreamExpert
+from mae_ast.superb.expert import LAYOUTS, UpstreamExpert
 from tests.core.test_s3prl_parity import expert_of, model_with_random_weights
 from tests.core.vits import FRAME_TOKENS, SMALL, with_random_weights
 from tests.sounds import speech_like
@@ -22,6 +25,7 @@ from tests.superb.conftest import write_checkpoint
 PATCHES, FRAMES = (16, 16), (2, 128)  # frames, mel bins
 LEAST = {PATCHES: 2_800, FRAMES: 560}  # samples
 RATE = {PATCHES: 2_560, FRAMES: 320}
+DECODER = {"decoder_layers": 1, "decoder_embed_dim": 32, "decoder_attention": "global"}
 both = pytest.mark.parametrize("kernel", [PATCHES, FRAMES], ids=["patches", "frames"])
 
 
@@ -167,6 +171,13 @@ def test_training_neither_moves_nor_asks_the_batch_for_statistics(checkpoint):
     assert_close(expert.eval()([wave])["last_hidden_state"], alone)
 
 
+def test_pretraining_s_input_dropout_is_off(checkpoint):
+    expert = UpstreamExpert(checkpoint(dropout_input=0.5)).train()
+    one, other = (expert([speech_like(8_000)])["last_hidden_state"] for _ in range(2))
+    assert torch.equal(one, other)
+    assert torch.equal(one, expert.eval()([speech_like(8_000)])["last_hidden_state"])
+
+
 def test_layers_keep_their_places_and_float32(checkpoint):
     expert = UpstreamExpert(checkpoint(encoder_layerdrop=0.9, precision="bfloat16")).train()
     features = expert([speech_like(8_000)])
@@ -186,12 +197,100 @@ def test_pre_norm_models_end_in_their_norm(checkpoint):
 
 
 @both
-def test_a_clip_that_is_too_short(checkpoint, kernel):
-    expert, least = UpstreamExpert(checkpoint(kernel)), LEAST[kernel]
-    with pytest.raises(ValueError, match=rf"clip 1 has {least - 1} samples.*at least {least} "):
-        expert([torch.zeros(least), torch.zeros(least - 1)])
-    with pytest.raises(ValueError, match=r"clip 0 has shape \(1, 8000\)"):
-        expert([torch.zeros(1, 8_000)])
+def test_a_clip_below_one_patch_is_zero_padded(checkpoint, kernel, caplog):
+    expert, least = UpstreamExpert(checkpoint(kernel)).eval(), LEAST[kernel]
+    short, usual = speech_like(least - 1, 1), speech_like(8_000)
+    expected = expert([F.pad(short, (0, 1)), usual])["hidden_states"]
+    assert not caplog.records
+    found = expert([short, usual])
+    for ours, padded in zip(found["hidden_states"], expected, strict=True):
+        assert torch.equal(ours, padded)
+    for wave in (short, short[:5]):
+        state = expert([wave])["last_hidden_state"]
+        assert state.shape[1] == len(range(0, len(wave), RATE[kernel]))
+    (message,) = (record.getMessage() for record in caplog.records)  # once
+    assert f"clip 0 of a batch has {least - 1} samples" in message
+    assert f"below one patch ({least} samples" in message
+
+
+def test_what_is_no_clip_is_refused(checkpoint):
+    expert = UpstreamExpert(checkpoint())
+    for wave in (torch.zeros(1, 8_000), torch.zeros(0), torch.tensor(1.0)):
+        with pytest.raises(ValueError, match=r"clip 1 has shape .*\(samples,\) is wanted"):
+            expert([torch.zeros(8_000), wave])
+
+
+# --- one vector per token -------------------------------------------------------------------------
+
+
+def test_tokens_are_those_of_the_authors_upstream(tmp_path, small_config):
+    """Theirs returned the encoder's tokens as they are, at 320 samples each."""
+    config = small_config(PATCHES, encoder_layers=3)
+    model = model_with_random_weights(config)
+    path = tmp_path / "ours.pt"
+    torch.save(torch.load(write_checkpoint(path, config)) | {"model": model.state_dict()}, path)
+    expert, theirs = (
+        UpstreamExpert(path, layout="tokens").eval(),
+        expert_of(model, config, tmp_path),
+    )
+    assert expert.get_downsample_rates("hidden_states") == 320
+    wave = speech_like(20_000)
+    log_mel = theirs.wav_to_spectrogram(wave.unsqueeze(0)).unsqueeze(0)
+    padding_mask = torch.zeros(log_mel.shape[:2], dtype=torch.bool)
+    with torch.no_grad():
+        expected = theirs.model(log_mel, padding_mask=padding_mask, mask=False, features_only=True)
+        found = expert([wave])
+    assert expected["x"].shape == (1, 7 * 8, 32)
+    for ours, reference in zip(found["hidden_states"], expected["hidden_states"], strict=True):
+        assert ours.shape == (1, len(range(0, 20_000, 320)), 32)
+        assert_close(ours[:, : 7 * 8], reference, rtol=0, atol=1e-4)
+        assert torch.equal(ours[:, 7 * 8 :], ours[:, 7 * 8 - 1 : 7 * 8].expand(-1, 7, -1))
+    assert_close(found["last_hidden_state"][:, : 7 * 8], expected["x"], rtol=0, atol=1e-4)
+
+
+def test_as_many_tokens_as_s3prl_counts(checkpoint):
+    expert = UpstreamExpert(checkpoint(PATCHES), layout="tokens").eval()
+    assert_as_many_as_s3prl_counts(expert, 320, 32)
+
+
+@pytest.mark.parametrize("kind", ["mae_ast", "filled audio_mae"])
+def test_both_layouts_hold_the_same_values(checkpoint, tmp_path, kind):
+    if kind == "mae_ast":
+        path = checkpoint(PATCHES)
+    else:
+        fields = {name: value for name, value in SMALL.items() if name != "position_frames"}
+        fields |= {"encoder_embed_dim": 48, "input_frames": 128}
+        config = AudioMaeConfig(**fields, **DECODER)
+        with_random_weights(CLASSES["audio_mae"](config)).save_pretrained(path := tmp_path / "a")
+    steps, tokens = (UpstreamExpert(path, layout=layout).eval() for layout in LAYOUTS)
+    waves = [speech_like(n, n) for n in (3_000, 80_000, 20_500)]
+    with torch.no_grad():
+        found = zip(steps(waves)["hidden_states"], tokens(waves)["hidden_states"], strict=True)
+    for by_step, by_token in found:
+        width = by_token.shape[2]
+        assert by_step.shape[2] == 8 * width
+        for row, wave in enumerate(waves):
+            own = 8 * steps.patch_shape.grid(num_frames(len(wave)))[0]
+            flat = by_step[row].reshape(-1, width)
+            assert torch.equal(by_token[row, :own], flat[:own])
+            assert torch.equal(
+                by_token[row, own:], flat[own - 1].expand(len(by_token[row]) - own, -1)
+            )
+
+
+def test_frames_have_one_layout(checkpoint):
+    path = checkpoint(FRAMES)
+    steps, tokens = (UpstreamExpert(path, layout=layout).eval() for layout in LAYOUTS)
+    assert steps.get_downsample_rates() == tokens.get_downsample_rates() == 320
+    wave = [speech_like(9_000)]
+    assert torch.equal(steps(wave)["last_hidden_state"], tokens(wave)["last_hidden_state"])
+
+
+def test_layouts_that_cannot_be_are_refused(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="layout 'columns'; it is one of time_steps, tokens"):
+        UpstreamExpert(checkpoint(), layout="columns")
+    with pytest.raises(ValueError, match=r"12 tokens for 1600 samples .* 'time_steps' only"):
+        UpstreamExpert(saved("ast", tmp_path / "ast"), layout="tokens")
 
 
 def test_states_can_be_saved_and_loaded(checkpoint):

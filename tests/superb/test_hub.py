@@ -42,7 +42,9 @@ import s3prl.upstream.mae_ast.hubconf as hubconf
 from s3prl.upstream.mae_ast.expert import UpstreamExpert
 upstream = hubconf.mae_ast_local(ckpt={checkpoint!r}, model_config=None, refresh=False)
 assert isinstance(upstream, UpstreamExpert) and hubconf.__file__.startswith(folder)
-assert set(hubconf.__all__) >= set("mae_ast_url mae_ast_frame mae_ast_patch".split())
+assert set(hubconf.__all__) >= set(
+    "mae_ast_url mae_ast_frame mae_ast_patch mae_ast_local_tokens".split()
+)
 """
 
 
@@ -67,6 +69,14 @@ def copy_of_s3prl(folder: Path) -> Path:
 
 def test_there_is_no_package_that_hides_s3prl():
     assert not list((REPOSITORY / "s3prl").rglob("__init__.py"))
+
+
+def test_the_layout_is_an_argument_or_in_the_name(checkpoint):
+    path = checkpoint()
+    by_argument = hub.mae_ast_local(path, layout="tokens")
+    by_name = hub.mae_ast_local_tokens(ckpt=path, model_config=None, refresh=False)
+    assert by_argument.get_downsample_rates() == by_name.get_downsample_rates() == 320
+    assert hub.mae_ast_local(path).get_downsample_rates() == 2_560
 
 
 def test_copied_into_s3prl_and_from_a_folder(checkpoint, tmp_path):

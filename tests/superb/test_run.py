@@ -169,6 +169,9 @@ def test_speaker_identification(server):
     states = torch.load(out / "states-3.ckpt", weights_only=False)
     assert states["Config"]["runner"]["gradient_accumulate_steps"] == 4
     assert states["Downstream"]["model.post_net.linear.weight"].shape == (1251, 256)
+    note = json.loads((out / "run.json").read_text())
+    assert note.pop("layout") == "time_steps"
+    (out / "run.json").write_text(json.dumps(note))  # as an older run has it
     tested = server.finish(*command, "--mode", "evaluate")
     assert re.search(r"test acc: [\d.]+", tested)
     # s3prl's lists of files are the run's.
@@ -180,16 +183,25 @@ def test_speaker_identification(server):
 
 
 def test_emotion_recognition_of_a_fold(server):
+    """With the paper's layout."""
     data, out = write_iemocap(server.folder / "IEMOCAP"), server.folder / "er"
-    command = ["er", "tiny.pt", "--data", data, "--out", out, "--fold", 2]
+    plain = ["er", "tiny.pt", "--data", data, "--out", out, "--fold", 2]
+    command = [*plain, "--layout", "tokens"]
     output = server.finish(*command, "--steps", 2, "--", "-o", FEW)
     assert 'using the testing fold: "fold2"' in output
+    assert "last_hidden_state's downsample rate is 320" in output
     assert steps_of(out) == [2]
+    states = torch.load(out / "states-2.ckpt", weights_only=False)
+    assert states["Downstream"]["projector.weight"].shape == (256, 32)
     tested = server.finish(*command, "--mode", "evaluate")
     assert re.search(r"test acc: [\d.]+", tested)
     truth = (out / "test_fold2_truth.txt").read_text().splitlines()
     assert sorted(truth)[0] == "Ses02F_impro01_M000 neu"
     assert len(truth) == 8
+    for mode in ("train", "evaluate"):
+        status, output = server.run(*plain, "--mode", mode)
+        assert status == 1
+        assert "holds a run with layout 'tokens', not 'time_steps'" in output
     # More steps go on from where it ended.
     server.finish(*command, "--steps", 4, "--", "-o", FEW)
     assert steps_of(out) == [2, 4]

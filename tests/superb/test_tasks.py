@@ -144,6 +144,8 @@ def test_what_does_not_fit(tmp_path, monkeypatch):
         start("ks", tmp_path / "data", tmp_path, mode="evaluate")
     with pytest.raises(ValueError, match=r"-o config.a: config.KEY.KEY=VALUE is wanted"):
         start("ks", tmp_path / "data", tmp_path, arguments=["-o", "config.a"])
+    with pytest.raises(ValueError, match="--layout columns; it is one of time_steps, tokens"):
+        start("ks", tmp_path / "data", tmp_path, layout="columns")
     with pytest.raises(ValueError, match=r"old\[1\]: \[, \], \* and \? in the name"):
         run.run("ks", "no.pt", tmp_path / "data", tmp_path / "old[1]")
     monkeypatch.setattr(run, "find_spec", lambda name: None)

@@ -301,11 +301,13 @@ def start_ranks(start: Start, data: Sequence[Path], *overrides: str, out: str) -
 
 
 def forget_the_best() -> None:
-    """Of another training in this process, which fairseq would compare with."""
+    """Forget another training in this process, which fairseq would compare with."""
+    import fairseq_cli.train
     from fairseq import checkpoint_utils
 
-    if hasattr(checkpoint_utils.save_checkpoint, "best"):
-        del checkpoint_utils.save_checkpoint.best
+    checkpoint_utils.save_checkpoint.__dict__.pop("best", None)
+    for name in ("best", "num_runs"):
+        fairseq_cli.train.should_stop_early.__dict__.pop(name, None)
 
 
 @pytest.fixture

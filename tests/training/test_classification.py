@@ -30,11 +30,13 @@ from .classification import (
     TINY_AST,
     Log,
     finetune_here,
+    tone,
     write_corpus,
     write_pretrained,
     write_tiny_audio_mae,
     write_tiny_ssast,
 )
+from .conftest import write_manifest
 
 Finetune = Callable[..., Log]
 
@@ -148,6 +150,37 @@ def test_validation_equals_what_the_saved_classifier_says(
     accuracy = (scores.argmax(1) == wanted).float().mean()
     assert float(log["valid"][-1]["valid_accuracy"]) == pytest.approx(float(accuracy), abs=1e-4)
     assert float(log["valid"][-1]["valid_loss"]) == pytest.approx(float(loss), abs=2e-3)
+
+
+def test_validation_hears_clips_to_their_end(
+    finetune: Finetune, tones: Path, tmp_path: Path
+) -> None:
+    """Clips that begin with 0.4 s of noise; the network takes 0.32 s at once."""
+    from mae_ast.core.audio import read_audio
+
+    data = tmp_path / "late"
+    shutil.copytree(tones, data)
+    paths = sorted(data.glob("valid_*.flac"))
+    for path in paths:
+        late = np.concatenate((tone([], 0.4, 0), soundfile.read(path, dtype="int16")[0]))
+        soundfile.write(path, late, 16_000)
+    rows = [(path.name, soundfile.info(path).frames, 16_000) for path in paths]
+    write_manifest(data / "valid.tsv", rows)
+    log = finetune(
+        data,
+        *(f"model.checkpoint={write_tiny_ssast(tmp_path / 'ssast.pth')}", "model.input_frames=32"),
+        *("optimization.max_update=30", "optimization.lr=[0.002]", "dataset.batch_size_valid=4"),
+        preset="ssast_esc50",
+    )
+    found = load_finetuned(tmp_path)
+    clips = [read_audio(path)[None] for path in paths]
+    wanted = torch.tensor([LABELS.index(line) for line in (data / "valid.lbl").read_text().split()])
+    whole = torch.cat([found.scores(clip) for clip in clips])
+    loss = torch.nn.functional.nll_loss(whole.log(), wanted)
+    assert float(log["valid"][-1]["valid_loss"]) == pytest.approx(float(loss), abs=2e-3)
+    with torch.no_grad():
+        begun = torch.cat([found.model(clip) for clip in clips])
+    assert abs(torch.nn.functional.cross_entropy(begun, wanted) - loss) > 0.05
 
 
 def test_a_frozen_encoder_does_not_move(
@@ -319,6 +352,25 @@ def test_learn_evaluate_and_predict(finetune: Finetune, tones: Path, tmp_path: P
     Labels(LABELS.mids[::-1], LABELS.names[::-1]).write(tmp_path / "labels.csv")
     with pytest.raises(LabelError, match="in the same order"):
         evaluation.evaluate(load_finetuned(checkpoint), tmp_path, "valid")
+
+
+def test_a_validation_clip_longer_than_a_batch_is_a_batch(
+    finetune: Finetune, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Training crops; validation sees whole clips, all of them, whatever a batch holds."""
+    data = write_corpus(tmp_path / "data")
+    samples = tone([0], 1.5, 7)
+    soundfile.write(data / "valid_00.flac", samples, 16_000)
+    rows = (data / "valid.tsv").read_text().splitlines()
+    rows[1] = f"valid_00.flac\t{len(samples)}\t16000"
+    (data / "valid.tsv").write_text("\n".join(rows) + "\n")
+    batches = ("dataset.batch_size=null", "dataset.max_tokens=16000")
+    log = finetune(data, *batches, "optimization.max_update=1", "checkpoint.no_save=true")
+    assert int(log["train_inner"][0]["bsz"]) == 2  # of 8000 samples
+    (valid,) = log["valid"]
+    num_correct = 9 * float(valid["valid_accuracy"])
+    assert num_correct == pytest.approx(round(num_correct), abs=1e-2)  # of all nine
+    assert "valid.tsv: batches hold 24000 samples, as its longest clip has" in caplog.text
 
 
 # --- errors -------------------------------------------------------------------------------------

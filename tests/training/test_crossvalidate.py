@@ -25,6 +25,7 @@ PROGRAM = Path(sys.executable).with_name("mae-ast")
 HEADER = "filename,fold,target,category,esc10,src_file,take\n"
 UPDATES = 60
 RUN = (
+    *("--config", "esc50"),
     *("common.cpu=true", "common.log_interval=1", "common.tensorboard_logdir=null"),
     *("dataset.num_workers=0", "dataset.batch_size=6", "dataset.validate_interval=100"),
     *("optimization.lr=[0.003]", f"optimization.max_update={UPDATES}", "optimization.max_epoch=0"),
@@ -149,5 +150,5 @@ def test_other_settings_want_another_folder(
 def test_a_folder_without_folds(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = refusal(monkeypatch, str(data / "fold1"))
     assert "0 folder(s) fold* in it; two at least" in line
-    line = refusal(monkeypatch, str(data), "hydra.run.dir=x")
+    line = refusal(monkeypatch, str(data), "--config", "esc50", "hydra.run.dir=x")
     assert "hydra.run.dir=x: each fold has its own" in line

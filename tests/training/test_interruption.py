@@ -105,19 +105,20 @@ def killed_runs(corpus: Path, start: Start, folder: Path) -> list[Training]:
         return run(PYTHONPATH=str(hook), DIE_WRITING=name_and_count)
 
     # Saves come after updates 5, 7 (the end of an epoch), 10, 14, 15, ... First in the middle of
-    # the copy to checkpoint_last.pt at 10: the one before is still whole.
-    first = run_that_dies_writing("checkpoint_last.pt:3")
+    # checkpoint_last.pt at 14, an epoch's end, where it has no other name: the one before is whole.
+    first = run_that_dies_writing("checkpoint_last.pt:2")
     checkpoints = first.log.parent / "killed" / "checkpoints"
     assert first.wait() == -signal.SIGXFSZ, first.tail
     assert (checkpoints / "checkpoint_last.pt.tmp").stat().st_size == DIE_AFTER_BYTES
     assert (checkpoints / "checkpoint_2_10.pt").exists()
-    assert last_saved(checkpoints) == 7
+    assert last_saved(checkpoints) == 10
     assert_no_process_is_left(first)
 
     # In the middle of a file that is kept by its number of updates.
     second = run_that_dies_writing("checkpoint_3_15.pt:1")
     assert second.wait() == -signal.SIGXFSZ, second.tail
-    assert min(second.updates) == 8
+    assert min(second.updates) == 11
+    assert not (checkpoints / "checkpoint_last.pt.tmp").exists()
     assert (checkpoints / "checkpoint_3_15.pt.tmp").stat().st_size == DIE_AFTER_BYTES
     assert last_saved(checkpoints) == 14
 
@@ -130,8 +131,12 @@ def killed_runs(corpus: Path, start: Start, folder: Path) -> list[Training]:
     assert 17 <= max(third.updates) < MAX_UPDATE
     assert_no_process_is_left(third)
 
+    # The file that it is to be resumed from is lost: what was trained since an earlier one is
+    # trained again.
+    (checkpoints / "checkpoint_last.pt").unlink()
     last = run().finish()
     assert min(last.updates) in (16, 21, 22)  # as late as the kill came
+    assert "checkpoint_last.pt: no such file; resuming from checkpoint_" in last.output
     return runs
 
 

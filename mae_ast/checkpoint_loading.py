@@ -1,0 +1,272 @@
+"""What a training starts from: its own newest checkpoint, or another model's weights.
+
+The first rank decides, and the others follow, also where they see another folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.file_io import PathManager
+
+from mae_ast import ranks
+from mae_ast.checkpoint_saving import noted_updates, remove_leftovers
+from mae_ast.core.checkpoint import CheckpointError, file_of, read_checkpoint, read_state
+from mae_ast.core.run_files import (
+    LAST,
+    SavedState,
+    list_checkpoints,
+    newest_whole,
+    read_saved,
+    updates_by_name,
+)
+from mae_ast.errors import user_errors
+from mae_ast.fetch.registry import RELEASED
+
+_STATISTICS = ("running_mean", "running_var")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training starts from.
+
+    Args:
+        path: of a file.
+        source: what the user called it, where only its weights are taken; ``None``: the training
+            is resumed.
+    """
+
+    path: str
+    source: str | None = None
+
+
+def apply() -> None:
+    """Replace fairseq's functions."""
+    # A run whose last checkpoint is missing starts anew, one whose last checkpoint is damaged never
+    # starts again, and an exported file is taken for a checkpoint. Weights without the state of a
+    # trainer (checkpoint.finetune_from_model: released files, exports) cannot be started from. Can
+    # go when fairseq looks at its other checkpoints, and takes weights alone.
+    checkpoint_utils.load_checkpoint = _from_start(checkpoint_utils.load_checkpoint)
+
+
+def find_start(cfg: Any) -> Start | None:
+    """Find what a training starts from.
+
+    Args:
+        cfg: fairseq's settings ``checkpoint.*``.
+
+    Returns:
+        ``None``: new weights.
+
+    Raises:
+        ValueError, FileNotFoundError: the file that was asked for is not there, is damaged, or
+            cannot be resumed from; or the run has begun, and all its checkpoints are damaged.
+    """
+    folder = Path(cfg.save_dir)
+    remove_leftovers(folder)
+    if cfg.restore_file != LAST:
+        if cfg.finetune_from_model:
+            raise ValueError(
+                "checkpoint.restore_file and checkpoint.finetune_from_model exclude one another"
+            )
+        path = Path(cfg.restore_file)
+        if not path.is_file():
+            raise FileNotFoundError(f"checkpoint.restore_file={path}: no such file")
+        return Start(str(_resumable(read_saved(path), cfg).path))
+    if list_checkpoints(folder):
+        return Start(str(_last_or_newest(folder, cfg)))
+    if cfg.finetune_from_model:
+        return Start(str(_file_of(cfg.finetune_from_model)), cfg.finetune_from_model)
+    return None
+
+
+def _last_or_newest(folder: Path, cfg: Any) -> Path:
+    last = folder / LAST
+    if last.is_file():
+        try:
+            saved = read_saved(last)
+        except CheckpointError as error:
+            problem = str(error)
+        else:  # as it is, even if others are newer: it may have been put there to go back
+            return _resumable(saved, cfg).path
+    else:
+        problem = f"{last}: no such file"
+    newest = newest_whole(folder, with_optimizer=not cfg.reset_optimizer)
+    if newest is None:
+        raise CheckpointError(
+            f"{problem}; this run has begun, but none of its checkpoints can be resumed from; move "
+            f"{folder.absolute()} elsewhere or give another --out to start anew"
+        )
+    named = [updates_by_name(path) for path in list_checkpoints(folder)]
+    lost = max(noted_updates(folder), *named) - newest.num_updates
+    logger.warning(
+        "%s; resuming from %s at update %d, %s",
+        problem,
+        newest.path.name,
+        newest.num_updates,
+        f"{lost} updates are lost" if lost > 0 else "later updates, if any, are lost",
+    )
+    return newest.path
+
+
+def _resumable(saved: SavedState, cfg: Any) -> SavedState:
+    if saved.has_optimizer or cfg.reset_optimizer:
+        return saved
+    raise CheckpointError(
+        f"{saved.path.absolute()}: has no optimizer state (an exported or converted file?), so a "
+        "run cannot be resumed from it; move it elsewhere, and start from its weights with "
+        "checkpoint.finetune_from_model"
+    )
+
+
+def _file_of(source: str) -> Path:
+    if source not in RELEASED:
+        return file_of(source)
+    from mae_ast.pretrained import released_file  # the hub's library, which training needs not
+
+    return released_file(source)
+
+
+def _start_of_first_rank(cfg: Any, key: str) -> Start | None:
+    """Return :func:`find_start` of the first rank on all of them."""
+
+    def found() -> bytes:
+        start = find_start(cfg)
+        return json.dumps(None if start is None else dataclasses.asdict(start)).encode()
+
+    fields = json.loads(ranks.from_first(key, found))
+    return None if fields is None else Start(**fields)
+
+
+def _from_start(load: Callable[..., Any]) -> Callable[..., Any]:
+    numbers = itertools.count()
+
+    def wrapper(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
+        if trainer.checkpoint_suffix or cfg.continue_once:  # shards; fairseq's own ways
+            return load(cfg, trainer, *args, **kwargs)
+        last = os.path.join(cfg.save_dir, LAST)
+        with user_errors(), ExitStack() as during:
+            start = _start_of_first_rank(cfg, f"mae_ast/start/{next(numbers)}")
+            if start is None:
+                during.enter_context(_all_see({last: False}))
+            elif start.source is None:
+                settings = {"restore_file": start.path, "finetune_from_model": None}
+                during.enter_context(_all_see({start.path: True}))
+                during.enter_context(_set(cfg, settings))
+                during.enter_context(_reading_with(_resume))
+            else:
+                model = trainer.get_model()
+                model.weights_are_from = start.source
+                during.enter_context(_all_see({last: False, start.path: True}))
+                during.enter_context(_set(cfg, {"finetune_from_model": start.path}))
+                during.enter_context(_reading_with(_weights_for(model)))
+                during.enter_context(_own_statistics(model, start.source))
+            return load(cfg, trainer, *args, **kwargs)
+
+    return wrapper
+
+
+@contextmanager
+def _all_see(there: Mapping[str, bool]) -> Iterator[None]:
+    """Let fairseq find the same files on every rank; the first one reads them."""
+    functions = {name: getattr(PathManager, name) for name in ("exists", "isfile")}
+    for name, function in functions.items():
+        seen = staticmethod(lambda path, ask=function: there[path] if path in there else ask(path))
+        setattr(PathManager, name, seen)
+    try:
+        yield
+    finally:
+        for name, function in functions.items():
+            setattr(PathManager, name, staticmethod(function))
+
+
+@contextmanager
+def _set(cfg: Any, values: Mapping[str, Any]) -> Iterator[None]:
+    """Set fields for a while; checkpoints are to keep what the user set."""
+    before = {key: cfg[key] for key in values}
+    try:
+        for key, value in values.items():
+            cfg[key] = value
+        yield
+    finally:
+        for key, value in before.items():
+            cfg[key] = value
+
+
+@contextmanager
+def _reading_with(reader: Callable[..., Any]) -> Iterator[None]:
+    read = checkpoint_utils.load_checkpoint_to_cpu
+    checkpoint_utils.load_checkpoint_to_cpu = lambda path, *args, **kwargs: reader(
+        read, path, *args, **kwargs
+    )
+    try:
+        yield
+    finally:
+        checkpoint_utils.load_checkpoint_to_cpu = read
+
+
+def _resume(read: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> Any:
+    if "optimizer_history" not in read_state(path):  # checkpoint.reset_optimizer is set
+        return _only_weights(read_checkpoint(path).weights)
+    try:
+        return read(path, *args, **kwargs)
+    except Exception as error:  # torch's are of many classes
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"{path}: cannot be read ({reason}); once it is moved elsewhere, the same command "
+            "resumes from the newest of the others"
+        ) from error
+
+
+def _weights_for(model: Any) -> Callable[..., Any]:
+    """Read weights in any layout; as they are where they have the model's own names."""
+
+    def read_weights(read: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> Any:
+        state = {} if path.endswith(".safetensors") else read_state(path)
+        weights = state.get("model")
+        if not isinstance(weights, Mapping) or weights.keys() != model.state_dict().keys():
+            weights = read_checkpoint(path).weights
+        return _only_weights(weights)
+
+    return read_weights
+
+
+def _only_weights(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a trainer's checkpoint of weights alone."""
+    return {
+        "model": dict(weights),
+        "optimizer_history": [{"num_updates": 0}],
+        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
+    }
+
+
+@contextmanager
+def _own_statistics(model: Any, source: str) -> Iterator[None]:
+    """Loading weights leaves fixed input statistics as pretraining's settings have them."""
+    norm = getattr(model, "batch_norm", None)  # of a classifier, statistics come with the weights
+    if norm is None or norm.update:
+        yield
+        return
+    own = {name: value.clone() for name, value in norm.named_buffers()}
+    yield
+    theirs = dict(norm.named_buffers())
+    if any(not torch.equal(own[name], theirs[name]) for name in _STATISTICS):
+        logger.info(
+            "input statistics are this run's (mean %g, std %g), not those of %s (%g, %g)",
+            *(own["running_mean"].item(), own["running_var"].sqrt().item(), source),
+            *(theirs["running_mean"].item(), theirs["running_var"].sqrt().item()),
+        )
+    norm.load_state_dict(own)

@@ -1,0 +1,245 @@
+"""How fairseq's trainer writes checkpoints: whole or not at all, and each state once.
+
+One state is saved under several names (``checkpoint_2_30.pt``, ``checkpoint_best.pt``,
+``checkpoint_last.pt``), which are hard links where the file system has them. So a file is never
+written in place: each write makes a new one and renames it.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import itertools
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.file_io import PathManager
+
+from mae_ast import ranks
+from mae_ast.core.files import written_whole
+from mae_ast.core.run_files import list_checkpoints
+from mae_ast.errors import user_errors
+from mae_ast.fetch.partial import readable
+
+NOTE = "last_save.json"  # how far a run had come, should its last checkpoint be lost
+_CRASH = "crash.pt"  # written when training diverges, for a look at it
+_PAUSES_S = (2.5, 2.5)  # before a write that failed is tried again
+_NOT_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
+
+logger = logging.getLogger(__name__)
+
+
+class SavingError(OSError):
+    """A checkpoint that could not be written; nothing of it is left."""
+
+
+def apply() -> None:
+    """Replace fairseq's functions."""
+    # A write that fails ends in a traceback and leaves a truncated file; one that is tried again
+    # goes on in the middle of what the first attempt wrote. Can go when fairseq begins anew.
+    checkpoint_utils.torch_persistent_save = _whole(checkpoint_utils.torch_persistent_save)
+
+    # checkpoint_last.pt is a plain copy of the file just saved: the same bytes again, and truncated
+    # for good if the run is killed meanwhile. Can go when fairseq links files and renames them.
+    PathManager.copy = staticmethod(link_or_copy)
+
+    # One rank saves; if it fails, the others wait for it in the next step. Can go when fairseq
+    # tells them.
+    checkpoint_utils.save_checkpoint = _on_all_ranks(checkpoint_utils.save_checkpoint)
+    checkpoint_utils.verify_checkpoint_directory = _checked(
+        checkpoint_utils.verify_checkpoint_directory
+    )
+
+
+def link_or_copy(src_path: str, dst_path: str, overwrite: bool = False) -> str:
+    """Give a file a second name; where there are no hard links, copy it.
+
+    Raises:
+        FileExistsError: the name is taken, and ``overwrite`` is not set.
+        SavingError: there is no room, or another reason.
+    """
+    if os.path.exists(dst_path) and not overwrite:
+        raise FileExistsError(dst_path)
+    part = f"{dst_path}.tmp"
+    _remove(part)
+    try:
+        try:
+            os.link(src_path, part)
+        except OSError:  # FAT and some network file systems have none
+            shutil.copyfile(src_path, part)
+        os.replace(part, dst_path)
+    except OSError as error:
+        _remove(part)
+        size = os.path.getsize(src_path)
+        raise SavingError(_message(dst_path, error, size)) from error
+    _remove(part)  # two names of one file: replacing one by the other did nothing
+    return dst_path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove truncated files of a run that was killed while it saved."""
+    for part in folder.glob("checkpoint*.pt.tmp"):
+        _remove(part)
+
+
+def noted_updates(folder: Path) -> int:
+    """Return the number of updates at the last save; 0 where it is unknown."""
+    try:
+        return int(json.loads((folder / NOTE).read_text(encoding="utf-8"))["num_updates"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _whole(write: Callable[..., None]) -> Callable[..., None]:
+    def save(state: Any, filename: str, async_write: bool = False) -> None:
+        if async_write or not PathManager.supports_rename(filename):
+            write(state, filename, async_write)
+            return
+        try:
+            _write_patiently(state, filename)
+        except OSError as error:
+            message = _message(filename, error, _size(state))
+            if os.path.basename(filename) != _CRASH:
+                raise SavingError(message) from error
+            logger.warning("%s", message)  # why training diverged must not be hidden
+
+    return save
+
+
+def _write_patiently(state: Any, filename: str) -> None:
+    """Write a file, and try again where the reason may pass, as on a network file system."""
+    for pause_s in _PAUSES_S:
+        try:
+            _write(state, filename)
+        except OSError as error:
+            if error.errno in _NOT_PASSING:
+                raise
+            logger.warning("%s: %s; trying again", filename, error.strerror or error)
+            time.sleep(pause_s)
+        else:
+            return
+    _write(state, filename)
+
+
+def _write(state: Any, filename: str) -> None:
+    """Write a file under another name first.
+
+    Raises:
+        OSError: it could not be written; nothing of it is left.
+    """
+    part = f"{filename}.tmp"
+    _remove(part)
+    try:
+        with open(part, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())  # no power failure may leave its final name without content
+        os.replace(part, filename)
+    except BaseException as error:
+        _remove(part)
+        if isinstance(error, RuntimeError) and (cause := _cause(error)) is not None:
+            raise cause from error
+        raise
+
+
+def _cause(error: BaseException | None) -> OSError | None:
+    """Find the operating system's error in torch's."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _on_all_ranks(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+    numbers = itertools.count()
+
+    def wrapper(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
+        saved, problem = None, ""
+        try:
+            saved = save_checkpoint(cfg, trainer, *args, **kwargs)
+        except SavingError as error:
+            problem = str(error)
+        if not cfg.no_save:
+            key = f"mae_ast/saved/{next(numbers)}"
+            problem = ranks.from_first(key, problem.encode).decode() or problem
+        if problem:
+            raise SystemExit(
+                f"mae-ast: error: ended at update {trainer.get_num_updates()}: {problem}"
+            )
+        if saved is not None:
+            _note(Path(cfg.save_dir), trainer.get_num_updates())
+        return saved
+
+    return wrapper
+
+
+def _checked(verify: Callable[[str], None]) -> Callable[[str], None]:
+    def wrapper(save_dir: str) -> None:
+        with user_errors():
+            try:
+                verify(save_dir)
+            except OSError as error:
+                raise ValueError(
+                    f"checkpoint.save_dir={save_dir}: cannot be written to "
+                    f"({error.strerror or error})"
+                ) from error
+
+    return wrapper
+
+
+def _note(folder: Path, num_updates: int) -> None:
+    with suppress(OSError), written_whole(folder / NOTE) as part:
+        part.write_text(json.dumps({"num_updates": num_updates}) + "\n", encoding="utf-8")
+
+
+def _message(filename: str, error: OSError, num_bytes: int) -> str:
+    path = Path(filename).absolute()
+    reason = (error.strerror or str(error)).lower()
+    before = ""
+    if list_checkpoints(path.parent):
+        before = "; earlier checkpoints are whole, and the same command resumes from them"
+    return (
+        f"{path}: not saved ({reason}; {readable(num_bytes)} are needed, {_free(path.parent)} are "
+        f"free){before}"
+    )
+
+
+def _free(folder: Path) -> str:
+    try:
+        return readable(shutil.disk_usage(folder).free)
+    except OSError:
+        return "0B"
+
+
+class _Counter(io.RawIOBase):
+    """A file that counts its bytes and keeps none."""
+
+    size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        count = memoryview(data).nbytes
+        self.size += count
+        return count
+
+
+def _size(state: Any) -> int:
+    """Return how many bytes ``torch.save`` writes."""
+    counter = _Counter()
+    torch.save(state, counter)  # type: ignore[arg-type]
+    return counter.size
+
+
+def _remove(path: str | Path) -> None:
+    with suppress(OSError):
+        os.unlink(path)

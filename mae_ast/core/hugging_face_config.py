@@ -1,0 +1,224 @@
+"""The JSON files that describe Hugging Face's ``ASTForAudioClassification``, to and from ours.
+
+``config.json`` has the network, the names of the classes and how scores are computed;
+``preprocessor_config.json`` how the input is normalised and padded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mae_ast.core.audio import SAMPLE_RATE
+from mae_ast.core.config_ast import AstConfig
+from mae_ast.core.config_vit import AUDIOSET_MEAN, AUDIOSET_STD
+from mae_ast.core.fbank import NUM_MEL_BINS
+from mae_ast.core.input_norm import EPS, TARGET_STD
+
+MODEL_TYPE = "audio-spectrogram-transformer"
+
+# Fields of theirs with the one value under which both are the same network.
+_SAME_IF = {
+    "hidden_act": "gelu",
+    "qkv_bias": True,
+    "num_mel_bins": NUM_MEL_BINS,
+}
+# The same for fields of preprocessor_config.json.
+_SAME_INPUT_IF = {
+    "feature_extractor_type": "ASTFeatureExtractor",
+    "feature_size": 1,
+    "sampling_rate": SAMPLE_RATE,
+    "num_mel_bins": NUM_MEL_BINS,
+}
+# Statistics with which our normalisation changes nothing, as theirs with do_normalize=false.
+_NOT_NORMALISED = (0.0, math.sqrt(TARGET_STD**2 - EPS))
+# Whether scores are sigmoids, by problem_type; without one, theirs are a softmax.
+_INDEPENDENT = {
+    None: False,
+    "single_label_classification": False,
+    "multi_label_classification": True,
+}
+
+
+def is_known(fields: Any) -> bool:
+    """Return whether the content of a ``config.json`` describes such a model."""
+    return isinstance(fields, Mapping) and fields.get("model_type") == MODEL_TYPE
+
+
+def config_from_hugging_face(
+    fields: Mapping[str, Any], preprocessor: Mapping[str, Any] | None = None
+) -> AstConfig:
+    """Return the configuration of a model there.
+
+    Args:
+        fields: of ``config.json``.
+        preprocessor: of ``preprocessor_config.json``; default: AudioSet's statistics.
+
+    Raises:
+        ValueError: the model is of another kind, or has what ours lacks; the field is named.
+    """
+    if fields.get("model_type") != MODEL_TYPE:
+        raise ValueError(f"model_type is {fields.get('model_type')!r}, not {MODEL_TYPE!r}")
+    given = preprocessor or {}
+    for values, supported, where in (
+        (fields, _SAME_IF, ""),
+        (given, _SAME_INPUT_IF, " in preprocessor_config.json"),
+    ):
+        for key, value in supported.items():
+            if values.get(key, value) != value:
+                raise ValueError(f"{key} is {values[key]!r}{where}; only {value!r} is supported")
+    size = fields.get("patch_size", 16)
+    if not isinstance(size, int):
+        raise ValueError(f"patch_size is {size!r}; one number, of a square, is wanted")
+    eps = fields.get("layer_norm_eps", 1e-12)
+    frames = fields.get("max_length", 1024)
+    mean, std = _statistics(given)
+    config = AstConfig(
+        ast_kernel_size_chan=size,
+        ast_kernel_size_time=size,
+        ast_kernel_stride_chan=fields.get("frequency_stride", 10),
+        ast_kernel_stride_time=fields.get("time_stride", 10),
+        position_frames=frames,
+        input_frames=given.get("max_length", frames),
+        encoder_layers=fields.get("num_hidden_layers", 12),
+        encoder_embed_dim=fields.get("hidden_size", 768),
+        encoder_ffn_embed_dim=fields.get("intermediate_size", 3072),
+        encoder_attention_heads=fields.get("num_attention_heads", 12),
+        layer_norm_eps=eps,
+        head_layer_norm_eps=eps,
+        dropout=fields.get("hidden_dropout_prob", 0.0),
+        attention_dropout=fields.get("attention_probs_dropout_prob", 0.0),
+        input_mean=mean,
+        input_std=std,
+        num_classes=len(labels_of(fields) or ()) or fields.get("num_labels", 2),  # theirs: 2
+    )
+    config.validate()
+    if _grid_of_input(config) != config.position_grid:
+        raise ValueError(
+            f"max_length is {config.input_frames} in preprocessor_config.json and {frames} in "
+            "config.json; the positions are of other patches than the input"
+        )
+    return config
+
+
+def labels_of(fields: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the classes' names in the order of the outputs; ``None``: ``config.json`` has none.
+
+    Raises:
+        ValueError: a class has no name.
+    """
+    names = fields.get("id2label")
+    if names is None and isinstance(fields.get("label2id"), Mapping):
+        names = {number: name for name, number in fields["label2id"].items()}
+    if names is None:
+        return None
+    if not isinstance(names, Mapping):
+        raise ValueError("id2label is not a mapping of class numbers to names")
+    by_number = {str(number): str(name) for number, name in names.items()}
+    try:
+        return tuple(by_number[str(n)] for n in range(len(by_number)))
+    except KeyError as error:
+        raise ValueError(f"id2label has no class {error}") from error
+
+
+def is_independent(fields: Mapping[str, Any]) -> bool:
+    """Return whether a class's score is a sigmoid of its own, instead of a softmax over all.
+
+    Raises:
+        ValueError: the model does something else than classify.
+    """
+    kind = fields.get("problem_type")
+    if kind not in _INDEPENDENT:
+        known = ", ".join(str(name) for name in _INDEPENDENT if name)
+        raise ValueError(f"problem_type is {kind!r}; {known} are supported")
+    return _INDEPENDENT[kind]
+
+
+def config_to_hugging_face(
+    config: AstConfig, labels: Sequence[str] | None = None, independent: bool = True
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the contents of ``config.json`` and ``preprocessor_config.json``.
+
+    Args:
+        config: of the model. Theirs has one epsilon for all layer norms, and fits every clip to
+            the frames of its positions.
+        labels: names of the classes.
+        independent: a class's score is a sigmoid of its own, instead of a softmax over all.
+
+    Raises:
+        ValueError: theirs has no such model, or there are not as many labels as classes.
+    """
+    if config.prefix_tokens != 2:
+        raise ValueError(f"prefix_tokens={config.prefix_tokens}; Hugging Face's AST has 2")
+    if config.window_type != "hanning":
+        raise ValueError(f"window_type={config.window_type}; Hugging Face's AST has hanning")
+    if config.pool != "prefix":
+        raise ValueError(f"pool={config.pool}; Hugging Face's AST averages its prefix tokens")
+    if _grid_of_input(config) != config.position_grid:
+        raise ValueError(
+            f"input_frames={config.input_frames} differs from position_frames="
+            f"{config.position_frames}; Hugging Face's AST has as many positions as patches"
+        )
+    names = list(labels or (f"LABEL_{n}" for n in range(config.num_classes)))
+    if len(names) != config.num_classes:
+        raise ValueError(f"{len(names)} labels for num_classes={config.num_classes}")
+    kernel = (config.ast_kernel_size_chan, config.ast_kernel_size_time)
+    if kernel[0] != kernel[1]:
+        raise ValueError(
+            f"patches of {kernel[0]} x {kernel[1]}; Hugging Face's AST has square ones"
+        )
+    fields = {
+        "architectures": ["ASTForAudioClassification"],
+        "model_type": MODEL_TYPE,
+        **_SAME_IF,
+        "patch_size": kernel[0],
+        "frequency_stride": config.ast_kernel_stride_chan,
+        "time_stride": config.ast_kernel_stride_time,
+        "max_length": config.position_frames,
+        "hidden_size": config.encoder_embed_dim,
+        "num_hidden_layers": config.encoder_layers,
+        "num_attention_heads": config.encoder_attention_heads,
+        "intermediate_size": config.encoder_ffn_embed_dim,
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.attention_dropout,
+        "layer_norm_eps": config.layer_norm_eps,
+        "id2label": {str(n): name for n, name in enumerate(names)},
+        "label2id": {name: n for n, name in enumerate(names)},
+        "problem_type": next(
+            kind for kind, is_one in _INDEPENDENT.items() if kind and is_one == independent
+        ),
+    }
+    preprocessor = {
+        **_SAME_INPUT_IF,
+        "max_length": config.input_frames or config.position_frames,
+        "do_normalize": not _is_not_normalised(config),
+        "mean": config.input_mean,
+        "std": config.input_std,
+        "padding_value": 0.0,
+        "return_attention_mask": False,
+    }
+    return fields, preprocessor
+
+
+def _statistics(preprocessor: Mapping[str, Any]) -> tuple[float, float]:
+    """Mean and standard deviation of the input."""
+    if not preprocessor.get("do_normalize", True):
+        return _NOT_NORMALISED
+    mean = preprocessor.get("mean", AUDIOSET_MEAN)
+    std = preprocessor.get("std", AUDIOSET_STD)
+    if not all(isinstance(value, (int, float)) for value in (mean, std)) or not std > 0:
+        raise ValueError(
+            f"mean is {mean!r} and std {std!r} in preprocessor_config.json; a number and a "
+            "positive number are needed"
+        )
+    return float(mean), float(std)
+
+
+def _is_not_normalised(config: AstConfig) -> bool:
+    found = (config.input_mean, config.input_std)
+    return all(map(math.isclose, found, _NOT_NORMALISED))
+
+
+def _grid_of_input(config: AstConfig) -> tuple[int, int]:
+    return config.patch_shape.grid(config.input_frames or config.position_frames)

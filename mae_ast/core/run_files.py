@@ -1,0 +1,138 @@
+"""Checkpoints in the folder of a run: which of them are whole, and which is the newest.
+
+Names are fairseq's: ``checkpoint_last.pt``, ``checkpoint_best.pt``, ``checkpoint3.pt`` (epoch),
+``checkpoint_3_500.pt`` (epoch and update), ``checkpoint.best_loss_1.50.pt`` (one of the best).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mae_ast.core.state_files import CheckpointError, read_state
+
+LAST = "checkpoint_last.pt"
+_NAME = re.compile(r"checkpoint(?:_last|_best|\d+|_\d+_(?P<updates>\d+)|\.best_.+)\.pt")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A checkpoint that can be read.
+
+    Args:
+        path: of the file.
+        num_updates: steps that it has behind it; 0 in a file that does not say.
+        has_optimizer: training can be resumed from it.
+    """
+
+    path: Path
+    num_updates: int
+    has_optimizer: bool
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a run by their names, without opening any."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+def updates_by_name(path: Path) -> int:
+    """Return the number of updates in a file's name; 0 where it has none."""
+    found = _NAME.fullmatch(path.name)
+    return int((found and found["updates"]) or 0)
+
+
+def read_saved(path: Path) -> SavedState:
+    """Read what a checkpoint is, without reading its tensors.
+
+    Raises:
+        CheckpointError: it is truncated, or is no checkpoint.
+    """
+    state = read_state(path)
+    try:
+        history = state.get("optimizer_history") or [{}]
+        num_updates = int(history[-1].get("num_updates", 0))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its optimizer_history is damaged") from error
+    has_optimizer = state.get("last_optimizer_state") is not None and "extra_state" in state
+    return SavedState(path, num_updates, has_optimizer)
+
+
+def newest_whole(folder: Path, with_optimizer: bool = False) -> SavedState | None:
+    """Return the checkpoint of a run with the most updates whose content is undamaged.
+
+    Its content is read and compared with the checksums in it.
+
+    Args:
+        folder: of the checkpoints.
+        with_optimizer: only of those that training can be resumed from.
+
+    Returns:
+        ``None``: there is none.
+    """
+    readable = [saved for saved in _readable(folder) if saved.has_optimizer or not with_optimizer]
+    readable.sort(key=lambda saved: saved.num_updates, reverse=True)
+    return next((saved for saved in readable if _is_undamaged(saved.path)), None)
+
+
+def latest(folder: Path) -> Path | None:
+    """Return ``checkpoint_last.pt``, or the newest whole checkpoint where that cannot be read.
+
+    Returns:
+        ``None``: the folder has no checkpoint.
+
+    Raises:
+        CheckpointError: it has some, and all are damaged.
+    """
+    last = folder / LAST
+    if last.is_file():
+        try:
+            return read_saved(last).path
+        except CheckpointError as error:
+            problem = str(error)
+    elif list_checkpoints(folder):
+        problem = f"{last}: no such file"
+    else:
+        return None
+    saved = newest_whole(folder)
+    if saved is None:
+        raise CheckpointError(f"{problem}; no other checkpoint in {folder} is whole")
+    logger.warning("%s; using %s (update %d)", problem, saved.path.name, saved.num_updates)
+    return saved.path
+
+
+def _readable(folder: Path) -> Iterator[SavedState]:
+    seen = set()
+    for path in list_checkpoints(folder):
+        try:
+            status = os.stat(path)
+            if (status.st_dev, status.st_ino) in seen:  # another name of the same file
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            yield read_saved(path)
+        except (CheckpointError, OSError) as error:
+            logger.warning("skipping a damaged checkpoint: %s", error)
+
+
+def _is_undamaged(path: Path) -> bool:
+    """Compare the content with the checksums that ``torch.save`` keeps; older files have none."""
+    if not zipfile.is_zipfile(path):
+        return True
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        logger.warning("skipping a damaged checkpoint: %s: %s", path, error)
+        return False
+    if damaged is not None:
+        logger.warning("skipping a damaged checkpoint: %s: %s has a wrong checksum", path, damaged)
+    return damaged is None

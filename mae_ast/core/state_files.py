@@ -1,0 +1,116 @@
+"""Read files of weights without executing anything in them: ``torch.save`` and safetensors."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from argparse import Namespace
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
+
+import numpy as np
+import torch
+from numpy._core import multiarray
+from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from mae_ast.core.file_kinds import describe, is_safetensors
+from mae_ast.core.weights import MAX_NAMED
+from mae_ast.core.wrappers import unwrap
+
+# Plain data that training programs keep beside weights: options, and numbers of NumPy 1 and 2.
+_DATA: list[Any] = [
+    *(Namespace, np.ndarray, np.dtype),
+    *(type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]),
+    *(
+        (getattr(multiarray, function), f"{module}.multiarray.{function}")
+        for module in ("numpy.core", "numpy._core")
+        for function in ("scalar", "_reconstruct")
+    ),
+]
+_MODULES = "torch.nn.modules."  # where classes of networks come from
+_REFUSED = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")  # torch's message
+
+
+class CheckpointError(ValueError):
+    """A file is not a checkpoint of this project; the message names it and says why."""
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the dictionary in a file of ``torch.save``; tensors are read when they are accessed.
+
+    Returns:
+        The file's content, its state dict under ``model`` with the wrappers' prefixes removed
+        (:func:`mae_ast.core.wrappers.unwrap`).
+
+    Raises:
+        CheckpointError: the file is damaged, of another format, or holds objects that only code
+            could restore.
+    """
+    path = Path(path)
+    check_format(path)
+    if is_safetensors(path):
+        raise CheckpointError(f"{path}: a safetensors file; its name must end in .safetensors")
+    with safe_globals(_DATA), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's guesses about files that it then refuses
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+        except Exception as error:  # of many classes, on damaged files
+            raise CheckpointError(f"{path}: {_reason(path, error)}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a state dict")
+    return unwrap(state)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: it is damaged or of another format.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except Exception as error:
+        check_format(path)
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: not a readable safetensors file ({reason})") from error
+
+
+def check_format(path: Path) -> None:
+    """Refuse a file whose content shows that it is something else than a checkpoint.
+
+    Raises:
+        CheckpointError: says what it is.
+    """
+    if kind := describe(path):
+        raise CheckpointError(f"{path}: not a checkpoint but {kind}")
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why torch does not read a file, without torch's advice to execute what is in it."""
+    objects = _refused_objects(path, error)
+    classes = [name for name in objects if not name.startswith(_MODULES)] or objects
+    more = f" and {len(classes) - MAX_NAMED} more" if len(classes) > MAX_NAMED else ""
+    named = f"{', '.join(classes[:MAX_NAMED])}{more}"
+    if any(name.startswith(_MODULES) for name in objects):
+        return f"holds a pickled module ({named}); save its state_dict() instead"
+    if objects:
+        return (
+            f"not read, because it holds objects that could run code ({named}); a checkpoint is "
+            "tensors, numbers, strings and containers of them"
+        )
+    return f"damaged or incomplete, or not a checkpoint ({path.stat().st_size:,} bytes)"
+
+
+def _refused_objects(path: Path, error: Exception) -> list[str]:
+    """Names of the classes and functions in a file that are not plain data."""
+    if is_zipfile(path):
+        with suppress(Exception):  # of many classes, where the archive is damaged
+            return sorted(get_unsafe_globals_in_checkpoint(path))
+    refused = _REFUSED.search(str(error))
+    return [] if refused is None else [refused[1]]

@@ -1,0 +1,73 @@
+"""Logits of clips of any length, from a classifier that sees a limited window at a time.
+
+    clips (B, L) -> windows (W, L') -> logits (W, C) -> logits of the mean probability (B, C)
+
+A clip's windows follow one another without overlap; the last one ends with the clip. Letters beside
+the project's: C classes, W windows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mae_ast.core.audio import SAMPLE_RATE
+from mae_ast.core.encoder import Encoder
+from mae_ast.core.fbank import num_frames
+from mae_ast.core.windows import Part, window_columns, windows
+
+LONGEST_S = 30.0  # window of a model that takes any length, unless it was trained on longer clips
+BATCH_SAMPLES = 160 * SAMPLE_RATE  # that go through the model at a time, if clips are fewer
+
+
+def clip_windows(encoder: Encoder, num_samples: list[int], trained_samples: int = 0) -> list[Part]:
+    """Split clips into windows of at most what the encoder takes.
+
+    That is ``input_frames``, or 30 s or ``trained_samples``, whichever is longer, for an encoder
+    that takes clips of any length.
+
+    Args:
+        encoder: of any system.
+        num_samples: length of each clip at 16 kHz, at least one patch.
+        trained_samples: longest clips seen in training, at 16 kHz; 0: unknown.
+
+    Returns:
+        Windows of the first clip, then of the second, and so on.
+    """
+    shape = encoder.patch_shape
+    longest = max(round(LONGEST_S * SAMPLE_RATE), trained_samples, shape.min_samples)
+    length, _ = window_columns(encoder, longest / SAMPLE_RATE, 0.0)
+    return [
+        Part(clip, window)
+        for clip, count in enumerate(num_samples)
+        for window in windows(shape.grid(num_frames(count))[0], length, 0)
+    ]
+
+
+def mean_logits(logits: Tensor, clips: Tensor, num_clips: int, independent: bool) -> Tensor:
+    """Return the logits of each clip's mean probability over its windows.
+
+    Args:
+        logits: (W, C) float32.
+        clips: (W,) int64, the clip that each window belongs to.
+        num_clips: B; each clip has at least one window.
+        independent: probabilities are sigmoids, else a softmax over the classes.
+
+    Returns:
+        (B, C), whose sigmoid or softmax is the mean probability.
+    """
+    if independent:
+        positive = _log_mean(F.logsigmoid(logits), clips, num_clips)
+        return positive - _log_mean(F.logsigmoid(-logits), clips, num_clips)
+    return _log_mean(F.log_softmax(logits, dim=1), clips, num_clips)
+
+
+def _log_mean(values: Tensor, clips: Tensor, num_clips: int) -> Tensor:
+    """Logarithm of the mean of exp(values) (W, C) over each clip's windows, (B, C)."""
+    index = clips[:, None].expand_as(values)
+    empty = values.new_zeros(num_clips, values.shape[1])
+    highest = empty.scatter_reduce(0, index, values, "amax", include_self=False)
+    total = empty.scatter_add(0, index, (values - highest[clips]).exp())
+    count = torch.bincount(clips, minlength=num_clips)[:, None]
+    return highest + (total / count).log()

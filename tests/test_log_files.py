@@ -1,0 +1,42 @@
+"""A full disk costs log entries, not the training."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = """
+import logging, sys
+from tensorboardX import SummaryWriter
+from mae_ast import log_files
+
+logging.basicConfig(level=logging.INFO)
+log_files.apply()
+log_files.apply()
+folder = sys.argv[1]
+writer = SummaryWriter(folder + "/tblog")
+handler = logging.FileHandler(folder + "/train.log")
+logging.getLogger().addHandler(handler)
+with open(folder + "/rest", "wb") as rest:
+    rest.write(bytes(50_000))
+for number in range(2_000):
+    writer.add_scalar("loss", 1.0, number)
+    logging.info("update %d", number)
+writer.close()
+print("went on")
+"""
+
+
+def test_a_full_disk_stops_no_training(small_disk: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(small_disk)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout == "went on\n"
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("TensorBoard gets no more values of this run") == 1
+    assert "No space left on device" in done.stderr

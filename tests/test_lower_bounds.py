@@ -1,0 +1,38 @@
+"""The constraints that ``make test-oldest`` installs."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+lower_bounds = runpy.run_path(str(REPOSITORY / "scripts" / "lower_bounds.py"))["lower_bounds"]
+
+PROJECT = """
+[build-system]
+requires = ["setuptools>=77,<81"]
+[project]
+dependencies = ["torch>=2.11", "hydra-core == 1.3.2"]
+[project.optional-dependencies]
+onnx = ["onnx>=1.18,<2"]
+"""
+
+
+def test_lower_bounds_pin_the_build_the_project_and_its_extras() -> None:
+    assert lower_bounds(PROJECT) == [
+        "setuptools==77",
+        "torch==2.11",
+        "hydra-core==1.3.2",
+        "onnx==1.18",
+    ]
+
+
+def test_a_requirement_without_a_lower_bound_is_refused() -> None:
+    with pytest.raises(ValueError, match="'torch<3' has no lower bound"):
+        lower_bounds(PROJECT.replace("torch>=2.11", "torch<3"))
+
+
+def test_each_requirement_of_the_project_has_a_lower_bound() -> None:
+    assert len(lower_bounds((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))) > 20

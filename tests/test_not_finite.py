@@ -1,0 +1,148 @@
+"""Weights that hold NaN or infinity are refused where a checkpoint is read for use."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+
+import mae_ast
+from mae_ast.core.checkpoint import FINETUNING, CheckpointError
+from mae_ast.core.classifier import Classifier, HeadConfig
+from mae_ast.core.config_ast import AstConfig
+from mae_ast.core.config_audio_mae import AudioMaeConfig
+from mae_ast.core.config_ssast import SsastConfig
+from mae_ast.core.config_vit import VitConfig
+from mae_ast.core.encoder import encoder_only
+from mae_ast.core.labels import Labels
+from mae_ast.core.manifest import write_manifest
+from mae_ast.core.systems import SYSTEMS
+from mae_ast.core.vit_weights import to_timm
+from mae_ast.core.weights import first_not_finite
+from mae_ast.finetuned import Description, load_finetuned
+from mae_ast.models.mae_ast import FairseqMaeAst
+from mae_ast.pretrained import CLASSES
+from mae_ast.starts import ast_encoder
+from tests.core.vits import SMALL
+from tests.sounds import speech_like
+
+CONFIGS: dict[str, Any] = {
+    "ssast": SsastConfig(**SMALL),
+    "ast": AstConfig(**SMALL, num_classes=2),
+    "audio_mae": AudioMaeConfig(encoder_layers=2, encoder_embed_dim=24, encoder_attention_heads=3),
+    "vit": VitConfig(**SMALL),
+}
+WEIGHT = "encoder.layers.1.fc1.weight"
+
+
+def spoil(state: dict[str, Tensor], name: str, value: float) -> dict[str, Tensor]:
+    """One value of thousands."""
+    state[name] = state[name].clone()
+    state[name].view(-1)[-1] = value
+    return state
+
+
+@pytest.fixture(params=sorted(SYSTEMS))
+def folder(request, small_config, tmp_path) -> Path:
+    """A model in the hub's layout, with NaN in one weight."""
+    config = CONFIGS.get(request.param) or small_config()
+    model = CLASSES[request.param](config, "random_mask")
+    model.load_state_dict(spoil(model.state_dict(), WEIGHT, torch.nan))
+    model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def expected(path: Path, name: str = WEIGHT) -> str:
+    return f"{path}: {name} holds NaN or infinity; its training has diverged"
+
+
+def test_every_system_is_refused(folder):
+    with pytest.raises(CheckpointError) as refusal:
+        mae_ast.load(folder)
+    assert str(refusal.value) == expected(folder)
+
+
+@pytest.mark.parametrize("folder", ["mae_ast"], indirect=True)
+def test_commands_refuse_and_write_nothing(mae_ast_command, folder, tmp_path):
+    soundfile.write(tmp_path / "a.wav", speech_like(16_000).numpy(), 16_000)
+    write_manifest(tmp_path / "train.tsv", ".", [("a.wav", 16_000, 16_000)])
+    out = tmp_path / "out"
+    for arguments in (
+        ("extract", folder, tmp_path / "train.tsv", out),
+        ("reconstruct", folder, tmp_path / "a.wav", "-o", out),
+        ("convert", folder, out, "--to", "released"),
+        ("predict", folder, tmp_path / "a.wav"),
+    ):
+        printed, message = mae_ast_command(*arguments)
+        assert message == f"mae-ast: error: {expected(folder)}"
+        assert not printed
+        assert not out.exists()
+
+
+def test_finite_weights_whose_features_are_not(mae_ast_command, small_config, tmp_path):
+    model = CLASSES["mae_ast"](small_config(), "random_mask")
+    model.encoder.layers[1].fc1.weight.data.fill_(1e30)
+    model.save_pretrained(tmp_path / "model")
+    soundfile.write(tmp_path / "a.wav", speech_like(16_000).numpy(), 16_000)
+    write_manifest(tmp_path / "train.tsv", ".", [("a.wav", 16_000, 16_000)])
+    source = tmp_path / "model"
+    for what, arguments in (
+        ("features are", ("extract", source, tmp_path / "train.tsv", tmp_path / "out")),
+        ("prediction is", ("reconstruct", source, tmp_path / "a.wav", "-o", tmp_path / "a.png")),
+    ):
+        _, message = mae_ast_command(*arguments)
+        assert message.endswith(f"the model's {what} not finite; its training has diverged")
+    assert not (tmp_path / "out" / "train_0_1.npy").exists()
+    assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_finetuned_classifier_is_refused(small_config, tmp_path, value):
+    encoder = encoder_only(SYSTEMS["mae_ast"].network(small_config()))
+    head = HeadConfig(2)
+    labels = Labels(("a", "b"), ("a", "b"))
+    fields = dataclasses.asdict(encoder.config)
+    description = Description("mae_ast", fields, head, labels, False, False, 16_000)
+    state = Classifier(encoder, encoder.config.encoder_embed_dim, head).state_dict()
+    for epoch in (1, 2):
+        weights = spoil(dict(state), "head.2.bias", value) if epoch == 1 else state
+        content = {"model": weights, "task_state": {FINETUNING: description.to_dict()}}
+        torch.save(content, tmp_path / f"checkpoint{epoch}.pt")
+    first = tmp_path / "checkpoint1.pt"
+    for source, num_averaged in ((first, 1), (tmp_path, 2)):
+        with pytest.raises(CheckpointError) as refusal:
+            load_finetuned(source, num_averaged)
+        assert str(refusal.value) == expected(first, "head.2.bias")
+
+
+def test_training_neither_resumes_nor_starts_from_it(small_config):
+    model = FairseqMaeAst(small_config())
+    model.weights_are_from = "runs/a/checkpoints/checkpoint_last.pt"
+    state = spoil(dict(model.state_dict()), WEIGHT, torch.nan)
+    with pytest.raises(SystemExit) as end:
+        model.load_state_dict(state)
+    assert end.value.code == f"mae-ast: error: {expected(Path(model.weights_are_from))}"
+
+
+def test_a_vit_to_start_from_is_refused(tmp_path):
+    config = AstConfig(**SMALL)
+    state = to_timm(config, SYSTEMS["ast"].network(config).state_dict())
+    path = tmp_path / "vit.pth"
+    torch.save({"state_dict": spoil(state, "blocks.1.attn.qkv.bias", torch.nan)}, path)
+    message = rf"model\.checkpoint={path}: blocks\.1\.attn\.qkv\.bias holds NaN"
+    with pytest.raises(ValueError, match=message):
+        ast_encoder(config, str(path))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_large_finite_weights_are_not_refused(dtype):
+    """Their sum overflows."""
+    large = torch.full((100,), torch.finfo(dtype).max, dtype=dtype)
+    assert first_not_finite({"count": torch.tensor(3), "large": large}) is None
+    large[3] = torch.inf
+    assert first_not_finite({"count": torch.tensor(3), "large": large}) == "large"

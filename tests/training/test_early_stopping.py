@@ -1,0 +1,81 @@
+"""A fine-tuning that stops early stays stopped, also when it is resumed on the way."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mae_ast import crossvalidation as folds
+from mae_ast import interruption
+
+from .classification import Log, finetune_here, write_corpus, write_pretrained
+
+# Nothing is learnt, so accuracy never rises; three updates an epoch, validated after each of those.
+IDLE = (
+    *("optimization.lr=[0.0]", "optimization.max_update=900", "optimization.max_epoch=30"),
+    *("dataset.validate_interval=1", "checkpoint.save_interval=1"),
+    *("checkpoint.best_checkpoint_metric=accuracy", "checkpoint.patience=4"),
+)
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("tones"))
+
+
+@pytest.fixture
+def updates(train_here: Any, caplog: pytest.LogCaptureFixture, tones: Path, tmp_path: Path) -> Any:
+    """Fine-tune in this process; the numbers of the updates that were made."""
+    pretrained = write_pretrained(tmp_path / "tiny.pt")
+
+    def run(*overrides: str) -> list[int]:
+        start = f"model.checkpoint={pretrained}"
+        log: Log = finetune_here(caplog, "demo", tones, start, *IDLE, *overrides)
+        return [int(line["num_updates"]) for line in log["train_inner"]]
+
+    return run
+
+
+class AskedAt:
+    """A request to end that comes in the ``update``-th update."""
+
+    def __init__(self, update: int) -> None:
+        self.left = update
+
+    def is_set(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
+def test_an_early_stop_is_the_end(
+    updates: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first validation is the best, so four more make fifteen updates."""
+    monkeypatch.setattr(interruption, "_requested", AskedAt(8))
+    assert updates() == list(range(1, 9))
+    assert not folds.is_trained(tmp_path)
+    assert folds.was_interrupted(tmp_path)
+    monkeypatch.setattr(interruption, "_requested", threading.Event())
+    assert updates() == list(range(9, 16))
+    assert folds.is_trained(tmp_path)
+    assert not folds.was_interrupted(tmp_path)
+    assert updates() == []
+    assert updates("checkpoint.patience=5") == [16, 17, 18]
+
+
+def test_a_limit_of_time_is_the_end(updates: Any, tmp_path: Path) -> None:
+    assert updates("optimization.stop_time_hours=0.000001") == [1]
+    assert folds.is_trained(tmp_path)
+
+
+def test_a_least_learning_rate_is_no_interruption(updates: Any, tmp_path: Path) -> None:
+    """No checkpoint tells that it was reached, but started again the run ends at once."""
+    decay = ("optimization.lr=[0.003]", "optimization.max_update=20")
+    limit = "optimization.stop_min_lr=0.0029"
+    assert updates(*decay, limit) == [1, 2, 3]
+    assert not folds.is_trained(tmp_path)
+    assert not folds.was_interrupted(tmp_path)
+    assert updates(*decay, limit) == []

@@ -1,0 +1,161 @@
+"""What a run resumes from where its last checkpoint is missing, damaged, or not its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import mae_ast
+from mae_ast import convert
+from mae_ast.pretrained import load_masked
+
+from .conftest import write_clips
+
+Train = Callable[..., list[dict[str, str]]]
+
+# Two updates an epoch; saved after each of them, never validated.
+EPOCHS = (
+    *("dataset.batch_size=2", "dataset.num_workers=0", "dataset.disable_validation=true"),
+    *("checkpoint.save_interval_updates=1", "checkpoint.keep_interval_updates=10"),
+    "common.tensorboard_logdir=null",
+)
+
+
+@pytest.fixture(scope="module")
+def four_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("four")
+    write_clips(folder, "train", [1.0, 1.1, 1.2, 1.3])
+    return folder
+
+
+def until(number: int) -> tuple[str, ...]:
+    return (*EPOCHS, f"optimization.max_update={number}")
+
+
+@pytest.fixture
+def begun(train_here: Train, four_clips: Path, tmp_path: Path) -> Path:
+    """Checkpoints after 1, 3 and, as the last, 4 updates."""
+    train_here(four_clips, *until(4))
+    folder = tmp_path / "checkpoints"
+    names = {path.name for path in folder.glob("*.pt")}
+    assert names == {"checkpoint_1_1.pt", "checkpoint_2_3.pt", "checkpoint_last.pt"}
+    return folder
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, truncate, lambda path: os.truncate(path, 0)])
+def test_the_newest_whole_checkpoint_is_resumed_from(
+    train_here: Train,
+    begun: Path,
+    four_clips: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[Path], None],
+) -> None:
+    (begun / "checkpoint_3_5.pt.tmp").write_bytes(b"half")  # of a run that was killed
+    expected = train_here(four_clips, *until(6))
+    damage(begun / "checkpoint_last.pt")
+    (begun / "checkpoint_3_5.pt").unlink()
+    found = train_here(four_clips, *until(6))
+    assert [line["num_updates"] for line in found] == ["4", "5", "6"]
+    for after, before in zip(found[1:], expected, strict=True):
+        assert (after["loss"], after["gnorm"]) == (before["loss"], before["gnorm"])
+    assert "resuming from checkpoint_2_3.pt at update 3, 3 updates are lost" in caplog.text
+    assert not list(begun.glob("*.tmp"))
+
+
+@pytest.fixture
+def refusal(train_here: Train, four_clips: Path) -> Callable[..., str]:
+    """The one line that a training ends with; no checkpoint is changed."""
+
+    def refusal(folder: Path, *overrides: str) -> str:
+        before = {path.name: path.read_bytes() for path in folder.glob("*.pt")}
+        with pytest.raises(SystemExit) as end:
+            train_here(four_clips, *until(6), *overrides)
+        text = end.value.code
+        assert isinstance(text, str)
+        assert text.startswith("mae-ast: error: ")
+        assert "\n" not in text
+        assert {path.name: path.read_bytes() for path in folder.glob("*.pt")} == before
+        return text
+
+    return refusal
+
+
+def test_nothing_whole_is_one_line(begun: Path, refusal: Callable[..., str]) -> None:
+    for path in begun.glob("*.pt"):
+        truncate(path)
+    text = refusal(begun)
+    assert "checkpoint_last.pt: is no checkpoint that can be read" in text
+    assert f"none of its checkpoints can be resumed from; move {begun} elsewhere" in text
+
+
+@pytest.mark.parametrize("kind", ["exported", "without optimizer"])
+def test_a_file_without_optimizer_state_is_never_resumed_from(
+    begun: Path, refusal: Callable[..., str], train_here: Train, four_clips: Path, kind: str
+) -> None:
+    last = begun / "checkpoint_last.pt"
+    if kind == "exported":
+        convert.to_released_file(load_masked(begun / "checkpoint_2_3.pt"), begun / "exported")
+        (begun / "exported").replace(last)
+    else:
+        state = torch.load(last, weights_only=True)
+        del state["last_optimizer_state"]
+        torch.save(state, last)
+    text = refusal(begun)
+    assert f"{last}: has no optimizer state" in text
+    assert "checkpoint.finetune_from_model" in text
+    text = refusal(begun, f"checkpoint.restore_file={last}")
+    assert f"{last}: has no optimizer state" in text
+    # Asked for, a new optimizer is.
+    found = train_here(four_clips, *until(1), "checkpoint.reset_optimizer=true")
+    assert [line["num_updates"] for line in found] == ["1"]
+
+
+def test_a_file_that_was_asked_for(begun: Path, refusal: Callable[..., str]) -> None:
+    missing = begun / "none.pt"
+    assert f"restore_file={missing}: no such file" in refusal(
+        begun, f"checkpoint.restore_file={missing}"
+    )
+    truncate(begun / "checkpoint_1_1.pt")
+    text = refusal(begun, f"checkpoint.restore_file={begun}/checkpoint_1_1.pt")
+    assert "checkpoint_1_1.pt: is no checkpoint that can be read" in text
+
+
+def test_a_run_that_began_from_weights_does_not_begin_again(
+    train_here: Train, begun: Path, four_clips: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "weights.pt"
+    convert.to_released_file(load_masked(begun / "checkpoint_1_1.pt"), source)
+    (begun / "checkpoint_last.pt").unlink()
+    found = train_here(four_clips, *until(5), f"checkpoint.finetune_from_model={source}")
+    assert [line["num_updates"] for line in found] == ["4", "5"]
+    state = torch.load(begun / "checkpoint_last.pt", weights_only=True)
+    assert state["cfg"]["checkpoint"]["finetune_from_model"] == str(source)
+    assert state["cfg"]["checkpoint"]["restore_file"] == "checkpoint_last.pt"
+
+
+def test_weights_of_the_authors_trainer(
+    train_here: Train, begun: Path, four_clips: Path, tmp_path: Path
+) -> None:
+    """A checkpoint with the state of a trainer, in the layout of the released files."""
+    trained = torch.load(begun / "checkpoint_2_3.pt", weights_only=True)
+    source = tmp_path / "theirs.pt"
+    convert.to_released_file(load_masked(begun / "checkpoint_2_3.pt"), source)
+    released = torch.load(source, weights_only=True)
+    torch.save({**trained, **released}, source)
+    mae_ast.load(source)
+    begun.rename(tmp_path / "first")
+    idle = ("optimization.lr=[0.0]", f"checkpoint.finetune_from_model={source}")
+    found = train_here(four_clips, *until(1), *idle)
+    assert [line["num_updates"] for line in found] == ["1"]
+    weights = torch.load(begun / "checkpoint_last.pt", weights_only=True)["model"]
+    for name, value in trained["model"].items():
+        if not name.startswith("batch_norm"):
+            assert torch.equal(weights[name], value), name
