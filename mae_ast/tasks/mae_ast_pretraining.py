@@ -2,6 +2,7 @@
 
 # No postponed annotations here: fairseq reads the types of the fields.
 import dataclasses
+import logging
 import os
 from dataclasses import dataclass, field
 from itertools import islice
@@ -24,6 +25,8 @@ from mae_ast.tasks.audio_task import AudioTask, AudioTaskConfig, absolute
 
 if TYPE_CHECKING:
     from mae_ast.health import HealthMonitor
+
+logger = logging.getLogger(__name__)
 
 FBANK_PLACES = ("auto", "workers", "device")
 NUM_PICTURES = 4
@@ -187,4 +190,8 @@ def _reconstruct_some(model: Any, dataset: PretrainingDataset) -> Reconstruction
     batch = collate(clips)
     device = next(model.parameters()).device
     mask = MaskIds(batch.mask.visible_ids.to(device), batch.mask.masked_ids.to(device))
-    return reconstruct(model.eval(), batch.source.to(device), mask)
+    try:
+        return reconstruct(model.eval(), batch.source.to(device), mask)
+    except ValueError as error:  # training diverges, which the trainer says at its next step
+        logger.warning("no picture of validation clips: %s", error)
+        return None
