@@ -107,6 +107,17 @@ def test_commands(mae_ast_command, finetuned, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_classifier_in_the_wrappers_of_torch(finetuned):
+    """As a script of one's own saves it that trains on several GPUs with compiled layers."""
+    _, _, run = finetuned
+    waveform = speech_like(12_000).unsqueeze(0)
+    expected = load_finetuned(run).scores(waveform)
+    state = torch.load(run / RUN_FILE, weights_only=True)
+    state["model"] = {f"module._orig_mod.{name}": v for name, v in state["model"].items()}
+    torch.save(state, run / RUN_FILE)
+    assert torch.equal(load_finetuned(run).scores(waveform), expected)
+
+
 def test_of_ast_all_is_read_and_goes_to_transformers(mae_ast_command, tmp_path):
     encoder = encoder_only(
         SYSTEMS["ast"].network(AstConfig(**SMALL, input_frames=128, num_classes=2))

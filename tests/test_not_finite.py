@@ -25,6 +25,7 @@ from mae_ast.core.systems import SYSTEMS
 from mae_ast.core.vit_weights import to_timm
 from mae_ast.core.weights import first_not_finite
 from mae_ast.finetuned import Description, load_finetuned
+from mae_ast.models.mae_ast import FairseqMaeAst
 from mae_ast.pretrained import CLASSES
 from mae_ast.starts import ast_encoder
 from tests.core.vits import SMALL
@@ -117,6 +118,15 @@ def test_a_finetuned_classifier_is_refused(small_config, tmp_path, value):
         with pytest.raises(CheckpointError) as refusal:
             load_finetuned(source, num_averaged)
         assert str(refusal.value) == expected(first, "head.2.bias")
+
+
+def test_training_neither_resumes_nor_starts_from_it(small_config):
+    model = FairseqMaeAst(small_config())
+    model.weights_are_from = "runs/a/checkpoints/checkpoint_last.pt"
+    state = spoil(dict(model.state_dict()), WEIGHT, torch.nan)
+    with pytest.raises(SystemExit) as end:
+        model.load_state_dict(state)
+    assert end.value.code == f"mae-ast: error: {expected(Path(model.weights_are_from))}"
 
 
 def test_a_vit_to_start_from_is_refused(tmp_path):

@@ -13,15 +13,19 @@ from mae_ast.fetch.cache import name_from_url
 
 
 def download(
-    name: Annotated[str, typer.Argument(help="As in `mae-ast models`, or an http(s) address.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="Name of a released model (see `mae-ast models`), or an http(s) URL."),
+    ],
     to: Annotated[
-        Path | None, typer.Option(help="Folder; default: $MAE_AST_CACHE or the user's cache.")
+        Path | None,
+        typer.Option(help="Target folder; default: $MAE_AST_CACHE or the user's cache."),
     ] = None,
-    sha256: Annotated[str | None, typer.Option(help="The checksum that it must have.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="Expected SHA-256 checksum.")] = None,
 ) -> None:
-    """Download a checkpoint, unless it is there, and print its path.
+    """Download a checkpoint, unless it is in the cache, and print its path.
 
-    What broke off goes on where it was; what is there is checked against its checksum.
+    An interrupted download resumes; a cached file is verified against its checksum.
     """
     if "://" in name:
         path = fetch([name], name_from_url(name), sha256, to)

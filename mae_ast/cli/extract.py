@@ -15,22 +15,22 @@ def extract(
     ],
     manifest: Annotated[Path, typer.Argument(help="A manifest, such as train.tsv.")],
     out: Annotated[Path, typer.Argument(help="Folder for the .npy and .len files.")],
-    layer: Annotated[int, typer.Option(help="Counted from 1; -1 is the last.")] = -1,
+    layer: Annotated[int, typer.Option(help="Layer, counted from 1; -1 is the last.")] = -1,
     pool: Annotated[
-        bool, typer.Option("--pool", help="One row a clip: the mean over its rows.")
+        bool, typer.Option("--pool", help="Write one row per clip, the mean over its rows.")
     ] = False,
     tokens: Annotated[
         bool,
-        typer.Option(
-            "--tokens", help="A row for each token (D); default: for each time step (C D)."
-        ),
+        typer.Option("--tokens", help="Write one row per token (D); default: per time step (C D)."),
     ] = False,
-    shard: Annotated[str, typer.Option(help="i/n: only the i-th of n parts, from 0.")] = "0/1",
+    shard: Annotated[
+        str, typer.Option(help="Process part i of n only, i/n, counted from 0.")
+    ] = "0/1",
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; default: cuda if there is.")] = "",
 ) -> None:
     """Write the features of a manifest's clips, in fairseq's .npy + .len convention.
 
-    A stopped extraction goes on when it is started again.
+    A stopped extraction resumes when it is started again.
     """
     import mae_ast
     from mae_ast import extraction
@@ -47,5 +47,5 @@ def extract(
         raise ValueError(f"--layer {layer}; the model has 1 to {depth}, -1 is the last")
     what = extraction.What(depth if layer == -1 else layer, pool, tokens, *part)
     path, num_bad = extraction.extract(model, listed, out, what, bar("extracting", "clip"))
-    left_out = f", {num_bad} clips left out (0 rows)" if num_bad else ""
+    left_out = f", {num_bad} clips skipped (0 rows)" if num_bad else ""
     typer.echo(f"{path} and {path.with_suffix('.len').name}{left_out}")

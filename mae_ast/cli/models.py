@@ -1,4 +1,4 @@
-"""``mae-ast models``: what is released, how good it is, and whether it is here already."""
+"""``mae-ast models``: the released models, their scores, and which are in the cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mae_ast.fetch.registry import RELEASED, TASKS, ReleasedModel
 
 
 def models() -> None:
-    """List the released models: their scores, whether they are in the cache, and where they lie."""
+    """List the released models: scores, URLs, and whether they are in the cache."""
     width = max(map(len, RELEASED))
     tasks = [f"{task} ({measure})" for task, measure in TASKS.items()]
     typer.echo("  ".join(["model".ljust(width), *tasks]) + "   (in %)")

@@ -1,4 +1,4 @@
-"""``mae-ast reconstruct CHECKPOINT FILE -o PNG``: hide most of a recording and rebuild it."""
+"""``mae-ast reconstruct CHECKPOINT FILE -o PNG``: mask most of a recording and reconstruct it."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ def reconstruct(
         typer.Argument(help="A file, a run's folder, a released model's name, a URL, a hub id."),
     ],
     file: Annotated[Path, typer.Argument(help="Audio of any kind.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The picture.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Image to write.")] = Path(
         "reconstruction.png"
     ),
-    start: Annotated[float, typer.Option(min=0, help="Where to begin, in seconds.")] = 0.0,
-    seconds: Annotated[float, typer.Option(help="How much of it.")] = 10.0,
+    start: Annotated[float, typer.Option(min=0, help="Start of the excerpt, in seconds.")] = 0.0,
+    seconds: Annotated[float, typer.Option(help="Length of the excerpt, in seconds.")] = 10.0,
     mask_type: Annotated[
-        str | None, typer.Option(help="Kind of mask; default: as in training.")
+        str | None, typer.Option(help="Mask type; default: as in training.")
     ] = None,
     ratio: Annotated[
-        float | None, typer.Option(help="Fraction hidden; default: as in training.")
+        float | None, typer.Option(help="Fraction of patches hidden; default: as in training.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the mask.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the mask.")] = 0,
 ) -> None:
-    """Draw a spectrogram, what the encoder sees of it, and what the decoder makes of that."""
+    """Plot a spectrogram, its visible patches, and the reconstruction of the hidden ones."""
     model = load_masked(checkpoint)
     kind = mask_type or model.mask_type
     share = model.config.random_mask_prob if ratio is None else ratio
     shape = model.config.patch_shape
     if seconds <= 0:
-        raise ValueError(f"--seconds {seconds:g}; a positive number is wanted")
+        raise ValueError(f"--seconds {seconds:g}; a positive number is needed")
     check_mask(kind, share, shape.per_column)
     samples = read_audio(file, round(start * SAMPLE_RATE), round(seconds * SAMPLE_RATE))
     if len(samples) < shape.min_samples:

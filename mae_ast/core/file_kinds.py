@@ -12,6 +12,7 @@ _LENGTH_BYTES = 8  # of a safetensors header, little-endian, before the header's
 GIT_LFS_POINTER = "a Git LFS pointer instead of the file ('git lfs pull' downloads the file)"
 WEB_PAGE = "a web page (HTML), usually left by a failed download"
 XML = "an XML document, usually a storage server's error message"
+PLACEHOLDERS = frozenset({GIT_LFS_POINTER, WEB_PAGE, XML})  # what servers give instead of a file
 
 # First bytes of a file and what it is; the first pattern that matches counts.
 _FIRST_BYTES: tuple[tuple[bytes, str], ...] = (
@@ -46,10 +47,10 @@ def describe(path: Path) -> str | None:
     for pattern, kind in _PATTERNS:
         if pattern.match(head):
             return kind
-    if _TENSORFLOW_NAME.fullmatch(path.name):
-        return "part of a TensorFlow checkpoint"
     if head.startswith(b"PK\x03\x04"):
         return _describe_zip(path)
+    if _TENSORFLOW_NAME.fullmatch(path.name):
+        return "part of a TensorFlow checkpoint"
     return _describe_text(head)
 
 
@@ -72,7 +73,7 @@ def _describe_zip(path: Path) -> str | None:
         return "a TorchScript archive; save the state_dict of its model instead"
     if "data.pkl" in inside:
         return None
-    if all(name.endswith(".npy") for name in names):
+    if names and all(name.endswith(".npy") for name in names):
         return "an archive of NumPy arrays (.npz)"
     return "a ZIP archive that torch.save did not write"
 

@@ -17,24 +17,26 @@ _HOLDERS = (
     *(MODEL, "state_dict", "model_state_dict", "model_state", "weights"),
     *("net", "network", "module"),
 )
+_DEPTH = 3
 # Modules that wrap another one, anywhere in a network: torch.compile, FSDP, activation checkpoints.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 # Attributes that hold the whole network: of DataParallel, of Lightning modules.
 _WHOLE = ("module.", "model.", "net.", "network.")
 
 
-def unwrap(content: Mapping[str, Any]) -> dict[str, Any]:
+def unwrap(content: Mapping[str, Any], depth: int = _DEPTH) -> dict[str, Any]:
     """Put the state dict of a file under ``model``, with the names that its network gives it.
 
     Args:
         content: a file's content: a state dict, or a mapping with one under a usual key.
+        depth: keys above one another that are looked under.
 
     Returns:
         The content without that key, and ``model``; unchanged where there is no state dict.
     """
     for key in _HOLDERS:
         held = content.get(key)
-        inner = unwrap(held) if isinstance(held, Mapping) else {}
+        inner = unwrap(held, depth - 1) if depth and isinstance(held, Mapping) else {}
         if MODEL in inner and _is_state(inner[MODEL]):
             rest = {other: value for other, value in content.items() if other != key}
             return {**rest, MODEL: inner[MODEL]}

@@ -21,6 +21,7 @@ import requests
 import urllib3
 from tqdm import tqdm
 
+from mae_ast.core.file_kinds import PLACEHOLDERS, describe
 from mae_ast.fetch.partial import DownloadError, PartialFile, Source, readable
 
 CONNECT_SECONDS = 10.0  # to reach a server
@@ -88,6 +89,7 @@ class MirrorDownloader:
             resumed = self.part.source(mirror) is not None
             try:
                 self._fill(mirror)
+                self._check_content()
                 self._check_sum()
             except _MirrorError as error:
                 failures[mirror] = str(error)
@@ -163,6 +165,12 @@ class MirrorDownloader:
             os.fsync(file.fileno())  # no power cut may leave its final name without its bytes
         if source.total not in (None, self.part.size):
             raise _BrokenError(f"ended at {self.part.size} of {source.total} bytes")
+
+    def _check_content(self) -> None:
+        """Refuse what servers give instead of a file, whatever they call it."""
+        if self.sha256 is None and (kind := describe(self.part.path)) in PLACEHOLDERS:
+            self.part.discard()
+            raise _MirrorError(f"gives {kind}")
 
     def _check_sum(self) -> None:
         actual = pooch.file_hash(str(self.part.path))

@@ -90,8 +90,9 @@ class MaeAstClassifierConfig(ClassifierConfig):
     input_frames: Optional[int] = field(  # noqa: UP045
         default=None,
         metadata={
-            "help": "of SSAST and AST: cut or zero-pad each clip to so many frames, and cut or "
-            "interpolate positions to them; default: as in the checkpoint"
+            "help": "for SSAST, AST and Audio-MAE: cut or zero-pad training clips to this many "
+            "frames, and cut or interpolate positions to them; longer clips are validated in "
+            "windows of as many; default: as in the checkpoint"
         },
     )
 

@@ -163,6 +163,12 @@ def test_what_holds_no_weights_stays_as_it_is(content):
     assert unwrap(content) == content
 
 
+def test_a_content_that_holds_itself_ends():
+    content: dict[str, Any] = {"epoch": 1}
+    content["model"] = content
+    assert unwrap(content) == content
+
+
 def test_weights_of_an_unknown_network_are_named(tmp_path):
     torch.save({"state_dict": {"conv1.weight": torch.zeros(2)}}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=r"has no 'cfg'; its 1 weights \(conv1\.weight, "):

@@ -239,6 +239,29 @@ def test_a_file_of_unknown_length_needs_a_checksum(server, folder):
     is_whole(folder)
 
 
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"<!DOCTYPE html><html>Sign in</html>", "a web page (HTML)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", "a Git LFS pointer"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "an XML document"),
+    ],
+    ids=["web page", "Git LFS", "XML"],
+)
+def test_what_a_server_gives_instead_of_a_file_is_not_kept(server, folder, content, kind):
+    url = server.url("/file", gives(content))
+    assert error_of([url], NAME, None, folder).startswith(
+        f"{NAME}: not downloaded: {url}: gives {kind}"
+    )
+    assert files(folder) == []
+    download(
+        [server.url("/bad", gives(content)), server.url("/good", gives(DATA))], NAME, None, folder
+    )
+    is_whole(folder)
+    path = download([url], "page.html", sha256(content), folder)
+    assert path.read_bytes() == content  # what a checksum asks for
+
+
 # Mirrors
 
 
