@@ -30,6 +30,7 @@ from mae_ast.core.run_files import (
 from mae_ast.errors import user_errors
 from mae_ast.fetch.registry import RELEASED
 from mae_ast.first_rank import from_first_rank
+from mae_ast.resume_guard import assert_same_statistics
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -143,7 +144,7 @@ def _from_start(load: Callable[..., Any]) -> Callable[..., Any]:
             return load(cfg, trainer, *args, **kwargs)
         last = os.path.join(cfg.save_dir, LAST)
         with user_errors(), ExitStack() as during:
-            start = from_first_rank(trainer, lambda: find_start(cfg))
+            start = from_first_rank(trainer, lambda: _same_run(find_start(cfg), cfg, trainer))
             if start is None:
                 during.enter_context(_all_see({last: False}))
             elif start.source is None:
@@ -161,6 +162,12 @@ def _from_start(load: Callable[..., Any]) -> Callable[..., Any]:
             return load(cfg, trainer, *args, **kwargs)
 
     return wrapper
+
+
+def _same_run(start: Start | None, cfg: Any, trainer: Any) -> Start | None:
+    if start is not None and start.source is None and not cfg.reset_optimizer:
+        assert_same_statistics(start.path, trainer.cfg.model)
+    return start
 
 
 @contextmanager
