@@ -127,7 +127,14 @@ class MaeAstPretrainingTask(AudioTask):
         )
 
     def train_step(
-        self, sample: dict[str, Any], *args: Any, ignore_grad: bool = False, **kwargs: Any
+        self,
+        sample: dict[str, Any],
+        model: Any,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+        **kwargs: Any,
     ) -> Any:
         """Make fairseq's step, without the input statistics of a batch whose gradient is ignored.
 
@@ -135,7 +142,9 @@ class MaeAstPretrainingTask(AudioTask):
         """
         if ignore_grad:
             sample = without_frames(sample)
-        return super().train_step(sample, *args, ignore_grad=ignore_grad, **kwargs)
+        return super().train_step(
+            sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs
+        )
 
     def post_validate(self, model: Any, stats: dict[str, Any], agg: Any) -> None:
         """Put a picture of a few validation clips into TensorBoard."""
