@@ -187,7 +187,7 @@ class MaeAstPretrainingTask(AudioTask):
 
 @torch.no_grad()
 def _reconstruct_some(model: Any, dataset: PretrainingDataset) -> Reconstruction | None:
-    """The first few clips that can be read; ``None`` where there is none."""
+    """Reconstruct the first few readable clips; ``None`` where there are none, or no numbers."""
     read = map(dataset.__getitem__, range(len(dataset)))
     clips = list(islice((clip for clip in read if isinstance(clip, Clip)), NUM_PICTURES))
     if not clips:
@@ -196,4 +196,7 @@ def _reconstruct_some(model: Any, dataset: PretrainingDataset) -> Reconstruction
     batch = collate(clips)
     device = next(model.parameters()).device
     mask = MaskIds(batch.mask.visible_ids.to(device), batch.mask.masked_ids.to(device))
-    return reconstruct(model.eval(), batch.source.to(device), mask)
+    try:
+        return reconstruct(model.eval(), batch.source.to(device), mask)
+    except ValueError:  # training has diverged, which its next update says
+        return None
