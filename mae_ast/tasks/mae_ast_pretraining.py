@@ -130,7 +130,14 @@ class MaeAstPretrainingTask(AudioTask):
         )
 
     def train_step(
-        self, sample: dict[str, Any], *args: Any, ignore_grad: bool = False, **kwargs: Any
+        self,
+        sample: dict[str, Any],
+        model: Any,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+        **kwargs: Any,
     ) -> Any:
         """Make fairseq's step, without the input statistics of a batch whose gradient is ignored.
 
@@ -138,7 +145,9 @@ class MaeAstPretrainingTask(AudioTask):
         """
         if ignore_grad:
             sample = without_frames(sample)
-        return super().train_step(sample, *args, ignore_grad=ignore_grad, **kwargs)
+        return super().train_step(
+            sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs
+        )
 
     def post_validate(self, model: Any, stats: dict[str, Any], agg: Any) -> None:
         """Put a picture of a few validation clips into TensorBoard."""
@@ -181,7 +190,7 @@ class MaeAstPretrainingTask(AudioTask):
 
 @torch.no_grad()
 def _reconstruct_some(model: Any, dataset: PretrainingDataset) -> Reconstruction | None:
-    """The first few clips that can be read; ``None`` where there is none."""
+    """Reconstruct the first few readable clips; ``None`` where there are none, or no numbers."""
     read = map(dataset.__getitem__, range(len(dataset)))
     clips = list(islice((clip for clip in read if isinstance(clip, Clip)), NUM_PICTURES))
     if not clips:
