@@ -33,6 +33,7 @@ from mae_ast.core.run_files import (
 )
 from mae_ast.errors import user_errors
 from mae_ast.fetch.registry import RELEASED
+from mae_ast.resume_guard import assert_same_statistics
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -140,11 +141,11 @@ def _file_of(source: str) -> Path:
     return released_file(source)
 
 
-def _start_of_first_rank(cfg: Any, key: str) -> Start | None:
+def _start_of_first_rank(cfg: Any, trainer: Any, key: str) -> Start | None:
     """Return :func:`find_start` of the first rank on all of them."""
 
     def found() -> bytes:
-        start = find_start(cfg)
+        start = _same_run(find_start(cfg), cfg, trainer)
         return json.dumps(None if start is None else dataclasses.asdict(start)).encode()
 
     fields = json.loads(ranks.from_first(key, found))
@@ -159,7 +160,7 @@ def _from_start(load: Callable[..., Any]) -> Callable[..., Any]:
             return load(cfg, trainer, *args, **kwargs)
         last = os.path.join(cfg.save_dir, LAST)
         with user_errors(), ExitStack() as during:
-            start = _start_of_first_rank(cfg, f"mae_ast/start/{next(numbers)}")
+            start = _start_of_first_rank(cfg, trainer, f"mae_ast/start/{next(numbers)}")
             if start is None:
                 during.enter_context(_all_see({last: False}))
             elif start.source is None:
@@ -177,6 +178,12 @@ def _from_start(load: Callable[..., Any]) -> Callable[..., Any]:
             return load(cfg, trainer, *args, **kwargs)
 
     return wrapper
+
+
+def _same_run(start: Start | None, cfg: Any, trainer: Any) -> Start | None:
+    if start is not None and start.source is None and not cfg.reset_optimizer:
+        assert_same_statistics(start.path, trainer.cfg.model)
+    return start
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from datetime import timedelta
 from torch import Tensor, distributed
 from torch.distributed.distributed_c10d import _get_default_store
 
-_PATIENCE = timedelta(days=7)  # a process that is gone takes the store with it, or is ended
+_PATIENCE = timedelta(days=7)  # with the first process, which takes the store with it if it ends
+_PATIENCE_WITH_ALL = timedelta(hours=1)  # with those that have what the first one gave them
 _VALUE, _ERROR = b"+", b"-"
 
 
@@ -59,7 +60,7 @@ def agree(key: str, what: str, compute: Callable[[], bytes]) -> None:
     keys = [f"{key}/{each}" for each in range(distributed.get_world_size())]
     own = _outcome(compute)
     store.set(keys[rank], own)  # type: ignore[arg-type]
-    store.wait(keys, _PATIENCE)
+    store.wait(keys, _PATIENCE_WITH_ALL)
     _value(own)
     outcomes = [bytes(outcome) for outcome in store.multi_get(keys)]
     failed = [each for each, outcome in enumerate(outcomes) if outcome.startswith(_ERROR)]
