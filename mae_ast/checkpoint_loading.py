@@ -76,14 +76,14 @@ def find_start(cfg: Any) -> Start | None:
         ValueError, FileNotFoundError: the file that was asked for is not there, is damaged, or
             cannot be resumed from; or the run has begun, and all its checkpoints are damaged.
     """
-    folder = Path(cfg.save_dir)
+    folder = Path(cfg.save_dir).absolute()
     remove_leftovers(folder)
     if cfg.restore_file != LAST:
         if cfg.finetune_from_model:
             raise ValueError(
                 "checkpoint.restore_file and checkpoint.finetune_from_model exclude one another"
             )
-        path = Path(cfg.restore_file)
+        path = Path(cfg.restore_file).absolute()
         if not path.is_file():
             raise FileNotFoundError(f"checkpoint.restore_file={path}: no such file")
         return Start(str(_resumable(read_saved(path), cfg).path))
@@ -109,7 +109,7 @@ def _last_or_newest(folder: Path, cfg: Any) -> Path:
     if newest is None:
         raise CheckpointError(
             f"{problem}; this run has begun, but none of its checkpoints can be resumed from; move "
-            f"{folder.absolute()} elsewhere or give another --out to start anew"
+            f"{folder} elsewhere or give another --out to start anew"
         )
     named = [updates_by_name(path) for path in list_checkpoints(folder)]
     lost = max(noted_updates(folder), *named) - newest.num_updates
@@ -127,7 +127,7 @@ def _resumable(saved: SavedState, cfg: Any) -> SavedState:
     if saved.has_optimizer or cfg.reset_optimizer:
         return saved
     raise CheckpointError(
-        f"{saved.path.absolute()}: has no optimizer state (an exported or converted file?), so a "
+        f"{saved.path}: has no optimizer state (an exported or converted file?), so a "
         "run cannot be resumed from it; move it elsewhere, and start from its weights with "
         "checkpoint.finetune_from_model"
     )

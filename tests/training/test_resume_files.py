@@ -92,7 +92,7 @@ def test_nothing_whole_is_one_line(begun: Path, refusal: Callable[..., str]) -> 
     for path in begun.glob("*.pt"):
         truncate(path)
     text = refusal(begun)
-    assert "checkpoint_last.pt: is no checkpoint that can be read" in text
+    assert "checkpoint_last.pt: damaged or incomplete" in text
     assert f"none of its checkpoints can be resumed from; move {begun} elsewhere" in text
 
 
@@ -125,7 +125,7 @@ def test_a_file_that_was_asked_for(begun: Path, refusal: Callable[..., str]) -> 
     )
     truncate(begun / "checkpoint_1_1.pt")
     text = refusal(begun, f"checkpoint.restore_file={begun}/checkpoint_1_1.pt")
-    assert "checkpoint_1_1.pt: is no checkpoint that can be read" in text
+    assert "checkpoint_1_1.pt: damaged or incomplete" in text
 
 
 def test_a_run_that_began_from_weights_does_not_begin_again(
