@@ -24,13 +24,19 @@ from mae_ast.core.audio_headers import wav_goes_on
 from mae_ast.core.downmix import Downmix
 
 _BATCH = 2**16  # frames that are averaged over channels at a time
-# From 19 on PyAV reads tags of any encoding, and has no such argument.
-_TAGS: dict[str, Any] = (
-    {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
-)
-
 Frame = tuple[av.AudioFrame, Fraction]  # a frame, and the seconds of damage before it
 Located = tuple[int, list[np.ndarray]]  # a block's place in the file; (L,) float32 per channel
+
+
+def tag_options(version: str) -> dict[str, Any]:
+    """Return the arguments with which PyAV opens files whatever the encoding of their tags.
+
+    From 19 on it has no such argument, and reads tags of any encoding.
+    """
+    return {} if int(version.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+
+
+_TAGS = tag_options(av.__version__)
 
 
 @dataclass
