@@ -138,7 +138,7 @@ class MaeAstPretrainingTask(AudioTask):
         update_num: int,
         ignore_grad: bool = False,
         **kwargs: Any,
-    ) -> Any:
+    ) -> tuple[torch.Tensor, int, dict[str, Any]]:
         """Make fairseq's step, without the input statistics of a batch whose gradient is ignored.
 
         Such a batch stands in where a rank has run out of clips.
