@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from fairseq.distributed import utils
+from tensorboardX import SummaryWriter
 from torch import distributed
 from torch.multiprocessing.spawn import ProcessExitedException
 
@@ -39,8 +41,9 @@ def apply() -> None:
     # go when fairseq ends with the status of its processes.
     utils.call_main = _launched(utils.call_main)
 
-    # Where one process ends, the others end with a traceback of the transport. Can go when fairseq
-    # reports that in one line.
+    # Where one process ends, the others end with a traceback of the transport. And a process that
+    # was spawned closes the pipes of TensorBoard's writers before fairseq closes these, which ends
+    # in tracebacks. Can go when fairseq reports the former in one line, and closes its writers.
     utils.distributed_main = _joined(utils.distributed_main)
 
 
@@ -111,10 +114,19 @@ def _launched(call_main: Callable[..., None]) -> Callable[..., None]:
 def _joined(distributed_main: Callable[..., None]) -> Callable[..., None]:
     @wraps(distributed_main)  # under its own name, by which processes that are spawned import it
     def wrapper(*args: Any, **kwargs: Any) -> None:
-        with peer_errors():
-            distributed_main(*args, **kwargs)
+        try:
+            with peer_errors():
+                distributed_main(*args, **kwargs)
+        finally:
+            _close_writers()
 
     return wrapper
+
+
+def _close_writers() -> None:
+    for each in gc.get_objects():
+        if type(each) is SummaryWriter:
+            each.close()
 
 
 @contextmanager

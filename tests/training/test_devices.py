@@ -10,6 +10,7 @@ import pytest
 import torch
 from fairseq.distributed import utils
 from omegaconf import OmegaConf
+from tensorboardX import SummaryWriter
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from mae_ast import fairseq_distributed, plugin, stop_request
@@ -126,3 +127,35 @@ def test_processes_that_are_spawned_import_the_patch_by_its_name() -> None:
     plugin.register()
     assert hasattr(utils.distributed_main, "__wrapped__")
     assert pickle.loads(pickle.dumps(utils.distributed_main)) is utils.distributed_main
+
+
+def test_a_process_closes_its_tensorboard_writers_before_it_exits(tmp_path: Path) -> None:
+    """Else a spawned one, whose pipes are closed first, ends with tracebacks."""
+    writers = []
+
+    def ends(*_: Any) -> None:
+        writers.append(SummaryWriter(str(tmp_path)))
+        writers[0].add_scalar("loss", 1.0, 1)
+        raise SystemExit("mae-ast: error: text")
+
+    with pytest.raises(SystemExit, match="text"):
+        fairseq_distributed._joined(ends)()
+    assert writers[0].all_writers is None
+
+
+def test_the_end_of_another_process_is_told_in_one_line() -> None:
+    def loses_its_peer() -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer\nmore")
+
+    with pytest.raises(SystemExit) as end:
+        fairseq_distributed._joined(loses_its_peer)()
+    assert str(end.value.code).startswith("mae-ast: error: another process of this run ended")
+    assert "\n" not in str(end.value.code)
+
+
+def test_other_errors_stay_as_they_are() -> None:
+    def fails() -> None:
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        fairseq_distributed._joined(fails)()
