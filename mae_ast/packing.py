@@ -1,4 +1,4 @@
-"""Packs a manifest's files into uncompressed tars, for file systems that suffer from many files.
+"""Pack a manifest's files into uncompressed tars, for file systems that suffer from many files.
 
 The folder then holds, for ``train.tsv``,
 
@@ -8,15 +8,15 @@ The folder then holds, for ``train.tsv``,
     train.left_out.txt     files that could not be packed, and why; they have no row, and no label
     train.pack.json        what was packed, and how
 
-Rows keep their order. Stopped at any moment, it goes on and makes the same files
-(:mod:`mae_ast.shards`).
+Rows keep their order. Stopped at any moment, it continues and makes the same files
+(:mod:`mae_ast.shards`). Files are read, decoded, encoded and written in parts, so the memory does
+not depend on their length.
 """
 
 from __future__ import annotations
 
 import filecmp
 import hashlib
-import io
 import os
 import re
 import shutil
@@ -27,13 +27,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import soundfile
-
-from mae_ast.core.archive import ArchiveError, Member, check_member, open_member
-from mae_ast.core.audio import SAMPLE_RATE, AudioError, read_long_audio
+from mae_ast.core.archive import ArchiveError, Member, check_member
+from mae_ast.core.audio import SAMPLE_RATE, AudioError
 from mae_ast.core.files import held, written_whole
 from mae_ast.core.labels import LABELS_FILE, LabelError
 from mae_ast.core.manifest import Manifest, ManifestError, Progress, write_manifest
+from mae_ast.core.retry import may_pass
+from mae_ast.pack_files import as_it_is, decoded_digest, transcoded
 from mae_ast.shards import PackedFile, Shards
 
 JOBS = 8  # files read at a time
@@ -106,11 +106,14 @@ def pack(
     if not shards.are_complete():
         with held(shards.manifest), shards, ThreadPoolExecutor(jobs) as pool:
             left = range(shards.num_rows, len(manifest))
-            files = _ahead(pool, lambda row: _file(manifest, row, transcode), left, jobs)
+            files = _ahead(pool, lambda row: _file(manifest, row, out, transcode), left, jobs)
 
             def added() -> Iterator[int]:
                 for row, file in zip(left, files, strict=True):
-                    shards.add(row, file)
+                    try:
+                        shards.add(row, file)
+                    except (ArchiveError, OSError) as error:
+                        shards.add(row, _why_skipped(manifest, row, error))
                     yield row
 
             steps: Iterable[int] = added() if progress is None else progress(added(), len(left))
@@ -125,11 +128,21 @@ def pack(
 
 
 def verify(
-    manifest: Manifest, jobs: int = JOBS, progress: Progress | None = None
+    manifest: Manifest,
+    jobs: int = JOBS,
+    progress: Progress | None = None,
+    sources: list[str] | None = None,
 ) -> dict[int, str]:
     """Read all files of a packed manifest: problems of those that are damaged, by row.
 
     Files without a checksum, in tars that others made, are decoded instead.
+
+    Args:
+        manifest: of shards.
+        jobs: files read at a time.
+        progress: wraps the iteration over rows; gets it and their number.
+        sources: per row the path of the file that it was transcoded from, to compare with what
+            that decodes to; ``None``: checksums only.
 
     Raises:
         ManifestError: a row is a loose file.
@@ -142,10 +155,12 @@ def verify(
             raise ManifestError(f"{manifest.where(row)}: {path}: lies in no archive")
         try:
             if not check_member(member):
-                read_long_audio(path)
+                decoded_digest(path)
+            if sources is not None and decoded_digest(path) != decoded_digest(sources[row]):
+                return f"its samples are not those of {sources[row]}"
+            return ""
         except (ArchiveError, AudioError, OSError) as error:
             return str(error).removeprefix(f"{path}: ")
-        return ""
 
     found = {}
     with ThreadPoolExecutor(jobs) as pool:
@@ -162,34 +177,51 @@ def verify(
     return found
 
 
-def _file(manifest: Manifest, row: int, transcode: bool) -> PackedFile | str:
+def sources_of(manifest: Manifest, packed: Packed) -> list[str]:
+    """List the paths of the files that were packed, one for each row of the packed manifest."""
+    skipped: deque[str] = deque()
+    if packed.left_out is not None:
+        lines = os.fsdecode(packed.left_out.read_bytes()).split("\n")
+        skipped.extend(line.rpartition("\t")[0] for line in lines[:-1])
+    paths = []
+    for path in map(manifest.audio_path, range(len(manifest))):
+        if skipped and skipped[0] == path:
+            skipped.popleft()
+        else:
+            paths.append(path)
+    return paths
+
+
+def _file(manifest: Manifest, row: int, out: Path, transcode: bool) -> PackedFile | str:
     """A row's file, or why there is none."""
-    path = manifest.audio_path(row)
-    member = Member.parse(path)
+    path, row_path = manifest.audio_path(row), manifest.row_path(row)
     try:
-        opened = None if member is None else open_member(member)
-        name = manifest.row_path(row) if opened is None else opened.path
-        if opened is not None and not name.endswith(opened.suffix):
-            name += opened.suffix
-        name = os.path.normpath(f"/{name}").lstrip("/")
         if transcode:
-            samples = read_long_audio(path)
-            flac = io.BytesIO()
-            soundfile.write(flac, samples.numpy(), SAMPLE_RATE, "PCM_16", format="FLAC")
-            name = f"{os.path.splitext(name)[0]}.flac"
-            return PackedFile(name, flac.getvalue(), len(samples), SAMPLE_RATE)
-        content = Path(path).read_bytes() if opened is None else opened.file.read()
-    except (AudioError, ArchiveError, FileNotFoundError) as error:
-        is_missing = isinstance(error, FileNotFoundError)
-        reason = "no such file" if is_missing else str(error).removeprefix(f"{path}: ")
-        return " ".join(reason.split())
-    except OSError as error:
-        raise OSError(
-            f"{manifest.where(row)}: {path}: cannot be read ({error.strerror or error}); once it "
-            "can, the same again goes on"
-        ) from error
-    rate = int(manifest.sample_rates[row]) or SAMPLE_RATE  # what is taken where none is known
-    return PackedFile(name, content, int(manifest.lengths[row]), rate)
+            return transcoded(path, row_path, out)
+        rate = int(manifest.sample_rates[row]) or SAMPLE_RATE  # as reading takes an unknown one
+        return as_it_is(path, row_path, int(manifest.lengths[row]), rate)
+    except (AudioError, ArchiveError, OSError) as error:
+        return _why_skipped(manifest, row, error)
+
+
+def _why_skipped(manifest: Manifest, row: int, error: Exception) -> str:
+    """Why a row's file is skipped.
+
+    Raises:
+        OSError: it is not, since another attempt may succeed.
+    """
+    path = manifest.audio_path(row)
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if not isinstance(error, OSError) and not may_pass(error):
+        return " ".join(str(error).removeprefix(f"{path}: ").split())
+    if isinstance(error, OSError) and error.errno is None:  # says itself what cannot be done
+        raise error
+    reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
+    raise OSError(
+        f"{manifest.where(row)}: {path}: cannot be read ({reason}); once it can, "
+        "the same command continues"
+    ) from error
 
 
 def _write_lists(manifest: Manifest, shards: Shards, left_out: Path) -> None:

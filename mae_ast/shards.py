@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,13 +38,15 @@ class PackedFile:
 
     Args:
         path: its name in there.
-        content: its bytes.
+        pieces: its bytes, read once.
+        num_bytes: how many they are.
         length: in samples at its own rate.
         sample_rate: in Hz.
     """
 
     path: str
-    content: bytes
+    pieces: Iterable[bytes]
+    num_bytes: int
     length: int
     sample_rate: int
 
@@ -126,25 +129,45 @@ class Shards:
     def add(self, number: int, file: PackedFile | str) -> None:
         """Write a row's file, or why there is none; starts another shard where one is full.
 
+        Where reading a piece fails, the row is not done, and another file can take its place.
+
         Raises:
-            OSError: it could not be written.
+            OSError: it could not be written, or has other than ``num_bytes`` by now.
         """
         if isinstance(file, str):
             self._note(_LEFT_OUT, file)
             return
-        header = tar_header(number, file.path, file.content)
-        padding = bytes(-len(file.content) % BLOCK)
-        size = len(header) + len(file.content) + len(padding)
+        header = tar_header(number, file.path, file.num_bytes, crc32=0)
+        padding = bytes(-file.num_bytes % BLOCK)
+        size = len(header) + file.num_bytes + len(padding)
         if self._end and self._end + size + len(END) > self._shard_bytes:
             self._end_shard()
             self._open_shard()
-        with self._writing(self._part()):
-            for piece in (header, file.content, padding):
-                self._data.write(piece)
-            self._data.flush()
         offset = self._end + len(header)
+        crc32 = self._copy(file, offset)
+        with self._writing(self._part()):
+            self._data.write(padding)
+            self._data.seek(self._end)
+            self._data.write(tar_header(number, file.path, file.num_bytes, crc32))
+            self._data.flush()
         self._end += size
-        self._note(self._shard, offset, len(file.content), file.length, file.sample_rate)
+        self._note(self._shard, offset, file.num_bytes, file.length, file.sample_rate)
+
+    def _copy(self, file: PackedFile, offset: int) -> int:
+        """Write the bytes of a file to the shard; returns their CRC-32."""
+        crc32 = num_bytes = 0
+        with self._writing(self._part()):
+            self._data.seek(offset)
+        for piece in file.pieces:
+            crc32, num_bytes = zlib.crc32(piece, crc32), num_bytes + len(piece)
+            with self._writing(self._part()):
+                self._data.write(piece)
+        if num_bytes != file.num_bytes:
+            raise OSError(
+                f"{file.path}: had {file.num_bytes} bytes, then {num_bytes}; once it stays as it "
+                "is, the same command continues"
+            )
+        return crc32
 
     def end(self) -> None:
         """Finish the last shard."""
@@ -203,11 +226,14 @@ class Shards:
 
     def _open_shard(self) -> None:
         with self._writing(self._part()):
-            self._data = self._part().open("ab")
+            self._part().touch()
+            self._data = self._part().open("r+b")
             self._data.truncate(self._end)
 
     def _end_shard(self) -> None:
         with self._writing(self._part()):
+            self._data.seek(self._end)
+            self._data.truncate()  # what was begun and could not be read to its end
             self._data.write(END)
             self._data.flush()
             for file in (self._data, self._journal):

@@ -31,17 +31,36 @@ def pcm16(wave: Tensor) -> Tensor:
     return (wave * 32767).round().to(torch.int16)
 
 
-def write_with_av(path: Path, codec: str, samples: np.ndarray, rate: int, title: str = "") -> None:
-    """Write (L, channels) int16 samples into the container that the suffix names."""
+def write_with_av(
+    path: Path,
+    codec: str,
+    samples: np.ndarray,
+    rate: int,
+    title: str = "",
+    container: str | None = None,
+    **options: str,
+) -> None:
+    """Write (L, channels) int16 samples.
+
+    Args:
+        path: the file.
+        codec: FFmpeg's name of it.
+        samples: what is written.
+        rate: of the samples, in Hz.
+        title: a tag.
+        container: FFmpeg's name of it; default: what the suffix names.
+        options: of the container.
+    """
     layout = {1: "mono", 2: "stereo"}[samples.shape[1]]
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", format=container, options=options) as output:
         if title:
-            container.metadata["title"] = title
-        stream = container.add_stream(codec, rate=rate)
+            output.metadata["title"] = title
+        stream = output.add_stream(codec, rate=rate)
         stream.layout = layout
+        stream.codec_context.options = {"strict": "experimental"}
         packed = np.ascontiguousarray(samples).reshape(1, -1)
         frame = av.AudioFrame.from_ndarray(packed, format="s16", layout=layout)
         frame.sample_rate = rate
         frame.pts = 0
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))

@@ -4,28 +4,70 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mae_ast.core.archive import TAR_SUFFIX, ArchiveError, list_members
-from mae_ast.core.audio import AUDIO_SUFFIXES, AudioError, AudioInfo, num_samples_16k, probe_audio
+from mae_ast.core.audio import AudioError, AudioInfo, num_samples_16k, probe_audio
 from mae_ast.core.manifest import PROBE_THREADS, write_manifest
+from mae_ast.core.retry import retried
+from mae_ast.core.suffixes import AUDIO_SUFFIXES
 from mae_ast.progress import bar
 
-MAX_LISTED = 10  # left-out files shown of each kind; all are in left_out.txt
+MAX_LISTED = 10  # reasons for skipping files, and wrong headers, that are shown
+MAX_SUFFIXES = 50  # of files that are no audio, shown likewise
 
 
 @dataclass(frozen=True)
 class _Probed:
     path: str
     info: AudioInfo | None
-    problem: str  # why it is left out; empty: it is not
+    problem: str  # why it is skipped; empty: it is not
+
+
+@dataclass
+class _Found:
+    """Files below folders, or in tars.
+
+    Args:
+        audio: paths of those with a suffix of audio.
+        tars: paths of tars.
+        others: how many files there are of each other suffix.
+        damaged: tars that cannot be read to their end.
+    """
+
+    audio: list[str] = field(default_factory=list)
+    tars: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    damaged: list[_Probed] = field(default_factory=list)
+
+    def add(self, name: str, path: str) -> None:
+        """Sort in a file by its name."""
+        base = os.path.basename(name)
+        suffix = os.path.splitext(base)[1].lower()
+        if base.startswith("."):
+            self.others["hidden"] += 1
+        elif suffix in AUDIO_SUFFIXES:
+            self.audio.append(path)
+        elif suffix == TAR_SUFFIX:
+            self.tars.append(path)
+        else:
+            is_suffix = re.fullmatch(r"\.\w{1,12}", suffix)  # not of "Dr. Who"
+            self.others[suffix if is_suffix else "without a suffix"] += 1
+
+    def describe_others(self) -> str:
+        """``12 .txt, 3 .json``."""
+        counted = sorted(self.others.items(), key=lambda item: (-item[1], item[0]))
+        shown = [f"{count} {suffix}" for suffix, count in counted[:MAX_SUFFIXES]]
+        more = len(self.others) - len(shown)
+        return ", ".join(shown) + (f" and {more} more suffixes" if more > 0 else "")
 
 
 def manifest(
@@ -35,15 +77,16 @@ def manifest(
     out: Annotated[Path, typer.Option(help="Where the manifests go.")] = Path("manifests"),
     valid: Annotated[float, typer.Option(help="Share of files for validation.")] = 0.01,
     test: Annotated[float, typer.Option(help="Share of files for test.")] = 0.0,
-    min_seconds: Annotated[float, typer.Option(help="Leave out shorter files.")] = 0.045,
-    max_seconds: Annotated[float, typer.Option(help="Leave out longer files.")] = float("inf"),
-    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
-    jobs: Annotated[int, typer.Option(help="Headers read at a time.")] = PROBE_THREADS,
+    min_seconds: Annotated[float, typer.Option(help="Skip shorter files.")] = 0.045,
+    max_seconds: Annotated[float, typer.Option(help="Skip longer files.")] = float("inf"),
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    jobs: Annotated[int, typer.Option(help="Files read at a time.")] = PROBE_THREADS,
 ) -> None:
-    """Walk folders, read the length of each audio file from its header, and write manifests.
+    """Walk folders, find the length of each audio file, and write manifests.
 
     Uncompressed tars, such as WebDataset's shards, count as folders; their files are used from
-    within them. What a tar has beside audio (json, cls, txt) is passed over.
+    within them. Files that are skipped are listed, and counted by suffix where that is not one of
+    audio. Lengths come from the headers; files whose header has none, or a wrong one, are decoded.
 
     A file's split depends on its path below DIR and the seed alone, so it keeps it when files, or
     folders beside DIR, are added.
@@ -55,26 +98,15 @@ def manifest(
             raise NotADirectoryError(f"{folder}: no such folder")
     folders = [folder.resolve() for folder in folders]
     root = Path(os.path.commonpath(folders))
-    walked = sorted({path for folder in folders for path in _walk(folder)})
-    paths = [path for path in walked if not _is_tar(path)]
-    tars = [path for path in walked if _is_tar(path)]
     with ThreadPoolExecutor(jobs) as pool:
-        probed: list[_Probed] = []
-        if tars:
-            if paths:
-                typer.echo(
-                    f"found {len(paths)} audio files and {len(tars)} tars; where a tar holds the "
-                    "same files, they are listed twice",
-                    err=True,
-                )
-            listed = list(bar("reading tars", "tar")(pool.map(_members, tars), len(tars)))
-            paths += [path for members, _ in listed for path in members]
-            probed += [damaged for _, damaged in listed if damaged is not None]
-        if not paths and not probed:
-            kinds = ", ".join(sorted(AUDIO_SUFFIXES))
-            raise ValueError(f"no audio files below {', '.join(map(str, folders))} ({kinds})")
-        found = pool.map(lambda path: _probe(path, min_seconds, max_seconds), paths)
-        probed += bar("reading headers", "file")(found, len(paths))
+        found = _look_through(folders, pool)
+        if not found.audio and not found.damaged:
+            there = found.describe_others() or "nothing"
+            raise ValueError(
+                f"no audio files below {', '.join(map(str, folders))}; there is: {there}"
+            )
+        infos = pool.map(lambda path: _probe(path, min_seconds, max_seconds), found.audio)
+        probed = [*found.damaged, *bar("reading headers", "file")(infos, len(found.audio))]
     kept = [file for file in probed if not file.problem]
     if not kept:
         raise ValueError(f"none of {len(probed)} files is usable; the first: {probed[0].problem}")
@@ -90,10 +122,33 @@ def manifest(
         write_manifest(out / f"{name}.tsv", str(root), _rows(files, root))
         seconds = sum(f.info.num_frames / f.info.sample_rate for f in files if f.info is not None)
         typer.echo(f"{out / name}.tsv: {len(files)} files, {seconds / 3600:.2f} h")
-    _report_left_out([file for file in probed if file.problem], out)
+    _report_headers(kept, out)
+    _report_skipped([file for file in probed if file.problem], found, out)
 
 
-def _walk(folder: Path) -> Iterator[str]:
+def _look_through(folders: list[Path], pool: ThreadPoolExecutor) -> _Found:
+    """Walk folders, and look into their tars."""
+    found = _Found()
+    for folder in set(folders):
+        if not any(folder != other and folder.is_relative_to(other) for other in folders):
+            _walk(folder, found)
+    found.audio, found.tars = sorted(found.audio), sorted(found.tars)
+    if found.tars and found.audio:
+        typer.echo(
+            f"found {len(found.audio)} audio files and {len(found.tars)} tars; where a tar holds "
+            "the same files, they are listed twice",
+            err=True,
+        )
+    if found.tars:
+        tars = pool.map(_members, found.tars)
+        for members in bar("reading tars", "tar")(tars, len(found.tars)):
+            found.audio += members.audio
+            found.others += members.others
+            found.damaged += members.damaged
+    return found
+
+
+def _walk(folder: Path, found: _Found) -> None:
     seen: set[str] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
@@ -102,29 +157,25 @@ def _walk(folder: Path) -> Iterator[str]:
             continue
         seen.add(real)
         for name in names:
-            if _is_audio(name) or (_is_tar(name) and not name.startswith(".")):
-                yield os.path.join(parent, name)
+            found.add(name, os.path.join(parent, name))
 
 
-def _is_audio(path: str) -> bool:
-    name = os.path.basename(path)
-    return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES and not name.startswith(".")
+def _members(tar: str) -> _Found:
+    """List the files in a tar; and the tar itself, where it is damaged."""
+    found = _Found()
 
-
-def _is_tar(path: str) -> bool:
-    return path.lower().endswith(TAR_SUFFIX)
-
-
-def _members(tar: str) -> tuple[list[str], _Probed | None]:
-    """Paths of the audio files in a tar; and the tar itself, where it is damaged."""
-    paths = []
-    try:
+    @retried
+    def look() -> None:
+        found.audio.clear()
+        found.others.clear()
         for name, member in list_members(tar):
-            if _is_audio(name):
-                paths.append(str(member))
+            found.add(name, str(member))
+
+    try:
+        look()
     except (ArchiveError, OSError) as error:
-        return paths, _Probed(tar, None, str(error).removeprefix(f"{tar}: "))
-    return paths, None
+        found.damaged.append(_Probed(tar, None, str(error).removeprefix(f"{tar}: ")))
+    return found
 
 
 def _probe(path: str, min_seconds: float, max_seconds: float) -> _Probed:
@@ -137,7 +188,7 @@ def _probe(path: str, min_seconds: float, max_seconds: float) -> _Probed:
     if any(c in path for c in "\t\r\n"):
         problem = "its path has a tab or a line break"
     elif num_samples_16k(info.num_frames, info.sample_rate) == 0:
-        problem = "its header gives no length"
+        problem = "nothing of it can be decoded"
     elif seconds < min_seconds:
         problem = f"shorter than {min_seconds:g} s"
     elif seconds > max_seconds:
@@ -168,14 +219,36 @@ def _rows(files: list[_Probed], root: Path) -> Iterable[tuple[str, int, int]]:
         yield os.path.relpath(file.path, root), file.info.num_frames, file.info.sample_rate
 
 
-def _report_left_out(files: list[_Probed], out: Path) -> None:
+def _report_headers(files: list[_Probed], out: Path) -> None:
+    """Files whose length was measured, since their header gives none or a wrong one."""
+    noted = [
+        (file.path, file.info.note) for file in files if file.info is not None and file.info.note
+    ]
+    if not noted:
+        return
+    report = out / "headers.txt"
+    report.write_text(
+        "".join(f"{path}\t{note}\n" for path, note in noted), errors="surrogateescape"
+    )
+    typer.echo(
+        f"{len(noted)} files have a header without a length or with a wrong one, and are listed "
+        f"with their true length; see {report}:",
+        err=True,
+    )
+    for path, note in noted[:MAX_LISTED]:
+        typer.echo(f"  {path}: {note}", err=True)
+
+
+def _report_skipped(files: list[_Probed], found: _Found, out: Path) -> None:
+    if found.others:
+        typer.echo(f"skipped, by suffix: {found.describe_others()}", err=True)
     if not files:
         return
     report = out / "left_out.txt"
     report.write_text(
         "".join(f"{file.path}\t{file.problem}\n" for file in files), errors="surrogateescape"
     )
-    typer.echo(f"left out {len(files)} files, listed in {report}:", err=True)
+    typer.echo(f"skipped {len(files)} files, listed in {report}:", err=True)
     for problem, count in Counter(file.problem for file in files).most_common(MAX_LISTED):
         example = next(file.path for file in files if file.problem == problem)
         typer.echo(f"  {count} x {problem} (as {example})", err=True)

@@ -26,7 +26,8 @@ def pack(
         bool,
         typer.Option(
             "--verify",
-            help="Read all clips back and compare checksums; without OUT, those of MANIFEST.",
+            help="Read all clips back and compare checksums, with --transcode also the samples "
+            "with those of the original files; without OUT, check the clips of MANIFEST.",
         ),
     ] = False,
     jobs: Annotated[int, typer.Option(help="Files read, or transcoded, at a time.")] = JOBS,
@@ -43,6 +44,7 @@ def pack(
         raise ValueError(f"--jobs {jobs}; at least 1")
     if out is None and not verify:
         raise ValueError("no folder OUT to pack to; with --verify alone, none is needed")
+    sources = None
     if out is not None:
         shard_bytes = packing.parse_bytes(shard_size)
         listed = Manifest.load(manifest, bar("reading sample rates", "file"))
@@ -51,13 +53,15 @@ def pack(
         typer.echo(f"{manifest}: {packed.num_clips} clips in {packed.num_shards} shards")
         if packed.left_out is not None:
             typer.echo(
-                f"left out {len(listed) - packed.num_clips} files, listed in {packed.left_out}",
+                f"skipped {len(listed) - packed.num_clips} files, listed in {packed.left_out}",
                 err=True,
             )
+        if verify and transcode:
+            sources = packing.sources_of(listed, packed)
     if verify:
         listed = Manifest.read(manifest)
         listed.check_paths()
-        damaged = packing.verify(listed, jobs, bar("verifying", "clip"))
+        damaged = packing.verify(listed, jobs, bar("verifying", "clip"), sources)
         for row in sorted(damaged)[:MAX_LISTED]:
             path = listed.audio_path(row)
             typer.echo(f"{listed.where(row)}: {path}: {damaged[row]}", err=True)

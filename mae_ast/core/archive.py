@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import stat
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -128,15 +129,22 @@ def check_member(member: Member) -> bool:
 
 
 def why_missing(path: str) -> str:
-    """Why a manifest's path, of a loose file or within an archive, is not there; empty: it is."""
+    """Why a manifest's path, of a loose file or within an archive, is not there; empty: it is.
+
+    Raises:
+        OSError: that cannot be seen.
+    """
     member = Member.parse(path)
-    if member is None:
-        return "" if os.path.isfile(path) else "no such file"
-    if not os.path.isfile(member.archive):
-        return "no such archive"
-    size = os.path.getsize(member.archive)
-    is_short = member.offset + member.length > size
-    return f"the archive ends before that, after {size} bytes" if is_short else ""
+    try:
+        status = os.stat(path if member is None else member.archive)
+        is_there = stat.S_ISREG(status.st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        is_there = False
+    if not is_there:
+        return "no such file" if member is None else "no such archive"
+    if member is None or member.offset + member.length <= status.st_size:
+        return ""
+    return f"the archive ends before that, after {status.st_size} bytes"
 
 
 def list_members(archive: str | os.PathLike[str]) -> Iterator[tuple[str, Member]]:
@@ -163,19 +171,20 @@ def list_members(archive: str | os.PathLike[str]) -> Iterator[tuple[str, Member]
         raise ArchiveError(f"{archive}: is no uncompressed tar, or damaged ({error})") from error
 
 
-def tar_header(number: int, path: str, content: bytes) -> bytes:
-    """What a tar of ours has before a file.
+def tar_header(number: int, path: str, num_bytes: int, crc32: int) -> bytes:
+    """Make the header of a file in a tar of ours; its size does not depend on ``crc32``.
 
     Args:
         number: of the file; with the suffix of ``path`` its name for readers without pax.
         path: its name.
-        content: its bytes.
+        num_bytes: its size.
+        crc32: of its content.
     """
     suffix = os.path.splitext(path)[1]
     info = tarfile.TarInfo(f"{number:09d}{suffix if suffix.isascii() and len(suffix) < 20 else ''}")
-    info.size = len(content)
+    info.size = num_bytes
     # The checksum last, where it is looked for. No times or owners: the same again is the same.
-    info.pax_headers = {"path": path, _CHECKSUM: f"{zlib.crc32(content):08x}"}
+    info.pax_headers = {"path": path, _CHECKSUM: f"{crc32:08x}"}
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 

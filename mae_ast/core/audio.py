@@ -22,10 +22,11 @@ from torch import Tensor
 from mae_ast.core import audio_length, audio_seek, audio_soundfile
 from mae_ast.core.audio_file import AudioError, AudioFile, UndecodableError, open_audio
 from mae_ast.core.audio_length import AudioInfo
+from mae_ast.core.downmix import Downmix
 from mae_ast.core.resample import SAMPLE_RATE, Part, resample_to_16k, to_pcm16
+from mae_ast.core.retry import retried
 
 __all__ = [
-    "AUDIO_SUFFIXES",
     "SAMPLE_RATE",
     "SOUNDFILE_SUFFIXES",
     "SOURCE_RATES",
@@ -37,6 +38,7 @@ __all__ = [
     "read_audio",
     "read_long_audio",
     "resample_to_16k",
+    "stream_audio",
     "to_pcm16",
 ]
 
@@ -45,13 +47,6 @@ SOURCE_RATES = (1_000, 768_000)  # Hz, lowest and highest that a file may have
 SOUNDFILE_SUFFIXES = frozenset(
     {".flac", ".wav", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64", ".sph"}
 )
-AUDIO_SUFFIXES = SOUNDFILE_SUFFIXES | {
-    *(".ogg", ".oga", ".opus", ".spx", ".mp3", ".mp2", ".mpga", ".aac", ".ac3", ".eac3", ".dts"),
-    *(".mkv", ".mka", ".webm", ".mp4", ".m4a", ".m4b", ".mov", ".3gp", ".3g2", ".avi", ".flv"),
-    *(".wma", ".wmv", ".asf", ".ts", ".m2ts", ".mpg", ".mpeg", ".vob", ".ogv", ".m4v"),
-    *(".amr", ".wv", ".tta", ".ape", ".tak", ".mpc", ".ra", ".rm", ".voc", ".nist"),
-}
-
 _CANNOT = (UndecodableError, soundfile.LibsndfileError, av.FFmpegError)
 
 N = TypeVar("N", int, np.ndarray)
@@ -127,12 +122,7 @@ def read_audio(
         AudioError: it cannot be decoded, holds no audio, or holds values that are not finite or
             far beyond full scale.
     """
-    samples = _with_decoder(
-        path,
-        lambda file: _read_by_soundfile(file, start, num_samples),
-        lambda file: _read_by_av(file, start, num_samples),
-        "cannot be decoded",
-    )
+    samples = _decode(path, start, num_samples, _joined)
     if samples.numel() == 0:
         raise AudioError(f"{_absolute(path)}: holds no audio from {start / SAMPLE_RATE:.3f} s on")
     return samples
@@ -147,27 +137,98 @@ def read_long_audio(path: str | os.PathLike[str]) -> Tensor:
     return read_audio(path)
 
 
-def _read_by_soundfile(file: AudioFile, start: int, num_samples: int | None) -> Tensor:
+def stream_audio(path: str | os.PathLike[str], use: Callable[[Iterator[Tensor]], R]) -> R:
+    """Decode all of a file, as :func:`read_audio` does, without holding it.
+
+    Args:
+        path: of the file.
+        use: gets blocks of (L,) int16. It is called again, with all blocks, where decoding fails
+            and another attempt is made.
+
+    Returns:
+        what ``use`` returns.
+
+    Raises:
+        FileNotFoundError, AudioError: as :func:`read_audio`.
+    """
+
+    def checked(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
+        is_empty = True
+        for block in blocks:
+            is_empty = False
+            yield block
+        if is_empty:
+            raise AudioError(f"{_absolute(path)}: holds no audio")
+
+    return _decode(path, 0, None, lambda blocks: use(checked(blocks)))
+
+
+def _decode(
+    path: str | os.PathLike[str],
+    start: int,
+    num_samples: int | None,
+    use: Callable[[Iterator[Tensor]], R],
+) -> R:
+    return _with_decoder(
+        path,
+        lambda file: use(_blocks_by_soundfile(file, start, num_samples)),
+        lambda file: use(_blocks_by_av(file, start, num_samples)),
+        "cannot be decoded",
+    )
+
+
+def _joined(blocks: Iterator[Tensor]) -> Tensor:
+    all_blocks = list(blocks)
+    if len(all_blocks) == 1:
+        return all_blocks[0]
+    return torch.cat([torch.empty(0, dtype=torch.int16), *all_blocks])
+
+
+def _blocks_by_soundfile(file: AudioFile, start: int, num_samples: int | None) -> Iterator[Tensor]:
     with audio_soundfile.opened(file) as sound:
         rate = _check_rate(int(sound.samplerate), file)
         part = Part.of(rate, start, num_samples)
         reaches_end = part.end_frame is None or part.end_frame > sound.frames
         if reaches_end and not audio_length.is_whole(file, sound):
             raise UndecodableError("its header does not say how long it is")
-        blocks = audio_soundfile.blocks(sound, part.first_frame, part.end_frame)
+        mono = Downmix(file.path)
+        blocks = audio_soundfile.blocks(sound, part.first_frame, part.end_frame, mono)
         is_float = audio_soundfile.is_float(sound)
-        return part.finish(_checked(blocks, file, is_float), rate)
+        yield from part.finish(_checked(blocks, file, is_float), rate)
 
 
-def _read_by_av(file: AudioFile, start: int, num_samples: int | None) -> Tensor:
+def _blocks_by_av(file: AudioFile, start: int, num_samples: int | None) -> Iterator[Tensor]:
+    links = audio_length.lengths_of_links(file)
+    if links:
+        yield from _blocks_of_links(links, start, num_samples)
+        return
     with audio_seek.started(file) as opened:
         rate = _check_rate(opened.rate, file)
         part = Part.of(rate, start, num_samples)
         is_float = opened.stream.audio.codec_context.name.startswith("pcm_f")
         blocks = audio_seek.blocks(opened, part.first_frame, part.end_frame)
-        return part.finish(_checked(blocks, file, is_float), rate)
+        yield from part.finish(_checked(blocks, file, is_float), rate)
 
 
+def _blocks_of_links(
+    links: list[tuple[AudioFile, AudioInfo]], start: int, num_samples: int | None
+) -> Iterator[Tensor]:
+    """Read a part of files that follow each other, each of its own sample rate and channels."""
+    at = 0
+    for file, info in links:
+        length = num_samples_16k(info.num_frames, info.sample_rate)
+        first = max(start, at)
+        end = at + length if num_samples is None else min(at + length, start + num_samples)
+        if first < end:
+            left = end - first
+            for block in _blocks_by_av(file, first - at, left):
+                left -= len(block)
+                yield block
+            yield torch.zeros(left, dtype=torch.int16)
+        at += length
+
+
+@retried
 def _with_decoder(
     path: str | os.PathLike[str],
     by_soundfile: Callable[[AudioFile], R],

@@ -20,15 +20,23 @@ from av.stream import Disposition
 from torch import Tensor
 
 from mae_ast.core.audio_file import AudioError, AudioFile, warn_once
+from mae_ast.core.audio_headers import wav_goes_on
+from mae_ast.core.downmix import Downmix
 
 _BATCH = 2**16  # frames that are averaged over channels at a time
-# From 19 on PyAV reads tags of any encoding, and has no such argument.
-_TAGS: dict[str, Any] = (
-    {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
-)
-
 Frame = tuple[av.AudioFrame, Fraction]  # a frame, and the seconds of damage before it
-Located = tuple[int, np.ndarray]  # the place of a block in the file, and the block, (channels, L)
+Located = tuple[int, list[np.ndarray]]  # a block's place in the file; (L,) float32 per channel
+
+
+def tag_options(version: str) -> dict[str, Any]:
+    """Return the arguments with which PyAV opens files whatever the encoding of their tags.
+
+    From 19 on it has no such argument, and reads tags of any encoding.
+    """
+    return {} if int(version.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+
+
+_TAGS = tag_options(av.__version__)
 
 
 @dataclass
@@ -110,13 +118,15 @@ class Stream:
 
 
 @contextmanager
-def opened(file: AudioFile, **options: str) -> Iterator[Stream]:
+def opened(file: AudioFile) -> Iterator[Stream]:
     """Open the default audio stream of a file with FFmpeg.
 
     Raises:
         AudioError: it has no audio stream, or one of a codec that FFmpeg does not know.
         av.FFmpegError: FFmpeg does not know the file.
     """
+    is_longer = file.content.name == "WAV" and wav_goes_on(file)
+    options = {"ignore_length": "1"} if is_longer else {}
     with av.open(file.for_av(), "r", options=options, **_TAGS) as container:
         streams = container.streams.audio
         if not streams:
@@ -151,8 +161,11 @@ class Clock:
         """Return the sample at which a frame with this timestamp begins."""
         if timestamp <= self.origin:  # the first frame, which may be shorter than the grid
             return 0
-        exact = (timestamp - self.origin) * self.time_base * self.rate
-        return round((exact - self.grid_origin) / self.grid) * self.grid + self.grid_origin
+        # In integers: it is done for every frame.
+        step = self.time_base.denominator * self.grid
+        ticks = (timestamp - self.origin) * self.time_base.numerator * self.rate
+        ahead = ticks - self.grid_origin * self.time_base.denominator
+        return (2 * ahead + step) // (2 * step) * self.grid + self.grid_origin
 
     @property
     def tolerance(self) -> int:
@@ -186,50 +199,59 @@ def locate(
         keep_from: frames that end before that place are dropped.
     """
     kind, convert = None, av.AudioResampler(format="fltp", rate=rate)
+    tolerance = 0 if clock is None else clock.tolerance
     for frame, lost in frames:
-        at += round(lost * rate)
+        if lost:
+            at += round(lost * rate)
         if clock is not None and frame.pts is not None:
             stamped = clock.position(frame.pts)
-            if stamped > at + clock.tolerance:
+            if stamped > at + tolerance:
                 at = stamped
         if frame.sample_rate == rate and at + frame.samples <= keep_from:
             at += frame.samples
             continue
         if kind != (kind := (frame.sample_rate, frame.format.name, frame.layout.name)):
             convert = av.AudioResampler(format="fltp", rate=rate)
-        is_ready = frame.sample_rate == rate and frame.format.name == "fltp"
+            is_ready = kind[:2] == (rate, "fltp")
         for block in [frame] if is_ready else convert.resample(frame):
-            yield at, block.to_ndarray()
-            at += block.samples
+            length = block.samples
+            yield (
+                at,
+                [np.frombuffer(memoryview(plane), np.float32, length) for plane in block.planes],
+            )
+            at += length
 
 
-def cut(located: Iterable[Located], first: int, end: int | None) -> Iterator[Tensor]:
+def cut(located: Iterable[Located], first: int, end: int | None, mono: Downmix) -> Iterator[Tensor]:
     """Yield the mono samples from ``first`` to ``end`` in blocks, with silence between frames."""
-    batch: list[np.ndarray] = []
+    batch: list[list[np.ndarray]] = []
     at, held = first, 0
     for place, block in located:
         if end is not None and place >= end:
             break
-        block = block[:, max(0, at - place) : None if end is None else end - place]
-        if not block.shape[1]:
+        if place < at or (end is not None and place + len(block[0]) > end):
+            until = None if end is None else end - place
+            block = [channel[max(0, at - place) : until] for channel in block]
+        length, gap = len(block[0]), max(0, place - at)
+        if not length:
             continue
-        gap = max(0, place - at)
         if gap or held >= _BATCH or (batch and len(block) != len(batch[0])):
             if batch:
-                yield _mono(batch)
+                yield _mixed(batch, mono)
             yield from _silence(gap)
             batch, held = [], 0
         batch.append(block)
-        held += block.shape[1]
-        at += gap + block.shape[1]
+        held += length
+        at += gap + length
         if end is not None and at >= end:
             break
     if batch:
-        yield _mono(batch)
+        yield _mixed(batch, mono)
 
 
-def _mono(batch: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.concatenate(batch, axis=1)).mean(dim=0)
+def _mixed(batch: list[list[np.ndarray]], mono: Downmix) -> Tensor:
+    channels = [torch.from_numpy(np.concatenate(blocks)) for blocks in zip(*batch, strict=True)]
+    return mono(torch.stack(channels).T)
 
 
 def _silence(length: int) -> Iterator[Tensor]:

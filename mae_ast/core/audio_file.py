@@ -5,19 +5,22 @@ The content of a file chooses its decoder; its suffix is at most a hint for FFmp
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from mae_ast.core.archive import Member, open_member
 
 logger = logging.getLogger(__name__)
 
 HEAD_BYTES = 64  # that the content of a file is recognised by
+
+_SECTION_BUFFER = 2**16  # bytes
 
 _warned: set[str] = set()  # files that a warning was logged about
 
@@ -125,8 +128,15 @@ class AudioFile:
         self._handle.seek(offset)
         return self._handle.read(length)
 
-    def for_soundfile(self) -> int | BinaryIO:
+    def section(self, offset: int, length: int) -> AudioFile:
+        """Return a part of the file as a file; it is read while this one is open."""
+        content = io.BufferedReader(_Section(self, offset, length), _SECTION_BUFFER)
+        return AudioFile(self.path, length, cast(BinaryIO, content))
+
+    def for_soundfile(self) -> int | str | BinaryIO:
         """Return what soundfile opens: the descriptor or the content, at its beginning."""
+        if self.is_loose and self.path.lower().endswith(".sd2"):
+            return self.path  # its header is in a file beside it
         if isinstance(self._handle, int):
             os.lseek(self._handle, 0, os.SEEK_SET)
         else:
@@ -144,6 +154,35 @@ class AudioFile:
     def is_loose(self) -> bool:
         """Whether it lies in no archive."""
         return isinstance(self._handle, int)
+
+
+class _Section(io.RawIOBase):
+    """A part of a file."""
+
+    def __init__(self, file: AudioFile, offset: int, length: int) -> None:
+        self.name = f"section{os.path.splitext(file.path)[1]}"  # a hint to FFmpeg
+        self._file, self._offset, self._length, self._place = file, offset, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._length}[whence]
+        self._place = max(0, start + offset)
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        length = min(len(buffer), max(0, self._length - self._place))
+        content = self._file.read(self._offset + self._place, length)
+        buffer[: len(content)] = content
+        self._place += len(content)
+        return len(content)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Check the length in a header against the file's bytes, in a few small reads.
+"""Check the length in the header of WAV, MP3 and Ogg against the file's bytes, in a few reads.
 
 A recorder that streams, or that is stopped, leaves a length of 0 or of an earlier moment; files are
 concatenated, and the first one's header stays. Each check tells whether the header is right; what
@@ -11,64 +11,6 @@ import re
 from typing import NamedTuple
 
 from mae_ast.core.audio_file import AudioFile
-
-_TAIL = 2**16  # bytes at the end of a FLAC file that hold its last frame
-
-
-# -- FLAC -----------------------------------------------------------------------------------------
-
-# Bits per sample and channels of a frame header that are not reserved are checked by its CRC.
-_FLAC_SYNC = re.compile(rb"\xff[\xf8\xf9]")
-_FLAC_BLOCKS = {
-    1: 192,
-    **{n: 576 << (n - 2) for n in range(2, 6)},
-    **{n: 1 << n for n in range(8, 16)},
-}
-
-
-def flac_length(file: AudioFile) -> int:
-    """Return the number of samples up to the end of a FLAC file's last frame; 0: none is found."""
-    info = file.read(8, 34)
-    block_size, largest = int.from_bytes(info[2:4], "big"), int.from_bytes(info[7:10], "big")
-    length = min(file.size, max(_TAIL, 2 * largest))
-    tail = file.read(file.size - length, length)
-    for match in reversed(list(_FLAC_SYNC.finditer(tail))):
-        end = _end_of_flac_frame(tail[match.start() : match.start() + 16], block_size)
-        if end:
-            return end
-    return 0
-
-
-def _end_of_flac_frame(header: bytes, block_size: int) -> int:
-    """Return the sample after a frame, from its header; 0 where there is none."""
-    size_code, rate_code = (
-        header[2] >> 4 if len(header) > 5 else 0,
-        header[2] & 15 if header[2:] else 0,
-    )
-    ones = 8 - (header[4] ^ 0xFF).bit_length() if len(header) > 5 else 1
-    if not size_code or rate_code == 15 or ones in (1, 8):
-        return 0
-    at = 4 + max(1, ones)  # after the number, which is coded as UTF-8 codes characters
-    number = header[4] & (0x7F >> ones)
-    for byte in header[5:at]:
-        number = number << 6 | byte & 0x3F
-    extra = {6: 1, 7: 2}.get(size_code, 0)
-    size = _FLAC_BLOCKS.get(size_code) or int.from_bytes(header[at : at + extra], "big") + 1
-    at += extra + {12: 1, 13: 2, 14: 2}.get(rate_code, 0)
-    if at >= len(header) or _crc8(header[:at]) != header[at]:
-        return 0
-    is_counted_in_samples = header[1] & 1
-    return (number if is_counted_in_samples else number * block_size) + size
-
-
-def _crc8(data: bytes) -> int:
-    crc = 0
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = (crc << 1 ^ (0x107 if crc & 0x80 else 0)) & 0xFF
-    return crc
-
 
 # -- WAV ------------------------------------------------------------------------------------------
 
@@ -158,6 +100,7 @@ _WINDOW = 2**13  # bytes that are read at a place
 _LARGEST_PAGE = 65_307  # bytes
 _PAGE = re.compile(rb"OggS\0(?P<flags>[\0-\7]).{8}(?P<serial>.{4})(?P<number>.{4})", re.DOTALL)
 _BEGINS_STREAM = 2  # flag of a stream's first page
+_PIECE = 2**22  # bytes that are searched at a time
 
 
 def ogg_is_chained(file: AudioFile) -> bool:
@@ -168,6 +111,7 @@ def ogg_is_chained(file: AudioFile) -> bool:
     numbers begin anew.
     """
     numbers: dict[bytes, int] = {}  # by serial number: the highest page number so far
+    is_beginning = True  # streams that run side by side begin before the first page of content
     step = max(_WINDOW, file.size // _PLACES)
     last = max(0, file.size - _LARGEST_PAGE)
     for place in (*range(0, last, step), last):
@@ -177,5 +121,30 @@ def ogg_is_chained(file: AudioFile) -> bool:
             begins = page["flags"][0] & _BEGINS_STREAM
             if number < numbers.get(serial, 0) or (serial not in numbers and not begins):
                 return True
+            if begins and not is_beginning:
+                return True
+            is_beginning = bool(begins)
             numbers[serial] = number
     return False
+
+
+def ogg_links(file: AudioFile) -> list[AudioFile]:
+    """Return the files that a chained Ogg file was joined of; empty where it is one.
+
+    To find where they begin, the whole file is read; that it is chained costs a few reads.
+    """
+    if not ogg_is_chained(file):
+        return []
+    begins, was_begin = [], False
+    for place in range(0, file.size, _PIECE):
+        for page in _PAGE.finditer(file.read(place, _PIECE + 27)):
+            if page.start() >= _PIECE:
+                break
+            is_begin = bool(page["flags"][0] & _BEGINS_STREAM)
+            if is_begin and not was_begin:  # streams that run side by side begin one by one
+                begins.append(place + page.start())
+            was_begin = is_begin
+    return [
+        file.section(begin, end - begin)
+        for begin, end in zip(begins, [*begins[1:], file.size], strict=True)
+    ]

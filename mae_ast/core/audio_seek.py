@@ -24,7 +24,8 @@ from torch import Tensor
 
 from mae_ast.core.audio_av import Clock, Frame, Located, Stream, cut, locate, opened
 from mae_ast.core.audio_file import AudioFile, UndecodableError
-from mae_ast.core.audio_headers import ogg_is_chained
+from mae_ast.core.audio_flac import flac_is_joined
+from mae_ast.core.downmix import Downmix
 
 SEGMENT_S = 30  # seconds that are decoded in one go
 PREROLL_S = 1  # seconds that a decoder sees before what is kept
@@ -73,7 +74,7 @@ def started(file: AudioFile) -> Iterator[Opened]:
     with opened(file) as stream:
         length = None
         is_vorbis = stream.audio.codec_context.name in ("vorbis", "libvorbis")
-        if is_vorbis and stream.container.format.name == "ogg" and not ogg_is_chained(file):
+        if is_vorbis and stream.container.format.name == "ogg":
             stream.keep_padding()
             length = stream.audio.duration
         frames = stream.frames()
@@ -90,7 +91,7 @@ def _clock(stream: Stream, first: list[av.AudioFrame]) -> Clock | None:
     name, rate = stream.container.format.name, first[0].sample_rate
     if name not in INDEXED + _CONVERGING or first[0].pts is None or not stream.time_base:
         return None
-    if name == "ogg" and ogg_is_chained(stream.file):
+    if name == "flac" and flac_is_joined(stream.file):
         return None
     clock = Clock(rate, stream.time_base, first[0].pts)
     if stream.time_base * rate <= 1:
@@ -112,7 +113,7 @@ def _without_padding(located: Iterator[Located], length: int) -> Iterator[Locate
     """Cut what a last block has beyond the length; more than that is no padding, but kept."""
     held: list[Located] = []
     for place, block in located:
-        if place + block.shape[1] <= length:
+        if place + len(block[0]) <= length:
             yield place, block
         elif place < length + _MAX_BLOCK:
             held.append((place, block))
@@ -122,7 +123,7 @@ def _without_padding(located: Iterator[Located], length: int) -> Iterator[Locate
             held = []
     if held and held[0][0] < length:
         place, block = held[0]
-        yield place, block[:, : length - place]
+        yield place, [channel[: length - place] for channel in block]
 
 
 def blocks(current: Opened, first: int, end: int | None) -> Iterator[Tensor]:
@@ -193,7 +194,9 @@ def _sought(current: Opened, begin: int, keep_from: int = 0) -> Iterator[Located
 def _decoded(
     stream: Stream, located: Iterator[Located], first: int, end: int | None
 ) -> Iterator[Tensor]:
-    yield from cut(located, first, end)
+    mono = Downmix(stream.file.path)
+    yield from cut(located, first, end, mono)
+    mono.check()
     stream.check()
 
 
@@ -212,5 +215,5 @@ def end_after(current: Opened, seconds: Fraction) -> int | None:
         return None
     end = 0
     for place, block in located:
-        end = place + block.shape[1]
+        end = place + len(block[0])
     return end

@@ -1,7 +1,7 @@
 """Read audio with libsndfile: ``opened(file)``, then ``blocks(sound, first, end) -> (L,) mono``.
 
-libsndfile seeks exactly in the formats that it is chosen for. What it cannot seek in (GSM, G.721,
-DWVW) is decoded from the start.
+libsndfile seeks exactly in the formats that it is chosen for. What it cannot seek in (G.721,
+NMS ADPCM, DPCM) is decoded from the start.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ import soundfile
 import torch
 from torch import Tensor
 
-from mae_ast.core.audio_file import AudioFile
+from mae_ast.core.audio_file import AudioFile, UndecodableError
+from mae_ast.core.downmix import Downmix
 
 NO_LENGTH = 2**62  # from there on libsndfile's frames mean that the header gives no length
+# It makes noise of GSM's padding byte, and counts the padding of MP3 in WAV that it does not give.
+_LEFT_TO_FFMPEG = ("GSM610", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
 _BLOCK = 2**20  # frames that are decoded at a time
 
 
@@ -25,9 +28,12 @@ def opened(file: AudioFile) -> Iterator[soundfile.SoundFile]:
 
     Raises:
         soundfile.LibsndfileError: libsndfile does not know it.
+        UndecodableError: it is GSM or MP3, which libsndfile does not end where they end.
     """
     handle = file.for_soundfile()
     with soundfile.SoundFile(handle, closefd=False) as sound:
+        if sound.subtype in _LEFT_TO_FFMPEG:
+            raise UndecodableError(f"libsndfile does not find the end of {sound.subtype}")
         yield sound
 
 
@@ -41,7 +47,9 @@ def is_float(sound: soundfile.SoundFile) -> bool:
     return sound.subtype in ("FLOAT", "DOUBLE")
 
 
-def blocks(sound: soundfile.SoundFile, first: int, end: int | None) -> Iterator[Tensor]:
+def blocks(
+    sound: soundfile.SoundFile, first: int, end: int | None, mono: Downmix
+) -> Iterator[Tensor]:
     """Decode frames ``first`` to ``end`` to mono blocks, (L,) int16 or float32.
 
     Args:
@@ -49,6 +57,7 @@ def blocks(sound: soundfile.SoundFile, first: int, end: int | None) -> Iterator[
         first: frame to begin with.
         end: the first one that is not wanted; ``None``: all to the end. Fewer come where the file
             ends earlier.
+        mono: averages its channels.
 
     Raises:
         soundfile.LibsndfileError: it cannot be decoded.
@@ -68,21 +77,6 @@ def blocks(sound: soundfile.SoundFile, first: int, end: int | None) -> Iterator[
         if len(frames):
             yield mono(torch.from_numpy(frames))
         if len(frames) < wanted:
-            return
+            break
         first += wanted
-
-
-def mono(frames: Tensor) -> Tensor:
-    """(frames, channels) to (frames,): int16 stays where there is one channel, else float32."""
-    if frames.shape[1] == 1:
-        return frames[:, 0]
-    if frames.dtype != torch.int16:
-        return frames.mean(dim=1)
-    # A product adds up several times as fast as a mean does; sums of int16 are exact in float32.
-    sums = frames.float() @ torch.ones(frames.shape[1])
-    return sums / frames.shape[1] / 32768
-
-
-def reason(error: soundfile.LibsndfileError) -> str:
-    """Return libsndfile's own words, without the name or descriptor it was given."""
-    return str(error.error_string)
+    mono.check()

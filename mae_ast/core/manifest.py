@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from mae_ast.core.archive import why_missing
-from mae_ast.core.audio import SAMPLE_RATE, AudioError, num_samples_16k, probe_audio
+from mae_ast.core.audio import SAMPLE_RATE, AudioError, num_samples_16k, probe_rate
 from mae_ast.core.files import written_whole
 from mae_ast.core.manifest_rows import ManifestError, parse_rows
+from mae_ast.core.retry import retried
 
 __all__ = ["Manifest", "ManifestError", "Progress", "write_manifest"]
 
@@ -153,7 +154,7 @@ class Manifest:
         """
         rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), at_most)).astype(np.int64))
         for row in rows.tolist():
-            if problem := why_missing(self.audio_path(row)):
+            if problem := _why_unusable(self.audio_path(row)):
                 raise ManifestError(
                     f"{self.where(row)}: {self.audio_path(row)}: {problem}; the path is taken "
                     f"relative to the root on line 1 ({self.root})"
@@ -190,8 +191,8 @@ class Manifest:
 
     def _probe_rate(self, row: int) -> int:
         try:
-            return probe_audio(self.audio_path(row)).sample_rate
-        except (AudioError, FileNotFoundError):
+            return probe_rate(self.audio_path(row))
+        except (AudioError, OSError):
             return 0
 
 
@@ -215,6 +216,13 @@ def write_manifest(
         part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         file.writelines(lines())
+
+
+def _why_unusable(path: str) -> str:
+    try:
+        return retried(why_missing)(path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
 
 
 def _root(line: bytes, path: Path) -> str:

@@ -14,6 +14,7 @@ from functools import lru_cache
 import av
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchaudio.transforms import Resample
 
@@ -25,6 +26,7 @@ _FILTER_ROLLOFF = 0.99
 # torchaudio's kernel has as many values as the two steps of the ratio multiply to; at 22,254 Hz
 # that is gigabytes. Such rates go through FFmpeg's resampler instead.
 _MAX_KERNEL = 1_000_000
+_FFMPEG_PADDING = 256  # frames
 _BLOCK = 2**21  # frames that are resampled at a time
 
 
@@ -65,18 +67,20 @@ class Part:
             end_frame = math.ceil((start + num_samples) * source_step / target_step) + margin
         return cls(step * source_step, end_frame, step * target_step, start, num_samples)
 
-    def finish(self, blocks: Iterable[Tensor], rate: int) -> Tensor:
-        """Make (num_samples,) int16 at 16 kHz of the part's frames at ``rate`` Hz.
+    def finish(self, blocks: Iterable[Tensor], rate: int) -> Iterator[Tensor]:
+        """Make blocks of int16 at 16 kHz, together num_samples, of the part's frames.
 
         Args:
             blocks: mono, int16 or float32; fewer frames where the file ends earlier.
-            rate: of the blocks.
+            rate: of the blocks, in Hz.
         """
-        made = list(blocks if rate == SAMPLE_RATE else _resampled(blocks, rate))
-        made = [block if block.dtype == torch.int16 else to_pcm16(block) for block in made]
-        samples = made[0] if len(made) == 1 else torch.cat([torch.empty(0).short(), *made])
-        skip = self.start - self.first_sample
-        return samples[skip:] if self.num_samples is None else samples[skip:][: self.num_samples]
+        skip, left = self.start - self.first_sample, self.num_samples
+        for block in blocks if rate == SAMPLE_RATE else _resampled(blocks, rate):
+            samples = block[skip:] if left is None else block[skip : skip + left]
+            skip = max(0, skip - len(block))
+            left = None if left is None else left - len(samples)
+            if len(samples):
+                yield samples if samples.dtype == torch.int16 else to_pcm16(samples)
 
 
 def _steps(rate: int) -> tuple[int, int]:
@@ -118,11 +122,14 @@ def resample_to_16k(samples: Tensor, rate: int) -> Tensor:
     if math.prod(_steps(rate)) <= _MAX_KERNEL:
         resampled: Tensor = _resampler(*_steps(rate))(samples)
         return resampled
-    frame = av.AudioFrame.from_ndarray(samples.numpy()[None], format="fltp", layout="mono")
+    # FFmpeg may give a sample less than there should be.
+    padded = F.pad(samples, (0, _FFMPEG_PADDING))
+    frame = av.AudioFrame.from_ndarray(padded.numpy()[None], format="fltp", layout="mono")
     frame.sample_rate = rate
     resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
     blocks = [*resampler.resample(frame), *resampler.resample(None)]
-    return torch.from_numpy(np.concatenate([block.to_ndarray()[0] for block in blocks]))
+    made = torch.from_numpy(np.concatenate([block.to_ndarray()[0] for block in blocks]))
+    return made[: -(-len(samples) * SAMPLE_RATE // rate)]
 
 
 @lru_cache(maxsize=16)

@@ -41,9 +41,19 @@ class Headers:
     missing: dict[str, None] = field(default_factory=dict)  # a set that keeps its order
     left_out: dict[str, str] = field(default_factory=dict)
 
+    def remarks(self) -> Iterator[str]:
+        """Mention files whose header gives no length or a wrong one."""
+        noted = [(path, info.note) for path, info in self.infos.items() if info.note]
+        if noted:
+            path, note = noted[0]
+            yield (
+                f"{len(noted)} clip(s) have a header without a length or with a wrong one; they "
+                f"are listed with their true length (as {path}: {note})"
+            )
+
 
 def read_headers(paths: Sequence[str], jobs: int = PROBE_THREADS) -> Headers:
-    """Read the headers of files, so many at a time."""
+    """Find the lengths of files, so many at a time."""
     headers = Headers()
     found = bar("reading headers", "file")(_probe_all(paths, jobs), len(paths))
     for path, result in zip(paths, found, strict=True):
@@ -63,7 +73,7 @@ def _probe_all(paths: Sequence[str], jobs: int) -> Iterator[AudioInfo | str]:
 
 
 def _probe(path: str) -> AudioInfo | str:
-    """What the header says, or why the file cannot be used; '' where there is none."""
+    """Length and rate, or why the file cannot be used; '' where there is none."""
     try:
         info = probe_audio(path)
     except FileNotFoundError:
@@ -73,7 +83,7 @@ def _probe(path: str) -> AudioInfo | str:
     if any(c in path for c in "\t\r\n"):
         return "its path has a tab or a line break"
     if num_samples_16k(info.num_frames, info.sample_rate) == 0:
-        return "its header gives no length"
+        return "nothing of it can be decoded"
     if info.num_frames < MIN_SECONDS * info.sample_rate:
         return f"shorter than {MIN_SECONDS:g} s"
     return info

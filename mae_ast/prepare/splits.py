@@ -113,7 +113,7 @@ def write_splits(
         len(labels) if labels is not None else 0,
         tuple(dict.fromkeys([*all_gone, *headers.missing])),
         tuple(headers.left_out.items()),
-        tuple(remarks(headers)),
+        (*remarks(headers), *headers.remarks()),
     )
     _write_report(out / MISSING_FILE, prepared.missing)
     _write_report(out / LEFT_OUT_FILE, ["\t".join(pair) for pair in prepared.left_out])

@@ -7,6 +7,7 @@ import os
 import shutil
 import tarfile
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -68,7 +69,7 @@ def pack(archive_path: Path, *files: Path, name: str = "{}") -> list[str]:
     paths, block = [], b""
     for number, file in enumerate(files):
         content = file.read_bytes()
-        block += tar_header(number, name.format(file.name), content)
+        block += tar_header(number, name.format(file.name), len(content), zlib.crc32(content))
         paths.append(f"{archive_path}:{len(block)}:{len(content)}")
         block += content + bytes(-len(content) % 512)
     archive_path.write_bytes(block + END)

@@ -119,7 +119,7 @@ def fail(path):
 
 
 if rank == 1:
-    manifest.probe_audio = fail
+    manifest.probe_rate = fail
 distributed.init_process_group("gloo", f"tcp://localhost:{port}", rank=rank, world_size=2)
 print(load(data, "valid").sizes.tolist())
 """

@@ -1,0 +1,192 @@
+"""Files as they go into a shard: unchanged, or transcoded to FLAC; read and encoded in parts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import soundfile
+from torch import Tensor
+
+from mae_ast.core.archive import ArchiveError, Member, open_member
+from mae_ast.core.audio import SAMPLE_RATE, AudioError, stream_audio
+from mae_ast.core.retry import retried
+from mae_ast.shards import PackedFile
+
+_PIECE = 4 * 2**20  # bytes; longer files are read in pieces of that
+
+
+class _Source(NamedTuple):
+    """A file that is to be packed.
+
+    Args:
+        name: within a shard.
+        num_bytes: its size.
+        crc32: what the archive that it lies in says that it has; ``None``: it does not say.
+    """
+
+    name: str
+    num_bytes: int
+    crc32: int | None
+
+
+def as_it_is(path: str, row_path: str, length: int, sample_rate: int) -> PackedFile:
+    """Pack a file unchanged; one of up to 4 MiB is read now.
+
+    Args:
+        path: of the file, perhaps within an archive.
+        row_path: the same, as its manifest has it.
+        length: in samples at its own rate.
+        sample_rate: in Hz.
+
+    Raises:
+        FileNotFoundError, ArchiveError, OSError: it cannot be read; the latter two also while its
+            pieces are read.
+    """
+    source = _find(path, row_path)
+    pieces = _pieces(path, source)
+    if source.num_bytes <= _PIECE:
+        pieces = iter(list(pieces))
+    return PackedFile(source.name, pieces, source.num_bytes, length, sample_rate)
+
+
+def transcoded(path: str, row_path: str, folder: Path) -> PackedFile:
+    """Pack a file as FLAC of 16 kHz, mono, 16 bits.
+
+    Args:
+        path: of the file, perhaps within an archive.
+        row_path: the same, as its manifest has it.
+        folder: where a temporary file without a name lies if the result is long.
+
+    Raises:
+        FileNotFoundError, ArchiveError, AudioError: it cannot be decoded.
+        OSError: it cannot be read, or the temporary file cannot be written.
+    """
+    name = f"{os.path.splitext(_find(path, row_path).name)[0]}.flac"
+    spool = _Spool(folder)
+
+    def encode(blocks: Iterator[Tensor]) -> int:
+        spool.clear()
+        num_samples = 0
+        with soundfile.SoundFile(spool, "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC") as flac:
+            for block in blocks:
+                flac.write(block.numpy())
+                num_samples += len(block)
+        return num_samples
+
+    try:
+        length = stream_audio(path, encode)
+    except AudioError:
+        spool.check()  # a full disk: the file is not to blame
+        raise
+    spool.check()
+    num_bytes = spool.seek(0, os.SEEK_END)
+    return PackedFile(name, spool.pieces(), num_bytes, length, SAMPLE_RATE)
+
+
+def decoded_digest(path: str) -> bytes:
+    """Decode a file to its end; returns the SHA-256 of its samples at 16 kHz.
+
+    Raises:
+        FileNotFoundError, AudioError: it cannot be decoded.
+    """
+
+    def digest(blocks: Iterator[Tensor]) -> bytes:
+        value = hashlib.sha256()
+        for block in blocks:
+            value.update(block.numpy().tobytes())
+        return value.digest()
+
+    return stream_audio(path, digest)
+
+
+@retried
+def _find(path: str, row_path: str) -> _Source:
+    member, name, crc32 = Member.parse(path), row_path, None
+    if member is None:
+        num_bytes = os.stat(path).st_size
+    else:
+        suffix, name, file, crc32 = open_member(member)
+        file.close()
+        num_bytes = member.length
+        if not name.endswith(suffix):
+            name += suffix
+    return _Source(os.path.normpath(f"/{name}").lstrip("/"), num_bytes, crc32)
+
+
+def _pieces(path: str, source: _Source) -> Iterator[bytes]:
+    crc32 = 0
+    for place in range(0, source.num_bytes, _PIECE):
+        piece = _read_piece(path, place)
+        crc32 = zlib.crc32(piece, crc32)
+        yield piece
+    if source.crc32 not in (None, crc32):
+        raise ArchiveError(
+            f"{source.name}: its bytes are damaged, they are not those of its checksum"
+        )
+
+
+@retried
+def _read_piece(path: str, place: int) -> bytes:
+    member = Member.parse(path)
+    with open(path, "rb") if member is None else open_member(member).file as file:
+        file.seek(place)
+        return file.read(_PIECE)
+
+
+class _Spool:
+    """A temporary file for libsndfile, which would print and forget what a write raises.
+
+    Args:
+        folder: where it lies once it is long.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(_PIECE, dir=str(folder))  # noqa: SIM115
+        self._folder = folder
+        self._error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self._error = error
+            return 0
+
+    def read(self, num_bytes: int = -1) -> bytes:
+        return self._file.read(num_bytes)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def clear(self) -> None:
+        """Start from nothing."""
+        self._file.seek(0)
+        self._file.truncate()
+
+    def check(self) -> None:
+        """Raise what a write raised."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            self._error = error
+        if self._error is not None:
+            raise OSError(
+                f"{self._folder}: could not be written ({self._error.strerror}); with more room, "
+                "the same command continues"
+            ) from self._error
+
+    def pieces(self) -> Iterator[bytes]:
+        """Read all of it, once."""
+        with self._file as file:
+            file.seek(0)
+            while piece := file.read(_PIECE):
+                yield piece

@@ -1,0 +1,154 @@
+"""``mae-ast manifest``: which files it lists, at which length, and what it says of the others."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+from typer.testing import CliRunner
+
+from mae_ast.cli.main import app
+from mae_ast.core.audio import read_audio
+from mae_ast.core.manifest import Manifest
+from mae_ast.core.suffixes import AUDIO_SUFFIXES
+from tests.sounds import pcm16, speech_like, write_with_av
+
+# Suffix to FFmpeg's muxer and encoder, for those that can be written here.
+BY_FFMPEG = {
+    ".3g2": ("3g2", "aac"),
+    ".3gp": ("3gp", "aac"),
+    ".aac": ("adts", "aac"),
+    ".ac3": ("ac3", "ac3"),
+    ".asf": ("asf", "wmav2"),
+    ".avi": ("avi", "mp2"),
+    ".eac3": ("eac3", "eac3"),
+    ".f4v": ("f4v", "aac"),
+    ".flv": ("flv", "aac"),
+    ".m2ts": ("mpegts", "aac"),
+    ".m4a": ("ipod", "aac"),
+    ".m4b": ("ipod", "aac"),
+    ".mka": ("matroska", "flac"),
+    ".mkv": ("matroska", "flac"),
+    ".mov": ("mov", "pcm_s16le"),
+    ".mp2": ("mp2", "mp2"),
+    ".mp4": ("mp4", "aac"),
+    ".mpg": ("mpeg", "mp2"),
+    ".nut": ("nut", "pcm_s16le"),
+    ".ogv": ("ogg", "flac"),
+    ".opus": ("opus", "libopus"),
+    ".spx": ("ogg", "libopus"),
+    ".ts": ("mpegts", "mp2"),
+    ".tta": ("tta", "tta"),
+    ".vob": ("vob", "mp2"),
+    ".weba": ("webm", "libopus"),
+    ".webm": ("webm", "libopus"),
+    ".wma": ("asf", "wmav2"),
+    ".wmv": ("asf", "wmav2"),
+    ".wv": ("wv", "wavpack"),
+}
+BY_SOUNDFILE = {
+    **{".aif": "AIFF", ".aifc": "AIFF", ".aiff": "AIFF", ".au": "AU", ".avr": "AVR"},
+    **{".caf": "CAF", ".flac": "FLAC", ".htk": "HTK", ".ircam": "IRCAM", ".mp3": "MP3"},
+    **{".nist": "NIST", ".oga": "OGG", ".ogg": "OGG", ".paf": "PAF", ".pvf": "PVF"},
+    **{".rf64": "RF64", ".sf": "IRCAM", ".snd": "AU", ".sph": "NIST", ".svx": "SVX"},
+    **{".voc": "VOC", ".w64": "W64", ".wav": "WAV"},
+}
+
+
+def write(path: Path, samples: np.ndarray, rate: int) -> Path:
+    """(L,) int16 in the format that the suffix names."""
+    if path.suffix in BY_FFMPEG:
+        form, codec = BY_FFMPEG[path.suffix]
+        plain = path.with_name("source.wav")
+        soundfile.write(plain, samples, rate)
+        with av.open(str(plain)) as source, av.open(str(path), "w", format=form) as container:
+            options = {"strict": "experimental"}
+            stream = container.add_stream(codec, rate=rate, layout="mono", options=options)
+            stream.bit_rate = 128_000
+            for frame in source.decode(audio=0):
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        plain.unlink()
+    else:
+        form = BY_SOUNDFILE[path.suffix]
+        subtype = {"OGG": "VORBIS", "MP3": "MPEG_LAYER_III"}.get(form, "PCM_16")
+        soundfile.write(path, samples, rate, subtype, format=form)
+    return path
+
+
+def manifest(*arguments: object) -> str:
+    """Run the command; returns what it printed."""
+    result = CliRunner().invoke(app, ["manifest", *map(str, arguments)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def lengths(path: Path) -> dict[str, int]:
+    """Samples at 16 kHz of each file of a manifest, by its name."""
+    listed = Manifest.read(path)
+    names = (listed.row_path(row) for row in range(len(listed)))
+    return dict(zip(names, listed.num_samples.tolist(), strict=True))
+
+
+def test_what_can_be_written_here_is_listed_at_its_length(tmp_path: Path) -> None:
+    """Of each suffix; the length is what decodes, within a packet of a lossy codec."""
+    rate = 48_000
+    samples = pcm16(speech_like(2 * rate, 1, rate)).numpy()
+    folder = tmp_path / "all"
+    folder.mkdir()
+    suffixes = sorted({*BY_FFMPEG, *BY_SOUNDFILE})
+    assert set(suffixes) <= AUDIO_SUFFIXES
+    for suffix in suffixes:
+        write(folder / f"a{suffix}", samples, rate)
+    said = manifest(folder, "--out", tmp_path, "--valid", 0)
+    assert "skipped" not in said
+    listed = lengths(tmp_path / "train.tsv")
+    assert sorted(listed) == sorted(f"a{suffix}" for suffix in suffixes)
+    for name, length in listed.items():
+        decoded = len(read_audio(folder / name))
+        assert abs(length - decoded) <= 1_024, (name, length, decoded)
+        assert abs(length - 32_000) <= 1_024, (name, length)
+
+
+def test_others_are_counted_by_suffix(tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    (folder / "deep").mkdir(parents=True)
+    write(folder / "a.flac", pcm16(speech_like(16_000)).numpy(), 16_000)
+    for name in ("a.txt", "deep/b.TXT", "c.json", "README", "Dr. Who and the end", ".hidden.wav"):
+        (folder / name).touch()
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        tar.add(folder / "a.flac", "b.flac")
+        for number in range(3):
+            tar.add(folder / "c.json", f"{number}.json")
+    said = manifest(folder, folder / "deep", "--out", tmp_path / "out", "--valid", 0)
+    assert "skipped, by suffix: 4 .json, 2 .txt, 2 without a suffix, 1 hidden\n" in said
+    assert len(lengths(tmp_path / "out" / "train.tsv")) == 2
+    (folder / "a.flac").unlink()
+    (folder / "a.tar").unlink()
+    with pytest.raises(ValueError, match=r"no audio files below .*/mixed; there is: 2 \.txt, "):
+        manifest(folder, "--out", tmp_path / "out")
+
+
+def test_headers_without_a_length_or_with_a_wrong_one_are_mentioned(tmp_path: Path) -> None:
+    folder = tmp_path / "faults"
+    folder.mkdir()
+    samples = pcm16(speech_like(32_000)).numpy()
+    soundfile.write(folder / "right.wav", samples, 16_000)
+    shutil.copy(folder / "right.wav", folder / "streamed.wav")
+    with (folder / "streamed.wav").open("r+b") as file:
+        for place in (4, 40):
+            file.seek(place)
+            file.write(bytes(4))
+    write_with_av(folder / "right.mkv", "flac", samples[:, None], 16_000)
+    said = manifest(folder, "--out", tmp_path, "--valid", 0)
+    assert set(lengths(tmp_path / "train.tsv").values()) == {32_000}
+    assert "1 files have a header without a length or with a wrong one" in said
+    assert f"{folder / 'streamed.wav'}: no length in its header, 2.000 s decode" in said
+    assert (tmp_path / "headers.txt").read_text().count("\n") == 1
