@@ -112,13 +112,11 @@ def _last_or_newest(folder: Path, cfg: Any) -> Path:
             f"{folder} elsewhere or give another --out to start anew"
         )
     named = [updates_by_name(path) for path in list_checkpoints(folder)]
-    lost = max(noted_updates(folder), *named) - newest.num_updates
+    known = max(noted_updates(folder), *named)
     logger.warning(
-        "%s; resuming from %s at update %d, %s",
-        problem,
-        newest.path.name,
-        newest.num_updates,
-        f"{lost} updates are lost" if lost > 0 else "later updates, if any, are lost",
+        "%s; resuming from %s at update %d, updates lost: %s",
+        *(problem, newest.path.name, newest.num_updates),
+        max(known - newest.num_updates, 0) if known else "unknown",
     )
     return newest.path
 
