@@ -33,6 +33,7 @@ from mae_ast.core.run_files import (
 )
 from mae_ast.errors import user_errors
 from mae_ast.fetch.registry import RELEASED
+from mae_ast.resume_guard import assert_same_statistics
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -75,14 +76,14 @@ def find_start(cfg: Any) -> Start | None:
         ValueError, FileNotFoundError: the file that was asked for is not there, is damaged, or
             cannot be resumed from; or the run has begun, and all its checkpoints are damaged.
     """
-    folder = Path(cfg.save_dir)
+    folder = Path(cfg.save_dir).absolute()
     remove_leftovers(folder)
     if cfg.restore_file != LAST:
         if cfg.finetune_from_model:
             raise ValueError(
                 "checkpoint.restore_file and checkpoint.finetune_from_model exclude one another"
             )
-        path = Path(cfg.restore_file)
+        path = Path(cfg.restore_file).absolute()
         if not path.is_file():
             raise FileNotFoundError(f"checkpoint.restore_file={path}: no such file")
         return Start(str(_resumable(read_saved(path), cfg).path))
@@ -108,16 +109,14 @@ def _last_or_newest(folder: Path, cfg: Any) -> Path:
     if newest is None:
         raise CheckpointError(
             f"{problem}; this run has begun, but none of its checkpoints can be resumed from; move "
-            f"{folder.absolute()} elsewhere or give another --out to start anew"
+            f"{folder} elsewhere or give another --out to start anew"
         )
     named = [updates_by_name(path) for path in list_checkpoints(folder)]
-    lost = max(noted_updates(folder), *named) - newest.num_updates
+    known = max(noted_updates(folder), *named)
     logger.warning(
-        "%s; resuming from %s at update %d, %s",
-        problem,
-        newest.path.name,
-        newest.num_updates,
-        f"{lost} updates are lost" if lost > 0 else "later updates, if any, are lost",
+        "%s; resuming from %s at update %d, updates lost: %s",
+        *(problem, newest.path.name, newest.num_updates),
+        max(known - newest.num_updates, 0) if known else "unknown",
     )
     return newest.path
 
@@ -126,7 +125,7 @@ def _resumable(saved: SavedState, cfg: Any) -> SavedState:
     if saved.has_optimizer or cfg.reset_optimizer:
         return saved
     raise CheckpointError(
-        f"{saved.path.absolute()}: has no optimizer state (an exported or converted file?), so a "
+        f"{saved.path}: has no optimizer state (an exported or converted file?), so a "
         "run cannot be resumed from it; move it elsewhere, and start from its weights with "
         "checkpoint.finetune_from_model"
     )
@@ -140,11 +139,11 @@ def _file_of(source: str) -> Path:
     return released_file(source)
 
 
-def _start_of_first_rank(cfg: Any, key: str) -> Start | None:
+def _start_of_first_rank(cfg: Any, trainer: Any, key: str) -> Start | None:
     """Return :func:`find_start` of the first rank on all of them."""
 
     def found() -> bytes:
-        start = find_start(cfg)
+        start = _same_run(find_start(cfg), cfg, trainer)
         return json.dumps(None if start is None else dataclasses.asdict(start)).encode()
 
     fields = json.loads(ranks.from_first(key, found))
@@ -159,7 +158,7 @@ def _from_start(load: Callable[..., Any]) -> Callable[..., Any]:
             return load(cfg, trainer, *args, **kwargs)
         last = os.path.join(cfg.save_dir, LAST)
         with user_errors(), ExitStack() as during:
-            start = _start_of_first_rank(cfg, f"mae_ast/start/{next(numbers)}")
+            start = _start_of_first_rank(cfg, trainer, f"mae_ast/start/{next(numbers)}")
             if start is None:
                 during.enter_context(_all_see({last: False}))
             elif start.source is None:
@@ -177,6 +176,12 @@ def _from_start(load: Callable[..., Any]) -> Callable[..., Any]:
             return load(cfg, trainer, *args, **kwargs)
 
     return wrapper
+
+
+def _same_run(start: Start | None, cfg: Any, trainer: Any) -> Start | None:
+    if start is not None and start.source is None and not cfg.reset_optimizer:
+        assert_same_statistics(start.path, trainer.cfg.model)
+    return start
 
 
 @contextmanager

@@ -23,7 +23,13 @@ from fairseq.nan_detector import NanDetector
 from fairseq.optim.fp16_optimizer import FP16Optimizer
 from omegaconf.errors import OmegaConfBaseException
 
-from mae_ast import checkpoint_loading, checkpoint_saving, early_stopping, log_files
+from mae_ast import (
+    checkpoint_loading,
+    checkpoint_saving,
+    early_stopping,
+    fairseq_distributed,
+    log_files,
+)
 from mae_ast.optim.adamw import MARKED_OPTIMIZER, MARKS
 
 _WORKER_CHECK_S = 0.05
@@ -39,6 +45,7 @@ def apply() -> None:
     if getattr(apply, "done", False):
         return
     apply.done = True  # type: ignore[attr-defined]
+    fairseq_distributed.apply()
 
     # fairseq's iterators form reference cycles, so a data loader's workers are ended by the
     # garbage collector, where torch waits this long (5 s) for each of them: 40 tiny updates with
@@ -50,8 +57,8 @@ def apply() -> None:
     # training that had gone well. Can go when fairseq ends its iterators.
     atexit.register(_end_buffers)
 
-    # A wrong type or an unknown option of a plug-in ends in a traceback. Can go when the trainer
-    # reads options where it handles errors.
+    # A wrong type or an unknown option of a plug-in ends in a traceback, as do settings that this
+    # machine's devices do not support. Can go when the trainer checks options and reports errors.
     for program in (fairseq_cli.train, fairseq_cli.hydra_train):  # the latter where all is known
         program.add_defaults = _in_one_line(program.add_defaults)
 
@@ -119,6 +126,7 @@ def _in_one_line(add_defaults: Callable[[Any], None]) -> Callable[[Any], None]:
         except OmegaConfBaseException as error:
             text = " ".join(str(error).split())
             raise SystemExit(f"mae-ast: error: {error.full_key or 'settings'}: {text}") from error
+        fairseq_distributed.check_devices(cfg)
 
     return wrapper
 
@@ -147,7 +155,8 @@ def _guarded(train: Callable[..., Any]) -> Callable[..., Any]:
             logger.info("already trained: %d updates", trainer.get_num_updates())
             return [None], True
         try:
-            result: Result = train(cfg, trainer, task, epoch_itr)
+            with fairseq_distributed.peer_errors():
+                result: Result = train(cfg, trainer, task, epoch_itr)
         except FloatingPointError as error:
             text = str(error)
             if "inconsistent" in text and not _NOT_FINITE.search(text):

@@ -1,9 +1,8 @@
-"""Runs that end early but whole: on a cluster's signal, or when the data turns out too bad.
+"""Graceful shutdown: on SIGTERM or SIGUSR1, or when too many files are bad, save and exit.
 
-SIGTERM or SIGUSR1 sets a flag. It travels with the values that are logged, which all workers sum
-up in each step anyway, so all of them stop after the same step; then a checkpoint is saved and
-the program ends with status 0, ready to be queued again. Before the first step there is nothing to
-save, and a worker without others ends at once; one of several would leave them waiting for it.
+A request (:mod:`mae_ast.stop_request`) travels with the values that are logged, which all workers
+sum up in each step anyway, so all of them stop after the same step; then a checkpoint is saved and
+the program ends with status 0, ready to be queued again.
 """
 
 from __future__ import annotations
@@ -15,44 +14,15 @@ import shutil
 import signal
 import threading
 from collections.abc import Sequence
-from types import FrameType
 from typing import Any
 
 import torch
 from fairseq.tasks import FairseqTask
 
+from mae_ast import stop_request
+from mae_ast.stop_request import SIGNALS
+
 logger = logging.getLogger(__name__)
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
-_requested = threading.Event()
-_training = threading.Event()
-
-
-def listen(forward: bool = False) -> None:
-    """Take SIGTERM and SIGUSR1 as a request to save and end.
-
-    Args:
-        forward: hand the signal on to child processes, as a launcher does whose children train.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return
-
-    owner = os.getpid()
-
-    def request(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # a data worker that was forked just now; the trainer decides
-            return
-        _requested.set()
-        children = multiprocessing.active_children() if forward else []
-        for child in children:
-            if child.pid is not None:
-                os.kill(child.pid, number)
-        if not (children or _training.is_set() or torch.distributed.is_initialized()):
-            raise SystemExit(0)
-
-    for number in SIGNALS:
-        signal.signal(number, request)
 
 
 def heed_only_the_trainer() -> None:
@@ -88,12 +58,14 @@ class InterruptibleTask(FairseqTask):  # type: ignore[misc]
 
     def train_step(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, int, dict[str, Any]]:
         """Fairseq's step, with this worker's wish to stop among the logged values."""
-        _training.set()
+        stop_request.begin_update()
         loss, sample_size, logging_output = super().train_step(*args, **kwargs)
-        logging_output["stop_requested"] = float(_requested.is_set())
+        logging_output["stop_requested"] = float(stop_request.is_requested())
         return loss, sample_size, logging_output
 
     def reduce_metrics(self, logging_outputs: Sequence[dict[str, Any]], criterion: Any) -> None:
         """fairseq's, and the workers' common decision."""
         super().reduce_metrics(logging_outputs, criterion)
+        if criterion.training:
+            stop_request.end_update()
         self.should_stop |= any(float(log.get("stop_requested", 0)) for log in logging_outputs)

@@ -6,13 +6,16 @@ import this module first, and fairseq then takes the package for registered.
 
 from __future__ import annotations
 
-import fairseq_cli.hydra_train
+from mae_ast import stop_request
 
-from mae_ast import interruption
+if __name__ in ("__main__", "__mp_main__"):  # the latter in a process that the trainer spawned
+    stop_request.listen(forward=True)
+
+import fairseq_cli.hydra_train  # takes seconds, in which a signal may come
+
 from mae_ast.plugin import register
 
 register()
 
 if __name__ == "__main__":
-    interruption.listen(forward=True)
     fairseq_cli.hydra_train.cli_main()

@@ -7,12 +7,15 @@ time limit applies to it: reading two million headers may take the first process
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 
 from torch import Tensor, distributed
-from torch.distributed.distributed_c10d import _get_default_store
+from torch.distributed.distributed_c10d import Store, _get_default_store
 
-_PATIENCE = timedelta(days=7)  # a process that is gone takes the store with it, or is ended
+_PATIENCE = timedelta(days=7)  # with the first process, which takes the store with it if it ends
+_PATIENCE_WITH_ALL = timedelta(hours=1)  # with those that have what the first one gave them
+_LEAVE = timedelta(minutes=1)
 _VALUE, _ERROR = b"+", b"-"
 
 
@@ -59,18 +62,28 @@ def agree(key: str, what: str, compute: Callable[[], bytes]) -> None:
     keys = [f"{key}/{each}" for each in range(distributed.get_world_size())]
     own = _outcome(compute)
     store.set(keys[rank], own)  # type: ignore[arg-type]
-    store.wait(keys, _PATIENCE)
-    _value(own)
+    store.wait(keys, _PATIENCE_WITH_ALL)
     outcomes = [bytes(outcome) for outcome in store.multi_get(keys)]
+    if len(set(outcomes)) == 1 and own.startswith(_VALUE):
+        return
+    _leave_together(store, [f"{each}/left" for each in keys], rank)
+    _value(own)
     failed = [each for each, outcome in enumerate(outcomes) if outcome.startswith(_ERROR)]
     if failed:
         raise ValueError(f"rank {_listed(failed)} failed: {outcomes[failed[0]][1:].decode()}")
     others = [each for each, outcome in enumerate(outcomes) if outcome != outcomes[0]]
-    if others:
-        raise ValueError(
-            f"{what} on rank {_listed(others)} differ from those on rank 0; give all processes "
-            "the same files and settings"
-        )
+    raise ValueError(
+        f"{what} on rank {_listed(others)} differ from those on rank 0; give all processes the "
+        "same files and settings"
+    )
+
+
+def _leave_together(store: Store, keys: list[str], rank: int) -> None:
+    """Keep the store, which the first process has, until all know why they end."""
+    store.set(keys[rank], "")
+    if rank == 0:
+        with suppress(RuntimeError):  # one is gone
+            store.wait(keys, _LEAVE)
 
 
 def maximum(values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Clips of a manifest for work that goes on without those that cannot be used."""
+"""Read clips of a manifest; log and skip unreadable ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_usable(manifest: Manifest, row: int, min_samples: int) -> Tensor | None:
-    """All of a clip, (L,) int16 at 16 kHz.
+    """Read all of a clip, (L,) int16 at 16 kHz.
 
     Returns:
         ``None``, which is logged, where it cannot be decoded or has fewer than ``min_samples``,
@@ -24,7 +24,7 @@ def read_usable(manifest: Manifest, row: int, min_samples: int) -> Tensor | None
         samples = read_long_audio(path)
         check_length(samples, min_samples, path)
     except (AudioError, OSError) as error:
-        logger.warning("%s: left out: %s", manifest.where(row), error)
+        logger.warning("%s: skipped: %s", manifest.where(row), error)
         return None
     return samples
 

@@ -99,8 +99,8 @@ def test_each_clip_has_its_rows(model, manifest, tmp_path, fields):
 
 def test_bad_clips_are_named(model, manifest, tmp_path, caplog):
     run(model, manifest, tmp_path / "out")
-    assert "valid.tsv:6: left out: " in caplog.text
-    assert "valid.tsv:5: left out: " in caplog.text
+    assert "valid.tsv:6: skipped: " in caplog.text
+    assert "valid.tsv:5: skipped: " in caplog.text
     assert "1600 samples at 16 kHz are shorter than one patch (2800)" in caplog.text
 
 

@@ -74,9 +74,9 @@ def manifest(
     folders: Annotated[
         list[Path], typer.Argument(metavar="DIR...", help="Folders of audio or of tars with audio.")
     ],
-    out: Annotated[Path, typer.Option(help="Where the manifests go.")] = Path("manifests"),
-    valid: Annotated[float, typer.Option(help="Share of files for validation.")] = 0.01,
-    test: Annotated[float, typer.Option(help="Share of files for test.")] = 0.0,
+    out: Annotated[Path, typer.Option(help="Folder for the manifests.")] = Path("manifests"),
+    valid: Annotated[float, typer.Option(help="Fraction of files for validation.")] = 0.01,
+    test: Annotated[float, typer.Option(help="Fraction of files for test.")] = 0.0,
     min_seconds: Annotated[float, typer.Option(help="Skip shorter files.")] = 0.045,
     max_seconds: Annotated[float, typer.Option(help="Skip longer files.")] = float("inf"),
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,

@@ -17,7 +17,7 @@ def pack(
     out: Annotated[
         Path | None, typer.Argument(help="Folder for the shards and their manifest.")
     ] = None,
-    shard_size: Annotated[str, typer.Option(help="Of a shard: 500M, 1G, ...")] = "1G",
+    shard_size: Annotated[str, typer.Option(help="Size of a shard: 500M, 1G, ...")] = "1G",
     transcode: Annotated[
         bool,
         typer.Option("--transcode", help="To FLAC of 16 kHz, mono; default: files as they are."),

@@ -1,4 +1,4 @@
-"""``mae-ast stats MANIFEST``: the mean and deviation of log-mel, for fixed input statistics."""
+"""``mae-ast stats MANIFEST``: mean and standard deviation of log-mel, as input statistics."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ MIN_VARIANCE = 1e-6  # of log-mel; below, rounding is all there is
 def stats(
     manifest: Annotated[Path, typer.Argument(help="A manifest, such as train.tsv.")],
     max_files: Annotated[int, typer.Option(help="Files drawn from the manifest.")] = 10_000,
-    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
     window: Annotated[
-        str, typer.Option(help="Of the filterbank: povey for MAE-AST, hanning for SSAST and AST.")
+        str,
+        typer.Option(
+            help="Window of the filterbank: povey for MAE-AST, hanning for SSAST and AST."
+        ),
     ] = "povey",
     jobs: Annotated[int, typer.Option(help="Files decoded at a time.")] = 4,
 ) -> None:
@@ -46,11 +49,13 @@ def stats(
     mean = total / (frames * NUM_MEL_BINS)
     variance = squares / (frames * NUM_MEL_BINS) - mean**2
     if variance < MIN_VARIANCE:
-        raise ValueError(f"{manifest}: all that was heard is alike, as silence is; it has no scale")
+        raise ValueError(
+            f"{manifest}: the log-mel variance is zero (only silence?); cannot compute statistics"
+        )
     std = variance**0.5
     num_bad = int((moments[:, 0] == 0).sum())
     hours = frames / 100 / 3600
-    typer.echo(f"{len(rows) - num_bad} files, {hours:.2f} h, {num_bad} left out as bad", err=True)
+    typer.echo(f"{len(rows) - num_bad} files, {hours:.2f} h, {num_bad} skipped as bad", err=True)
     typer.echo(f"model.input_stats=fixed model.input_mean={mean:.6f} model.input_std={std:.6f}")
 
 
@@ -59,7 +64,7 @@ def _moments(path: str, window: str) -> torch.Tensor:
     try:
         samples = read_audio(path, 0, int(MAX_SECONDS * SAMPLE_RATE))
     except (AudioError, OSError) as error:
-        typer.echo(f"left out: {error}", err=True)
+        typer.echo(f"skipped: {error}", err=True)
         return torch.zeros(3, dtype=torch.float64)
     if len(samples) < FRAME_LENGTH:
         return torch.zeros(3, dtype=torch.float64)

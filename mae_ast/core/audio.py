@@ -24,7 +24,7 @@ from mae_ast.core.audio_file import AudioError, AudioFile, UndecodableError, ope
 from mae_ast.core.audio_length import AudioInfo
 from mae_ast.core.downmix import Downmix
 from mae_ast.core.resample import SAMPLE_RATE, Part, resample_to_16k, to_pcm16
-from mae_ast.core.retry import retried
+from mae_ast.core.retry import may_pass, retried
 
 __all__ = [
     "SAMPLE_RATE",
@@ -245,6 +245,8 @@ def _with_decoder(
             try:
                 return first(file)
             except _CANNOT as error:
+                if isinstance(error, soundfile.LibsndfileError) and may_pass(error):
+                    raise  # the other decoder would take the place of the error for the end
                 reason = _reason(error, file)
             try:
                 return second(file)

@@ -57,12 +57,19 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     with safe_globals(_DATA), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's guesses about files that it then refuses
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+            state = _load(path)
         except Exception as error:  # of many classes, on damaged files
             raise CheckpointError(f"{path}: {_reason(path, error)}") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a state dict")
     return unwrap(state)
+
+
+def _load(path: Path) -> Any:
+    if path.suffix == ".safetensors":  # torch >= 2.14 would go by the name, whatever the content
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from fairseq.logging import metrics
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import II, MISSING
 
-from mae_ast import early_stopping, fairseq_repairs, interruption, ranks
+from mae_ast import early_stopping, fairseq_repairs, ranks, stop_request
 from mae_ast.allocator import keep_freed_memory
 from mae_ast.core.audio import SAMPLE_RATE
 from mae_ast.core.manifest import Manifest
@@ -85,7 +85,9 @@ class AudioTask(InterruptibleTask):
     @classmethod
     def setup_task(cls, cfg: AudioTaskConfig, **kwargs: Any) -> Self:
         """Called by fairseq at the start of each training process."""
-        interruption.listen()
+        stop_request.listen()
+        if not torch.distributed.is_initialized():
+            stop_request.trains_alone()
         if not torch.cuda.is_available():
             keep_freed_memory()
         with user_errors():

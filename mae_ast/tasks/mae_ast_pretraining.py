@@ -2,6 +2,7 @@
 
 # No postponed annotations here: fairseq reads the types of the fields.
 import dataclasses
+import logging
 import os
 from dataclasses import dataclass, field
 from itertools import islice
@@ -24,6 +25,8 @@ from mae_ast.tasks.audio_task import AudioTask, AudioTaskConfig, absolute
 
 if TYPE_CHECKING:
     from mae_ast.health import HealthMonitor
+
+logger = logging.getLogger(__name__)
 
 FBANK_PLACES = ("auto", "workers", "device")
 NUM_PICTURES = 4
@@ -127,15 +130,24 @@ class MaeAstPretrainingTask(AudioTask):
         )
 
     def train_step(
-        self, sample: dict[str, Any], *args: Any, ignore_grad: bool = False, **kwargs: Any
-    ) -> Any:
+        self,
+        sample: dict[str, Any],
+        model: Any,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, int, dict[str, Any]]:
         """Make fairseq's step, without the input statistics of a batch whose gradient is ignored.
 
         Such a batch stands in where a rank has run out of clips.
         """
         if ignore_grad:
             sample = without_frames(sample)
-        return super().train_step(sample, *args, ignore_grad=ignore_grad, **kwargs)
+        return super().train_step(
+            sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs
+        )
 
     def post_validate(self, model: Any, stats: dict[str, Any], agg: Any) -> None:
         """Put a picture of a few validation clips into TensorBoard."""
@@ -178,7 +190,7 @@ class MaeAstPretrainingTask(AudioTask):
 
 @torch.no_grad()
 def _reconstruct_some(model: Any, dataset: PretrainingDataset) -> Reconstruction | None:
-    """The first few clips that can be read; ``None`` where there is none."""
+    """Reconstruct the first few readable clips; ``None`` where there are none, or no numbers."""
     read = map(dataset.__getitem__, range(len(dataset)))
     clips = list(islice((clip for clip in read if isinstance(clip, Clip)), NUM_PICTURES))
     if not clips:
@@ -187,4 +199,8 @@ def _reconstruct_some(model: Any, dataset: PretrainingDataset) -> Reconstruction
     batch = collate(clips)
     device = next(model.parameters()).device
     mask = MaskIds(batch.mask.visible_ids.to(device), batch.mask.masked_ids.to(device))
-    return reconstruct(model.eval(), batch.source.to(device), mask)
+    try:
+        return reconstruct(model.eval(), batch.source.to(device), mask)
+    except ValueError as error:  # training diverges, which the trainer says at its next step
+        logger.warning("no picture of validation clips: %s", error)
+        return None

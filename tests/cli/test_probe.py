@@ -77,8 +77,8 @@ def test_bad_clips_are_left_out(run, folder, caplog):
     assert not message
     assert out.splitlines()[0] == "accuracy on 23 clips"
     left_out = [record.getMessage() for record in caplog.records]
-    assert [("train.tsv:2: left out" in text) for text in left_out] == [True, False]
-    assert "valid.tsv:3: left out" in left_out[1]
+    assert [("train.tsv:2: skipped" in text) for text in left_out] == [True, False]
+    assert "valid.tsv:3: skipped" in left_out[1]
 
 
 def test_other_classes_are_refused(run, folder):

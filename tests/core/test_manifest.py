@@ -359,7 +359,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, code: int, calls: list[tuple[object,
         (errno.EACCES, [(Path, "open")]),
         (errno.ENOSPC, [(os, "replace")]),
         # There, the kernel refuses to delete even what does not exist.
-        (errno.EROFS, [(Path, "open"), (Path, "unlink")]),
+        (errno.EROFS, [(Path, "open"), (Path, "touch"), (Path, "unlink")]),
     ],
     ids=["no permission", "no room", "read-only file system"],
 )

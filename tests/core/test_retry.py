@@ -109,6 +109,25 @@ def test_a_hiccup_of_the_file_system_is_not_noticed(
         read(tmp_path / "a.wav")
 
 
+def test_an_error_that_libsndfile_meets_is_not_taken_for_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    """It does not pass on what the system said."""
+    soundfile.write(tmp_path / "a.flac", np.arange(20_000, dtype=np.int16), 16_000)
+    expected = read_audio(tmp_path / "a.flac")
+    original, left = soundfile.SoundFile.read, [2]
+
+    def read(self: soundfile.SoundFile, *arguments: Any, **options: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise soundfile.LibsndfileError(2)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", read)
+    assert torch.equal(read_audio(tmp_path / "a.flac"), expected)
+    assert waits == [0.1, 0.4]
+
+
 def test_an_archive_that_is_stale_is_opened_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,10 +23,13 @@ import soundfile
 import torch
 from omegaconf import OmegaConf
 
+from mae_ast.train_command import module_command
+
 REPOSITORY = Path(__file__).parents[2]
 CONFIG_DIR = REPOSITORY / "config" / "pretrain"
 USER_DIR = REPOSITORY / "mae_ast"
 TRAIN_PROGRAM = Path(sys.executable).with_name("fairseq-hydra-train")
+LAUNCHER = tuple(module_command("mae_ast.launch"))  # what ``mae-ast pretrain`` starts
 
 DEADLINE_S = 300.0  # of any one program; several times what a loaded machine takes
 
@@ -110,10 +113,16 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- the command --------------------------------------------------------------------------------
 
 
-def train_command(data: Path, out: Path, *overrides: str, config: str = "mae_ast") -> list[str]:
+def train_command(
+    data: Path,
+    out: Path,
+    *overrides: str,
+    config: str = "mae_ast",
+    program: Sequence[str] = (str(TRAIN_PROGRAM),),
+) -> list[str]:
     """A preset with a small model, writing below ``out``; the last override wins."""
     return [
-        str(TRAIN_PROGRAM),
+        *program,
         f"--config-dir={CONFIG_DIR}",
         f"--config-name={config}",
         f"common.user_dir={USER_DIR}",
@@ -249,9 +258,10 @@ def starting(folder: Path) -> Iterator[Start]:
         *overrides: str,
         out: str = "out",
         config: str = "mae_ast",
+        program: Sequence[str] = (str(TRAIN_PROGRAM),),
         **environment: str,
     ) -> Training:
-        command = train_command(data, folder / out, *overrides, config=config)
+        command = train_command(data, folder / out, *overrides, config=config, program=program)
         log = folder / f"{out}_{len(running)}.log"
         running.append(Training(command, log, **environment))
         return running[-1]
@@ -350,6 +360,14 @@ def train_here(
     torch.set_num_threads(num_threads)
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def fp16_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let fairseq train in float16 on a CPU, where it fails at the first overflow."""
+    from mae_ast import fairseq_distributed
+
+    monkeypatch.setattr(fairseq_distributed, "check_devices", lambda cfg: None)
 
 
 @pytest.fixture

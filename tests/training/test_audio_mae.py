@@ -106,6 +106,7 @@ def test_every_decoder_trains_all_of_its_parameters(
     assert not without
 
 
+@pytest.mark.usefixtures("fp16_without_a_gpu")
 @pytest.mark.parametrize("half", ["common.fp16=true", "common.bf16=true"])
 def test_half_precision_of_fairseq(losses: Losses, half: str) -> None:
     """With an optimizer of groups, which fairseq would give all parameters in one vector."""

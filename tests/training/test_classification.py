@@ -216,6 +216,7 @@ def test_input_statistics_never_move(
     assert own["encoder.batch_norm.running_var"].item() == 9.0
 
 
+@pytest.mark.usefixtures("fp16_without_a_gpu")
 @pytest.mark.parametrize("half", [(), ("common.bf16=true",), ("common.fp16=true",)])
 def test_lower_layers_learn_slower(
     finetune: Finetune, tones: Path, pretrained: Path, tmp_path: Path, half: tuple[str, ...]

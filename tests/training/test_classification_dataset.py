@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,19 @@ def test_a_batch_of_nothing_counts_for_nothing(tones: Path) -> None:
     assert batch["nsentences"] == batch["num_samples"] == len(batch["id"]) == 0
     assert batch["target"].shape == (0, 3)
     assert batch["net_input"]["source"].shape == (1, ONE_PATCH)
+
+
+def test_a_clip_that_comes_up_again_is_counted_once(tones: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tones, tmp_path / "tones")
+    data = load(folder, balanced=True)
+    Path(data.manifest.audio_path(2)).write_bytes(b"no music")
+    data.batch_by_size(np.array([1, 2, 25, 26, 50]), max_sentences=1)
+    assert data.num_used == 2
+    files = data.collater([data[index] for index in (1, 2, 25, 26, 50)])["files"]
+    assert files.good == [1]
+    assert [(file.id, file.turn) for file in files.bad] == [(2, 0), (2, 1), (2, 2)]
+    data.bad_files.add(files)
+    assert data.bad_files.counts() == (1, 2)
 
 
 def test_epochs_do_not_depend_on_workers(tones: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from mae_ast.train_command import train_command
 
 from .classification import write_corpus, write_pretrained
 from .conftest import Training
+from .ranks import free_port, rank_overrides
 
 MAX_UPDATE = 11
 RUN = (
@@ -31,6 +32,7 @@ class Runs:
     whole: Training
     killed: Training
     resumed: Training
+    signalled: list[Training]
     ranks: list[Training]
 
 
@@ -48,30 +50,25 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
         running.append(Training(command, folder / f"{out}_{len(running)}.log"))
         return running[-1]
 
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    def start_ranks() -> list[Training]:
+        port = free_port()
+        return [start("ranks", *rank_overrides(rank, port)) for rank in range(2)]
+
     try:
         pairs = "optimization.update_freq=[2]"
         whole, killed = start("whole", pairs), start("parts", pairs)
         killed.wait_for_update(7)
         killed.process.kill()
         killed.wait()
-        ranks = [
-            start(
-                f"rank_{rank}",
-                "distributed_training.distributed_world_size=2",
-                f"distributed_training.distributed_rank={rank}",
-                "distributed_training.distributed_no_spawn=true",
-                f"distributed_training.distributed_init_method=tcp://localhost:{port}",
-                "distributed_training.distributed_backend=gloo",
-                "distributed_training.ddp_backend=legacy_ddp",
-            )
-            for rank in range(2)
-        ]
+        signalled = start_ranks()
+        signalled[0].wait_for_update(3)
+        signalled[1].process.send_signal(signal.SIGUSR1)
+        for rank in signalled:
+            rank.finish()
+        ranks = start_ranks()
         whole.finish()
         resumed = start("parts", pairs).finish()
-        yield Runs(whole, killed, resumed, [rank.finish() for rank in ranks])
+        yield Runs(whole, killed, resumed, signalled, [rank.finish() for rank in ranks])
     finally:
         for run in running:
             run.kill()
@@ -93,16 +90,18 @@ def test_a_killed_run_goes_on_digit_for_digit(runs: Runs) -> None:
     assert float(whole[-1]["valid_mAP"]) > 0.3
 
 
-def test_two_processes_train_and_validate_as_one(runs: Runs) -> None:
-    first, second = runs.ranks
-    assert second.updates == {}  # only the first process prints
+def test_two_processes_that_resume_train_and_validate_as_one(runs: Runs) -> None:
+    assert runs.ranks[1].updates == {}  # only the first process prints
+    before, after = runs.signalled[0], runs.ranks[0]
+    assert max(before.updates) + 1 == min(after.updates)
+    found = before.updates | after.updates
     for number, values in runs.whole.updates.items():
         for key in ("loss", "gnorm", "lr", "audio_hours"):
             expected = pytest.approx(float(values[key]), rel=2e-5)
-            assert float(first.updates[number][key]) == expected, f"{key} of {number}"
-    whole, found = (run.stats("valid") for run in (runs.whole, first))
-    assert len(whole) == len(found)
-    for one, other in zip(whole, found, strict=True):
+            assert float(found[number][key]) == expected, f"{key} of {number}"
+    whole, parts = runs.whole.stats("valid"), before.stats("valid") + after.stats("valid")
+    assert len(whole) == len(parts)
+    for one, other in zip(whole, parts, strict=True):
         for key in FIGURES:
             if key in one:
                 assert float(other[key]) == pytest.approx(float(one[key]), abs=2e-4), key

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mae_ast import crossvalidation as folds
-from mae_ast import interruption
+from mae_ast import stop_request
 
 from .classification import Log, finetune_here, write_corpus, write_pretrained
+from .test_ending import asked_at
 
 # Nothing is learnt, so accuracy never rises; three updates an epoch, validated after each of those.
 IDLE = (
@@ -39,26 +39,15 @@ def updates(train_here: Any, caplog: pytest.LogCaptureFixture, tones: Path, tmp_
     return run
 
 
-class AskedAt:
-    """A request to end that comes in the ``update``-th update."""
-
-    def __init__(self, update: int) -> None:
-        self.left = update
-
-    def is_set(self) -> bool:
-        self.left -= 1
-        return self.left == 0
-
-
 def test_an_early_stop_is_the_end(
     updates: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first validation is the best, so four more make fifteen updates."""
-    monkeypatch.setattr(interruption, "_requested", AskedAt(8))
+    monkeypatch.setattr(stop_request, "is_requested", asked_at(8))
     assert updates() == list(range(1, 9))
     assert not folds.is_trained(tmp_path)
     assert folds.was_interrupted(tmp_path)
-    monkeypatch.setattr(interruption, "_requested", threading.Event())
+    monkeypatch.setattr(stop_request, "is_requested", lambda: False)
     assert updates() == list(range(9, 16))
     assert folds.is_trained(tmp_path)
     assert not folds.was_interrupted(tmp_path)

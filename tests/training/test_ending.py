@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mae_ast import interruption
+from mae_ast import stop_request
 
 from .conftest import SMALL_DECODER, write_clips
 
@@ -76,15 +77,10 @@ def four_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class AskedAt:
-    """A request to end that comes in the ``update``-th update."""
-
-    def __init__(self, update: int) -> None:
-        self.left = update
-
-    def is_set(self) -> bool:
-        self.left -= 1
-        return self.left == 0
+def asked_at(update: int) -> Callable[[], bool]:
+    """``stop_request.is_requested``, where the request comes in that update."""
+    made = itertools.count(1)
+    return lambda: next(made) == update
 
 
 def checkpoint(folder: Path, name: str) -> int:
@@ -93,22 +89,22 @@ def checkpoint(folder: Path, name: str) -> int:
     return state["optimizer_history"][-1]["num_updates"]
 
 
-@pytest.mark.parametrize(("asked_at", "best"), [(3, 2), (4, 4)])
+@pytest.mark.parametrize(("last", "best"), [(3, 2), (4, 4)])
 def test_what_is_due_when_a_run_is_asked_to_end_is_done(
     train_here: Train,
     four_clips: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    asked_at: int,
+    last: int,
     best: int,
 ) -> None:
     """Loss falls from one validation to the next, so the last is the best."""
-    monkeypatch.setattr(interruption, "_requested", AskedAt(asked_at))
-    assert len(train_here(four_clips, *EPOCHS)) == asked_at
-    assert checkpoint(tmp_path, "last") == asked_at
+    monkeypatch.setattr(stop_request, "is_requested", asked_at(last))
+    assert len(train_here(four_clips, *EPOCHS)) == last
+    assert checkpoint(tmp_path, "last") == last
     assert checkpoint(tmp_path, "best") == best
-    monkeypatch.setattr(interruption, "_requested", threading.Event())
-    assert len(train_here(four_clips, *EPOCHS)) == 6 - asked_at
+    monkeypatch.setattr(stop_request, "is_requested", lambda: False)
+    assert len(train_here(four_clips, *EPOCHS)) == 6 - last
     assert checkpoint(tmp_path, "last") == 6
 
 
@@ -160,11 +156,15 @@ def test_workers_that_differ_have_not_diverged(
 
 @pytest.fixture
 def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]]:
-    """``interruption.listen``, as in a new process."""
-    before = {number: signal.getsignal(number) for number in interruption.SIGNALS}
-    for flag in ("_requested", "_training"):
-        monkeypatch.setattr(interruption, flag, threading.Event())
-    yield interruption.listen
+    """``stop_request.listen``, as in a new process, but without a limit on the time it takes."""
+    before = {number: signal.getsignal(number) for number in stop_request.SIGNALS}
+    pipe = signal.set_wakeup_fd(-1)
+    monkeypatch.setattr(stop_request, "_watch", lambda: None)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    for flag in ("_requested", "_alone", "_training"):
+        monkeypatch.setattr(stop_request, flag, threading.Event())
+    yield stop_request.listen
+    signal.set_wakeup_fd(pipe)
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -174,18 +174,29 @@ def test_nothing_to_save_and_nobody_to_wait_for(
     listening: Callable[[bool], None], forward: bool
 ) -> None:
     listening(forward)
+    stop_request.trains_alone()
     with pytest.raises(SystemExit) as end:
         signal.raise_signal(signal.SIGTERM)
     assert end.value.code == 0
 
 
-def test_one_of_several_workers_waits_for_the_first_step(
-    listening: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+def test_a_signal_during_imports_ends_a_process_once_it_is_known_to_train_alone(
+    listening: Callable[[bool], None],
 ) -> None:
-    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     listening(False)
     signal.raise_signal(signal.SIGTERM)
-    assert interruption._requested.is_set()
+    assert stop_request.is_requested()
+    with pytest.raises(SystemExit) as end:
+        stop_request.trains_alone()
+    assert end.value.code == 0
+
+
+def test_an_update_that_has_begun_is_finished(listening: Callable[[bool], None]) -> None:
+    listening(False)
+    stop_request.trains_alone()
+    stop_request.begin_update()
+    signal.raise_signal(signal.SIGTERM)
+    assert stop_request.is_requested()
 
 
 def test_a_launcher_hands_signals_on(
@@ -198,3 +209,14 @@ def test_a_launcher_hands_signals_on(
     listening(True)
     signal.raise_signal(signal.SIGUSR1)
     assert told == [(7, signal.SIGUSR1)]
+
+
+def test_processes_that_a_launcher_starts_later_know_of_the_signal(
+    listening: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listening(True)
+    signal.raise_signal(signal.SIGUSR1)
+    monkeypatch.setattr(stop_request, "_requested", threading.Event())  # as in a new process
+    monkeypatch.setattr(stop_request, "_count_down", lambda: None)
+    listening(True)
+    assert stop_request.is_requested()

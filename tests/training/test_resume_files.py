@@ -13,7 +13,7 @@ import mae_ast
 from mae_ast import convert
 from mae_ast.pretrained import load_masked
 
-from .conftest import write_clips
+from .conftest import Start, start_ranks, write_clips
 
 Train = Callable[..., list[dict[str, str]]]
 
@@ -66,8 +66,28 @@ def test_the_newest_whole_checkpoint_is_resumed_from(
     assert [line["num_updates"] for line in found] == ["4", "5", "6"]
     for after, before in zip(found[1:], expected, strict=True):
         assert (after["loss"], after["gnorm"]) == (before["loss"], before["gnorm"])
-    assert "resuming from checkpoint_2_3.pt at update 3, 3 updates are lost" in caplog.text
+    assert "resuming from checkpoint_2_3.pt at update 3, updates lost: 3" in caplog.text
     assert not list(begun.glob("*.tmp"))
+
+
+def test_two_processes_resume_from_what_the_first_one_finds(
+    four_clips: Path, start: Start, tmp_path: Path
+) -> None:
+    """The other one has a folder of its own, without checkpoints."""
+    folders = [four_clips, four_clips]
+    run = (*EPOCHS, "dataset.batch_size=1")
+    first, other = start_ranks(start, folders, *run, "optimization.max_update=4", out="rank")
+    other.finish()
+    expected = first.finish().updates
+    checkpoints = tmp_path / "rank_0" / "checkpoints"
+    (checkpoints / "checkpoint_last.pt").unlink()
+    assert not list((tmp_path / "rank_1").rglob("*.pt"))
+    first, other = start_ranks(start, folders, *run, "optimization.max_update=5", out="rank")
+    other.finish()
+    assert sorted(first.finish().updates) == [4, 5]
+    assert "resuming from checkpoint_2_3.pt at update 3, updates lost: 1" in first.output
+    assert first.updates[4]["loss"] == expected[4]["loss"]
+    assert not list((tmp_path / "rank_1").rglob("*.pt"))
 
 
 @pytest.fixture
@@ -92,7 +112,7 @@ def test_nothing_whole_is_one_line(begun: Path, refusal: Callable[..., str]) -> 
     for path in begun.glob("*.pt"):
         truncate(path)
     text = refusal(begun)
-    assert "checkpoint_last.pt: is no checkpoint that can be read" in text
+    assert "checkpoint_last.pt: damaged or incomplete" in text
     assert f"none of its checkpoints can be resumed from; move {begun} elsewhere" in text
 
 
@@ -125,7 +145,7 @@ def test_a_file_that_was_asked_for(begun: Path, refusal: Callable[..., str]) -> 
     )
     truncate(begun / "checkpoint_1_1.pt")
     text = refusal(begun, f"checkpoint.restore_file={begun}/checkpoint_1_1.pt")
-    assert "checkpoint_1_1.pt: is no checkpoint that can be read" in text
+    assert "checkpoint_1_1.pt: damaged or incomplete" in text
 
 
 def test_a_run_that_began_from_weights_does_not_begin_again(

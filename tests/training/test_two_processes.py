@@ -2,58 +2,45 @@
 
 from __future__ import annotations
 
+import os
+import random
 import signal
-import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from .conftest import ONLY_TRAINING, VALUES, WITHOUT_DROPOUT, Start, Training
+from mae_ast import convert
+from mae_ast.core.config import MaeAstConfig
+from mae_ast.pretrained import PretrainedMaeAst
 
+from .conftest import ONLY_TRAINING, VALUES, WITHOUT_DROPOUT, Start, Training
+from .ranks import two_processes
+
+Train = Callable[..., list[dict[str, str]]]
 Values = dict[int, dict[str, str]]
 
-# 26 clips make 7 batches an epoch: at its end the second process has none.
+STOPS = int(os.environ.get("MAE_AST_TEST_STOPS", "3"))  # how often a run is stopped
+EPOCHS = max(5, 2 * STOPS)
+# 26 clips make 7 batches an epoch, 4 updates: at its end the second process has none.
+CLIPS, UPDATES = 26, 4
 RUN = (
     "dataset.num_workers=1",
-    "model.input_stats=fixed",
-    "model.input_mean=-6",
-    "model.input_std=4",
+    "dataset.validate_interval=1",
+    "dataset.validate_interval_updates=2",
+    "model.input_stats=batch",
+    f"optimization.max_update={UPDATES * EPOCHS}",
     *WITHOUT_DROPOUT,
-    *ONLY_TRAINING,
 )
-
-
-def two_processes(start: Start, corpus: Path, name: str, *overrides: str) -> list[Training]:
-    """One command for each rank, both at once."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    return [
-        start(
-            corpus,
-            *RUN,
-            "distributed_training.distributed_world_size=2",
-            f"distributed_training.distributed_rank={rank}",
-            "distributed_training.distributed_no_spawn=true",
-            f"distributed_training.distributed_init_method=tcp://localhost:{port}",
-            "distributed_training.distributed_backend=gloo",
-            "distributed_training.ddp_backend=legacy_ddp",
-            *overrides,
-            out=f"{name}_{rank}",
-        )
-        for rank in range(2)
-    ]
 
 
 @pytest.fixture(scope="module")
 def ranks_and_one(corpus: Path, start_for_all: Start) -> tuple[list[Training], Training]:
     """Two processes, the first of which looks at its features, and one that does the same."""
-    max_update = "optimization.max_update=20"
-    looked = "task.probe_interval_updates=8"
-    ranks = two_processes(start_for_all, corpus, "rank", max_update, looked)
-    one = start_for_all(corpus, *RUN, max_update, "optimization.update_freq=[2]", out="one")
+    run = (*RUN, "checkpoint.no_save=true")
+    ranks = two_processes(start_for_all, corpus, "ranks", *run, "task.probe_interval_updates=8")
+    one = start_for_all(corpus, *run, "optimization.update_freq=[2]", out="one")
     return [rank.finish() for rank in ranks], one.finish()
 
 
@@ -70,7 +57,8 @@ def test_the_first_process_alone_looks_at_the_features(
     ranks_and_one: tuple[list[Training], Training],
 ) -> None:
     (first, second), one = ranks_and_one
-    assert [line["num_updates"] for line in first.stats("health")] == [8, 16]
+    updates = [line["num_updates"] for line in first.stats("health")]
+    assert updates == list(range(8, UPDATES * EPOCHS + 1, 8))
     assert all(1 < line["rank_me"] < 5 for line in first.stats("health"))
     assert not second.stats("health")
     assert not one.stats("health")
@@ -80,7 +68,7 @@ def test_two_processes_print_what_one_prints(
     ranks_and_one: tuple[list[Training], Training],
 ) -> None:
     ranks, one = ranks_and_one
-    assert sorted(one.updates) == list(range(1, 21))
+    assert sorted(one.updates) == list(range(1, UPDATES * EPOCHS + 1))
     assert set(one.updates[1]) == set(VALUES)
     # At the end of an epoch, a process that has run out of batches changes nothing.
     keys = [key for key in VALUES if key != "mask_ratio"]
@@ -94,8 +82,8 @@ def test_two_processes_take_each_clip_once_an_epoch(
 ) -> None:
     ranks, one = ranks_and_one
     for run in (ranks[0], one):
-        epochs = [round(float(stats["train_bsz"]) * 4) for stats in run.stats("train")]
-        assert epochs == [26] * 5
+        epochs = [round(float(stats["train_bsz"]) * UPDATES) for stats in run.stats("train")]
+        assert epochs == [CLIPS] * EPOCHS
 
 
 def test_two_processes_print_the_mask_ratio_of_one(
@@ -105,12 +93,94 @@ def test_two_processes_print_the_mask_ratio_of_one(
     assert_alike(one.updates, ranks[0].updates, ["mask_ratio"])
 
 
+def validation(run: Training) -> dict[int, str]:
+    """The loss of each validation, by its number of updates."""
+    return {int(stats["valid_num_updates"]): stats["valid_loss"] for stats in run.stats("valid")}
+
+
+def test_two_processes_validate_as_one(ranks_and_one: tuple[list[Training], Training]) -> None:
+    """Both track the input statistics of both, so the model that is saved is the one validated."""
+    ranks, one = ranks_and_one
+    expected = validation(one)
+    assert sorted(expected) == list(range(2, UPDATES * EPOCHS + 1, 2))
+    for number, loss in validation(ranks[0]).items():
+        assert float(loss) == pytest.approx(float(expected[number]), rel=1e-5), number
+
+
+def stop(ranks: list[Training], number: signal.Signals, which: int) -> None:
+    """Signal one of two ranks, or with SIGUSR1 both; each ends by itself, with one line."""
+    for rank in ranks if which == 2 else ranks[which : which + 1]:
+        rank.process.send_signal(number)
+    for rank in ranks:
+        status = rank.wait()
+        assert "Traceback" not in rank.output, rank.tail
+        if number == signal.SIGUSR1:
+            assert status == 0, rank.tail
+        elif rank is not ranks[which]:
+            assert status == 1, rank.tail
+            assert "another process of this run ended" in rank.errors.splitlines()[-1]
+
+
+def test_a_run_that_is_stopped_at_random_is_the_run_that_never_stopped(
+    corpus: Path, start: Start, ranks_and_one: tuple[list[Training], Training]
+) -> None:
+    (uninterrupted, _), _ = ranks_and_one
+    draw = random.Random(STOPS)
+    done, seen, validated = 0, set[int](), dict[int, str]()
+    for count in range(STOPS + 1):
+        ranks = two_processes(start, corpus, "stopped", *RUN, "checkpoint.save_interval_updates=2")
+        if count < STOPS:
+            ranks[0].wait_for_update(done + draw.randint(1, 3))
+            number = (signal.SIGUSR1, signal.SIGKILL)[count % 2]
+            stop(ranks, number, draw.randrange(3 if number == signal.SIGUSR1 else 2))
+        else:
+            for rank in ranks:
+                rank.finish()
+        run = ranks[0]
+        for update, values in run.updates.items():
+            assert values == uninterrupted.updates[update], f"update {update}"
+        assert min(run.updates) <= done + 1
+        seen |= set(run.updates)
+        validated |= validation(run)
+        done = max(seen)
+    assert seen == set(uninterrupted.updates)
+    assert validated == validation(uninterrupted)
+    assert ranks[0].epochs == {epoch: uninterrupted.epochs[epoch] for epoch in ranks[0].epochs}
+
+
+def test_two_processes_start_from_weights(corpus: Path, start: Start, train_here: Train) -> None:
+    """As one process does that takes two batches a step."""
+    weights = Path("released.pt").resolve()  # in the test's own folder
+    config = MaeAstConfig(
+        encoder_layers=2,
+        encoder_embed_dim=64,
+        encoder_ffn_embed_dim=128,
+        encoder_attention_heads=4,
+        decoder_layers=1,
+        decoder_embed_dim=64,
+    )
+    convert.to_released_file(PretrainedMaeAst(config, "chunk_mask"), weights)
+    run = (
+        *RUN,
+        *ONLY_TRAINING,
+        "optimization.max_update=2",
+        f"checkpoint.finetune_from_model={weights}",
+    )
+    first, _ = (rank.finish() for rank in two_processes(start, corpus, "ranks", *run))
+    one = train_here(corpus, *run, "optimization.update_freq=[2]")
+    assert [stats["num_updates"] for stats in one] == ["1", "2"]
+    values = {int(s["num_updates"]): {key: s[key] for key in VALUES} for s in one}
+    assert_alike(values, first.updates, VALUES)
+
+
 def test_two_processes_without_classification_end_together(corpus: Path, start: Start) -> None:
     """A head that no loss uses keeps no one waiting; a signal to one process ends both."""
     ranks = two_processes(
         start,
         corpus,
-        "rank",
+        "ranks",
+        *RUN,
+        *ONLY_TRAINING,
         "criterion.classification_weight=0",
         "optimization.max_update=100000",
         "checkpoint.no_save=false",
@@ -122,7 +192,6 @@ def test_two_processes_without_classification_end_together(corpus: Path, start: 
     for values in ranks[0].updates.values():
         assert float(values["loss"]) == pytest.approx(10 * float(values["mse"]), rel=1e-4)
         assert "info_nce" not in values
-    checkpoint = ranks[0].log.parent / "rank_0" / "checkpoints" / "checkpoint_last.pt"
+    checkpoint = ranks[0].log.parent / "ranks" / "checkpoints" / "checkpoint_last.pt"
     state = torch.load(checkpoint, weights_only=True)
     assert state["optimizer_history"][-1]["num_updates"] == max(ranks[0].updates)
-    assert not list((ranks[1].log.parent / "rank_1").rglob("*.pt"))

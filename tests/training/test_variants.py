@@ -59,6 +59,7 @@ def test_bfloat16_is_near_float32(losses: Losses, pad: str) -> None:
 
 
 # Flattened gradients are fairseq's only part of half precision that asks for a GPU.
+@pytest.mark.usefixtures("fp16_without_a_gpu")
 @pytest.mark.parametrize(
     "half", [("common.fp16=true", "common.fp16_no_flatten_grads=true"), ("common.bf16=true",)]
 )

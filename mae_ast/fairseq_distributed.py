@@ -1,0 +1,146 @@
+"""Patches of fairseq 0.12.3 for training on several processes; each says when it can go."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from fairseq.distributed import utils
+from tensorboardX import SummaryWriter
+from torch import distributed
+from torch.multiprocessing.spawn import ProcessExitedException
+
+from mae_ast import stop_request
+
+# How a launcher names a process's place among the others; fairseq asks for these.
+_TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
+_SLURM = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST")
+_SIGNAL_NAMES = tuple(number.name for number in stop_request.SIGNALS)
+_CPU_RANKS = (
+    "on a CPU start one command for each rank with distributed_training.distributed_rank=RANK "
+    "distributed_training.distributed_no_spawn=true "
+    "distributed_training.distributed_init_method=tcp://HOST:PORT "
+    "distributed_training.distributed_backend=gloo distributed_training.ddp_backend=legacy_ddp"
+)
+
+
+def apply() -> None:
+    """Apply the patches; the caller sees to it that this happens once."""
+    # Rank 0 reads a checkpoint for all, and the others unpickle what it sends with torch.load,
+    # which has refused omegaconf's and fairseq's own classes since torch 2.6: no run on several
+    # processes resumes or starts from weights. torch's own broadcast unpickles as it should: the
+    # bytes are this run's own. Can go when fairseq passes weights_only=False.
+    utils._broadcast_object_slow = _broadcast
+
+    # Where a spawned process ends with a message, the one that waits for it adds a traceback. Can
+    # go when fairseq ends with the status of its processes.
+    utils.call_main = _launched(utils.call_main)
+
+    # Where one process ends, the others end with a traceback of the transport. And a process that
+    # was spawned closes the pipes of TensorBoard's writers before fairseq closes these, which ends
+    # in tracebacks. Can go when fairseq reports the former in one line, and closes its writers.
+    utils.distributed_main = _joined(utils.distributed_main)
+
+
+def check_devices(cfg: Any) -> None:
+    """Refuse settings that this machine's devices do not support.
+
+    Raises:
+        SystemExit: with one line that names the setting and what would be right.
+    """
+    on_gpu = torch.cuda.is_available() and not cfg.common.cpu
+    if cfg.common.fp16 and not on_gpu:
+        where = "common.cpu=true" if cfg.common.cpu else "there is none here"
+        raise SystemExit(
+            f"mae-ast: error: common.fp16=true needs a GPU ({where}); leave it false: "
+            "model.precision=bfloat16 is the fast one on a CPU"
+        )
+    if cfg.distributed_training.distributed_world_size > 1 and not cfg.common.tpu:
+        _check_ranks(cfg.distributed_training, on_gpu)
+
+
+def _check_ranks(training: Any, on_gpu: bool) -> None:
+    size = f"distributed_training.distributed_world_size={training.distributed_world_size}"
+    is_told = training.distributed_init_method is not None
+    if not on_gpu:
+        works = (
+            (is_told and training.distributed_no_spawn)
+            and training.distributed_backend != "nccl"
+            and training.ddp_backend in ("legacy_ddp", "no_c10d")
+        )
+        if not works:
+            raise SystemExit(f"mae-ast: error: {size} needs as many GPUs; {_CPU_RANKS}")
+    # What follows holds for one machine.
+    is_told |= all(key in os.environ for key in _TORCHRUN) or any(k in os.environ for k in _SLURM)
+    if not is_told and torch.cuda.device_count() < training.distributed_world_size:
+        raise SystemExit(
+            f"mae-ast: error: {size}, but this machine has {torch.cuda.device_count()} GPUs; "
+            "lower it, or start the run on several machines with torchrun or SLURM "
+            "(docs/clusters.md)"
+        )
+
+
+def _broadcast(obj: Any, src_rank: int, group: Any, dist_device: torch.device) -> Any:
+    held = [obj]
+    distributed.broadcast_object_list(held, src=src_rank, group=group, device=dist_device)
+    return held[0]
+
+
+def _launched(call_main: Callable[..., None]) -> Callable[..., None]:
+    @wraps(call_main)
+    def wrapper(cfg: Any, main: Callable[..., None], **kwargs: Any) -> None:
+        if cfg.distributed_training.distributed_world_size == 1:
+            stop_request.trains_alone()
+        elif not cfg.distributed_training.distributed_no_spawn:
+            stop_request.launches()
+        try:
+            call_main(cfg, main, **kwargs)
+        except ProcessExitedException as error:  # it has said why
+            if stop_request.is_requested() and error.signal_name in _SIGNAL_NAMES:
+                raise SystemExit(0) from None  # signalled while it was starting
+            raise SystemExit(
+                f"mae-ast: error: process {error.error_index} of this run ended with status "
+                f"{error.exit_code}; see its message"
+            ) from None
+
+    return wrapper
+
+
+def _joined(distributed_main: Callable[..., None]) -> Callable[..., None]:
+    @wraps(distributed_main)  # under its own name, by which processes that are spawned import it
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            with peer_errors():
+                distributed_main(*args, **kwargs)
+        finally:
+            _close_writers()
+
+    return wrapper
+
+
+def _close_writers() -> None:
+    for each in gc.get_objects():
+        if type(each) is SummaryWriter:
+            each.close()
+
+
+@contextmanager
+def peer_errors() -> Iterator[None]:
+    """End with one line where the other processes of a run are gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, distributed.DistError) or "gloo" in str(error)):
+            raise
+        if stop_request.is_requested() and not stop_request.has_updated():
+            stop_request.end()
+        reason = str(error).strip().partition("\n")[0]
+        raise SystemExit(
+            "mae-ast: error: another process of this run ended or did not answer; see its message "
+            f"({reason})"
+        ) from None

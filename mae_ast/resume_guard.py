@@ -1,0 +1,35 @@
+"""Refuse to resume a run with other input statistics than it was trained with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from mae_ast.core.state_files import read_state
+
+_KEYS = ("input_stats", "input_mean", "input_std")
+
+
+def assert_same_statistics(path: str | os.PathLike[str], model: Mapping[str, Any]) -> None:
+    """Compare settings of the input's normalisation with those in a checkpoint.
+
+    The statistics themselves come with the weights, so other settings would have no effect, and
+    the configuration in later checkpoints would be wrong.
+
+    Args:
+        path: checkpoint that the run resumes from.
+        model: settings of ``model.*``.
+
+    Raises:
+        ValueError: they differ; the first is named.
+    """
+    saved = (read_state(path).get("cfg") or {}).get("model") or {}
+    for key in _KEYS:
+        if key in saved and key in model and saved[key] != model[key]:
+            before, now = ("null" if value is None else value for value in (saved[key], model[key]))
+            raise ValueError(
+                f"{path}: trained with model.{key}={before}, not {now}, which would have no effect "
+                f"on a resumed run; set model.{key}={before}, or start another run from these "
+                "weights (checkpoint.finetune_from_model, another folder)"
+            )

@@ -1,0 +1,101 @@
+"""A signal before the first update of two processes leaves none of them waiting."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from mae_ast import stop_request
+from mae_ast.train_command import PACKAGE
+
+from .conftest import LAUNCHER, ONLY_TRAINING, Start, Training
+from .ranks import free_port, rank_overrides
+from .test_interruption import last_saved
+
+# Signals its own process when a module is imported, or a file opened, for the first time.
+SIGNAL_AT = """
+import os, signal, sys
+
+kind, _, name = os.environ["SIGNAL_AT"].partition(":")
+left = 1
+
+def watch(event, arguments):
+    global left
+    if left and event == kind and os.path.basename(str(arguments[0])) == name:
+        left = 0
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+sys.addaudithook(watch)
+"""
+RUN = ("optimization.max_update=1000", "dataset.num_workers=0", *ONLY_TRAINING[1:])
+
+
+@pytest.fixture(scope="module")
+def hook(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hook")
+    (folder / "sitecustomize.py").write_text(SIGNAL_AT)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        ("import:fairseq_cli", None),  # within the seconds that imports take
+        (None, "open:train.tsv"),
+        ("import:fairseq_cli", "open:train.tsv"),
+    ],
+)
+def test_all_processes_end_after_the_first_update(
+    corpus: Path, start: Start, hook: Path, moments: tuple[str | None, str | None]
+) -> None:
+    port = free_port()
+    ranks: list[Training] = []
+    for rank, moment in enumerate(moments):
+        hooked = {"PYTHONPATH": with_package(hook), "SIGNAL_AT": moment} if moment else {}
+        own = rank_overrides(rank, port)
+        ranks.append(start(corpus, *RUN, *own, program=LAUNCHER, **hooked))
+    for rank in ranks:
+        rank.finish()
+        assert "Traceback" not in rank.output, rank.tail
+    assert list(ranks[0].updates) == [1]
+    assert last_saved(ranks[0].log.parent / "out" / "checkpoints") == 1
+
+
+def test_a_process_that_waits_for_one_that_is_gone_ends_in_time(
+    corpus: Path, start: Start, hook: Path
+) -> None:
+    begin = time.monotonic()
+    run = start(
+        corpus,
+        *RUN,
+        *rank_overrides(0, free_port()),
+        program=LAUNCHER,
+        SIGNAL_AT="import:fairseq_cli",
+        PYTHONPATH=with_package(hook),
+        **{stop_request.LIMIT: "1"},
+    )
+    run.finish()
+    assert time.monotonic() - begin < 120  # the rendezvous waits for half an hour
+    assert run.errors.splitlines()[-1].startswith("mae-ast: ended on a signal before the first")
+    assert "Traceback" not in run.output
+
+
+def test_a_process_alone_ends_at_once(corpus: Path, start: Start, hook: Path) -> None:
+    run = start(
+        corpus,
+        *RUN,
+        program=LAUNCHER,
+        SIGNAL_AT="open:train.tsv",
+        PYTHONPATH=with_package(hook),
+    ).finish()
+    assert run.errors.splitlines()[-1].startswith("mae-ast: ended on a signal before the first")
+    assert "Traceback" not in run.output
+    assert not run.updates
+
+
+def with_package(hook: Path) -> str:
+    """``PYTHONPATH`` with a hook, and with the package where it is found by it."""
+    return os.pathsep.join([str(hook), str(PACKAGE.parent)])

@@ -1,0 +1,60 @@
+"""A run resumes with the input statistics that it was trained with, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import mae_ast
+
+from .conftest import write_clips
+
+Train = Callable[..., list[dict[str, str]]]
+RUN = ("dataset.num_workers=0", "dataset.disable_validation=true")
+FIXED = ("model.input_stats=fixed", "model.input_mean=-6", "model.input_std=4")
+
+
+@pytest.fixture(scope="module")
+def few_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("few")
+    write_clips(folder, "train", [1.0, 1.1, 1.2])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "now"),
+    [
+        ("input_mean", "-6.0", "-5.5"),
+        ("input_std", "4.0", "3.0"),
+        ("input_stats", "fixed", "batch"),
+    ],
+)
+def test_other_input_statistics_are_refused(
+    train_here: Train, few_clips: Path, tmp_path: Path, key: str, before: str, now: str
+) -> None:
+    assert len(train_here(few_clips, *RUN, *FIXED, "optimization.max_update=1")) == 1
+    last = tmp_path / "checkpoints" / "checkpoint_last.pt"
+    saved = last.read_bytes()
+    more = (*RUN, *FIXED, "optimization.max_update=2")
+    with pytest.raises(SystemExit) as refusal:
+        train_here(few_clips, *more, f"model.{key}={now}")
+    message = str(refusal.value.code)
+    assert message.startswith("mae-ast: error: ")
+    assert "\n" not in message
+    assert f"checkpoint_last.pt: trained with model.{key}={before}, not {now}" in message
+    assert f"set model.{key}={before}" in message
+    assert last.read_bytes() == saved
+    assert len(train_here(few_clips, *more)) == 1  # with its own it resumes
+
+
+def test_a_run_that_starts_from_weights_has_its_own(
+    train_here: Train, few_clips: Path, tmp_path: Path
+) -> None:
+    train_here(few_clips, *RUN, *FIXED, "optimization.max_update=1")
+    last = tmp_path / "checkpoints" / "checkpoint_last.pt"
+    other = ("checkpoint.save_dir=other", "model.input_mean=-5", "optimization.max_update=1")
+    train_here(few_clips, *RUN, *FIXED, *other, f"checkpoint.finetune_from_model={last}")
+    model = mae_ast.load(tmp_path / "other" / "checkpoint_last.pt")
+    assert model.batch_norm.running_mean.item() == -5
