@@ -92,8 +92,9 @@ def length_by_av(file: AudioFile) -> AudioInfo:
     with audio_seek.started(file) as opened:
         container, stream = opened.stream.container, opened.stream
         promised = Fraction(container.duration or 0, av.time_base)
+        is_of_all = len(container.streams) > 1  # the longest, which may be the video
         if stream.audio.duration is not None:
-            promised = stream.audio.duration * stream.time_base
+            promised, is_of_all = stream.audio.duration * stream.time_base, False
         is_indexed = container.format.name in audio_seek.INDEXED
         # Where it is no index that tells, FFmpeg may have estimated from the bit rate.
         word = "header says" if is_indexed else "expected"
@@ -101,7 +102,10 @@ def length_by_av(file: AudioFile) -> AudioInfo:
         rate = opened.rate
     if header is not None:
         promised, word = Fraction(header.num_frames, header.sample_rate), "header says"
-    return _noted(measure(file) if at_end is None else at_end, rate, promised, word)
+    frames = measure(file) if at_end is None else at_end
+    if is_of_all and promised * rate >= frames:
+        return AudioInfo(frames, rate)
+    return _noted(frames, rate, promised, word)
 
 
 def _noted(frames: int, rate: int, promised: Fraction, word: str = "header says") -> AudioInfo:

@@ -186,6 +186,27 @@ def test_live_recordings_are_measured(tmp_path, suffix, codec, options):
     assert len(read_audio(path)) == num_samples_16k(info.num_frames, 48_000)
 
 
+def test_a_longer_video_is_no_wrong_header(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as output:
+        video = output.add_stream("mpeg4", rate=25)
+        sound = output.add_stream("flac", rate=16_000)
+        video.width = video.height = 64
+        sound.layout = "mono"
+        frame = av.AudioFrame.from_ndarray(TONE.numpy()[None], format="s16", layout="mono")
+        frame.sample_rate = 16_000
+        frame.pts = 0
+        for number in range(150):
+            picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+            picture.pts = number
+            output.mux(video.encode(picture))
+        output.mux(sound.encode(frame))
+        output.mux(sound.encode(None))
+        output.mux(video.encode(None))
+    assert probe_audio(path) == AudioInfo(48_000, 16_000)
+    assert torch.equal(read_audio(path), TONE)
+
+
 @pytest.mark.parametrize(
     "kind",
     ["flac", "wav", "mp3", "ogg", "mkv", "webm"],
