@@ -23,6 +23,7 @@ from mae_ast.core.audio_file import AudioError, AudioFile, warn_once
 from mae_ast.core.audio_headers import wav_goes_on
 from mae_ast.core.downmix import Downmix
 
+_LONGEST_GAP_S = 3_600  # seconds between timestamps; more is damage
 _BATCH = 2**16  # frames that are averaged over channels at a time
 Frame = tuple[av.AudioFrame, Fraction]  # a frame, and the seconds of damage before it
 Located = tuple[int, list[np.ndarray]]  # a block's place in the file; (L,) float32 per channel
@@ -200,12 +201,13 @@ def locate(
     """
     kind, convert = None, av.AudioResampler(format="fltp", rate=rate)
     tolerance = 0 if clock is None else clock.tolerance
+    longest_gap = _LONGEST_GAP_S * rate
     for frame, lost in frames:
         if lost:
             at += round(lost * rate)
         if clock is not None and frame.pts is not None:
             stamped = clock.position(frame.pts)
-            if stamped > at + tolerance:
+            if tolerance < stamped - at < longest_gap:
                 at = stamped
         if frame.sample_rate == rate and at + frame.samples <= keep_from:
             at += frame.samples

@@ -144,6 +144,8 @@ def ogg_links(file: AudioFile) -> list[AudioFile]:
             if is_begin and not was_begin:  # streams that run side by side begin one by one
                 begins.append(place + page.start())
             was_begin = is_begin
+    if len(begins) < 2:  # such as one that begins in the middle of a stream
+        return []
     return [
         file.section(begin, end - begin)
         for begin, end in zip(begins, [*begins[1:], file.size], strict=True)

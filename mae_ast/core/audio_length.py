@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -63,12 +64,13 @@ def length_by_soundfile(file: AudioFile) -> AudioInfo:
 def lengths_of_links(file: AudioFile) -> list[tuple[AudioFile, AudioInfo]]:
     """Return the files that a chained Ogg file was joined of, and their lengths; empty: it is one.
 
-    Raises:
-        AudioError, UndecodableError, av.FFmpegError: as :func:`length_by_av`.
+    Those that cannot be read, such as the cut beginning of a last one, are skipped.
     """
-    if file.content.name != "Ogg":
-        return []
-    return [(link, length_by_av(link)) for link in ogg_links(file)]
+    lengths = []
+    for link in ogg_links(file) if file.content.name == "Ogg" else []:
+        with suppress(AudioError, UndecodableError, av.FFmpegError):
+            lengths.append((link, length_by_av(link)))
+    return lengths
 
 
 def length_by_av(file: AudioFile) -> AudioInfo:

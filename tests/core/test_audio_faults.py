@@ -151,6 +151,16 @@ def test_ogg_files_of_one_serial_number_are_told_apart(tmp_path):
     assert len(read_audio(path)) == 96_000
 
 
+def test_an_ogg_file_without_its_beginning_or_whole_end_is_read(tmp_path):
+    path = joined(tmp_path, ".ogg", "VORBIS", (16_000, 1), (16_000, 1))
+    content, first = path.read_bytes(), (tmp_path / "0.ogg").read_bytes()
+    path.write_bytes(content[: len(first) + 200])  # of the second link, a part of its headers
+    assert torch.equal(read_audio(path), read_audio(tmp_path / "0.ogg"))
+    path.write_bytes(first[first.index(b"OggS", 5_000) :])
+    with pytest.raises(AudioError, match="its content is Ogg"):  # Vorbis begins with its tables
+        read_audio(path)
+
+
 @pytest.mark.parametrize("kinds", [((16_000, 1), (16_000, 1)), ((16_000, 1), (48_000, 2))])
 def test_concatenated_mp3_is_read_to_its_end(tmp_path, kinds):
     path = joined(tmp_path, ".mp3", "MPEG_LAYER_III", *kinds)
