@@ -9,12 +9,14 @@ from fractions import Fraction
 import av
 import soundfile
 
-from mae_ast.core import audio_seek, audio_soundfile
+from mae_ast.core import audio_av, audio_seek, audio_soundfile
 from mae_ast.core.audio_file import AudioError, AudioFile, UndecodableError
 from mae_ast.core.audio_flac import flac_is_joined, flac_length
 from mae_ast.core.audio_headers import mp3_header, ogg_links, wav_goes_on
 
 _NEAR_END_S = 1  # seconds before the header's end that decoding begins at, to see where it ends
+# FFmpeg's names of streams without a container, whose packets have exact durations.
+_RAW = ("mp3", "aac")
 _SLACK_S = 0.1  # seconds that a header may be off: encoder padding, milliseconds, other tracks
 
 
@@ -84,30 +86,39 @@ def length_by_av(file: AudioFile) -> AudioInfo:
     """
     links = lengths_of_links(file)
     if links:
-        first = links[0][1]
-        seconds = sum(Fraction(link.num_frames, link.sample_rate) for _, link in links)
-        frames = round(seconds * first.sample_rate)
-        return _noted(frames, first.sample_rate, Fraction(first.num_frames, first.sample_rate))
+        return _length_of_links([info for _, info in links])
     header = mp3_header(file) if file.content.name == "MPEG audio" else None
     if header is not None and header.is_right:
         return AudioInfo(header.num_frames, header.sample_rate)
     with audio_seek.started(file) as opened:
-        container, stream = opened.stream.container, opened.stream
-        promised = Fraction(container.duration or 0, av.time_base)
-        is_of_all = len(container.streams) > 1  # the longest, which may be the video
-        if stream.audio.duration is not None:
-            promised, is_of_all = stream.audio.duration * stream.time_base, False
-        is_indexed = container.format.name in audio_seek.INDEXED
-        # Where it is no index that tells, FFmpeg may have estimated from the bit rate.
-        word = "header says" if is_indexed else "expected"
-        at_end = audio_seek.end_after(opened, promised - _NEAR_END_S) if is_indexed else None
-        rate = opened.rate
+        name, rate = opened.stream.container.format.name, opened.rate
+        promised, is_of_all = _promised(opened.stream)
+        has_header = name in audio_seek.INDEXED
+        frames = audio_seek.end_after(opened, promised - _NEAR_END_S) if has_header else None
     if header is not None:
-        promised, word = Fraction(header.num_frames, header.sample_rate), "header says"
-    frames = measure(file) if at_end is None else at_end
+        promised, has_header = Fraction(header.num_frames, header.sample_rate), True
+    elif frames is None and name in _RAW:
+        frames = _duration_of_packets(file, rate)
+    if frames is None:
+        frames = measure(file)
     if is_of_all and promised * rate >= frames:
         return AudioInfo(frames, rate)
-    return _noted(frames, rate, promised, word)
+    # Without a header, FFmpeg may have estimated from the bit rate.
+    return _noted(frames, rate, promised, "header says" if has_header else "expected")
+
+
+def _length_of_links(links: list[AudioInfo]) -> AudioInfo:
+    rate = links[0].sample_rate
+    frames = round(sum(Fraction(link.num_frames, link.sample_rate) for link in links) * rate)
+    return _noted(frames, rate, Fraction(links[0].num_frames, rate))
+
+
+def _promised(stream: audio_av.Stream) -> tuple[Fraction, bool]:
+    """Return the length by FFmpeg, in seconds, and whether it is that of the longest stream."""
+    if stream.audio.duration is not None:
+        return stream.audio.duration * stream.time_base, False
+    duration = Fraction(stream.container.duration or 0, av.time_base)
+    return duration, len(stream.container.streams) > 1
 
 
 def _noted(frames: int, rate: int, promised: Fraction, word: str = "header says") -> AudioInfo:
@@ -116,6 +127,14 @@ def _noted(frames: int, rate: int, promised: Fraction, word: str = "header says"
         return AudioInfo(frames, rate)
     said = f"{word} {float(promised):.3f} s" if promised > 0 else "no length in its header"
     return AudioInfo(frames, rate, f"{said}, {seconds:.3f} s decode")
+
+
+def _duration_of_packets(file: AudioFile, rate: int) -> int | None:
+    """Add up the durations of packets, without decoding; ``None``: some have none."""
+    with audio_av.opened(file) as stream:
+        durations = [packet.duration for packet in stream.demux() if packet.size]
+        seconds = sum(filter(None, durations)) * stream.time_base
+        return round(seconds * rate) if all(durations) else None
 
 
 def measure(file: AudioFile) -> int:

@@ -196,6 +196,22 @@ def test_live_recordings_are_measured(tmp_path, suffix, codec, options):
     assert len(read_audio(path)) == num_samples_16k(info.num_frames, 48_000)
 
 
+@pytest.mark.parametrize("name", ["vbr_without_xing_20s.mp3", "raw_vbr_24s.aac"])
+def test_raw_streams_are_measured_without_decoding_them(name, monkeypatch):
+    decoded = []
+    frames = audio_av.Stream.frames
+
+    def counting(stream):
+        for frame in frames(stream):
+            decoded.append(frame[0].samples)
+            yield frame
+
+    monkeypatch.setattr(audio_av.Stream, "frames", counting)
+    info = probe_audio(DATA / name)
+    assert sum(decoded) < info.num_frames / 50
+    assert len(read_audio(DATA / name)) == num_samples_16k(info.num_frames, info.sample_rate)
+
+
 def test_a_longer_video_is_no_wrong_header(tmp_path):
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as output:
