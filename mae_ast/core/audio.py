@@ -27,6 +27,7 @@ from mae_ast.core.resample import SAMPLE_RATE, Part, resample_to_16k, to_pcm16
 from mae_ast.core.retry import may_pass, retried
 
 __all__ = [
+    "MAX_PEAK",
     "SAMPLE_RATE",
     "SOUNDFILE_SUFFIXES",
     "SOURCE_RATES",
@@ -42,6 +43,7 @@ __all__ = [
     "to_pcm16",
 ]
 
+MAX_PEAK = 2.0  # of float samples: beyond are integers that were cast to float
 SOURCE_RATES = (1_000, 768_000)  # Hz, lowest and highest that a file may have
 
 SOUNDFILE_SUFFIXES = frozenset(
@@ -265,7 +267,7 @@ def _checked(blocks: Iterable[Tensor], file: AudioFile, is_float: bool) -> Itera
             peak = float(block.abs().max())
             if not np.isfinite(peak):
                 raise AudioError(f"{file.path}: holds values that are not finite (NaN or infinity)")
-            if is_float and peak > 2:
+            if is_float and peak > MAX_PEAK:
                 raise AudioError(f"{file.path}: {_out_of_range(peak)}")
         yield block
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mae_ast.core.audio import (
+    MAX_PEAK,
     SAMPLE_RATE,
     SOURCE_RATES,
     AudioError,
@@ -38,7 +39,6 @@ Waveform = Tensor | np.ndarray | str | os.PathLike[str] | Mapping[str, Any] | De
 WAVEFORM_HELP = (
     "a path, (samples,) int16 or float in [-1, 1], or {'array': ..., 'sampling_rate': ...} is"
 )
-MAX_PEAK = 2.0  # of float samples: beyond are integers that were cast to float
 
 
 def is_one_recording(waveforms: object) -> bool:
@@ -57,7 +57,7 @@ def path_of(item: Waveform) -> str | None:
 
 
 def read_recording(item: Waveform, sample_rate: object, name: str) -> Tensor:
-    """Read a recording as (L,) at 16 kHz, int16 or float32.
+    """Read a recording as (L,) at 16 kHz, int16 or float32 in [-1, 1].
 
     Args:
         item: the recording. Several channels are averaged, except in an array.
@@ -122,7 +122,8 @@ def _from_array(array: Any, sample_rate: object, name: str) -> Tensor:
     if rate != SAMPLE_RATE:
         samples = samples.float() / 32768 if samples.dtype == torch.int16 else samples
         samples = resample_to_16k(samples, rate)
-    return samples
+    # Files are read to 16 bits, which clips: what is beyond full scale is clipped here, too.
+    return samples if samples.dtype == torch.int16 else samples.clamp(-1, 1)
 
 
 def _checked_rate(value: Any, name: str) -> int:
