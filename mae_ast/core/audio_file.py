@@ -98,7 +98,7 @@ _PATTERNS = tuple(
     for kinds in (_BY_SOUNDFILE, _BY_FFMPEG)
     for name, magic in kinds.items()
 )
-_UNKNOWN = Content("", False)
+_UNKNOWN = Content("", True)  # libsndfile takes fewer strange files for audio than FFmpeg does
 
 
 def recognise(head: bytes) -> Content:
