@@ -143,7 +143,9 @@ def _start_of_first_rank(cfg: Any, trainer: Any, key: str) -> Start | None:
     """Return :func:`find_start` of the first rank on all of them."""
 
     def found() -> bytes:
-        start = _same_run(find_start(cfg), cfg, trainer)
+        start = find_start(cfg)
+        if start is not None and start.source is None:
+            assert_same_statistics(start.path, trainer.cfg.model)
         return json.dumps(None if start is None else dataclasses.asdict(start)).encode()
 
     fields = json.loads(ranks.from_first(key, found))
@@ -176,12 +178,6 @@ def _from_start(load: Callable[..., Any]) -> Callable[..., Any]:
             return load(cfg, trainer, *args, **kwargs)
 
     return wrapper
-
-
-def _same_run(start: Start | None, cfg: Any, trainer: Any) -> Start | None:
-    if start is not None and start.source is None and not cfg.reset_optimizer:
-        assert_same_statistics(start.path, trainer.cfg.model)
-    return start
 
 
 @contextmanager

@@ -45,6 +45,8 @@ def test_other_input_statistics_are_refused(
     assert "\n" not in message
     assert f"checkpoint_last.pt: trained with model.{key}={before}, not {now}" in message
     assert f"set model.{key}={before}" in message
+    with pytest.raises(SystemExit, match=f"trained with model.{key}={before}"):
+        train_here(few_clips, *more, f"model.{key}={now}", "checkpoint.reset_optimizer=true")
     assert last.read_bytes() == saved
     assert len(train_here(few_clips, *more)) == 1  # with its own it resumes
 
