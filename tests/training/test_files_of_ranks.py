@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +19,9 @@ from .conftest import (
     Start,
     Training,
     sound,
-    start_ranks,
     write_manifest,
 )
+from .ranks import free_port, start_ranks
 from .test_bad_files import garbage_rows, good_rows
 from .test_dataset import task_with
 
@@ -122,9 +121,7 @@ print(load(data, "valid").sizes.tolist())
 
 def load_in_two(*folders: Path) -> list[str]:
     """The last line that each process prints."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", LOAD, str(rank), str(port), str(folder)],
