@@ -35,7 +35,7 @@ from mae_ast.errors import user_errors
 from mae_ast.fetch.registry import RELEASED
 from mae_ast.resume_guard import assert_same_statistics
 
-_STATISTICS = ("running_mean", "running_var")
+_STATISTICS = {"input_mean": "running_mean", "input_std": "running_var"}
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,9 @@ def _start_of_first_rank(cfg: Any, trainer: Any, key: str) -> Start | None:
     """Return :func:`find_start` of the first rank on all of them."""
 
     def found() -> bytes:
-        start = _same_run(find_start(cfg), cfg, trainer)
+        start = find_start(cfg)
+        if start is not None and start.source is None:
+            assert_same_statistics(start.path, trainer.cfg.model)
         return json.dumps(None if start is None else dataclasses.asdict(start)).encode()
 
     fields = json.loads(ranks.from_first(key, found))
@@ -172,16 +174,10 @@ def _from_start(load: Callable[..., Any]) -> Callable[..., Any]:
                 during.enter_context(_all_see({last: False, start.path: True}))
                 during.enter_context(_set(cfg, {"finetune_from_model": start.path}))
                 during.enter_context(_reading_with(_weights_for(model)))
-                during.enter_context(_own_statistics(model, start.source))
+                during.enter_context(_own_statistics(model, trainer.cfg.model, start.source))
             return load(cfg, trainer, *args, **kwargs)
 
     return wrapper
-
-
-def _same_run(start: Start | None, cfg: Any, trainer: Any) -> Start | None:
-    if start is not None and start.source is None and not cfg.reset_optimizer:
-        assert_same_statistics(start.path, trainer.cfg.model)
-    return start
 
 
 @contextmanager
@@ -259,19 +255,24 @@ def _only_weights(weights: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _own_statistics(model: Any, source: str) -> Iterator[None]:
-    """Loading weights leaves fixed input statistics as pretraining's settings have them."""
-    norm = getattr(model, "batch_norm", None)  # of a classifier, statistics come with the weights
-    if norm is None or norm.update:
-        yield
-        return
-    own = {name: value.clone() for name, value in norm.named_buffers()}
+def _own_statistics(model: Any, settings: Any, source: str) -> Iterator[None]:
+    """Loading weights leaves input statistics as this run's settings have them.
+
+    A pretraining's settings have them where they are fixed, a classifier's where they are set.
+    """
+    if hasattr(model, "batch_norm"):
+        norm = model.batch_norm
+        keys = () if norm.update else tuple(_STATISTICS)
+    else:
+        norm = model.encoder.batch_norm
+        keys = tuple(key for key in _STATISTICS if settings[key] is not None)
+    own = {_STATISTICS[key]: getattr(norm, _STATISTICS[key]).clone() for key in keys}
     yield
-    theirs = dict(norm.named_buffers())
-    if any(not torch.equal(own[name], theirs[name]) for name in _STATISTICS):
+    theirs = {name: getattr(norm, name).clone() for name in _STATISTICS.values()}
+    norm.load_state_dict(own, strict=False)
+    if any(not torch.equal(value, theirs[name]) for name, value in own.items()):
         logger.info(
             "input statistics are this run's (mean %g, std %g), not those of %s (%g, %g)",
-            *(own["running_mean"].item(), own["running_var"].sqrt().item(), source),
+            *(norm.running_mean.item(), norm.running_var.sqrt().item(), source),
             *(theirs["running_mean"].item(), theirs["running_var"].sqrt().item()),
         )
-    norm.load_state_dict(own)

@@ -162,18 +162,25 @@ def _on_all_ranks(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
     numbers = itertools.count()
 
     def wrapper(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
-        saved, problem = None, ""
+        saved, problem = None, None
         try:
             saved = save_checkpoint(cfg, trainer, *args, **kwargs)
         except SavingError as error:
-            problem = str(error)
-        if not cfg.no_save:
-            key = f"mae_ast/saved/{next(numbers)}"
-            problem = ranks.from_first(key, problem.encode).decode() or problem
-        if problem:
+            problem = error
+
+        def report() -> bytes:
+            if problem is not None:
+                raise problem
+            return b""
+
+        try:
+            if not cfg.no_save:
+                ranks.from_first(f"mae_ast/saved/{next(numbers)}", report)
+            report()
+        except (SavingError, ValueError) as error:
             raise SystemExit(
-                f"mae-ast: error: ended at update {trainer.get_num_updates()}: {problem}"
-            )
+                f"mae-ast: error: ended at update {trainer.get_num_updates()}: {error}"
+            ) from None
         if saved is not None:
             _note(Path(cfg.save_dir), trainer.get_num_updates())
         return saved

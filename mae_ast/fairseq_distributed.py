@@ -94,9 +94,13 @@ def _broadcast(obj: Any, src_rank: int, group: Any, dist_device: torch.device) -
 def _launched(call_main: Callable[..., None]) -> Callable[..., None]:
     @wraps(call_main)
     def wrapper(cfg: Any, main: Callable[..., None], **kwargs: Any) -> None:
-        if cfg.distributed_training.distributed_world_size == 1:
+        training = cfg.distributed_training
+        utils.infer_init_method(
+            training
+        )  # as fairseq does next: torchrun or SLURM may have spawned
+        if training.distributed_world_size == 1:
             stop_request.trains_alone()
-        elif not cfg.distributed_training.distributed_no_spawn:
+        elif not training.distributed_no_spawn:
             stop_request.launches()
         try:
             call_main(cfg, main, **kwargs)

@@ -40,7 +40,10 @@ def from_first(key: str, compute: Callable[[], bytes]) -> bytes:
     if distributed.get_rank() == 0:
         store.set(key, _outcome(compute))  # type: ignore[arg-type]  # bytes will do
     store.wait([key], _PATIENCE)
-    return _value(store.get(key))
+    outcome = bytes(store.get(key))
+    if outcome.startswith(_ERROR):
+        _leave_together(store, key)
+    return _value(outcome)
 
 
 def agree(key: str, what: str, compute: Callable[[], bytes]) -> None:
@@ -66,7 +69,7 @@ def agree(key: str, what: str, compute: Callable[[], bytes]) -> None:
     outcomes = [bytes(outcome) for outcome in store.multi_get(keys)]
     if len(set(outcomes)) == 1 and own.startswith(_VALUE):
         return
-    _leave_together(store, [f"{each}/left" for each in keys], rank)
+    _leave_together(store, key)
     _value(own)
     failed = [each for each, outcome in enumerate(outcomes) if outcome.startswith(_ERROR)]
     if failed:
@@ -78,8 +81,10 @@ def agree(key: str, what: str, compute: Callable[[], bytes]) -> None:
     )
 
 
-def _leave_together(store: Store, keys: list[str], rank: int) -> None:
+def _leave_together(store: Store, key: str) -> None:
     """Keep the store, which the first process has, until all know why they end."""
+    rank = distributed.get_rank()
+    keys = [f"{key}/left/{each}" for each in range(distributed.get_world_size())]
     store.set(keys[rank], "")
     if rank == 0:
         with suppress(RuntimeError):  # one is gone

@@ -60,13 +60,21 @@ class InputNorm(nn.Module):
     def _track(self, x: Tensor, num_frames: Tensor | None) -> tuple[Tensor, Tensor]:
         count, mean, var = _statistics(x, num_frames)
         unbiased = var * count / (count - 1).clamp(min=1)
-        for count_of, mean_of, var_of in _of_all_ranks(torch.stack([count, mean, unbiased])):
-            momentum = MOMENTUM * (count_of > 0)  # an empty batch changes nothing
-            self.running_mean.lerp_(mean_of.reshape(1), momentum)
-            self.running_var.lerp_(var_of.reshape(1), momentum)
-            self.num_batches_tracked += count_of > 0
+        counts, means, variances = _of_all_ranks(torch.stack([count, mean, unbiased])).unbind(1)
+        self._move_to(counts, means, variances)
         is_empty = count == 0
         return mean.where(~is_empty, self.running_mean), var.where(~is_empty, self.running_var)
+
+    def _move_to(self, counts: Tensor, means: Tensor, variances: Tensor) -> None:
+        """Move the running statistics to those of each batch (N,) in turn, all at once."""
+        weights = MOMENTUM * (counts > 0)  # an empty batch changes nothing
+        kept = (1 - weights).flip(0).cumprod(0).flip(0)  # after a batch and those that follow it
+        weights = weights * torch.cat([kept[1:], kept.new_ones(1)])
+        total = weights.sum()
+        weights = weights / total.clamp(min=torch.finfo(total.dtype).tiny)
+        self.running_mean.lerp_((weights * means).sum(), total)
+        self.running_var.lerp_((weights * variances).sum(), total)
+        self.num_batches_tracked += (counts > 0).sum()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InputNorm:
         """Move to a device, but stay in float32 when the model around is made half precision."""

@@ -55,6 +55,7 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.manifest = manifest
+        self.split = manifest.path.stem  # a task that names it otherwise says so
         self.seed = seed
         self.shuffle = shuffle
         self.random_crop = random_crop
@@ -102,11 +103,6 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
     def epoch(self) -> int:
         """Of training; 0 in validation."""
         return int(self._epoch)
-
-    @property
-    def split(self) -> str:
-        """Name of the manifest without its suffix."""
-        return self.manifest.path.stem
 
     def read_part(self, index: int, generator: torch.Generator) -> Tensor | BadFile:
         """Read the part (L,) int16 of a clip that is used this time.

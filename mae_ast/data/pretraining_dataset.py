@@ -97,11 +97,3 @@ def net_input(sample: dict[str, Any]) -> dict[str, Any]:
     if arguments["source"].dtype == torch.int32:
         arguments["source"] = arguments["source"].view(torch.float32)
     return arguments
-
-
-def without_frames(sample: dict[str, Any]) -> dict[str, Any]:
-    """Copy a batch of fairseq's, with no frame of it valid."""
-    arguments = sample["net_input"]
-    source = arguments["source"]
-    lengths = torch.zeros(len(source), dtype=torch.int64, device=source.device)
-    return {**sample, "net_input": {**arguments, "lengths": lengths}}

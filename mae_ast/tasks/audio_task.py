@@ -119,6 +119,7 @@ class AudioTask(InterruptibleTask):
         def load() -> bytes:
             manifest = self._manifest(split, key)
             dataset = self.datasets[split] = self.make_dataset(split, manifest)
+            dataset.split = split
             digest = hashlib.sha256(manifest.digest())
             digest.update(dataset.rows.tobytes())
             digest.update(dataset.sizes.tobytes())
@@ -209,15 +210,13 @@ class AudioTask(InterruptibleTask):
         **kwargs: Any,
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
         """fairseq's; adds the numbers of bad files and of files read to the logged values."""
-        if not ignore_grad:  # else it is another batch again, to keep the processes in step
-            self._tally(sample.get("files"))
+        self._tally(sample["files"])
         loss, sample_size, logging_output = super().train_step(
             sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs
         )
         # Once an update, which adds up what is logged in all its batches.
         counts_now = update_num != self._tallied_update
         self._tallied_update = update_num
-        logging_output["num_tallies"] = float(counts_now)
         for split, dataset in self.datasets.items():
             num_bad, num_read = dataset.bad_files.counts() if counts_now else (0, 0)
             logging_output[f"num_bad_{split}"] = float(num_bad)
@@ -228,9 +227,7 @@ class AudioTask(InterruptibleTask):
         self, sample: dict[str, Any], model: Any, criterion: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
         """fairseq's; tallies the files of the batch."""
-        files = sample.get("files")
-        if files is not None and files.split != self.cfg.train_subset:  # else as above
-            self._tally(files)
+        self._tally(sample["files"])
         result: tuple[torch.Tensor, int, dict[str, Any]] = super().valid_step(
             sample, model, criterion, **kwargs
         )
@@ -274,9 +271,8 @@ class AudioTask(InterruptibleTask):
         self.audio_seconds = state["audio_seconds"]
         early_stopping.restore(state.get("early_stopping", {}))
 
-    def _tally(self, files: Optional[FilesRead]) -> None:  # noqa: UP045
-        if files is not None:  # batches that are made up have none
-            self.datasets[files.split].bad_files.add(files)
+    def _tally(self, files: FilesRead) -> None:
+        self.datasets[files.split].bad_files.add(files)
 
     def _judge_bad_files(self, logging_outputs: Sequence[dict[str, Any]]) -> None:
         """Decide from the sums over all processes, which are the same on each of them."""
@@ -284,8 +280,6 @@ class AudioTask(InterruptibleTask):
         def total(key: str) -> int:
             return round(sum(float(log.get(key, 0)) for log in logging_outputs))
 
-        if total("num_tallies") != ranks.num_ranks():
-            return  # a process had no batch left; there is a next step
         for split, dataset in self.datasets.items():
             numbers = total(f"num_bad_{split}"), total(f"num_read_{split}"), dataset.num_used
             self._problem = self._problem or dataset.bad_files.problem(*numbers)

@@ -18,7 +18,7 @@ from mae_ast.core.batch import Clip, Collater
 from mae_ast.core.manifest import Manifest
 from mae_ast.core.masking import MaskIds
 from mae_ast.core.reconstruct import Reconstruction, reconstruct
-from mae_ast.data.pretraining_dataset import PretrainingDataset, without_frames
+from mae_ast.data.pretraining_dataset import PretrainingDataset
 from mae_ast.errors import user_errors
 from mae_ast.pictures import reconstruction_figure, to_array
 from mae_ast.tasks.audio_task import AudioTask, AudioTaskConfig, absolute
@@ -127,26 +127,6 @@ class MaeAstPretrainingTask(AudioTask):
             max_keep_samples=self.cfg.max_keep_size,
             max_samples=self.cfg.max_sample_size,
             max_bad_fraction=self.cfg.max_bad_fraction,
-        )
-
-    def train_step(
-        self,
-        sample: dict[str, Any],
-        model: Any,
-        criterion: Any,
-        optimizer: Any,
-        update_num: int,
-        ignore_grad: bool = False,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, int, dict[str, Any]]:
-        """Make fairseq's step, without the input statistics of a batch whose gradient is ignored.
-
-        Such a batch stands in where a rank has run out of clips.
-        """
-        if ignore_grad:
-            sample = without_frames(sample)
-        return super().train_step(
-            sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs
         )
 
     def post_validate(self, model: Any, stats: dict[str, Any], agg: Any) -> None:

@@ -113,26 +113,40 @@ def test_an_empty_batch_is_not_counted():
     assert norm.num_batches_tracked == 0
 
 
-def test_every_rank_tracks_what_one_process_tracks_of_all_batches(monkeypatch):
-    """Three ranks, the second of which has run out of clips."""
-    batches = [(spectrograms(2, 20, 128) + shift, n) for shift, n in ((0, 20), (3, 0), (6, 11))]
-    batches = [(x, torch.full((2,), n)) for x, n in batches]
+@pytest.mark.parametrize("count", [3, 64])
+def test_every_rank_tracks_what_one_process_tracks_of_all_batches(monkeypatch, count):
+    """Every third rank has run out of clips."""
+    frames = [(20, 0, 11)[n % 3] for n in range(count)]
+    batches = [
+        (spectrograms(2, 20, 128) + n % 7, torch.full((2,), frames[n])) for n in range(count)
+    ]
     gathered = []
     monkeypatch.setattr(input_norm, "_of_all_ranks", lambda row: gathered.append(row) or row[None])
-    expected = [InputNorm()(*batch) for batch in batches]
+    alone = InputNorm()
+    expected = [alone(*batch) for batch in batches]
 
     monkeypatch.setattr(input_norm, "_of_all_ranks", lambda row: torch.stack(gathered))
-    alone, ranks = InputNorm(), [InputNorm() for _ in batches]
-    for rank, batch, own in zip(ranks, batches, expected, strict=True):
+    for batch, own in zip(batches, expected, strict=True):
+        rank = InputNorm()
         normalised = rank(*batch)
         if batch[1][0]:  # by its own statistics
             assert torch.equal(normalised, own)
-    monkeypatch.undo()
-    for batch in batches:
-        alone(*batch)
-    for rank in ranks:
-        for name, value in alone.named_buffers():
-            assert torch.equal(dict(rank.named_buffers())[name], value), name
+        assert_close(rank.running_mean, alone.running_mean, rtol=1e-6, atol=0)
+        assert_close(rank.running_var, alone.running_var, rtol=1e-6, atol=0)
+        assert rank.num_batches_tracked == alone.num_batches_tracked
+
+
+def test_a_step_of_many_ranks_takes_as_many_operations_as_one_of_two(monkeypatch):
+    """On a GPU each would be a kernel to launch, in every training step."""
+
+    def num_operations(count: int) -> int:
+        monkeypatch.setattr(input_norm, "_of_all_ranks", lambda row: row.expand(count, -1))
+        norm, x = InputNorm(), spectrograms(1, 20, 128)
+        with torch.autograd.profiler.profile() as profile:
+            norm(x)
+        return len(profile.function_events)
+
+    assert num_operations(64) == num_operations(2)
 
 
 @pytest.mark.parametrize("change", [nn.Module.half, nn.Module.bfloat16, nn.Module.double])

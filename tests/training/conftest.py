@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -284,27 +283,6 @@ def start_for_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """For trainings that several tests of a file look at."""
     with starting(tmp_path_factory.mktemp("trainings")) as start:
         yield start
-
-
-def start_ranks(start: Start, data: Sequence[Path], *overrides: str, out: str) -> list[Training]:
-    """Start one process for each folder of manifests, which train together (gloo, on the CPU)."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    return [
-        start(
-            folder,
-            f"distributed_training.distributed_world_size={len(data)}",
-            f"distributed_training.distributed_rank={rank}",
-            "distributed_training.distributed_no_spawn=true",
-            f"distributed_training.distributed_init_method=tcp://localhost:{port}",
-            "distributed_training.distributed_backend=gloo",
-            "distributed_training.ddp_backend=legacy_ddp",
-            *overrides,
-            out=f"{out}_{rank}",
-        )
-        for rank, folder in enumerate(data)
-    ]
 
 
 # --- without a process --------------------------------------------------------------------------

@@ -27,24 +27,32 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def two_processes(
+def start_ranks(
     start: Start,
-    corpus: Path,
-    out: str,
+    data: Path | Sequence[Path],
     *overrides: str,
+    out: str,
     program: Sequence[str] = LAUNCHER,
-    **environment: str,
 ) -> list[Training]:
-    """One command for each rank, both at once, of a run in the folder ``out``."""
+    """Start one command for each of two ranks.
+
+    Args:
+        start: of a training.
+        data: folder of manifests; several: one for each rank, which then has its own folder
+            ``{out}_{rank}``, too.
+        overrides: of both.
+        out: folder of the run.
+        program: of each rank.
+    """
     port = free_port()
+    own = not isinstance(data, Path)
     return [
         start(
-            corpus,
+            data[rank] if own else data,
             *overrides,
             *rank_overrides(rank, port),
-            out=out,
+            out=f"{out}_{rank}" if own else out,
             program=program,
-            **environment,
         )
         for rank in range(2)
     ]

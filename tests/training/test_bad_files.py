@@ -194,3 +194,13 @@ def test_a_file_that_was_bad_is_tried_again_and_logged_once(
     assert found == [([0, 2], [1], (1, 3))] * 2 + [([0, 1, 2], [], (0, 3))] * 2
     logged = [r.getMessage() for r in caplog.records if "skipping bad file" in r.getMessage()]
     assert logged == [f"skipping bad file: {path}: no such audio file ({tmp_path / 'train.tsv'}:3)"]
+
+
+def test_files_of_a_split_in_a_folder_of_its_own_are_counted(tmp_path: Path) -> None:
+    """As in ``dataset.valid_subset=clean/valid``."""
+    (tmp_path / "clean").mkdir()
+    write_manifest(tmp_path / "clean" / "valid.tsv", garbage_rows(tmp_path / "clean", 2))
+    task = task_with(tmp_path, "clean/valid", seed=1)
+    data = task.dataset("clean/valid")
+    task._tally(data.collater([data[0]])["files"])
+    assert data.bad_files.counts() == (1, 1)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fairseq.dataclass.configs import DistributedTrainingConfig
 from fairseq.distributed import utils
 from omegaconf import OmegaConf
 from tensorboardX import SummaryWriter
@@ -34,6 +36,10 @@ def settings(*overrides: str) -> Any:
     return OmegaConf.merge(defaults, OmegaConf.from_dotlist(list(overrides)))
 
 
+SLURM = {
+    "SLURM_JOB_NODELIST": "host1",
+    **{"SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"},
+}
 TWO = "distributed_training.distributed_world_size=2"
 ON_CPU = tuple(each for each in rank_overrides(0, 1234) if "rank=" not in each)
 
@@ -116,11 +122,41 @@ def test_a_process_that_was_spawned_ends_its_launcher_without_a_traceback(
     def ended(cfg: Any, main: Any) -> None:
         raise ProcessExitedException("text", 3, 4, 5, signal_name)
 
+    told = "distributed_training.distributed_init_method=tcp://host:1"
     monkeypatch.setattr(stop_request, "is_requested", lambda: True)
     with pytest.raises(SystemExit) as end:
-        fairseq_distributed._launched(ended)(settings(TWO), lambda: None)
+        fairseq_distributed._launched(ended)(settings(TWO, told), lambda: None)
     code = end.value.code
     assert (code == 0) if status == 0 else str(code).startswith("mae-ast: error: process 3 of")
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "launches"),
+        (dict.fromkeys(("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK"), "2"), None),
+        ({**SLURM, "SLURM_NTASKS_PER_NODE": "2"}, None),
+        ({**SLURM, "SLURM_NTASKS_PER_NODE": "1"}, "launches"),
+    ],
+)
+def test_only_a_process_that_spawns_others_waits_for_them_without_a_limit(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: str | None
+) -> None:
+    """One that torchrun or SLURM started trains itself, and may wait for one that is gone."""
+    said = []
+    for name in ("launches", "trains_alone"):
+        monkeypatch.setattr(stop_request, name, lambda name=name: said.append(name))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(subprocess, "check_output", lambda _: b"host1")
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    cfg = settings(TWO)
+    cfg.distributed_training = OmegaConf.merge(
+        OmegaConf.structured(DistributedTrainingConfig), cfg.distributed_training
+    )
+    fairseq_distributed._launched(lambda *_: None)(cfg, lambda: None)
+    assert said == ([] if expected is None else [expected])
 
 
 def test_processes_that_are_spawned_import_the_patch_by_its_name() -> None:

@@ -13,7 +13,8 @@ import mae_ast
 from mae_ast import convert
 from mae_ast.pretrained import load_masked
 
-from .conftest import Start, start_ranks, write_clips
+from .conftest import Start, write_clips
+from .ranks import start_ranks
 
 Train = Callable[..., list[dict[str, str]]]
 

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 import mae_ast
 
+from .classification import finetune_here, write_corpus, write_pretrained
 from .conftest import write_clips
 
 Train = Callable[..., list[dict[str, str]]]
@@ -45,6 +47,8 @@ def test_other_input_statistics_are_refused(
     assert "\n" not in message
     assert f"checkpoint_last.pt: trained with model.{key}={before}, not {now}" in message
     assert f"set model.{key}={before}" in message
+    with pytest.raises(SystemExit, match=f"trained with model.{key}={before}"):
+        train_here(few_clips, *more, f"model.{key}={now}", "checkpoint.reset_optimizer=true")
     assert last.read_bytes() == saved
     assert len(train_here(few_clips, *more)) == 1  # with its own it resumes
 
@@ -58,3 +62,19 @@ def test_a_run_that_starts_from_weights_has_its_own(
     train_here(few_clips, *RUN, *FIXED, *other, f"checkpoint.finetune_from_model={last}")
     model = mae_ast.load(tmp_path / "other" / "checkpoint_last.pt")
     assert model.batch_norm.running_mean.item() == -5
+
+
+@pytest.mark.parametrize("given", [(), ("model.input_mean=-5",)])
+def test_a_fine_tuning_that_starts_from_weights_has_what_its_settings_say(
+    train_here: Train, caplog: pytest.LogCaptureFixture, tmp_path: Path, given: tuple[str, ...]
+) -> None:
+    """And the statistics of the weights where they say nothing."""
+    data, pretrained = write_corpus(tmp_path / "data"), write_pretrained(tmp_path / "tiny.pt")
+    run = (f"model.checkpoint={pretrained}", "optimization.max_update=1")
+    finetune_here(caplog, "demo", data, *run, "model.input_mean=-6", "model.input_std=4")
+    last = tmp_path / "checkpoints" / "checkpoint_last.pt"
+    other = ("checkpoint.save_dir=other", f"checkpoint.finetune_from_model={last}")
+    finetune_here(caplog, "demo", data, *run, *other, *given)
+    weights = torch.load(tmp_path / "other" / "checkpoint_last.pt", weights_only=True)["model"]
+    assert weights["encoder.batch_norm.running_mean"].item() == (-5 if given else -6)
+    assert weights["encoder.batch_norm.running_var"].item() == 16

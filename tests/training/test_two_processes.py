@@ -16,7 +16,7 @@ from mae_ast.core.config import MaeAstConfig
 from mae_ast.pretrained import PretrainedMaeAst
 
 from .conftest import ONLY_TRAINING, VALUES, WITHOUT_DROPOUT, Start, Training
-from .ranks import two_processes
+from .ranks import start_ranks
 
 Train = Callable[..., list[dict[str, str]]]
 Values = dict[int, dict[str, str]]
@@ -39,7 +39,7 @@ RUN = (
 def ranks_and_one(corpus: Path, start_for_all: Start) -> tuple[list[Training], Training]:
     """Two processes, the first of which looks at its features, and one that does the same."""
     run = (*RUN, "checkpoint.no_save=true")
-    ranks = two_processes(start_for_all, corpus, "ranks", *run, "task.probe_interval_updates=8")
+    ranks = start_ranks(start_for_all, corpus, *run, "task.probe_interval_updates=8", out="ranks")
     one = start_for_all(corpus, *run, "optimization.update_freq=[2]", out="one")
     return [rank.finish() for rank in ranks], one.finish()
 
@@ -128,7 +128,9 @@ def test_a_run_that_is_stopped_at_random_is_the_run_that_never_stopped(
     draw = random.Random(STOPS)
     done, seen, validated = 0, set[int](), dict[int, str]()
     for count in range(STOPS + 1):
-        ranks = two_processes(start, corpus, "stopped", *RUN, "checkpoint.save_interval_updates=2")
+        ranks = start_ranks(
+            start, corpus, *RUN, "checkpoint.save_interval_updates=2", out="stopped"
+        )
         if count < STOPS:
             ranks[0].wait_for_update(done + draw.randint(1, 3))
             number = (signal.SIGUSR1, signal.SIGKILL)[count % 2]
@@ -166,7 +168,7 @@ def test_two_processes_start_from_weights(corpus: Path, start: Start, train_here
         "optimization.max_update=2",
         f"checkpoint.finetune_from_model={weights}",
     )
-    first, _ = (rank.finish() for rank in two_processes(start, corpus, "ranks", *run))
+    first, _ = (rank.finish() for rank in start_ranks(start, corpus, *run, out="ranks"))
     one = train_here(corpus, *run, "optimization.update_freq=[2]")
     assert [stats["num_updates"] for stats in one] == ["1", "2"]
     values = {int(s["num_updates"]): {key: s[key] for key in VALUES} for s in one}
@@ -175,15 +177,15 @@ def test_two_processes_start_from_weights(corpus: Path, start: Start, train_here
 
 def test_two_processes_without_classification_end_together(corpus: Path, start: Start) -> None:
     """A head that no loss uses keeps no one waiting; a signal to one process ends both."""
-    ranks = two_processes(
+    ranks = start_ranks(
         start,
         corpus,
-        "ranks",
         *RUN,
         *ONLY_TRAINING,
         "criterion.classification_weight=0",
         "optimization.max_update=100000",
         "checkpoint.no_save=false",
+        out="ranks",
     )
     ranks[0].wait_for_update(9)
     ranks[1].process.send_signal(signal.SIGTERM)

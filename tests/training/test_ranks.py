@@ -1,0 +1,52 @@
+"""Messages between the processes of a training."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from .conftest import DEADLINE_S
+from .ranks import free_port
+
+# The first of two processes fails; the other one asks for its message only after a while.
+FAIL = """
+import sys, time
+from torch import distributed
+from mae_ast import ranks
+
+rank, port, kind = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+
+def compute():
+    if rank == 0:
+        raise ValueError("no such manifest")
+    return b"fine"
+
+distributed.init_process_group("gloo", f"tcp://localhost:{port}", rank=rank, world_size=2)
+time.sleep(rank)
+try:
+    if kind == "from_first":
+        ranks.from_first("key", compute)
+    else:
+        ranks.agree("key", "clips", compute)
+except ValueError as error:
+    sys.exit(f"{rank}: {error}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "prefix"), [("from_first", "1: "), ("agree", "1: rank 0 failed: ")]
+)
+def test_a_process_that_fails_stays_until_all_know_why(function: str, prefix: str) -> None:
+    port = str(free_port())
+    command = [sys.executable, "-c", FAIL]
+    processes = [
+        subprocess.Popen([*command, str(rank), port, function], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    first, other = (
+        process.communicate(timeout=DEADLINE_S)[1].splitlines()[-1] for process in processes
+    )
+    assert first == "0: no such manifest"
+    assert other == f"{prefix}no such manifest"
