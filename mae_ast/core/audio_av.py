@@ -253,7 +253,7 @@ def cut(located: Iterable[Located], first: int, end: int | None, mono: Downmix) 
 
 def _mixed(batch: list[list[np.ndarray]], mono: Downmix) -> Tensor:
     channels = [torch.from_numpy(np.concatenate(blocks)) for blocks in zip(*batch, strict=True)]
-    return mono(torch.stack(channels).T)
+    return mono((torch.stack(channels) if len(channels) > 1 else channels[0][None]).T)
 
 
 def _silence(length: int) -> Iterator[Tensor]:

@@ -15,7 +15,10 @@ from mae_ast.core.audio_file import AudioFile
 # -- WAV ------------------------------------------------------------------------------------------
 
 _CHUNK_NAME = re.compile(rb"[A-Za-z0-9 _-]{4}")
+# Chunks that programs write after the data; they are recognised where a file was cut in one, too.
+_TAG_CHUNK = re.compile(rb"(?i)(LIST|id3 |bext|cue |smpl|inst|iXML|axml|_PMX|junk|FLLR|acid|cart)")
 _LEFT_OVER = 1_024  # bytes after the last chunk that are no audio
+_ZEROS_AT = 16  # places that are looked at for zeros, which programs fill a file up with
 
 
 def wav_goes_on(file: AudioFile) -> bool:
@@ -24,18 +27,35 @@ def wav_goes_on(file: AudioFile) -> bool:
     Its size is 0 or too small where the writer was stopped before it could go back to the header.
     """
     order = "big" if file.read(0, 4) == b"RIFX" else "little"
-    is_after_data, at = False, 12
+    at = 12
     while at + 8 <= file.size:
         header = file.read(at, 8)
         size = int.from_bytes(header[4:], order)  # type: ignore[arg-type]
-        if is_after_data:
-            is_chunk = _CHUNK_NAME.fullmatch(header[:4]) and at + 8 + size <= file.size + 1
-            return not is_chunk and not header.startswith(b"TAG") and file.size - at > _LEFT_OVER
         if not _CHUNK_NAME.fullmatch(header[:4]):
             return False
-        is_after_data = header[:4] == b"data"
-        at += 8 + size + (size & 1)
+        end = at + 8 + size
+        if header[:4] == b"data":
+            return (
+                file.size - end > _LEFT_OVER
+                and not any(_is_chunk(file, place, order) for place in (end, end + (size & 1)))
+                and (size == 0 or not _is_zero(file, end))
+            )
+        at = end + (size & 1)
     return False
+
+
+def _is_chunk(file: AudioFile, place: int, order: str) -> bool:
+    """Whether a chunk, or an ID3v1 tag, begins at a place."""
+    header = file.read(place, 8)
+    size = int.from_bytes(header[4:], order)  # type: ignore[arg-type]
+    is_whole = _CHUNK_NAME.fullmatch(header[:4]) and place + 8 + size <= file.size + 1
+    return bool(is_whole or _TAG_CHUNK.match(header) or header.startswith(b"TAG"))
+
+
+def _is_zero(file: AudioFile, begin: int) -> bool:
+    """Whether all bytes from a place to the end of the file are zero, as far as is looked."""
+    step = max(1, (file.size - begin) // _ZEROS_AT)
+    return not any(any(file.read(place, 64)) for place in range(begin, file.size, step))
 
 
 # -- MP3 ------------------------------------------------------------------------------------------
@@ -56,7 +76,7 @@ class Mp3Header(NamedTuple):
 
 
 _MP3_RATES = (44_100, 48_000, 32_000)
-_MP3_TAGS = 2_048  # bytes by which the count may differ: the header's own frame, or a tag
+_MP3_FRAME = 1_441  # bytes by which the count may be too low: the header's own frame
 
 
 def mp3_header(file: AudioFile) -> Mp3Header | None:
@@ -81,7 +101,7 @@ def mp3_header(file: AudioFile) -> Mp3Header | None:
     )
     length = frames * (1_152 if version == 3 else 576) - (delays >> 12) - (delays & 0xFFF)
     rest = file.size - begin - _size_of_tags(file)
-    return Mp3Header(max(0, length), rate, abs(rest - size) <= _MP3_TAGS)
+    return Mp3Header(max(0, length), rate, 0 <= rest - size <= _MP3_FRAME)
 
 
 def _size_of_tags(file: AudioFile) -> int:

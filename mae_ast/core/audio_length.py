@@ -51,16 +51,23 @@ def length_by_soundfile(file: AudioFile) -> AudioInfo:
 
     Raises:
         soundfile.LibsndfileError: libsndfile cannot read it.
+        AudioError, UndecodableError, av.FFmpegError: its header is not right, and FFmpeg cannot
+            decode it.
     """
     with audio_soundfile.opened(file) as sound:
         frames, rate = audio_soundfile.num_frames(sound), int(sound.samplerate)
-        if is_whole(file, sound):
+        if is_whole(file, sound) and (file.content.name != "FLAC" or _ends_whole(sound)):
             return AudioInfo(frames, rate)
+    return _noted(measure(file), rate, Fraction(frames, rate))
+
+
+def _ends_whole(sound: soundfile.SoundFile) -> bool:
+    """Whether the last frame decodes: a file that was cut may still have the beginning of it."""
     try:
-        measured = measure(file)
-    except (AudioError, UndecodableError, av.FFmpegError):
-        return AudioInfo(frames, rate)
-    return _noted(measured, rate, Fraction(frames, rate))
+        sound.seek(sound.frames - 1)
+        return len(sound.read(1)) == 1
+    except soundfile.LibsndfileError:
+        return False
 
 
 def lengths_of_links(file: AudioFile) -> list[tuple[AudioFile, AudioInfo]]:

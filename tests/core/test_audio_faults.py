@@ -80,6 +80,7 @@ def test_reads_what_decodes_alone_and_in_a_tar(tmp_path, name, seconds, slack, r
 # -- lengths in headers --------------------------------------------------------------------------
 
 TONE = pcm16(speech_like(48_000))
+NOISE = np.random.default_rng(0).bytes(5_000)
 
 
 def wav(riff_size: int, data_size: int, after: bytes = b"") -> bytes:
@@ -100,6 +101,9 @@ def wav(riff_size: int, data_size: int, after: bytes = b"") -> bytes:
         (wav(96_036, 96_000, b"LIST" + struct.pack("<I", 4_000) + bytes(4_000)), None),
         (wav(96_036, 96_000, b"TAG" + bytes(125)), None),
         (wav(96_036, 96_000, bytes(1_000)), None),
+        (wav(96_036, 96_000, bytes(20_000)), None),  # the writer filled a block up
+        (wav(96_036, 96_000, b"LIST" + struct.pack("<I", 9_000) + NOISE), None),  # cut in its tags
+        (wav(96_036, 96_000, b"id3 " + struct.pack("<I", len(NOISE)) + NOISE), None),
     ],
 )
 def test_wav_is_read_to_its_end(tmp_path, content, note):
@@ -109,6 +113,19 @@ def test_wav_is_read_to_its_end(tmp_path, content, note):
     assert info == AudioInfo(48_000, 16_000, note and f"{note}, 3.000 s decode")
     assert torch.equal(read_audio(path), TONE)
     assert torch.equal(read_audio(path, 31_000, 5_000), TONE[31_000:36_000])
+
+
+def test_tags_at_an_odd_byte_of_a_wav_are_no_audio(tmp_path):
+    """Some writers leave out the byte that fills a data chunk of odd size up."""
+    form = struct.pack("<HHIIHH", 1, 1, 16_000, 48_000, 3, 24)
+    samples = np.arange(2_001, dtype="<i4") << 16
+    data = samples.view(np.uint8).reshape(-1, 4)[:, 1:].tobytes()
+    chunks = b"WAVEfmt " + struct.pack("<I", 16) + form + b"data" + struct.pack("<I", len(data))
+    tags = b"LIST" + struct.pack("<I", len(NOISE)) + NOISE
+    content = chunks + data + tags
+    (tmp_path / "a.wav").write_bytes(b"RIFF" + struct.pack("<I", len(content)) + content)
+    assert probe_audio(tmp_path / "a.wav") == AudioInfo(2_001, 16_000)
+    assert len(read_audio(tmp_path / "a.wav")) == 2_001
 
 
 def joined(folder: Path, suffix: str, subtype: str, *kinds: tuple[int, int]) -> Path:
@@ -254,6 +271,24 @@ def test_a_cut_file_gives_what_it_has(tmp_path, kind, caplog):
     same = len(samples) - 3_000  # the last frame may overlap with nothing
     assert (samples[:same].int() - whole[:same].int()).abs().max() <= 1
     assert not caplog.records
+
+
+@pytest.mark.parametrize("kind", ["flac", "mp3"])
+@pytest.mark.parametrize("missing", [10, 400, 1_500])
+def test_the_length_of_a_file_that_was_cut_a_little_is_measured(tmp_path, kind, missing):
+    path = tmp_path / f"a.{kind}"
+    soundfile.write(path, TONE.numpy(), 16_000)
+    path.write_bytes(path.read_bytes()[:-missing])
+    samples = read_audio(path)
+    assert len(samples) < len(TONE) or missing == 10  # of MP3 that is padding
+    assert probe_audio(path).num_frames == len(samples)
+
+
+def test_a_flac_file_without_a_whole_frame_has_no_length(tmp_path):
+    soundfile.write(tmp_path / "a.flac", TONE.numpy(), 16_000)
+    (tmp_path / "a.flac").write_bytes((tmp_path / "a.flac").read_bytes()[:200])
+    with pytest.raises(AudioError, match=r"a\.flac: cannot be"):
+        probe_audio(tmp_path / "a.flac")
 
 
 # -- damage --------------------------------------------------------------------------------------
