@@ -129,10 +129,10 @@ def check_member(member: Member) -> bool:
 
 
 def why_missing(path: str) -> str:
-    """Why a manifest's path, of a loose file or within an archive, is not there; empty: it is.
+    """Return why a manifest's path, loose or within an archive, does not exist; '' if it does.
 
     Raises:
-        OSError: that cannot be seen.
+        OSError: the file system cannot tell.
     """
     member = Member.parse(path)
     try:

@@ -1,4 +1,4 @@
-"""Find the length of an audio file: by its header where that is right, else by decoding."""
+"""Find the length of an audio file: from its header if that is right, else by decoding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mae_ast.core.audio_file import AudioError, AudioFile, UndecodableError
 from mae_ast.core.audio_flac import flac_is_joined, flac_length
 from mae_ast.core.audio_headers import mp3_header, ogg_links, wav_goes_on
 
-_NEAR_END_S = 1  # seconds before the header's end that decoding begins at, to see where it ends
+_NEAR_END_S = 1  # decoding starts so many seconds before the header's end to find the true one
 _SLACK_S = 0.1  # seconds that a header may be off: encoder padding, milliseconds, other tracks
 
 
@@ -22,10 +22,10 @@ class AudioInfo:
     """Length and sample rate of a file.
 
     Args:
-        num_frames: samples of one channel that decode, at ``sample_rate``; of lossy codecs it may
-            be off by one packet.
+        num_frames: decodable samples per channel, at ``sample_rate``; for lossy codecs it may be
+            off by one packet.
         sample_rate: the file's own rate, in Hz.
-        note: what is wrong with the length in its header; ``None``: nothing.
+        note: what is wrong with the length in its header; ``None`` if nothing is.
     """
 
     num_frames: int
@@ -34,7 +34,7 @@ class AudioInfo:
 
 
 def is_whole(file: AudioFile, sound: soundfile.SoundFile) -> bool:
-    """Whether libsndfile reads a file to its end: it stops where the header says."""
+    """Return whether libsndfile, which stops where the header says, reads a file to its end."""
     frames = audio_soundfile.num_frames(sound)
     if file.content.name == "FLAC":
         return frames > 0 and flac_length(file) == frames and not flac_is_joined(file)
@@ -44,7 +44,7 @@ def is_whole(file: AudioFile, sound: soundfile.SoundFile) -> bool:
 
 
 def length_by_soundfile(file: AudioFile) -> AudioInfo:
-    """Return the length by the header, or what FFmpeg decodes where that is not right.
+    """Return the length given by the header if that is right, else the length that FFmpeg decodes.
 
     Raises:
         soundfile.LibsndfileError: libsndfile cannot read it.
@@ -61,7 +61,7 @@ def length_by_soundfile(file: AudioFile) -> AudioInfo:
 
 
 def lengths_of_links(file: AudioFile) -> list[tuple[AudioFile, AudioInfo]]:
-    """Return the files that a chained Ogg file was joined of, and their lengths; empty: it is one.
+    """Return the links of a chained Ogg file and their lengths; empty if it is not chained.
 
     Raises:
         AudioError, UndecodableError, av.FFmpegError: as :func:`length_by_av`.
@@ -74,7 +74,7 @@ def lengths_of_links(file: AudioFile) -> list[tuple[AudioFile, AudioInfo]]:
 def length_by_av(file: AudioFile) -> AudioInfo:
     """Return the length of what FFmpeg decodes.
 
-    That of a chained file is given at the sample rate of its first part.
+    The length of a chained file is given at the sample rate of its first link.
 
     Raises:
         AudioError: it has no audio stream.
@@ -95,7 +95,7 @@ def length_by_av(file: AudioFile) -> AudioInfo:
         if stream.audio.duration is not None:
             promised = stream.audio.duration * stream.time_base
         is_indexed = container.format.name in audio_seek.INDEXED
-        # Where it is no index that tells, FFmpeg may have estimated from the bit rate.
+        # Without an index, FFmpeg may have estimated the length from the bit rate.
         word = "header says" if is_indexed else "expected"
         at_end = audio_seek.end_after(opened, promised - _NEAR_END_S) if is_indexed else None
         rate = opened.rate
@@ -113,7 +113,7 @@ def _noted(frames: int, rate: int, promised: Fraction, word: str = "header says"
 
 
 def measure(file: AudioFile) -> int:
-    """Count the samples of one channel that FFmpeg decodes of the whole file."""
+    """Count the samples per channel that FFmpeg decodes from the whole file."""
     with audio_seek.started(file) as opened:
         end = 0
         for place, block in opened.located():
