@@ -1,4 +1,4 @@
-"""Patches of fairseq 0.12.3 for training on several processes; each says when it can go."""
+"""Patches of fairseq 0.12.3 for training on several processes; each says when to remove it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from mae_ast import stop_request
 
-# How a launcher names a process's place among the others; fairseq asks for these.
+# Environment variables in which a launcher gives the rank; fairseq reads these.
 _TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
 _SLURM = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST")
 _SIGNAL_NAMES = tuple(number.name for number in stop_request.SIGNALS)
@@ -30,7 +30,7 @@ _CPU_RANKS = (
 
 
 def apply() -> None:
-    """Apply the patches; the caller sees to it that this happens once."""
+    """Apply the patches; the caller ensures that this happens once."""
     # Rank 0 reads a checkpoint for all, and the others unpickle what it sends with torch.load,
     # which has refused omegaconf's and fairseq's own classes since torch 2.6: no run on several
     # processes resumes or starts from weights. torch's own broadcast unpickles as it should: the

@@ -69,8 +69,8 @@ def crossvalidate(
                 if not folds.is_trained(run):
                     typer.echo(f"{folder.name}: training")
                     trainings.run(command, lock)
-                # Of limits that no checkpoint tells of, such as a least learning rate, the trainer
-                # knows alone: what ends by itself is trained.
+                # Some limits, such as stop_min_lr, are known to the trainer only: a run that ends
+                # by itself is trained.
                 if not folds.is_trained(run) and folds.was_interrupted(run):
                     raise ValueError(
                         f"{run}: ended before its last update was saved; the same command resumes"

@@ -28,7 +28,7 @@ def evaluate(
 ) -> None:
     """Score a split: accuracy, mAP, mean AUC, d-prime, and all classes as a table.
 
-    Clips longer than the network takes at once are scored in windows, as 'mae-ast predict' does.
+    Clips longer than the network's input are scored in windows, as in 'mae-ast predict'.
     """
     from mae_ast import evaluation
     from mae_ast.cli.device import place

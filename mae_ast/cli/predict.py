@@ -24,10 +24,10 @@ def predict(
 ) -> None:
     """Print each file's most likely labels, a line each: file, score, label.
 
-    A file longer than the network takes at once is scored in windows to its end; its score is the
-    mean of their probabilities.
+    A file longer than the network's input is scored in windows up to its end; its score is the mean
+    of their probabilities.
 
-    Of several files, unreadable ones are named and skipped; the exit status is then 1.
+    If several files are given, unreadable ones are reported and skipped; the exit status is then 1.
     """
     from mae_ast.cli.device import place
     from mae_ast.core.audio import AudioError

@@ -17,7 +17,7 @@ class Mode(StrEnum):
 
 
 class Layout(StrEnum):
-    """How the upstream lays out its features."""
+    """Layout of the upstream's features."""
 
     TIME_STEPS = "time_steps"
     TOKENS = "tokens"
@@ -43,8 +43,8 @@ def superb(
         Layout,
         typer.Option(
             help="time_steps: one vector per time step, its tokens side by side, as in s3prl. "
-            "tokens: one vector per token, as in the paper's runs of patch models. Frame models: "
-            "the same."
+            "tokens: one vector per token, as in the paper's runs of patch models. Both are the "
+            "same for frame models."
         ),
     ] = Layout.TIME_STEPS,
     device: Annotated[

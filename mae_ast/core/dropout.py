@@ -51,7 +51,7 @@ def _scale(num_dropped: int) -> float:
 
 
 # The draw is opaque to the compiler, which therefore does not repeat it in the backward pass. Its
-# # argument is x itself: two draws for the same shape would be merged into one.
+# argument is x itself: two draws for the same shape would be merged into one.
 @torch.library.custom_op(
     "mae_ast::keep", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
 )

@@ -73,7 +73,7 @@ def _locked(name: Path, path: Path) -> BinaryIO:
         except OSError:  # a file system without locks
             return lock
         # Between the two calls above, its holder may have removed the file; other processes would
-        # # then lock a new one of this name.
+        # then lock a new one of this name.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock.fileno()), os.stat(name)):
                 return lock

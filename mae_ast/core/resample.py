@@ -24,7 +24,7 @@ SAMPLE_RATE = 16_000  # Hz, of all decoded audio
 _FILTER_ZERO_CROSSINGS = 6
 _FILTER_ROLLOFF = 0.99
 # The size of torchaudio's kernel is the product of the ratio's two terms; at 22,254 Hz that is
-# # gigabytes. FFmpeg resamples such rates instead.
+# gigabytes. FFmpeg resamples such rates instead.
 _MAX_KERNEL = 1_000_000
 _FFMPEG_PADDING = 256  # frames
 _BLOCK = 2**21  # frames that are resampled at a time

@@ -90,8 +90,8 @@ def states_of_parts(model: Encoder, clips: Sequence[Tensor], parts: Sequence[Par
         model, clips, parts: as in :func:`cut_parts`.
 
     Returns:
-        Per layer (P, N, D). A part's own tokens come first and equal those of that part alone; tokens past them are
-        meaningless.
+        Per layer (P, N, D). A part's own tokens come first and equal those of that part alone;
+        tokens past them are meaningless.
     """
     return model.hidden_states(*cut_parts(model, clips, parts))
 

@@ -58,9 +58,9 @@ class PretrainingDataset(AudioClips):
         return dataclasses.replace(clip, samples=samples)
 
     def collater(self, samples: Sequence[Clip | BadFile]) -> dict[str, Any]:
-        """Collate clips to fairseq's batch; without any usable clip, one that counts for nothing.
+        """Collate clips to fairseq's batch; without any usable clip, one of zero weight.
 
-        ``files`` (:class:`FilesRead`) says which files were read for it.
+        ``files`` (:class:`FilesRead`) lists the files that were read for it.
         """
         clips = [clip for clip in samples if isinstance(clip, Clip)]
         bad = [file for file in samples if isinstance(file, BadFile)]
@@ -100,7 +100,7 @@ def net_input(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_frames(sample: dict[str, Any]) -> dict[str, Any]:
-    """Copy a batch of fairseq's, with no frame of it valid."""
+    """Copy fairseq's batch with all frames marked invalid."""
     arguments = sample["net_input"]
     source = arguments["source"]
     lengths = torch.zeros(len(source), dtype=torch.int64, device=source.device)
