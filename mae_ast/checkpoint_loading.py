@@ -57,8 +57,8 @@ def apply() -> None:
     """Replace fairseq's functions."""
     # fairseq starts from scratch if the last checkpoint is missing, fails for good if it is
     # damaged, and resumes from exported files. It cannot start from weights without a trainer's
-    # state (checkpoint.finetune_from_model: released files, exports). Remove when fairseq falls back to
-    # other checkpoints and accepts weights alone.
+    # state (checkpoint.finetune_from_model: released files, exports). Remove when fairseq falls
+    # back to other checkpoints and accepts weights alone.
     checkpoint_utils.load_checkpoint = _from_start(checkpoint_utils.load_checkpoint)
 
 
