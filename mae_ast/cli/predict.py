@@ -16,11 +16,13 @@ def predict(
         ),
     ],
     files: Annotated[list[Path], typer.Argument(help="Audio of any kind.")],
-    top: Annotated[int, typer.Option(min=1, help="How many labels of each file.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Number of labels per file.")] = 5,
     average: Annotated[
-        int, typer.Option(help="Of a run, average the weights of so many of its last epochs.")
+        int, typer.Option(help="Average the weights of a run's last N epoch checkpoints.")
     ] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...; default: cuda if there is.")] = "",
+    device: Annotated[
+        str, typer.Option(help="Device: cpu, cuda, ...; default: cuda if available.")
+    ] = "",
 ) -> None:
     """Print each file's most likely labels, a line each: file, score, label.
 
