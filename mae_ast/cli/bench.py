@@ -25,7 +25,9 @@ LOG_FILE = "log.txt"
 
 def bench(
     context: typer.Context,
-    parts: Annotated[str, typer.Option(help=f"Comma-separated parts: {', '.join(PARTS)}.")] = ",".join(PARTS),
+    parts: Annotated[
+        str, typer.Option(help=f"Comma-separated parts: {', '.join(PARTS)}.")
+    ] = ",".join(PARTS),
     batches: Annotated[
         str | None, typer.Option(help="Clips of a training step, such as 64,256.")
     ] = None,

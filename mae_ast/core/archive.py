@@ -106,7 +106,7 @@ def open_member(member: Member) -> OpenMember:
         stretch = cast(BinaryIO, io.BufferedReader(_Stretch(archive, member, suffix), _PIECE))
         return OpenMember(suffix, path, stretch, crc32)
     if crc32 is not None and zlib.crc32(content) != crc32:
-        raise ArchiveError(f"{path}: its bytes are damaged, they are not those of its checksum")
+        raise ArchiveError(f"{path}: its bytes are damaged; they do not match its checksum")
     return OpenMember(suffix, path, _Whole(content, suffix), crc32)
 
 
@@ -123,7 +123,7 @@ def check_member(member: Member) -> bool:
             crc32 = zlib.crc32(piece, crc32)
         if crc32 != opened.crc32:
             raise ArchiveError(
-                f"{opened.path}: its bytes are damaged, they are not those of its checksum"
+                f"{opened.path}: its bytes are damaged; they do not match its checksum"
             )
     return opened.crc32 is not None
 

@@ -162,9 +162,8 @@ class AudioTask(InterruptibleTask):
     ) -> Any:
         """Return fairseq's batches.
 
-        Clips longer than ``max_tokens`` are skipped and counted. Where none may be skipped, as in
-        the validation of fine-tuning, batches hold as much as the longest clip, so that it can be
-        one, and no batch needs more memory than that.
+        Clips longer than ``max_tokens`` are skipped and counted. If none may be skipped, as in the
+        validation of fine-tuning, the batch size is raised to the longest clip.
         """
         longest_clip = int(dataset.sizes.max())
         if max_tokens is not None and max_tokens < longest_clip and not ignore_invalid_inputs:
@@ -208,7 +207,7 @@ class AudioTask(InterruptibleTask):
         ignore_grad: bool = False,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
-        """fairseq's; adds the numbers of bad files and of files read to the logged values."""
+        """Run fairseq's step; log the numbers of bad files and of files read."""
         if not ignore_grad:  # else it is another batch again, to keep the processes in step
             self._tally(sample.get("files"))
         loss, sample_size, logging_output = super().train_step(
@@ -227,7 +226,7 @@ class AudioTask(InterruptibleTask):
     def valid_step(
         self, sample: dict[str, Any], model: Any, criterion: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
-        """fairseq's; tallies the files of the batch."""
+        """Run fairseq's step; count the files of the batch."""
         files = sample.get("files")
         if files is not None and files.split != self.cfg.train_subset:  # else as above
             self._tally(files)
@@ -237,7 +236,7 @@ class AudioTask(InterruptibleTask):
         return result
 
     def before_exit(self) -> None:
-        """Say why a run ended early, and list the bad files that this process found."""
+        """Report why a run ended early, and list the bad files that this process found."""
         if not self._problem:
             super().before_exit()
             return
@@ -261,7 +260,7 @@ class AudioTask(InterruptibleTask):
             self._judge_bad_files(logging_outputs)
 
     def get_checkpoint_dict(self) -> dict[str, dict[str, Any]]:
-        """Return what a checkpoint holds of this task."""
+        """Return the task's state for a checkpoint."""
         state = {
             "audio_seconds": self.audio_seconds,
             "early_stopping": early_stopping.state(),

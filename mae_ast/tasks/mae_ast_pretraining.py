@@ -139,9 +139,9 @@ class MaeAstPretrainingTask(AudioTask):
         ignore_grad: bool = False,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
-        """Make fairseq's step, without the input statistics of a batch whose gradient is ignored.
+        """Run fairseq's step, without input statistics for a batch whose gradient is ignored.
 
-        Such a batch stands in where a rank has run out of clips.
+        Such a batch is a placeholder on a rank that has run out of clips.
         """
         if ignore_grad:
             sample = without_frames(sample)
@@ -190,7 +190,7 @@ class MaeAstPretrainingTask(AudioTask):
 
 @torch.no_grad()
 def _reconstruct_some(model: Any, dataset: PretrainingDataset) -> Reconstruction | None:
-    """Reconstruct the first few readable clips; ``None`` where there are none, or no numbers."""
+    """Reconstruct the first few readable clips; ``None`` if none or not finite."""
     read = map(dataset.__getitem__, range(len(dataset)))
     clips = list(islice((clip for clip in read if isinstance(clip, Clip)), NUM_PICTURES))
     if not clips:
@@ -202,5 +202,5 @@ def _reconstruct_some(model: Any, dataset: PretrainingDataset) -> Reconstruction
     try:
         return reconstruct(model.eval(), batch.source.to(device), mask)
     except ValueError as error:  # training diverges, which the trainer says at its next step
-        logger.warning("no picture of validation clips: %s", error)
+        logger.warning("no plot of validation clips: %s", error)
         return None
