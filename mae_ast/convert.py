@@ -240,7 +240,7 @@ def _untold(model: Pretrained, state: dict[str, Any]) -> dict[str, Any]:
     for key in _AS_PUBLISHED:
         ours, theirs = getattr(model.config, key, None), getattr(read, key, None)
         if ours != theirs:
-            raise ValueError(f"{key}={ours}: the released layout knows {theirs} only")
+            raise ValueError(f"{key}={ours}: the released layout supports {theirs} only")
     mean, std = _statistics(model)
     ours = {"input_mean": mean, "input_std": std, "input_frames": model.config.input_frames}
     untold = {

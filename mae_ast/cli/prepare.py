@@ -71,7 +71,7 @@ def prepare(
         ("--speakers", speakers, data_set is DataSet.LIBRISPEECH),
     ):
         if given and not fits:
-            raise ValueError(f"{option} says nothing to {data_set}; leave it out")
+            raise ValueError(f"{option} is not supported for {data_set}")
     out = out or Path("manifests") / data_set
     match data_set:
         case DataSet.ESC50:
