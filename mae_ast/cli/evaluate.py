@@ -43,7 +43,7 @@ def evaluate(
     summary = found.summary
     typer.echo(
         f"{split}: {summary.num_clips} clips, {summary.num_classes_seen} of {len(found.labels)} "
-        f"classes{f', {found.num_left_out} clips left out' if found.num_left_out else ''}"
+        f"classes{f', {found.num_left_out} clips skipped' if found.num_left_out else ''}"
     )
     for name, value in (
         ("accuracy", summary.accuracy),

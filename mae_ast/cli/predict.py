@@ -45,10 +45,10 @@ def predict(
         except (AudioError, FileNotFoundError) as error:
             if len(files) == 1:
                 raise
-            typer.echo(f"left out: {error}", err=True)
+            typer.echo(f"skipped: {error}", err=True)
             left_out += 1
             continue
         for index in scores.argsort()[::-1][:top]:
             typer.echo(f"{file}\t{scores[index]:.4f}\t{classifier.labels.names[index]}")
     if left_out:
-        raise SystemExit(f"mae-ast: error: {left_out} of {len(files)} files left out, see above")
+        raise SystemExit(f"mae-ast: error: {left_out} of {len(files)} files skipped, see above")

@@ -104,7 +104,7 @@ def _report(done: Prepared) -> None:
         )
     if done.left_out:
         typer.echo(
-            f"left out {len(done.left_out)} file(s), listed in {done.out / LEFT_OUT_FILE}:",
+            f"skipped {len(done.left_out)} file(s), listed in {done.out / LEFT_OUT_FILE}:",
             err=True,
         )
         examples = {problem: path for path, problem in reversed(done.left_out)}

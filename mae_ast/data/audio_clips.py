@@ -86,7 +86,7 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
         self._lengths = lengths[self.rows]
         self.sizes = np.minimum(lengths[self.rows], max_samples or np.iinfo(np.int64).max)
         logger.info(
-            "%s: %d clips, %.1f h at most %.1f s each; left out %d short, %d long",
+            "%s: %d clips, %.1f h at most %.1f s each; skipped %d short, %d long",
             manifest.path,
             len(self.rows),
             self.sizes.sum() / SAMPLE_RATE / 3600,
