@@ -4,15 +4,15 @@
 
 The first PATH is a checkout of github.com/AlanBaade/MAE-AST-Public, the second one of
 github.com/YuanGongND/ssast; either may be omitted. The former has our package name, so each
-side runs in a process of its own. In each round their step and all variants of ours run once, one
-after the other; a ratio is that of two steps of the same round.
+side runs in a process of its own. In each round the reference step and all our variants run once,
+one after another; ratios compare steps of the same round.
 
 4 clips of 10 s (998 frames of log-mel noise), 75 % chunk masks, layerdrop 0, loss 10 MSE + InfoNCE.
 SSAST's step is its joint one, a pass for each loss, with 400 patches of its 1,024 frames hidden.
 The references draw their masks inside the step; ours are drawn inside the timing as well.
 
-SSAST insists on timm 0.4.5. It runs here on the timm that is installed, by the old names of models,
-with attention computed as timm 0.4.5 does, as matrices.
+SSAST requires timm 0.4.5. Here it runs on the installed timm with the old model names and with
+unfused attention, as in timm 0.4.5.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a training starts from: its own newest checkpoint, or another model's weights.
+"""Choose what training starts from: its own newest checkpoint, or another model's weights.
 
-The first rank decides, and the others follow, also where they see another folder.
+Rank 0 decides, and the other ranks follow even if they see another folder.
 """
 
 from __future__ import annotations
@@ -42,12 +42,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """What a training starts from.
+    """Starting point of a training.
 
     Args:
         path: of a file.
-        source: what the user called it, where only its weights are taken; ``None``: the training
-            is resumed.
+        source: the user's name for it if only its weights are used; ``None`` if training resumes.
     """
 
     path: str
@@ -56,15 +55,15 @@ class Start:
 
 def apply() -> None:
     """Replace fairseq's functions."""
-    # A run whose last checkpoint is missing starts anew, one whose last checkpoint is damaged never
-    # starts again, and an exported file is taken for a checkpoint. Weights without the state of a
-    # trainer (checkpoint.finetune_from_model: released files, exports) cannot be started from. Can
-    # go when fairseq looks at its other checkpoints, and takes weights alone.
+    # fairseq starts from scratch if the last checkpoint is missing, fails for good if it is
+    # damaged, and resumes from exported files. It cannot start from weights without a trainer's
+    # state (checkpoint.finetune_from_model: released files, exports). Remove when fairseq falls
+    # back to other checkpoints and accepts weights alone.
     checkpoint_utils.load_checkpoint = _from_start(checkpoint_utils.load_checkpoint)
 
 
 def find_start(cfg: Any) -> Start | None:
-    """Find what a training starts from.
+    """Find the starting point of a training.
 
     Args:
         cfg: fairseq's settings ``checkpoint.*``.
@@ -73,8 +72,8 @@ def find_start(cfg: Any) -> Start | None:
         ``None``: new weights.
 
     Raises:
-        ValueError, FileNotFoundError: the file that was asked for is not there, is damaged, or
-            cannot be resumed from; or the run has begun, and all its checkpoints are damaged.
+        ValueError, FileNotFoundError: the requested file is missing, damaged, or cannot be resumed
+            from; or all checkpoints of a run that has begun are damaged.
     """
     folder = Path(cfg.save_dir).absolute()
     remove_leftovers(folder)
@@ -101,7 +100,7 @@ def _last_or_newest(folder: Path, cfg: Any) -> Path:
             saved = read_saved(last)
         except CheckpointError as error:
             problem = str(error)
-        else:  # as it is, even if others are newer: it may have been put there to go back
+        else:  # even if others are newer: it may have been put there to go back
             return _resumable(saved, cfg).path
     else:
         problem = f"{last}: no such file"
@@ -134,13 +133,13 @@ def _resumable(saved: SavedState, cfg: Any) -> SavedState:
 def _file_of(source: str) -> Path:
     if source not in RELEASED:
         return file_of(source)
-    from mae_ast.pretrained import released_file  # the hub's library, which training needs not
+    from mae_ast.pretrained import released_file  # imports the hub's library
 
     return released_file(source)
 
 
 def _start_of_first_rank(cfg: Any, trainer: Any, key: str) -> Start | None:
-    """Return :func:`find_start` of the first rank on all of them."""
+    """Return the result of :func:`find_start` on rank 0 to all ranks."""
 
     def found() -> bytes:
         start = find_start(cfg)
@@ -156,7 +155,7 @@ def _from_start(load: Callable[..., Any]) -> Callable[..., Any]:
     numbers = itertools.count()
 
     def wrapper(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
-        if trainer.checkpoint_suffix or cfg.continue_once:  # shards; fairseq's own ways
+        if trainer.checkpoint_suffix or cfg.continue_once:  # sharded checkpoints: left to fairseq
             return load(cfg, trainer, *args, **kwargs)
         last = os.path.join(cfg.save_dir, LAST)
         with user_errors(), ExitStack() as during:
@@ -182,7 +181,7 @@ def _from_start(load: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def _all_see(there: Mapping[str, bool]) -> Iterator[None]:
-    """Let fairseq find the same files on every rank; the first one reads them."""
+    """Make fairseq find the same files on every rank; rank 0 reads them."""
     functions = {name: getattr(PathManager, name) for name in ("exists", "isfile")}
     for name, function in functions.items():
         seen = staticmethod(lambda path, ask=function: there[path] if path in there else ask(path))
@@ -196,7 +195,7 @@ def _all_see(there: Mapping[str, bool]) -> Iterator[None]:
 
 @contextmanager
 def _set(cfg: Any, values: Mapping[str, Any]) -> Iterator[None]:
-    """Set fields for a while; checkpoints are to keep what the user set."""
+    """Set fields temporarily, so that checkpoints store the user's settings."""
     before = {key: cfg[key] for key in values}
     try:
         for key, value in values.items():
@@ -224,7 +223,7 @@ def _resume(read: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> A
         return _only_weights(read_checkpoint(path).weights)
     try:
         return read(path, *args, **kwargs)
-    except Exception as error:  # torch's are of many classes
+    except Exception as error:  # torch raises many classes
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"{path}: cannot be read ({reason}); once it is moved elsewhere, the same command "
@@ -233,7 +232,7 @@ def _resume(read: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> A
 
 
 def _weights_for(model: Any) -> Callable[..., Any]:
-    """Read weights in any layout; as they are where they have the model's own names."""
+    """Read weights in any layout; unchanged if they have the model's own names."""
 
     def read_weights(read: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> Any:
         state = {} if path.endswith(".safetensors") else read_state(path)
@@ -246,7 +245,7 @@ def _weights_for(model: Any) -> Callable[..., Any]:
 
 
 def _only_weights(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a trainer's checkpoint of weights alone."""
+    """Make a trainer's checkpoint from weights alone."""
     return {
         "model": dict(weights),
         "optimizer_history": [{"num_updates": 0}],

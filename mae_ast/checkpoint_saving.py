@@ -1,8 +1,8 @@
-"""How fairseq's trainer writes checkpoints: whole or not at all, and each state once.
+"""Write checkpoints atomically, and each state once.
 
-One state is saved under several names (``checkpoint_2_30.pt``, ``checkpoint_best.pt``,
-``checkpoint_last.pt``), which are hard links where the file system has them. So a file is never
-written in place: each write makes a new one and renames it.
+One state has several names (``checkpoint_2_30.pt``, ``checkpoint_best.pt``,
+``checkpoint_last.pt``), which are hard links if the file system supports them. So a file is never
+written in place: each write creates a new file and renames it.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from mae_ast.core.run_files import list_checkpoints
 from mae_ast.errors import user_errors
 from mae_ast.fetch.partial import readable
 
-NOTE = "last_save.json"  # how far a run had come, should its last checkpoint be lost
-_CRASH = "crash.pt"  # written when training diverges, for a look at it
-_PAUSES_S = (2.5, 2.5)  # before a write that failed is tried again
+NOTE = "last_save.json"  # a run's progress, in case its last checkpoint is lost
+_CRASH = "crash.pt"  # written when training diverges, for inspection
+_PAUSES_S = (2.5, 2.5)  # before a failed write is retried
 _NOT_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
 
 logger = logging.getLogger(__name__)
 
 
 class SavingError(OSError):
-    """A checkpoint that could not be written; nothing of it is left."""
+    """A checkpoint could not be written; no partial file is left."""
 
 
 def apply() -> None:
     """Replace fairseq's functions."""
-    # A write that fails ends in a traceback and leaves a truncated file; one that is tried again
-    # goes on in the middle of what the first attempt wrote. Can go when fairseq begins anew.
+    # A failed write ends in a traceback and leaves a truncated file; a retry appends to what the
+    # first attempt wrote. Remove when fairseq starts again from an empty file.
     checkpoint_utils.torch_persistent_save = _whole(checkpoint_utils.torch_persistent_save)
 
     # checkpoint_last.pt is a plain copy of the file just saved: the same bytes again, and truncated
-    # for good if the run is killed meanwhile. Can go when fairseq links files and renames them.
+    # for good if the run is killed meanwhile. Remove when fairseq links and renames files.
     PathManager.copy = staticmethod(link_or_copy)
 
-    # One rank saves; if it fails, the others wait for it in the next step. Can go when fairseq
-    # tells them.
+    # One rank saves; if it fails, the others wait for it in the next step. Remove when fairseq
+    # informs them.
     checkpoint_utils.save_checkpoint = _on_all_ranks(checkpoint_utils.save_checkpoint)
     checkpoint_utils.verify_checkpoint_directory = _checked(
         checkpoint_utils.verify_checkpoint_directory
@@ -61,7 +61,7 @@ def apply() -> None:
 
 
 def link_or_copy(src_path: str, dst_path: str, overwrite: bool = False) -> str:
-    """Give a file a second name; where there are no hard links, copy it.
+    """Give a file a second name; copy it if hard links are not supported.
 
     Raises:
         FileExistsError: the name is taken, and ``overwrite`` is not set.
@@ -81,7 +81,7 @@ def link_or_copy(src_path: str, dst_path: str, overwrite: bool = False) -> str:
         _remove(part)
         size = os.path.getsize(src_path)
         raise SavingError(_message(dst_path, error, size)) from error
-    _remove(part)  # two names of one file: replacing one by the other did nothing
+    _remove(part)  # if both names are the same file, replacing did nothing
     return dst_path
 
 
@@ -92,7 +92,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def noted_updates(folder: Path) -> int:
-    """Return the number of updates at the last save; 0 where it is unknown."""
+    """Return the number of updates at the last save; 0 if unknown."""
     try:
         return int(json.loads((folder / NOTE).read_text(encoding="utf-8"))["num_updates"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -110,13 +110,13 @@ def _whole(write: Callable[..., None]) -> Callable[..., None]:
             message = _message(filename, error, _size(state))
             if os.path.basename(filename) != _CRASH:
                 raise SavingError(message) from error
-            logger.warning("%s", message)  # why training diverged must not be hidden
+            logger.warning("%s", message)  # must not hide why training diverged
 
     return save
 
 
 def _write_patiently(state: Any, filename: str) -> None:
-    """Write a file, and try again where the reason may pass, as on a network file system."""
+    """Write a file, retrying after transient errors, as on a network file system."""
     for pause_s in _PAUSES_S:
         try:
             _write(state, filename)
@@ -131,10 +131,10 @@ def _write_patiently(state: Any, filename: str) -> None:
 
 
 def _write(state: Any, filename: str) -> None:
-    """Write a file under another name first.
+    """Write a file atomically, under a temporary name first.
 
     Raises:
-        OSError: it could not be written; nothing of it is left.
+        OSError: it could not be written; no partial file is left.
     """
     part = f"{filename}.tmp"
     _remove(part)
@@ -142,7 +142,7 @@ def _write(state: Any, filename: str) -> None:
         with open(part, "wb") as file:
             torch.save(state, file)
             file.flush()
-            os.fsync(file.fileno())  # no power failure may leave its final name without content
+            os.fsync(file.fileno())  # a power failure must not leave an empty file
         os.replace(part, filename)
     except BaseException as error:
         _remove(part)
@@ -152,7 +152,7 @@ def _write(state: Any, filename: str) -> None:
 
 
 def _cause(error: BaseException | None) -> OSError | None:
-    """Find the operating system's error in torch's."""
+    """Find the operating system's error behind torch's."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
@@ -227,7 +227,7 @@ def _free(folder: Path) -> str:
 
 
 class _Counter(io.RawIOBase):
-    """A file that counts its bytes and keeps none."""
+    """File object that counts its bytes and discards them."""
 
     size = 0
 

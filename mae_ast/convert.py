@@ -42,7 +42,7 @@ _AS_PUBLISHED = (
     *("encoder_attention_heads", "decoder_attention_heads", "layer_norm_eps", "window_type"),
     *("ast_kernel_stride_time", "ast_kernel_stride_chan"),
 )
-# Of a folder that is written here; of any other, nothing is removed.
+# Files of a folder written here; nothing else is ever removed.
 _FILES_OF_A_FOLDER = (CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE, "README.md")
 ONNX_OPSET = 18
 ONNX_TOLERANCE = 1e-3
@@ -51,21 +51,21 @@ ONNX_CHECKS = ((1, 998), (3, 100), (2, 1_537))
 
 
 def check_target(path: Path, is_folder: bool, overwrite: bool = False) -> None:
-    """Refuse a place that is taken.
+    """Refuse to overwrite what is already there.
 
     Args:
-        path: where a model is to be written.
-        is_folder: as a folder; else as a file.
-        overwrite: replace a file, or a folder that holds no more than a model.
+        path: file or folder to write.
+        is_folder: True to write a folder, False to write a file.
+        overwrite: replace a file, or a folder that contains only a model's files.
 
     Raises:
-        FileExistsError: it is taken.
+        FileExistsError: ``path`` exists and may not be replaced.
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if path.is_dir() != is_folder:
         raise FileExistsError(
-            f"{path}: is a {'folder' if path.is_dir() else 'file'} already, and a "
+            f"{path}: is a {'folder' if path.is_dir() else 'file'} already, but a "
             f"{'folder' if is_folder else 'file'} is to be written; choose another name"
         )
     if is_folder and not {each.name for each in path.iterdir()} <= set(_FILES_OF_A_FOLDER):
@@ -80,8 +80,8 @@ def to_released_file(model: Pretrained, path: Path, overwrite: bool = False) -> 
     """Write the file that the authors' programs and stock s3prl load.
 
     Returns:
-        Settings of this model, by their names in its configuration, that the layout has no place
-        for and that the program which reads it is to be told.
+        Settings of this model, by their names in its configuration, that the layout cannot store
+        and that the reading code must be given.
 
     Raises:
         ValueError: the model has what the layout has no field for, or lacks what it asks for, or is
@@ -240,7 +240,7 @@ def _untold(model: Pretrained, state: dict[str, Any]) -> dict[str, Any]:
     for key in _AS_PUBLISHED:
         ours, theirs = getattr(model.config, key, None), getattr(read, key, None)
         if ours != theirs:
-            raise ValueError(f"{key}={ours}: the released layout knows {theirs} only")
+            raise ValueError(f"{key}={ours}: the released layout supports {theirs} only")
     mean, std = _statistics(model)
     ours = {"input_mean": mean, "input_std": std, "input_frames": model.config.input_frames}
     untold = {
@@ -279,7 +279,7 @@ def _quiet_exporter() -> Iterator[None]:
 
 @contextmanager
 def _whole(path: Path, is_folder: bool, overwrite: bool) -> Iterator[Path]:
-    """Yield a place to write a file or folder, which takes its name once it is whole.
+    """Yield a temporary path for a file or folder, which is renamed once it is complete.
 
     Raises:
         FileExistsError: as :func:`check_target`.

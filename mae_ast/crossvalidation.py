@@ -35,7 +35,7 @@ OWN_KEYS = (
 SETTINGS_FILE, SCORES_FILE = "settings.json", "folds.csv"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 DIGITS = 4  # of scores, shown and written
-_TASK = "MaeAstClassificationTask"  # by this name checkpoints hold what the task knows
+_TASK = "MaeAstClassificationTask"  # checkpoints store the task's state under this name
 
 
 class Interrupted(BaseException):
@@ -97,7 +97,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 def is_trained(run: Path) -> bool:
-    """Return whether a run has come to an end: its last update, epoch or hour, or early stopping.
+    """Return whether a run is complete: its last update, epoch or hour, or early stopping.
 
     Raises:
         CheckpointError: all its checkpoints are damaged.

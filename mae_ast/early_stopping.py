@@ -1,7 +1,6 @@
-"""Early stopping (``checkpoint.patience``) that a resume does not begin anew.
+"""Keep the state of early stopping (``checkpoint.patience``) in checkpoints.
 
-fairseq counts the validations without an improvement in a function's attributes, which no
-checkpoint holds.
+fairseq counts validations without improvement in a function's attributes, which are not saved.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ def state() -> dict[str, float]:
 
 
 def restore(saved: Mapping[str, Any]) -> None:
-    """Set what :func:`state` returned."""
+    """Restore the result of :func:`state`."""
     for name in _FIELDS:
         if name in saved:
             setattr(fairseq_cli.train.should_stop_early, name, saved[name])
 
 
 def has_stopped(patience: int) -> bool:
-    """Return whether as many validations as ``patience`` (> 0) brought no improvement."""
+    """Return whether the last ``patience`` (> 0) validations brought no improvement."""
     return 0 < patience <= state().get("num_runs", 0)

@@ -69,11 +69,11 @@ def extract(
     what: What,
     progress: Progress | None = None,
 ) -> tuple[Path, int]:
-    """Write the features of a manifest's shard; goes on with what is there.
+    """Write the features of a manifest's shard, resuming a stopped extraction.
 
     Args:
-        model: on any device.
-        manifest: its clips.
+        model: model on any device.
+        manifest: manifest of the clips.
         out: folder for the files.
         what: which features, of which clips.
         progress: wraps the iteration over clips; gets it and the number of clips.
@@ -82,8 +82,8 @@ def extract(
         The ``.npy`` file and the number of clips that could not be read.
 
     Raises:
-        ValueError: the folder holds an extraction of something else, another process writes the
-            same, or features are not finite.
+        ValueError: the folder holds an extraction with other settings, another process is writing
+            it, or features are not finite.
         ManifestError: there are more shards than clips.
     """
     rows = np.array_split(np.arange(len(manifest)), what.shards)[what.shard].tolist()
@@ -120,7 +120,7 @@ def extract(
 
 
 def _features(model: Pretrained, batch: list[Tensor | None], what: What) -> list[np.ndarray]:
-    """(rows, width) of each clip; no rows of a clip that could not be read.
+    """Yield (rows, width) for each clip, with no rows for a clip that could not be read.
 
     Raises:
         ValueError: features are not finite.
@@ -206,7 +206,7 @@ class _Files:
                 )
         elif self.npy.exists():
             raise ValueError(
-                f"{self.npy}: exists, and no {self._description.name} says from which model; "
+                f"{self.npy}: exists, but no {self._description.name} says from which model; "
                 "remove it, or choose another folder"
             )
 

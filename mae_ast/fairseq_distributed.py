@@ -1,4 +1,4 @@
-"""Patches of fairseq 0.12.3 for training on several processes; each says when it can go."""
+"""Patches of fairseq 0.12.3 for training on several processes; each says when to remove it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from mae_ast import stop_request
 
-# How a launcher names a process's place among the others; fairseq asks for these.
+# Environment variables in which a launcher gives the rank; fairseq reads these.
 _TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
 _SLURM = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST")
 _SIGNAL_NAMES = tuple(number.name for number in stop_request.SIGNALS)
@@ -30,8 +30,8 @@ _CPU_RANKS = (
 
 
 def apply() -> None:
-    """Apply the patches; the caller sees to it that this happens once."""
-    # Rank 0 reads a checkpoint for all, and the others unpickle what it sends with torch.load,
+    """Apply the patches; the caller ensures that this happens once."""
+    # Rank 0 reads a checkpoint for all, and the others unpickle its message with torch.load,
     # which has refused omegaconf's and fairseq's own classes since torch 2.6: no run on several
     # processes resumes or starts from weights. torch's own broadcast unpickles as it should: the
     # bytes are this run's own. Can go when fairseq passes weights_only=False.
@@ -57,8 +57,8 @@ def check_devices(cfg: Any) -> None:
     if cfg.common.fp16 and not on_gpu:
         where = "common.cpu=true" if cfg.common.cpu else "there is none here"
         raise SystemExit(
-            f"mae-ast: error: common.fp16=true needs a GPU ({where}); leave it false: "
-            "model.precision=bfloat16 is the fast one on a CPU"
+            f"mae-ast: error: common.fp16=true needs a GPU ({where}); set it to false: "
+            "model.precision=bfloat16 is the fast choice on a CPU"
         )
     if cfg.distributed_training.distributed_world_size > 1 and not cfg.common.tpu:
         _check_ranks(cfg.distributed_training, on_gpu)
@@ -135,7 +135,7 @@ def _close_writers() -> None:
 
 @contextmanager
 def peer_errors() -> Iterator[None]:
-    """End with one line where the other processes of a run are gone."""
+    """Exit with one line if the other processes of a run are gone."""
     try:
         yield
     except RuntimeError as error:

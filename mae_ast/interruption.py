@@ -1,8 +1,8 @@
 """Graceful shutdown: on SIGTERM or SIGUSR1, or when too many files are bad, save and exit.
 
-A request (:mod:`mae_ast.stop_request`) travels with the values that are logged, which all workers
-sum up in each step anyway, so all of them stop after the same step; then a checkpoint is saved and
-the program ends with status 0, ready to be queued again.
+A request (:mod:`mae_ast.stop_request`) travels with the logged values, which all ranks sum in each
+step anyway, so all of them stop after the same step; then a checkpoint is saved and the process
+exits with status 0, ready to be requeued.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from mae_ast import stop_request
 if __name__ in ("__main__", "__mp_main__"):  # the latter in a process that the trainer spawned
     stop_request.listen(forward=True)
 
-import fairseq_cli.hydra_train  # takes seconds, in which a signal may come
+import fairseq_cli.hydra_train  # takes seconds, during which a signal may arrive
 
 from mae_ast.plugin import register
 

@@ -1,4 +1,4 @@
-"""Log files on a full disk: entries that cannot be written are dropped, and training goes on."""
+"""Keep training when the disk is full: log entries that cannot be written are dropped."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ logger = logging.getLogger(__name__)
 
 
 def apply() -> None:
-    """Replace tensorboardX's methods; more than once is harmless."""
+    """Replace tensorboardX's methods; may be called more than once."""
     if hasattr(EventsWriter, "failed"):
         return
     # The thread that writes events ends at the first error; training then waits for it forever.
-    # Can go when tensorboardX handles errors of its thread.
+    # Remove when tensorboardX handles errors of its thread.
     EventsWriter.failed = False
     for name in ("write_event", "flush", "close"):
         setattr(EventsWriter, name, _until_it_fails(getattr(EventsWriter, name)))

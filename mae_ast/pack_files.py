@@ -1,4 +1,4 @@
-"""Files as they go into a shard: unchanged, or transcoded to FLAC; read and encoded in parts."""
+"""Prepare files for a shard, unchanged or transcoded to FLAC, in constant memory."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _PIECE = 4 * 2**20  # bytes; longer files are read in pieces of that
 
 
 class _Source(NamedTuple):
-    """A file that is to be packed.
+    """File to pack.
 
     Args:
         name: within a shard.
         num_bytes: its size.
-        crc32: what the archive that it lies in says that it has; ``None``: it does not say.
+        crc32: checksum recorded in the archive that contains it; ``None`` if there is none.
     """
 
     name: str
@@ -36,7 +36,7 @@ class _Source(NamedTuple):
 
 
 def as_it_is(path: str, row_path: str, length: int, sample_rate: int) -> PackedFile:
-    """Pack a file unchanged; one of up to 4 MiB is read now.
+    """Pack a file unchanged; a file of up to 4 MiB is read at once.
 
     Args:
         path: of the file, perhaps within an archive.
@@ -82,7 +82,7 @@ def transcoded(path: str, row_path: str, folder: Path) -> PackedFile:
     try:
         length = stream_audio(path, encode)
     except AudioError:
-        spool.check()  # a full disk: the file is not to blame
+        spool.check()  # a full disk, not a bad file
         raise
     spool.check()
     num_bytes = spool.seek(0, os.SEEK_END)
@@ -126,9 +126,7 @@ def _pieces(path: str, source: _Source) -> Iterator[bytes]:
         crc32 = zlib.crc32(piece, crc32)
         yield piece
     if source.crc32 not in (None, crc32):
-        raise ArchiveError(
-            f"{source.name}: its bytes are damaged, they are not those of its checksum"
-        )
+        raise ArchiveError(f"{source.name}: its bytes are damaged; they do not match its checksum")
 
 
 @retried
@@ -140,7 +138,7 @@ def _read_piece(path: str, place: int) -> bytes:
 
 
 class _Spool:
-    """A temporary file for libsndfile, which would print and forget what a write raises.
+    """Temporary file for libsndfile that keeps errors of writes, which libsndfile would discard.
 
     Args:
         folder: where it lies once it is long.
@@ -168,12 +166,12 @@ class _Spool:
         return self._file.tell()
 
     def clear(self) -> None:
-        """Start from nothing."""
+        """Remove all content."""
         self._file.seek(0)
         self._file.truncate()
 
     def check(self) -> None:
-        """Raise what a write raised."""
+        """Raise the error of an earlier write, if any."""
         try:
             self._file.flush()
         except OSError as error:
@@ -185,7 +183,7 @@ class _Spool:
             ) from self._error
 
     def pieces(self) -> Iterator[bytes]:
-        """Read all of it, once."""
+        """Yield the content, once."""
         with self._file as file:
             file.seek(0)
             while piece := file.read(_PIECE):

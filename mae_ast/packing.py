@@ -8,9 +8,9 @@ The folder then holds, for ``train.tsv``,
     train.left_out.txt     files that could not be packed, and why; they have no row, and no label
     train.pack.json        what was packed, and how
 
-Rows keep their order. Stopped at any moment, it continues and makes the same files
-(:mod:`mae_ast.shards`). Files are read, decoded, encoded and written in parts, so the memory does
-not depend on their length.
+Rows keep their order. Packing can be stopped at any moment; it resumes and writes the same files
+(:mod:`mae_ast.shards`). Files are read, decoded, encoded and written in pieces, so memory does not
+depend on their length.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def verify(
     progress: Progress | None = None,
     sources: list[str] | None = None,
 ) -> dict[int, str]:
-    """Read all files of a packed manifest: problems of those that are damaged, by row.
+    """Read all files of a packed manifest; return the problems of damaged ones, by row.
 
     Files without a checksum, in tars that others made, are decoded instead.
 
@@ -205,10 +205,10 @@ def _file(manifest: Manifest, row: int, out: Path, transcode: bool) -> PackedFil
 
 
 def _why_skipped(manifest: Manifest, row: int, error: Exception) -> str:
-    """Why a row's file is skipped.
+    """Return why a row's file is skipped.
 
     Raises:
-        OSError: it is not, since another attempt may succeed.
+        OSError: it is not skipped, because another attempt may succeed.
     """
     path = manifest.audio_path(row)
     if isinstance(error, FileNotFoundError):

@@ -163,7 +163,7 @@ CLASSES: dict[str, Any] = {
 
 
 def write_safetensors(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Write contiguous weights; the library makes a file that nobody else may read.
+    """Write contiguous weights to a file with the mode given by the umask, unlike the library.
 
     Raises:
         OSError: it could not be written.

@@ -88,7 +88,7 @@ def probe(
     layers: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, ProbeScore]:
-    """Score a model and the two baselines; clips that cannot be used are logged and left out.
+    """Score a model and the two baselines; unusable clips are logged and skipped.
 
     Args:
         model: on any device.
@@ -188,7 +188,7 @@ def score(
     test_data: ProbeData,
     layers: Sequence[int],
 ) -> ProbeScore:
-    """Choose layer and regularisation on a held-out part, fit on all, and test.
+    """Choose layer and regularisation on a held-out part, refit on all training clips, and test.
 
     Args:
         train, test: (rows, layers, D) features.
@@ -223,7 +223,7 @@ def score(
 
 
 def _split(data: ProbeData) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to fit and held-out rows, which share no group.
+    """Split rows into training and held-out rows that share no group.
 
     Raises:
         ValueError: there is one group only, or the rows to fit have one class only.

@@ -1,7 +1,7 @@
-"""What the processes of a training have to agree upon, exchanged without the model's collectives.
+"""Exchange values between ranks, and make sure that they agree, without collectives.
 
-Messages go through the store that the processes met at. It wants no device, and no collective's
-time limit applies to it: reading two million headers may take the first process an hour.
+Messages go through the rendezvous store, which needs no device and has no collective's time limit:
+reading two million headers may take rank 0 an hour.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _VALUE, _ERROR = b"+", b"-"
 
 
 def num_ranks() -> int:
-    """Return the number of processes that train together."""
+    """Return the number of ranks."""
     return distributed.get_world_size() if _are_several() else 1
 
 
 def from_first(key: str, compute: Callable[[], bytes]) -> bytes:
-    """Let the first process compute something, and give it to all.
+    """Compute a value on rank 0 and send it to all ranks.
 
     Args:
         key: name of the message, the same on all ranks; used once.
@@ -47,12 +47,12 @@ def from_first(key: str, compute: Callable[[], bytes]) -> bytes:
 
 
 def agree(key: str, what: str, compute: Callable[[], bytes]) -> None:
-    """Compute something on each process and make sure that all have the same.
+    """Compute a value on each rank and make sure that all are equal.
 
     Args:
         key: name of the messages, the same on all ranks; used once.
-        what: it is, for messages.
-        compute: called on each rank; a short value, such as a digest.
+        what: name of the value, for messages.
+        compute: called on each rank; returns a short value, such as a digest.
 
     Raises:
         ValueError: it failed on a rank, or ranks differ from the first; names them. Where this
@@ -87,7 +87,7 @@ def _leave_together(store: Store, key: str) -> None:
     keys = [f"{key}/left/{each}" for each in range(distributed.get_world_size())]
     store.set(keys[rank], "")
     if rank == 0:
-        with suppress(RuntimeError):  # one is gone
+        with suppress(RuntimeError):  # a rank is gone
             store.wait(keys, _LEAVE)
 
 

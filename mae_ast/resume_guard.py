@@ -12,10 +12,10 @@ _KEYS = ("input_stats", "input_mean", "input_std")
 
 
 def assert_same_statistics(path: str | os.PathLike[str], model: Mapping[str, Any]) -> None:
-    """Compare settings of the input's normalisation with those in a checkpoint.
+    """Compare the settings of input normalisation with those in a checkpoint.
 
-    The statistics themselves come with the weights, so other settings would have no effect, and
-    the configuration in later checkpoints would be wrong.
+    The statistics are loaded with the weights, so other settings would have no effect, and the
+    configuration in later checkpoints would be wrong.
 
     Args:
         path: checkpoint that the run resumes from.

@@ -1,4 +1,4 @@
-"""What a run was begun with, so that nothing else goes on with it."""
+"""Record a run's settings and refuse to resume it with different ones."""
 
 from __future__ import annotations
 

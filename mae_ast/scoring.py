@@ -27,8 +27,8 @@ def score_manifest(
     """Score the whole clips of a split; log and skip unusable ones.
 
     Args:
-        classifier: on any device.
-        manifest: its clips.
+        classifier: classifier on any device.
+        manifest: manifest of the clips.
         progress: wraps the iteration over clips; gets it and their number.
 
     Returns:
@@ -36,7 +36,7 @@ def score_manifest(
         because it cannot be decoded or is shorter than one patch.
 
     Raises:
-        AudioError: all were.
+        AudioError: all clips were skipped.
         ValueError: a score is not finite.
     """
     lengths = manifest.num_samples
@@ -60,7 +60,7 @@ def score_manifest(
 
 
 def score_file(classifier: FineTuned, path: Path) -> np.ndarray:
-    """Score all of a file, (C,) float32, as :func:`score_manifest` scores a clip.
+    """Score a whole file, (C,) float32, as :func:`score_manifest` scores a clip.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -86,7 +86,7 @@ def _score(classifier: FineTuned, clips: list[Tensor]) -> np.ndarray:
 def _batches(
     classifier: FineTuned, manifest: Manifest, order: np.ndarray, lengths: np.ndarray
 ) -> Iterator[tuple[list[int], list[Tensor | None]]]:
-    """Rows and clips of one batch after the other; ``lengths`` are those of ``order``, rising."""
+    """Yield rows and clips of each batch; ``lengths`` are those of ``order``, ascending."""
     least = _least(classifier)
 
     def read(row: int) -> Tensor | None:

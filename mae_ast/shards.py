@@ -34,12 +34,12 @@ _LEFT_OUT = "-"  # where else a line has its shard
 
 @dataclass(frozen=True)
 class PackedFile:
-    """A file as it goes into a shard.
+    """File to write into a shard.
 
     Args:
-        path: its name in there.
-        pieces: its bytes, read once.
-        num_bytes: how many they are.
+        path: name within the shard.
+        pieces: content in pieces, read once.
+        num_bytes: size of the content.
         length: in samples at its own rate.
         sample_rate: in Hz.
     """
@@ -127,12 +127,12 @@ class Shards:
                 file.close()
 
     def add(self, number: int, file: PackedFile | str) -> None:
-        """Write a row's file, or why there is none; starts another shard where one is full.
+        """Write a row's file, or the reason for skipping it; start another shard when one is full.
 
-        Where reading a piece fails, the row is not done, and another file can take its place.
+        If reading a piece fails, the row is not finished, and another file can take its place.
 
         Raises:
-            OSError: it could not be written, or has other than ``num_bytes`` by now.
+            OSError: it could not be written, or its size is no longer ``num_bytes``.
         """
         if isinstance(file, str):
             self._note(_LEFT_OUT, file)
@@ -154,7 +154,7 @@ class Shards:
         self._note(self._shard, offset, file.num_bytes, file.length, file.sample_rate)
 
     def _copy(self, file: PackedFile, offset: int) -> int:
-        """Write the bytes of a file to the shard; returns their CRC-32."""
+        """Write the bytes of a file to the shard, and return their CRC-32."""
         crc32 = num_bytes = 0
         with self._writing(self._part()):
             self._data.seek(offset)

@@ -1,7 +1,7 @@
-"""SIGTERM and SIGUSR1 as a request to save and end.
+"""Handle SIGTERM and SIGUSR1 as a request to save and exit.
 
-This module is imported before PyTorch and fairseq, which take seconds, so that a signal during
-those seconds counts too. What is done about a request depends on how far training is:
+This module is imported before PyTorch and fairseq, whose imports take seconds, so that signals
+during the imports are handled too. The reaction to a request depends on the progress of training:
 
 - Before the first update of a process that trains alone there is nothing to save: it ends.
 - One of several processes that ended there would leave the others waiting in a rendezvous or a
@@ -36,10 +36,10 @@ _counting = threading.Event()
 
 
 def listen(forward: bool = False) -> None:
-    """Take SIGTERM and SIGUSR1 as a request to save and end.
+    """Handle SIGTERM and SIGUSR1 as a request to save and exit.
 
     Args:
-        forward: hand the signal on to child processes, as a launcher does whose children train.
+        forward: forward the signal to child processes, for a launcher whose children train.
     """
     if threading.current_thread() is not threading.main_thread():
         return
@@ -65,38 +65,38 @@ def listen(forward: bool = False) -> None:
 
 
 def is_requested() -> bool:
-    """Whether this process was asked to end."""
+    """Return whether this process was asked to exit."""
     return _requested.is_set()
 
 
 def trains_alone() -> None:
-    """Say that no other process waits for this one: a request before the first update ends it."""
+    """Declare that no other process waits for this one, so a request may end it at once."""
     _alone.set()
     _end_if_alone()
 
 
 def launches() -> None:
-    """Say that this process only waits for those that train, however long they take to end."""
+    """Declare that this process only waits for those that train, however long they take to exit."""
     _launching.set()
 
 
 def begin_update() -> None:
-    """Say that an update begins, after which there is something to save."""
+    """Declare that an update begins, after which there is something to save."""
     _training.set()
 
 
 def end_update() -> None:
-    """Say that an update is made; all processes know of each other's requests."""
+    """Declare that an update is complete; all processes know of each other's requests."""
     _updated.set()
 
 
 def has_updated() -> bool:
-    """Whether an update was made."""
+    """Return whether an update was completed."""
     return _updated.is_set()
 
 
 def end() -> NoReturn:
-    """End before the first update with status 0 and a message."""
+    """Exit before the first update with status 0 and a message."""
     os.write(2, f"{_MESSAGE}\n".encode())
     raise SystemExit(0)
 

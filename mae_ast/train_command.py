@@ -30,9 +30,8 @@ def config_dir() -> Path:
 def module_command(name: str) -> list[str]:
     """Return the command line that runs a module of this package.
 
-    Nothing of the working directory shadows what it imports, nor what processes of
-    multiprocessing import that it starts; where the directory is the checkout that this package is
-    imported from, it stays on the path, since it need not be installed.
+    Nothing in the working directory shadows its imports or those of its child processes.
+    A checkout that this package is imported from stays on the path, since it need not be installed.
     """
     safe = () if PACKAGE.parent == Path.cwd() else ("-P",)
     return [sys.executable, *safe, "-m", name]
@@ -41,7 +40,7 @@ def module_command(name: str) -> list[str]:
 def train_command(
     data: Path, config: str, out: Path, overrides: list[str], kind: str = "pretrain"
 ) -> list[str]:
-    """The command line of a training process.
+    """Return the command line of a training process.
 
     Args:
         data: folder of the manifests.

@@ -16,8 +16,8 @@ def read_usable(manifest: Manifest, row: int, min_samples: int) -> Tensor | None
     """Read all of a clip, (L,) int16 at 16 kHz.
 
     Returns:
-        ``None``, which is logged, where it cannot be decoded or has fewer than ``min_samples``,
-        those of one patch.
+        ``None`` if it cannot be decoded or has fewer than ``min_samples`` (one patch); the
+        reason is logged.
     """
     path = manifest.audio_path(row)
     try:

@@ -345,7 +345,7 @@ def test_a_batch_that_does_not_fit_is_a_result(tmp_path, monkeypatch):
 
 def test_what_the_time_does_not_allow_is_named(tmp_path):
     measured = suite.run_parts(["masks"], setting(tmp_path), -1, tmp_path / "log", print)
-    assert {row["error"] for row in measured["masks"].rows} == {"left out: the time was up"}
+    assert {row["error"] for row in measured["masks"].rows} == {"skipped: the time was up"}
 
 
 def test_parts_of_an_earlier_run_are_kept(tmp_path):

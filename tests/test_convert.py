@@ -82,9 +82,9 @@ def test_what_is_there_is_not_overwritten(model, tmp_path):
     (tmp_path / "folder" / "checkpoints").mkdir()
     with pytest.raises(FileExistsError, match="holds other files than a model's"):
         convert.to_safetensors(model, tmp_path / "folder", overwrite=True)
-    with pytest.raises(FileExistsError, match="is a folder already, and a file is to be written"):
+    with pytest.raises(FileExistsError, match="is a folder already, but a file is to be written"):
         convert.to_released_file(model, tmp_path / "folder", overwrite=True)
-    with pytest.raises(FileExistsError, match="is a file already, and a folder is to be written"):
+    with pytest.raises(FileExistsError, match="is a file already, but a folder is to be written"):
         convert.to_safetensors(model, tmp_path / "file", overwrite=True)
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
     (tmp_path / "empty").mkdir()

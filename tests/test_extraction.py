@@ -196,7 +196,7 @@ def test_a_manifest_that_was_rewritten_is_refused(model, manifest, tmp_path):
 
 def test_features_of_unknown_origin_are_not_overwritten(model, manifest, tmp_path):
     (tmp_path / "valid_0_1.npy").write_bytes(b"features")
-    with pytest.raises(ValueError, match=r"valid_0_1\.npy: exists, and no valid_0_1\.json says"):
+    with pytest.raises(ValueError, match=r"valid_0_1\.npy: exists, but no valid_0_1\.json says"):
         extract(model, manifest, tmp_path, What(1, False, False, 0, 1))
     assert (tmp_path / "valid_0_1.npy").read_bytes() == b"features"
 

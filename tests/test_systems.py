@@ -324,7 +324,7 @@ def test_what_a_published_layout_does_not_say_is_told(mae_ast_command, tmp_path)
 def test_what_a_published_layout_would_misread_is_refused(mae_ast_command, tmp_path, build):
     build(encoder_attention_heads=3).save_pretrained(tmp_path / "own")
     _, message = mae_ast_command("convert", tmp_path / "own", tmp_path / "a.pt", "--to", "released")
-    assert message.endswith("encoder_attention_heads=3: the released layout knows 1 only")
+    assert message.endswith("encoder_attention_heads=3: the released layout supports 1 only")
     assert not (tmp_path / "a.pt").exists()
 
 

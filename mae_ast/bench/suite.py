@@ -91,7 +91,7 @@ def _rows(
     while pending:
         if time.monotonic() > deadline:
             for case in pending:
-                yield {**case, "error": "left out: the time was up"}
+                yield {**case, "error": "skipped: the time was up"}
             return
         together = pending[:1] if _is_alone(PARTS[name], setting) else pending
         for row in _ask(name, together, setting, deadline, log):

@@ -25,20 +25,24 @@ LOG_FILE = "log.txt"
 
 def bench(
     context: typer.Context,
-    parts: Annotated[str, typer.Option(help=f"Of {', '.join(PARTS)}; all.")] = ",".join(PARTS),
+    parts: Annotated[
+        str, typer.Option(help=f"Comma-separated parts: {', '.join(PARTS)}.")
+    ] = ",".join(PARTS),
     batches: Annotated[
         str | None, typer.Option(help="Clips of a training step, such as 64,256.")
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="Of the transformers: auto, float32 or bfloat16.")
+        str, typer.Option(help="Precision of the transformers: auto, float32 or bfloat16.")
     ] = "auto",
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda; default: a GPU if there is one.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Results get a folder of their own in it.")] = Path(
+    out: Annotated[Path, typer.Option(help="Parent of the results folder.")] = Path(
         "benchmarks/results"
     ),
-    minutes: Annotated[float, typer.Option(help="No case begins after so long.")] = 60,
+    minutes: Annotated[
+        float, typer.Option(help="Start no further case after so many minutes.")
+    ] = 60,
     quick: Annotated[bool, typer.Option(help="Tiny sizes, to see that everything works.")] = False,
 ) -> None:
     """Measure this machine; further arguments, model.KEY=VALUE, change the models of the steps.

@@ -41,7 +41,7 @@ def convert(
         bool, typer.Option("--force", help="Overwrite OUT, a file or an earlier model's folder.")
     ] = False,
 ) -> None:
-    """Write a checkpoint as another kind of file."""
+    """Convert a checkpoint to another format."""
     import mae_ast
     from mae_ast import convert as conversion
 

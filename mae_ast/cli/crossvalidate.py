@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def crossvalidate(
     context: typer.Context,
     checkpoint: Annotated[
-        str, typer.Argument(help="What to start from, as 'mae-ast finetune' takes it.")
+        str, typer.Argument(help="Model to start from, as for 'mae-ast finetune'.")
     ],
     data: Annotated[
         Path,
@@ -28,14 +28,16 @@ def crossvalidate(
         typer.Option(help="Preset name or path of a YAML file; required.", show_default=False),
     ] = "",
     out: Annotated[
-        Path, typer.Option(help="Folder of the folds' runs; the same again goes on with it.")
+        Path, typer.Option(help="Folder of the folds' runs; the same command again resumes them.")
     ] = Path("outputs/crossvalidate"),
     random_weights: Annotated[
         bool,
-        typer.Option("--random-weights", help="The same network, not pretrained, to compare."),
+        typer.Option(
+            "--random-weights", help="Train the same network from random weights, as a baseline."
+        ),
     ] = False,
     average: Annotated[
-        int, typer.Option(help="Average the weights of so many of each run's last epochs.")
+        int, typer.Option(help="Average the weights of each run's last N epoch checkpoints.")
     ] = 1,
 ) -> None:
     """Fine-tune on each fold, score its held-out clips, and print mean and standard deviation.
@@ -45,7 +47,7 @@ def crossvalidate(
     A fold's run is OUT/fold1, ..., its scores by class OUT/fold1/report; OUT/folds.csv holds the
     table. What counts is the last checkpoint, and accuracy, or mAP where clips have several labels.
 
-    On SIGTERM, SIGUSR1 or Ctrl-C the run saves and ends; the same command goes on from there.
+    On SIGTERM, SIGUSR1 or Ctrl-C the run saves and ends; the same command resumes it.
     """
     from mae_ast import crossvalidation as folds
 
@@ -69,8 +71,8 @@ def crossvalidate(
                 if not folds.is_trained(run):
                     typer.echo(f"{folder.name}: training")
                     trainings.run(command, lock)
-                # Of limits that no checkpoint tells of, such as a least learning rate, the trainer
-                # knows alone: what ends by itself is trained.
+                # Some limits, such as stop_min_lr, are known to the trainer only: a run that ends
+                # by itself is trained.
                 if not folds.is_trained(run) and folds.was_interrupted(run):
                     raise ValueError(
                         f"{run}: ended before its last update was saved; the same command resumes"

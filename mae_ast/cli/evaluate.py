@@ -17,18 +17,20 @@ def evaluate(
         ),
     ],
     data: Annotated[Path, typer.Argument(help="Folder of labels.csv, valid.tsv, valid.lbl, ...")],
-    split: Annotated[str, typer.Option(help="Which manifest.")] = "valid",
+    split: Annotated[str, typer.Option(help="Split to score, such as valid or test.")] = "valid",
     average: Annotated[
-        int, typer.Option(help="Of a run, average the weights of so many of its last epochs.")
+        int, typer.Option(help="Average the weights of a run's last N epoch checkpoints.")
     ] = 1,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for a row a class as CSV, and a picture.")
+        Path | None, typer.Option(help="Folder for scores by class (CSV) and a plot.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...; default: cuda if there is.")] = "",
+    device: Annotated[
+        str, typer.Option(help="Device: cpu, cuda, ...; default: cuda if available.")
+    ] = "",
 ) -> None:
     """Score a split: accuracy, mAP, mean AUC, d-prime, and all classes as a table.
 
-    Clips longer than the network takes at once are scored in windows, as 'mae-ast predict' does.
+    Clips longer than the network's input are scored in windows, as in 'mae-ast predict'.
     """
     from mae_ast import evaluation
     from mae_ast.cli.device import place
@@ -41,7 +43,7 @@ def evaluate(
     summary = found.summary
     typer.echo(
         f"{split}: {summary.num_clips} clips, {summary.num_classes_seen} of {len(found.labels)} "
-        f"classes{f', {found.num_left_out} clips left out' if found.num_left_out else ''}"
+        f"classes{f', {found.num_left_out} clips skipped' if found.num_left_out else ''}"
     )
     for name, value in (
         ("accuracy", summary.accuracy),

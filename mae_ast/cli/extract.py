@@ -26,7 +26,9 @@ def extract(
     shard: Annotated[
         str, typer.Option(help="Process part i of n only, i/n, counted from 0.")
     ] = "0/1",
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...; default: cuda if there is.")] = "",
+    device: Annotated[
+        str, typer.Option(help="Device: cpu, cuda, ...; default: cuda if available.")
+    ] = "",
 ) -> None:
     """Write the features of a manifest's clips, in fairseq's .npy + .len convention.
 

@@ -32,16 +32,18 @@ def finetune(
         ),
     ] = "",
     out: Annotated[
-        Path, typer.Option(help="Folder of the run; the same again goes on with it.")
+        Path, typer.Option(help="Folder of the run; the same command again resumes it.")
     ] = Path("outputs/finetune"),
     random_weights: Annotated[
         bool,
-        typer.Option("--random-weights", help="The same network, not pretrained, to compare."),
+        typer.Option(
+            "--random-weights", help="Train the same network from random weights, as a baseline."
+        ),
     ] = False,
 ) -> None:
     """Fine-tune; every further argument goes to fairseq-hydra-train, KEY=VALUE or an option.
 
-    On SIGTERM or SIGUSR1 the run saves and ends; the same command goes on from there.
+    On SIGTERM or SIGUSR1 the run saves and ends; the same command resumes it.
     """
     from mae_ast.core.checkpoint import RUN_FILE
     from mae_ast.core.run_files import list_checkpoints

@@ -21,25 +21,25 @@ from mae_ast.core.retry import retried
 from mae_ast.core.suffixes import AUDIO_SUFFIXES
 from mae_ast.progress import bar
 
-MAX_LISTED = 10  # reasons for skipping files, and wrong headers, that are shown
-MAX_SUFFIXES = 50  # of files that are no audio, shown likewise
+MAX_LISTED = 10  # maximum number of reasons for skipping files, and of wrong headers, to print
+MAX_SUFFIXES = 50  # maximum number of suffixes of skipped files to print
 
 
 @dataclass(frozen=True)
 class _Probed:
     path: str
     info: AudioInfo | None
-    problem: str  # why it is skipped; empty: it is not
+    problem: str  # why it is skipped; empty if it is not
 
 
 @dataclass
 class _Found:
-    """Files below folders, or in tars.
+    """Files found below folders or in tars.
 
     Args:
-        audio: paths of those with a suffix of audio.
+        audio: paths of files with an audio suffix.
         tars: paths of tars.
-        others: how many files there are of each other suffix.
+        others: number of files with each other suffix.
         damaged: tars that cannot be read to their end.
     """
 
@@ -49,7 +49,7 @@ class _Found:
     damaged: list[_Probed] = field(default_factory=list)
 
     def add(self, name: str, path: str) -> None:
-        """Sort in a file by its name."""
+        """Classify a file by its name and add it."""
         base = os.path.basename(name)
         suffix = os.path.splitext(base)[1].lower()
         if base.startswith("."):
@@ -59,11 +59,11 @@ class _Found:
         elif suffix == TAR_SUFFIX:
             self.tars.append(path)
         else:
-            is_suffix = re.fullmatch(r"\.\w{1,12}", suffix)  # not of "Dr. Who"
+            is_suffix = re.fullmatch(r"\.\w{1,12}", suffix)  # "Dr. Who" has none
             self.others[suffix if is_suffix else "without a suffix"] += 1
 
     def describe_others(self) -> str:
-        """``12 .txt, 3 .json``."""
+        """Return the counts of other files, such as ``12 .txt, 3 .json``."""
         counted = sorted(self.others.items(), key=lambda item: (-item[1], item[0]))
         shown = [f"{count} {suffix}" for suffix, count in counted[:MAX_SUFFIXES]]
         more = len(self.others) - len(shown)
@@ -84,12 +84,12 @@ def manifest(
 ) -> None:
     """Walk folders, find the length of each audio file, and write manifests.
 
-    Uncompressed tars, such as WebDataset's shards, count as folders; their files are used from
-    within them. Files that are skipped are listed, and counted by suffix where that is not one of
-    audio. Lengths come from the headers; files whose header has none, or a wrong one, are decoded.
+    Uncompressed tars, such as WebDataset's shards, are read like folders, without unpacking.
+    Unreadable files are listed, files with other suffixes are counted. Lengths come from the
+    headers; files whose header has none, or a wrong one, are decoded.
 
-    A file's split depends on its path below DIR and the seed alone, so it keeps it when files, or
-    folders beside DIR, are added.
+    A file's split depends only on its path below DIR and the seed, so adding files or folders does
+    not change it.
     """
     if valid < 0 or test < 0 or valid + test >= 1:
         raise ValueError(f"--valid {valid} and --test {test} leave nothing for training")
@@ -127,7 +127,7 @@ def manifest(
 
 
 def _look_through(folders: list[Path], pool: ThreadPoolExecutor) -> _Found:
-    """Walk folders, and look into their tars."""
+    """Walk folders, and list the files in their tars."""
     found = _Found()
     for folder in set(folders):
         if not any(folder != other and folder.is_relative_to(other) for other in folders):
@@ -161,7 +161,7 @@ def _walk(folder: Path, found: _Found) -> None:
 
 
 def _members(tar: str) -> _Found:
-    """List the files in a tar; and the tar itself, where it is damaged."""
+    """List the files in a tar, and the tar itself if it is damaged."""
     found = _Found()
 
     @retried
@@ -220,7 +220,7 @@ def _rows(files: list[_Probed], root: Path) -> Iterable[tuple[str, int, int]]:
 
 
 def _report_headers(files: list[_Probed], out: Path) -> None:
-    """Files whose length was measured, since their header gives none or a wrong one."""
+    """Report files whose length was measured because their header gives none or a wrong one."""
     noted = [
         (file.path, file.info.note) for file in files if file.info is not None and file.info.note
     ]

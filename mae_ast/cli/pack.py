@@ -20,7 +20,9 @@ def pack(
     shard_size: Annotated[str, typer.Option(help="Size of a shard: 500M, 1G, ...")] = "1G",
     transcode: Annotated[
         bool,
-        typer.Option("--transcode", help="To FLAC of 16 kHz, mono; default: files as they are."),
+        typer.Option(
+            "--transcode", help="Transcode to 16 kHz mono FLAC; default: copy files unchanged."
+        ),
     ] = False,
     verify: Annotated[
         bool,
@@ -34,7 +36,7 @@ def pack(
 ) -> None:
     """Pack a manifest's files, with labels beside it, into uncompressed tars.
 
-    OUT is used as the folder of manifests was. Stopped, the same command goes on.
+    OUT then replaces the folder of manifests. If stopped, the same command resumes.
     """
     from mae_ast import packing
     from mae_ast.core.manifest import Manifest

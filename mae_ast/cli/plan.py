@@ -23,10 +23,11 @@ def plan(
     config: Annotated[
         str, typer.Option(help="A preset's name, or the path of a YAML file.")
     ] = "mae_ast",
-    gpus: Annotated[int, typer.Option(help="Of a node.")] = 1,
-    nodes: Annotated[int, typer.Option(help="Of the cluster.")] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs per node.")] = 1,
+    nodes: Annotated[int, typer.Option(help="Number of nodes.")] = 1,
     bench: Annotated[
-        Path | None, typer.Option(help="Results of 'mae-ast bench' on such a GPU: time, too.")
+        Path | None,
+        typer.Option(help="Results of 'mae-ast bench' on such a GPU, to predict the time."),
     ] = None,
 ) -> None:
     """Count batches, updates, epochs and hours of audio; KEY=VALUE as for 'mae-ast pretrain'.

@@ -16,18 +16,20 @@ def predict(
         ),
     ],
     files: Annotated[list[Path], typer.Argument(help="Audio of any kind.")],
-    top: Annotated[int, typer.Option(min=1, help="How many labels of each file.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Number of labels per file.")] = 5,
     average: Annotated[
-        int, typer.Option(help="Of a run, average the weights of so many of its last epochs.")
+        int, typer.Option(help="Average the weights of a run's last N epoch checkpoints.")
     ] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...; default: cuda if there is.")] = "",
+    device: Annotated[
+        str, typer.Option(help="Device: cpu, cuda, ...; default: cuda if available.")
+    ] = "",
 ) -> None:
     """Print each file's most likely labels, a line each: file, score, label.
 
-    A file longer than the network takes at once is scored in windows to its end; its score is the
-    mean of their probabilities.
+    A file longer than the network's input is scored in windows up to its end; its score is the mean
+    of their probabilities.
 
-    Of several files, unreadable ones are named and skipped; the exit status is then 1.
+    If several files are given, unreadable ones are reported and skipped; the exit status is then 1.
     """
     from mae_ast.cli.device import place
     from mae_ast.core.audio import AudioError
@@ -43,10 +45,10 @@ def predict(
         except (AudioError, FileNotFoundError) as error:
             if len(files) == 1:
                 raise
-            typer.echo(f"left out: {error}", err=True)
+            typer.echo(f"skipped: {error}", err=True)
             left_out += 1
             continue
         for index in scores.argsort()[::-1][:top]:
             typer.echo(f"{file}\t{scores[index]:.4f}\t{classifier.labels.names[index]}")
     if left_out:
-        raise SystemExit(f"mae-ast: error: {left_out} of {len(files)} files left out, see above")
+        raise SystemExit(f"mae-ast: error: {left_out} of {len(files)} files skipped, see above")

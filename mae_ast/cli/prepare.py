@@ -71,7 +71,7 @@ def prepare(
         ("--speakers", speakers, data_set is DataSet.LIBRISPEECH),
     ):
         if given and not fits:
-            raise ValueError(f"{option} says nothing to {data_set}; leave it out")
+            raise ValueError(f"{option} is not supported for {data_set}")
     out = out or Path("manifests") / data_set
     match data_set:
         case DataSet.ESC50:
@@ -104,7 +104,7 @@ def _report(done: Prepared) -> None:
         )
     if done.left_out:
         typer.echo(
-            f"left out {len(done.left_out)} file(s), listed in {done.out / LEFT_OUT_FILE}:",
+            f"skipped {len(done.left_out)} file(s), listed in {done.out / LEFT_OUT_FILE}:",
             err=True,
         )
         examples = {problem: path for path, problem in reversed(done.left_out)}

@@ -19,12 +19,12 @@ def pretrain(
         str, typer.Option(help="A preset's name, or the path of a YAML file.")
     ] = "mae_ast",
     out: Annotated[
-        Path, typer.Option(help="Folder of the run; the same again goes on with it.")
+        Path, typer.Option(help="Folder of the run; the same command again resumes it.")
     ] = Path("outputs/mae_ast"),
 ) -> None:
     """Pretrain; every further argument goes to fairseq-hydra-train, KEY=VALUE or an option.
 
-    On SIGTERM or SIGUSR1 the run saves and ends; the same command goes on from there.
+    On SIGTERM or SIGUSR1 the run saves and ends; the same command resumes it.
     """
     from mae_ast.core.checkpoint import RUN_FILE
     from mae_ast.core.run_files import list_checkpoints

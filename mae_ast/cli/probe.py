@@ -28,7 +28,9 @@ def probe(
             "the part of the training clips that chooses layer and regularisation shares none."
         ),
     ] = "(.*)",
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...; default: cuda if there is.")] = "",
+    device: Annotated[
+        str, typer.Option(help="Device: cpu, cuda, ...; default: cuda if available.")
+    ] = "",
 ) -> None:
     """Fit a linear probe and nearest neighbours to frozen features.
 

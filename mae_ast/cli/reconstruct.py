@@ -29,7 +29,7 @@ def reconstruct(
     start: Annotated[float, typer.Option(min=0, help="Start of the excerpt, in seconds.")] = 0.0,
     seconds: Annotated[float, typer.Option(help="Length of the excerpt, in seconds.")] = 10.0,
     mask_type: Annotated[
-        str | None, typer.Option(help="Mask type; default: as in training.")
+        str | None, typer.Option(help="Mask type; default: the one used in training.")
     ] = None,
     ratio: Annotated[
         float | None, typer.Option(help="Fraction of patches hidden; default: as in training.")

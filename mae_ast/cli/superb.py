@@ -17,7 +17,7 @@ class Mode(StrEnum):
 
 
 class Layout(StrEnum):
-    """How the upstream lays out its features."""
+    """Layout of the upstream's features."""
 
     TIME_STEPS = "time_steps"
     TOKENS = "tokens"
@@ -32,9 +32,13 @@ def superb(
     data: Annotated[Path | None, typer.Option(help="Folder of the task's data.")] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the run; the same again goes on with it.", show_default=False),
+        typer.Option(
+            help="Folder of the run; the same command again resumes it.", show_default=False
+        ),
     ] = None,
-    mode: Annotated[Mode, typer.Option(help="Train, or test what was best on dev.")] = Mode.TRAIN,
+    mode: Annotated[
+        Mode, typer.Option(help="Train, or evaluate the checkpoint that was best on dev.")
+    ] = Mode.TRAIN,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps; default: the paper's.")
     ] = None,
@@ -43,12 +47,12 @@ def superb(
         Layout,
         typer.Option(
             help="time_steps: one vector per time step, its tokens side by side, as in s3prl. "
-            "tokens: one vector per token, as in the paper's runs of patch models. Frame models: "
-            "the same."
+            "tokens: one vector per token, as in the paper's runs of patch models. Both are the "
+            "same for frame models."
         ),
     ] = Layout.TIME_STEPS,
     device: Annotated[
-        str | None, typer.Option(help="As PyTorch names it; default: a GPU if there is one.")
+        str | None, typer.Option(help="PyTorch device; default: a GPU if available.")
     ] = None,
 ) -> None:
     """Fine-tune on a task of SUPERB with the paper's settings, or test the result.

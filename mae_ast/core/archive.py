@@ -106,7 +106,7 @@ def open_member(member: Member) -> OpenMember:
         stretch = cast(BinaryIO, io.BufferedReader(_Stretch(archive, member, suffix), _PIECE))
         return OpenMember(suffix, path, stretch, crc32)
     if crc32 is not None and zlib.crc32(content) != crc32:
-        raise ArchiveError(f"{path}: its bytes are damaged, they are not those of its checksum")
+        raise ArchiveError(f"{path}: its bytes are damaged; they do not match its checksum")
     return OpenMember(suffix, path, _Whole(content, suffix), crc32)
 
 
@@ -123,16 +123,16 @@ def check_member(member: Member) -> bool:
             crc32 = zlib.crc32(piece, crc32)
         if crc32 != opened.crc32:
             raise ArchiveError(
-                f"{opened.path}: its bytes are damaged, they are not those of its checksum"
+                f"{opened.path}: its bytes are damaged; they do not match its checksum"
             )
     return opened.crc32 is not None
 
 
 def why_missing(path: str) -> str:
-    """Why a manifest's path, of a loose file or within an archive, is not there; empty: it is.
+    """Return why a manifest's path, loose or within an archive, does not exist; '' if it does.
 
     Raises:
-        OSError: that cannot be seen.
+        OSError: the file system cannot tell.
     """
     member = Member.parse(path)
     try:

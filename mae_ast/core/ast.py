@@ -4,7 +4,7 @@
     -> mean of CLS and distillation token, or of the patches' tokens (B, D)
     -> layer norm, linear -> logits (B, C)
 
-C classes, beside the house's letters.
+C is the number of classes.
 """
 
 from __future__ import annotations

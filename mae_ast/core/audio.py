@@ -1,10 +1,10 @@
 """Read audio files as 16 kHz mono samples: ``read_audio(path, start, num_samples) -> (L,) int16``.
 
-The content of a file chooses its decoder: flac, wav, aiff and their like are read by libsndfile,
-everything else (mp3, ogg, mkv, mp4, m4a, webm, ...) by FFmpeg, and what the one cannot read is
-tried with the other. A file is read to the end of what can be decoded, whatever its header says.
-Other sample rates are resampled, several channels averaged. A path may be one within an archive
-(:mod:`mae_ast.core.archive`); what is read is the same.
+A file's content determines its decoder: libsndfile for FLAC, WAV, AIFF and similar formats, FFmpeg
+for everything else (mp3, ogg, mkv, mp4, m4a, webm, ...); if one fails, the other is tried. A file
+is read to the end of what can be decoded, whatever its header says.
+Audio is resampled to 16 kHz, and its channels are averaged. A path may also name a file within an
+archive (:mod:`mae_ast.core.archive`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
     "to_pcm16",
 ]
 
-MAX_PEAK = 2.0  # of float samples: beyond are integers that were cast to float
+MAX_PEAK = 2.0  # of float samples; larger values are integers that were cast to float
 SOURCE_RATES = (1_000, 768_000)  # Hz, lowest and highest that a file may have
 
 SOUNDFILE_SUFFIXES = frozenset(
@@ -64,7 +64,7 @@ def num_samples_16k(num_frames: N, sample_rate: N) -> N:
 def probe_audio(path: str | os.PathLike[str]) -> AudioInfo:
     """Find the length and sample rate of an audio file.
 
-    A header that is right is all that is read; where there is none, or where it does not fit the
+    Only the header is read if it is right. If it gives no length, or one that does not fit the
     file, the length is measured by decoding, and ``note`` says so.
 
     Raises:
@@ -131,7 +131,7 @@ def read_audio(
 
 
 def read_long_audio(path: str | os.PathLike[str]) -> Tensor:
-    """Read all of a file, as :func:`read_audio` does: decoded in blocks, only the result is held.
+    """Read a whole file like :func:`read_audio`, decoding it in blocks to save memory.
 
     Raises:
         FileNotFoundError, AudioError: as :func:`read_audio`.
@@ -140,12 +140,12 @@ def read_long_audio(path: str | os.PathLike[str]) -> Tensor:
 
 
 def stream_audio(path: str | os.PathLike[str], use: Callable[[Iterator[Tensor]], R]) -> R:
-    """Decode all of a file, as :func:`read_audio` does, without holding it.
+    """Decode a whole file like :func:`read_audio`, in blocks and in constant memory.
 
     Args:
         path: of the file.
-        use: gets blocks of (L,) int16. It is called again, with all blocks, where decoding fails
-            and another attempt is made.
+        use: function of an iterator of (L,) int16 blocks; called again with all blocks if decoding
+            fails and is retried.
 
     Returns:
         what ``use`` returns.
@@ -215,7 +215,7 @@ def _blocks_by_av(file: AudioFile, start: int, num_samples: int | None) -> Itera
 def _blocks_of_links(
     links: list[tuple[AudioFile, AudioInfo]], start: int, num_samples: int | None
 ) -> Iterator[Tensor]:
-    """Read a part of files that follow each other, each of its own sample rate and channels."""
+    """Read a part of concatenated files, each with its own sample rate and channels."""
     at = 0
     for file, info in links:
         length = num_samples_16k(info.num_frames, info.sample_rate)
@@ -237,7 +237,7 @@ def _with_decoder(
     by_av: Callable[[AudioFile], R],
     problem: str,
 ) -> R:
-    """Use the decoder that suits a file's content, and the other one where that cannot read it."""
+    """Use the decoder that suits a file's content, or the other one if that fails."""
     path = _absolute(path)
     try:
         with open_audio(path) as file:

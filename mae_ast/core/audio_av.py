@@ -1,6 +1,6 @@
 """Read audio with FFmpeg: an open stream, its frames past damaged packets, mono blocks of them.
 
-A packet that cannot be decoded is silence of its length, so that what follows stays in its place.
+A packet that cannot be decoded becomes silence of its length, so that later audio keeps its place.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ Located = tuple[int, list[np.ndarray]]  # a block's place in the file; (L,) floa
 
 
 def tag_options(version: str) -> dict[str, Any]:
-    """Return the arguments with which PyAV opens files whatever the encoding of their tags.
+    """Return the arguments that make PyAV accept tags in any encoding.
 
-    From 19 on it has no such argument, and reads tags of any encoding.
+    PyAV 19 and later need none.
     """
     return {} if int(version.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 
@@ -45,7 +45,7 @@ class Stream:
     """The audio stream of an open file, and how much of it was damaged.
 
     Args:
-        file: where it lies.
+        file: the open file.
         container, audio: FFmpeg's container and stream.
         packets, damaged: packets that were decoded, and those of them that could not be.
         silent: stretches of damaged packets with frames after them.
@@ -178,7 +178,7 @@ class Clock:
         return self.rate // 20
 
     def begin_of(self, frames: list[av.AudioFrame]) -> int | None:
-        """Return the position of consecutive frames by what most of their timestamps say."""
+        """Return the position of consecutive frames that most of their timestamps agree on."""
         counted, votes = 0, Counter[int]()
         for frame in frames:
             if frame.pts is not None:
@@ -195,7 +195,7 @@ def locate(
     Args:
         frames: as :meth:`Stream.frames` gives them.
         rate: of what is yielded, in Hz; frames of other rates are resampled.
-        clock: tells of gaps between frames. Without one, frames are counted.
+        clock: detects gaps between frames; without one, frames are counted.
         at: where the first frame begins.
         keep_from: frames that end before that place are dropped.
     """

@@ -1,6 +1,6 @@
 """Open audio files: their bytes at any offset, and what their first bytes say that they hold.
 
-The content of a file chooses its decoder; its suffix is at most a hint for FFmpeg.
+A file's content determines its decoder; the suffix is at most a hint for FFmpeg.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mae_ast.core.archive import Member, open_member
 
 logger = logging.getLogger(__name__)
 
-HEAD_BYTES = 64  # that the content of a file is recognised by
+HEAD_BYTES = 64  # read from a file to recognise its content
 
 _SECTION_BUFFER = 2**16  # bytes
 
@@ -34,14 +34,14 @@ class UndecodableError(Exception):
 
 
 def warn_once(path: str, message: str) -> None:
-    """Log a warning about a file, the first one that there is about it."""
+    """Log a warning about a file, unless there was one already."""
     if path not in _warned:
         _warned.add(path)
         logger.warning("%s: %s", path, message)
 
 
 class Content(NamedTuple):
-    """What a file holds.
+    """Format of a file, recognised by its content.
 
     Args:
         name: for messages; empty where it is not known.
@@ -84,13 +84,13 @@ _BY_FFMPEG = {
     "AMR": rb"#!AMR",
     "WavPack": rb"wvpk",
     "TTA": rb"TTA1",
-    # and what is no audio, for the message
+    # not audio; named in the error message
     "an HTML page": rb"\s*<(?i:!doctype html|html)",
     "a Git LFS pointer": rb"version https://git-lfs",
     "a zip archive": rb"PK\x03\x04",
     "gzip data": rb"\x1f\x8b",
     "a PDF": rb"%PDF",
-    "a picture": rb"\x89PNG|\xff\xd8\xff",
+    "an image": rb"\x89PNG|\xff\xd8\xff",
     "zero bytes": rb"\0{64}",
 }
 _PATTERNS = tuple(
@@ -102,7 +102,7 @@ _UNKNOWN = Content("", True)  # libsndfile takes fewer strange files for audio t
 
 
 def recognise(head: bytes) -> Content:
-    """Tell from its first ``HEAD_BYTES`` bytes what a file holds."""
+    """Recognise the format of a file by its first ``HEAD_BYTES`` bytes."""
     return next((content for magic, content in _PATTERNS if magic.match(head)), _UNKNOWN)
 
 
@@ -129,7 +129,7 @@ class AudioFile:
         return self._handle.read(length)
 
     def section(self, offset: int, length: int) -> AudioFile:
-        """Return a part of the file as a file; it is read while this one is open."""
+        """Return a part of the file as a file, readable while this one is open."""
         content = io.BufferedReader(_Section(self, offset, length), _SECTION_BUFFER)
         return AudioFile(self.path, length, cast(BinaryIO, content))
 
@@ -152,7 +152,7 @@ class AudioFile:
 
     @property
     def is_loose(self) -> bool:
-        """Whether it lies in no archive."""
+        """True if the file is not within an archive."""
         return isinstance(self._handle, int)
 
 

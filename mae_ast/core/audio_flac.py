@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from mae_ast.core.audio_file import AudioFile
 
-_PLACES = 8  # that frames are looked for at, beside the last one
+_PLACES = 8  # where frames are looked for, besides the last one
 _WINDOW = 2**14  # bytes that are read at a place, unless frames are longer
 _TAIL = 2**16  # bytes at the end, where tags may follow the last frame
 
@@ -21,13 +21,13 @@ _BLOCK_SIZES = {
 
 
 def flac_length(file: AudioFile) -> int:
-    """Return the number of samples up to the end of a FLAC file's last frame; 0: none is found."""
+    """Return the number of samples up to the end of the last frame of a FLAC file; 0 if none."""
     length = min(file.size, max(_TAIL, 2 * _longest_frame(file)))
     return max(_ends_of_frames(file, file.size - length, length), default=0)
 
 
 def flac_is_joined(file: AudioFile) -> bool:
-    """Whether a FLAC file is several, one after the other: frames in it begin anew."""
+    """Return whether a FLAC file is several concatenated ones: its frame numbers start again."""
     window = max(_WINDOW, 2 * _longest_frame(file))
     before = 0
     for place in range(0, file.size, max(window, file.size // _PLACES)):

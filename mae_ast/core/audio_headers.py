@@ -1,8 +1,8 @@
 """Check the length in the header of WAV, MP3 and Ogg against the file's bytes, in a few reads.
 
-A recorder that streams, or that is stopped, leaves a length of 0 or of an earlier moment; files are
-concatenated, and the first one's header stays. Each check tells whether the header is right; what
-it doubts is measured by decoding.
+A recorder that streams or is interrupted leaves a length of 0 or an outdated one, and concatenated
+files keep the first file's header. Each check says whether the header is right; if not, the length
+is measured by decoding.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _ZEROS_AT = 16  # places that are looked at for zeros, which programs fill a fil
 
 
 def wav_goes_on(file: AudioFile) -> bool:
-    """Whether a WAV file has audio beyond the end of its data chunk.
+    """Return whether a WAV file has audio beyond the end of its data chunk.
 
-    Its size is 0 or too small where the writer was stopped before it could go back to the header.
+    The chunk's size is 0 or too small if the writer was interrupted before it updated the header.
     """
     order = "big" if file.read(0, 4) == b"RIFX" else "little"
     at = 12
@@ -62,7 +62,7 @@ def _is_zero(file: AudioFile, begin: int) -> bool:
 
 
 class Mp3Header(NamedTuple):
-    """What an MP3's Xing or Info header says.
+    """Contents of an MP3's Xing or Info header.
 
     Args:
         num_frames: samples of one channel, without encoder delay and padding.
@@ -80,7 +80,7 @@ _MP3_FRAME = 1_441  # bytes by which the count may be too low: the header's own 
 
 
 def mp3_header(file: AudioFile) -> Mp3Header | None:
-    """Read an MP3's Xing or Info header; ``None``: it has none, or is no MPEG layer 3."""
+    """Read an MP3's Xing or Info header; ``None`` if there is none or it is not MPEG layer 3."""
     begin = 0
     head = file.read(0, 10)
     if head.startswith(b"ID3") and len(head) == 10:
@@ -115,7 +115,7 @@ def _size_of_tags(file: AudioFile) -> int:
 
 # -- Ogg ------------------------------------------------------------------------------------------
 
-_PLACES = 8  # that pages are looked at, beside the last page
+_PLACES = 8  # where pages are looked for, besides the last page
 _WINDOW = 2**13  # bytes that are read at a place
 _LARGEST_PAGE = 65_307  # bytes
 _PAGE = re.compile(rb"OggS\0(?P<flags>[\0-\7]).{8}(?P<serial>.{4})(?P<number>.{4})", re.DOTALL)
@@ -124,11 +124,11 @@ _PIECE = 2**22  # bytes that are searched at a time
 
 
 def ogg_is_chained(file: AudioFile) -> bool:
-    """Whether an Ogg file is several, one after the other.
+    """Return whether an Ogg file is chained, that is, several concatenated ones.
 
-    Pages are looked at in a few places: of one file they belong to the streams that begin on its
-    first pages, and their numbers grow. Of joined files either the serial number changes or the
-    numbers begin anew.
+    Pages are sampled in a few places. In a single file they belong to the streams that begin on
+    its first pages, and their numbers increase; in a chained one the serial number changes or the
+    page numbers start again.
     """
     numbers: dict[bytes, int] = {}  # by serial number: the highest page number so far
     is_beginning = True  # streams that run side by side begin before the first page of content
@@ -149,9 +149,9 @@ def ogg_is_chained(file: AudioFile) -> bool:
 
 
 def ogg_links(file: AudioFile) -> list[AudioFile]:
-    """Return the files that a chained Ogg file was joined of; empty where it is one.
+    """Return the links of a chained Ogg file; empty if it is not chained.
 
-    To find where they begin, the whole file is read; that it is chained costs a few reads.
+    The whole file is read only if it is chained, to find where each link begins.
     """
     if not ogg_is_chained(file):
         return []

@@ -1,4 +1,4 @@
-"""Find the length of an audio file: by its header where that is right, else by decoding."""
+"""Find the length of an audio file: from its header if that is right, else by decoding."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class AudioInfo:
     """Length and sample rate of a file.
 
     Args:
-        num_frames: samples of one channel that decode, at ``sample_rate``; of lossy codecs it may
-            be off by one packet.
+        num_frames: decodable samples per channel, at ``sample_rate``; for lossy codecs it may be
+            off by one packet.
         sample_rate: the file's own rate, in Hz.
-        note: what is wrong with the length in its header; ``None``: nothing.
+        note: what is wrong with the length in its header; ``None`` if nothing is.
     """
 
     num_frames: int
@@ -37,7 +37,7 @@ class AudioInfo:
 
 
 def is_whole(file: AudioFile, sound: soundfile.SoundFile) -> bool:
-    """Whether libsndfile reads a file to its end: it stops where the header says."""
+    """Return whether libsndfile, which stops where the header says, reads a file to its end."""
     frames = audio_soundfile.num_frames(sound)
     if file.content.name == "FLAC":
         return frames > 0 and flac_length(file) == frames and not flac_is_joined(file)
@@ -47,7 +47,7 @@ def is_whole(file: AudioFile, sound: soundfile.SoundFile) -> bool:
 
 
 def length_by_soundfile(file: AudioFile) -> AudioInfo:
-    """Return the length by the header, or what FFmpeg decodes where that is not right.
+    """Return the length given by the header if that is right, else the length that FFmpeg decodes.
 
     Raises:
         soundfile.LibsndfileError: libsndfile cannot read it.
@@ -71,7 +71,7 @@ def _ends_whole(sound: soundfile.SoundFile) -> bool:
 
 
 def lengths_of_links(file: AudioFile) -> list[tuple[AudioFile, AudioInfo]]:
-    """Return the files that a chained Ogg file was joined of, and their lengths; empty: it is one.
+    """Return the links of a chained Ogg file and their lengths; empty if it is not chained.
 
     Those that cannot be read, such as the cut beginning of a last one, are skipped.
     """
@@ -85,7 +85,7 @@ def lengths_of_links(file: AudioFile) -> list[tuple[AudioFile, AudioInfo]]:
 def length_by_av(file: AudioFile) -> AudioInfo:
     """Return the length of what FFmpeg decodes.
 
-    That of a chained file is given at the sample rate of its first part.
+    The length of a chained file is given at the sample rate of its first link.
 
     Raises:
         AudioError: it has no audio stream.
@@ -145,7 +145,7 @@ def _duration_of_packets(file: AudioFile, rate: int) -> int | None:
 
 
 def measure(file: AudioFile) -> int:
-    """Count the samples of one channel that FFmpeg decodes of the whole file."""
+    """Count the samples per channel that FFmpeg decodes from the whole file."""
     with audio_seek.started(file) as opened:
         end = 0
         for place, block in opened.located():

@@ -1,13 +1,13 @@
-"""Read a part of a file with FFmpeg, by seeking before it where its container can.
+"""Read a part of a file with FFmpeg, seeking to it if the container allows.
 
-Decoders do not converge to the bit after a seek: AAC and AC-3 fill bands with noise that depends on
-all that was decoded before, Opus predicts from frame to frame. So a long file is decoded in
-segments of 30 s, whichever part of it is asked for: each is opened anew, sought with a second of
-pre-roll, and cut by timestamps. A part and the whole are made of the same segments, hence equal,
-and a part costs what its own length costs. The first segment, and so any file of up to 30 s, is
-what FFmpeg decodes from the start.
+Decoders do not converge bit-exactly after a seek: AAC and AC-3 fill bands with noise that depends
+on everything decoded before, and Opus predicts from frame to frame. So a long file is always
+decoded in segments of 30 s: each is opened anew, reached by a seek with one second of pre-roll, and
+cut by timestamps. A part and the whole consist of the same segments, so they are equal, and the
+cost of a part depends on its length only. The first segment, and so any file of up to 30 s, is
+decoded from the start of the file.
 
-Only some containers have timestamps to rely on; other files are decoded from the start, in blocks.
+Only some containers have reliable timestamps; other files are decoded from the start, in blocks.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from mae_ast.core.audio_file import AudioFile, UndecodableError
 from mae_ast.core.audio_flac import flac_is_joined
 from mae_ast.core.downmix import Downmix
 
-SEGMENT_S = 30  # seconds that are decoded in one go
+SEGMENT_S = 30  # seconds that are decoded at a time
 PREROLL_S = 1  # seconds that a decoder sees before what is kept
 
-# FFmpeg's names of containers whose timestamps are exact, or of whole milliseconds.
+# FFmpeg's names of containers whose timestamps are exact or rounded to milliseconds.
 INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "ogg", "flac", "wav")
-# What FFmpeg seeks in by reading packets from the start; its decoder converges to the bit.
+# FFmpeg seeks in these by reading packets from the start; their decoder converges bit-exactly.
 _CONVERGING = ("mp3",)
-_FIRST_FRAMES = 6  # that tell how timestamps and positions go together
+_FIRST_FRAMES = 6  # that map timestamps to positions
 _MAX_BLOCK = 8_192  # samples of the longest block of Vorbis
 _OPUS_UNIT_S, _VORBIS_UNIT = Fraction(1, 400), 64  # shortest frames: 2.5 ms, 64 samples
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A stream of which the first frames were decoded.
+    """An open stream whose first frames have been decoded.
 
     Args:
         stream: the stream.
         frames: all its frames, from the first on.
         rate: their sample rate, in Hz.
-        clock: positions by timestamps; ``None``: they cannot be relied on.
-        length: samples that there are, where a decoder gives the padding of its last block too.
+        clock: positions by timestamps; ``None`` if timestamps are unreliable.
+        length: number of samples, for decoders that also return the padding of the last block.
     """
 
     stream: Stream
@@ -103,14 +103,14 @@ def _clock(stream: Stream, first: list[av.AudioFrame]) -> Clock | None:
         sizes = {round(_OPUS_UNIT_S * rate)}
     elif "vorbis" in codec:
         sizes = {_VORBIS_UNIT}
-    # Rounded timestamps tell the place of a frame if frames are longer than what is rounded off.
+    # Rounded timestamps locate a frame if frames are longer than the rounding.
     if len(sizes) != 1 or min(sizes) < stream.time_base * rate:
         return None
     return replace(clock, grid=sizes.pop(), grid_origin=first[0].samples)
 
 
 def _without_padding(located: Iterator[Located], length: int) -> Iterator[Located]:
-    """Cut what a last block has beyond the length; more than that is no padding, but kept."""
+    """Cut what the last block has beyond the length, which is padding; keep any more than that."""
     held: list[Located] = []
     for place, block in located:
         if place + len(block[0]) <= length:
@@ -175,7 +175,7 @@ def _segment(current: Opened, begin: int, first: int, end: int | None) -> Iterat
 
 
 def _sought(current: Opened, begin: int, keep_from: int = 0) -> Iterator[Located] | None:
-    """Seek before a sample, and yield frames from there; ``None`` where the container cannot."""
+    """Seek before a sample and yield frames from there; ``None`` if the container cannot seek."""
     clock, stream = current.clock, current.stream
     assert clock is not None
     target = (Fraction(begin, current.rate) - PREROLL_S) / clock.time_base
@@ -201,7 +201,7 @@ def _decoded(
 
 
 def end_after(current: Opened, seconds: Fraction) -> int | None:
-    """Return the position, in samples, at which decoding ends; ``None``: seeking is not possible.
+    """Return the position, in samples, at which decoding ends; ``None`` if seeking is impossible.
 
     Args:
         current: a file that was just opened; it is used up.

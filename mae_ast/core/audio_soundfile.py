@@ -1,7 +1,7 @@
 """Read audio with libsndfile: ``opened(file)``, then ``blocks(sound, first, end) -> (L,) mono``.
 
-libsndfile seeks exactly in the formats that it is chosen for. What it cannot seek in (G.721,
-NMS ADPCM, DPCM) is decoded from the start.
+libsndfile seeks exactly in the formats that it is chosen for. Formats in which it cannot seek
+(G.721, NMS ADPCM, DPCM) are decoded from the start.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def opened(file: AudioFile) -> Iterator[soundfile.SoundFile]:
 
 
 def num_frames(sound: soundfile.SoundFile) -> int:
-    """Return the number of frames by the header, 0 where it gives none."""
+    """Return the number of frames given by the header; 0 if it gives none."""
     return int(sound.frames) if sound.frames < NO_LENGTH else 0
 
 
 def is_float(sound: soundfile.SoundFile) -> bool:
-    """Whether samples are stored as floating point, whose full scale nothing enforces."""
+    """Return whether samples are stored as floating point, which may exceed full scale."""
     return sound.subtype in ("FLOAT", "DOUBLE")
 
 

@@ -37,7 +37,7 @@ from mae_ast.core.systems import config_from, name_of
 from mae_ast.core.weights import MAX_NAMED, first_not_finite, misfits
 from mae_ast.core.wrappers import MODEL
 
-# Of a folder in the hub's layout; the last two are there for Hugging Face's own models only.
+# Files of a folder in the hub's layout; the last two belong to Hugging Face's own models only.
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 PREPROCESSOR_FILE, TORCH_WEIGHTS_FILE = "preprocessor_config.json", "pytorch_model.bin"
 RUN_FILE = Path("checkpoints", "checkpoint_last.pt")  # of the folder of a run
@@ -76,7 +76,7 @@ class Checkpoint:
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a file, or a folder in the hub's layout or of a run; nothing in it is executed.
 
-    The content decides on the format, not the name.
+    The format is recognised by content, not by name.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -89,9 +89,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def file_of(path: str | os.PathLike[str]) -> Path:
-    """Return the file itself, or the one that a folder in the hub's layout or of a run holds.
+    """Return the file itself, or the weights in a folder (the hub's layout, or a run's).
 
-    Of a run that is its last checkpoint, or the newest whole one where that is missing or damaged.
+    For a run, that is its last checkpoint, or the newest intact one if that is missing or damaged.
 
     Raises:
         FileNotFoundError: there is none.
@@ -189,7 +189,7 @@ def parse_config(values: Any, path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def is_hugging_face(path: str | os.PathLike[str]) -> bool:
-    """Return whether a ``config.json`` describes a model of Hugging Face's, instead of ours.
+    """Return whether a ``config.json`` describes a Hugging Face model instead of one of ours.
 
     Raises:
         CheckpointError: it is not JSON.
@@ -234,7 +234,7 @@ def _read_torch(path: Path) -> Checkpoint:
 
 
 def _contents(state: Mapping[str, Any]) -> str:
-    """What a file of no supported layout holds."""
+    """Describe the content of a file of no supported layout."""
     weights = state.get(MODEL)
     if not isinstance(weights, Mapping) or not weights:
         return "it holds no weights"
@@ -274,7 +274,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
 
 
 def _read_description(path: Path) -> Any:
-    """The ``config.json`` beside a file of weights."""
+    """Read the ``config.json`` beside a file of weights."""
     description = path.with_name(CONFIG_FILE)
     if not description.is_file():
         raise FileNotFoundError(

@@ -135,7 +135,7 @@ class Classifier(nn.Module):
         independent: bool = False,
         trained_samples: int = 0,
     ) -> Tensor:
-        """Logits (B, C) float32 of whole clips of any length, for evaluation.
+        """Return the logits (B, C) float32 of whole clips of any length, for evaluation.
 
         A clip longer than the encoder takes at once is scored in windows, see
         :mod:`mae_ast.core.whole_clips`; its probabilities are the mean over them.

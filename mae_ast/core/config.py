@@ -68,7 +68,7 @@ class MaeAstConfig:
     )
     dropout_input: float = field(
         default=0.0,
-        metadata={"help": "dropout of the tokens before positions, in pretraining only"},
+        metadata={"help": "dropout of the tokens before positions are added, in pretraining only"},
     )
     encoder_layerdrop: float = field(
         default=0.0, metadata={"help": "probability of skipping a layer in a training step"}

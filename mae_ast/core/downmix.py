@@ -1,4 +1,4 @@
-"""Average the channels of a file, and notice where they cancel each other."""
+"""Average the channels of a file, and warn if they cancel each other."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 from mae_ast.core.audio_file import warn_once
 
-_STEP = 16  # one frame of so many is looked at
+_STEP = 16  # one frame in so many is checked
 _CANCELLED = 1e-4  # power of the average over that of the channels: -40 dB
 _QUIET = 1e-8  # power of silence, at a full scale of 1
 
 
 class Downmix:
-    """Averages channels, block by block.
+    """Average channels, block by block.
 
     Args:
         path: of the file, for a warning.
@@ -25,7 +25,7 @@ class Downmix:
         self._channels = self._average = 0.0  # sums of squares
 
     def __call__(self, frames: Tensor) -> Tensor:
-        """(L, channels) to (L,): int16 stays where there is one channel, else float32."""
+        """Average (L, channels) to (L,): int16 for int16 input with one channel, else float32."""
         if frames.shape[1] == 1:
             return frames[:, 0]
         scale = 32768 if frames.dtype == torch.int16 else 1

@@ -50,8 +50,8 @@ def _scale(num_dropped: int) -> float:
     return _STEPS / (_STEPS - num_dropped) if num_dropped < _STEPS else 0.0
 
 
-# To the compiler the draw is one operation: it cannot look into it, and does not draw again in the
-# backward. It has x itself for an argument, as two draws for the same shape would be taken for one.
+# The draw is opaque to the compiler, which therefore does not repeat it in the backward pass. Its
+# argument is x itself: two draws for the same shape would be merged into one.
 @torch.library.custom_op(
     "mae_ast::keep", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
 )

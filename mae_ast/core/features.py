@@ -75,16 +75,16 @@ def extract_features(
     overlap_s: float = OVERLAP_S,
     batch_s: float = BATCH_S,
 ) -> Features:
-    """Features of recordings; gradients are not kept.
+    """Extract features of recordings, without gradients.
 
     Args:
-        model: of any system, on any device; it comes back in the mode it was in. One with
-            ``input_frames`` sees shorter clips filled up to that; what it makes of the filling is
-            left out.
+        model: any system, on any device; its training mode is restored. A model with
+            ``input_frames`` sees shorter clips zero-padded to that; features of the padding are
+            dropped.
         waveforms: one recording or several of any lengths, each (L,) int16 or float in [-1, 1],
             the path of a file, or an item of an audio column of Hugging Face's ``datasets``:
             ``{"array", "sampling_rate"}``, ``{"bytes", "path"}``, or its decoder.
-        sample_rate: of arrays, in Hz; the other forms have their own.
+        sample_rate: sample rate of arrays, in Hz; the other forms have their own.
         layers: counted from 1, -1 being the last; default: all.
         pooled_only: leave ``hidden_states`` empty, which saves their memory.
         folder: write the hidden states to ``layer_<n>.npy`` in it, and return them memory-mapped.

@@ -1,4 +1,4 @@
-"""Recognise by content what a file is that is no checkpoint: a failed download, another format."""
+"""Recognise files that are not checkpoints by content: failed downloads, other formats."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WEB_PAGE = "a web page (HTML), usually left by a failed download"
 XML = "an XML document, usually a storage server's error message"
 PLACEHOLDERS = frozenset({GIT_LFS_POINTER, WEB_PAGE, XML})  # what servers give instead of a file
 
-# First bytes of a file and what it is; the first pattern that matches counts.
+# First bytes of a file, and its description; the first pattern that matches counts.
 _FIRST_BYTES: tuple[tuple[bytes, str], ...] = (
     (rb"\Z", "an empty file"),
     (rb"version https://git-lfs\.github\.com", GIT_LFS_POINTER),
@@ -55,7 +55,7 @@ def describe(path: Path) -> str | None:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Return whether a file begins with the header of safetensors, whatever its name."""
+    """Return whether a file begins with a safetensors header, whatever its name."""
     with path.open("rb") as file:
         head = file.read(_LENGTH_BYTES + 1)
     length = int.from_bytes(head[:_LENGTH_BYTES], "little")
@@ -82,7 +82,7 @@ def _describe_text(head: bytes) -> str | None:
     try:
         text = head.decode()
     except UnicodeDecodeError as error:
-        if len(head) - error.start > 3:  # more than a character that the end of the head cuts
+        if len(head) - error.start > 3:  # more than one character cut at the end
             return None
         text = head[: error.start].decode()
     if not all(character.isprintable() or character.isspace() for character in text):

@@ -17,9 +17,9 @@ except ImportError:  # not on Windows
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a name to write to, beside ``path``; it takes that name once the context ends well.
+    """Yield a temporary name beside ``path``; it is renamed to ``path`` if the context succeeds.
 
-    The file gets the mode that the umask gives, also from writers that make a private one.
+    The file gets the mode given by the umask, even if the writer creates a private one.
 
     Raises:
         OSError: it could not be written; names ``path``.
@@ -56,12 +56,12 @@ def held(path: Path) -> Iterator[int]:
     name = path.with_name(f".{path.name}.lock")
     with _locked(name, path) as lock:
         yield lock.fileno()
-        with suppress(OSError):  # while it is held: later, it may be another's
+        with suppress(OSError):  # while it is locked: later, it may belong to another process
             name.unlink()
 
 
 def _locked(name: Path, path: Path) -> BinaryIO:
-    """Open and lock the file that has this name while it is locked."""
+    """Open and lock the file, and make sure that it still has this name once it is locked."""
     while True:
         lock = name.open("ab")
         try:
@@ -72,8 +72,8 @@ def _locked(name: Path, path: Path) -> BinaryIO:
             raise ValueError(f"{path}: another process is at work on it") from error
         except OSError:  # a file system without locks
             return lock
-        # Between the two calls above, whoever held it may have removed the file: others then lock
-        # a new one of this name.
+        # Between the two calls above, its holder may have removed the file; other processes would
+        # then lock a new one of this name.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock.fileno()), os.stat(name)):
                 return lock

@@ -18,22 +18,22 @@ from mae_ast.core.input_norm import EPS, TARGET_STD
 
 MODEL_TYPE = "audio-spectrogram-transformer"
 
-# Fields of theirs with the one value under which both are the same network.
+# Fields of config.json with the only value for which both networks are equal.
 _SAME_IF = {
     "hidden_act": "gelu",
     "qkv_bias": True,
     "num_mel_bins": NUM_MEL_BINS,
 }
-# The same for fields of preprocessor_config.json.
+# The same for preprocessor_config.json.
 _SAME_INPUT_IF = {
     "feature_extractor_type": "ASTFeatureExtractor",
     "feature_size": 1,
     "sampling_rate": SAMPLE_RATE,
     "num_mel_bins": NUM_MEL_BINS,
 }
-# Statistics with which our normalisation changes nothing, as theirs with do_normalize=false.
+# Statistics that make our normalisation an identity, for do_normalize=false.
 _NOT_NORMALISED = (0.0, math.sqrt(TARGET_STD**2 - EPS))
-# Whether scores are sigmoids, by problem_type; without one, theirs are a softmax.
+# True if scores are sigmoids, by problem_type; without one, transformers uses a softmax.
 _INDEPENDENT = {
     None: False,
     "single_label_classification": False,
@@ -49,7 +49,7 @@ def is_known(fields: Any) -> bool:
 def config_from_hugging_face(
     fields: Mapping[str, Any], preprocessor: Mapping[str, Any] | None = None
 ) -> AstConfig:
-    """Return the configuration of a model there.
+    """Return the configuration of a Hugging Face AST.
 
     Args:
         fields: of ``config.json``.
@@ -70,7 +70,7 @@ def config_from_hugging_face(
                 raise ValueError(f"{key} is {values[key]!r}{where}; only {value!r} is supported")
     size = fields.get("patch_size", 16)
     if not isinstance(size, int):
-        raise ValueError(f"patch_size is {size!r}; one number, of a square, is wanted")
+        raise ValueError(f"patch_size is {size!r}; only square patches (one number) are supported")
     eps = fields.get("layer_norm_eps", 1e-12)
     frames = fields.get("max_length", 1024)
     mean, std = _statistics(given)
@@ -103,7 +103,7 @@ def config_from_hugging_face(
 
 
 def labels_of(fields: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Return the classes' names in the order of the outputs; ``None``: ``config.json`` has none.
+    """Return the class names in the order of the outputs; ``None`` if ``config.json`` has none.
 
     Raises:
         ValueError: a class has no name.
@@ -123,7 +123,7 @@ def labels_of(fields: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def is_independent(fields: Mapping[str, Any]) -> bool:
-    """Return whether a class's score is a sigmoid of its own, instead of a softmax over all.
+    """Return whether scores are sigmoids (multi-label) instead of a softmax over all classes.
 
     Raises:
         ValueError: the model does something else than classify.
@@ -141,13 +141,14 @@ def config_to_hugging_face(
     """Return the contents of ``config.json`` and ``preprocessor_config.json``.
 
     Args:
-        config: of the model. Theirs has one epsilon for all layer norms, and fits every clip to
-            the frames of its positions.
-        labels: names of the classes.
-        independent: a class's score is a sigmoid of its own, instead of a softmax over all.
+        config: configuration of the model. Hugging Face's AST has one epsilon for all layer norms,
+            and pads or cuts every clip to the frames of its positions.
+        labels: class names.
+        independent: scores are sigmoids (multi-label) instead of a softmax over all classes.
 
     Raises:
-        ValueError: theirs has no such model, or there are not as many labels as classes.
+        ValueError: Hugging Face's AST cannot represent the model, or the number of labels differs
+            from the number of classes.
     """
     if config.prefix_tokens != 2:
         raise ValueError(f"prefix_tokens={config.prefix_tokens}; Hugging Face's AST has 2")

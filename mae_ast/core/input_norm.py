@@ -17,10 +17,11 @@ class InputNorm(nn.Module):
 
     Buffers are named and updated as ``nn.BatchNorm2d(1, affine=False)`` does.
 
-    Where ``torch.distributed`` is initialised, each rank normalises a training batch by its own
-    statistics, and all ranks track those of every rank, in the order of ranks: what one process
-    tracks that takes these batches one after the other. So every rank must make each training step
-    (with ``num_frames`` of 0, if it has run out of clips), as with ``nn.SyncBatchNorm``.
+    If ``torch.distributed`` is initialised, each rank normalises a training batch by its own
+    statistics, and all ranks track the statistics of every rank, in the order of ranks, as one
+    process does that sees these batches one after another. So every rank must take part in each
+    training step, as with ``nn.SyncBatchNorm`` (with ``num_frames`` of 0 if it has run out of
+    clips).
 
     Args:
         update: normalise a training batch by its own statistics and track them. ``False`` keeps
@@ -88,7 +89,7 @@ class InputNorm(nn.Module):
 
 
 def _statistics(x: Tensor, num_frames: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Number, mean and biased variance of the valid values of (B, T, F), each ()."""
+    """Return number, mean and biased variance of the valid values of (B, T, F), each ()."""
     if num_frames is None:
         count = torch.full((), x.numel(), dtype=torch.float32, device=x.device)
         var, mean = torch.var_mean(x, correction=0)
@@ -104,7 +105,7 @@ def _statistics(x: Tensor, num_frames: Tensor | None) -> tuple[Tensor, Tensor, T
 def _of_all_ranks(values: Tensor) -> Tensor:
     """Gather (K,) of each rank: (ranks, K), in the order of ranks.
 
-    Each rank adds its row to zeros, which is exact and works with every backend.
+    Sums each rank's row with zeros, which is exact and works with every backend.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return values[None]

@@ -197,8 +197,8 @@ class MaeAst(nn.Module):
             source, lengths: as in :meth:`forward`.
 
         Returns:
-            Per layer (B, N, D); what lies past a clip's own patches is of no meaning. Pre-norm
-            layers are given as they are, without the stack's last layer norm.
+            Per layer (B, N, D); tokens past a clip's own patches are meaningless. Pre-norm layers
+            are returned without the stack's last layer norm.
         """
         patches = self.patches(source, lengths)
         padding_mask = None

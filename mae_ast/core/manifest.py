@@ -126,7 +126,7 @@ class Manifest:
         return num_samples_16k(self.lengths, rates)
 
     def digest(self) -> bytes:
-        """SHA-256 of the rows' paths, lengths and sample rates."""
+        """Return the SHA-256 of the rows' paths, lengths and sample rates."""
         digest = hashlib.sha256(self._packed_paths)
         for values in (self._path_ends, self.lengths, self.sample_rates):
             digest.update(np.ascontiguousarray(values).tobytes())

@@ -1,4 +1,4 @@
-"""A recording in any of the forms that people hold it in, to samples at 16 kHz: -> (L,).
+"""Read a recording, given in any common form, as samples at 16 kHz: -> (L,).
 
 Files, arrays, and the audio columns of Hugging Face's data sets: ``{"array", "sampling_rate"}``,
 ``{"bytes", "path"}`` of columns that are not decoded, and the decoders of ``datasets`` 4.
@@ -28,7 +28,7 @@ from mae_ast.core.audio import (
 
 @runtime_checkable
 class Decoder(Protocol):
-    """An audio decoder as torchcodec has it."""
+    """Audio decoder with torchcodec's interface."""
 
     def get_all_samples(self) -> Any:
         """Decode to ``data`` (channels, samples) float and ``sample_rate`` in Hz."""
@@ -42,7 +42,7 @@ WAVEFORM_HELP = (
 
 
 def is_one_recording(waveforms: object) -> bool:
-    """Tell one recording from a sequence of several."""
+    """Return whether ``item`` is one recording, not a sequence of several."""
     if isinstance(waveforms, (Tensor, np.ndarray)):
         return waveforms.ndim < 2
     several = isinstance(waveforms, Iterable) and not isinstance(waveforms, (str, Mapping))
@@ -61,8 +61,8 @@ def read_recording(item: Waveform, sample_rate: object, name: str) -> Tensor:
 
     Args:
         item: the recording. Several channels are averaged, except in an array.
-        sample_rate: in Hz, of an array; the other forms have their own.
-        name: of the recording, for messages.
+        sample_rate: sample rate of an array, in Hz; the other forms have their own.
+        name: name of the recording, for messages.
 
     Raises:
         ValueError: it is none of these forms, not one channel, not finite, or of a sample rate
@@ -88,7 +88,7 @@ def read_recording(item: Waveform, sample_rate: object, name: str) -> Tensor:
 
 
 def _from_bytes(content: bytes, name: str) -> Tensor:
-    """Decode a file's content; the suffix of its name goes with it."""
+    """Decode a file's content; the suffix of its name is passed on."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"audio{Path(name).suffix}"
         path.write_bytes(content)
@@ -122,12 +122,12 @@ def _from_array(array: Any, sample_rate: object, name: str) -> Tensor:
     if rate != SAMPLE_RATE:
         samples = samples.float() / 32768 if samples.dtype == torch.int16 else samples
         samples = resample_to_16k(samples, rate)
-    # Files are read to 16 bits, which clips: what is beyond full scale is clipped here, too.
+    # Files are read as 16-bit samples, which clips them; arrays are clipped for consistency.
     return samples if samples.dtype == torch.int16 else samples.clamp(-1, 1)
 
 
 def _checked_rate(value: Any, name: str) -> int:
-    """Return a sample rate as an integer; 44100.0 is one."""
+    """Return a sample rate as an integer; 44100.0 is accepted."""
     try:
         rate = float(value)
     except (TypeError, ValueError):

@@ -1,11 +1,11 @@
 """Files that the authors of AST and SSAST published, to and from ours.
 
-Both hold timm's layout under ``v.``; a SSAST file adds the mask token, the two heads of pretraining
-and the size of its spectrograms, an AST file its classifier. Neither says with how many attention
-heads, strides or input statistics: those are the published ones unless told.
+Both hold timm's layout under ``v.``; a SSAST file adds the mask token, the two pretraining heads
+and the spectrogram size, an AST file its classifier. Neither contains the number of attention
+heads, the strides or the input statistics: these default to the published ones.
 
-A SSAST that its authors' program fine-tuned has the names of AST, but averages the patch tokens
-where AST averages CLS and distillation token; :func:`doubt` says when a file does not tell which.
+A SSAST fine-tuned with its authors' code has AST's weight names, but averages the patch tokens
+where AST averages the CLS and distillation tokens; :func:`doubt` reports files that may be either.
 
 Published names begin with DataParallel's ``module.``. It is written, and removed before a file is
 read here (:func:`mae_ast.core.wrappers.unwrap`).
@@ -41,7 +41,7 @@ from mae_ast.core.wrappers import MODEL
 
 WRAPPER = "module."
 ENCODER = "v."
-STRIDE = FINETUNING_STRIDES[16]  # of AST's patches, in most published files
+STRIDE = FINETUNING_STRIDES[16]  # stride of AST's patches in most published files
 HEAD_DIM = 64  # of all published sizes
 FRAMES = (1024, 512, 128)  # of AudioSet, ESC-50 and Speech Commands clips
 
@@ -50,7 +50,7 @@ _AST_HEAD = {"mlp_head.0": "head.layer_norm", "mlp_head.1": "head.linear"}
 _KINDS = ("weight", "bias")
 _UNUSED = tuple(ENCODER + head for head in IMAGE_HEADS)
 _AST_KERNEL = (16, 16)  # of every AST
-# Trained on ImageNet, zero if new; AST starts from images, SSAST always from random weights.
+# Trained on ImageNet, zero if new; AST starts from image weights, SSAST from random ones.
 _IMAGE_BIASES = (f"{ENCODER}head.bias", f"{ENCODER}head_dist.bias")
 
 
@@ -65,7 +65,7 @@ def is_ast(state: State) -> bool:
 
 
 def doubt(state: State) -> str | None:
-    """Say which of AST and fine-tuned SSAST a file is taken for; ``None``: there is no doubt."""
+    """Describe which of AST and fine-tuned SSAST a file is assumed to be; ``None`` if certain."""
     pool, is_sure = _pooling(state[MODEL])
     if is_sure:
         return None
@@ -79,7 +79,7 @@ def doubt(state: State) -> str | None:
 
 
 def read_ssast(state: State, attention_heads: int | None = None) -> tuple[SsastConfig, Weights]:
-    """Configuration and weights out of a published SSAST file.
+    """Return configuration and weights from a published SSAST file.
 
     Args:
         state: the file's content, unwrapped.
@@ -123,12 +123,12 @@ def write_ssast(config: SsastConfig, weights: State) -> Weights:
 def read_ast(
     state: State, stride: int | None = None, attention_heads: int | None = None
 ) -> tuple[AstConfig, Weights]:
-    """Configuration and weights out of a published AST file, or of a fine-tuned SSAST.
+    """Return configuration and weights from a published AST file or a fine-tuned SSAST.
 
     Args:
         state: the file's content, unwrapped.
-        stride: frames and mel bins from a patch to the next; default: as published, 10 of patches
-            of 16. The file does not tell, and another one may fit the number of its positions too.
+        stride: patch stride in frames and mel bins; default: as published, 10 for patches of 16.
+            The file does not contain it, and other strides may match the number of positions.
         attention_heads: H; default: the width over 64, as in all published sizes.
 
     Raises:
@@ -177,7 +177,7 @@ def _has(state: State, key: str) -> bool:
 
 
 def _pooling(weights: State) -> tuple[str, bool]:
-    """Which tokens a classifier of AST's names averages, and whether the file is sure evidence."""
+    """Return the tokens that a classifier with AST's names averages, and if that is certain."""
     kernel = tensor_of(weights, f"{ENCODER}patch_embed.proj.weight", 4)
     if tuple(kernel.shape[2:]) != _AST_KERNEL:
         return "tokens", True

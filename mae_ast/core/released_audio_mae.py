@@ -67,8 +67,8 @@ def read_audio_mae(
         decoder_attention_heads: of the decoder.
 
     Returns:
-        The configuration, the weights, and the names of what was left out: where the decoder is
-        Swin V2's, all of it.
+        The configuration, the weights, and the names of skipped weights: all of the decoder if it
+        is Swin V2's.
 
     Raises:
         ValueError: a key is missing, unknown, of another shape, or a table holds other positions;

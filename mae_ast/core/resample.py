@@ -1,7 +1,7 @@
 """Resample mono audio to 16 kHz int16, whole or block by block.
 
-A part of a resampled file equals the same part of the whole file resampled: a part is read with
-the margin that the filter needs (:class:`Part`), and blocks overlap by it.
+Resampling a part gives exactly that part of the resampled file: parts are read with the margin that
+the filter needs (:class:`Part`), and blocks overlap by it.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchaudio.transforms import Resample
 
-SAMPLE_RATE = 16_000  # Hz, of everything that is read
+SAMPLE_RATE = 16_000  # Hz, of all decoded audio
 
 # torchaudio's resampling filter spans 6 zero crossings of the lower rate, rolled off at 0.99.
 _FILTER_ZERO_CROSSINGS = 6
 _FILTER_ROLLOFF = 0.99
-# torchaudio's kernel has as many values as the two steps of the ratio multiply to; at 22,254 Hz
-# that is gigabytes. Such rates go through FFmpeg's resampler instead.
+# The size of torchaudio's kernel is the product of the ratio's two terms; at 22,254 Hz that is
+# gigabytes. FFmpeg resamples such rates instead.
 _MAX_KERNEL = 1_000_000
 _FFMPEG_PADDING = 256  # frames
 _BLOCK = 2**21  # frames that are resampled at a time
 
 
 def to_pcm16(waveform: Tensor) -> Tensor:
-    """(..., L) float in [-1, 1] to int16, rounded to nearest; what lies outside is clipped."""
+    """Convert (..., L) float in [-1, 1] to int16, rounded to nearest and clipped."""
     return (waveform * 32768.0).round_().clamp_(-32768, 32767).to(torch.int16)
 
 
@@ -95,7 +95,7 @@ def _margin(rate: int) -> int:
 
 
 def _resampled(blocks: Iterable[Tensor], rate: int) -> Iterator[Tensor]:
-    """Resample in blocks that overlap by the filter's margin: memory does not grow."""
+    """Resample in blocks that overlap by the filter's margin, in constant memory."""
     source_step, target_step = _steps(rate)
     # Whole steps, so that a block's samples lie where those of the whole do.
     margin = -(-_margin(rate) // source_step)
@@ -118,7 +118,7 @@ def _resampled(blocks: Iterable[Tensor], rate: int) -> Iterator[Tensor]:
 
 
 def resample_to_16k(samples: Tensor, rate: int) -> Tensor:
-    """(frames,) float32 at ``rate`` to 16 kHz."""
+    """Resample (frames,) float32 at ``rate`` Hz to 16 kHz."""
     if math.prod(_steps(rate)) <= _MAX_KERNEL:
         resampled: Tensor = _resampler(*_steps(rate))(samples)
         return resampled
@@ -134,5 +134,5 @@ def resample_to_16k(samples: Tensor, rate: int) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _resampler(source_step: int, target_step: int) -> Resample:
-    """torchaudio's, which computes its kernel once: 0.6 ms a clip at 44.1 kHz."""
+    """Return torchaudio's resampler, cached with its kernel (0.6 ms per clip at 44.1 kHz)."""
     return Resample(source_step, target_step, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Retry reads that failed for a reason that may pass, as on a network file system."""
+"""Retry reads that failed with a transient error, as on a network file system."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mae_ast.core.archive import close_archives
 
 WAITS_S = (0.1, 0.4)  # before the second and the third attempt
 
-# Not ENOENT, EACCES, EISDIR and the like: those stay.
+# Not ENOENT, EACCES, EISDIR and the like, which are permanent.
 _MAY_PASS = frozenset(
     {
         *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EINTR),
@@ -34,7 +34,7 @@ R = TypeVar("R")
 
 
 def retried(read: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function that reads a file: two more attempts where an error may pass."""
+    """Decorate a function that reads a file to retry twice after a transient error."""
 
     @wraps(read)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -52,7 +52,7 @@ def retried(read: Callable[P, R]) -> Callable[P, R]:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Return whether an error, or one that it was raised from, may not occur another time."""
+    """Return whether an error, or one that it was raised from, is transient."""
     return any(
         (isinstance(each, OSError) and each.errno in _MAY_PASS)
         or (isinstance(each, soundfile.LibsndfileError) and each.code == _SYSTEM_ERROR)

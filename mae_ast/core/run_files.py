@@ -1,4 +1,4 @@
-"""Checkpoints in the folder of a run: which of them are whole, and which is the newest.
+"""Find the checkpoints in a run's folder, and the newest one that is intact.
 
 Names are fairseq's: ``checkpoint_last.pt``, ``checkpoint_best.pt``, ``checkpoint3.pt`` (epoch),
 ``checkpoint_3_500.pt`` (epoch and update), ``checkpoint.best_loss_1.50.pt`` (one of the best).
@@ -29,7 +29,7 @@ class SavedState:
 
     Args:
         path: of the file.
-        num_updates: steps that it has behind it; 0 in a file that does not say.
+        num_updates: number of updates; 0 if the file does not say.
         has_optimizer: training can be resumed from it.
     """
 
@@ -52,7 +52,7 @@ def updates_by_name(path: Path) -> int:
 
 
 def read_saved(path: Path) -> SavedState:
-    """Read what a checkpoint is, without reading its tensors.
+    """Read a checkpoint's description without its tensors.
 
     Raises:
         CheckpointError: it is truncated, or is no checkpoint.
@@ -68,7 +68,7 @@ def read_saved(path: Path) -> SavedState:
 
 
 def newest_whole(folder: Path, with_optimizer: bool = False) -> SavedState | None:
-    """Return the checkpoint of a run with the most updates whose content is undamaged.
+    """Return a run's checkpoint with the most updates whose content is intact.
 
     Its content is read and compared with the checksums in it.
 
@@ -124,7 +124,7 @@ def _readable(folder: Path) -> Iterator[SavedState]:
 
 
 def _is_undamaged(path: Path) -> bool:
-    """Compare the content with the checksums that ``torch.save`` keeps; older files have none."""
+    """Compare the content with the checksums that ``torch.save`` stores; older files have none."""
     if not zipfile.is_zipfile(path):
         return True
     try:

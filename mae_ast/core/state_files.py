@@ -21,7 +21,7 @@ from mae_ast.core.file_kinds import describe, is_safetensors
 from mae_ast.core.weights import MAX_NAMED
 from mae_ast.core.wrappers import unwrap
 
-# Plain data that training programs keep beside weights: options, and numbers of NumPy 1 and 2.
+# Plain data stored beside weights by training code: options, and numbers of NumPy 1 and 2.
 _DATA: list[Any] = [
     *(Namespace, np.ndarray, np.dtype),
     *(type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]),
@@ -99,7 +99,7 @@ def check_format(path: Path) -> None:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Why torch does not read a file, without torch's advice to execute what is in it."""
+    """Explain why torch cannot read a file, without torch's advice to execute its content."""
     objects = _refused_objects(path, error)
     classes = [name for name in objects if not name.startswith(_MODULES)] or objects
     more = f" and {len(classes) - MAX_NAMED} more" if len(classes) > MAX_NAMED else ""
@@ -115,7 +115,7 @@ def _reason(path: Path, error: Exception) -> str:
 
 
 def _refused_objects(path: Path, error: Exception) -> list[str]:
-    """Names of the classes and functions in a file that are not plain data."""
+    """List the classes and functions in a file that are not plain data."""
     if is_zipfile(path):
         with suppress(Exception):  # of many classes, where the archive is damaged
             return sorted(get_unsafe_globals_in_checkpoint(path))

@@ -106,11 +106,11 @@ def sizes_of(state: State, prefix: str = "") -> dict[str, int]:
 
 
 def from_timm(config: VitConfig, state: State, attention_heads: int | None = None) -> Weights:
-    """An encoder of ours from a timm ViT or DeiT, such as one trained on images.
+    """Build an encoder from a timm ViT or DeiT, such as one trained on images.
 
-    The channels' weights are averaged (as the AST paper says; its program sums them). Positions
+    The channels' weights are averaged (as in the AST paper; its code sums them). Positions
     are cut or bilinearly interpolated to ours. A distillation token is dropped where ``config``
-    has CLS only. The classifier of images is left out.
+    has CLS only. The image classifier is dropped.
 
     Args:
         config: what the encoder is to be; its sizes must be the file's.

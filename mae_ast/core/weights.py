@@ -32,11 +32,11 @@ def misfits(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 
 def first_not_finite(weights: Mapping[str, Any]) -> str | None:
-    """Return the name of the first weight that holds NaN or infinity; ``None``: all are finite."""
+    """Return the name of the first weight with NaN or infinity; ``None`` if all are finite."""
     for name, value in weights.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
             continue
-        # A sum takes a tenth of the time of isfinite; that of large finite values may overflow.
+        # A sum takes a tenth of the time of isfinite, but may overflow for large finite values.
         if not value.sum(dtype=torch.float32).isfinite() and not value.isfinite().all():
             return name
     return None

@@ -1,9 +1,9 @@
-"""Logits of clips of any length, from a classifier that sees a limited window at a time.
+"""Compute logits of clips of any length from a classifier with a limited input length.
 
     clips (B, L) -> windows (W, L') -> logits (W, C) -> logits of the mean probability (B, C)
 
-A clip's windows follow one another without overlap; the last one ends with the clip. Letters beside
-the project's: C classes, W windows.
+A clip's windows do not overlap, except that the last one ends with the clip. C: number of classes,
+W: number of windows.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def mean_logits(logits: Tensor, clips: Tensor, num_clips: int, independent: bool
 
 
 def _log_mean(values: Tensor, clips: Tensor, num_clips: int) -> Tensor:
-    """Logarithm of the mean of exp(values) (W, C) over each clip's windows, (B, C)."""
+    """Return the logarithm of the mean of exp(values) (W, C) over each clip's windows, (B, C)."""
     index = clips[:, None].expand_as(values)
     empty = values.new_zeros(num_clips, values.shape[1])
     highest = empty.scatter_reduce(0, index, values, "amax", include_self=False)

@@ -84,14 +84,14 @@ def window_columns(model: Encoder, window_s: float, overlap_s: float) -> tuple[i
 
 
 def states_of_parts(model: Encoder, clips: Sequence[Tensor], parts: Sequence[Part]) -> list[Tensor]:
-    """Hidden states of parts of clips in one batch; gradients flow.
+    """Compute the hidden states of parts of clips in one batch, with gradients.
 
     Args:
         model, clips, parts: as in :func:`cut_parts`.
 
     Returns:
-        Per layer (P, N, D). A part's own tokens come first, as they are of that part alone; what
-        lies past them is of no meaning.
+        Per layer (P, N, D). A part's own tokens come first and equal those of that part alone;
+        tokens past them are meaningless.
     """
     return model.hidden_states(*cut_parts(model, clips, parts))
 
@@ -104,7 +104,7 @@ def cut_parts(
     Args:
         model: on any device, to which the samples are brought.
         clips: each (L,) int16 or float at 16 kHz.
-        parts: P of them, each of at least one column.
+        parts: P parts, each of at least one time step.
 
     Returns:
         (P, L') float32, zero-padded, and (P,) int64, samples of each part, or ``None`` where the

@@ -1,4 +1,4 @@
-"""Undo what training frameworks wrap around a state dict: keys above it, prefixes of its names."""
+"""Remove what training frameworks wrap around a state dict: outer keys, prefixes of names."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _HOLDERS = (
 _DEPTH = 3
 # Modules that wrap another one, anywhere in a network: torch.compile, FSDP, activation checkpoints.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-# Attributes that hold the whole network: of DataParallel, of Lightning modules.
+# Attributes that hold the whole network in DataParallel and Lightning modules.
 _WHOLE = ("module.", "model.", "net.", "network.")
 
 
 def unwrap(content: Mapping[str, Any], depth: int = _DEPTH) -> dict[str, Any]:
-    """Put the state dict of a file under ``model``, with the names that its network gives it.
+    """Put a file's state dict under ``model``, with the names that its network uses.
 
     Args:
         content: a file's content: a state dict, or a mapping with one under a usual key.
-        depth: keys above one another that are looked under.
+        depth: maximum number of nested keys to look under.
 
     Returns:
         The content without that key, and ``model``; unchanged where there is no state dict.
@@ -44,7 +44,7 @@ def unwrap(content: Mapping[str, Any], depth: int = _DEPTH) -> dict[str, Any]:
 
 
 def _own_names(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Name weights as their network does, without the wrappers around it; arrays become tensors."""
+    """Name weights as their network does, without its wrappers; arrays become tensors."""
     names = {key: _without_wrappers(str(key)) for key in weights}
     while prefix := _common_prefix(list(names.values())):
         names = {key: name.removeprefix(prefix) for key, name in names.items()}
@@ -54,7 +54,7 @@ def _own_names(weights: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_state(value: Any) -> bool:
-    """Whether weights lie directly in it."""
+    """Return whether it contains weights directly."""
     return isinstance(value, Mapping) and any(
         isinstance(weight, (Tensor, np.ndarray)) for weight in value.values()
     )

@@ -84,7 +84,7 @@ class ClassificationCriterion(FairseqCriterion):  # type: ignore[misc]
         return loss, num_clips, logging_output
 
     def _logits(self, model: torch.nn.Module, net_input: dict[str, Any]) -> torch.Tensor:
-        """Of training clips as they are cropped; of validation clips as a whole."""
+        """Return logits of training clips as cropped, of validation clips as a whole."""
         if self.training:
             cropped: torch.Tensor = model(**net_input)
             return cropped

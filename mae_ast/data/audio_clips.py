@@ -30,11 +30,11 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
         manifest: its files.
         one_patch: samples at 16 kHz of the shortest clip that a model takes.
         seed: of all that is drawn.
-        shuffle: order and epochs as in training; ``False``: as in validation, always alike.
-        random_crop: of longer clips take any part, not the beginning.
-        min_samples: shorter clips are left out, at 16 kHz; ``None``: no such limit.
-        max_keep_samples: longer clips are left out, at 16 kHz; ``None``: no such limit.
-        max_samples: longer clips are cropped to this, at 16 kHz; ``None``: no such limit.
+        shuffle: shuffle in each epoch, as in training; ``False``: fixed order, as in validation.
+        random_crop: crop longer clips at a random place instead of at the beginning.
+        min_samples: skip shorter clips, at 16 kHz; ``None``: no limit.
+        max_keep_samples: skip longer clips, at 16 kHz; ``None``: no limit.
+        max_samples: crop longer clips to this length, at 16 kHz; ``None``: no limit.
         max_bad_fraction: maximum ratio of unusable files among those read.
 
     Raises:
@@ -87,7 +87,7 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
         self._lengths = lengths[self.rows]
         self.sizes = np.minimum(lengths[self.rows], max_samples or np.iinfo(np.int64).max)
         logger.info(
-            "%s: %d clips, %.1f h at most %.1f s each; left out %d short, %d long",
+            "%s: %d clips, %.1f h at most %.1f s each; skipped %d short, %d long",
             manifest.path,
             len(self.rows),
             self.sizes.sum() / SAMPLE_RATE / 3600,

@@ -1,9 +1,9 @@
-"""Tally of the files that a training reads, good and bad.
+"""Count the good and bad files that a training reads.
 
-Data workers put into each batch which files they read for it (:class:`FilesRead`); the trainer's
-process tallies them when the batch is used. In an epoch, each file is in one batch of one process,
-so the processes' numbers can be added up. An epoch tries all files again: a bad one may have been
-out of reach for a moment only.
+Data workers store in each batch the files that they read for it (:class:`FilesRead`); the
+trainer's process counts them when the batch is used. In an epoch each file is in one batch of one
+process, so the counts of all processes can be summed. Each epoch tries all files again, because
+errors may be transient.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ AT_LEAST = 20  # so many bad files never stop a run
 
 @dataclass(frozen=True)
 class BadFile:
-    """Stands for a clip whose file cannot be used.
+    """Placeholder for a clip whose file cannot be used.
 
     Args:
         id: its row in the manifest.
-        why: what is wrong with it.
+        why: reason.
         turn: how often the clip came up before in this epoch.
     """
 
@@ -52,10 +52,10 @@ class FilesRead:
 
 
 class BadFiles:
-    """Tally of a manifest's files, as far as this process reads them.
+    """Counts of a manifest's files that this process reads.
 
     Args:
-        manifest: whose rows are tallied.
+        manifest: manifest whose rows are counted.
         max_fraction: maximum ratio of bad files among the files read in an epoch.
     """
 
@@ -66,11 +66,11 @@ class BadFiles:
         self.logged = np.zeros(len(manifest), dtype=np.uint8)  # 1: a message named the row's file
 
     def begin_epoch(self) -> None:
-        """Start from zero: an epoch reads all files again."""
+        """Reset the counts: an epoch reads all files again."""
         self._state.fill(_UNREAD)
 
     def add(self, read: FilesRead) -> None:
-        """Tally the files of a batch; log each bad one the first time."""
+        """Count the files of a batch; log each bad one the first time."""
         self._state[read.good] = _GOOD
         for file in read.bad:
             if file.turn == 0:
@@ -86,11 +86,11 @@ class BadFiles:
         return bad
 
     def counts(self) -> tuple[int, int]:
-        """Numbers of bad files and of files read, good or bad."""
+        """Return the number of bad files and of files read, good or bad."""
         return int(np.count_nonzero(self._state == _BAD)), int(np.count_nonzero(self._state))
 
     def problem(self, num_bad: int, num_read: int, num_used: int) -> str:
-        """Say why a training must not go on with so many bad files; empty: it may.
+        """Return why training must stop because of bad files; '' if it may continue.
 
         Args:
             num_bad: bad files that all processes found in this epoch.

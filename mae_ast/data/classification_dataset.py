@@ -31,8 +31,8 @@ class LabelledClip:
     Args:
         id: its row in the manifest.
         samples: (L,) int16 at 16 kHz.
-        target: (C,) float32; of a mixed clip, shares.
-        hidden: (2, 2) int64, what SpecAugment hides.
+        target: (C,) float32; class ratios for a mixup clip.
+        hidden: (2, 2) int64, bands masked by SpecAugment.
         visible_ids: (V,) int64, the patches that the encoder sees; ``None``: all.
         turn: how often the clip came up before in this epoch.
     """
@@ -88,8 +88,7 @@ class ClassificationDataset(AudioClips):
         """Decode and augment a clip.
 
         Args:
-            index: of the clip, plus ``len(self)`` times how often it had its turn before in this
-                epoch.
+            index: index of the clip, plus ``len(self)`` for each earlier turn in this epoch.
         """
         turn, place = divmod(int(index), len(self))
         row = int(self.rows[place])
@@ -113,9 +112,9 @@ class ClassificationDataset(AudioClips):
         return LabelledClip(row, samples, target, hidden, visible_ids, turn)
 
     def collater(self, samples: Sequence[LabelledClip | BadFile]) -> dict[str, Any]:
-        """Pad clips to fairseq's batch; without any usable clip, one that counts for nothing.
+        """Pad clips to fairseq's batch; without any usable clip, one of zero weight.
 
-        ``files`` (:class:`FilesRead`) says which files were read for it.
+        ``files`` (:class:`FilesRead`) lists the files that were read for it.
 
         The trainer makes every float tensor half precision under ``common.fp16``; targets
         therefore travel as the integers that have their bits.

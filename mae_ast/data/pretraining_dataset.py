@@ -58,9 +58,9 @@ class PretrainingDataset(AudioClips):
         return dataclasses.replace(clip, samples=samples)
 
     def collater(self, samples: Sequence[Clip | BadFile]) -> dict[str, Any]:
-        """Collate clips to fairseq's batch; without any usable clip, one that counts for nothing.
+        """Collate clips to fairseq's batch; without any usable clip, one of zero weight.
 
-        ``files`` (:class:`FilesRead`) says which files were read for it.
+        ``files`` (:class:`FilesRead`) lists the files that were read for it.
         """
         clips = [clip for clip in samples if isinstance(clip, Clip)]
         bad = [file for file in samples if isinstance(file, BadFile)]

@@ -167,7 +167,7 @@ class MirrorDownloader:
             raise _BrokenError(f"ended at {self.part.size} of {source.total} bytes")
 
     def _check_content(self) -> None:
-        """Refuse what servers give instead of a file, whatever they call it."""
+        """Refuse what servers send instead of the file, whatever its Content-Type."""
         if self.sha256 is None and (kind := describe(self.part.path)) in PLACEHOLDERS:
             self.part.discard()
             raise _MirrorError(f"gives {kind}")

@@ -42,7 +42,7 @@ class Headers:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def remarks(self) -> Iterator[str]:
-        """Mention files whose header gives no length or a wrong one."""
+        """Report files whose header gives no length or a wrong one."""
         noted = [(path, info.note) for path, info in self.infos.items() if info.note]
         if noted:
             path, note = noted[0]
@@ -53,7 +53,7 @@ class Headers:
 
 
 def read_headers(paths: Sequence[str], jobs: int = PROBE_THREADS) -> Headers:
-    """Find the lengths of files, so many at a time."""
+    """Find the lengths of files, ``jobs`` at a time."""
     headers = Headers()
     found = bar("reading headers", "file")(_probe_all(paths, jobs), len(paths))
     for path, result in zip(paths, found, strict=True):
@@ -73,7 +73,7 @@ def _probe_all(paths: Sequence[str], jobs: int) -> Iterator[AudioInfo | str]:
 
 
 def _probe(path: str) -> AudioInfo | str:
-    """Length and rate, or why the file cannot be used; '' where there is none."""
+    """Return length and rate, or why the file cannot be used; '' if there is no file."""
     try:
         info = probe_audio(path)
     except FileNotFoundError:

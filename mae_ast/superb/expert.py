@@ -34,11 +34,11 @@ logger = logging.getLogger(__name__)
 class UpstreamExpert(UpstreamBase):  # type: ignore[misc]
     """The encoder of a checkpoint, for features or for fine-tuning.
 
-    In training too, the input is normalised by the checkpoint's statistics, which never move, and
-    no layer is dropped: a clip's features do not depend on its batch, and layer i is layer i.
+    In training too, the input is normalised by the checkpoint's fixed statistics, and no layer is
+    dropped: a clip's features do not depend on its batch, and layer indices are stable.
 
-    A clip goes through as a whole. Only models that cut or fill up their input to ``input_frames``
-    get longer clips in windows that overlap: their vectors are the time steps of
+    A clip is processed as a whole. Only models that cut or zero-pad their input to ``input_frames``
+    process longer clips in overlapping windows: their vectors are the time steps of
     :func:`mae_ast.core.features.extract_features`.
 
     A clip shorter than one patch is zero-padded to one, which is logged once.

@@ -50,7 +50,7 @@ def run(
     arguments: list[str] | None = None,
     layout: str = "time_steps",
 ) -> None:
-    """Train, go on with training, or evaluate.
+    """Train, resume training, or evaluate.
 
     Args:
         task_name: ks, sid, er, or any downstream of s3prl.

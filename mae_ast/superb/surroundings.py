@@ -17,7 +17,7 @@ from mae_ast.core.files import written_whole
 
 @contextmanager
 def bridged(upstream: str) -> Iterator[None]:
-    """With s3prl able to run here, and the entry ``upstream`` of our hub among its upstreams."""
+    """Make s3prl run here, with the entry ``upstream`` of our hub among its upstreams."""
     from mae_ast.superb import bridges
 
     bridges.install()

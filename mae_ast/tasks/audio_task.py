@@ -163,9 +163,8 @@ class AudioTask(InterruptibleTask):
     ) -> Any:
         """Return fairseq's batches.
 
-        Clips longer than ``max_tokens`` are skipped and counted. Where none may be skipped, as in
-        the validation of fine-tuning, batches hold as much as the longest clip, so that it can be
-        one, and no batch needs more memory than that.
+        Clips longer than ``max_tokens`` are skipped and counted. If none may be skipped, as in the
+        validation of fine-tuning, the batch size is raised to the longest clip.
         """
         longest_clip = int(dataset.sizes.max())
         if max_tokens is not None and max_tokens < longest_clip and not ignore_invalid_inputs:
@@ -234,7 +233,7 @@ class AudioTask(InterruptibleTask):
         return result
 
     def before_exit(self) -> None:
-        """Say why a run ended early, and list the bad files that this process found."""
+        """Report why a run ended early, and list the bad files that this process found."""
         if not self._problem:
             super().before_exit()
             return
@@ -258,7 +257,7 @@ class AudioTask(InterruptibleTask):
             self._judge_bad_files(logging_outputs)
 
     def get_checkpoint_dict(self) -> dict[str, dict[str, Any]]:
-        """Return what a checkpoint holds of this task."""
+        """Return the task's state for a checkpoint."""
         state = {
             "audio_seconds": self.audio_seconds,
             "early_stopping": early_stopping.state(),

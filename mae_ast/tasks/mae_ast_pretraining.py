@@ -170,7 +170,7 @@ class MaeAstPretrainingTask(AudioTask):
 
 @torch.no_grad()
 def _reconstruct_some(model: Any, dataset: PretrainingDataset) -> Reconstruction | None:
-    """Reconstruct the first few readable clips; ``None`` where there are none, or no numbers."""
+    """Reconstruct the first few readable clips; ``None`` if none or not finite."""
     read = map(dataset.__getitem__, range(len(dataset)))
     clips = list(islice((clip for clip in read if isinstance(clip, Clip)), NUM_PICTURES))
     if not clips:
@@ -182,5 +182,5 @@ def _reconstruct_some(model: Any, dataset: PretrainingDataset) -> Reconstruction
     try:
         return reconstruct(model.eval(), batch.source.to(device), mask)
     except ValueError as error:  # training diverges, which the trainer says at its next step
-        logger.warning("no picture of validation clips: %s", error)
+        logger.warning("no plot of validation clips: %s", error)
         return None

@@ -124,7 +124,7 @@ def test_patches_with_chunks(published: dict[str, Training]) -> None:
     assert_losses_are_finite(run)
     assert {values["mask_ratio"] for values in run.updates.values()} == {"0.75"}
     assert "3 clips" in run.output
-    assert "left out 1 short" in run.output
+    assert "skipped 1 short" in run.output
 
     checkpoint = run.log.with_suffix("") / "checkpoints" / "checkpoint_last.pt"
     state = torch.load(checkpoint, weights_only=True, mmap=True)

@@ -1,4 +1,4 @@
-"""What a run resumes from where its last checkpoint is missing, damaged, or not its own."""
+"""A run whose last checkpoint is missing, damaged, or foreign resumes from another one."""
 
 from __future__ import annotations
 
