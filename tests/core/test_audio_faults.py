@@ -203,6 +203,15 @@ def test_live_recordings_are_measured(tmp_path, suffix, codec, options):
     assert len(read_audio(path)) == num_samples_16k(info.num_frames, 48_000)
 
 
+def test_joined_flac_reads_alike_alone_and_in_a_tar(tmp_path):
+    path = joined(tmp_path, ".flac", "PCM_16", (16_000, 1), (16_000, 1))
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(path, "a.flac")
+    member = str(next(iter(list_members(tmp_path / "a.tar")))[1])
+    assert probe_audio(member) == probe_audio(path)
+    assert torch.equal(read_audio(member), read_audio(path))
+
+
 @pytest.mark.parametrize(
     "kind",
     ["flac", "wav", "mp3", "ogg", "mkv", "webm"],
@@ -303,6 +312,22 @@ def test_the_content_chooses_the_decoder(tmp_path, suffix):
         renamed = path.rename(tmp_path / f"b{suffix}")
         assert torch.equal(read_audio(renamed), expected)
         assert probe_audio(renamed).num_frames == len(expected) == 48_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "ffconcat version 1.0\nfile a.mp3\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\na.mp3\n#EXT-X-ENDLIST\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n",
+    ],
+    ids=["ffconcat", "HLS", "SDP"],
+)
+def test_a_playlist_opens_no_other_file_and_no_network(tmp_path, content):
+    soundfile.write(tmp_path / "a.mp3", TONE.numpy(), 16_000)
+    (tmp_path / "list.wav").write_text(content)
+    with pytest.raises(AudioError, match=r"list\.wav: cannot be"):
+        read_audio(tmp_path / "list.wav")
 
 
 @pytest.mark.parametrize(
