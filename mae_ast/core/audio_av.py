@@ -127,7 +127,8 @@ def opened(file: AudioFile) -> Iterator[Stream]:
         av.FFmpegError: FFmpeg does not know the file.
     """
     is_longer = file.content.name == "WAV" and wav_goes_on(file)
-    options = {"ignore_length": "1"} if is_longer else {}
+    # No protocol of this name: a playlist or a session description opens no other file, no network.
+    options = {"protocol_whitelist": "none"} | ({"ignore_length": "1"} if is_longer else {})
     with av.open(file.for_av(), "r", options=options, **_TAGS) as container:
         streams = container.streams.audio
         if not streams:

@@ -121,6 +121,12 @@ class AudioFile:
         self._handle = handle
         self.content = recognise(self.read(0, HEAD_BYTES))
 
+    @property
+    def suffix(self) -> str:
+        """Of its name; of a file in an archive that of the name it has there."""
+        name = self.path if isinstance(self._handle, int) else getattr(self._handle, "name", "")
+        return os.path.splitext(name)[1]
+
     def read(self, offset: int, length: int) -> bytes:
         """Read the bytes at ``offset``; fewer where the file ends."""
         if isinstance(self._handle, int):
@@ -135,32 +141,31 @@ class AudioFile:
 
     def for_soundfile(self) -> int | str | BinaryIO:
         """Return what soundfile opens: the descriptor or the content, at its beginning."""
-        if self.is_loose and self.path.lower().endswith(".sd2"):
+        if not isinstance(self._handle, int):
+            return self._content()
+        if self.path.lower().endswith(".sd2"):
             return self.path  # its header is in a file beside it
-        if isinstance(self._handle, int):
-            os.lseek(self._handle, 0, os.SEEK_SET)
-        else:
-            self._handle.seek(0)
+        os.lseek(self._handle, 0, os.SEEK_SET)
         return self._handle
 
-    def for_av(self) -> str | BinaryIO:
-        """Return what PyAV opens: the path or the content, at its beginning."""
-        if isinstance(self._handle, int):
-            return self.path
-        self._handle.seek(0)
-        return self._handle
+    def for_av(self) -> BinaryIO:
+        """Return what PyAV opens: the content, at its beginning.
 
-    @property
-    def is_loose(self) -> bool:
-        """True if the file is not within an archive."""
-        return isinstance(self._handle, int)
+        A loose file is read here, too: FFmpeg reports damage as an error of input and output, and
+        takes an error of the file system for the end.
+        """
+        return self._content()
+
+    def _content(self) -> BinaryIO:
+        """Return the content with a position of its own: :meth:`read` may be called meanwhile."""
+        return cast(BinaryIO, _Section(self, 0, self.size))
 
 
 class _Section(io.RawIOBase):
     """A part of a file."""
 
     def __init__(self, file: AudioFile, offset: int, length: int) -> None:
-        self.name = f"section{os.path.splitext(file.path)[1]}"  # a hint to FFmpeg
+        self.name = f"section{file.suffix}"  # a hint to FFmpeg
         self._file, self._offset, self._length, self._place = file, offset, length, 0
 
     def readable(self) -> bool:

@@ -34,7 +34,8 @@ PREROLL_S = 1  # seconds that a decoder sees before what is kept
 INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "ogg", "flac", "wav")
 # FFmpeg seeks in these by reading packets from the start; their decoder converges bit-exactly.
 _CONVERGING = ("mp3",)
-_FIRST_FRAMES = 6  # that map timestamps to positions
+_FAR_S = 3  # seconds from which on these are sought in: before, decoding costs less
+_FIRST_FRAMES = 6  # that tell how timestamps and positions go together
 _MAX_BLOCK = 8_192  # samples of the longest block of Vorbis
 _OPUS_UNIT_S, _VORBIS_UNIT = Fraction(1, 400), 64  # shortest frames: 2.5 ms, 64 samples
 
@@ -145,7 +146,8 @@ def blocks(current: Opened, first: int, end: int | None) -> Iterator[Tensor]:
         return
     size = SEGMENT_S * rate
     if stream.container.format.name in _CONVERGING:
-        yield from _segment(current, first if first >= size else 0, first, end)
+        is_far = first >= _FAR_S * rate
+        yield from _segment(current, first if is_far else 0, first, end)
         return
     with ExitStack() as stack:
         while True:

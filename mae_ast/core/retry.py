@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
+import av
 import soundfile
 
 from mae_ast.core.archive import close_archives
@@ -54,7 +55,11 @@ def retried(read: Callable[P, R]) -> Callable[P, R]:
 def may_pass(error: BaseException) -> bool:
     """Return whether an error, or one that it was raised from, is transient."""
     return any(
-        (isinstance(each, OSError) and each.errno in _MAY_PASS)
+        (
+            isinstance(each, OSError)
+            and each.errno in _MAY_PASS
+            and not isinstance(each, av.FFmpegError)  # damage; the files are read outside FFmpeg
+        )
         or (isinstance(each, soundfile.LibsndfileError) and each.code == _SYSTEM_ERROR)
         for each in _causes(error)
     )

@@ -213,41 +213,13 @@ def test_live_recordings_are_measured(tmp_path, suffix, codec, options):
     assert len(read_audio(path)) == num_samples_16k(info.num_frames, 48_000)
 
 
-@pytest.mark.parametrize("name", ["vbr_without_xing_20s.mp3", "raw_vbr_24s.aac"])
-def test_raw_streams_are_measured_without_decoding_them(name, monkeypatch):
-    decoded = []
-    frames = audio_av.Stream.frames
-
-    def counting(stream):
-        for frame in frames(stream):
-            decoded.append(frame[0].samples)
-            yield frame
-
-    monkeypatch.setattr(audio_av.Stream, "frames", counting)
-    info = probe_audio(DATA / name)
-    assert sum(decoded) < info.num_frames / 50
-    assert len(read_audio(DATA / name)) == num_samples_16k(info.num_frames, info.sample_rate)
-
-
-def test_a_longer_video_is_no_wrong_header(tmp_path):
-    path = tmp_path / "a.mkv"
-    with av.open(str(path), "w") as output:
-        video = output.add_stream("mpeg4", rate=25)
-        sound = output.add_stream("flac", rate=16_000)
-        video.width = video.height = 64
-        sound.layout = "mono"
-        frame = av.AudioFrame.from_ndarray(TONE.numpy()[None], format="s16", layout="mono")
-        frame.sample_rate = 16_000
-        frame.pts = 0
-        for number in range(150):
-            picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
-            picture.pts = number
-            output.mux(video.encode(picture))
-        output.mux(sound.encode(frame))
-        output.mux(sound.encode(None))
-        output.mux(video.encode(None))
-    assert probe_audio(path) == AudioInfo(48_000, 16_000)
-    assert torch.equal(read_audio(path), TONE)
+def test_joined_flac_reads_alike_alone_and_in_a_tar(tmp_path):
+    path = joined(tmp_path, ".flac", "PCM_16", (16_000, 1), (16_000, 1))
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(path, "a.flac")
+    member = str(next(iter(list_members(tmp_path / "a.tar")))[1])
+    assert probe_audio(member) == probe_audio(path)
+    assert torch.equal(read_audio(member), read_audio(path))
 
 
 @pytest.mark.parametrize(
@@ -350,6 +322,22 @@ def test_the_content_chooses_the_decoder(tmp_path, suffix):
         renamed = path.rename(tmp_path / f"b{suffix}")
         assert torch.equal(read_audio(renamed), expected)
         assert probe_audio(renamed).num_frames == len(expected) == 48_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "ffconcat version 1.0\nfile a.mp3\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\na.mp3\n#EXT-X-ENDLIST\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n",
+    ],
+    ids=["ffconcat", "HLS", "SDP"],
+)
+def test_a_playlist_opens_no_other_file_and_no_network(tmp_path, content):
+    soundfile.write(tmp_path / "a.mp3", TONE.numpy(), 16_000)
+    (tmp_path / "list.wav").write_text(content)
+    with pytest.raises(AudioError, match=r"list\.wav: cannot be"):
+        read_audio(tmp_path / "list.wav")
 
 
 @pytest.mark.parametrize(

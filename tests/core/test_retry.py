@@ -19,6 +19,7 @@ from mae_ast.core import archive, retry
 from mae_ast.core.audio import AudioError, probe_audio, probe_rate, read_audio, read_long_audio
 from mae_ast.core.manifest import Manifest, ManifestError
 from mae_ast.core.retry import may_pass, retried
+from tests.sounds import write_with_av
 
 
 @pytest.fixture(autouse=True)
@@ -67,13 +68,12 @@ def test_an_error_that_stays_is_not_retried(number: int, waits: list[float]) -> 
     assert waits == []
 
 
-def test_errors_of_both_decoders_are_known(tmp_path: Path) -> None:
-    for number, expected in ((errno.EIO, True), (errno.ENOENT, False)):
-        with pytest.raises(OSError, match=r"I/O error|No such file|Input/output") as caught:
-            av.error.err_check(-number)
-        assert may_pass(caught.value) == expected
+def test_errors_of_decoders_are_told_from_damage() -> None:
     assert may_pass(soundfile.LibsndfileError(2))  # "System error"
     assert not may_pass(soundfile.LibsndfileError(1))  # unknown format
+    with pytest.raises(OSError, match=r"I/O error|Input/output") as caught:
+        av.error.err_check(-errno.EIO)
+    assert not may_pass(caught.value)  # as FFmpeg calls it where a packet is cut
 
 
 # --- where audio is read --------------------------------------------------------------------------
@@ -107,6 +107,43 @@ def test_a_hiccup_of_the_file_system_is_not_noticed(
     left[0] = 3
     with pytest.raises(AudioError, match=r"a\.wav: cannot be .*Stale file handle"):
         read(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("kind", ["mp3", "ogg", "m4a", "mkv"])
+@READS
+def test_an_error_that_ffmpeg_meets_is_not_taken_for_the_end(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    waits: list[float],
+    read: Callable[[Path], Any],
+    kind: str,
+    number: int,
+) -> None:
+    path = tmp_path / f"a.{kind}"
+    noise = (np.random.default_rng(0).standard_normal((160_000, 1)) * 3_000).astype(np.int16)
+    if kind in ("mp3", "ogg"):
+        soundfile.write(path, noise, 16_000)
+    else:
+        write_with_av(path, "aac", noise, 16_000)
+    original, failures = os.pread, [0]
+
+    def fails_near_the_end(descriptor: int, length: int, offset: int) -> bytes:
+        if failures[0] and offset + length > path.stat().st_size // 2:
+            failures[0] -= 1
+            raise OSError(number, os.strerror(number))
+        return original(descriptor, length, offset)
+
+    expected = read(path)
+    monkeypatch.setattr(os, "pread", fails_near_the_end)
+    failures[0] = 2
+    found = read(path)
+    assert torch.equal(found, expected) if isinstance(found, torch.Tensor) else found == expected
+    assert bool(waits) == (failures[0] < 2)
+    failures[0] = 1_000
+    if waits:  # what reads the beginning alone meets no error
+        with pytest.raises(AudioError, match=rf"a\.{kind}: cannot be .*{os.strerror(number)}"):
+            read(path)
 
 
 def test_an_error_that_libsndfile_meets_is_not_taken_for_the_end(
