@@ -108,7 +108,7 @@ def read_audio(
 ) -> Tensor:
     """Decode a part of a file as 16 kHz mono.
 
-    A part equals the same part of the whole file.
+    A part equals the same part of the whole file; where it is resampled, to one step of 16 bits.
 
     Args:
         path: any file that soundfile or PyAV reads, also ``archive:offset:length``.

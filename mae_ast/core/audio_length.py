@@ -9,8 +9,8 @@ from fractions import Fraction
 import av
 import soundfile
 
-from mae_ast.core import audio_seek, audio_soundfile
-from mae_ast.core.audio_file import AudioFile
+from mae_ast.core import audio_av, audio_seek, audio_soundfile
+from mae_ast.core.audio_file import AudioError, AudioFile, UndecodableError
 from mae_ast.core.audio_flac import flac_is_joined, flac_length
 from mae_ast.core.audio_headers import mp3_header, ogg_links, wav_goes_on
 

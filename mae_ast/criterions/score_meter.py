@@ -44,7 +44,7 @@ class ScoreMeter(Meter):  # type: ignore[misc]
                 of_all: list[Any] = [None] * torch.distributed.get_world_size()
                 torch.distributed.all_gather_object(of_all, parts)
                 parts = [np.concatenate(column) for column in zip(*of_all, strict=True)]
-            # A worker that has run out of batches repeats one.
+            # In the order of rows, each row once.
             _, first = np.unique(parts[0], return_index=True)
             self._all = parts[1][first], parts[2][first]
         return self._all
