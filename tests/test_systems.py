@@ -157,7 +157,7 @@ def test_transformers_folders_both_ways(mae_ast_command, tmp_path):
         ("single_label_classification", partial(torch.softmax, dim=1)),
         (None, partial(torch.softmax, dim=1)),
     ],
-    ids=str,
+    ids=["multi-label", "single-label", "not set"],
 )
 def test_scores_are_those_of_transformers_pipeline(
     mae_ast_command, tmp_path, caplog, problem_type, function
