@@ -71,7 +71,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def test_memory_does_not_depend_on_the_length_of_a_transcoded_file(tmp_path: Path) -> None:
-    """Of 20 minutes at 48 kHz, stereo: 220 MiB of samples at its own rate."""
+    """20 minutes at 48 kHz in stereo: 220 MiB of samples."""
     peaks = []
     for minutes in (1, 20):
         folder = tmp_path / f"of {minutes}"
@@ -127,7 +127,7 @@ def test_a_hiccup_while_files_are_read_is_not_noticed(
 def test_what_cannot_be_read_now_stops_and_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transcode: bool
 ) -> None:
-    """It is not left out: its file is there."""
+    """The file is not skipped, since it exists."""
     manifest = manifest_of(tmp_path, {"a.wav": 100_000, "b.wav": 9 * MIB, "c.wav": 100_000})
     pack(manifest, tmp_path / "whole", 2**30, transcode)
     stat = os.stat

@@ -354,7 +354,7 @@ def test_a_transformers_folder_with_pytorch_s_file(tmp_path):
 
 
 class Hub:
-    """What huggingface_hub's client says of a repository; ``offline``: of what it does not have."""
+    """Stand-in for huggingface_hub's client; ``offline`` names files that it cannot fetch."""
 
     def __init__(self, folder: Path, *offline: str) -> None:
         self.folder, self.offline = folder, offline

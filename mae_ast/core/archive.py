@@ -19,7 +19,9 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import BinaryIO, NamedTuple, cast
+
+from mae_ast.core.section import Section
 
 BLOCK = tarfile.BLOCKSIZE  # bytes; a tar is made of such
 END = bytes(2 * BLOCK)  # of a tar
@@ -103,7 +105,8 @@ def open_member(member: Member) -> OpenMember:
     if suffix is None:
         suffix = _suffix_of(bytes(content[:64]))
     if member.length > _WHOLE:
-        stretch = cast(BinaryIO, io.BufferedReader(_Stretch(archive, member, suffix), _PIECE))
+        section = Section(archive.read, member.offset, member.length, f"member{suffix}")
+        stretch = cast(BinaryIO, io.BufferedReader(section, _PIECE))
         return OpenMember(suffix, path, stretch, crc32)
     if crc32 is not None and zlib.crc32(content) != crc32:
         raise ArchiveError(f"{path}: its bytes are damaged; they do not match its checksum")
@@ -234,36 +237,6 @@ class _Whole(io.BytesIO):
     def __init__(self, content: memoryview, suffix: str) -> None:
         super().__init__(content)
         self.name = f"member{suffix}"  # a hint to FFmpeg
-
-
-class _Stretch(io.RawIOBase):
-    """A part of an archive, read as it is asked for."""
-
-    def __init__(self, archive: _Archive, member: Member, suffix: str) -> None:
-        self.name = f"member{suffix}"
-        self._archive = archive
-        self._begin, self._length = member.offset, member.length
-        self._place = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._length}[whence]
-        self._place = max(0, start + offset)
-        return self._place
-
-    def tell(self) -> int:
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:
-        length = min(len(buffer), max(0, self._length - self._place))
-        buffer[:length] = self._archive.read(self._begin + self._place, length)
-        self._place += length
-        return length
 
 
 def _parse_header(before: bytes, member: Member) -> tuple[str | None, str, int | None]:

@@ -12,9 +12,10 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import BinaryIO, NamedTuple, cast
 
 from mae_ast.core.archive import Member, open_member
+from mae_ast.core.section import Section
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ class AudioFile:
 
     @property
     def suffix(self) -> str:
-        """Of its name; of a file in an archive that of the name it has there."""
+        """The suffix of its name; in an archive, of the name that it has there."""
         name = self.path if isinstance(self._handle, int) else getattr(self._handle, "name", "")
         return os.path.splitext(name)[1]
 
@@ -136,7 +137,7 @@ class AudioFile:
 
     def section(self, offset: int, length: int) -> AudioFile:
         """Return a part of the file as a file, readable while this one is open."""
-        content = io.BufferedReader(_Section(self, offset, length), _SECTION_BUFFER)
+        content = io.BufferedReader(self._section(offset, length), _SECTION_BUFFER)
         return AudioFile(self.path, length, cast(BinaryIO, content))
 
     def for_soundfile(self) -> int | str | BinaryIO:
@@ -158,36 +159,10 @@ class AudioFile:
 
     def _content(self) -> BinaryIO:
         """Return the content with a position of its own: :meth:`read` may be called meanwhile."""
-        return cast(BinaryIO, _Section(self, 0, self.size))
+        return cast(BinaryIO, self._section(0, self.size))
 
-
-class _Section(io.RawIOBase):
-    """A part of a file."""
-
-    def __init__(self, file: AudioFile, offset: int, length: int) -> None:
-        self.name = f"section{file.suffix}"  # a hint to FFmpeg
-        self._file, self._offset, self._length, self._place = file, offset, length, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._length}[whence]
-        self._place = max(0, start + offset)
-        return self._place
-
-    def tell(self) -> int:
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:
-        length = min(len(buffer), max(0, self._length - self._place))
-        content = self._file.read(self._offset + self._place, length)
-        buffer[: len(content)] = content
-        self._place += len(content)
-        return len(content)
+    def _section(self, offset: int, length: int) -> Section:
+        return Section(self.read, offset, length, f"section{self.suffix}")
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def wav_goes_on(file: AudioFile) -> bool:
 
 
 def _is_chunk(file: AudioFile, place: int, order: str) -> bool:
-    """Whether a chunk, or an ID3v1 tag, begins at a place."""
+    """Return whether a chunk or an ID3v1 tag begins at a place."""
     header = file.read(place, 8)
     size = int.from_bytes(header[4:], order)  # type: ignore[arg-type]
     is_whole = _CHUNK_NAME.fullmatch(header[:4]) and place + 8 + size <= file.size + 1
@@ -53,7 +53,7 @@ def _is_chunk(file: AudioFile, place: int, order: str) -> bool:
 
 
 def _is_zero(file: AudioFile, begin: int) -> bool:
-    """Whether all bytes from a place to the end of the file are zero, as far as is looked."""
+    """Return whether the bytes from a place on are zero, as far as they are read."""
     step = max(1, (file.size - begin) // _ZEROS_AT)
     return not any(any(file.read(place, 64)) for place in range(begin, file.size, step))
 

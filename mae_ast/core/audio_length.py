@@ -62,7 +62,7 @@ def length_by_soundfile(file: AudioFile) -> AudioInfo:
 
 
 def _ends_whole(sound: soundfile.SoundFile) -> bool:
-    """Whether the last frame decodes: a file that was cut may still have the beginning of it."""
+    """Return whether the last frame decodes; a file that was cut may hold its beginning only."""
     try:
         sound.seek(sound.frames - 1)
         return len(sound.read(1)) == 1

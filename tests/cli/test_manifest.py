@@ -98,7 +98,7 @@ def lengths(path: Path) -> dict[str, int]:
 
 
 def test_what_can_be_written_here_is_listed_at_its_length(tmp_path: Path) -> None:
-    """Of each suffix; the length is what decodes, within a packet of a lossy codec."""
+    """Suffixes that FFmpeg writes; lengths are what decodes, within a packet of a lossy codec."""
     rate = 48_000
     samples = pcm16(speech_like(2 * rate, 1, rate)).numpy()
     folder = tmp_path / "all"

@@ -50,7 +50,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def image_heads(width: int = 24, trained: bool = False) -> dict[str, Tensor]:
-    """What the published files still hold of DeiT: AST's were trained on images, SSAST's never."""
+    """Heads of DeiT in published files: trained in AST, never trained in SSAST."""
     bias = torch.ones(9) if trained else torch.zeros(9)
     return {
         f"module.v.{head}.{kind}": torch.zeros(1000, width) if kind == "weight" else bias

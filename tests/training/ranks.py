@@ -10,7 +10,7 @@ from .conftest import LAUNCHER, Start, Training
 
 
 def rank_overrides(rank: int, port: int) -> tuple[str, ...]:
-    """What the command of one of two ranks adds to that of a process alone."""
+    """Overrides of one of two ranks."""
     return (
         "distributed_training.distributed_world_size=2",
         f"distributed_training.distributed_rank={rank}",

@@ -36,7 +36,7 @@ def four_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def updates(folder: Path) -> dict[str, int]:
-    """Of each checkpoint."""
+    """Number of updates of each checkpoint."""
     return {path.name: read_saved(path).num_updates for path in list_checkpoints(folder)}
 
 

@@ -153,7 +153,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("can_write", [True, False])
 def test_one_process_reads_the_headers_for_all(folder: Path, can_write: bool) -> None:
-    """Whether or not the rates can be cached; the other one could not read them."""
+    """With and without a cache of rates; rank 1 cannot read the headers."""
     cache = folder / "valid.tsv.rates.npz"
     if not can_write:
         cache.mkdir()
