@@ -183,7 +183,7 @@ def _published(source: str | os.PathLike[str]) -> FineTuned:
     model = load(source)
     if not isinstance(model, PretrainedAst) or model.encoder_only:
         raise CheckpointError(
-            f"{os.fspath(source)}: is not a fine-tuned checkpoint; 'mae-ast finetune' writes them"
+            f"{os.fspath(source)}: is not a fine-tuned checkpoint; 'mae-ast finetune' writes one"
         )
     config = model.config
     mids = tuple(f"class_{n}" for n in range(config.num_classes))
@@ -217,7 +217,7 @@ def _description(path: Path) -> Description:
         raise
     except (KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: is not a fine-tuned checkpoint; 'mae-ast finetune' writes them"
+            f"{path}: is not a fine-tuned checkpoint; 'mae-ast finetune' writes one"
         ) from error
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error

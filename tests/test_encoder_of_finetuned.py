@@ -103,7 +103,7 @@ def test_commands(mae_ast_command, finetuned, tmp_path):
         assert alone in message
         mae_ast.load(run).save_pretrained(tmp_path / "hub")
         _, message = mae_ast_command("predict", tmp_path / "hub", tmp_path / "a.wav")
-        assert "no fine-tuned checkpoint" in message
+        assert "not a fine-tuned checkpoint" in message
     assert not (tmp_path / "out").exists()
 
 

@@ -124,7 +124,7 @@ def test_a_configuration_survives_the_way_there_and_back():
         ({"model_type": "wav2vec2"}, "model_type is 'wav2vec2'"),
         ({"num_mel_bins": 80}, "num_mel_bins is 80; only 128 is supported"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'; only 'gelu' is supported"),
-        ({"patch_size": [16, 16]}, "one number, of a square"),
+        ({"patch_size": [16, 16]}, "only square patches"),
         ({"hidden_size": 25}, "encoder_embed_dim=25 is not divided"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

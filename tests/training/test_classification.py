@@ -378,7 +378,7 @@ def test_a_validation_clip_longer_than_a_batch_is_a_batch(
 
 
 def test_a_pretrained_file_is_no_classifier(pretrained: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no fine-tuned checkpoint"):
+    with pytest.raises(CheckpointError, match="not a fine-tuned checkpoint"):
         load_finetuned(pretrained)
     with pytest.raises(FileNotFoundError, match=r"checkpoint_last\.pt"):
         load_finetuned(tmp_path)
