@@ -151,7 +151,7 @@ def load_finetuned(source: str | os.PathLike[str], num_averaged: int = 1) -> Fin
 
     Raises:
         FileNotFoundError: there is no such file, or the run has none.
-        CheckpointError: it is no fine-tuned checkpoint.
+        CheckpointError: it is not a fine-tuned checkpoint.
         ValueError: the run has too few checkpoints to average.
     """
     if _is_published(source):
