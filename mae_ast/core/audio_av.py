@@ -5,6 +5,7 @@ A packet that cannot be decoded becomes silence of its length, so that later aud
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,11 +20,12 @@ from av.codec.context import Flags2
 from av.stream import Disposition
 from torch import Tensor
 
-from mae_ast.core.audio_file import AudioError, AudioFile, warn_once
+from mae_ast.core.audio_file import HEAD_BYTES, AudioError, AudioFile, warn_once
 from mae_ast.core.audio_headers import wav_goes_on
 from mae_ast.core.downmix import Downmix
 
 _LONGEST_GAP_S = 3_600  # seconds between timestamps; more is damage
+_CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")  # bytes that no text has
 _BATCH = 2**16  # frames that are averaged over channels at a time
 Frame = tuple[av.AudioFrame, Fraction]  # a frame, and the seconds of damage before it
 Located = tuple[int, list[np.ndarray]]  # a block's place in the file; (L,) float32 per channel
@@ -126,9 +128,13 @@ def opened(file: AudioFile) -> Iterator[Stream]:
         AudioError: it has no audio stream, or one of a codec that FFmpeg does not know.
         av.FFmpegError: FFmpeg does not know the file.
     """
-    is_longer = file.content.name == "WAV" and wav_goes_on(file)
-    # No protocol of this name: a playlist or a session description opens no other file, no network.
-    options = {"protocol_whitelist": "none"} | ({"ignore_length": "1"} if is_longer else {})
+    options: dict[str, str] = {}
+    if file.content.name == "WAV" and wav_goes_on(file):
+        options["ignore_length"] = "1"
+    if not _CONTROL.search(file.read(0, HEAD_BYTES)):
+        # Text may be a playlist or a session description. No protocol has this name, so it opens no
+        # other file and no network connection. (On SWF, FFmpeg before 8.1 crashes with any list.)
+        options["protocol_whitelist"] = "none"
     with av.open(file.for_av(), "r", options=options, **_TAGS) as container:
         streams = container.streams.audio
         if not streams:
