@@ -109,6 +109,9 @@ def test_a_hiccup_of_the_file_system_is_not_noticed(
         read(tmp_path / "a.wav")
 
 
+@pytest.mark.skipif(
+    int(av.__version__.split(".")[0]) < 15, reason="PyAV 14 drops errors of files read in Python"
+)
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
 @pytest.mark.parametrize("kind", ["mp3", "ogg", "m4a", "mkv"])
 @READS
