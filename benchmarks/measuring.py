@@ -15,6 +15,8 @@ from datetime import date
 from pathlib import Path
 from types import ModuleType
 
+import torch
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -68,18 +70,24 @@ class Side:
         raise SystemExit("a side of the comparison failed, see above")
 
 
-def serve(step: Callable[[], object]) -> None:
+def serve(step: Callable[[], object], device: str = "cpu") -> None:
     """Run a step for each line on standard input, and answer with its seconds; memory at the end.
 
-    The first step is not counted: libraries prepare themselves, optimizers make their moments.
+    The first steps are not counted: libraries prepare themselves, optimizers make their moments.
+    A step ends when the device has done all of it. On a GPU memory is what PyTorch allocated.
     """
-    step()
+    is_gpu = device == "cuda"
+    for _ in range(3 if is_gpu else 1):
+        step()
     print("@ready", flush=True)
     for _ in sys.stdin:
         begin = time.perf_counter()
         step()
+        if is_gpu:
+            torch.cuda.synchronize()
         print(f"@{time.perf_counter() - begin}", flush=True)
-    print(f"@{peak_memory()}", flush=True)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if is_gpu else peak_memory()
+    print(f"@{peak}", flush=True)
 
 
 class Report:
@@ -88,12 +96,14 @@ class Report:
     Args:
         title: of the file.
         about: what was measured, in a paragraph.
+        device: that it ran on.
     """
 
-    def __init__(self, title: str, about: str) -> None:
+    def __init__(self, title: str, about: str, device: str = "cpu") -> None:
         self._head = f"# {title}\n\n{about}\n"
+        self._device = device
         self._lines: list[str] = []
-        self.say(f"{date.today()}, {hardware()}")
+        self.say(f"{date.today()}, {hardware(device)}")
         self.say()
 
     def say(self, line: str = "") -> None:
@@ -104,7 +114,7 @@ class Report:
     def write(self, name: str, folder: Path) -> Path:
         """Write ``{name}_{hardware}_{date}.md``; where."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{name}_{machine.slug()}_{date.today()}.md"
+        path = folder / f"{name}_{machine.slug(self._device)}_{date.today()}.md"
         command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
         body = "\n".join(self._lines)
         path.write_text(f"{self._head}\n```\n{command}\n```\n\n{body}\n", encoding="utf-8")

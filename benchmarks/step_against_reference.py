@@ -1,15 +1,16 @@
 """Forward + backward of the 12-layer patch model, ours against the reference implementations.
 
-    python benchmarks/step_against_reference.py --reference PATH --ssast PATH
+    python benchmarks/step_against_reference.py --reference PATH --ssast PATH [--device cuda]
 
 The first PATH is a checkout of github.com/AlanBaade/MAE-AST-Public, the second one of
 github.com/YuanGongND/ssast; either may be omitted. The former has our package name, so each
 side runs in a process of its own. In each round the reference step and all our variants run once,
 one after another; ratios compare steps of the same round.
 
-4 clips of 10 s (998 frames of log-mel noise), 75 % chunk masks, layerdrop 0, loss 10 MSE + InfoNCE.
-SSAST's step is its joint one, a pass for each loss, with 400 patches of its 1,024 frames hidden.
-The references draw their masks inside the step; ours are drawn inside the timing as well.
+4 clips of 10 s, on a GPU 32 (998 frames of log-mel noise), 75 % chunk masks, layerdrop 0, loss
+10 MSE + InfoNCE. SSAST's step is its joint one, a pass for each loss, with 400 patches of its 1,024
+frames hidden. The references draw their masks inside the step; ours are drawn inside the timing as
+well. On a GPU the references also run in float16 under autocast, since their programs train in it.
 
 SSAST requires timm 0.4.5. Here it runs on the installed timm with the old model names and with
 unfused attention, as in timm 0.4.5.
@@ -28,23 +29,35 @@ from typing import Any
 
 from measuring import RESULTS, Report, Side, serve
 
-BATCH, FRAMES, RATIO = 4, 998, 0.75
+BATCHES = {"cpu": 4, "cuda": 32}
+FRAMES, RATIO = 998, 0.75
 SSAST_FRAMES, SSAST_MASKED = 1024, 400
 OURS = {  # precision, layers compiled
     "float32": ("float32", False),
     "bfloat16": ("bfloat16", False),
     "bfloat16, compiled": ("bfloat16", True),
 }
-GROUPS = [  # against whom (in float32), dropout of both, our variants
-    ("reference", 0.0, list(OURS)),
-    ("reference", 0.1, list(OURS)),
-    ("ssast", 0.0, ["bfloat16"]),
-]
+GROUPS = {  # against whom, in what, dropout of both, our variants
+    "cpu": [
+        ("reference", "float32", 0.0, list(OURS)),
+        ("reference", "float32", 0.1, list(OURS)),
+        ("ssast", "float32", 0.0, ["bfloat16"]),
+    ],
+    "cuda": [
+        ("reference", "float32", 0.0, ["float32"]),
+        ("reference", "float16", 0.0, ["bfloat16", "bfloat16, compiled"]),
+        ("reference", "float16", 0.1, ["bfloat16", "bfloat16, compiled"]),
+        ("ssast", "float32", 0.0, ["float32"]),
+        ("ssast", "float16", 0.0, ["bfloat16", "bfloat16, compiled"]),
+    ],
+}
 NAMES = {"reference": "MAE-AST's authors'", "ssast": "SSAST's authors'"}
 REPOSITORY = Path(__file__).parents[1]
 
 
-def our_step(dropout: float, precision: str, compiled: bool = False) -> Callable[[], float]:
+def our_step(
+    dropout: float, precision: str, device: str = "cpu", compiled: bool = False
+) -> Callable[[], float]:
     """A function that runs a step and returns its loss.
 
     ``compiled``: layers by torch.compile, as ``model.compile=true`` has it.
@@ -65,10 +78,10 @@ def our_step(dropout: float, precision: str, compiled: bool = False) -> Callable
         random_mask_prob=RATIO,
         precision=precision,
     )
-    model = MaeAst(config).train()
+    model = MaeAst(config).train().to(device)
     if compiled:
         compile_layers(model)
-    source = torch.randn(BATCH, FRAMES, 128)
+    source = torch.randn(BATCHES[device], FRAMES, 128, device=device)
 
     def step() -> float:
         loss = masked_loss(model, source)
@@ -79,7 +92,7 @@ def our_step(dropout: float, precision: str, compiled: bool = False) -> Callable
     return step
 
 
-def reference_step(folder: str, dropout: float) -> Callable[[], float]:
+def reference_step(folder: str, dropout: float, precision: str, device: str) -> Callable[[], float]:
     """The same for the reference's model and criterion."""
     sys.path.insert(0, folder)
     import torch
@@ -97,17 +110,18 @@ def reference_step(folder: str, dropout: float) -> Callable[[], float]:
         random_mask_prob=RATIO,
     )
     task = SimpleNamespace(mask_type="chunk_mask", feature_dim=128, feature_type="fbank")
-    model = MAE_AST(config, task).train()
+    model = MAE_AST(config, task).train().to(device)
     criterion = MAE_AST_Criterion(task, 10.0, 1.0)
-    source = torch.randn(BATCH, FRAMES, 128)
-    padding = torch.zeros(BATCH, FRAMES, dtype=torch.bool)
+    source = torch.randn(BATCHES[device], FRAMES, 128, device=device)
+    padding = torch.zeros(source.shape[:2], dtype=torch.bool, device=device)
     sample = {
-        "id": torch.arange(BATCH),
+        "id": torch.arange(len(source)),
         "net_input": {"source": source, "padding_mask": padding},
     }
 
     def step() -> float:
-        loss, _, _ = criterion(model, sample)
+        with torch.autocast(device, torch.float16, enabled=precision == "float16"):
+            loss, _, _ = criterion(model, sample)
         loss.backward()
         model.zero_grad(set_to_none=True)
         return loss.item()
@@ -115,7 +129,7 @@ def reference_step(folder: str, dropout: float) -> Callable[[], float]:
     return step
 
 
-def ssast_step(folder: str) -> Callable[[], float]:
+def ssast_step(folder: str, precision: str, device: str) -> Callable[[], float]:
     """SSAST's joint loss, forward and backward, as its program for training has it."""
     sys.path[:0] = [str(REPOSITORY), str(Path(folder) / "src" / "models")]
     import torch
@@ -135,13 +149,14 @@ def ssast_step(folder: str) -> Callable[[], float]:
     from ast_models import ASTModel
 
     size = {"fshape": 16, "tshape": 16, "fstride": 16, "tstride": 16}
-    model = ASTModel(**size, input_tdim=SSAST_FRAMES, model_size="base").train()
-    source = torch.randn(BATCH, SSAST_FRAMES, 128)
+    model = ASTModel(**size, input_tdim=SSAST_FRAMES, model_size="base").train().to(device)
+    source = torch.randn(BATCHES[device], SSAST_FRAMES, 128, device=device)
 
     def step() -> float:
         hidden = {"mask_patch": SSAST_MASKED, "cluster": True}
-        _, info_nce = model(source, "pretrain_mpc", **hidden)
-        loss = info_nce + 10 * model(source, "pretrain_mpg", **hidden)
+        with torch.autocast(device, torch.float16, enabled=precision == "float16"):
+            _, info_nce = model(source, "pretrain_mpc", **hidden)
+            loss = info_nce + 10 * model(source, "pretrain_mpg", **hidden)
         loss.backward()
         model.zero_grad(set_to_none=True)
         return loss.item()
@@ -156,59 +171,67 @@ def main() -> None:
     parser.add_argument("--ssast", help="checkout of SSAST")
     parser.add_argument("--rounds", type=int, default=13)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result")
+    parser.add_argument("--device", choices=tuple(GROUPS), default="cpu")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     folders = {"reference": arguments.reference, "ssast": arguments.ssast}
+    device = arguments.device
     if arguments.serve:
         side, dropout, precision = arguments.serve
         if side == "ours":
-            serve(our_step(float(dropout), precision, arguments.compiled))
+            step = our_step(float(dropout), precision, device, arguments.compiled)
         elif side == "ssast":
-            serve(ssast_step(arguments.ssast))
+            step = ssast_step(arguments.ssast, precision, device)
         else:
-            serve(reference_step(arguments.reference, float(dropout)))
+            step = reference_step(arguments.reference, float(dropout), precision, device)
+        serve(step, device)
         return
     if not any(folders.values()):
         parser.error("neither --reference nor --ssast says what to compare with")
     report = Report(
-        "A step of MAE-AST against the reference implementations, CPU",
-        "12 + 2 layers of width 768, 16 x 16 patches, 75 % hidden in chunks, 4 clips of 10 s; "
-        "masks, forward, 10 MSE\n+ InfoNCE, backward; layerdrop 0. The others compute in "
-        "float32; SSAST's step is its joint one, on 1,024\nframes. "
-        f"{arguments.rounds} rounds; times are medians over rounds, ratios medians (minimum to "
+        "A step of MAE-AST against the reference implementations",
+        "12 + 2 layers of width 768, 16 x 16 patches, 75 % hidden in chunks, "
+        f"{BATCHES[device]} clips of 10 s;\nmasks, forward, 10 MSE + InfoNCE, backward; layerdrop "
+        "0. SSAST's step is its joint one, on 1,024 frames.\nTheir float16 is autocast's. "
+        f"{arguments.rounds} rounds; times are medians over rounds, ratios medians (minimum\nto "
         "maximum).",
+        device,
     )
-    report.say("| against | dropout | ours in | theirs (s) | ours (s) | ratio |")
-    report.say("| --- " * 6 + "|")
+    report.say("| against | in | dropout | ours in | theirs (s) | ours (s) | ratio | GiB |")
+    report.say("| --- " * 8 + "|")
     results = []
     given = [word for name in folders if folders[name] for word in (f"--{name}", folders[name])]
-    for other, dropout, variants in GROUPS:
+    for other, their_precision, dropout, variants in GROUPS[device]:
         if not folders[other]:
             continue
 
         def side(name: str, precision: str, compiled: bool, dropout: float = dropout) -> Side:
-            flags = ["--compiled"] if compiled else []
+            flags = ["--device", device, *(["--compiled"] if compiled else [])]
             serve_as = ["--serve", name, str(dropout), precision]
             return Side([sys.executable, __file__, *given, *flags, *serve_as])
 
-        sides = {other: side(other, "float32", False)}
+        sides = {other: side(other, their_precision, False)}
         sides |= {variant: side("ours", *OURS[variant]) for variant in variants}
         rounds = [
             {name: each.step() for name, each in sides.items()} for _ in range(arguments.rounds)
         ]
-        for each in sides.values():
-            each.close()
+        peaks = {name: each.close() for name, each in sides.items()}
         for variant in variants:
             ratios = [times[other] / times[variant] for times in rounds]
             theirs, ours = (
                 statistics.median(times[name] for times in rounds) for name in (other, variant)
             )
             report.say(
-                f"| {NAMES[other]} | {dropout} | {variant} | {theirs:.2f} | {ours:.2f} | "
-                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
+                f"| {NAMES[other]} | {their_precision} | {dropout} | {variant} | {theirs:.3f} | "
+                f"{ours:.3f} | "
+                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | "
+                f"{peaks[other]:.2f}, {peaks[variant]:.2f} |"
             )
-        results.append({"against": other, "dropout": dropout, "rounds": rounds})
+        results.append(
+            {"against": other, "in": their_precision, "dropout": dropout}
+            | {"rounds": rounds, "peak_gib": peaks}
+        )
     report.say(f"\n```json\n{json.dumps(results)}\n```")
     report.write("step_against_reference", arguments.results)
 

@@ -44,7 +44,7 @@ from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.config_ast import AstConfig
 from mae_ast.core.config_audio_mae import AudioMaeConfig
 from mae_ast.core.config_ssast import SsastConfig
-from mae_ast.core.masking import chunk_mask, random_mask
+from mae_ast.core.masking import MaskIds, chunk_mask, random_mask
 
 BATCH, FRAMES, CLASSES = 4, 998, 527
 STRIDE = 10  # of AST's patches, along time and along mel
@@ -86,9 +86,9 @@ def masked_loss(model: Any, source: Tensor) -> Tensor:
     """Of log-mel (B, T, 128), with masks drawn here."""
     grid = model.patch_shape.grid(source.shape[1])
     strategy = random_mask if isinstance(model, AudioMae) else chunk_mask
-    return pretraining_loss(
-        model, source, strategy(len(source), grid, model.config.random_mask_prob)
-    )
+    mask = strategy(len(source), grid, model.config.random_mask_prob)
+    ids = (x.to(source.device) for x in (mask.visible_ids, mask.masked_ids))
+    return pretraining_loss(model, source, MaskIds(*ids))
 
 
 def supervised_loss(model: Any, source: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from measuring import RESULTS, Report
-from step_against_reference import BATCH, RATIO, our_step
+from step_against_reference import BATCHES, RATIO, our_step
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mae_ast.bench.stopwatch import matrix_rate
@@ -116,7 +116,7 @@ def main() -> None:
         rate = matrix_rate("cpu", dtype)
         seconds, shares = profiled(dropout, precision, arguments.steps)
         rate = max(rate, matrix_rate("cpu", dtype))  # a shared machine may have been slow
-        bound = BATCH * work.flops / rate
+        bound = BATCHES["cpu"] * work.flops / rate
         row = [str(dropout), precision, f"{seconds:.2f}", f"{bound:.2f}", f"{rate / 1e9:.0f}"]
         report.say(f"| {' | '.join((*row, *(f'{share:.1%}' for share in shares.values())))} |")
         results.append(

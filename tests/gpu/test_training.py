@@ -1,0 +1,129 @@
+"""``fairseq-hydra-train`` on a GPU, from FLAC files: the losses of the CPU, stopped and resumed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.conftest import (
+    ONLY_TRAINING,
+    WITHOUT_DROPOUT,
+    Start,
+    start,  # noqa: F401 (a fixture)
+    write_clips,
+)
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+
+GPU = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")}
+MAX_UPDATE = 24
+WIDE = (
+    "model.encoder_embed_dim=192",
+    "model.encoder_ffn_embed_dim=768",
+    "model.encoder_attention_heads=3",
+)
+NARROW_DECODER = ("model.decoder_embed_dim=192",)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_clips(folder, "train", np.random.default_rng(1).uniform(0.9, 1.7, 26).round(3).tolist())
+    write_clips(folder, "valid", [1.3, 1.1, 1.2, 1.5, 0.95], first_seed=100)
+    return folder
+
+
+def values(run: Any, key: str) -> dict[int, float]:
+    return {update: float(each[key]) for update, each in run.updates.items()}
+
+
+def test_losses_are_those_of_the_cpu(corpus: Path, start: Start) -> None:  # noqa: F811
+    """Plain, in each half precision, padded, compiled; all runs at once."""
+    common = (*WIDE, *NARROW_DECODER, *ONLY_TRAINING, "optimization.max_update=8")
+    exact = (*common, *WITHOUT_DROPOUT)
+    auto = (*exact, "model.precision=auto")
+    kinds = {
+        "float32": (exact, 1e-3),
+        "auto": (auto, 2e-2),
+        "fp16": ((*exact, "common.fp16=true"), 2e-2),
+        "bf16": ((*exact, "common.bf16=true"), 4e-2),
+        "amp": ((*exact, "common.amp=true"), 2e-2),
+        "compiled": ((*auto, "model.compile=true"), 2e-2),
+        "fbank of workers": ((*exact, "task.fbank=workers", "dataset.num_workers=2"), 1e-3),
+    }
+    on_cpu = start(corpus, *exact, out="cpu")
+    padded_on_cpu = start(corpus, *exact, "task.pad_audio=true", out="padded_cpu")
+    runs = {}
+    for kind, (overrides, _) in kinds.items():
+        name = kind.replace(" ", "_")
+        runs[kind] = start(corpus, *overrides, "common.cpu=false", out=name, **GPU)
+    padded = start(corpus, *auto, "task.pad_audio=true", "common.cpu=false", out="padded", **GPU)
+    expected = values(on_cpu.finish(), "loss")
+    assert sorted(expected) == list(range(1, 9))
+    for kind, (_, bound) in kinds.items():
+        found = values(runs[kind].finish(), "loss")
+        assert sorted(found)[-1] == 8, kind
+        for update in found:
+            if kind not in ("fp16", "amp"):  # whose loss scale skips its first updates
+                assert found[update] == pytest.approx(expected[update], rel=bound), kind
+        assert all(np.isfinite(list(found.values()))), kind
+    expected = values(padded_on_cpu.finish(), "loss")
+    found = values(padded.finish(), "loss")
+    assert found == pytest.approx(expected, rel=2e-2)
+
+
+@pytest.mark.parametrize("name", ["ssast_patch", "audio_mae"])
+def test_other_systems_train(corpus: Path, start: Start, name: str) -> None:  # noqa: F811
+    run = start(
+        corpus,
+        *("optimization.max_update=6", "common.cpu=false", *WIDE, *ONLY_TRAINING),
+        *(("model.decoder_embed_dim=192",) if name == "audio_mae" else ()),
+        config=name,
+        **GPU,
+    ).finish()
+    assert sorted(run.updates)[-1] == 6
+    assert np.isfinite(run.losses).all()
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL], ids=["SIGUSR1", "SIGKILL"])
+def test_a_run_that_is_stopped_and_resumed_is_the_run_that_never_stopped(
+    corpus: Path,
+    start: Start,  # noqa: F811
+    number: signal.Signals,
+) -> None:
+    """With dropout, and draws of crops and masks; to rounding, since kernels add in any order."""
+    common = (
+        *WIDE,
+        *NARROW_DECODER,
+        f"optimization.max_update={MAX_UPDATE}",
+        "common.cpu=false",
+        "model.dropout=0.1",
+        "model.attention_dropout=0.1",
+        "model.encoder_layerdrop=0.3",
+        "task.random_crop=true",
+        "dataset.num_workers=2",
+        "checkpoint.save_interval_updates=5",
+    )
+    whole = start(corpus, *common, out="whole", **GPU)
+    first = start(corpus, *common, out="parts", **GPU)
+    first.wait_for_update(11)
+    first.signal_group(number)
+    first.wait()
+    assert max(first.updates) < MAX_UPDATE
+    second = start(corpus, *common, out="parts", **GPU).finish()
+    assert min(second.updates) > 5
+    expected = values(whole.finish(), "loss")
+    found = values(first, "loss") | values(second, "loss")
+    assert found == pytest.approx(expected, rel=2e-3)
+    assert second.stats("valid")[-1]["valid_num_updates"] == str(MAX_UPDATE)
+    valid = [float(run.stats("valid")[-1]["valid_loss"]) for run in (second, whole)]
+    assert valid[0] == pytest.approx(valid[1], rel=2e-3)
