@@ -126,7 +126,7 @@ def _in_one_line(add_defaults: Callable[[Any], None]) -> Callable[[Any], None]:
         except OmegaConfBaseException as error:
             text = " ".join(str(error).split())
             raise SystemExit(f"mae-ast: error: {error.full_key or 'settings'}: {text}") from error
-        fairseq_distributed.check_devices(cfg)
+        fairseq_distributed.configure_devices(cfg)
 
     return wrapper
 
