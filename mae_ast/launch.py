@@ -1,4 +1,4 @@
-"""``python -m mae_ast.launch``: fairseq-hydra-train that hands a cluster's signals on.
+"""``python -m mae_ast.launch``: fairseq-hydra-train that handles and forwards signals.
 
 Registering at import, not through ``common.user_dir``, since processes that the trainer spawns
 import this module first, and fairseq then takes the package for registered.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from mae_ast import stop_request
 
 if __name__ in ("__main__", "__mp_main__"):  # the latter in a process that the trainer spawned
-    stop_request.listen(forward=True)
+    stop_request.listen(spawned=__name__ == "__mp_main__")
 
 import fairseq_cli.hydra_train  # takes seconds, during which a signal may arrive
 
