@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mae_ast import sweep
 from mae_ast.core.checkpoint import RUN_FILE, read_state
 from mae_ast.core.files import held, written_whole
 from mae_ast.core.labels import LABELS_FILE
@@ -74,6 +75,8 @@ def check_overrides(overrides: Sequence[str]) -> None:
     Raises:
         ValueError: one is among them.
     """
+    if sweep.is_multirun(overrides):
+        raise ValueError("--multirun: the folds are the jobs; leave it out")
     for override in overrides:
         key, _, value = override.partition("=")
         if key.lstrip("+") in OWN_KEYS and value != "null":

@@ -154,6 +154,19 @@ def _spawn(cfg: Any, main: Callable[..., None], kwargs: dict[str, Any], count: i
         pass
 
 
+def spawned_rank(*args: Any) -> None:
+    """Train as one of several processes, whatever program started them (submitit's imports none).
+
+    Args:
+        args: of fairseq's ``distributed_main``.
+    """
+    from mae_ast.plugin import register
+
+    stop_request.listen(spawned=True)
+    register()
+    utils.distributed_main(*args)
+
+
 def _joined(distributed_main: Callable[..., None]) -> Callable[..., None]:
     @wraps(distributed_main)  # under its own name, by which processes that are spawned import it
     def wrapper(*args: Any, **kwargs: Any) -> None:

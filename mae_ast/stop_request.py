@@ -72,20 +72,33 @@ def listen(spawned: bool = False) -> None:
         _count_down()
 
 
-def defer() -> None:
-    """Defer the signals until :func:`listen`, also that of a program that replaces this one."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+def stop_listening() -> None:
+    """Restore Python's own handling, for a program that only submits jobs and waits for them."""
+    if signal.getsignal(signal.SIGTERM) is not _request:
+        return
+    signal.set_wakeup_fd(-1)
+    for number in SIGNALS:
+        if signal.getsignal(number) is _request:
+            is_ctrl_c = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
+
+
+@contextmanager
+def deferring() -> Iterator[None]:
+    """Defer the signals; a program that this one starts, or becomes, gets them once it listens."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
 def spawning() -> Iterator[None]:
     """Start processes that listen; a signal that reaches them before that is deferred."""
     resource_tracker.ensure_running()  # which unblocks signals when it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
+    with deferring():
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if _requested.is_set():  # maybe too late for their environment, too early for the handler
         _forward(signal.SIGTERM)
 
@@ -199,7 +212,9 @@ def _watch() -> None:
 
 
 def _notice(number: int) -> None:
-    if number not in SIGNALS or (number == signal.SIGINT and _is_left_to_launcher()):
+    if signal.getsignal(number) is not _request:  # another part of the program handles it
+        return
+    if number == signal.SIGINT and _is_left_to_launcher():
         return
     if number == signal.SIGINT:
         if _interrupted.is_set():

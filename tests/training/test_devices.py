@@ -252,10 +252,12 @@ def test_only_a_process_that_spawns_others_waits_for_them_without_a_limit(
     assert said == ([] if expected is None else [expected])
 
 
-def test_processes_that_are_spawned_import_the_patch_by_its_name() -> None:
+def test_processes_that_are_spawned_are_patched() -> None:
+    """Also where the program that spawns them imports nothing of this package."""
     plugin.register()
     assert hasattr(utils.distributed_main, "__wrapped__")
-    assert pickle.loads(pickle.dumps(utils.distributed_main)) is utils.distributed_main
+    named = pickle.dumps(fairseq_distributed.spawned_rank)
+    assert pickle.loads(named) is fairseq_distributed.spawned_rank
 
 
 def test_data_workers_of_a_process_that_was_spawned_are_forked(
