@@ -42,7 +42,10 @@ from mae_ast.train_command import train_command
 def _without(config: type[Any]) -> tuple[str, ...]:
     """Remove the keys of the preset's MAE-AST that another system does not have."""
     own, others = ({field.name for field in fields(each)} for each in (MaeAstConfig, config))
-    return tuple(f"~model.{key}" for key in sorted(own - others))
+    # hydra deletes no key that is null.
+    return tuple(
+        each for key in sorted(own - others) for each in (f"model.{key}=0", f"~model.{key}")
+    )
 
 
 # How each system differs from the preset, for hydra.
