@@ -31,6 +31,7 @@ from mae_ast import (
     log_files,
 )
 from mae_ast.optim.adamw import MARKED_OPTIMIZER, MARKS
+from mae_ast.settings import drop_defaults_of_others, explain
 
 _WORKER_CHECK_S = 0.05
 _NOT_FINITE = re.compile(r"= *-?(nan|inf)")  # of a worker, in fairseq's table of gradient norms
@@ -122,10 +123,10 @@ def _end_buffers(limit_s: float = 5.0) -> None:
 def _in_one_line(add_defaults: Callable[[Any], None]) -> Callable[[Any], None]:
     def wrapper(cfg: Any) -> None:
         try:
+            drop_defaults_of_others(cfg)
             add_defaults(cfg)
         except OmegaConfBaseException as error:
-            text = " ".join(str(error).split())
-            raise SystemExit(f"mae-ast: error: {error.full_key or 'settings'}: {text}") from error
+            raise SystemExit(f"mae-ast: error: {explain(error, cfg)}") from error
         fairseq_distributed.configure_devices(cfg)
 
     return wrapper
