@@ -14,13 +14,11 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mae_ast.core import checkpoint, encoder
+from mae_ast.core import checkpoint, encoder, features
 from mae_ast.core.ast import Ast
-from mae_ast.core.audio import SAMPLE_RATE
 from mae_ast.core.audio_mae import AudioMae
 from mae_ast.core.checkpoint import Checkpoint, fill, read_checkpoint
 from mae_ast.core.encoder import Encoder
-from mae_ast.core.features import Features, Waveform, extract_features
 from mae_ast.core.files import written_whole
 from mae_ast.core.mae_ast import MaeAst
 from mae_ast.core.ssast import Ssast
@@ -74,14 +72,7 @@ class HubModel(
             config, mask_type, self.labels, encoder_only, independent
         )
 
-    def extract_features(
-        self,
-        waveforms: Waveform | Sequence[Waveform],
-        sample_rate: int = SAMPLE_RATE,
-        **options: Any,
-    ) -> Features:
-        """Features of recordings of any length: :func:`mae_ast.core.features.extract_features`."""
-        return extract_features(cast(Encoder, self), waveforms, sample_rate, **options)
+    extract_features = features.extract_features
 
     def _save_pretrained(self, save_directory: Path) -> None:
         state = cast(nn.Module, self).state_dict()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
+import pydoc
 import subprocess
 import sys
 from pathlib import Path
@@ -225,6 +227,18 @@ def test_safetensors_that_are_cut_or_do_not_fit_are_named(model, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"encoder_layers": 3}))
     with pytest.raises(CheckpointError, match=r"missing: encoder\.layers\.2\.\S+, .* more$"):
         PretrainedMaeAst.from_pretrained(tmp_path)
+
+
+def test_help_of_a_loaded_model_shows_the_arguments_of_extract_features(file):
+    model = mae_ast.load(file)
+    assert list(inspect.signature(model.extract_features).parameters) == [
+        *("waveforms", "sample_rate", "layers", "pooled_only", "folder"),
+        *("window_s", "overlap_s", "batch_s"),
+    ]
+    text = " ".join(pydoc.render_doc(model.extract_features, renderer=pydoc.plaintext).split())
+    assert "sample_rate: 'int' = 16000, *, layers: " in text
+    assert "Extract features of recordings" in text
+    assert "counted from 1, -1 being the last" in text
 
 
 def test_loading_needs_no_fairseq(file):
