@@ -30,6 +30,7 @@ from mae_ast import (
     fairseq_distributed,
     log_files,
 )
+from mae_ast.best_metric import choose_metric
 from mae_ast.errors import user_errors
 from mae_ast.optim.adamw import MARKED_OPTIMIZER, MARKS
 from mae_ast.schedule import check_schedule
@@ -128,6 +129,7 @@ def _in_one_line(add_defaults: Callable[[Any], None]) -> Callable[[Any], None]:
         except OmegaConfBaseException as error:
             text = " ".join(str(error).split())
             raise SystemExit(f"mae-ast: error: {error.full_key or 'settings'}: {text}") from error
+        choose_metric(cfg)
         with user_errors():
             check_schedule(cfg)
         fairseq_distributed.check_devices(cfg)
