@@ -30,6 +30,7 @@ from mae_ast import (
     fairseq_distributed,
     log_files,
 )
+from mae_ast.best_metric import choose_metric
 from mae_ast.errors import user_errors
 from mae_ast.optim.adamw import MARKED_OPTIMIZER, MARKS
 from mae_ast.schedule import check_schedule
@@ -129,6 +130,7 @@ def _in_one_line(add_defaults: Callable[[Any], None]) -> Callable[[Any], None]:
             add_defaults(cfg)
         except OmegaConfBaseException as error:
             raise SystemExit(f"mae-ast: error: {explain(error, cfg)}") from error
+        choose_metric(cfg)
         with user_errors():
             check_schedule(cfg)
         fairseq_distributed.configure_devices(cfg)

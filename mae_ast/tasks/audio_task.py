@@ -19,6 +19,7 @@ from omegaconf import II, MISSING
 
 from mae_ast import early_stopping, fairseq_repairs, ranks, stop_request
 from mae_ast.allocator import keep_freed_memory
+from mae_ast.best_metric import AUTO, direction_warning
 from mae_ast.core.audio import SAMPLE_RATE
 from mae_ast.core.encoder import Encoder
 from mae_ast.core.manifest import Manifest
@@ -109,7 +110,8 @@ class AudioTask(InterruptibleTask):
         metric, known = self.cfg.best_checkpoint_metric, criterion.valid_metrics
         if metric not in known:
             raise ValueError(
-                f"checkpoint.best_checkpoint_metric={metric}: validation says {', '.join(known)}"
+                f"checkpoint.best_checkpoint_metric={metric}: validation says {', '.join(known)}; "
+                f"{AUTO} chooses the task's own"
             )
         return criterion
 
@@ -150,7 +152,8 @@ class AudioTask(InterruptibleTask):
         if self._is_checked or not ranks.is_first():
             return
         self._is_checked = True
-        if warning := schedule_warning(cfg, len(epoch_itr)):
+        found = schedule_warning(cfg, len(epoch_itr)), direction_warning(cfg.checkpoint)
+        for warning in filter(None, found):
             logger.warning("%s", warning)
 
     def make_dataset(self, split: str, manifest: Manifest) -> AudioClips:

@@ -28,7 +28,10 @@ class MaeAstClassificationConfig(AudioTaskConfig):
     """``task.*``. Sizes are in samples at 16 kHz; validation sees whole clips."""
 
     multi_label: bool = field(
-        default=False, metadata={"help": "clips have several labels: mAP, AUC; else accuracy"}
+        default=False,
+        metadata={
+            "help": "clips have several labels: sigmoid per class, mAP and AUC; false: accuracy"
+        },
     )
     balanced: bool = field(
         default=False, metadata={"help": "draw clips of rare classes more often in training"}

@@ -117,6 +117,20 @@ def test_a_cosine_without_an_end(
         assert word in str(refusal.value.code)
 
 
+@pytest.mark.parametrize(
+    ("metric", "maximize"), [("accuracy", "false"), ("loss", "true"), ("mse", "true")]
+)
+def test_the_worst_checkpoint_kept_as_the_best(
+    pretrain: Warnings, corpus: Path, metric: str, maximize: str
+) -> None:
+    key = "checkpoint.maximize_best_checkpoint_metric"
+    given = (f"checkpoint.best_checkpoint_metric={metric}", "checkpoint.no_save=false")
+    (text,) = pretrain(corpus, *given, f"{key}={maximize}")
+    which = "highest" if maximize == "true" else "lowest"
+    assert f"{key}={maximize} keeps the checkpoint with the {which} {metric}" in text
+    assert text.endswith("set it to " + ("false" if maximize == "true" else "true"))
+
+
 # --- clips skipped ------------------------------------------------------------------------------
 
 
