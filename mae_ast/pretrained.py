@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from mae_ast.core.systems import name_of
 from mae_ast.core.vit import Vit
 from mae_ast.fetch.cache import cache_folder, download, name_from_url
 from mae_ast.fetch.registry import RELEASED
+from mae_ast.model_card import TEMPLATE, card_fields
 
 ENCODER_ALONE = (
     "an encoder alone, as fine-tuned files hold it; heads of pretraining, or of AST, are not there"
@@ -39,6 +40,7 @@ class HubModel(
     library_name="mae-ast",
     pipeline_tag="feature-extraction",
     tags=["audio", "spectrogram-transformer"],
+    model_card_template=TEMPLATE,
 ):
     """A model, how it was trained, and what people do with it; first base of each system's class.
 
@@ -73,6 +75,10 @@ class HubModel(
         )
 
     extract_features = features.extract_features
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Return the README.md of the hub; keyword arguments replace fields of its template."""
+        return super().generate_model_card(*args, **{**card_fields(self), **kwargs})
 
     def _save_pretrained(self, save_directory: Path) -> None:
         state = cast(nn.Module, self).state_dict()

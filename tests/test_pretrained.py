@@ -20,9 +20,10 @@ import mae_ast
 from mae_ast import pretrained
 from mae_ast.core.checkpoint import CheckpointError
 from mae_ast.core.released import to_released
+from mae_ast.core.systems import SYSTEMS
 from mae_ast.fetch.cache import name_from_url
 from mae_ast.fetch.registry import RELEASED
-from mae_ast.pretrained import PretrainedMaeAst
+from mae_ast.pretrained import CLASSES, PretrainedMaeAst
 from tests.sounds import speech_like
 
 
@@ -76,6 +77,37 @@ def test_safetensors_folder_and_back(model, tmp_path):
     assert_same(mae_ast.load(folder), model)
     assert_same(mae_ast.load(folder / "model.safetensors"), model)
     assert_same(PretrainedMaeAst.from_pretrained(folder), model)
+
+
+SMALL = {"encoder_layers": 2, "encoder_embed_dim": 32, "encoder_attention_heads": 4}
+CARDS = {
+    "mae_ast": (("MAE-AST", "2 + 2 (decoder)", "`chunk_mask`, `random_mask_prob=0.75`"), {}),
+    "ssast": (("SSAST", "`random_mask`"), {}),
+    "ast": (
+        ("AST", "10.24 s", r"3 (softmax): a, b\|c, d", "mae-ast predict"),
+        {"num_classes": 3, "input_frames": 1024},
+    ),
+    "audio_mae": (("Audio-MAE", "2 + 16 (decoder)"), {}),
+    "vit": (("Spectrogram transformer encoder",), {}),
+}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_the_model_card_is_filled_in(name, tmp_path):
+    words, fields = CARDS[name]
+    config = SYSTEMS[name].config(**SMALL, **fields)
+    mask_type = {"mae_ast": "chunk_mask", "vit": None, "ast": None}.get(name, "random_mask")
+    labels = ("a", "b|c", "d") if name == "ast" else None
+    model = CLASSES[name](config, mask_type, labels, independent=labels is None)
+    model.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "[More Information Needed]" not in card
+    assert "{" not in card.replace("```", "")
+    for word in (*words, f"| `{name}` |", "(recordings, tokens, 32)", "library_name: mae-ast"):
+        assert word in card
+    assert ("Paper: https://arxiv.org/abs/" in card) == (name != "vit")
+    assert f"| parameters | {sum(p.numel() for p in model.parameters()):,} |" in card
+    assert str(model.generate_model_card(title="My model")).count("# My model") == 1
 
 
 def test_a_hub_id(model, tmp_path, monkeypatch):
