@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import queue
 import re
@@ -31,6 +32,7 @@ from mae_ast import (
     log_files,
 )
 from mae_ast.optim.adamw import MARKED_OPTIMIZER, MARKS
+from mae_ast.run_report import RunReport
 from mae_ast.settings import drop_defaults_of_others, explain
 
 _WORKER_CHECK_S = 0.05
@@ -39,6 +41,7 @@ _NOT_FINITE = re.compile(r"= *-?(nan|inf)")  # of a worker, in fairseq's table o
 Result = tuple[list[float | None], bool]  # of validation: losses, and whether training ends
 
 logger = logging.getLogger(__name__)
+_report = RunReport()
 
 
 def apply() -> None:
@@ -140,6 +143,7 @@ def _with_hooks(validate_and_save: Callable[..., Any]) -> Callable[..., Any]:
         if ends:  # first of all: there may be no time for more
             checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
         if not (ends and task.failed):  # what is due now, no later start would make up for
+            _report.after_update(cfg, trainer, epoch_itr)
             if hasattr(task, "after_update"):
                 task.after_update(trainer.get_model(), trainer.get_num_updates())
             losses, is_over = validate_and_save(cfg, trainer, task, epoch_itr, *args)
@@ -155,6 +159,7 @@ def _guarded(train: Callable[..., Any]) -> Callable[..., Any]:
         if _is_finished(cfg, trainer):
             logger.info("already trained: %d updates", trainer.get_num_updates())
             return [None], True
+        _report.begin(cfg, trainer, task, epoch_itr)
         try:
             with fairseq_distributed.peer_errors():
                 result: Result = train(cfg, trainer, task, epoch_itr)
@@ -169,6 +174,9 @@ def _guarded(train: Callable[..., Any]) -> Callable[..., Any]:
                 "optimization.lr or optimization.clip_norm, or a longer "
                 "lr_scheduler.warmup_updates may help"
             ) from error
+        was_last_epoch = epoch_itr.next_epoch_idx > (cfg.optimization.max_epoch or math.inf)
+        if (result[1] or was_last_epoch) and not getattr(task, "should_stop", False):
+            _report.end(cfg, trainer)
         return result
 
     return wrapper
