@@ -47,10 +47,10 @@ def finetune(
     """
     from mae_ast.core.checkpoint import RUN_FILE
     from mae_ast.core.run_files import list_checkpoints
-    from mae_ast.run_note import hold_to
+    from mae_ast.run_note import check_and_defer
 
     overrides = [*start_of(checkpoint, random_weights), *context.args]
     command = train_command(data, config, out, overrides, "finetune")
     settings = {**begun_with(data, config, checkpoint), "random_weights": random_weights}
-    hold_to(out / NOTE, settings, bool(list_checkpoints(out / RUN_FILE.parent)))
+    check_and_defer(out / NOTE, settings, bool(list_checkpoints(out / RUN_FILE.parent)))
     os.execv(sys.executable, command)

@@ -28,8 +28,10 @@ def pretrain(
     """
     from mae_ast.core.checkpoint import RUN_FILE
     from mae_ast.core.run_files import list_checkpoints
-    from mae_ast.run_note import hold_to
+    from mae_ast.run_note import check_and_defer
 
     command = train_command(data, config, out, context.args)
-    hold_to(out / NOTE, begun_with(data, config), bool(list_checkpoints(out / RUN_FILE.parent)))
+    check_and_defer(
+        out / NOTE, begun_with(data, config), bool(list_checkpoints(out / RUN_FILE.parent))
+    )
     os.execv(sys.executable, command)
