@@ -19,6 +19,7 @@ from mae_ast.core.systems import SYSTEMS, name_of
 from mae_ast.core.vit import Vit
 from mae_ast.core.vit_weights import Weights, from_timm, is_timm, start_from
 from mae_ast.core.wrappers import MODEL
+from mae_ast.fetch.hub import hub_or_cache
 from mae_ast.finetuned import encoder_of
 
 TIMM = "timm:"  # before the name of a model of the package timm
@@ -159,12 +160,15 @@ def _from_timm_package(name: str, key: str, pretrained: bool) -> Any:
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; it has {', '.join(near)}" if near else ""
         raise ValueError(f"{key}={TIMM}{name}: timm {timm.__version__} has no model {name!r}{hint}")
-    try:
-        return timm.create_model(name, pretrained=pretrained)
-    except Exception as error:  # of the network, the hub, or its cache: of many classes
-        raise FileNotFoundError(
-            f"{key}={TIMM}{name}: its weights are not to be had ({_one_line(error)})"
-        ) from error
+    if not pretrained:
+        return timm.create_model(name, pretrained=False)
+    with hub_or_cache() as why_not:
+        try:
+            return timm.create_model(name, pretrained=True)
+        except Exception as error:  # of the network, the hub, or its cache: of many classes
+            raise FileNotFoundError(
+                f"{key}={TIMM}{name}: its weights are not to be had ({why_not or _one_line(error)})"
+            ) from error
 
 
 def _timm_state(path: Path) -> Mapping[str, Any] | None:
