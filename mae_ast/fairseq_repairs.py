@@ -34,6 +34,7 @@ from mae_ast.best_metric import choose_metric
 from mae_ast.errors import user_errors
 from mae_ast.optim.adamw import MARKED_OPTIMIZER, MARKS
 from mae_ast.schedule import check_schedule
+from mae_ast.settings import drop_defaults_of_others, explain
 
 _WORKER_CHECK_S = 0.05
 _NOT_FINITE = re.compile(r"= *-?(nan|inf)")  # of a worker, in fairseq's table of gradient norms
@@ -125,14 +126,14 @@ def _end_buffers(limit_s: float = 5.0) -> None:
 def _in_one_line(add_defaults: Callable[[Any], None]) -> Callable[[Any], None]:
     def wrapper(cfg: Any) -> None:
         try:
+            drop_defaults_of_others(cfg)
             add_defaults(cfg)
         except OmegaConfBaseException as error:
-            text = " ".join(str(error).split())
-            raise SystemExit(f"mae-ast: error: {error.full_key or 'settings'}: {text}") from error
+            raise SystemExit(f"mae-ast: error: {explain(error, cfg)}") from error
         choose_metric(cfg)
         with user_errors():
             check_schedule(cfg)
-        fairseq_distributed.check_devices(cfg)
+        fairseq_distributed.configure_devices(cfg)
 
     return wrapper
 

@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mae_ast.core import checkpoint, encoder
+from mae_ast.core import checkpoint, encoder, features
 from mae_ast.core.ast import Ast
-from mae_ast.core.audio import SAMPLE_RATE
 from mae_ast.core.audio_mae import AudioMae
 from mae_ast.core.checkpoint import Checkpoint, fill, read_checkpoint
 from mae_ast.core.encoder import Encoder
-from mae_ast.core.features import Features, Waveform, extract_features
 from mae_ast.core.files import written_whole
 from mae_ast.core.mae_ast import MaeAst
 from mae_ast.core.near_files import near_names, suggestion
@@ -29,8 +27,9 @@ from mae_ast.core.ssast import Ssast
 from mae_ast.core.systems import name_of
 from mae_ast.core.vit import Vit
 from mae_ast.fetch.cache import cache_folder, download, name_from_url
-from mae_ast.fetch.hub import hub_or_cache
+from mae_ast.fetch.hub import cache_if_unreachable, offline_advice
 from mae_ast.fetch.registry import RELEASED
+from mae_ast.model_card import TEMPLATE, card_fields
 from mae_ast.sources import is_path
 
 ENCODER_ALONE = (
@@ -44,6 +43,7 @@ class HubModel(
     library_name="mae-ast",
     pipeline_tag="feature-extraction",
     tags=["audio", "spectrogram-transformer"],
+    model_card_template=TEMPLATE,
 ):
     """A model, how it was trained, and what people do with it; first base of each system's class.
 
@@ -77,14 +77,11 @@ class HubModel(
             config, mask_type, self.labels, encoder_only, independent
         )
 
-    def extract_features(
-        self,
-        waveforms: Waveform | Sequence[Waveform],
-        sample_rate: int = SAMPLE_RATE,
-        **options: Any,
-    ) -> Features:
-        """Features of recordings of any length: :func:`mae_ast.core.features.extract_features`."""
-        return extract_features(cast(Encoder, self), waveforms, sample_rate, **options)
+    extract_features = features.extract_features
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Return the README.md of the hub; keyword arguments replace fields of its template."""
+        return super().generate_model_card(*args, **{**card_fields(self), **kwargs})
 
     def _save_pretrained(self, save_directory: Path) -> None:
         state = cast(nn.Module, self).state_dict()
@@ -270,7 +267,7 @@ def _from_url(url: str) -> Path:
 
 
 def _from_hub(model_id: str) -> Pretrained:
-    with hub_or_cache() as why_not:
+    with cache_if_unreachable() as offline:
         try:
             return cast(Pretrained, HubModel.from_pretrained(model_id))
         except Exception as error:  # of the network, the hub, or its cache: of many classes
@@ -278,7 +275,9 @@ def _from_hub(model_id: str) -> Pretrained:
             if of_a_file and not isinstance(error, LocalEntryNotFoundError):  # that is: no network
                 raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if offline:
+                reason = f"{offline}; {offline_advice()}"
             raise FileNotFoundError(
                 f"{model_id}: no such file{near_names(model_id)}, and not to be had from the "
-                f"Hugging Face hub ({why_not or reason})"
+                f"Hugging Face hub ({reason})"
             ) from error
