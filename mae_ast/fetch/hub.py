@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-TIMEOUT_S = 5.0
+TIMEOUT_S = 3.0
 
 
 @contextmanager
@@ -26,13 +27,33 @@ def cache_if_unreachable() -> Iterator[str | None]:
         constants.HF_HUB_OFFLINE = earlier
 
 
+def offline_advice() -> str:
+    """Return how to use a model of the hub where there is no network."""
+    from huggingface_hub import constants
+
+    return (
+        f"without a network, copy its folder in {constants.HF_HUB_CACHE} (HF_HOME) from a machine "
+        "that has downloaded it"
+    )
+
+
 def _try_once(url: str) -> str | None:
-    """Return why there is no answer from a URL; any answer will do."""
+    """Return why there is no answer from a URL within ``TIMEOUT_S``; any answer will do."""
     from huggingface_hub import get_session
 
-    try:
-        get_session().head(url, timeout=TIMEOUT_S)
-    except Exception as error:  # of whichever HTTP client the library stands on
-        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return f"{url} cannot be reached: {words}"
-    return None
+    reasons = [f"{url} cannot be reached: no answer within {TIMEOUT_S:g} s"]
+
+    def ask() -> None:
+        try:
+            get_session().head(url, timeout=TIMEOUT_S)
+        except Exception as error:  # of whichever HTTP client the library stands on
+            words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reasons[0] = f"{url} cannot be reached: {words}"
+        else:
+            reasons.clear()
+
+    # The name look-up has no time limit, hence a thread that may outlast it.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(TIMEOUT_S)
+    return next(iter(reasons), None)
