@@ -345,7 +345,7 @@ def fp16_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let fairseq train in float16 on a CPU, where it fails at the first overflow."""
     from mae_ast import fairseq_distributed
 
-    monkeypatch.setattr(fairseq_distributed, "check_devices", lambda cfg: None)
+    monkeypatch.setattr(fairseq_distributed, "configure_devices", lambda cfg: None)
 
 
 @pytest.fixture

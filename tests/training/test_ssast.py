@@ -132,7 +132,7 @@ def test_the_preset_of_another_system_is_refused_in_one_line(
     assert run.wait() == 1
     assert "Traceback" not in run.output
     (line,) = [line for line in run.errors.splitlines() if line.startswith("mae-ast: error: ")]
-    assert "'decoder_layers' not in 'SsastModelConfig'" in line
+    assert "model.decoder_layers: there is no such setting of model._name=ssast" in line
 
 
 # --- in this process ----------------------------------------------------------------------------
