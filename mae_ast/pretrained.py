@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
@@ -21,17 +22,19 @@ from mae_ast.core.checkpoint import Checkpoint, fill, read_checkpoint
 from mae_ast.core.encoder import Encoder
 from mae_ast.core.files import written_whole
 from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.near_files import near_names, suggestion
 from mae_ast.core.ssast import Ssast
 from mae_ast.core.systems import name_of
 from mae_ast.core.vit import Vit
 from mae_ast.fetch.cache import cache_folder, download, name_from_url
+from mae_ast.fetch.hub import hub_or_cache
 from mae_ast.fetch.registry import RELEASED
 from mae_ast.model_card import TEMPLATE, card_fields
+from mae_ast.sources import is_path
 
 ENCODER_ALONE = (
     "an encoder alone, as fine-tuned files hold it; heads of pretraining, or of AST, are not there"
 )
-_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -193,15 +196,18 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
         return from_file(released_file(text))
     if text.startswith(("http://", "https://")):
         return from_file(_from_url(text))
-    if os.path.exists(text):
-        return from_file(text)
-    if isinstance(source, str) and _HUB_ID.fullmatch(text) and not _looks_like_a_file(text):
+    path = os.path.expanduser(text)
+    if os.path.exists(path):
+        return from_file(path)
+    if not isinstance(source, str) or is_path(text):
+        raise FileNotFoundError(f"{text}: no such checkpoint{suggestion(path)}")
+    if _HUB_ID.fullmatch(text):
         return _from_hub(text)
-    if _looks_like_a_file(text) or not isinstance(source, str):
-        raise FileNotFoundError(f"{text}: no such checkpoint")
+    near = get_close_matches(text, RELEASED)
+    hint = f"; did you mean {near[0]}?" if near else near_names(text)
     raise ValueError(
         f"{text!r} is no file, URL or hub id (user/model), and no released model; these are "
-        f"{', '.join(RELEASED)}"
+        f"{', '.join(RELEASED)}{hint}"
     )
 
 
@@ -261,17 +267,15 @@ def _from_url(url: str) -> Path:
 
 
 def _from_hub(model_id: str) -> Pretrained:
-    try:
-        return cast(Pretrained, HubModel.from_pretrained(model_id))
-    except Exception as error:  # of the network, the hub, or its cache: of many classes
-        of_a_file = isinstance(error, (checkpoint.CheckpointError, FileNotFoundError))
-        if of_a_file and not isinstance(error, LocalEntryNotFoundError):  # that is: no network
-            raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FileNotFoundError(
-            f"{model_id}: no such file, and not to be had from the Hugging Face hub ({reason})"
-        ) from error
-
-
-def _looks_like_a_file(text: str) -> bool:
-    return text.endswith(_SUFFIXES) or text.startswith((".", "/", "~"))
+    with hub_or_cache() as why_not:
+        try:
+            return cast(Pretrained, HubModel.from_pretrained(model_id))
+        except Exception as error:  # of the network, the hub, or its cache: of many classes
+            of_a_file = isinstance(error, (checkpoint.CheckpointError, FileNotFoundError))
+            if of_a_file and not isinstance(error, LocalEntryNotFoundError):  # that is: no network
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise FileNotFoundError(
+                f"{model_id}: no such file{near_names(model_id)}, and not to be had from the "
+                f"Hugging Face hub ({why_not or reason})"
+            ) from error

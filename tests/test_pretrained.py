@@ -21,6 +21,7 @@ from mae_ast import pretrained
 from mae_ast.core.checkpoint import CheckpointError
 from mae_ast.core.released import to_released
 from mae_ast.core.systems import SYSTEMS
+from mae_ast.fetch import hub
 from mae_ast.fetch.cache import name_from_url
 from mae_ast.fetch.registry import RELEASED
 from mae_ast.pretrained import CLASSES, PretrainedMaeAst
@@ -145,6 +146,7 @@ def test_a_hub_id_that_cannot_be_had_is_one_line(monkeypatch, kind):
     def refuse(*_, **__):
         raise kind("we are off line\nand more")
 
+    monkeypatch.setattr(hub, "is_reachable", lambda: True)
     monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download", refuse)
     monkeypatch.setattr(pretrained, "hf_hub_download", refuse)
     with pytest.raises(
@@ -197,15 +199,25 @@ def test_a_file_in_the_released_layout(small_config, tmp_path):
 @pytest.mark.parametrize(
     ("source", "kind", "message"),
     [
-        ("mae_ast_pach", ValueError, "'mae_ast_pach' is no file.*mae_ast_patch, mae_ast_frame"),
+        (
+            *("mae_ast_pach", ValueError),
+            r"'mae_ast_pach' is no file.*mae_ast_patch, mae_ast_frame; did you mean mae_ast_patch",
+        ),
         ("runs/none.pt", FileNotFoundError, r"runs/none\.pt: no such checkpoint"),
         (Path("runs/none"), FileNotFoundError, "runs/none: no such checkpoint"),
         ("runs/none.ckpt", FileNotFoundError, r"runs/none\.ckpt: no such checkpoint"),
         ("./runs", FileNotFoundError, r"\./runs: no such checkpoint"),
+        ("runs/a/model", FileNotFoundError, "runs/a/model: no such checkpoint; runs does not"),
+        ("mae_ast/none", FileNotFoundError, "mae_ast/none: no such checkpoint"),
+        ("test/model", FileNotFoundError, "no such file; this folder has tests, and not to be had"),
+        ("tests/test_pretraine.pt", FileNotFoundError, "; tests has test_pretrained.py"),
         ("", ValueError, "is no file"),
     ],
 )
-def test_what_is_nothing_is_said(source, kind, message):
+def test_what_is_nothing_is_said(source, kind, message, monkeypatch):
+    """In the repository's root; hub ids alone are looked for on the hub, which is off line."""
+    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.setattr(hub, "is_reachable", lambda: False)
     with pytest.raises(kind, match=message):
         mae_ast.load(source)
 
