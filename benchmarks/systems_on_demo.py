@@ -21,12 +21,16 @@ import re
 import shutil
 import subprocess
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from measuring import RESULTS, Report, peak_memory
 
+from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.config_audio_mae import AudioMaeConfig
+from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.config_vit import VitConfig
 from mae_ast.demo.kept import Figures, kept
 from mae_ast.demo.recognition import probe_words
@@ -34,13 +38,24 @@ from mae_ast.finetuned import load_finetuned
 from mae_ast.pretrained import Pretrained, PretrainedVit, load
 from mae_ast.train_command import train_command
 
+
+def _without(config: type[Any]) -> tuple[str, ...]:
+    """Remove the keys of the preset's MAE-AST that another system does not have."""
+    own, others = ({field.name for field in fields(each)} for each in (MaeAstConfig, config))
+    # hydra deletes no key that is null.
+    return tuple(
+        each for key in sorted(own - others) for each in (f"model.{key}=0", f"~model.{key}")
+    )
+
+
 # How each system differs from the preset, for hydra.
-SSAST = ("model._name=ssast", "~model.decoder_layers", "~model.decoder_embed_dim")
+SSAST = ("model._name=ssast", *_without(SsastConfig), "model.random_mask_prob=0.78125")
 # It reconstructs only, with a decoder that is deeper and narrower than MAE-AST's.
 AUDIO_MAE = (
-    *("model._name=audio_mae", "++criterion.classification_weight=0", "model.decoder_layers=4"),
-    *("model.decoder_embed_dim=128", "++model.decoder_ffn_embed_dim=512"),
-    "++model.decoder_attention_heads=4",
+    *("model._name=audio_mae", *_without(AudioMaeConfig)),
+    *("criterion.classification_weight=0", "model.decoder_layers=4"),
+    *("model.decoder_embed_dim=128", "model.decoder_ffn_embed_dim=512"),
+    *("model.decoder_attention_heads=4", "model.random_mask_prob=0.8"),
 )
 # New weights, and what is the preset's only for 128 clips a batch and a network for images.
 AST = (
@@ -152,7 +167,7 @@ def pretrain(corpus: Path, run: Path, updates: int, system: System) -> Cost:
     """
     settings = [f"optimization.max_update={updates}", *ALIKE, *system.overrides]
     if system.kind == "pretrain":
-        settings.append("++model.input_stats=batch")
+        settings.append("model.input_stats=batch")
     command = train_command(corpus, system.config, run, settings, system.kind)
     measured = run / MEASURED
     if measured.exists():

@@ -31,6 +31,7 @@ from mae_ast.core.systems import SYSTEMS, config_from, name_of
 from mae_ast.data.pretraining_dataset import PretrainingDataset
 from mae_ast.plugin import register
 from mae_ast.progress import bar
+from mae_ast.settings import drop_defaults_of_others, explain
 from mae_ast.train_command import train_command
 
 TASK = "mae_ast_pretraining"
@@ -131,13 +132,15 @@ def compose_settings(data: Path, config: str, overrides: Sequence[str]) -> Any:
     wanted = [w for w in arguments[arguments.index(name) + 1 :] if not w.startswith(launching)]
     hydra_init(name)
     GlobalHydra.instance().clear()
+    preset = OmegaConf.load(Path(folder) / f"{name}.yaml")
     try:
         with initialize_config_dir(folder, version_base="1.1"):
             settings = compose(name, overrides=wanted)
+        drop_defaults_of_others(settings)
         add_defaults(settings)
         OmegaConf.resolve(settings)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(explain(error, preset, f"{name}.yaml")) from None
     if settings.task._name != TASK:
         raise ValueError(f"task._name={settings.task._name}; plans are of {TASK}")
     return settings

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mae_ast
 from mae_ast import sweep
+from mae_ast.sources import is_path
 
 PACKAGE = Path(mae_ast.__file__).absolute().parent  # as in its __path__, links and all
 NOTE = "begun_with.json"  # in a run's folder
@@ -123,9 +124,9 @@ def _is_path(key: str) -> bool:
 
 
 def _source(source: str) -> str:
-    """A model's file or folder made absolute, or its name elsewhere."""
+    """A model's file or folder made absolute, even if missing, or its name elsewhere."""
     path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else source
+    return str(path.resolve()) if path.exists() or is_path(source) else source
 
 
 def _quoted(path: Path | str) -> str:

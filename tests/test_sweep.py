@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from mae_ast import crossvalidation, sweep
+from mae_ast import crossvalidation, run_note, sweep
 from mae_ast.cli import finetune as finetune_module
 from mae_ast.cli import pretrain as pretrain_module
 from mae_ast.cli.main import app
@@ -20,6 +21,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     """Command lines of the trainings that would be started."""
     started: list[list[str]] = []
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
     for module in (pretrain_module, finetune_module):
         monkeypatch.setattr(module.os, "execv", lambda _, command: started.append(command))
     return started
@@ -117,6 +119,7 @@ def test_a_sweep_resumes_with_the_same_values_only(
     """Its jobs are numbered by their values."""
     line = ["pretrain", "manifests", "--out", "runs", "-m", "optimization.max_update=9"]
     assert CliRunner().invoke(app, [*line, "model.encoder_layers=1,2"]).exit_code == 0
+    run_note.write_pending()  # as the program does that replaces the command
     note = json.loads((tmp_path / "runs" / "begun_with.json").read_text())
     assert note["sweep"] == ["model.encoder_layers=1,2"]
     checkpoint = tmp_path / "runs" / "1" / "checkpoints" / "checkpoint_last.pt"

@@ -49,7 +49,7 @@ def finetune(
     On Ctrl-C, SIGTERM or SIGUSR1 the run saves and exits; the same command resumes it. A second
     Ctrl-C exits at once.
     """
-    from mae_ast.run_note import hold_to
+    from mae_ast.run_note import check_and_defer
 
     overrides = [*start_of(checkpoint, random_weights), *context.args]
     overrides += ["--multirun"] if multirun else []
@@ -59,6 +59,6 @@ def finetune(
         "random_weights": random_weights,
         **sweep.note(overrides),
     }
-    hold_to(out / NOTE, settings, sweep.has_begun(out))
+    check_and_defer(out / NOTE, settings, sweep.has_begun(out))
     with stop_request.deferring():
         os.execv(sys.executable, command)

@@ -30,11 +30,11 @@ def pretrain(
     On Ctrl-C, SIGTERM or SIGUSR1 the run saves and exits; the same command resumes it. A second
     Ctrl-C exits at once.
     """
-    from mae_ast.run_note import hold_to
+    from mae_ast.run_note import check_and_defer
 
     overrides = [*context.args, *(["--multirun"] if multirun else [])]
     command = train_command(data, config, out, overrides)
     settings = {**begun_with(data, config), **sweep.note(overrides)}
-    hold_to(out / NOTE, settings, sweep.has_begun(out))
+    check_and_defer(out / NOTE, settings, sweep.has_begun(out))
     with stop_request.deferring():
         os.execv(sys.executable, command)

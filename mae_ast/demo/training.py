@@ -16,6 +16,8 @@ from mae_ast.train_command import train_command
 
 _JSON_LINE = re.compile(r"\]\[(train_inner|train|valid)\]\[INFO\] - (\{.*\})")
 
+_SHOWN = ("mse", "info_nce_accuracy", "accuracy")  # beside the progress bar
+
 History = list[dict[str, Any]]
 
 
@@ -79,7 +81,8 @@ def train(
             values = json.loads(found[2])
             if found[1] == "train_inner":
                 progress.update(int(values["num_updates"]) - progress.n)
-                progress.set_postfix({k: values[k] for k in ("mse", "accuracy") if k in values})
+                shown = {key: values[key] for key in _SHOWN if key in values}
+                progress.set_postfix(shown)
             history.write(json.dumps({"kind": found[1], **values}) + "\n")
 
         try:

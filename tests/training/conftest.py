@@ -33,7 +33,10 @@ LAUNCHER = tuple(module_command("mae_ast.launch"))  # what ``mae-ast pretrain`` 
 DEADLINE_S = 300.0  # of any one program; several times what a loaded machine takes
 
 # What a program must print alike when its training is alike. Times and speeds are left out.
-VALUES = ("loss", "mse", "info_nce", "accuracy", "gnorm", "audio_hours", "mask_ratio", "lr")
+VALUES = (
+    *("loss", "mse", "info_nce", "info_nce_accuracy", "info_nce_chance", "accuracy"),
+    *("gnorm", "audio_hours", "mask_ratio", "lr"),
+)
 
 SMALL_ENCODER = (
     "model.encoder_layers=2",

@@ -118,7 +118,7 @@ def test_several_labels(finetune: Finetune, tmp_path: Path) -> None:
     log = finetune(
         data,
         *(*SOON, "optimization.max_update=60", "criterion.label_smoothing=0"),
-        *("task.multi_label=true", "checkpoint.best_checkpoint_metric=mAP", "task.balanced=true"),
+        *("task.multi_label=true", "task.balanced=true"),
     )
     last = log["valid"][-1]
     assert float(last["valid_mAP"]) > 0.85
@@ -126,6 +126,36 @@ def test_several_labels(finetune: Finetune, tmp_path: Path) -> None:
     assert float(last["valid_d_prime"]) > 1
     assert "valid_accuracy" not in last
     assert load_finetuned(tmp_path).description.independent
+    # The best checkpoint is chosen by mAP, without a key for that.
+    saved = torch.load(tmp_path / "checkpoints/checkpoint_best.pt", weights_only=True)
+    for section in ("checkpoint", "task"):
+        assert saved["cfg"][section]["best_checkpoint_metric"] == "mAP"
+    assert saved["cfg"]["checkpoint"]["maximize_best_checkpoint_metric"] is True
+
+
+@pytest.mark.parametrize(
+    ("preset", "multi_label", "metric", "independent"),
+    [("esc50", True, "mAP", True), ("audioset", False, "accuracy", False)],
+)
+def test_labels_bring_metric_and_loss_in_any_preset(
+    finetune: Finetune,
+    tmp_path: Path,
+    preset: str,
+    multi_label: bool,
+    metric: str,
+    independent: bool,
+) -> None:
+    """The preset is made for the other kind of labels; one key says that these differ."""
+    log = finetune(
+        write_corpus(tmp_path / "data", multi_label),
+        *("optimization.max_update=2", "dataset.validate_interval_updates=1"),
+        "checkpoint.save_interval_updates=1",
+        f"task.multi_label={str(multi_label).lower()}",
+        preset=preset,
+    )
+    scores = [float(line[f"valid_{metric}"]) for line in log["valid"]]
+    assert float(log["valid"][-1][f"valid_best_{metric}"]) == max(scores)
+    assert load_finetuned(tmp_path).description.independent is independent
 
 
 def test_validation_equals_what_the_saved_classifier_says(
@@ -415,7 +445,10 @@ def test_other_classes_than_in_the_checkpoint(
         ("model.head=deep", "head kind 'deep'; it is one of linear, mlp"),
         ("optimizer._name=adam", "optimizer._name=mae_ast_adamw"),
         ("task.mixup=2", "mixup=2"),
-        ("checkpoint.best_checkpoint_metric=mAP", "metric=mAP: validation says loss, accuracy"),
+        (
+            "checkpoint.best_checkpoint_metric=mAP",
+            "metric=mAP: validation says loss, accuracy; auto chooses",
+        ),
         ("criterion.loss=hinge", "criterion.loss='hinge'"),
         ("optimizer.adam_betas=0.9", "optimizer.adam_betas=0.9"),
     ],
@@ -467,5 +500,5 @@ def test_presets_run_and_list_every_key(finetune: Finetune, preset: str, tmp_pat
         network = (f"model.checkpoint={write_tiny_audio_mae(tmp_path / 'audio_mae.pth')}",)
     soon = ("optimization.max_update=2", "checkpoint.no_save=true")
     log = finetune(data, *soon, *network, preset=preset)
-    metric = settings["checkpoint"]["best_checkpoint_metric"]
+    metric = "mAP" if settings["task"]["multi_label"] else "accuracy"
     assert np.isfinite(float(log["valid"][-1][f"valid_{metric}"]))

@@ -22,7 +22,7 @@ RUN = (
     *("dataset.num_workers=1", "dataset.batch_size=4", "dataset.validate_interval=1"),
     *("task.multi_label=true", "task.balanced=true", "task.mixup=0.5", "task.shift_samples=500"),
     *("task.noise_snr_db=20", "task.max_sample_size=5000", "criterion.label_smoothing=0"),
-    *("checkpoint.best_checkpoint_metric=mAP", "lr_scheduler.warmup_updates=2"),
+    "lr_scheduler.warmup_updates=2",
     f"optimization.max_update={MAX_UPDATE}",
 )
 FIGURES = ("valid_loss", "valid_mAP", "valid_mAUC", "valid_d_prime", "valid_best_mAP")

@@ -132,7 +132,7 @@ def test_the_preset_of_another_system_is_refused_in_one_line(
     assert run.wait() == 1
     assert "Traceback" not in run.output
     (line,) = [line for line in run.errors.splitlines() if line.startswith("mae-ast: error: ")]
-    assert "'decoder_layers' not in 'SsastModelConfig'" in line
+    assert "model.decoder_layers: there is no such setting of model._name=ssast" in line
 
 
 # --- in this process ----------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def test_goes_on_as_if_it_had_never_stopped(corpus: Path, train_here: Train) -> 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["+model.decoder_layers=2"], ["decoder_layers", "not in"]),
+        (["+model.decoder_layers=2"], ["decoder_layers", "no such setting"]),
         (
             ["model.ast_kernel_stride_time=10"],
             ["ast_kernel_stride_time=10", "ast_kernel_size_time=16", "without overlap"],
