@@ -6,10 +6,11 @@ Imported before PyTorch and fairseq, some of whose dependencies configure loggin
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Any
 
-_OURS = "mae_ast"
+_PACKAGE = os.path.join(os.path.dirname(__file__), "")
 # Up to which level the messages of a logger are for the log file only. The description of a run
 # says how many clips it has (mae_ast.run_report).
 _ONLY_FOR_THE_LOG = {
@@ -33,7 +34,7 @@ class ConsoleFilter(logging.Filter):
             return False
         # fairseq logs progress under the name of the split.
         is_progress = record.module == "progress_bar" and not record.name.startswith("fairseq")
-        return is_progress or record.name.partition(".")[0] == _OURS
+        return is_progress or record.pathname.startswith(_PACKAGE)
 
 
 def quiet() -> None:

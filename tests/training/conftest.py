@@ -34,9 +34,10 @@ DEADLINE_S = 300.0  # of any one program; several times what a loaded machine ta
 
 # What a program must print alike when its training is alike. Times and speeds are left out.
 VALUES = (
-    *("loss", "mse", "info_nce", "info_nce_accuracy", "info_nce_chance", "accuracy"),
+    *("loss", "mse", "info_nce", "info_nce_accuracy", "info_nce_chance"),
     *("gnorm", "audio_hours", "mask_ratio", "lr"),
 )
+FINETUNING_VALUES = (*VALUES, "accuracy")
 
 SMALL_ENCODER = (
     "model.encoder_layers=2",
@@ -229,9 +230,11 @@ class Training:
 
     @property
     def updates(self) -> dict[int, dict[str, str]]:
-        """Per update what it printed of ``VALUES``, as printed."""
+        """Per update what it printed of ``FINETUNING_VALUES``, as printed."""
         return {
-            int(stats["num_updates"]): {key: stats[key] for key in VALUES if key in stats}
+            int(stats["num_updates"]): {
+                key: stats[key] for key in FINETUNING_VALUES if key in stats
+            }
             for stats in self.stats("train_inner")
         }
 
@@ -245,7 +248,7 @@ class Training:
         """Per epoch the average values, as printed."""
         return {
             int(stats["epoch"]): {
-                key: stats[f"train_{key}"] for key in VALUES if f"train_{key}" in stats
+                key: stats[f"train_{key}"] for key in FINETUNING_VALUES if f"train_{key}" in stats
             }
             for stats in self.stats("train")
         }

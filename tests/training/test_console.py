@@ -236,3 +236,15 @@ def test_programs_leave_no_folder(corpus: Path, tones: Path, tmp_path: Path) -> 
     assert f"{tmp_path}/nowhere/train.tsv: no such manifest" in said["manifest"]
     assert "task.pad_audios: there is no such setting" in said["key"]
     assert f"{tmp_path}/no.pt" in said["checkpoint"]
+
+
+def test_feature_metrics_are_shown(corpus: Path, train_here, caplog) -> None:
+    """Under a name of their own, as progress is."""
+    overrides = (
+        "task.probe_interval_updates=2",
+        "dataset.num_workers=0",
+        "checkpoint.no_save=true",
+    )
+    train_here(corpus, "optimization.max_update=2", "dataset.disable_validation=true", *overrides)
+    (record,) = [record for record in caplog.records if record.name == "health"]
+    assert ConsoleFilter().filter(record)
