@@ -10,8 +10,13 @@ import sys
 from typing import Any
 
 _OURS = "mae_ast"
-_ONLY_FOR_THE_LOG = ("mae_ast.data.audio_clips",)  # its information; its warnings are shown
-_WARNINGS = "py.warnings"  # the logger of Python's warnings
+# Up to which level the messages of a logger are for the log file only. The description of a run
+# says how many clips it has (mae_ast.run_report).
+_ONLY_FOR_THE_LOG = {
+    "mae_ast.data.audio_clips": logging.INFO,
+    "fairseq.tasks.fairseq_task": logging.WARNING,  # in each validation
+    "py.warnings": logging.CRITICAL,  # Python's: deprecations and the like, of other libraries
+}
 _FILTER = {"()": "mae_ast.console.ConsoleFilter"}
 
 
@@ -20,7 +25,7 @@ class ConsoleFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether the console shows a record."""
-        if record.name == _WARNINGS:  # deprecations and the like, all of other libraries
+        if record.levelno <= _ONLY_FOR_THE_LOG.get(record.name, logging.NOTSET):
             return False
         if record.levelno >= logging.WARNING:
             return True
@@ -28,8 +33,7 @@ class ConsoleFilter(logging.Filter):
             return False
         # fairseq logs progress under the name of the split.
         is_progress = record.module == "progress_bar" and not record.name.startswith("fairseq")
-        is_ours = record.name.partition(".")[0] == _OURS
-        return is_progress or (is_ours and record.name not in _ONLY_FOR_THE_LOG)
+        return is_progress or record.name.partition(".")[0] == _OURS
 
 
 def quiet() -> None:

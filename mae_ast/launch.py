@@ -1,4 +1,4 @@
-"""``python -m mae_ast.launch``: fairseq-hydra-train that hands a cluster's signals on.
+"""``python -m mae_ast.launch``: fairseq-hydra-train that handles and forwards signals.
 
 It also checks a run before anything is created for it, and keeps the console to what a person wants
 to see. Registering at import, not through ``common.user_dir``, since processes that the trainer
@@ -14,7 +14,7 @@ from typing import Any
 from mae_ast import console, stop_request
 
 if __name__ in ("__main__", "__mp_main__"):  # the latter in a process that the trainer spawned
-    stop_request.listen(forward=True)
+    stop_request.listen(spawned=__name__ == "__mp_main__")
     console.quiet()
 
 import fairseq_cli.hydra_train  # takes seconds, during which a signal may arrive

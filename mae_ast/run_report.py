@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import fairseq_cli.train
+import numpy as np
 import torch
 from fairseq.logging import metrics, progress_bar
 
@@ -70,7 +71,11 @@ def describe(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> str:
     model = trainer.get_model()
     dataset = task.datasets[cfg.dataset.train_subset]
     millions = sum(p.numel() for p in model.parameters()) / 1e6
-    hours = float(dataset.sizes.sum()) / SAMPLE_RATE / 3600
+    clips = np.concatenate([np.asarray(batch) for batch in epoch_itr.frozen_batches])
+    hours = float(dataset.num_tokens_vec(clips).sum()) / SAMPLE_RATE / 3600
+    too_long = ""
+    if len(clips) < len(dataset):
+        too_long = f" of {len(dataset)}, the others longer than dataset.max_tokens"
     updates_an_epoch = math.ceil(len(epoch_itr) / cfg.optimization.update_freq[0])
     system = getattr(model, "system", None)
     if system is None:
@@ -79,8 +84,8 @@ def describe(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> str:
         what = f"fine-tuning {system} for {_count(len(task.labels), 'class', 'es')}"
     parts = [
         f"{what}, {millions:.3g} M parameters",
-        f"{_count(len(dataset), 'clip')} ({hours:.3g} h), "
-        f"{len(dataset) / updates_an_epoch:.3g} clips an update",
+        f"{_count(len(clips), 'clip')}{too_long} ({hours:.3g} h), "
+        f"{len(clips) / updates_an_epoch:.3g} an update",
         _updates(cfg.optimization, updates_an_epoch),
         f"{_device(trainer)} in {_precision(cfg, trainer)}, "
         f"{_count(trainer.data_parallel_world_size, 'process', 'es')}",

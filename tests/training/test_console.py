@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mae_ast.console import ConsoleFilter
 from mae_ast.train_command import train_command
 
 from .classification import HERE, write_corpus, write_pretrained
@@ -90,6 +91,17 @@ def test_the_console_of_sixty_updates(programs: dict[str, Training], name: str) 
     assert any(re.fullmatch(r"update 20: saved checkpoint\w*\.pt", text) for _, text in spoken)
     end = rf"done: update 60; took [\d.]+ s; checkpoints in {re.escape(str(folder))}"
     assert re.fullmatch(end, spoken[-1][1])
+
+
+def test_clips_that_fit_no_batch_are_counted(corpus: Path, train_here, caplog) -> None:
+    """fairseq repeats its own warning in each validation; the console does not show it."""
+    overrides = ("dataset.max_tokens=16000", "task.max_sample_size=null", "dataset.num_workers=0")
+    train_here(corpus, "optimization.max_update=1", *overrides, "checkpoint.no_save=true")
+    records = [record for record in caplog.records if ConsoleFilter().filter(record)]
+    said = [record.getMessage() for record in records]
+    assert re.search(r"; (\d) clips? of 26, the others longer than dataset.max_tokens \(", said[0])
+    assert not any("invalid sizes" in text for text in said)
+    assert any("invalid sizes" in record.getMessage() for record in caplog.records)
 
 
 @pytest.mark.parametrize("name", ["pretrain", "finetune"])
