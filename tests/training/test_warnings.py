@@ -118,7 +118,7 @@ def test_a_cosine_without_an_end(
 
 
 @pytest.mark.parametrize(
-    ("metric", "maximize"), [("accuracy", "false"), ("loss", "true"), ("mse", "true")]
+    ("metric", "maximize"), [("info_nce_accuracy", "false"), ("loss", "true"), ("mse", "true")]
 )
 def test_the_worst_checkpoint_kept_as_the_best(
     pretrain: Warnings, corpus: Path, metric: str, maximize: str
