@@ -11,7 +11,7 @@ from typing import Any
 AUTO = "auto"
 # Metrics that validation logs, and whether higher is better.
 _IS_HIGHER_BETTER = {
-    **dict.fromkeys(("accuracy", "mAP", "mAUC", "d_prime"), True),
+    **dict.fromkeys(("accuracy", "info_nce_accuracy", "mAP", "mAUC", "d_prime"), True),
     **dict.fromkeys(("loss", "mse", "info_nce"), False),
 }
 

@@ -12,7 +12,7 @@ from mae_ast import ranks
 from mae_ast.core.input_stats import are_far
 
 from .classification import TINY_AST, finetune_here, write_corpus, write_pretrained
-from .conftest import ONLY_TRAINING, write_clips
+from .conftest import LAUNCHER, ONLY_TRAINING, Start, write_clips
 
 Train = Callable[..., list[dict[str, str]]]
 Warnings = Callable[..., list[str]]
@@ -118,7 +118,7 @@ def test_a_cosine_without_an_end(
 
 
 @pytest.mark.parametrize(
-    ("metric", "maximize"), [("accuracy", "false"), ("loss", "true"), ("mse", "true")]
+    ("metric", "maximize"), [("info_nce_accuracy", "false"), ("loss", "true"), ("mse", "true")]
 )
 def test_the_worst_checkpoint_kept_as_the_best(
     pretrain: Warnings, corpus: Path, metric: str, maximize: str
@@ -185,6 +185,12 @@ def test_fixed_statistics_left_at_their_defaults(pretrain: Warnings, corpus: Pat
     advised = text.partition("; set ")[2].split(" (")[0].split()
     assert [key.split("=")[0] for key in advised] == ["model.input_mean", "model.input_std"]
     assert pretrain(corpus, FIXED, *advised) == []
+
+
+def test_a_started_program_warns_once(start: Start, corpus: Path) -> None:
+    """It checks a run on a model without weights before it begins."""
+    run = start(corpus, *ONE_UPDATE, FIXED, program=LAUNCHER).finish()
+    assert run.output.count("are far from the data") == 1
 
 
 @pytest.mark.parametrize("config", ["ssast_patch", "audio_mae"])
