@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mae_ast.core.checkpoint import RUN_FILE, read_state
+from mae_ast.core.plural import plural
 from mae_ast.train_command import train_command
 
 _JSON_LINE = re.compile(r"\]\[(train_inner|train|valid)\]\[INFO\] - (\{.*\})")
@@ -90,7 +91,7 @@ def train(
         raise SystemExit(f"mae-ast: error: training failed, see {log_file}")
     if num_updates(last) < updates:  # asked by a signal to save and end
         raise SystemExit(
-            f"mae-ast: error: stopped after {num_updates(last)} of {updates} updates; the same "
-            "command goes on"
+            f"mae-ast: error: stopped after {num_updates(last)} of {plural(updates, 'update')}; "
+            "the same command goes on"
         )
     return [json.loads(line) for line in history_file.read_text().splitlines()]
