@@ -26,7 +26,7 @@ from fairseq.file_io import PathManager
 
 from mae_ast import ranks
 from mae_ast.core.files import written_whole
-from mae_ast.core.run_files import list_checkpoints
+from mae_ast.core.run_files import LAST, list_checkpoints
 from mae_ast.errors import user_errors
 from mae_ast.fetch.partial import readable
 
@@ -182,7 +182,11 @@ def _on_all_ranks(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
                 f"mae-ast: error: ended at update {trainer.get_num_updates()}: {error}"
             ) from None
         if saved is not None:
-            _note(Path(cfg.save_dir), trainer.get_num_updates())
+            num_updates = trainer.get_num_updates()
+            name = os.path.basename(saved)
+            if name != LAST:  # which is saved after each epoch
+                logger.info("update %d: saved %s", num_updates, name)
+            _note(Path(cfg.save_dir), num_updates)
         return saved
 
     return wrapper

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -94,6 +95,7 @@ def _broadcast(obj: Any, src_rank: int, group: Any, dist_device: torch.device) -
 def _launched(call_main: Callable[..., None]) -> Callable[..., None]:
     @wraps(call_main)
     def wrapper(cfg: Any, main: Callable[..., None], **kwargs: Any) -> None:
+        stop_request.begin_training()
         training = cfg.distributed_training
         num_spawned = _infer_ranks(cfg) if _are_several(cfg) else 0
         if training.distributed_world_size == 1:
@@ -146,13 +148,20 @@ def _spawn(cfg: Any, main: Callable[..., None], kwargs: dict[str, Any], count: i
     training = cfg.distributed_training
     kwargs = {**kwargs, "start_rank": training.distributed_rank}
     training.distributed_rank = None  # each process sets its own
-    multiprocessing: Any = torch.multiprocessing
-    multiprocessing.spawn(utils.distributed_main, (main, cfg, kwargs), nprocs=count)
+    spawn: Any = torch.multiprocessing.spawn  # type: ignore[attr-defined]
+    with stop_request.spawning():
+        ranks = spawn(utils.distributed_main, (main, cfg, kwargs), nprocs=count, join=False)
+    while not ranks.join():
+        pass
 
 
 def _joined(distributed_main: Callable[..., None]) -> Callable[..., None]:
     @wraps(distributed_main)  # under its own name, by which processes that are spawned import it
     def wrapper(*args: Any, **kwargs: Any) -> None:
+        if multiprocessing.parent_process() is not None:
+            # Python would spawn data workers, too, each of which imports PyTorch and fairseq, in
+            # each epoch. They are forked (where that is the default), as in a single process.
+            multiprocessing.set_start_method(None, force=True)
         try:
             with peer_errors():
                 distributed_main(*args, **kwargs)

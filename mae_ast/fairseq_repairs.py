@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import queue
 import re
@@ -33,6 +34,7 @@ from mae_ast import (
 from mae_ast.best_metric import choose_metric
 from mae_ast.errors import user_errors
 from mae_ast.optim.adamw import MARKED_OPTIMIZER, MARKS
+from mae_ast.run_report import RunReport
 from mae_ast.schedule import check_schedule
 from mae_ast.settings import drop_defaults_of_others, explain
 
@@ -42,6 +44,7 @@ _NOT_FINITE = re.compile(r"= *-?(nan|inf)")  # of a worker, in fairseq's table o
 Result = tuple[list[float | None], bool]  # of validation: losses, and whether training ends
 
 logger = logging.getLogger(__name__)
+_report = RunReport()
 
 
 def apply() -> None:
@@ -146,6 +149,7 @@ def _with_hooks(validate_and_save: Callable[..., Any]) -> Callable[..., Any]:
         if ends:  # first of all: there may be no time for more
             checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
         if not (ends and task.failed):  # what is due now, no later start would make up for
+            _report.after_update(cfg, trainer, epoch_itr)
             if hasattr(task, "after_update"):
                 task.after_update(trainer.get_model(), trainer.get_num_updates())
             losses, is_over = validate_and_save(cfg, trainer, task, epoch_itr, *args)
@@ -163,6 +167,7 @@ def _guarded(train: Callable[..., Any]) -> Callable[..., Any]:
             return [None], True
         if hasattr(task, "before_training"):
             task.before_training(cfg, epoch_itr)
+        _report.begin(cfg, trainer, task, epoch_itr)
         try:
             with fairseq_distributed.peer_errors():
                 result: Result = train(cfg, trainer, task, epoch_itr)
@@ -177,6 +182,9 @@ def _guarded(train: Callable[..., Any]) -> Callable[..., Any]:
                 "optimization.lr or optimization.clip_norm, or a longer "
                 "lr_scheduler.warmup_updates may help"
             ) from error
+        was_last_epoch = epoch_itr.next_epoch_idx > (cfg.optimization.max_epoch or math.inf)
+        if (result[1] or was_last_epoch) and not getattr(task, "should_stop", False):
+            _report.end(cfg, trainer)
         return result
 
     return wrapper

@@ -1,15 +1,21 @@
-"""``python -m mae_ast.launch``: fairseq-hydra-train that hands a cluster's signals on.
+"""``python -m mae_ast.launch``: fairseq-hydra-train that handles and forwards signals.
 
-Registering at import, not through ``common.user_dir``, since processes that the trainer spawns
-import this module first, and fairseq then takes the package for registered.
+It also checks a run before anything is created for it, and keeps the console to what a person wants
+to see. Registering at import, not through ``common.user_dir``, since processes that the trainer
+spawns import this module first, and fairseq then takes the package for registered.
 """
 
 from __future__ import annotations
 
-from mae_ast import stop_request
+import os
+import sys
+from typing import Any
+
+from mae_ast import console, stop_request
 
 if __name__ in ("__main__", "__mp_main__"):  # the latter in a process that the trainer spawned
-    stop_request.listen(forward=True)
+    stop_request.listen(spawned=__name__ == "__mp_main__")
+    console.quiet()
 
 import fairseq_cli.hydra_train  # takes seconds, during which a signal may arrive
 
@@ -17,5 +23,28 @@ from mae_ast.plugin import register
 
 register()
 
+
+def main() -> None:
+    """Train; wrong settings end in one line."""
+    from hydra._internal.utils import get_args
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from mae_ast import preflight
+    from mae_ast.settings import explain
+
+    preflight.apply()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach this function
+    try:
+        fairseq_cli.hydra_train.cli_main()
+    except (HydraException, OmegaConfBaseException) as error:
+        arguments = get_args()
+        file = f"{arguments.config_name}.yaml"
+        path = os.path.join(arguments.config_dir or "", file)
+        preset: Any = OmegaConf.load(path) if os.path.isfile(path) else {}
+        sys.exit(f"mae-ast: error: {explain(error, preset, file)}")
+
+
 if __name__ == "__main__":
-    fairseq_cli.hydra_train.cli_main()
+    main()

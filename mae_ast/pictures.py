@@ -65,7 +65,7 @@ def loss_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
         "loss": "total loss",
         "mse": "mean squared error",
         "info_nce": "InfoNCE (nats)",
-        "accuracy": "InfoNCE accuracy",
+        "info_nce_accuracy": "InfoNCE accuracy",
     }
     figure = Figure(figsize=(12, 3.2), layout="constrained")
     axes = figure.subplots(1, len(panels))

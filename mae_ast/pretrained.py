@@ -27,7 +27,7 @@ from mae_ast.core.ssast import Ssast
 from mae_ast.core.systems import name_of
 from mae_ast.core.vit import Vit
 from mae_ast.fetch.cache import cache_folder, download, name_from_url
-from mae_ast.fetch.hub import hub_or_cache
+from mae_ast.fetch.hub import cache_if_unreachable, offline_advice
 from mae_ast.fetch.registry import RELEASED
 from mae_ast.model_card import TEMPLATE, card_fields
 from mae_ast.sources import is_path
@@ -267,7 +267,7 @@ def _from_url(url: str) -> Path:
 
 
 def _from_hub(model_id: str) -> Pretrained:
-    with hub_or_cache() as why_not:
+    with cache_if_unreachable() as offline:
         try:
             return cast(Pretrained, HubModel.from_pretrained(model_id))
         except Exception as error:  # of the network, the hub, or its cache: of many classes
@@ -275,7 +275,9 @@ def _from_hub(model_id: str) -> Pretrained:
             if of_a_file and not isinstance(error, LocalEntryNotFoundError):  # that is: no network
                 raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if offline:
+                reason = f"{offline}; {offline_advice()}"
             raise FileNotFoundError(
                 f"{model_id}: no such file{near_names(model_id)}, and not to be had from the "
-                f"Hugging Face hub ({why_not or reason})"
+                f"Hugging Face hub ({reason})"
             ) from error

@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mae_ast.core.files import written_whole
+
+_PENDING = "MAE_AST_RUN_NOTE"  # environment variable: a note for the process that trains
+
+
+def check_and_defer(note: Path, settings: Mapping[str, Any], has_begun: bool) -> None:
+    """As :func:`hold_to`, but the process that replaces this one writes the note.
+
+    It does so once the run is known to be able to start (:func:`write_pending`).
+    """
+    if has_begun and note.is_file():
+        hold_to(note, settings, has_begun)
+    else:
+        os.environ[_PENDING] = json.dumps([str(note.absolute()), dict(settings)])
+
+
+def write_pending() -> None:
+    """Write the note that was deferred, if any."""
+    if pending := os.environ.pop(_PENDING, None):
+        note, settings = json.loads(pending)
+        hold_to(Path(note), settings, has_begun=False)
 
 
 def hold_to(note: Path, settings: Mapping[str, Any], has_begun: bool) -> None:

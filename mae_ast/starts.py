@@ -19,7 +19,7 @@ from mae_ast.core.systems import SYSTEMS, name_of
 from mae_ast.core.vit import Vit
 from mae_ast.core.vit_weights import Weights, from_timm, is_timm, start_from
 from mae_ast.core.wrappers import MODEL
-from mae_ast.fetch.hub import hub_or_cache
+from mae_ast.fetch.hub import cache_if_unreachable, offline_advice
 from mae_ast.finetuned import encoder_of
 
 TIMM = "timm:"  # before the name of a model of the package timm
@@ -162,11 +162,13 @@ def _from_timm_package(name: str, key: str, pretrained: bool) -> Any:
         raise ValueError(f"{key}={TIMM}{name}: timm {timm.__version__} has no model {name!r}{hint}")
     if not pretrained:
         return timm.create_model(name, pretrained=False)
-    with hub_or_cache() as why_not:
+    with cache_if_unreachable() as offline:
         try:
             return timm.create_model(name, pretrained=True)
         except Exception as error:  # of the network, the hub, or its cache: of many classes
-            reason = why_not or _one_line(error)
+            reason = _one_line(error)
+            if offline:
+                reason = f"not in the cache, and {offline}; {offline_advice()}"
             raise FileNotFoundError(
                 f"{key}={TIMM}{name}: cannot load its weights ({reason})"
             ) from error

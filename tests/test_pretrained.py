@@ -146,7 +146,7 @@ def test_a_hub_id_that_cannot_be_had_is_one_line(monkeypatch, kind):
     def refuse(*_, **__):
         raise kind("we are off line\nand more")
 
-    monkeypatch.setattr(hub, "is_reachable", lambda: True)
+    monkeypatch.setattr(hub, "_try_once", lambda url: None)
     monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download", refuse)
     monkeypatch.setattr(pretrained, "hf_hub_download", refuse)
     with pytest.raises(
@@ -217,7 +217,7 @@ def test_a_file_in_the_released_layout(small_config, tmp_path):
 def test_what_is_nothing_is_said(source, kind, message, monkeypatch):
     """In the repository's root; hub ids alone are looked for on the hub, which is off line."""
     monkeypatch.chdir(Path(__file__).parents[1])
-    monkeypatch.setattr(hub, "is_reachable", lambda: False)
+    monkeypatch.setattr(hub, "_try_once", lambda url: "off line")
     with pytest.raises(kind, match=message):
         mae_ast.load(source)
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from mae_ast import stop_request
 from mae_ast.train_command import NOTE, begun_with, start_of, train_command
 
 
@@ -43,14 +44,16 @@ def finetune(
 ) -> None:
     """Fine-tune; every further argument goes to fairseq-hydra-train, KEY=VALUE or an option.
 
-    On SIGTERM or SIGUSR1 the run saves and ends; the same command resumes it.
+    On Ctrl-C, SIGTERM or SIGUSR1 the run saves and exits; the same command resumes it. A second
+    Ctrl-C exits at once.
     """
     from mae_ast.core.checkpoint import RUN_FILE
     from mae_ast.core.run_files import list_checkpoints
-    from mae_ast.run_note import hold_to
+    from mae_ast.run_note import check_and_defer
 
     overrides = [*start_of(checkpoint, random_weights), *context.args]
     command = train_command(data, config, out, overrides, "finetune")
     settings = {**begun_with(data, config, checkpoint), "random_weights": random_weights}
-    hold_to(out / NOTE, settings, bool(list_checkpoints(out / RUN_FILE.parent)))
+    check_and_defer(out / NOTE, settings, bool(list_checkpoints(out / RUN_FILE.parent)))
+    stop_request.defer()
     os.execv(sys.executable, command)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from mae_ast import stop_request
 from mae_ast.train_command import NOTE, begun_with, train_command
 
 
@@ -24,12 +25,16 @@ def pretrain(
 ) -> None:
     """Pretrain; every further argument goes to fairseq-hydra-train, KEY=VALUE or an option.
 
-    On SIGTERM or SIGUSR1 the run saves and ends; the same command resumes it.
+    On Ctrl-C, SIGTERM or SIGUSR1 the run saves and exits; the same command resumes it. A second
+    Ctrl-C exits at once.
     """
     from mae_ast.core.checkpoint import RUN_FILE
     from mae_ast.core.run_files import list_checkpoints
-    from mae_ast.run_note import hold_to
+    from mae_ast.run_note import check_and_defer
 
     command = train_command(data, config, out, context.args)
-    hold_to(out / NOTE, begun_with(data, config), bool(list_checkpoints(out / RUN_FILE.parent)))
+    check_and_defer(
+        out / NOTE, begun_with(data, config), bool(list_checkpoints(out / RUN_FILE.parent))
+    )
+    stop_request.defer()
     os.execv(sys.executable, command)

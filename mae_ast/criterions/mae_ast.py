@@ -17,6 +17,8 @@ from fairseq.logging import metrics
 from mae_ast.core.losses import info_nce_loss, reconstruction_loss
 from mae_ast.data.pretraining_dataset import net_input
 
+INFO_NCE_METRICS = ("info_nce", "info_nce_accuracy", "info_nce_chance")
+
 
 @dataclass
 class MaeAstCriterionConfig(FairseqDataclass):  # type: ignore[misc]
@@ -51,7 +53,7 @@ class MaeAstCriterion(FairseqCriterion):  # type: ignore[misc]
         self.valid_metrics = (
             *("loss", "mask_ratio"),
             *(("mse",) if reconstruction_weight else ()),
-            *(("info_nce", "accuracy") if classification_weight else ()),
+            *(INFO_NCE_METRICS if classification_weight else ()),
         )
 
     def forward(
@@ -83,7 +85,10 @@ class MaeAstCriterion(FairseqCriterion):  # type: ignore[misc]
 
     @staticmethod
     def reduce_metrics(logging_outputs: Sequence[dict[str, Any]]) -> None:
-        """Means over masked patches of all workers; InfoNCE is in nats."""
+        """Means over masked patches of all workers; InfoNCE is in nats.
+
+        ``info_nce_chance`` is the accuracy expected of guesses: one masked patch a clip.
+        """
 
         def total(key: str) -> Any:
             return sum(log.get(key, 0) for log in logging_outputs)
@@ -93,11 +98,14 @@ class MaeAstCriterion(FairseqCriterion):  # type: ignore[misc]
             metrics.log_scalar("loss", 0.0, weight=0)
             return
         per_masked = {"loss": "loss", "mse": "mse", "info_nce": "info_nce"}
-        per_masked["accuracy"] = "num_correct"
+        per_masked["info_nce_accuracy"] = "num_correct"
         for name, key in per_masked.items():
             if any(key in log for log in logging_outputs):
                 # Not rounded: that would fetch each value from the device in each step.
                 metrics.log_scalar(name, total(key) / num_masked, num_masked)
+        if any("num_correct" in log for log in logging_outputs):
+            chance = total("nsentences") / num_masked
+            metrics.log_scalar("info_nce_chance", chance, num_masked, round=4)
         metrics.log_scalar("mask_ratio", num_masked / ntokens, ntokens, round=3)
         metrics.log_speed("clips_per_s", total("nsentences"), priority=90, round=1)
 

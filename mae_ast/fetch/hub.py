@@ -1,7 +1,4 @@
-"""Ask the Hugging Face hub once whether it answers, and use its cache alone if not.
-
-Its client tries each file six times, for half a minute where there is no network.
-"""
+"""A short check that the Hugging Face hub can be reached; its client would retry for a minute."""
 
 from __future__ import annotations
 
@@ -9,47 +6,54 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from huggingface_hub import constants, get_session
-
-TRY_SECONDS = 3.0
-
-
-def is_reachable() -> bool:
-    """Return whether the hub answers a request within ``TRY_SECONDS``, whatever it answers."""
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            get_session().head(constants.ENDPOINT, timeout=TRY_SECONDS, follow_redirects=False)
-        except Exception:  # of many classes: no network, no name, no route, a proxy
-            return
-        answered.set()
-
-    # The name look-up knows no time limit, hence a thread that may outlast it.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(TRY_SECONDS)
-    return answered.is_set()
+TIMEOUT_S = 3.0
 
 
 @contextmanager
-def hub_or_cache() -> Iterator[str]:
-    """Let the hub's client use its cache alone, if the hub does not answer or must not be asked.
+def cache_if_unreachable() -> Iterator[str | None]:
+    """Limit ``huggingface_hub`` to its cache within the context if the hub cannot be reached.
 
     Yields:
-        Why the hub is not asked, for messages, and how to work without it; empty if it is asked.
+        Why the hub cannot be reached; ``None`` if it can.
     """
-    copy = (
+    from huggingface_hub import constants
+
+    earlier = constants.HF_HUB_OFFLINE
+    reason = "HF_HUB_OFFLINE is set" if earlier else _try_once(constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = earlier or reason is not None
+    try:
+        yield reason
+    finally:
+        constants.HF_HUB_OFFLINE = earlier
+
+
+def offline_advice() -> str:
+    """Return how to use a model of the hub where there is no network."""
+    from huggingface_hub import constants
+
+    return (
         f"without a network, copy its folder in {constants.HF_HUB_CACHE} (HF_HOME) from a machine "
         "that has downloaded it"
     )
-    if constants.HF_HUB_OFFLINE:
-        yield f"HF_HUB_OFFLINE is set; {copy}"
-    elif is_reachable():
-        yield ""
-    else:
-        constants.HF_HUB_OFFLINE = True
+
+
+def _try_once(url: str) -> str | None:
+    """Return why there is no answer from a URL within ``TIMEOUT_S``; any answer will do."""
+    from huggingface_hub import get_session
+
+    reasons = [f"{url} cannot be reached: no answer within {TIMEOUT_S:g} s"]
+
+    def ask() -> None:
         try:
-            yield f"{constants.ENDPOINT} does not answer; {copy}"
-        finally:
-            constants.HF_HUB_OFFLINE = False
+            get_session().head(url, timeout=TIMEOUT_S)
+        except Exception as error:  # of whichever HTTP client the library stands on
+            words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reasons[0] = f"{url} cannot be reached: {words}"
+        else:
+            reasons.clear()
+
+    # The name look-up has no time limit, hence a thread that may outlast it.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(TIMEOUT_S)
+    return next(iter(reasons), None)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mae_ast import run_note
 from mae_ast.train_command import PACKAGE, config_dir, module_command, train_command
 
 
@@ -151,6 +152,7 @@ def started(mae_ast_command, monkeypatch, tmp_path):
     """``started(arguments)``: the message of a refusal, or nothing; a training saves at once."""
 
     def save(program, command):
+        run_note.write_pending()  # as the process does that trains, once it can start
         last = tmp_path / "run" / "checkpoints" / "checkpoint_last.pt"
         last.parent.mkdir(parents=True, exist_ok=True)
         last.touch()
@@ -200,3 +202,10 @@ def test_a_damaged_note_is_named(started, tmp_path):
     assert not started("pretrain", "data")
     (tmp_path / "run" / "begun_with.json").write_text("{")
     assert "begun_with.json: describes no such run" in started("pretrain", "data")
+
+
+def test_a_run_that_cannot_start_leaves_no_note(mae_ast_command, monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "execv", lambda program, command: None)
+    monkeypatch.setenv("MAE_AST_RUN_NOTE", "")  # restored afterwards
+    assert mae_ast_command("pretrain", tmp_path, "--out", tmp_path / "run")[1] == ""
+    assert not (tmp_path / "run").exists()

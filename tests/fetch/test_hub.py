@@ -15,10 +15,10 @@ import mae_ast
 from mae_ast import pretrained, starts
 from mae_ast.core.config_ast import AstConfig
 from mae_ast.fetch import hub
-from mae_ast.fetch.hub import hub_or_cache, is_reachable
+from mae_ast.fetch.hub import cache_if_unreachable
 from mae_ast.sources import is_path
 from mae_ast.train_command import train_command
-from tests.web_server import WebServer
+from tests.web_server import WebServer, gives
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(offline: None, tmp_path: Pat
     assert time.monotonic() - begin < 15
     text = str(error.value)
     assert text.startswith("owner/name: no such file, and not to be had from the Hugging Face hub")
-    assert f"{constants.ENDPOINT} does not answer" in text
+    assert f"{constants.ENDPOINT} cannot be reached" in text
     assert f"copy its folder in {tmp_path / 'cache'} (HF_HOME)" in text
     assert "\n" not in text
     assert constants.HF_HUB_OFFLINE is False  # for others in this process
@@ -101,27 +101,46 @@ def test_the_same_of_timm(offline: None, monkeypatch: pytest.MonkeyPatch) -> Non
 
     timm = SimpleNamespace(is_model=lambda name: True, create_model=create_model)
     monkeypatch.setitem(sys.modules, "timm", timm)
-    with pytest.raises(FileNotFoundError, match=r"cannot load its weights .* does not answer"):
+    with pytest.raises(
+        FileNotFoundError, match=r"weights \(not in the cache, .* cannot be reached"
+    ):
         starts.ast_encoder(AstConfig(), "timm:vit_tiny_patch16_224")
     assert asked == [True]
 
 
-def test_a_hub_that_is_not_to_be_asked(offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.delattr(hub, "is_reachable")
-    with hub_or_cache() as why_not:
-        assert why_not.startswith("HF_HUB_OFFLINE is set; without a network, copy")
+def test_without_the_hub_only_the_cache_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        with cache_if_unreachable() as reason:
+            assert reason is not None
+            assert reason.startswith(f"{url} cannot be reached: ")
+            assert "\n" not in reason
+            assert constants.is_offline_mode()
+    assert not constants.is_offline_mode()
 
 
-def test_any_answer_is_one(offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not is_reachable()
-    with WebServer() as server:  # which knows no HEAD, and says so
+def test_any_answer_of_the_hub_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    with WebServer() as server:
+        server.scripts["/"] = [gives(b"")]  # HEAD is answered with 501
         monkeypatch.setattr(constants, "ENDPOINT", server.url("/"))
-        assert is_reachable()
+        with cache_if_unreachable() as reason:
+            assert reason is None
+            assert not constants.is_offline_mode()
 
 
-def test_a_server_that_says_nothing(offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "TRY_SECONDS", 0.2)
+def test_offline_mode_stays_as_the_user_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with cache_if_unreachable() as reason:
+        assert reason == "HF_HUB_OFFLINE is set"
+    assert constants.is_offline_mode()
+
+
+def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert not is_reachable()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        with cache_if_unreachable() as reason:
+            assert str(reason).startswith(f"{url} cannot be reached: ")

@@ -115,7 +115,9 @@ def assert_losses_are_finite(run: Training) -> None:
         assert math.isfinite(loss)
         assert loss == pytest.approx(10 * mse + info_nce, rel=1e-3)
         assert 0 < float(values["gnorm"]) < 1e3
-        assert 0 <= float(values["accuracy"]) <= 1
+        assert 0 <= float(values["info_nce_accuracy"]) <= 1
+        assert 0 < float(values["info_nce_chance"]) < 0.05
+        assert "accuracy" not in values
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import subprocess
@@ -255,6 +256,21 @@ def test_processes_that_are_spawned_import_the_patch_by_its_name() -> None:
     plugin.register()
     assert hasattr(utils.distributed_main, "__wrapped__")
     assert pickle.loads(pickle.dumps(utils.distributed_main)) is utils.distributed_main
+
+
+def test_data_workers_of_a_process_that_was_spawned_are_forked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in a single process; spawned ones import PyTorch and fairseq, in each epoch."""
+    default = multiprocessing.get_start_method()
+    monkeypatch.setattr(multiprocessing, "parent_process", multiprocessing.current_process)
+    found = []
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        fairseq_distributed._joined(lambda: found.append(multiprocessing.get_start_method()))()
+    finally:
+        multiprocessing.set_start_method(None, force=True)
+    assert found == [default]
 
 
 def test_a_process_closes_its_tensorboard_writers_before_it_exits(tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ def test_goes_on_as_if_it_had_never_stopped(corpus: Path, train_here: Train) -> 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["+model.decoder_layers=2"], ["decoder_layers", "not in"]),
+        (["+model.decoder_layers=2"], ["decoder_layers", "no such setting"]),
         (
             ["model.ast_kernel_stride_time=10"],
             ["ast_kernel_stride_time=10", "ast_kernel_size_time=16", "without overlap"],

@@ -59,9 +59,9 @@ def finetune(
 ) -> Warnings:
     """Warnings of a fine-tuning of one update."""
 
-    def finetune(*overrides: str, start: object = pretrained) -> list[str]:
-        start = [] if start is None else [f"model.checkpoint={start}"]
-        finetune_here(caplog, "demo", tones, *ONE_UPDATE, *start, *overrides)
+    def finetune(*overrides: str, preset: str = "demo") -> list[str]:
+        start = f"model.checkpoint={pretrained}"
+        finetune_here(caplog, preset, tones, *ONE_UPDATE, start, *overrides)
         return of_this_project(caplog.records)
 
     return finetune
@@ -87,14 +87,14 @@ def test_warmup_beyond_the_end(pretrain: Warnings, corpus: Path) -> None:
 def test_warmup_beyond_the_last_epoch(finetune: Warnings) -> None:
     """24 clips in batches of 8 are 3 updates an epoch, 2 with update_freq 2."""
     overrides = ["optimization.max_update=0", "optimization.max_epoch=2"]
-    overrides += ["lr_scheduler._name=fixed", "optimization.update_freq=[1,2]"]
-    assert finetune("~lr_scheduler.min_lr", *overrides, "lr_scheduler.warmup_updates=4") == []
-    (text,) = finetune("~lr_scheduler.min_lr", *overrides, "lr_scheduler.warmup_updates=5")
+    overrides += ["optimization.update_freq=[1,2]"]
+    assert finetune(*overrides, "lr_scheduler.warmup_updates=4", preset="esc50") == []
+    (text,) = finetune(*overrides, "lr_scheduler.warmup_updates=5", preset="esc50")
     assert text.startswith("lr_scheduler.warmup_updates=5: training ends after 5 updates")
 
 
 def test_a_rate_that_falls_to_zero_too_early(pretrain: Warnings, corpus: Path) -> None:
-    (text,) = pretrain(corpus, "+lr_scheduler.total_num_update=2", "optimization.max_update=3")
+    (text,) = pretrain(corpus, "lr_scheduler.total_num_update=2", "optimization.max_update=3")
     assert "lr_scheduler.total_num_update=2" in text
     assert "training ends after 3 updates" in text
 

@@ -1,0 +1,154 @@
+"""Messages of a training run: what it will do, a first progress line, and how it ended."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from typing import Any
+
+import fairseq_cli.train
+import numpy as np
+import torch
+from fairseq.logging import metrics, progress_bar
+
+from mae_ast import early_stopping
+from mae_ast.core.audio import SAMPLE_RATE
+from mae_ast.core.precision import has_bfloat16_units
+
+FIRST_LINE_UPDATES = 10  # without regard to common.log_interval
+FIRST_LINE_S = 30.0  # or earlier, if updates take long
+
+logger = logging.getLogger(__name__)
+
+
+class RunReport:
+    """Messages of one training in this process."""
+
+    def __init__(self) -> None:
+        self._begin_s: float | None = None
+        self._first_update = 0
+        self._has_progress = False
+
+    def begin(self, cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> None:
+        """Log what the run will do; later calls do nothing."""
+        if self._begin_s is None:
+            self._begin_s = time.monotonic()
+            self._first_update = trainer.get_num_updates()
+            if trainer.is_data_parallel_master:
+                logger.info("%s", describe(cfg, trainer, task, epoch_itr))
+
+    def after_update(self, cfg: Any, trainer: Any, epoch_itr: Any) -> None:
+        """Log a first progress line if ``common.log_interval`` has brought none so far."""
+        if self._has_progress or self._begin_s is None:
+            return
+        num_updates = trainer.get_num_updates()
+        made = num_updates - self._first_update
+        if made < 1:  # gradients overflowed
+            return
+        if num_updates % cfg.common.log_interval == 0:
+            self._has_progress = True
+        elif made >= FIRST_LINE_UPDATES or time.monotonic() - self._begin_s > FIRST_LINE_S:
+            self._has_progress = True
+            if trainer.is_data_parallel_master:
+                log_progress(cfg, num_updates, epoch_itr)
+
+    def end(self, cfg: Any, trainer: Any) -> None:
+        """Log why and when the run ended."""
+        num_updates = trainer.get_num_updates()
+        if not trainer.is_data_parallel_master or self._begin_s is None:
+            return
+        reason = ""
+        if early_stopping.has_stopped(cfg.checkpoint.patience):
+            reason = f", after {cfg.checkpoint.patience} validations without improvement"
+        elapsed = duration(time.monotonic() - self._begin_s)
+        logger.info("done: update %d%s; took %s; %s", num_updates, reason, elapsed, _saving(cfg))
+
+
+def describe(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> str:
+    """Describe a run in one line: model, data, updates, device, folder and start."""
+    model = trainer.get_model()
+    dataset = task.datasets[cfg.dataset.train_subset]
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    clips = np.concatenate([np.asarray(batch) for batch in epoch_itr.frozen_batches])
+    hours = float(dataset.num_tokens_vec(clips).sum()) / SAMPLE_RATE / 3600
+    too_long = ""
+    if len(clips) < len(dataset):
+        too_long = f" of {len(dataset)}, the others longer than dataset.max_tokens"
+    updates_an_epoch = math.ceil(len(epoch_itr) / cfg.optimization.update_freq[0])
+    system = getattr(model, "system", None)
+    if system is None:
+        what = f"pretraining {cfg.model._name}"
+    else:
+        what = f"fine-tuning {system} for {_count(len(task.labels), 'class', 'es')}"
+    parts = [
+        f"{what}, {millions:.3g} M parameters",
+        f"{_count(len(clips), 'clip')}{too_long} ({hours:.3g} h), "
+        f"{len(clips) / updates_an_epoch:.3g} an update",
+        _updates(cfg.optimization, updates_an_epoch),
+        f"{_device(trainer)} in {_precision(cfg, trainer)}, "
+        f"{_count(trainer.data_parallel_world_size, 'process', 'es')}",
+        _saving(cfg),
+    ]
+    if trainer.get_num_updates():
+        parts.append(f"resuming from update {trainer.get_num_updates()}")
+    return "; ".join(parts)
+
+
+def log_progress(cfg: Any, num_updates: int, epoch_itr: Any) -> None:
+    """Log the values since the last progress line as fairseq does, without resetting them."""
+    log_format = cfg.common.log_format or "tqdm"
+    if log_format not in ("json", "simple"):  # the others show each update, or nothing
+        return
+    batches = range(len(epoch_itr))
+    bar = progress_bar.progress_bar(batches, log_format, 1, epoch=epoch_itr.epoch)
+    bar.i, bar.size = epoch_itr.iterations_in_epoch - 1, len(epoch_itr)
+    stats = fairseq_cli.train.get_training_stats(metrics.get_smoothed_values("train_inner"))
+    bar.log(stats, tag="train_inner", step=num_updates)
+
+
+def duration(seconds: float) -> str:
+    """Format a duration: ``8.2 s``, ``3 min 5 s``, ``7 h 2 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _updates(optimization: Any, updates_an_epoch: int) -> str:
+    limit, epochs = optimization.max_update or 0, optimization.max_epoch or 0
+    if epochs and (not limit or epochs * updates_an_epoch <= limit):
+        limit = epochs * updates_an_epoch
+    if not limit:
+        return "updates without limit"
+    return f"{_count(limit, 'update')} ({_count(math.ceil(limit / updates_an_epoch), 'epoch')})"
+
+
+def _saving(cfg: Any) -> str:
+    if cfg.checkpoint.no_save:
+        return "no checkpoints"
+    return f"checkpoints in {os.path.abspath(cfg.checkpoint.save_dir)}"
+
+
+def _device(trainer: Any) -> str:
+    if trainer.device.type == "cuda":
+        return torch.cuda.get_device_name(trainer.device)
+    return str(trainer.device.type).upper()
+
+
+def _precision(cfg: Any, trainer: Any) -> str:
+    if cfg.common.fp16:
+        return "float16"
+    if cfg.common.bf16:
+        return "bfloat16"
+    precision: str = cfg.model.precision
+    if precision != "auto":
+        return precision
+    return "bfloat16" if has_bfloat16_units(trainer.device.type) else "float32"
+
+
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number} {noun}{'' if number == 1 else plural}"

@@ -1,0 +1,238 @@
+"""What a training shows on the console, and what it refuses before anything is created."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from mae_ast.console import ConsoleFilter
+from mae_ast.train_command import train_command
+
+from .classification import HERE, write_corpus, write_pretrained
+from .conftest import SMALL_DECODER, SMALL_ENCODER, SMALL_RUN, Training
+
+LINE = re.compile(r"\[[\d-]+ [\d:]+,\d+\]\[([\w.]+)\]\[(\w+)\] - (.*)")
+SHOWN = ("train_inner", "train", "valid")
+# As in the presets: fewer lines than updates.
+SIXTY = (
+    *("optimization.max_update=60", "common.log_interval=200", "dataset.num_workers=1"),
+    *("dataset.validate_interval_updates=20", "checkpoint.save_interval_updates=20"),
+)
+TO_THE_LOG = ("Start iterating", "'max_update': 60", "(encoder)", "clips, ", "begin training epoch")
+
+
+def mae_ast_command(*arguments: object) -> list[str]:
+    program = "from mae_ast.cli.main import main; main()"
+    return [sys.executable, "-c", program, *map(str, arguments)]
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("tones"))
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pretrained(tmp_path_factory.mktemp("pretrained") / "tiny.pt")
+
+
+@pytest.fixture(scope="module")
+def programs(
+    corpus: Path, tones: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Training]]:
+    """``mae-ast pretrain`` and ``finetune``, 60 updates each, at once."""
+    folder = tmp_path_factory.mktemp("console")
+    small = (*SMALL_ENCODER, *SMALL_DECODER, *SMALL_RUN)
+    commands = {
+        "pretrain": ("pretrain", corpus, "--out", folder / "pretrain", *small, *SIXTY),
+        "finetune": (
+            *("finetune", pretrained, tones, "--config", "demo", "--out", folder / "finetune"),
+            *(*HERE, *SIXTY, "model.dropout=0.1"),
+        ),
+    }
+    runs = {
+        name: Training(mae_ast_command(*command), folder / f"{name}.console")
+        for name, command in commands.items()
+    }
+    yield runs
+    for run in runs.values():
+        run.kill()
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_the_console_of_sixty_updates(programs: dict[str, Training], name: str) -> None:
+    run = programs[name].finish()
+    lines = run.output.splitlines()
+    assert 10 < len(lines) <= 40
+    assert run.errors == ""
+    matches = [LINE.fullmatch(line) for line in lines]
+    assert all(matches), lines
+    spoken = [(m[1], m[3]) for m in matches if m]
+    assert {who for who, _ in spoken if not who.startswith("mae_ast.")} == set(SHOWN)
+    for who, text in spoken:
+        if who in SHOWN:
+            json.loads(text)
+
+    # First what will happen, then progress within 10 updates, checkpoints, the end.
+    what = "pretraining mae_ast" if name == "pretrain" else "fine-tuning mae_ast for 3 classes"
+    assert spoken[0][1].startswith(what)
+    folder = run.log.with_suffix("") / "checkpoints"
+    for part in ("60 updates", "CPU in ", "1 process", f"checkpoints in {folder}"):
+        assert part in spoken[0][1]
+    assert [int(values["num_updates"]) for values in run.stats("train_inner")] == [10]
+    assert int(run.stats("valid")[0]["valid_num_updates"]) == 20
+    assert any(re.fullmatch(r"update 20: saved checkpoint\w*\.pt", text) for _, text in spoken)
+    end = rf"done: update 60; took [\d.]+ s; checkpoints in {re.escape(str(folder))}"
+    assert re.fullmatch(end, spoken[-1][1])
+
+
+def test_clips_that_fit_no_batch_are_counted(corpus: Path, train_here, caplog) -> None:
+    """fairseq repeats its own warning in each validation; the console does not show it."""
+    overrides = ("dataset.max_tokens=16000", "task.max_sample_size=null", "dataset.num_workers=0")
+    train_here(corpus, "optimization.max_update=1", *overrides, "checkpoint.no_save=true")
+    records = [record for record in caplog.records if ConsoleFilter().filter(record)]
+    said = [record.getMessage() for record in records]
+    assert re.search(r"; (\d) clips? of 26, the others longer than dataset.max_tokens \(", said[0])
+    assert not any("invalid sizes" in text for text in said)
+    assert any("invalid sizes" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_the_log_file_keeps_everything(programs: dict[str, Training], name: str) -> None:
+    run = programs[name].finish()
+    log = (run.log.with_suffix("") / "hydra_train.log").read_text()
+    for text in (*TO_THE_LOG, *run.log.read_text().splitlines()):
+        assert text in log
+
+
+def test_the_chance_of_info_nce(corpus: Path, train_here: Callable[..., list[dict]]) -> None:
+    """Clips of one length: 48 patches, of which 36 are masked."""
+    (values,) = train_here(
+        corpus,
+        *("optimization.max_update=1", "task.min_sample_size=16000", "dataset.num_workers=0"),
+        *("checkpoint.no_save=true", "dataset.disable_validation=true"),
+    )
+    assert float(values["info_nce_chance"]) == pytest.approx(1 / 36, abs=1e-4)
+    assert 0 <= float(values["info_nce_accuracy"]) < 0.3
+    assert "accuracy" not in values
+
+
+# --- refused before anything is created ---------------------------------------------------------
+
+
+@pytest.fixture
+def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """``refusal(data, config, kind, overrides)``: the line that ends a run before it begins."""
+    from fairseq.dataclass.initialize import hydra_init
+    from hydra import compose, initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+
+    from mae_ast import plugin, preflight
+
+    plugin.register()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+
+    def refusal(
+        data: Path, *overrides: str, config: str = "mae_ast", kind: str = "pretrain"
+    ) -> str:
+        command = train_command(data, config, tmp_path / "run", list(overrides), kind)
+        folder = command[command.index("--config-dir") + 1]
+        wanted = command[command.index("--config-name") + 2 :]
+        hydra_init(config)
+        with initialize_config_dir(folder, version_base="1.1"):
+            cfg = compose(config, overrides=wanted, return_hydra_config=True)
+        with pytest.raises(SystemExit) as caught:
+            preflight.check(cfg)
+        assert not (tmp_path / "run").exists()
+        message = str(caught.value)
+        assert message.startswith("mae-ast: error: ")
+        assert "\n" not in message
+        return message
+
+    return refusal
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.encoder_layers=abc"], "model.encoder_layers: Value 'abc'"),
+        (["task.data=/no/such/folder"], "/no/such/folder/train.tsv: no such manifest"),
+        (["dataset.valid_subset=test"], "test.tsv: no such manifest"),
+        (["task.mask_type=retain_spans"], "retain_spans"),
+        (["task.mask_type=holes"], "holes"),
+        (["criterion.classification_weight=-1"], "criterion.classification_weight=-1"),
+        (["checkpoint.best_checkpoint_metric=accuracy"], "info_nce_accuracy"),
+        (["checkpoint.restore_file=/no/such.pt"], "/no/such.pt: no such file"),
+        (["checkpoint.finetune_from_model=/no/such.pt"], "/no/such.pt"),
+        (["dataset.max_tokens=null"], "dataset.max_tokens or dataset.batch_size"),
+        (["task.min_sample_size=500000", "task.max_sample_size=null"], "no clip is left"),
+        (["common.fp16=true"], "common.fp16=true needs a GPU"),
+    ],
+)
+def test_pretraining_that_cannot_start(
+    corpus: Path, refusal: Callable[..., str], overrides: Sequence[str], words: str
+) -> None:
+    assert words in refusal(corpus, "task.min_sample_size=8000", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.checkpoint=/no/such.pt"], "/no/such.pt"),
+        (["model.checkpoint=null"], "model.checkpoint"),
+        (["model.pool=nothing"], "nothing"),
+        (["checkpoint.best_checkpoint_metric=mAP"], "metric=mAP: validation says loss, accuracy"),
+    ],
+)
+def test_fine_tuning_that_cannot_start(
+    tones: Path,
+    pretrained: Path,
+    refusal: Callable[..., str],
+    overrides: Sequence[str],
+    words: str,
+) -> None:
+    arguments = (f"model.checkpoint={pretrained}", *overrides)
+    assert words in refusal(tones, *arguments, config="demo", kind="finetune")
+
+
+def test_checks_leave_no_trace(corpus: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
+    """Not in the random numbers either; a run that may start is not refused."""
+    before = torch.get_rng_state()
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        refusal(corpus, "task.min_sample_size=8000", "common.cpu=true")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not (tmp_path / "run").exists()
+
+
+def test_programs_leave_no_folder(corpus: Path, tones: Path, tmp_path: Path) -> None:
+    mistakes = {
+        "manifest": ("pretrain", tmp_path / "nowhere"),
+        "key": ("pretrain", corpus, "task.pad_audios=true"),
+        "checkpoint": ("finetune", tmp_path / "no.pt", tones, "--config", "demo"),
+    }
+    running = {
+        name: subprocess.Popen(
+            mae_ast_command(*arguments, "--out", tmp_path / name),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for name, arguments in mistakes.items()
+    }
+    said = {name: program.communicate(timeout=200)[0] for name, program in running.items()}
+    for name, text in said.items():
+        assert running[name].returncode == 1
+        (line,) = text.splitlines()
+        assert line.startswith("mae-ast: error: ")
+        assert not (tmp_path / name).exists()
+    assert f"{tmp_path}/nowhere/train.tsv: no such manifest" in said["manifest"]
+    assert "task.pad_audios: there is no such setting" in said["key"]
+    assert f"{tmp_path}/no.pt" in said["checkpoint"]
