@@ -20,6 +20,7 @@ from mae_ast import sweep
 from mae_ast.core.checkpoint import RUN_FILE, read_state
 from mae_ast.core.files import held, written_whole
 from mae_ast.core.labels import LABELS_FILE
+from mae_ast.core.plural import plural
 from mae_ast.core.run_files import latest
 from mae_ast.run_note import hold_to
 
@@ -59,8 +60,8 @@ def find_folds(data: Path) -> list[Path]:
     found = [path for path in data.glob("fold*") if path.is_dir()]
     if len(found) < 2:
         raise FileNotFoundError(
-            f"{data}: {len(found)} folder(s) fold* in it; two at least are needed, fold1, fold2, "
-            "..., such as 'mae-ast prepare esc50' writes"
+            f"{data}: {plural(len(found), 'folder')} fold* in it; two at least are needed, fold1, "
+            "fold2, ..., such as 'mae-ast prepare esc50' writes"
         )
     for folder in found:
         for name in FILES_OF_A_FOLD:

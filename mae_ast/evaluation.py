@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from mae_ast.core.labels import LABELS_FILE, ClipLabels, LabelError, Labels
 from mae_ast.core.manifest import Manifest, Progress
+from mae_ast.core.plural import plural
 from mae_ast.finetuned import FineTuned
 from mae_ast.metrics import ClassScores, Summary, class_scores, confusion, d_prime, summarise
 from mae_ast.scoring import score_manifest
@@ -65,8 +66,9 @@ def evaluate(
     own = classifier.labels  # of published files, names alone are known
     if labels.mids != own.mids and labels.names != own.names:
         raise LabelError(
-            f"{data / LABELS_FILE}: has {len(labels)} classes, not the {len(own)} "
-            "of the checkpoint in the same order; evaluate on data that were prepared likewise"
+            f"{data / LABELS_FILE}: has {plural(len(labels), 'class', 'classes')}, not the "
+            f"{len(own)} of the checkpoint in the same order; evaluate on data that were "
+            "prepared likewise"
         )
     manifest = Manifest.load(data / f"{split}.tsv")
     targets = ClipLabels.read(data / f"{split}.lbl", labels, len(manifest)).multi_hot(

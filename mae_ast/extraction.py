@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mae_ast.core.files import held, written_whole
 from mae_ast.core.manifest import Manifest, ManifestError, Progress
+from mae_ast.core.plural import plural
 from mae_ast.pretrained import Pretrained
 from mae_ast.usable import read_usable
 
@@ -88,7 +89,9 @@ def extract(
     """
     rows = np.array_split(np.arange(len(manifest)), what.shards)[what.shard].tolist()
     if not rows:
-        raise ManifestError(f"{manifest.path}: {len(manifest)} clips make no {what.shards} shards")
+        raise ManifestError(
+            f"{manifest.path}: {plural(len(manifest), 'clip')} for {plural(what.shards, 'shard')}"
+        )
     out.mkdir(parents=True, exist_ok=True)
     name = f"{manifest.path.stem}_{what.shard}_{what.shards}"
     done = out / f"{name}.npy"

@@ -18,6 +18,7 @@ from torch import distributed
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from mae_ast import cpu_ranks, stop_request
+from mae_ast.core.plural import plural
 
 # Environment variables in which a launcher gives the rank; fairseq reads these.
 _TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
@@ -74,9 +75,9 @@ def _check_gpus(training: Any) -> None:
     if not is_told and torch.cuda.device_count() < training.distributed_world_size:
         raise SystemExit(
             "mae-ast: error: distributed_training.distributed_world_size="
-            f"{training.distributed_world_size}, but this machine has {torch.cuda.device_count()} "
-            "GPUs; lower it, add common.cpu=true, or start the run on several machines with "
-            "torchrun or SLURM (docs/clusters.md)"
+            f"{training.distributed_world_size}, but this machine has "
+            f"{plural(torch.cuda.device_count(), 'GPU')}; lower it, add common.cpu=true, or start "
+            "the run on several machines with torchrun or SLURM (docs/clusters.md)"
         )
 
 

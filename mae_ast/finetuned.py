@@ -30,6 +30,7 @@ from mae_ast.core.encoder import Encoder, encoder_only
 from mae_ast.core.fbank import num_samples_of_frames
 from mae_ast.core.labels import Labels
 from mae_ast.core.near_files import suggestion
+from mae_ast.core.plural import plural
 from mae_ast.core.run_files import LAST, latest
 from mae_ast.core.systems import SYSTEMS, name_of
 from mae_ast.pretrained import PretrainedAst, load
@@ -246,7 +247,7 @@ def _files(source: Path, num_averaged: int) -> Sequence[Path]:
     )
     if len(of_epochs) < num_averaged:
         raise ValueError(
-            f"--average {num_averaged}: {folder} has {len(of_epochs)} checkpoint(s) of epochs; "
+            f"--average {num_averaged}: {folder} has {plural(len(of_epochs), 'epoch checkpoint')}; "
             "train with checkpoint.no_epoch_checkpoints=false and checkpoint.keep_last_epochs"
         )
     return of_epochs[-num_averaged:]

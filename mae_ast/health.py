@@ -27,6 +27,7 @@ from mae_ast.core.encoder import Encoder
 from mae_ast.core.fbank import fbank
 from mae_ast.core.features import WINDOW_S, extract_features
 from mae_ast.core.manifest import Manifest
+from mae_ast.core.plural import plural
 from mae_ast.labelled import alike, read_labelled
 from mae_ast.probe import ProbeData, rank_me, score
 
@@ -83,8 +84,9 @@ class HealthCheck:
         )
         if len(train.targets) < MIN_CLIPS or _num_classes(train) < 2:
             raise ValueError(
-                f"{train.manifest.path}: {len(train.targets)} clips of {_num_classes(train)} "
-                f"class(es) are taken for a probe; at least {MIN_CLIPS} of 2 are needed"
+                f"{train.manifest.path}: {plural(len(train.targets), 'clip')} of "
+                f"{plural(_num_classes(train), 'class', 'classes')} for a probe; at least "
+                f"{MIN_CLIPS} of 2 are needed"
             )
         return cls(manifest, (train, test))
 

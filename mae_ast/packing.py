@@ -32,6 +32,7 @@ from mae_ast.core.audio import SAMPLE_RATE, AudioError
 from mae_ast.core.files import held, written_whole
 from mae_ast.core.labels import LABELS_FILE, LabelError
 from mae_ast.core.manifest import Manifest, ManifestError, Progress, write_manifest
+from mae_ast.core.plural import plural
 from mae_ast.core.retry import may_pass
 from mae_ast.pack_files import as_it_is, decoded_digest, transcoded
 from mae_ast.shards import PackedFile, Shards
@@ -230,7 +231,7 @@ def _write_lists(manifest: Manifest, shards: Shards, left_out: Path) -> None:
     if not num_left:
         first = next(shards.rows())
         raise ValueError(
-            f"{manifest.path}: none of {len(manifest)} files could be packed; the first, "
+            f"{manifest.path}: none of {plural(len(manifest), 'file')} could be packed; the first, "
             f"{manifest.audio_path(0)}: {first.problem}"
         )
     if num_left < len(manifest):
@@ -276,8 +277,8 @@ def _check_labels(manifest: Manifest, out: Path) -> None:
             num_lines = sum(1 for _ in file)
         if num_lines != len(manifest):
             raise LabelError(
-                f"{labels}: has {num_lines} line(s), {manifest.path.name} lists {len(manifest)} "
-                "clip(s); one line for each clip, in the same order"
+                f"{labels}: has {plural(num_lines, 'line')}, {manifest.path.name} lists "
+                f"{plural(len(manifest), 'clip')}; one line for each clip, in the same order"
             )
     classes, there = manifest.path.with_name(LABELS_FILE), out / LABELS_FILE
     if classes.is_file() and there.is_file() and not filecmp.cmp(classes, there, shallow=False):

@@ -27,6 +27,7 @@ from mae_ast.core.audio import SAMPLE_RATE
 from mae_ast.core.batch import Collater
 from mae_ast.core.fbank import num_samples_of_frames
 from mae_ast.core.manifest import Manifest
+from mae_ast.core.plural import plural
 from mae_ast.core.systems import SYSTEMS, config_from, name_of
 from mae_ast.data.pretraining_dataset import PretrainingDataset
 from mae_ast.plugin import register
@@ -271,7 +272,7 @@ def time_plan(plan: Plan, settings: Any, results: Mapping[str, Any]) -> Timed:
     forward_backward_s = batch_flops / per_s
     update_s = plan.update_freq * forward_backward_s + row["optimizer_s"]
     return Timed(
-        case=f"{row['name']}, {row['batch']} clips, {row['precision']}",
+        case=f"{row['name']}, {plural(row['batch'], 'clip')}, {row['precision']}",
         scale=batch_flops / (row["batch"] * row["flops_per_clip"]),
         step_s=forward_backward_s,
         hours=plan.updates * update_s / 3600,

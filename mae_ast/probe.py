@@ -29,6 +29,7 @@ from mae_ast.core.audio import read_long_audio
 from mae_ast.core.fbank import fbank
 from mae_ast.core.labels import Labels
 from mae_ast.core.manifest import Manifest, Progress
+from mae_ast.core.plural import plural
 from mae_ast.pretrained import Pretrained
 from mae_ast.usable import read_usable
 
@@ -155,7 +156,9 @@ def embed(
         found[list(clips)] = features.pooled.numpy()
         used += clips
     if not used:
-        raise ValueError(f"{manifest.path}: none of {len(manifest)} clips can be used; see above")
+        raise ValueError(
+            f"{manifest.path}: none of {plural(len(manifest), 'clip')} can be used; see above"
+        )
     return found, used
 
 
@@ -231,8 +234,7 @@ def _split(data: ProbeData) -> tuple[np.ndarray, np.ndarray]:
     where = "the probe" if data.manifest is None else data.manifest.path
     if len(np.unique(data.groups)) < 2:
         raise ValueError(
-            f"{where}: all {len(data.groups)} clips are of one group (--group); at least 2 are "
-            "needed, to hold one out"
+            f"{where}: all clips are of one group (--group); at least 2 are needed, to hold one out"
         )
     splits = GroupShuffleSplit(1, test_size=DEV_SHARE, random_state=0)
     fit, dev = next(splits.split(data.targets, groups=data.groups))

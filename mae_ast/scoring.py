@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mae_ast.core.audio import SAMPLE_RATE, AudioError
 from mae_ast.core.manifest import Manifest, Progress
+from mae_ast.core.plural import plural
 from mae_ast.core.recordings import Waveform, path_of, read_recording
 from mae_ast.core.whole_clips import BATCH_SAMPLES
 from mae_ast.finetuned import FineTuned
@@ -55,7 +56,9 @@ def score_manifest(
     steps: Iterable[int] = scored() if progress is None else progress(scored(), len(order))
     deque(steps, maxlen=0)
     if not used.any():
-        raise AudioError(f"{manifest.path}: none of {len(used)} clips can be used; see above")
+        raise AudioError(
+            f"{manifest.path}: none of {plural(len(used), 'clip')} can be used; see above"
+        )
     return scores, used
 
 

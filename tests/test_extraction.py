@@ -220,7 +220,7 @@ def test_a_full_disk_is_one_line_and_more_room_goes_on(model, manifest, tmp_path
 
 
 def test_more_shards_than_clips(model, manifest, tmp_path):
-    with pytest.raises(ManifestError, match="7 clips make no 9 shards"):
+    with pytest.raises(ManifestError, match="7 clips for 9 shards"):
         run(model, manifest, tmp_path / "out", shard=8, shards=9)
 
 

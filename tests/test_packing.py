@@ -270,7 +270,7 @@ def test_labels_that_do_not_fit_are_refused(tmp_path: Path, loose: Path) -> None
     with pytest.raises(LabelError, match=r"out/labels\.csv: has other classes"):
         pack(manifest, tmp_path / "out", SHARD)
     loose.with_suffix(".lbl").write_text("/m/0\n")
-    with pytest.raises(LabelError, match=r"train\.lbl: has 1 line\(s\), train\.tsv lists 9"):
+    with pytest.raises(LabelError, match=r"train\.lbl: has 1 line, train\.tsv lists 9"):
         pack(manifest, tmp_path / "new", SHARD)
     assert not (tmp_path / "new").exists()
 

@@ -18,6 +18,7 @@ from mae_ast.bench.parts import PARTS
 from mae_ast.bench.setting import Part, Row, Setting
 from mae_ast.bench.suite import Measured, is_complete
 from mae_ast.core.files import written_whole
+from mae_ast.core.plural import plural
 
 RESULTS_FILE, TABLE_FILE, PICTURE_FILE = "results.json", "results.md", "lengths.png"
 
@@ -133,7 +134,7 @@ def table(part: Part, rows: Sequence[Row]) -> list[str]:
 
 
 def _what(row: Row) -> str:
-    return f"{row['name']}, {row['batch']} clips" if "batch" in row else str(row["name"])
+    return f"{row['name']}, {plural(row['batch'], 'clip')}" if "batch" in row else str(row["name"])
 
 
 def lengths_figure(rows: Sequence[Row]) -> Figure:
@@ -171,7 +172,7 @@ def lengths_figure(rows: Sequence[Row]) -> Figure:
     if good:
         row, config = good[0], good[0]["config"]
         layers = f"{config['encoder_layers']} + {config['decoder_layers']} layers"
-        clips = "1 clip" if row["batch"] == 1 else f"{row['batch']} clips"
+        clips = plural(row["batch"], "clip")
         figure.suptitle(f"MAE-AST patch, {layers}, {clips}, {row['precision']}, dropout 0")
     return figure
 

@@ -47,6 +47,13 @@ class Setting:
         return quick if self.quick else gpu if self.is_gpu else cpu
 
 
+def fixed_point(value: float, decimals: int) -> str:
+    """Return a number with as many decimals, or more for three significant digits: "0.0123"."""
+    if value != 0 and math.isfinite(value):
+        decimals = max(decimals, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{decimals}f}"
+
+
 @dataclass(frozen=True)
 class Column:
     """Column of a part's table.
@@ -70,10 +77,9 @@ class Column:
         if value is None:
             return ""
         value = value if self.scale == 1 else value * self.scale
-        if not self.form.endswith("f") or value == 0 or not math.isfinite(value):
-            return format(value, self.form)
-        decimals = max(int(self.form[1:-1]), 2 - math.floor(math.log10(abs(value))))
-        return f"{value:.{decimals}f}"
+        if self.form.endswith("f"):
+            return fixed_point(value, int(self.form[1:-1]))
+        return format(value, self.form)
 
 
 @dataclass(frozen=True)

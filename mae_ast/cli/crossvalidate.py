@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mae_ast.core.plural import plural
 from mae_ast.train_command import begun_with, start_of, train_command
 
 if TYPE_CHECKING:
@@ -84,7 +85,9 @@ def crossvalidate(
                 value = summary.mean_average_precision if measure == "mAP" else summary.accuracy
                 score = folds.FoldScore(folder.name, summary.num_clips, round(value, folds.DIGITS))
                 scores.append(score)
-                typer.echo(f"{score.fold}: {measure} {score.score:.4f} of {score.clips} clips")
+                typer.echo(
+                    f"{score.fold}: {measure} {score.score:.4f} of {plural(score.clips, 'clip')}"
+                )
             folds.write_scores(out / folds.SCORES_FILE, scores, measure)
     except Interrupted as request:
         typer.echo(f"stopped on {request}; the same command resumes")

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from mae_ast.core.plural import plural
+
 
 def evaluate(
     source: Annotated[
@@ -44,9 +46,11 @@ def evaluate(
     place(classifier.model, device)
     found = evaluation.evaluate(classifier, data, split, bar("scoring", "clip"))
     summary = found.summary
+    num_skipped = found.num_left_out
+    left_out = f", {plural(num_skipped, 'clip')} skipped" if num_skipped else ""
     typer.echo(
-        f"{split}: {summary.num_clips} clips, {summary.num_classes_seen} of {len(found.labels)} "
-        f"classes{f', {found.num_left_out} clips skipped' if found.num_left_out else ''}"
+        f"{split}: {plural(summary.num_clips, 'clip')}, {summary.num_classes_seen} of "
+        f"{plural(len(found.labels), 'class', 'classes')}{left_out}"
     )
     for name, value in (
         ("accuracy", summary.accuracy),

@@ -17,6 +17,7 @@ import typer
 from mae_ast.core.archive import TAR_SUFFIX, ArchiveError, list_members
 from mae_ast.core.audio import SAMPLE_RATE, AudioError, AudioInfo, num_samples_16k, probe_audio
 from mae_ast.core.manifest import PROBE_THREADS, write_manifest
+from mae_ast.core.plural import plural
 from mae_ast.core.retry import retried
 from mae_ast.core.suffixes import AUDIO_SUFFIXES
 from mae_ast.progress import bar
@@ -68,7 +69,9 @@ class _Found:
         counted = sorted(self.others.items(), key=lambda item: (-item[1], item[0]))
         shown = [f"{count} {suffix}" for suffix, count in counted[:MAX_SUFFIXES]]
         more = len(self.others) - len(shown)
-        return ", ".join(shown) + (f" and {more} more suffixes" if more > 0 else "")
+        return ", ".join(shown) + (
+            f" and {plural(more, 'more suffix', 'more suffixes')}" if more > 0 else ""
+        )
 
 
 def manifest(
@@ -116,7 +119,9 @@ def manifest(
         probed = [*found.damaged, *bar("reading headers", "file")(infos, len(found.audio))]
     kept = [file for file in probed if not file.problem]
     if not kept:
-        raise ValueError(f"none of {len(probed)} files is usable; the first: {probed[0].problem}")
+        raise ValueError(
+            f"none of {plural(len(probed), 'file')} is usable; the first: {probed[0].problem}"
+        )
     out.mkdir(parents=True, exist_ok=True)
     splits = _split(kept, folders, valid, test, seed)
     for name in {"train", "valid", "test"} - set(splits):
@@ -128,7 +133,8 @@ def manifest(
     for name, files in splits.items():
         write_manifest(out / f"{name}.tsv", str(root), _rows(files, root))
         seconds = [f.info.num_frames / f.info.sample_rate for f in files if f.info is not None]
-        typer.echo(f"{out / name}.tsv: {len(files)} files, {sum(seconds) / 3600:.2f} h")
+        hours = sum(seconds) / 3600
+        typer.echo(f"{out / name}.tsv: {plural(len(files), 'file')}, {hours:.2f} h")
         _report_short(seconds)
     _report_headers(kept, out)
     _report_skipped([file for file in probed if file.problem], found, out)
@@ -143,8 +149,8 @@ def _look_through(folders: list[Path], pool: ThreadPoolExecutor) -> _Found:
     found.audio, found.tars = sorted(found.audio), sorted(found.tars)
     if found.tars and found.audio:
         typer.echo(
-            f"found {len(found.audio)} audio files and {len(found.tars)} tars; where a tar holds "
-            "the same files, they are listed twice",
+            f"found {plural(len(found.audio), 'audio file')} and {plural(len(found.tars), 'tar')}; "
+            "where a tar holds the same files, they are listed twice",
             err=True,
         )
     if found.tars:
@@ -251,8 +257,8 @@ def _report_headers(files: list[_Probed], out: Path) -> None:
         "".join(f"{path}\t{note}\n" for path, note in noted), errors="surrogateescape"
     )
     typer.echo(
-        f"{len(noted)} files have a header without a length or with a wrong one, and are listed "
-        f"with their true length; see {report}:",
+        f"{plural(len(noted), 'file')} with no length or a wrong one in the header, listed with "
+        f"the true length; see {report}:",
         err=True,
     )
     for path, note in noted[:MAX_LISTED]:
@@ -268,7 +274,7 @@ def _report_skipped(files: list[_Probed], found: _Found, out: Path) -> None:
     report.write_text(
         "".join(f"{file.path}\t{file.problem}\n" for file in files), errors="surrogateescape"
     )
-    typer.echo(f"skipped {len(files)} files, listed in {report}:", err=True)
+    typer.echo(f"skipped {plural(len(files), 'file')}, listed in {report}:", err=True)
     for problem, count in Counter(file.problem for file in files).most_common(MAX_LISTED):
         example = next(file.path for file in files if file.problem == problem)
         typer.echo(f"  {count} x {problem} (as {example})", err=True)

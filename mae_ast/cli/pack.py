@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mae_ast.core.plural import plural
 from mae_ast.packing import JOBS
 
 MAX_LISTED = 10  # damaged files that are shown
@@ -52,12 +53,11 @@ def pack(
         listed = Manifest.load(manifest, bar("reading sample rates", "file"))
         packed = packing.pack(listed, out, shard_bytes, transcode, jobs, bar("packing", "clip"))
         manifest = packed.manifest
-        typer.echo(f"{manifest}: {packed.num_clips} clips in {packed.num_shards} shards")
+        shards = plural(packed.num_shards, "shard")
+        typer.echo(f"{manifest}: {plural(packed.num_clips, 'clip')} in {shards}")
         if packed.left_out is not None:
-            typer.echo(
-                f"skipped {len(listed) - packed.num_clips} files, listed in {packed.left_out}",
-                err=True,
-            )
+            skipped = plural(len(listed) - packed.num_clips, "file")
+            typer.echo(f"skipped {skipped}, listed in {packed.left_out}", err=True)
         if verify and transcode:
             sources = packing.sources_of(listed, packed)
     if verify:
@@ -68,5 +68,7 @@ def pack(
             path = listed.audio_path(row)
             typer.echo(f"{listed.where(row)}: {path}: {damaged[row]}", err=True)
         if damaged:
-            raise ValueError(f"{manifest}: {len(damaged)} of {len(listed)} clips are damaged")
-        typer.echo(f"{manifest}: {len(listed)} clips verified")
+            verb = "is" if len(damaged) == 1 else "are"
+            clips = plural(len(listed), "clip")
+            raise ValueError(f"{manifest}: {len(damaged)} of {clips} {verb} damaged")
+        typer.echo(f"{manifest}: {plural(len(listed), 'clip')} verified")

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mae_ast.bench.setting import fixed_point
 from mae_ast.core.audio import SAMPLE_RATE
+from mae_ast.core.plural import plural
 
 if TYPE_CHECKING:  # fairseq takes seconds to import
     from mae_ast.planning import Plan, Timed
@@ -69,12 +71,13 @@ def _counts(made: Plan, system: str) -> dict[str, str]:
         f"{made.patches.num_patches} patches a clip, {hidden:.1%} hidden",
         "batch of a GPU": f"{made.clips_a_batch:.1f} clips on average ({batches.clips.min()} to "
         f"{batches.clips.max()}), usually of {batches.length / SAMPLE_RATE:.2f} s",
-        "batch of an update": f"{update:,.0f} clips: {made.gpus} GPUs x update_freq "
+        "batch of an update": f"{update:,.0f} clips: {plural(made.gpus, 'GPU')} x update_freq "
         f"{made.update_freq}",
         "updates": f"{made.updates:,}; {made.updates_an_epoch:,} an epoch",
         "epochs": f"{made.epochs:,.1f}",
         "hours of audio": f"{made.hours:,.0f}",
-        "operations": f"{made.work.flops / 1e9:.0f} GFLOP a clip, {in_all:,.2f} EFLOP in all",
+        "operations": f"{fixed_point(made.work.flops / 1e9, 0)} GFLOP a clip, "
+        f"{fixed_point(in_all, 2)} EFLOP in all",
     }
     if made.gpus > 1:
         traffic = 4 * made.parameters / 1e9

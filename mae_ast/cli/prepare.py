@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from mae_ast.core.manifest import PROBE_THREADS
+from mae_ast.core.plural import plural
 from mae_ast.prepare import audioset, esc50, librispeech, speechcommands, voxceleb1
 from mae_ast.prepare.splits import LEFT_OUT_FILE, MISSING_FILE, Prepared
 
@@ -91,20 +92,22 @@ def prepare(
 
 def _report(done: Prepared) -> None:
     for split in done.splits:
-        line = f"{done.out / split.name}.tsv: {split.clips} clips, {split.seconds / 3600:.2f} h"
+        clips, hours = plural(split.clips, "clip"), split.seconds / 3600
+        line = f"{done.out / split.name}.tsv: {clips}, {hours:.2f} h"
         if done.num_classes:
-            of = f" of {done.num_classes}" if split.classes < done.num_classes else ""
-            line += f", {split.classes}{of} classes"
+            of = f"{split.classes} of " if split.classes < done.num_classes else ""
+            line += f", {of}{plural(done.num_classes, 'class', 'classes')}"
         typer.echo(line + (f", {split.missing} missing" if split.missing else ""))
     for note in done.notes:
         typer.echo(note)
     if done.missing:
         typer.echo(
-            f"{len(done.missing)} clip(s) missing, listed in {done.out / MISSING_FILE}", err=True
+            f"{plural(len(done.missing), 'clip')} missing, listed in {done.out / MISSING_FILE}",
+            err=True,
         )
     if done.left_out:
         typer.echo(
-            f"skipped {len(done.left_out)} file(s), listed in {done.out / LEFT_OUT_FILE}:",
+            f"skipped {plural(len(done.left_out), 'file')}, listed in {done.out / LEFT_OUT_FILE}:",
             err=True,
         )
         examples = {problem: path for path, problem in reversed(done.left_out)}

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from mae_ast.core.plural import plural
+
 
 def probe(
     checkpoint: Annotated[
@@ -54,7 +56,7 @@ def probe(
     model = place(mae_ast.load(checkpoint), device)
     scores = probing.probe(model, train, tested, chosen, bar("embedding", "step"))
     measure = "accuracy" if train.targets.ndim == 1 else "mean average precision"
-    typer.echo(f"{measure} on {scores['pretrained'].num_clips} clips")
+    typer.echo(f"{measure} on {plural(scores['pretrained'].num_clips, 'clip')}")
     typer.echo(f"{'':16} linear  nearest  layer")
     for name, found in scores.items():
         typer.echo(

@@ -15,6 +15,7 @@ from mae_ast.core.fbank import NUM_MEL_BINS, WINDOW_POWERS
 from mae_ast.core.input_stats import mean_and_std
 from mae_ast.core.input_stats import moments as moments_of
 from mae_ast.core.manifest import Manifest
+from mae_ast.core.plural import plural
 from mae_ast.progress import bar
 
 MAX_SECONDS = 30.0  # of each file
@@ -46,14 +47,16 @@ def stats(
         moments = torch.stack(list(bar("computing log-mel", "file")(found, len(rows))))
     total = moments.sum(dim=0)
     if not total[0]:
-        raise ValueError(f"{manifest}: none of {len(rows)} files could be decoded")
+        raise ValueError(f"{manifest}: none of {plural(len(rows), 'file')} could be decoded")
     try:
         mean, std = mean_and_std(total)
     except ValueError as error:
         raise ValueError(f"{manifest}: {error}") from error
     num_bad = int((moments[:, 0] == 0).sum())
     hours = float(total[0]) / NUM_MEL_BINS / 100 / 3600
-    typer.echo(f"{len(rows) - num_bad} files, {hours:.2f} h, {num_bad} skipped as bad", err=True)
+    typer.echo(
+        f"{plural(len(rows) - num_bad, 'file')}, {hours:.2f} h, {num_bad} skipped as bad", err=True
+    )
     typer.echo(f"model.input_stats=fixed model.input_mean={mean:.6f} model.input_std={std:.6f}")
 
 

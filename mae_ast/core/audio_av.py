@@ -25,6 +25,7 @@ from torch import Tensor
 from mae_ast.core.audio_file import HEAD_BYTES, AudioError, AudioFile, warn_once
 from mae_ast.core.audio_headers import wav_goes_on
 from mae_ast.core.downmix import Downmix
+from mae_ast.core.plural import plural
 
 _LONGEST_GAP_S = 3_600  # seconds between timestamps; more is damage
 _CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")  # bytes that no text has
@@ -121,7 +122,8 @@ class Stream:
         Raises:
             AudioError: more than half of the packets are damaged.
         """
-        count = f"{self.damaged} of {self.packets} packets are damaged"
+        verb = "is" if self.damaged == 1 else "are"
+        count = f"{self.damaged} of {plural(self.packets, 'packet')} {verb} damaged"
         if 2 * self.damaged > self.packets:
             raise AudioError(f"{self.file.path}: cannot be decoded ({count})")
         if self.silent:

@@ -15,6 +15,7 @@ from mae_ast.core.config_ast import AstConfig
 from mae_ast.core.config_vit import AUDIOSET_MEAN, AUDIOSET_STD
 from mae_ast.core.fbank import NUM_MEL_BINS
 from mae_ast.core.input_norm import EPS, TARGET_STD
+from mae_ast.core.plural import plural
 
 MODEL_TYPE = "audio-spectrogram-transformer"
 
@@ -163,7 +164,7 @@ def config_to_hugging_face(
         )
     names = list(labels or (f"LABEL_{n}" for n in range(config.num_classes)))
     if len(names) != config.num_classes:
-        raise ValueError(f"{len(names)} labels for num_classes={config.num_classes}")
+        raise ValueError(f"{plural(len(names), 'label')} for num_classes={config.num_classes}")
     kernel = (config.ast_kernel_size_chan, config.ast_kernel_size_time)
     if kernel[0] != kernel[1]:
         raise ValueError(

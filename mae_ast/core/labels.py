@@ -22,6 +22,7 @@ from typing import NoReturn
 import numpy as np
 
 from mae_ast.core.files import written_whole
+from mae_ast.core.plural import plural
 
 HEADER = ("index", "mid", "display_name")
 LABELS_FILE = "labels.csv"
@@ -82,7 +83,7 @@ class Labels:
             where = f"{path}:{line}"
             if len(row) != len(HEADER):
                 raise LabelError(
-                    f"{where}: {','.join(row)!r} has {len(row)} column(s); a row is "
+                    f"{where}: {','.join(row)!r} has {plural(len(row), 'column')}; a row is "
                     f'{",".join(HEADER)}, with a name that has commas in "quotes"'
                 )
             index, mid, name = row
@@ -188,8 +189,8 @@ class ClipLabels:
                 ends.append(len(packed))
         if len(ends) != num_clips:
             raise LabelError(
-                f"{path}: has {len(ends)} line(s), {manifest} lists {num_clips} clip(s); one line "
-                "for each clip, in the same order"
+                f"{path}: has {plural(len(ends), 'line')}, {manifest} lists "
+                f"{plural(num_clips, 'clip')}; one line for each clip, in the same order"
             )
         small = np.uint16 if len(labels) <= 2**16 else np.int32
         return cls(np.asarray(packed, dtype=small), np.asarray(ends, dtype=np.int64), len(labels))

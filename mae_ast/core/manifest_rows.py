@@ -16,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from mae_ast.core.audio import SOURCE_RATES
+from mae_ast.core.plural import plural
 
 FIRST_ROW_LINE = 2
 MAX_RATE = SOURCE_RATES[1]
@@ -146,7 +147,7 @@ def _parse_any(text: bytes, first_line: int, path: Path) -> Rows:
         columns = row.split(b"\t")
         if len(columns) not in (2, 3) or not columns[0]:
             raise ManifestError(
-                f"{path}:{number}: {os.fsdecode(row)!r} has {len(columns)} column(s); a "
+                f"{path}:{number}: {os.fsdecode(row)!r} has {plural(len(columns), 'column')}; a "
                 "row is: path, tab, length in samples (then optionally tab, sample rate)"
             )
         paths.append(columns[0])

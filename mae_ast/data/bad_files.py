@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mae_ast.core.manifest import Manifest
+from mae_ast.core.plural import plural
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class BadFiles:
         if num_bad <= most and not num_bad >= num_used > 0:
             return ""
         return (
-            f"{self.manifest.path}: {num_bad} of {num_read} files read are bad: all, or more than "
-            f"max({AT_LEAST}, {self.max_fraction:g} of them); mend the manifest or raise "
-            "task.max_bad_fraction"
+            f"{self.manifest.path}: {num_bad} of {plural(num_read, 'file')} read "
+            f"{'is' if num_bad == 1 else 'are'} bad: all, or more than max({AT_LEAST}, "
+            f"{self.max_fraction:g} of them); mend the manifest or raise task.max_bad_fraction"
         )

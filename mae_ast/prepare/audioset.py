@@ -27,6 +27,7 @@ from typing import NamedTuple
 from mae_ast.core.audio import SOUNDFILE_SUFFIXES
 from mae_ast.core.labels import LabelError, Labels
 from mae_ast.core.manifest import PROBE_THREADS
+from mae_ast.core.plural import plural
 from mae_ast.core.suffixes import AUDIO_SUFFIXES
 from mae_ast.prepare.clips import Clip, Headers
 from mae_ast.prepare.splits import Prepared, write_splits
@@ -147,7 +148,7 @@ def _longer(headers: Headers, seconds: dict[str, float]) -> Iterator[str]:
     if longer:
         path, length = longer[0]
         yield (
-            f"{len(longer)} clip(s) are longer than their segment and are left as they are (as "
+            f"{plural(len(longer), 'clip')} longer than the segment, left as they are (as "
             f"{path}, {length:.1f} s of {seconds[path]:.1f} s); labels hold for the segment"
         )
 

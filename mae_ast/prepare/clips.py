@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from mae_ast.core.audio import AudioError, AudioInfo, num_samples_16k, probe_audio
 from mae_ast.core.manifest import PROBE_THREADS
+from mae_ast.core.plural import plural
 from mae_ast.progress import bar
 
 MIN_SECONDS = 0.045  # as 'mae-ast manifest': less gives no patch
@@ -47,8 +48,8 @@ class Headers:
         if noted:
             path, note = noted[0]
             yield (
-                f"{len(noted)} clip(s) have a header without a length or with a wrong one; they "
-                f"are listed with their true length (as {path}: {note})"
+                f"{plural(len(noted), 'clip')} with no length or a wrong one in the header, listed "
+                f"with the true length (as {path}: {note})"
             )
 
 

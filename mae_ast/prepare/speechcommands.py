@@ -26,6 +26,7 @@ import soundfile
 from mae_ast.core.audio import probe_audio
 from mae_ast.core.labels import Labels
 from mae_ast.core.manifest import PROBE_THREADS
+from mae_ast.core.plural import plural
 from mae_ast.prepare.clips import Clip
 from mae_ast.prepare.layout import draw, locate, read_lines
 from mae_ast.prepare.splits import Prepared, write_splits
@@ -71,8 +72,8 @@ def prepare(
     classes = classes or (12 if version == 1 else len(words))
     if classes not in (12, len(words)):
         raise ValueError(
-            f"{classes} classes; Speech Commands version {version} is prepared with 12 or "
-            f"{len(words)}"
+            f"{plural(classes, 'class', 'classes')}; Speech Commands version {version} is prepared "
+            f"with 12 or {len(words)}"
         )
     root = _locate(folder, version)
     splits, missing = _by_lists(root, words)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mae_ast.core.labels import LABELS_FILE, Labels, write_clip_labels
 from mae_ast.core.manifest import PROBE_THREADS, write_manifest
+from mae_ast.core.plural import plural
 from mae_ast.prepare.clips import Clip, Headers, read_headers
 
 SPLITS = ("train", "valid", "test")
@@ -186,4 +187,5 @@ def _nothing(name: str, clips: Sequence[Clip], headers: Headers) -> str:
         return f"{name}: the data set lists no clips for it that are there"
     first = clips[0].path
     reason = headers.left_out.get(first, "no such file")
-    return f"none of {len(clips)} clips of {name} can be used; the first is {first}: {reason}"
+    none = f"none of {plural(len(clips), 'clip')} of {name} can be used"
+    return f"{none}; the first is {first}: {reason}"

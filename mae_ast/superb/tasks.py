@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mae_ast.core.plural import plural
+
 KS_WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 KS_SOURCE = "http://download.tensorflow.org/data/"
 KS_TRAIN, KS_TEST = "speech_commands_v0.01", "speech_commands_test_set_v0.01"
@@ -83,8 +85,9 @@ def prepare_ks(datarc: dict[str, Any], out: Path, training: bool) -> None:
     clips = len(train) + len(list(root.glob("_background_noise_/*.wav")))
     if clips < datarc["batch_size"]:
         raise ValueError(
-            f"{root}: {clips} training clips are less than one batch of {datarc['batch_size']}; "
-            f"add: -- -o config.downstream_expert.datarc.batch_size={max(1, clips // 4)}"
+            f"{root}: {plural(clips, 'training clip')}, less than one batch of "
+            f"{datarc['batch_size']}; add: -- -o "
+            f"config.downstream_expert.datarc.batch_size={max(1, clips // 4)}"
         )
 
 

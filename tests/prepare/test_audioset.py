@@ -139,7 +139,7 @@ def test_longer_clips_are_left_as_they_are_and_said(tree, tmp_path):
     path = write_sound(tree / FILES["--U7joUcTCo"], 0.9)
     done = audioset.prepare(tree, tmp_path / "out")
     assert len(done.notes) == 1
-    assert done.notes[0].startswith("1 clip(s) are longer than their segment")
+    assert done.notes[0].startswith("1 clip longer than the segment")
     assert f"{path}, 0.9 s of 0.2 s" in done.notes[0]
     assert 14_400 in Manifest.read(tmp_path / "out" / "valid.tsv").lengths
 

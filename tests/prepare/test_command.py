@@ -48,8 +48,8 @@ def test_report(run, tmp_path):
         "manifests/speechcommands1/valid.tsv: 28 clips, 0.00 h, 28 of 30 classes\n"
         "manifests/speechcommands1/test.tsv: 30 clips, 0.00 h, 30 classes, 1 missing\n"
     )
-    assert "1 clip(s) missing, listed in manifests/speechcommands1/missing.txt\n" in report
-    assert "skipped 2 file(s), listed in manifests/speechcommands1/left_out.txt:\n" in report
+    assert "1 clip missing, listed in manifests/speechcommands1/missing.txt\n" in report
+    assert "skipped 2 files, listed in manifests/speechcommands1/left_out.txt:\n" in report
     assert f"(as {root / 'bed' / '1_nohash_0.wav'})" in report
     assert (
         Path("manifests/speechcommands1/missing.txt").read_text() == f"{root}/yes/3_nohash_0.wav\n"

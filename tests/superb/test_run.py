@@ -231,5 +231,5 @@ def test_too_few_clips_for_a_batch(server):
     write_speech_commands(data)
     status, output = server.run("ks", "tiny.pt", "--data", data, "--out", server.folder / "few")
     assert status == 1
-    assert "13 training clips are less than one batch of 512" in output
+    assert "13 training clips, less than one batch of 512" in output
     assert not (server.folder / "few").exists()

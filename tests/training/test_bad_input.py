@@ -103,7 +103,7 @@ def test_options(
     [
         (".\ntrain_00.flac\t16000\ntrain_01.flac\n", ["train.tsv:3", "'train_01.flac'", "tab"]),
         (".\ntrain_00.flac 16000\n", ["train.tsv:2", "'train_00.flac 16000'", "tab"]),
-        (".\na\t1\t16000\tmore\n", ["train.tsv:2", "4 column(s)"]),
+        (".\na\t1\t16000\tmore\n", ["train.tsv:2", "4 columns"]),
         (".\ntrain_00.flac\tlong\n", ["train.tsv:2", "'long'", "length in samples"]),
         (".\n\ntrain_00.flac\t-5\n", ["train.tsv:3", "'-5'", "positive"]),
         (".\ntrain_00.flac\t16000\t16k\n", ["train.tsv:2", "'16k'", "sample rate"]),

@@ -342,7 +342,7 @@ def test_learn_evaluate_and_predict(finetune: Finetune, tones: Path, tmp_path: P
     (bad / "valid_00.flac").write_bytes(b"no sound")
     done = CliRunner().invoke(app, ["evaluate", str(run), str(bad)])
     assert done.exit_code == 0, done.output
-    assert "8 clips, 3 of 3 classes, 1 clips skipped" in done.output
+    assert "8 clips, 3 of 3 classes, 1 clip skipped" in done.output
     both = [str(bad / f"valid_0{number}.flac") for number in range(2)]
     done = CliRunner().invoke(app, ["predict", str(run), *both, "--top", "1"])
     assert done.stdout.startswith(both[1])

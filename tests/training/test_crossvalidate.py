@@ -149,6 +149,6 @@ def test_other_settings_want_another_folder(
 
 def test_a_folder_without_folds(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = refusal(monkeypatch, str(data / "fold1"))
-    assert "0 folder(s) fold* in it; two at least" in line
+    assert "0 folders fold* in it; two at least" in line
     line = refusal(monkeypatch, str(data), "--config", "esc50", "hydra.run.dir=x")
     assert "hydra.run.dir=x: each fold has its own" in line

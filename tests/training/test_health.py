@@ -105,7 +105,7 @@ def test_a_broken_clip_ends_nothing(
         (["task.probe_clips=5"], "task.probe_clips=5; at least 20"),
         (["task.probe_data=/no/such"], "/no/such/train.tsv: no such manifest"),
         (["task.probe_data=DATA/unlabelled"], "labels.csv"),
-        (["task.probe_data=DATA/one_class"], "24 clips of 1 class(es)"),
+        (["task.probe_data=DATA/one_class"], "24 clips of 1 class for a probe"),
         (["dataset.valid_subset=held", "dataset.disable_validation=true"], "held.tsv: no such"),
     ],
 )
