@@ -216,8 +216,10 @@ def test_programs_leave_no_folder(corpus: Path, tones: Path, tmp_path: Path) -> 
     mistakes = {
         "manifest": ("pretrain", tmp_path / "nowhere"),
         "key": ("pretrain", corpus, "task.pad_audios=true"),
+        "taken/run": ("pretrain", corpus, "task.min_sample_size=8000", *SMALL_ENCODER),
         "checkpoint": ("finetune", tmp_path / "no.pt", tones, "--config", "demo"),
     }
+    (tmp_path / "taken").touch()
     running = {
         name: subprocess.Popen(
             mae_ast_command(*arguments, "--out", tmp_path / name),
@@ -234,6 +236,7 @@ def test_programs_leave_no_folder(corpus: Path, tones: Path, tmp_path: Path) -> 
         assert line.startswith("mae-ast: error: ")
         assert not (tmp_path / name).exists()
     assert f"{tmp_path}/nowhere/train.tsv: no such manifest" in said["manifest"]
+    assert f"Not a directory: '{tmp_path}/taken/run'" in said["taken/run"]
     assert "task.pad_audios: there is no such setting" in said["key"]
     assert f"{tmp_path}/no.pt" in said["checkpoint"]
 
