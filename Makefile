@@ -8,7 +8,7 @@ first = $(shell for python in $(1); do \
 PYTHON ?= $(call first,python3 python3.12 python3.11)
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := demo,s3prl,onnx,dev
+EXTRAS := demo,s3prl,timm,onnx,dev
 # The versions to install, for pip's -c; none: the newest that pyproject.toml allows.
 CONSTRAINTS := constraints.txt
 LOWER_BOUNDS := build/lower-bounds.txt
@@ -36,7 +36,6 @@ $(READY):
 	@$(PIP) torch torchaudio numpy cython setuptools wheel
 	@echo "building fairseq and installing the rest (3 to 5 minutes) ..."
 	@$(PIP) --no-build-isolation -e '.[$(EXTRAS)]'
-	@$(PIP) --no-deps timm  # for comparison in tests; it asks for torchvision, and does without
 	@touch $@
 
 demo: $(READY)  ## pretrain on spoken words, with pictures, in minutes

@@ -135,7 +135,6 @@ def ssast_step(folder: str, precision: str, device: str) -> Callable[[], float]:
     """SSAST's joint loss, forward and backward, as its program for training has it."""
     sys.path[:0] = [str(REPOSITORY), str(Path(folder) / "src" / "models")]
     import torch
-
     from tests.core.timm_models import import_timm
 
     timm = import_timm()

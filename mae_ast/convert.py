@@ -128,7 +128,8 @@ def to_safetensors(model: Pretrained, path: Path, overwrite: bool = False) -> No
 def to_onnx(model: Pretrained, path: Path, overwrite: bool = False) -> float:
     """Write an ONNX file, log-mel (B, T, 128) -> last hidden state (B, N, D), and check it.
 
-    B and T are free. The input is what :func:`mae_ast.core.fbank.fbank` gives, not normalised.
+    The axes of variable size are named batch and frames in the input, batch and tokens in the
+    output. The input is what :func:`mae_ast.core.fbank.fbank` returns, not normalised.
 
     Returns:
         The largest difference to PyTorch that was seen.
@@ -145,8 +146,6 @@ def to_onnx(model: Pretrained, path: Path, overwrite: bool = False) -> float:
         raise ValueError("an ONNX file needs more packages: pip install 'mae-ast[onnx]'")
     encoder = LastHiddenState(model).eval()
     example = torch.randn(2, 40 * model.patch_shape.time, NUM_MEL_BINS)
-    # Sizes that nothing constrains: the first patch is there, and no size is like another.
-    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     with _whole(path, False, overwrite) as part:
         with _quiet_exporter():
             program = torch.onnx.export(
@@ -154,12 +153,15 @@ def to_onnx(model: Pretrained, path: Path, overwrite: bool = False) -> float:
                 (example,),
                 dynamo=True,
                 opset_version=ONNX_OPSET,
-                dynamic_shapes={"log_mel": dynamic},
+                dynamic_shapes={"log_mel": {0: "batch", 1: "frames"}},
                 input_names=["log_mel"],
                 output_names=["last_hidden_state"],
                 verbose=False,
             )
         assert program is not None
+        (states,) = program.model.graph.outputs
+        assert states.shape is not None
+        states.shape[1] = "tokens"  # torch writes a formula of "frames"
         program.save(str(part))
         if len(os.listdir(part.parent)) > 1:
             raise ValueError(f"{path}: its weights do not fit into one ONNX file (1.5 GiB)")

@@ -8,17 +8,15 @@ have been chosen by the clips that it is scored on).
 from __future__ import annotations
 
 import csv
-import signal
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 
+from mae_ast import sweep
 from mae_ast.core.checkpoint import RUN_FILE, read_state
 from mae_ast.core.files import held, written_whole
 from mae_ast.core.labels import LABELS_FILE
@@ -33,21 +31,8 @@ OWN_KEYS = (
     "common.tensorboard_logdir",
 )
 SETTINGS_FILE, SCORES_FILE = "settings.json", "folds.csv"
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 DIGITS = 4  # of scores, shown and written
 _TASK = "MaeAstClassificationTask"  # checkpoints store the task's state under this name
-
-
-class Interrupted(BaseException):
-    """A signal asked for the end; what was trained is saved. As KeyboardInterrupt, no error.
-
-    Args:
-        number: of the signal.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 @dataclass(frozen=True)
@@ -90,6 +75,8 @@ def check_overrides(overrides: Sequence[str]) -> None:
     Raises:
         ValueError: one is among them.
     """
+    if sweep.is_multirun(overrides):
+        raise ValueError("--multirun: the folds are the jobs; leave it out")
     for override in overrides:
         key, _, value = override.partition("=")
         if key.lstrip("+") in OWN_KEYS and value != "null":
@@ -144,63 +131,6 @@ def working_in(out: Path, settings: dict[str, Any]) -> Iterator[int]:
     with held(path) as lock:
         hold_to(path, settings, any(out.glob("*/checkpoints/*.pt")))
         yield lock
-
-
-class Trainings:
-    """Training processes, one after the other, to which signals are handed on.
-
-    On the first signal the training saves and ends; on a second SIGINT it is killed. While none
-    runs, :class:`Interrupted` is raised. Use it as a context, in the main thread.
-    """
-
-    def __init__(self) -> None:
-        self._child: subprocess.Popen[bytes] | None = None
-        self._is_starting = False
-        self._received: int | None = None
-        self._handlers: dict[int, Any] = {}
-
-    def __enter__(self) -> Trainings:
-        self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def run(self, command: Sequence[str], lock: int) -> None:
-        """Train to the end.
-
-        Args:
-            command: of the process.
-            lock: a file descriptor that it keeps open, should this program be killed.
-
-        Raises:
-            Interrupted: a signal came; the process has ended.
-            ValueError: it failed.
-        """
-        self._is_starting = True
-        # In a group of its own: a terminal's Ctrl-C would otherwise end it before it has saved.
-        self._child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, pass_fds=(lock,), process_group=0
-        )
-        self._is_starting = False
-        if self._received is not None:
-            self._child.send_signal(signal.SIGTERM)
-        status = self._child.wait()
-        self._child = None
-        stopped = self._received is not None
-        if status and not (stopped and -status in (signal.SIGTERM, signal.SIGKILL)):
-            raise ValueError(f"training ended with status {status}; its messages stand above")
-        if self._received is not None:
-            raise Interrupted(self._received)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        is_second = number == self._received == signal.SIGINT
-        self._received = number
-        if self._child is not None:
-            self._child.send_signal(signal.SIGKILL if is_second else signal.SIGTERM)
-        elif not self._is_starting:
-            raise Interrupted(number)
 
 
 def mean_and_spread(scores: Sequence[FoldScore]) -> tuple[float, float]:

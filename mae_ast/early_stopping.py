@@ -26,6 +26,12 @@ def restore(saved: Mapping[str, Any]) -> None:
             setattr(fairseq_cli.train.should_stop_early, name, saved[name])
 
 
+def forget() -> None:
+    """Forget the values of another training in this process."""
+    for name in _FIELDS:
+        fairseq_cli.train.should_stop_early.__dict__.pop(name, None)
+
+
 def has_stopped(patience: int) -> bool:
     """Return whether the last ``patience`` (> 0) validations brought no improvement."""
     return 0 < patience <= state().get("num_runs", 0)

@@ -135,7 +135,8 @@ def _rows(found: Evaluation) -> list[tuple[object, ...]]:
     for index, (mid, name) in enumerate(zip(found.labels.mids, found.labels.names, strict=True)):
         clips = int(found.classes.num_clips[index])
         auc = float(found.classes.auc[index])
-        values = [float(found.classes.average_precision[index]), auc, d_prime(auc)]
+        distance = d_prime(auc, int(found.classes.num_pairs[index]))
+        values = [float(found.classes.average_precision[index]), auc, distance]
         if found.confusion is not None:
             values.append(found.confusion[index, index] / clips if clips else math.nan)
         texts = ["" if math.isnan(value) else f"{value:.5f}" for value in values]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -15,18 +17,12 @@ from tensorboardX import SummaryWriter
 from torch import distributed
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from mae_ast import stop_request
+from mae_ast import cpu_ranks, stop_request
 
 # Environment variables in which a launcher gives the rank; fairseq reads these.
 _TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
 _SLURM = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST")
 _SIGNAL_NAMES = tuple(number.name for number in stop_request.SIGNALS)
-_CPU_RANKS = (
-    "on a CPU start one command for each rank with distributed_training.distributed_rank=RANK "
-    "distributed_training.distributed_no_spawn=true "
-    "distributed_training.distributed_init_method=tcp://HOST:PORT "
-    "distributed_training.distributed_backend=gloo distributed_training.ddp_backend=legacy_ddp"
-)
 
 
 def apply() -> None:
@@ -47,42 +43,46 @@ def apply() -> None:
     utils.distributed_main = _joined(utils.distributed_main)
 
 
-def check_devices(cfg: Any) -> None:
-    """Refuse settings that this machine's devices do not support.
+def configure_devices(cfg: Any) -> None:
+    """Set what this machine's devices need; refuse what they do not support.
 
     Raises:
         SystemExit: with one line that names the setting and what would be right.
     """
-    on_gpu = torch.cuda.is_available() and not cfg.common.cpu
+    on_gpu = _on_gpu(cfg)
     if cfg.common.fp16 and not on_gpu:
         where = "common.cpu=true" if cfg.common.cpu else "there is none here"
         raise SystemExit(
             f"mae-ast: error: common.fp16=true needs a GPU ({where}); set it to false: "
             "model.precision=bfloat16 is the fast choice on a CPU"
         )
-    if cfg.distributed_training.distributed_world_size > 1 and not cfg.common.tpu:
-        _check_ranks(cfg.distributed_training, on_gpu)
+    if _are_several(cfg):
+        (_check_gpus if on_gpu else cpu_ranks.configure)(cfg.distributed_training)
 
 
-def _check_ranks(training: Any, on_gpu: bool) -> None:
-    size = f"distributed_training.distributed_world_size={training.distributed_world_size}"
-    is_told = training.distributed_init_method is not None
-    if not on_gpu:
-        works = (
-            (is_told and training.distributed_no_spawn)
-            and training.distributed_backend != "nccl"
-            and training.ddp_backend in ("legacy_ddp", "no_c10d")
-        )
-        if not works:
-            raise SystemExit(f"mae-ast: error: {size} needs as many GPUs; {_CPU_RANKS}")
-    # What follows holds for one machine.
-    is_told |= all(key in os.environ for key in _TORCHRUN) or any(k in os.environ for k in _SLURM)
+def _on_gpu(cfg: Any) -> bool:
+    # In this order: once torch has asked for GPUs, they can no longer be hidden.
+    return not cfg.common.cpu and torch.cuda.is_available()
+
+
+def _are_several(cfg: Any) -> bool:
+    return cfg.distributed_training.distributed_world_size > 1 and not cfg.common.tpu
+
+
+def _check_gpus(training: Any) -> None:
+    is_told = training.distributed_init_method is not None or _is_launched()
     if not is_told and torch.cuda.device_count() < training.distributed_world_size:
         raise SystemExit(
-            f"mae-ast: error: {size}, but this machine has {torch.cuda.device_count()} GPUs; "
-            "lower it, or start the run on several machines with torchrun or SLURM "
-            "(docs/clusters.md)"
+            "mae-ast: error: distributed_training.distributed_world_size="
+            f"{training.distributed_world_size}, but this machine has {torch.cuda.device_count()} "
+            "GPUs; lower it, add common.cpu=true, or start the run on several machines with "
+            "torchrun or SLURM (docs/clusters.md)"
         )
+
+
+def _is_launched() -> bool:
+    """Return whether torchrun or SLURM says what the ranks are."""
+    return all(key in os.environ for key in _TORCHRUN) or any(k in os.environ for k in _SLURM)
 
 
 def _broadcast(obj: Any, src_rank: int, group: Any, dist_device: torch.device) -> Any:
@@ -94,16 +94,18 @@ def _broadcast(obj: Any, src_rank: int, group: Any, dist_device: torch.device) -
 def _launched(call_main: Callable[..., None]) -> Callable[..., None]:
     @wraps(call_main)
     def wrapper(cfg: Any, main: Callable[..., None], **kwargs: Any) -> None:
+        stop_request.begin_training()
         training = cfg.distributed_training
-        utils.infer_init_method(
-            training
-        )  # as fairseq does next: torchrun or SLURM may have spawned
+        num_spawned = _infer_ranks(cfg) if _are_several(cfg) else 0
         if training.distributed_world_size == 1:
             stop_request.trains_alone()
-        elif not training.distributed_no_spawn:
+        elif num_spawned:
             stop_request.launches()
         try:
-            call_main(cfg, main, **kwargs)
+            if num_spawned:
+                _spawn(cfg, main, kwargs, num_spawned)
+            else:
+                call_main(cfg, main, **kwargs)
         except ProcessExitedException as error:  # it has said why
             if stop_request.is_requested() and error.signal_name in _SIGNAL_NAMES:
                 raise SystemExit(0) from None  # signalled while it was starting
@@ -115,9 +117,63 @@ def _launched(call_main: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
+def _infer_ranks(cfg: Any) -> int:
+    """Find out rank and rendezvous as fairseq does; return the number of processes to spawn."""
+    training = cfg.distributed_training
+    is_told = training.distributed_init_method is not None or _is_launched()
+    if not is_told and training.distributed_port <= 0:
+        training.distributed_port = _free_port()
+    if _on_gpu(cfg):
+        utils.infer_init_method(training, force_distributed=True)
+        num_here = torch.cuda.device_count()
+    else:
+        cpu_ranks.check_ranks(training)
+        num_here = cpu_ranks.num_processes(training)
+        with cpu_ranks.as_devices(num_here):
+            utils.infer_init_method(training, force_distributed=True)
+        if not training.distributed_no_spawn:
+            cpu_ranks.share_cores(num_here)
+    return 0 if training.distributed_no_spawn else min(num_here, training.distributed_world_size)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return int(free.getsockname()[1])
+
+
+def _spawn(cfg: Any, main: Callable[..., None], kwargs: dict[str, Any], count: int) -> None:
+    """Train in ``count`` processes; as fairseq does, which would start one for each GPU."""
+    training = cfg.distributed_training
+    kwargs = {**kwargs, "start_rank": training.distributed_rank}
+    training.distributed_rank = None  # each process sets its own
+    spawn: Any = torch.multiprocessing.spawn  # type: ignore[attr-defined]
+    with stop_request.spawning():
+        ranks = spawn(utils.distributed_main, (main, cfg, kwargs), nprocs=count, join=False)
+    while not ranks.join():
+        pass
+
+
+def spawned_rank(*args: Any) -> None:
+    """Train as one of several processes, whatever program started them (submitit's imports none).
+
+    Args:
+        args: of fairseq's ``distributed_main``.
+    """
+    from mae_ast.plugin import register
+
+    stop_request.listen(spawned=True)
+    register()
+    utils.distributed_main(*args)
+
+
 def _joined(distributed_main: Callable[..., None]) -> Callable[..., None]:
     @wraps(distributed_main)  # under its own name, by which processes that are spawned import it
     def wrapper(*args: Any, **kwargs: Any) -> None:
+        if multiprocessing.parent_process() is not None:
+            # Python would spawn data workers, too, each of which imports PyTorch and fairseq, in
+            # each epoch. They are forked (where that is the default), as in a single process.
+            multiprocessing.set_start_method(None, force=True)
         try:
             with peer_errors():
                 distributed_main(*args, **kwargs)

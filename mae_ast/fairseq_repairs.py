@@ -31,8 +31,11 @@ from mae_ast import (
     fairseq_distributed,
     log_files,
 )
+from mae_ast.best_metric import choose_metric
+from mae_ast.errors import user_errors
 from mae_ast.optim.adamw import MARKED_OPTIMIZER, MARKS
 from mae_ast.run_report import RunReport
+from mae_ast.schedule import check_schedule
 from mae_ast.settings import drop_defaults_of_others, explain
 
 _WORKER_CHECK_S = 0.05
@@ -67,7 +70,7 @@ def apply() -> None:
         program.add_defaults = _in_one_line(program.add_defaults)
 
     # Neither ending early with a checkpoint nor the moment after an update has a hook in the
-    # training loop. Can go when they have.
+    # training loop, nor the one when all settings and data are known. Can go when they have.
     fairseq_cli.train.validate_and_save = _with_hooks(fairseq_cli.train.validate_and_save)
 
     # A run that is finished and started again makes another update, and saves that; and one whose
@@ -130,7 +133,10 @@ def _in_one_line(add_defaults: Callable[[Any], None]) -> Callable[[Any], None]:
             add_defaults(cfg)
         except OmegaConfBaseException as error:
             raise SystemExit(f"mae-ast: error: {explain(error, cfg)}") from error
-        fairseq_distributed.check_devices(cfg)
+        choose_metric(cfg)
+        with user_errors():
+            check_schedule(cfg)
+        fairseq_distributed.configure_devices(cfg)
 
     return wrapper
 
@@ -159,6 +165,8 @@ def _guarded(train: Callable[..., Any]) -> Callable[..., Any]:
         if _is_finished(cfg, trainer):
             logger.info("already trained: %d updates", trainer.get_num_updates())
             return [None], True
+        if hasattr(task, "before_training"):
+            task.before_training(cfg, epoch_itr)
         _report.begin(cfg, trainer, task, epoch_itr)
         try:
             with fairseq_distributed.peer_errors():

@@ -29,6 +29,7 @@ from mae_ast.core.classifier import Classifier, HeadConfig
 from mae_ast.core.encoder import Encoder, encoder_only
 from mae_ast.core.fbank import num_samples_of_frames
 from mae_ast.core.labels import Labels
+from mae_ast.core.near_files import suggestion
 from mae_ast.core.run_files import LAST, latest
 from mae_ast.core.systems import SYSTEMS, name_of
 from mae_ast.pretrained import PretrainedAst, load
@@ -231,7 +232,7 @@ def _files(source: Path, num_averaged: int) -> Sequence[Path]:
         if num_averaged > 1:
             raise ValueError(f"--average {num_averaged}: {source} is no run's folder but one file")
         if not source.is_file():
-            raise FileNotFoundError(f"{source}: no such checkpoint or run")
+            raise FileNotFoundError(f"{source}: no such checkpoint or run{suggestion(source)}")
         return [source]
     folder = source / "checkpoints" if (source / "checkpoints").is_dir() else source
     if num_averaged == 1:

@@ -1,4 +1,4 @@
-"""Graceful shutdown: on SIGTERM or SIGUSR1, or when too many files are bad, save and exit.
+"""Graceful shutdown: on SIGTERM, SIGUSR1 or SIGINT, or when too many files are bad, save and exit.
 
 A request (:mod:`mae_ast.stop_request`) travels with the logged values, which all ranks sum in each
 step anyway, so all of them stop after the same step; then a checkpoint is saved and the process
@@ -28,8 +28,9 @@ logger = logging.getLogger(__name__)
 def heed_only_the_trainer() -> None:
     """In a data loader's worker: end on SIGTERM from the trainer, not from the cluster.
 
-    A cluster signals all processes at once, and a trainer whose workers are gone cannot finish its
-    step. Call it before the worker starts threads, so that they block the signals too.
+    A cluster or a terminal signals all processes at once, and a trainer whose workers are gone
+    cannot finish its step. Call it before the worker starts threads, so that they block the
+    signals too.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
@@ -54,7 +55,7 @@ class InterruptibleTask(FairseqTask):  # type: ignore[misc]
 
     def before_exit(self) -> None:
         """Called once the checkpoint of an early end is saved."""
-        logger.info("saved and ended on a signal; the same command goes on from here")
+        logger.info("saved and exited on a signal; the same command resumes")
 
     def train_step(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, int, dict[str, Any]]:
         """Fairseq's step, with this worker's wish to stop among the logged values."""

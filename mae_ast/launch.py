@@ -1,4 +1,4 @@
-"""``python -m mae_ast.launch``: fairseq-hydra-train that hands a cluster's signals on.
+"""``python -m mae_ast.launch``: fairseq-hydra-train that handles and forwards signals.
 
 It also checks a run before anything is created for it, and keeps the console to what a person wants
 to see. Registering at import, not through ``common.user_dir``, since processes that the trainer
@@ -14,14 +14,16 @@ from typing import Any
 from mae_ast import console, stop_request
 
 if __name__ in ("__main__", "__mp_main__"):  # the latter in a process that the trainer spawned
-    stop_request.listen(forward=True)
+    stop_request.listen(spawned=__name__ == "__mp_main__")
     console.quiet()
 
 import fairseq_cli.hydra_train  # takes seconds, during which a signal may arrive
 
+from mae_ast import hydra_job
 from mae_ast.plugin import register
 
 register()
+fairseq_cli.hydra_train._hydra_main = hydra_job.train
 
 
 def main() -> None:
@@ -37,7 +39,8 @@ def main() -> None:
     preflight.apply()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach this function
     try:
-        fairseq_cli.hydra_train.cli_main()
+        with hydra_job.waiting(sys.argv):
+            fairseq_cli.hydra_train.cli_main()
     except (HydraException, OmegaConfBaseException) as error:
         arguments = get_args()
         file = f"{arguments.config_name}.yaml"

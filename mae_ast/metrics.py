@@ -1,4 +1,4 @@
-"""How good a classifier's scores are, by scikit-learn: scores (R, C), targets (R, C) of 0 and 1."""
+"""Metrics of a classifier, by scikit-learn: scores (R, C), targets (R, C) of 0 and 1."""
 
 from __future__ import annotations
 
@@ -12,30 +12,32 @@ from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_s
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Per class (C,); NaN where a class has no clip, or all have it (then only AUC is NaN).
+    """Metrics per class, (C,); NaN for a class that no clip has; AUC also for one that all have.
 
     Args:
-        num_clips: that have the class.
+        num_clips: clips that have the class.
+        num_pairs: pairs of a clip that has the class and one that has not, which AUC counts.
         average_precision: area below precision over recall.
         auc: area below the receiver's operating curve.
     """
 
     num_clips: np.ndarray
+    num_pairs: np.ndarray
     average_precision: np.ndarray
     auc: np.ndarray
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Over all classes.
+    """Metrics over all classes.
 
     Args:
-        accuracy: share of clips whose highest score is their class's; NaN for several labels.
-        mean_average_precision: over the classes that occur.
-        mean_auc: likewise.
-        d_prime: sqrt(2) times the normal quantile of ``mean_auc``, as AudioSet's papers have it.
+        accuracy: ratio of clips whose highest score is their class's; NaN for several labels.
+        mean_average_precision: mean over the classes that occur.
+        mean_auc: mean over the classes that have an AUC.
+        d_prime: :func:`d_prime` of ``mean_auc``, as in AudioSet's papers.
         num_clips: R.
-        num_classes_seen: classes that occur.
+        num_classes_seen: number of classes that occur.
     """
 
     accuracy: float
@@ -56,7 +58,7 @@ def class_scores(scores: np.ndarray, targets: np.ndarray) -> ClassScores:
         precision[c] = average_precision_score(is_own[:, c], scores[:, c])
         if num_clips[c] < len(scores):
             auc[c] = roc_auc_score(is_own[:, c], scores[:, c])
-    return ClassScores(num_clips, precision, auc)
+    return ClassScores(num_clips, num_clips * (len(scores) - num_clips), precision, auc)
 
 
 def accuracy(scores: np.ndarray, targets: np.ndarray) -> float:
@@ -82,17 +84,27 @@ def summarise(
         math.nan if multi_label else accuracy(scores, targets),
         _mean(per_class.average_precision),
         mean_auc,
-        d_prime(mean_auc),
+        d_prime(mean_auc, int(per_class.num_pairs.sum())),
         len(scores),
         int((per_class.num_clips > 0).sum()),
     )
 
 
-def d_prime(auc: float) -> float:
-    """The distance of two normal distributions, in deviations, that give this AUC."""
-    if not 0 < auc < 1:
-        return math.nan if math.isnan(auc) else math.copysign(math.inf, auc - 0.5)
-    return math.sqrt(2) * NormalDist().inv_cdf(auc)
+def d_prime(auc: float, num_pairs: int) -> float:
+    """Return sqrt(2) times the normal quantile of an AUC, always a finite number.
+
+    That is the distance of two normal distributions, in standard deviations, with this AUC. For an
+    AUC of 1 it would be infinite; such a class counts as if half a pair were in the wrong order, so
+    the result is a lower bound that grows with the number of clips. An AUC of 0 is mirrored.
+
+    Args:
+        auc: from 0 to 1; NaN gives NaN.
+        num_pairs: pairs of a positive and a negative clip that the AUC was counted from.
+    """
+    if math.isnan(auc):
+        return math.nan
+    half_a_pair = 1 / (2 * max(num_pairs, 1))
+    return math.sqrt(2) * NormalDist().inv_cdf(min(max(auc, half_a_pair), 1 - half_a_pair))
 
 
 def confusion(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:

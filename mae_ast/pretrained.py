@@ -5,34 +5,36 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mae_ast.core import checkpoint, encoder
+from mae_ast.core import checkpoint, encoder, features
 from mae_ast.core.ast import Ast
-from mae_ast.core.audio import SAMPLE_RATE
 from mae_ast.core.audio_mae import AudioMae
 from mae_ast.core.checkpoint import Checkpoint, fill, read_checkpoint
 from mae_ast.core.encoder import Encoder
-from mae_ast.core.features import Features, Waveform, extract_features
 from mae_ast.core.files import written_whole
 from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.near_files import near_names, suggestion
 from mae_ast.core.ssast import Ssast
 from mae_ast.core.systems import name_of
 from mae_ast.core.vit import Vit
 from mae_ast.fetch.cache import cache_folder, download, name_from_url
+from mae_ast.fetch.hub import cache_if_unreachable, offline_advice
 from mae_ast.fetch.registry import RELEASED
+from mae_ast.model_card import TEMPLATE, card_fields
+from mae_ast.sources import is_path
 
 ENCODER_ALONE = (
     "an encoder alone, as fine-tuned files hold it; heads of pretraining, or of AST, are not there"
 )
-_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -41,6 +43,7 @@ class HubModel(
     library_name="mae-ast",
     pipeline_tag="feature-extraction",
     tags=["audio", "spectrogram-transformer"],
+    model_card_template=TEMPLATE,
 ):
     """A model, how it was trained, and what people do with it; first base of each system's class.
 
@@ -74,14 +77,11 @@ class HubModel(
             config, mask_type, self.labels, encoder_only, independent
         )
 
-    def extract_features(
-        self,
-        waveforms: Waveform | Sequence[Waveform],
-        sample_rate: int = SAMPLE_RATE,
-        **options: Any,
-    ) -> Features:
-        """Features of recordings of any length: :func:`mae_ast.core.features.extract_features`."""
-        return extract_features(cast(Encoder, self), waveforms, sample_rate, **options)
+    extract_features = features.extract_features
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Return the README.md of the hub; keyword arguments replace fields of its template."""
+        return super().generate_model_card(*args, **{**card_fields(self), **kwargs})
 
     def _save_pretrained(self, save_directory: Path) -> None:
         state = cast(nn.Module, self).state_dict()
@@ -196,15 +196,18 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
         return from_file(released_file(text))
     if text.startswith(("http://", "https://")):
         return from_file(_from_url(text))
-    if os.path.exists(text):
-        return from_file(text)
-    if isinstance(source, str) and _HUB_ID.fullmatch(text) and not _looks_like_a_file(text):
+    path = os.path.expanduser(text)
+    if os.path.exists(path):
+        return from_file(path)
+    if not isinstance(source, str) or is_path(text):
+        raise FileNotFoundError(f"{text}: no such checkpoint{suggestion(path)}")
+    if _HUB_ID.fullmatch(text):
         return _from_hub(text)
-    if _looks_like_a_file(text) or not isinstance(source, str):
-        raise FileNotFoundError(f"{text}: no such checkpoint")
+    near = get_close_matches(text, RELEASED)
+    hint = f"; did you mean {near[0]}?" if near else near_names(text)
     raise ValueError(
         f"{text!r} is no file, URL or hub id (user/model), and no released model; these are "
-        f"{', '.join(RELEASED)}"
+        f"{', '.join(RELEASED)}{hint}"
     )
 
 
@@ -264,17 +267,17 @@ def _from_url(url: str) -> Path:
 
 
 def _from_hub(model_id: str) -> Pretrained:
-    try:
-        return cast(Pretrained, HubModel.from_pretrained(model_id))
-    except Exception as error:  # of the network, the hub, or its cache: of many classes
-        of_a_file = isinstance(error, (checkpoint.CheckpointError, FileNotFoundError))
-        if of_a_file and not isinstance(error, LocalEntryNotFoundError):  # that is: no network
-            raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FileNotFoundError(
-            f"{model_id}: no such file, and not to be had from the Hugging Face hub ({reason})"
-        ) from error
-
-
-def _looks_like_a_file(text: str) -> bool:
-    return text.endswith(_SUFFIXES) or text.startswith((".", "/", "~"))
+    with cache_if_unreachable() as offline:
+        try:
+            return cast(Pretrained, HubModel.from_pretrained(model_id))
+        except Exception as error:  # of the network, the hub, or its cache: of many classes
+            of_a_file = isinstance(error, (checkpoint.CheckpointError, FileNotFoundError))
+            if of_a_file and not isinstance(error, LocalEntryNotFoundError):  # that is: no network
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if offline:
+                reason = f"{offline}; {offline_advice()}"
+            raise FileNotFoundError(
+                f"{model_id}: no such file{near_names(model_id)}, and not to be had from the "
+                f"Hugging Face hub ({reason})"
+            ) from error

@@ -24,6 +24,11 @@ def num_ranks() -> int:
     return distributed.get_world_size() if _are_several() else 1
 
 
+def is_first() -> bool:
+    """Return whether this is rank 0, which alone prints what all ranks know."""
+    return not _are_several() or distributed.get_rank() == 0
+
+
 def from_first(key: str, compute: Callable[[], bytes]) -> bytes:
     """Compute a value on rank 0 and send it to all ranks.
 

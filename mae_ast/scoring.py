@@ -1,19 +1,19 @@
-"""Scores of recordings by a fine-tuned classifier: a manifest (R, C), or one file (C,)."""
+"""Scores of recordings by a fine-tuned classifier: a manifest (R, C), or one recording (C,)."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mae_ast.core.audio import AudioError, read_long_audio
+from mae_ast.core.audio import SAMPLE_RATE, AudioError
 from mae_ast.core.manifest import Manifest, Progress
+from mae_ast.core.recordings import Waveform, path_of, read_recording
 from mae_ast.core.whole_clips import BATCH_SAMPLES
 from mae_ast.finetuned import FineTuned
 from mae_ast.usable import check_length, read_usable
@@ -59,16 +59,25 @@ def score_manifest(
     return scores, used
 
 
-def score_file(classifier: FineTuned, path: Path) -> np.ndarray:
-    """Score a whole file, (C,) float32, as :func:`score_manifest` scores a clip.
+def score_recording(
+    classifier: FineTuned, recording: Waveform, sample_rate: int = SAMPLE_RATE
+) -> np.ndarray:
+    """Score a whole recording, (C,) float32, as :func:`score_manifest` scores a clip.
+
+    Args:
+        classifier: classifier on any device.
+        recording: file or waveform, in any form that
+            :func:`mae_ast.core.features.extract_features` takes.
+        sample_rate: sample rate of an array, in Hz; the other forms have their own.
 
     Raises:
         FileNotFoundError: there is no such file.
         AudioError: it cannot be decoded, or is shorter than one patch.
-        ValueError: a score is not finite.
+        ValueError: a waveform cannot be used, or a score is not finite.
     """
-    samples = read_long_audio(path)
-    check_length(samples, _least(classifier), path)
+    name = path_of(recording) or "waveform"
+    samples = read_recording(recording, sample_rate, name)
+    check_length(samples, _least(classifier), name)
     scores: np.ndarray = _score(classifier, [samples])[0]
     return scores
 

@@ -19,6 +19,7 @@ from mae_ast.core.systems import SYSTEMS, name_of
 from mae_ast.core.vit import Vit
 from mae_ast.core.vit_weights import Weights, from_timm, is_timm, start_from
 from mae_ast.core.wrappers import MODEL
+from mae_ast.fetch.hub import cache_if_unreachable, offline_advice
 from mae_ast.finetuned import encoder_of
 
 TIMM = "timm:"  # before the name of a model of the package timm
@@ -150,7 +151,7 @@ def _from_timm_package(name: str, key: str, pretrained: bool) -> Any:
     """A network of timm's; its weights are downloaded into timm's own cache."""
     try:
         import timm
-    except Exception as error:  # torchvision, which it wants, may not fit the installed torch
+    except Exception as error:  # also torchvision, which it imports: it may not fit torch
         raise ValueError(
             f"{key}={TIMM}{name} needs the package timm, which cannot be imported "
             f"({_one_line(error)}); pip install 'mae-ast[timm]'"
@@ -159,12 +160,18 @@ def _from_timm_package(name: str, key: str, pretrained: bool) -> Any:
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; it has {', '.join(near)}" if near else ""
         raise ValueError(f"{key}={TIMM}{name}: timm {timm.__version__} has no model {name!r}{hint}")
-    try:
-        return timm.create_model(name, pretrained=pretrained)
-    except Exception as error:  # of the network, the hub, or its cache: of many classes
-        raise FileNotFoundError(
-            f"{key}={TIMM}{name}: its weights are not to be had ({_one_line(error)})"
-        ) from error
+    if not pretrained:
+        return timm.create_model(name, pretrained=False)
+    with cache_if_unreachable() as offline:
+        try:
+            return timm.create_model(name, pretrained=True)
+        except Exception as error:  # of the network, the hub, or its cache: of many classes
+            reason = _one_line(error)
+            if offline:
+                reason = f"not in the cache, and {offline}; {offline_advice()}"
+            raise FileNotFoundError(
+                f"{key}={TIMM}{name}: cannot load its weights ({reason})"
+            ) from error
 
 
 def _timm_state(path: Path) -> Mapping[str, Any] | None:

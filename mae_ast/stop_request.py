@@ -1,4 +1,4 @@
-"""Handle SIGTERM and SIGUSR1 as a request to save and exit.
+"""Handle SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) as a request to save and exit.
 
 This module is imported before PyTorch and fairseq, whose imports take seconds, so that signals
 during the imports are handled too. The reaction to a request depends on the progress of training:
@@ -9,6 +9,11 @@ during the imports are handled too. The reaction to a request depends on the pro
   request. If that takes longer than ``MAE_AST_STOP_WITHIN_S`` seconds (120), because others are
   gone, the process ends all the same.
 - Later, the request travels with each update (:mod:`mae_ast.interruption`).
+
+A second SIGINT ends the process and its children at once. A terminal sends SIGINT to all processes
+of a run, so a process that a launcher spawned ignores it: the launcher forwards the first one as
+SIGTERM, and kills its processes on the second. A SIGINT that is ignored when the process starts, as
+under ``nohup`` or for a background job of a script, stays ignored.
 """
 
 from __future__ import annotations
@@ -17,12 +22,19 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import NoReturn
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SAVING = "mae-ast: saving after this update; press Ctrl-C again to exit at once without saving"
+AT_ONCE = "mae-ast: exited without saving"
+STATUS_AT_ONCE = 128 + signal.SIGINT
 LIMIT = "MAE_AST_STOP_WITHIN_S"  # environment variable
 LIMIT_S = 120.0
+_STARTING = "mae-ast: stopping before the first update; press Ctrl-C again to exit at once"
 _MESSAGE = "mae-ast: ended on a signal before the first update; the same command starts again"
 
 _REQUESTED = "MAE_AST_STOP_REQUESTED"  # in the environment of processes that are started later
@@ -33,40 +45,79 @@ _training = threading.Event()
 _updated = threading.Event()
 _launching = threading.Event()
 _counting = threading.Event()
+_interrupted = threading.Event()  # by Ctrl-C
+_pids: dict[str, int] = {}  # "own" and, in a spawned process, "launcher"
 
 
-def listen(forward: bool = False) -> None:
-    """Handle SIGTERM and SIGUSR1 as a request to save and exit.
+def listen(spawned: bool = False) -> None:
+    """Handle the signals as a request to save and exit; more than once is harmless.
 
     Args:
-        forward: forward the signal to child processes, for a launcher whose children train.
+        spawned: whether a launcher of this module started the process, and decides on SIGINT.
     """
     if threading.current_thread() is not threading.main_thread():
         return
-
-    owner = os.getpid()
-
-    def request(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # a data worker that was forked just now; the trainer decides
-            return
-        _requested.set()
-        os.environ[_REQUESTED] = "1"
-        for child in multiprocessing.active_children() if forward else []:
-            if child.pid is not None:
-                os.kill(child.pid, number)
-        _end_if_alone()
-
+    if signal.getsignal(signal.SIGTERM) is _request:
+        return
+    _pids["own"] = os.getpid()
+    if spawned:
+        _pids["launcher"] = os.getppid()
     for number in SIGNALS:
-        signal.signal(number, request)
+        if not (number == signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN):
+            signal.signal(number, _request)
     _watch()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     if _REQUESTED in os.environ:
         _requested.set()
         _count_down()
 
 
+def stop_listening() -> None:
+    """Restore Python's own handling, for a program that only submits jobs and waits for them."""
+    if signal.getsignal(signal.SIGTERM) is not _request:
+        return
+    signal.set_wakeup_fd(-1)
+    for number in SIGNALS:
+        if signal.getsignal(number) is _request:
+            is_ctrl_c = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
+
+
+@contextmanager
+def deferring() -> Iterator[None]:
+    """Defer the signals; a program that this one starts, or becomes, gets them once it listens."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def spawning() -> Iterator[None]:
+    """Start processes that listen; a signal that reaches them before that is deferred."""
+    resource_tracker.ensure_running()  # which unblocks signals when it starts
+    with deferring():
+        yield
+    if _requested.is_set():  # maybe too late for their environment, too early for the handler
+        _forward(signal.SIGTERM)
+
+
 def is_requested() -> bool:
     """Return whether this process was asked to exit."""
     return _requested.is_set()
+
+
+def begin_training() -> None:
+    """Declare that a training begins; a sweep has several, one after the other.
+
+    Raises:
+        SystemExit: the one before was asked to exit, which applies to the rest of the sweep.
+    """
+    if _requested.is_set() and (_training.is_set() or _launching.is_set()):
+        raise SystemExit(0)
+    for flag in (_alone, _training, _updated, _launching):
+        flag.clear()
 
 
 def trains_alone() -> None:
@@ -101,6 +152,37 @@ def end() -> NoReturn:
     raise SystemExit(0)
 
 
+def exit_at_once() -> NoReturn:
+    """Exit without saving, with the status of a program that SIGINT ends."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os.write(2, f"{AT_ONCE}\n".encode())
+    os._exit(STATUS_AT_ONCE)
+
+
+def _request(number: int, frame: FrameType | None) -> None:
+    if os.getpid() != _pids["own"]:  # a data worker that was forked just now; the trainer decides
+        return
+    if number == signal.SIGINT and _is_left_to_launcher():
+        return
+    _requested.set()
+    os.environ[_REQUESTED] = "1"
+    if _launching.is_set():
+        _forward(signal.SIGTERM if number == signal.SIGINT else number)
+    _end_if_alone()
+
+
+def _is_left_to_launcher() -> bool:
+    """Return whether a launcher gets this SIGINT, too; torch sends one when a launcher dies."""
+    return os.getppid() == _pids.get("launcher")
+
+
+def _forward(number: int) -> None:
+    for child in multiprocessing.active_children():
+        if child.pid is not None:
+            os.kill(child.pid, number)
+
+
 def _end_if_alone() -> None:
     if _requested.is_set() and _alone.is_set() and not _training.is_set():
         end()
@@ -123,10 +205,26 @@ def _watch() -> None:
 
     def wait() -> None:
         while numbers := os.read(read, 64):
-            if any(number in SIGNALS for number in numbers):
-                _count_down()
+            for number in numbers:
+                _notice(number)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def _notice(number: int) -> None:
+    if signal.getsignal(number) is not _request:  # another part of the program handles it
+        return
+    if number == signal.SIGINT and _is_left_to_launcher():
+        return
+    if number == signal.SIGINT:
+        if _interrupted.is_set():
+            exit_at_once()
+        _interrupted.set()
+        if _training.is_set() or _launching.is_set():
+            os.write(2, f"{SAVING}\n".encode())
+        elif not _alone.is_set():
+            os.write(2, f"{_STARTING}\n".encode())
+    _count_down()
 
 
 def _count_down() -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import mae_ast
+from mae_ast import sweep
+from mae_ast.sources import is_path
 
 PACKAGE = Path(mae_ast.__file__).absolute().parent  # as in its __path__, links and all
 NOTE = "begun_with.json"  # in a run's folder
 # Overrides that hold a path: hydra changes the working folder before they are read.
 PATH_KEYS = (
     *("task.data", "hydra.run.dir", "checkpoint.save_dir", "checkpoint.restore_file"),
-    *("common.tensorboard_logdir", "task.probe_data"),
+    *("common.tensorboard_logdir", "task.probe_data", "hydra.sweep.dir"),
 )
 # Overrides that hold a path, or the name of a model elsewhere.
 SOURCE_KEYS = (
@@ -45,8 +48,8 @@ def train_command(
     Args:
         data: folder of the manifests.
         config: a preset's name or a YAML file's path; empty: not given.
-        out: folder of the run.
-        overrides: for hydra; relative paths among them are made absolute.
+        out: folder of the run; of a sweep, the parent of its jobs' folders.
+        overrides: for hydra, and its options, in any order; relative paths are made absolute.
         kind: of the preset, "pretrain" or "finetune".
 
     Raises:
@@ -59,13 +62,23 @@ def train_command(
     preset = Path(config) if config.endswith(".yaml") else presets / f"{config}.yaml"
     if not preset.is_file():
         raise ValueError(f"--config {config}: no such preset or file; presets are {known}")
+    is_multirun = sweep.is_multirun(overrides)
+    options, settings = sweep.split_options(overrides)
+    settings = [_absolute(override, is_multirun) for override in settings]
+    folders = [f"hydra.run.dir={_quoted(out.resolve())}"]
+    if is_multirun:
+        folders += [
+            f"hydra.sweep.dir={_quoted(out.resolve())}",
+            f"hydra.sweep.subdir={sweep.subdir(settings)}",
+        ]
     return [
         *module_command("mae_ast.launch"),
+        *options,
         *("--config-dir", str(preset.resolve().parent), "--config-name", preset.stem),
         f"common.user_dir={_quoted(PACKAGE)}",
         f"task.data={_quoted(data.resolve())}",
-        f"hydra.run.dir={_quoted(out.resolve())}",
-        *(_absolute(override) for override in overrides),
+        *folders,
+        *settings,
     ]
 
 
@@ -91,8 +104,12 @@ def start_of(checkpoint: str, random_weights: bool) -> list[str]:
     return [f"model.checkpoint={checkpoint}"]
 
 
-def _absolute(override: str) -> str:
+def _absolute(override: str, is_multirun: bool = False) -> str:
     key, equals, value = override.partition("=")
+    if is_multirun and _is_path(key) and re.fullmatch(r"[^'\"\[({]+,[^'\"\[({]+", value):
+        return f"{key}=" + ",".join(
+            _absolute(f"{key}={each.strip()}").removeprefix(f"{key}=") for each in value.split(",")
+        )
     source = value.strip("\"'")
     path = Path(source).expanduser()
     if key.lstrip("+") in PATH_KEYS and equals and value not in ("null", "checkpoint_last.pt"):
@@ -102,10 +119,14 @@ def _absolute(override: str) -> str:
     return override
 
 
+def _is_path(key: str) -> bool:
+    return key.lstrip("+") in (*PATH_KEYS, *SOURCE_KEYS)
+
+
 def _source(source: str) -> str:
-    """A model's file or folder made absolute, or its name elsewhere."""
+    """A model's file or folder made absolute, even if missing, or its name elsewhere."""
     path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else source
+    return str(path.resolve()) if path.exists() or is_path(source) else source
 
 
 def _quoted(path: Path | str) -> str:

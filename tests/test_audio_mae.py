@@ -23,7 +23,6 @@ from mae_ast.core.vit_weights import start_from, to_timm
 from mae_ast.finetuned import encoder_of
 from mae_ast.pretrained import PretrainedAudioMae
 from mae_ast.probe import with_random_weights as untrained
-from tests.core.timm_models import import_timm
 from tests.core.vits import with_random_weights
 from tests.sounds import speech_like
 
@@ -194,7 +193,7 @@ def test_an_encoder_with_learned_positions_starts_from_those_on_the_grid():
 
 def image_net() -> Any:
     """timm's network for images of 64 x 64 in three colours."""
-    import_timm()
+    pytest.importorskip("timm")
     from timm.models.vision_transformer import VisionTransformer
 
     return with_random_weights(

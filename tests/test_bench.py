@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
-from mae_ast.bench import kernels, parts, report, steps, suite, training
+import mae_ast as mae_ast_package
+from mae_ast.bench import kernels, machine, parts, report, steps, suite, training
 from mae_ast.bench.setting import Column, Part, Setting
 from mae_ast.bench.steps import build_config, check_overrides, pretraining_loss, step_cases
 from mae_ast.bench.work import peak_bytes, split, step_work
 from mae_ast.cli.bench import bench
+from mae_ast.cli.main import app
 from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.config_audio_mae import AudioMaeConfig
 from mae_ast.core.config_ssast import SsastConfig
@@ -305,8 +311,10 @@ def test_a_case_that_fails_is_named_and_leaves_the_others(tmp_path, monkeypatch)
     cases = [case, *kernels.mask_cases(setting(tmp_path))[:1]]
     part = Part("Masks", "", lambda _: cases, kernels.measure_masks, (), lambda _: 1.0)
     monkeypatch.setitem(parts.PARTS, "masks", part)  # the process measures by its own
-    measured = suite.run_parts(
-        ["masks"], setting(tmp_path, quick=True), 100, tmp_path / "log", said.append
+    measured = dict(
+        suite.run_parts(
+            ["masks"], setting(tmp_path, quick=True), 100, tmp_path / "log", said.append
+        )
     )
     failed, good = measured["masks"].rows
     assert failed["error"] == "KeyError: 'unknown mask'"
@@ -328,7 +336,7 @@ def test_a_process_that_dies_takes_only_its_case_with_it(tmp_path, monkeypatch):
     cases = [{"name": "first"}, {"name": "second"}]
     part = Part("Some", "", lambda _: cases, lambda case, _: case, (), lambda _: 1.0)
     monkeypatch.setitem(parts.PARTS, "some", part)
-    measured = suite.run_parts(["some"], setting(tmp_path), 100, tmp_path / "log", print)
+    measured = dict(suite.run_parts(["some"], setting(tmp_path), 100, tmp_path / "log", print))
     first, second = measured["some"].rows
     assert "status 9" in first["error"]
     assert second == {"name": "second"}
@@ -344,7 +352,7 @@ def test_a_batch_that_does_not_fit_is_a_result(tmp_path, monkeypatch):
 
 
 def test_what_the_time_does_not_allow_is_named(tmp_path):
-    measured = suite.run_parts(["masks"], setting(tmp_path), -1, tmp_path / "log", print)
+    measured = dict(suite.run_parts(["masks"], setting(tmp_path), -1, tmp_path / "log", print))
     assert {row["error"] for row in measured["masks"].rows} == {"skipped: the time was up"}
 
 
@@ -369,6 +377,119 @@ def test_other_files_are_no_results(tmp_path):
 def test_a_column_leaves_unknown_figures_empty():
     assert Column("ms", "s", ".1f", 1000).show({"s": 0.0123}) == "12.3"
     assert Column("ms", "s", ".1f", 1000).show({}) == ""
+
+
+def test_columns_show_three_significant_digits_of_small_values():
+    flops = Column("GFLOP", "n", ".0f", 1e-9)
+    shown = [flops.show({"n": n}) for n in (0.0, 0.0123e9, 4.567e9, 45.67e9, 113.4e9, 1234.5e9)]
+    assert shown == ["0", "0.0123", "4.57", "45.7", "113", "1234"]
+    assert Column("ms", "s", ".2f").show({"s": 3.456789}) == "3.46"
+
+
+def test_versions_name_this_package_where_none_is_installed(tmp_path, monkeypatch):
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(machine, "version", version)
+    found = report.write_results(tmp_path, {}, setting(tmp_path), ["mae-ast", "bench"])["versions"]
+    assert found["mae-ast"] == mae_ast_package.__version__
+    assert found["numpy"] == "not installed"
+
+
+# A command whose worker measures the part "masks" at once and hangs in the second case of "fbank",
+# in a process that it has started.
+WORKER = """#!/bin/sh
+read request
+echo '@{"name": "first"}'
+case "$request" in *'"part": "masks"'*) echo '@{"name": "second"}'; exit;; esac
+sleep 300 & echo $! > FOLDER/child
+echo "waiting for $!" >&2
+wait
+"""
+COMMAND = """
+import sys
+from mae_ast.bench import parts
+from mae_ast.bench.setting import Part
+from mae_ast.cli.main import main
+cases = [{"name": "first"}, {"name": "second"}]
+for name in ("masks", "fbank"):
+    parts.PARTS[name] = Part(name, "", lambda _: cases, lambda case, _: case, (), lambda _: 1.0)
+sys.executable = "FOLDER/worker"
+main()
+"""
+
+
+def is_running(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_keeps_what_it_has_measured(number, tmp_path):
+    worker = tmp_path / "worker"
+    worker.write_text(WORKER.replace("FOLDER", str(tmp_path)))
+    worker.chmod(0o755)
+    command = COMMAND.replace("FOLDER", str(tmp_path))
+    given = ["bench", "--parts", "masks,fbank", "--device", "cpu", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, *given],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+    )
+    lines = iter(process.stdout.readline, "")
+    said = next((line for line in lines if line.startswith("fbank 1/2")), None)
+    if said is None:
+        pytest.fail(process.communicate()[1])
+    child = tmp_path / "child"
+    while not child.exists() or not child.read_text().strip():
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    (results,) = (tmp_path / "out").iterdir()
+    assert process.returncode == 1
+    assert error.splitlines() == [
+        f"mae-ast: interrupted; results so far are in {results}. Measure the rest with "
+        "--parts fbank"
+    ]
+    measured = report.read_results(results)["parts"]
+    assert measured["masks"]["rows"] == [{"name": "first"}, {"name": "second"}]
+    assert measured["fbank"]["rows"] == [
+        {"name": "first"},
+        {"name": "second", "error": "skipped: interrupted"},
+    ]
+    assert "skipped: interrupted" in (results / "results.md").read_text()
+    assert not is_running(int(child.read_text()))
+
+
+def test_a_part_with_skipped_cases_does_not_replace_a_complete_one(tmp_path):
+    def run(*rows: dict) -> list[dict]:
+        measured = {"masks": suite.Measured(list(rows), 1.0)}
+        command = ["mae-ast", "bench"]
+        written = report.write_results(tmp_path, measured, setting(tmp_path), command)
+        return written["parts"]["masks"]["rows"]
+
+    skipped = {"name": "b", "error": "skipped: the time was up"}
+    assert run({"name": "a"}, skipped) == [{"name": "a"}, skipped]
+    assert run({"name": "a"}, {"name": "b"}) == [{"name": "a"}, {"name": "b"}]
+    assert run({"name": "a"}, skipped) == [{"name": "a"}, {"name": "b"}]
+    failed = {"name": "b", "error": "KeyError: 'b'"}
+    assert run({"name": "c"}, failed) == [{"name": "c"}, failed]
+
+
+def test_unreadable_results_are_reported_before_measuring(tmp_path):
+    given = ["--quick", "--parts", "masks", "--device", "cpu", "--out", str(tmp_path)]
+    folder = report.results_folder(tmp_path, setting(tmp_path, quick=True))
+    folder.mkdir()
+    (folder / "results.json").write_text('{"parts": ')
+    done = CliRunner().invoke(app, ["bench", *given])
+    assert isinstance(done.exception, ValueError)
+    assert str(done.exception) == f"{folder}/results.json: holds no results of 'mae-ast bench'"
+    assert not done.output
 
 
 def test_seconds_an_update_leave_the_start_out():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -44,6 +45,16 @@ def test_released_and_safetensors_come_back(model, tmp_path):
 def test_onnx_gives_the_last_hidden_state(model, tmp_path):
     path = tmp_path / "a.onnx"
     assert convert.to_onnx(model, path) < 1e-3
+    graph = onnx.load(path).graph
+    axes = {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+    width = model.config.encoder_embed_dim
+    assert axes == {
+        "log_mel": ["batch", "frames", 128],
+        "last_hidden_state": ["batch", "tokens", width],
+    }
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for batch, lengths in ((1, (2_800, 16_000, 40_000, 159_520, 320_000)), (3, (5_000, 48_000))):
         for length in lengths:

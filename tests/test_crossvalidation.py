@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 import torch
 
 from mae_ast import crossvalidation as folds
-from mae_ast.crossvalidation import FoldScore, Interrupted, Trainings, working_in
+from mae_ast.crossvalidation import FoldScore, working_in
 
 
 @pytest.fixture
@@ -151,10 +150,11 @@ def test_only_one_program_works_in_a_folder_even_when_it_was_killed(tmp_path: Pa
     text = f"""
 import os, signal, sys
 from pathlib import Path
-from mae_ast.crossvalidation import Trainings, working_in
+from mae_ast.child_training import Trainings
+from mae_ast.crossvalidation import working_in
 with working_in(Path({str(out)!r}), {{}}) as lock, Trainings() as trainings:
     trainings.run([sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"],
-                  lock)
+                  [lock])
 """
     with subprocess.Popen(program(text), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -179,78 +179,3 @@ with working_in(Path({str(out)!r}), {{}}) as lock, Trainings() as trainings:
         except ValueError:
             assert time.monotonic() < end
             time.sleep(0.05)
-
-
-def test_a_training_that_fails_is_an_error(lock: int) -> None:
-    with Trainings() as trainings:
-        trainings.run(program("pass"), lock)
-        with pytest.raises(ValueError, match="status 3; its messages stand above"):
-            trainings.run(program("raise SystemExit(3)"), lock)
-
-
-# Saves on SIGTERM, and ends with the status that it is given.
-SAVES = """
-import signal, sys, time
-from pathlib import Path
-def save(*_):
-    Path({path!r}).write_text("saved")
-    sys.exit({status})
-signal.signal(signal.SIGTERM, save)
-Path({path!r}).write_text("up")
-time.sleep(60)
-"""
-
-
-def signal_when_up(path: Path, *numbers: int) -> threading.Thread:
-    def send() -> None:
-        end = time.monotonic() + 30
-        while not (path.is_file() and path.read_text()) and time.monotonic() < end:
-            time.sleep(0.02)
-        for number in numbers:
-            os.kill(os.getpid(), number)
-            time.sleep(0.3)
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    return thread
-
-
-@pytest.mark.parametrize("number", folds.SIGNALS)
-def test_signals_reach_the_training_which_saves(tmp_path: Path, lock: int, number: int) -> None:
-    path = tmp_path / "state"
-    handler = signal.getsignal(number)
-    thread = signal_when_up(path, number)
-    with Trainings() as trainings, pytest.raises(Interrupted) as wish:
-        trainings.run(program(SAVES.format(path=str(path), status=0)), lock)
-    thread.join()
-    assert wish.value.number == number
-    assert path.read_text() == "saved"
-    assert signal.getsignal(number) == handler
-
-
-def test_a_training_that_cannot_save_is_an_error_all_the_same(tmp_path: Path, lock: int) -> None:
-    path = tmp_path / "state"
-    thread = signal_when_up(path, signal.SIGTERM)
-    with Trainings() as trainings, pytest.raises(ValueError, match="status 1"):
-        trainings.run(program(SAVES.format(path=str(path), status=1)), lock)
-    thread.join()
-
-
-def test_ctrl_c_twice_ends_it_at_once(tmp_path: Path, lock: int) -> None:
-    path = tmp_path / "state"
-    deaf = SAVES.format(path=str(path), status=0).replace("sys.exit", "print")
-    thread = signal_when_up(path, signal.SIGINT, signal.SIGINT)
-    begin = time.monotonic()
-    with Trainings() as trainings, pytest.raises(Interrupted):
-        trainings.run(program(deaf), lock)
-    thread.join()
-    assert time.monotonic() - begin < 30
-
-
-def test_between_trainings_a_signal_ends_at_once() -> None:
-    def signalled() -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
-
-    with Trainings(), pytest.raises(Interrupted):
-        signalled()

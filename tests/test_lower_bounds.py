@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import runpy
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,18 @@ def test_a_requirement_without_a_lower_bound_is_refused() -> None:
 
 def test_each_requirement_of_the_project_has_a_lower_bound() -> None:
     assert len(lower_bounds((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))) > 20
+
+
+def test_make_venv_installs_all_extras() -> None:
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    (installed,) = re.findall(r"^EXTRAS := (.*)$", makefile, re.MULTILINE)
+    assert sorted(installed.split(",")) == sorted(extras["project"]["optional-dependencies"])
+
+
+def test_constraints_pin_each_requirement_of_the_project() -> None:
+    bounds = lower_bounds((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {line.partition("==")[0].lower() for line in lines if "==" in line}
+    assert {bound.partition("==")[0].lower() for bound in bounds} <= pinned
+    assert "torchvision" in pinned  # without it, timm cannot be imported

@@ -50,12 +50,28 @@ def test_two_batches_give_what_scikit_learn_gives_for_both() -> None:
 
 
 def test_d_prime() -> None:
-    assert d_prime(0.5) == pytest.approx(0)
+    assert d_prime(0.5, 10_000) == pytest.approx(0)
     # AudioSet's papers: an AUC of 0.971 is a d-prime of 2.68.
-    assert d_prime(0.971) == pytest.approx(2.68, abs=0.005)
-    assert d_prime(1.0) == math.inf
-    assert d_prime(0.0) == -math.inf
-    assert math.isnan(d_prime(math.nan))
+    assert d_prime(0.971, 10_000) == pytest.approx(2.68, abs=0.005)
+    assert math.isnan(d_prime(math.nan, 0))
+
+
+def test_d_prime_of_perfect_classes_is_finite() -> None:
+    # 40 clips of a class among 2000: an AUC of 1 - 1 / (2 * 40 * 1960).
+    assert d_prime(1.0, 40 * 1960) == pytest.approx(6.172, abs=0.001)
+    assert d_prime(0.0, 40 * 1960) == pytest.approx(-d_prime(1.0, 40 * 1960))
+    one_pair_wrong = 1 - 1 / (40 * 1960)
+    assert 5.9 < d_prime(one_pair_wrong, 40 * 1960) < d_prime(1.0, 40 * 1960)
+
+    targets = np.eye(3)[np.arange(12) % 3]
+    perfect = class_scores(targets, targets)
+    assert perfect.auc.tolist() == [1, 1, 1]
+    assert perfect.num_pairs.tolist() == [32, 32, 32]
+    summary = summarise(targets, targets, multi_label=True, classes=perfect)
+    assert (summary.mean_auc, summary.mean_average_precision) == (1, 1)
+    assert summary.d_prime == pytest.approx(3.63, abs=0.01)  # an AUC of 1 - 1 / 192
+    worst = summarise(1 - targets, targets, multi_label=True)
+    assert worst.d_prime == pytest.approx(-summary.d_prime)
 
 
 def test_classes_that_do_not_occur_count_for_nothing() -> None:

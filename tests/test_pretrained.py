@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
+import pydoc
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +20,11 @@ import mae_ast
 from mae_ast import pretrained
 from mae_ast.core.checkpoint import CheckpointError
 from mae_ast.core.released import to_released
+from mae_ast.core.systems import SYSTEMS
+from mae_ast.fetch import hub
 from mae_ast.fetch.cache import name_from_url
 from mae_ast.fetch.registry import RELEASED
-from mae_ast.pretrained import PretrainedMaeAst
+from mae_ast.pretrained import CLASSES, PretrainedMaeAst
 from tests.sounds import speech_like
 
 
@@ -76,6 +80,37 @@ def test_safetensors_folder_and_back(model, tmp_path):
     assert_same(PretrainedMaeAst.from_pretrained(folder), model)
 
 
+SMALL = {"encoder_layers": 2, "encoder_embed_dim": 32, "encoder_attention_heads": 4}
+CARDS = {
+    "mae_ast": (("MAE-AST", "2 + 2 (decoder)", "`chunk_mask`, `random_mask_prob=0.75`"), {}),
+    "ssast": (("SSAST", "`random_mask`"), {}),
+    "ast": (
+        ("AST", "10.24 s", r"3 (softmax): a, b\|c, d", "mae-ast predict"),
+        {"num_classes": 3, "input_frames": 1024},
+    ),
+    "audio_mae": (("Audio-MAE", "2 + 16 (decoder)"), {}),
+    "vit": (("Spectrogram transformer encoder",), {}),
+}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_the_model_card_is_filled_in(name, tmp_path):
+    words, fields = CARDS[name]
+    config = SYSTEMS[name].config(**SMALL, **fields)
+    mask_type = {"mae_ast": "chunk_mask", "vit": None, "ast": None}.get(name, "random_mask")
+    labels = ("a", "b|c", "d") if name == "ast" else None
+    model = CLASSES[name](config, mask_type, labels, independent=labels is None)
+    model.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "[More Information Needed]" not in card
+    assert "{" not in card.replace("```", "")
+    for word in (*words, f"| `{name}` |", "(recordings, tokens, 32)", "library_name: mae-ast"):
+        assert word in card
+    assert ("Paper: https://arxiv.org/abs/" in card) == (name != "vit")
+    assert f"| parameters | {sum(p.numel() for p in model.parameters()):,} |" in card
+    assert str(model.generate_model_card(title="My model")).count("# My model") == 1
+
+
 def test_a_hub_id(model, tmp_path, monkeypatch):
     """The hub itself is out of reach: its client hands out what was pushed before."""
     pushed = {}
@@ -111,6 +146,7 @@ def test_a_hub_id_that_cannot_be_had_is_one_line(monkeypatch, kind):
     def refuse(*_, **__):
         raise kind("we are off line\nand more")
 
+    monkeypatch.setattr(hub, "_try_once", lambda url: None)
     monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download", refuse)
     monkeypatch.setattr(pretrained, "hf_hub_download", refuse)
     with pytest.raises(
@@ -163,15 +199,25 @@ def test_a_file_in_the_released_layout(small_config, tmp_path):
 @pytest.mark.parametrize(
     ("source", "kind", "message"),
     [
-        ("mae_ast_pach", ValueError, "'mae_ast_pach' is no file.*mae_ast_patch, mae_ast_frame"),
+        (
+            *("mae_ast_pach", ValueError),
+            r"'mae_ast_pach' is no file.*mae_ast_patch, mae_ast_frame; did you mean mae_ast_patch",
+        ),
         ("runs/none.pt", FileNotFoundError, r"runs/none\.pt: no such checkpoint"),
         (Path("runs/none"), FileNotFoundError, "runs/none: no such checkpoint"),
         ("runs/none.ckpt", FileNotFoundError, r"runs/none\.ckpt: no such checkpoint"),
         ("./runs", FileNotFoundError, r"\./runs: no such checkpoint"),
+        ("runs/a/model", FileNotFoundError, "runs/a/model: no such checkpoint; runs does not"),
+        ("mae_ast/none", FileNotFoundError, "mae_ast/none: no such checkpoint"),
+        ("test/model", FileNotFoundError, "no such file; this folder has tests, and not to be had"),
+        ("tests/test_pretraine.pt", FileNotFoundError, "; tests has test_pretrained.py"),
         ("", ValueError, "is no file"),
     ],
 )
-def test_what_is_nothing_is_said(source, kind, message):
+def test_what_is_nothing_is_said(source, kind, message, monkeypatch):
+    """In the repository's root; hub ids alone are looked for on the hub, which is off line."""
+    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.setattr(hub, "_try_once", lambda url: "off line")
     with pytest.raises(kind, match=message):
         mae_ast.load(source)
 
@@ -225,6 +271,18 @@ def test_safetensors_that_are_cut_or_do_not_fit_are_named(model, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"encoder_layers": 3}))
     with pytest.raises(CheckpointError, match=r"missing: encoder\.layers\.2\.\S+, .* more$"):
         PretrainedMaeAst.from_pretrained(tmp_path)
+
+
+def test_help_of_a_loaded_model_shows_the_arguments_of_extract_features(file):
+    model = mae_ast.load(file)
+    assert list(inspect.signature(model.extract_features).parameters) == [
+        *("waveforms", "sample_rate", "layers", "pooled_only", "folder"),
+        *("window_s", "overlap_s", "batch_s"),
+    ]
+    text = " ".join(pydoc.render_doc(model.extract_features, renderer=pydoc.plaintext).split())
+    assert "sample_rate: 'int' = 16000, *, layers: " in text
+    assert "Extract features of recordings" in text
+    assert "counted from 1, -1 being the last" in text
 
 
 def test_loading_needs_no_fairseq(file):

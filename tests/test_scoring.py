@@ -18,7 +18,7 @@ from mae_ast.core.labels import Labels, write_clip_labels
 from mae_ast.core.manifest import Manifest, write_manifest
 from mae_ast.finetuned import FineTuned, load_finetuned
 from mae_ast.pretrained import PretrainedAst
-from mae_ast.scoring import score_file, score_manifest
+from mae_ast.scoring import score_manifest, score_recording
 from tests.core.vits import SMALL, with_random_weights
 from tests.sounds import speech_like
 
@@ -56,8 +56,11 @@ def test_predict_hears_a_sound_at_second_12(mae_ast_command, published, tmp_path
     torch.manual_seed(1)
     loud = write_sound(tmp_path / "loud.wav", 15.0, loud_at=12.0)
     classifier = load_finetuned(published)
-    one, other = score_file(classifier, quiet), score_file(classifier, loud)
+    one, other = score_recording(classifier, quiet), score_recording(classifier, loud)
     assert np.abs(one - other).max() > 1e-3
+    samples, rate = soundfile.read(loud, dtype="float32")
+    as_arrays = score_recording(classifier, (np.stack((samples, samples)), rate))
+    np.testing.assert_allclose(as_arrays, other, atol=1e-4)
     out, message = mae_ast_command("predict", published, quiet, loud, "--top", "3")
     assert not message
     lines = [line.split("\t") for line in out.splitlines()]
@@ -77,7 +80,7 @@ def test_evaluate_scores_clips_as_predict_does(mae_ast_command, published, tmp_p
     scores, used = score_manifest(classifier, Manifest.load(tmp_path / "valid.tsv"))
     assert used.all()
     for number, found in enumerate(scores):
-        alone = score_file(classifier, tmp_path / f"{number}.wav")
+        alone = score_recording(classifier, tmp_path / f"{number}.wav")
         np.testing.assert_allclose(found, alone, atol=1e-4)
 
     mids = tuple(f"class_{n}" for n in range(3))

@@ -18,7 +18,7 @@ import torch
 
 # What a processor multiplies matrices with, the best first.
 FEATURES = ("amx_bf16", "avx512_bf16", "avx512_f", "avx2")
-PACKAGES = ("mae-ast", "torch", "torchaudio", "numpy", "soundfile", "av", "fairseq-fixed")
+PACKAGES = ("torch", "torchaudio", "numpy", "soundfile", "av", "fairseq-fixed")
 
 
 def processor() -> str:
@@ -38,7 +38,9 @@ def features() -> str:
 def hardware(device: str = "cpu") -> str:
     """The machine in words, with the versions that matter."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    words = f"{processor()} ({features()}), {torch.get_num_threads()} threads, {memory:.0f} GiB"
+    threads = torch.get_num_threads()
+    each = f"{threads} thread{'' if threads == 1 else 's'}"
+    words = f"{processor()} ({features()}), {each}, {memory:.0f} GiB"
     if device == "cuda":
         card = torch.cuda.get_device_properties(0)
         has = f"{card.name}, {card.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
@@ -56,7 +58,7 @@ def slug(device: str = "cpu") -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that are installed here."""
+    """Return the versions of Python, CUDA and the packages that a benchmark depends on."""
     found = {"python": platform.python_version(), "cuda": str(torch.version.cuda)}
     for name in PACKAGES:
         try:

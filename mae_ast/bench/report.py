@@ -1,4 +1,4 @@
-"""Results as a table, as JSON and as a picture."""
+"""Write and read results: a table, JSON, and a plot of clip lengths."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from mae_ast import __version__
 from mae_ast.bench.machine import commit, hardware, slug, versions
 from mae_ast.bench.parts import PARTS
 from mae_ast.bench.setting import Part, Row, Setting
-from mae_ast.bench.suite import Measured
+from mae_ast.bench.suite import Measured, is_complete
+from mae_ast.core.files import written_whole
 
 RESULTS_FILE, TABLE_FILE, PICTURE_FILE = "results.json", "results.md", "lengths.png"
 
@@ -29,16 +31,19 @@ def results_folder(out: Path, setting: Setting) -> Path:
 def write_results(
     folder: Path, measured: Mapping[str, Measured], setting: Setting, command: Sequence[str]
 ) -> dict[str, Any]:
-    """Write the table, the JSON and, where clip lengths were measured, the picture.
+    """Write the table, the JSON and, if clip lengths were measured, their plot.
 
-    Parts of an earlier run in the same folder are kept, unless they were measured again.
+    Parts of an earlier run in the same folder are kept unless they were measured again; a complete
+    part is not replaced by one with skipped cases.
 
     Returns:
-        What the JSON holds.
+        The content of the JSON file.
+
+    Raises:
+        ValueError: the JSON file of the earlier run cannot be read.
+        OSError: a file could not be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / RESULTS_FILE
-    earlier = json.loads(path.read_text(encoding="utf-8"))["parts"] if path.exists() else {}
+    earlier = earlier_parts(folder)
     about = {
         "date": str(date.today()),
         "command": shlex.join(command),
@@ -48,6 +53,7 @@ def write_results(
     new = {
         name: {**about, "seconds": each.seconds, "rows": each.rows}
         for name, each in measured.items()
+        if is_complete(each.rows) or name not in earlier or not is_complete(earlier[name]["rows"])
     }
     asked = dataclasses.asdict(setting)
     del asked["folder"]
@@ -55,16 +61,30 @@ def write_results(
     results: dict[str, Any] = {
         **about,
         "device": setting.device,
-        "versions": versions(),
+        "versions": {"mae-ast": __version__, **versions()},
         "setting": asked,
         "parts": parts,
     }
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (folder / TABLE_FILE).write_text(tables(results), encoding="utf-8")
     rows = parts.get("lengths", {}).get("rows", [])
     if any("error" not in row for row in rows):
-        lengths_figure(rows).savefig(folder / PICTURE_FILE, dpi=100)
+        with written_whole(folder / PICTURE_FILE) as part:
+            lengths_figure(rows).savefig(part, dpi=100, format="png")
+    with written_whole(folder / TABLE_FILE) as part:
+        part.write_text(tables(results), encoding="utf-8")
+    with written_whole(folder / RESULTS_FILE) as part:
+        part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return results
+
+
+def earlier_parts(folder: Path) -> dict[str, Any]:
+    """Return the parts in a results folder by name; none if it holds no results yet.
+
+    Raises:
+        ValueError: the results cannot be read.
+    """
+    path = folder / RESULTS_FILE
+    parts: dict[str, Any] = read_results(path)["parts"] if path.exists() else {}
+    return parts
 
 
 def read_results(path: Path) -> dict[str, Any]:

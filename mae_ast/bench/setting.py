@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -48,13 +49,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Column:
-    """Of a part's table.
+    """Column of a part's table.
 
     Args:
-        heading: with the unit.
-        key: of the row.
-        form: as in ``format``.
-        scale: what the value is multiplied by first.
+        heading: heading with the unit.
+        key: key of the value in a row.
+        form: format specification; numbers with a fixed number of decimals get more where these
+            leave fewer than three significant digits.
+        scale: factor that the value is multiplied by first.
     """
 
     heading: str
@@ -63,11 +65,15 @@ class Column:
     scale: float = 1.0
 
     def show(self, row: Row) -> str:
-        """The cell; empty where the row has no such figure."""
+        """Return the text of the cell; empty if the row has no such value."""
         value = row.get(self.key)
         if value is None:
             return ""
-        return format(value if self.scale == 1 else value * self.scale, self.form)
+        value = value if self.scale == 1 else value * self.scale
+        if not self.form.endswith("f") or value == 0 or not math.isfinite(value):
+            return format(value, self.form)
+        decimals = max(int(self.form[1:-1]), 2 - math.floor(math.log10(abs(value))))
+        return f"{value:.{decimals}f}"
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
-"""Runs the parts, in processes of their own, within a time that is known before."""
+"""Run the parts in processes of their own, within a time limit."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 
 from mae_ast.bench.parts import PARTS
@@ -17,21 +20,27 @@ from mae_ast.train_command import module_command
 START_S = 7  # of a process that imports torch
 PATIENCE = 16  # a case that takes so many times what it should is ended
 LEAST_LIMIT_S = 60
+_SKIPPED = "skipped: "  # start of the error of a case that was not run
 
 Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A part's results.
+    """Results of a part.
 
     Args:
-        rows: one a case; those that failed hold "error".
-        seconds: that the part took.
+        rows: a row for each case; "error" in those that failed or were skipped.
+        seconds: time that the part took.
     """
 
     rows: list[Row]
     seconds: float
+
+
+def is_complete(rows: Sequence[Row]) -> bool:
+    """Return whether no case was skipped, for want of time or because of an interruption."""
+    return not any(str(row.get("error", "")).startswith(_SKIPPED) for row in rows)
 
 
 def expected_seconds(names: Sequence[str], setting: Setting) -> dict[str, float]:
@@ -47,28 +56,40 @@ def expected_seconds(names: Sequence[str], setting: Setting) -> dict[str, float]
 
 def run_parts(
     names: Sequence[str], setting: Setting, limit_s: float, log: Path, say: Say
-) -> dict[str, Measured]:
-    """Measure.
+) -> Iterator[tuple[str, Measured]]:
+    """Measure parts one after the other.
 
     Args:
-        names: of the parts.
-        setting: what was asked for.
-        limit_s: no case begins after so long; it is named as left out.
-        log: what the processes print goes here.
-        say: told of each case when it is done.
+        names: names of the parts.
+        setting: what to measure.
+        limit_s: start no case after this time, in seconds; the remaining ones are skipped.
+        log: file for the output of the measuring processes.
+        say: called with a line for each case when it is done.
+
+    Yields:
+        Each part's name and results as soon as it is done. A part that a ``KeyboardInterrupt``
+        ends after its first case is yielded too, its remaining cases marked as skipped, before the
+        exception is raised again.
     """
     deadline = time.monotonic() + limit_s
-    results = {}
     with log.open("w", encoding="utf-8") as output:
         for name in names:
             begin = time.monotonic()
-            rows = []
+            rows: list[Row] = []
             cases = PARTS[name].cases(setting)
-            for row in _rows(name, cases, setting, deadline, output.fileno()):
-                rows.append(row)
-                say(f"{name} {len(rows)}/{len(cases)}: {in_a_line(PARTS[name], row)}")
-            results[name] = Measured(rows, time.monotonic() - begin)
-    return results
+            try:
+                with closing(_rows(name, cases, setting, deadline, output.fileno())) as measured:
+                    for row in measured:
+                        rows.append(row)
+                        say(f"{name} {len(rows)}/{len(cases)}: {in_a_line(PARTS[name], row)}")
+            except KeyboardInterrupt:
+                if rows:
+                    rows += [
+                        {**case, "error": f"{_SKIPPED}interrupted"} for case in cases[len(rows) :]
+                    ]
+                    yield name, Measured(rows, time.monotonic() - begin)
+                raise
+            yield name, Measured(rows, time.monotonic() - begin)
 
 
 def in_a_line(part: Part, row: Row) -> str:
@@ -85,13 +106,13 @@ def _is_alone(part: Part, setting: Setting) -> bool:
 
 def _rows(
     name: str, cases: list[Case], setting: Setting, deadline: float, log: int
-) -> Iterator[Row]:
-    """A row for each case; a process that dies takes only its case with it."""
+) -> Generator[Row]:
+    """Yield a row for each case; a process that dies takes only its case with it."""
     pending = list(cases)
     while pending:
         if time.monotonic() > deadline:
             for case in pending:
-                yield {**case, "error": "skipped: the time was up"}
+                yield {**case, "error": f"{_SKIPPED}the time was up"}
             return
         together = pending[:1] if _is_alone(PARTS[name], setting) else pending
         for row in _ask(name, together, setting, deadline, log):
@@ -102,7 +123,11 @@ def _rows(
 def _ask(
     name: str, cases: list[Case], setting: Setting, deadline: float, log: int
 ) -> Iterator[Row]:
-    """Rows of one process: of all cases, or up to the one that it did not survive."""
+    """Yield the rows of one process, up to the case that it did not survive.
+
+    The process leads a group of its own, so that whatever it has started, such as a training, ends
+    with it, and Ctrl-C reaches this process alone.
+    """
     request = {"part": name, "setting": dataclasses.asdict(setting), "cases": cases}
     limit_s = max(LEAST_LIMIT_S, PATIENCE * PARTS[name].seconds(setting))
     process = subprocess.Popen(
@@ -111,30 +136,33 @@ def _ask(
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
+        start_new_session=True,
     )
     assert process.stdin is not None
-    assert process.stdout is not None
     with process:
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.close()
-        for case in cases:
-            if time.monotonic() > deadline and case is not cases[0]:
-                process.kill()
+        try:
+            with suppress(BrokenPipeError):  # it is gone, which its missing answer tells
+                process.stdin.write(json.dumps(request) + "\n")
+                process.stdin.close()
+            for case in cases:
+                if time.monotonic() > deadline and case is not cases[0]:
+                    return
+                row = _answer(process, limit_s)
+                if row is not None:
+                    yield row
+                    continue
+                _end(process)
+                reason = f"the process ended (status {process.wait()}) or took over {limit_s:.0f} s"
+                yield {**case, "error": f"{reason}; see the log"}
                 return
-            row = _answer(process, limit_s)
-            if row is not None:
-                yield row
-                continue
-            process.kill()
-            reason = f"the process ended (status {process.wait()}) or took over {limit_s:.0f} s"
-            yield {**case, "error": f"{reason}; see the log"}
-            return
+        finally:
+            _end(process)
 
 
 def _answer(process: subprocess.Popen[str], limit_s: float) -> Row | None:
-    """The next row; ``None`` where the process ends before, or does not answer in time."""
+    """Return the next row; ``None`` if the process ends before, or does not answer in time."""
     assert process.stdout is not None
-    timer = threading.Timer(limit_s, process.kill)
+    timer = threading.Timer(limit_s, _end, [process])
     timer.start()
     try:
         for line in process.stdout:
@@ -144,3 +172,10 @@ def _answer(process: subprocess.Popen[str], limit_s: float) -> Row | None:
         return None
     finally:
         timer.cancel()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Kill a process and those that it has started, unless it was waited for already."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

@@ -1,11 +1,15 @@
-"""``mae-ast bench``: how fast this machine is, part by part, against what it could be."""
+"""``mae-ast bench``: measure the speed of this machine, part by part."""
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from types import FrameType
+from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
@@ -13,10 +17,17 @@ import yaml
 
 from mae_ast.bench.machine import hardware
 from mae_ast.bench.parts import PARTS
-from mae_ast.bench.report import PICTURE_FILE, results_folder, tables, write_results
+from mae_ast.bench.report import (
+    PICTURE_FILE,
+    earlier_parts,
+    results_folder,
+    tables,
+    write_results,
+)
 from mae_ast.bench.setting import Setting
 from mae_ast.bench.steps import OUT_OF_MEMORY, check_overrides
-from mae_ast.bench.suite import expected_seconds, run_parts
+from mae_ast.bench.suite import Measured, expected_seconds, is_complete, run_parts
+from mae_ast.core.plural import plural
 from mae_ast.core.precision import PRECISIONS
 
 BATCHES = {"cuda": "64,256", "cpu": "4"}
@@ -47,7 +58,8 @@ def bench(
 ) -> None:
     """Measure this machine; further arguments, model.KEY=VALUE, change the models of the steps.
 
-    Parts that were measured earlier on the same day are kept beside those measured now.
+    Results are written after each part, and when the command is interrupted. Parts that were
+    measured earlier on the same day are kept beside those measured now.
     """
     names = [name for name in parts.split(",") if name]
     unknown = [name for name in names if name not in PARTS]
@@ -69,6 +81,7 @@ def bench(
             quick=quick,
         )
         results = results_folder(out, setting)
+        earlier_parts(results)  # refused now rather than after the measurements
         results.mkdir(parents=True, exist_ok=True)
         expected = expected_seconds(names, setting)
         typer.echo(hardware(kind))
@@ -76,10 +89,18 @@ def bench(
             typer.echo("there is no GPU here; the same command measures one where there is")
         each = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in expected.items())
         total = min(sum(expected.values()) / 60, minutes)
-        typer.echo(f"about {total:.0f} minutes ({each})")
-        measured = run_parts(names, setting, 60 * minutes, results / LOG_FILE, typer.echo)
-    command = ["mae-ast", "bench", *sys.argv[2 if Path(sys.argv[0]).name == "mae-ast" else 1 :]]
-    written = write_results(results, measured, setting, command)
+        typer.echo(f"about {plural(max(1, round(total)), 'minute')} ({each})")
+        command = ["mae-ast", "bench", *sys.argv[2 if Path(sys.argv[0]).name == "mae-ast" else 1 :]]
+        measured, written = {}, {}
+        try:
+            with _sigterm_interrupts():
+                for name, part in run_parts(
+                    names, setting, 60 * minutes, results / LOG_FILE, typer.echo
+                ):
+                    written = write_results(results, {name: part}, setting, command)
+                    measured[name] = part
+        except KeyboardInterrupt:
+            _end_early(results, names, measured)
     errors = [row["error"] for part in measured.values() for row in part.rows if "error" in row]
     failed = sum(error != OUT_OF_MEMORY for error in errors)  # that one is a result
     if not failed:
@@ -89,8 +110,34 @@ def bench(
     typer.echo(f"written: {results}/results.json, results.md{picture}")
     if failed:
         raise SystemExit(
-            f"mae-ast: error: {failed} cases failed, the rest is written; see {results / LOG_FILE}"
+            f"mae-ast: error: {plural(failed, 'case')} failed, the rest is written; see "
+            f"{results / LOG_FILE}"
         )
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Raise ``KeyboardInterrupt`` on SIGTERM, as on SIGINT."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    earlier = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def _end_early(results: Path, names: list[str], measured: Mapping[str, Measured]) -> NoReturn:
+    """Say what is written and which parts are missing, and exit with status 1."""
+    if not any(results.glob("results.*")):
+        raise SystemExit("mae-ast: interrupted before the first result")
+    missing = [n for n in names if n not in measured or not is_complete(measured[n].rows)]
+    raise SystemExit(
+        f"mae-ast: interrupted; results so far are in {results}. Measure the rest with "
+        f"--parts {','.join(missing)}"
+    )
 
 
 def _device(wanted: str | None) -> str:

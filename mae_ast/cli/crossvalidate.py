@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,9 +46,11 @@ def crossvalidate(
     A fold's run is OUT/fold1, ..., its scores by class OUT/fold1/report; OUT/folds.csv holds the
     table. What counts is the last checkpoint, and accuracy, or mAP where clips have several labels.
 
-    On SIGTERM, SIGUSR1 or Ctrl-C the run saves and ends; the same command resumes it.
+    On Ctrl-C, SIGTERM or SIGUSR1 the run saves and exits; the same command resumes it. A second
+    Ctrl-C exits at once.
     """
     from mae_ast import crossvalidation as folds
+    from mae_ast.child_training import Interrupted, Trainings
 
     folders = folds.find_folds(data)
     folds.check_overrides(context.args)
@@ -65,12 +66,12 @@ def crossvalidate(
     }
     scores, measure = [], ""
     try:
-        with folds.working_in(out, settings) as lock, folds.Trainings() as trainings:
+        with folds.working_in(out, settings) as lock, Trainings() as trainings:
             for folder, command in zip(folders, commands, strict=True):
                 run = out / folder.name
                 if not folds.is_trained(run):
                     typer.echo(f"{folder.name}: training")
-                    trainings.run(command, lock)
+                    trainings.run(command, [lock])
                 # Some limits, such as stop_min_lr, are known to the trainer only: a run that ends
                 # by itself is trained.
                 if not folds.is_trained(run) and folds.was_interrupted(run):
@@ -85,10 +86,8 @@ def crossvalidate(
                 scores.append(score)
                 typer.echo(f"{score.fold}: {measure} {score.score:.4f} of {score.clips} clips")
             folds.write_scores(out / folds.SCORES_FILE, scores, measure)
-    except folds.Interrupted as wish:
-        if wish.number == signal.SIGINT:
-            raise KeyboardInterrupt from wish
-        typer.echo(f"ended on {wish}; the same command goes on from here")
+    except Interrupted as request:
+        typer.echo(f"stopped on {request}; the same command resumes")
         return
     typer.echo(folds.table(scores, measure))
     typer.echo(str(out / folds.SCORES_FILE))

@@ -1,4 +1,4 @@
-"""``mae-ast evaluate RUN_OR_CHECKPOINT DATA``: figures of a fine-tuned classifier."""
+"""``mae-ast evaluate RUN_OR_CHECKPOINT DATA``: metrics of a fine-tuned classifier."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ def evaluate(
     ] = "",
 ) -> None:
     """Score a split: accuracy, mAP, mean AUC, d-prime, and all classes as a table.
+
+    The d-prime of a perfect class would be infinite; it counts as if half a pair of clips were
+    ranked wrongly.
 
     Clips longer than the network's input are scored in windows, as in 'mae-ast predict'.
     """

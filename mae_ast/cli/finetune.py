@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from mae_ast import stop_request, sweep
+from mae_ast.cli.options import MULTIRUN
 from mae_ast.train_command import NOTE, begun_with, start_of, train_command
 
 
@@ -40,17 +42,23 @@ def finetune(
             "--random-weights", help="Train the same network from random weights, as a baseline."
         ),
     ] = False,
+    multirun: Annotated[bool, MULTIRUN] = False,
 ) -> None:
     """Fine-tune; every further argument goes to fairseq-hydra-train, KEY=VALUE or an option.
 
-    On SIGTERM or SIGUSR1 the run saves and ends; the same command resumes it.
+    On Ctrl-C, SIGTERM or SIGUSR1 the run saves and exits; the same command resumes it. A second
+    Ctrl-C exits at once.
     """
-    from mae_ast.core.checkpoint import RUN_FILE
-    from mae_ast.core.run_files import list_checkpoints
     from mae_ast.run_note import check_and_defer
 
     overrides = [*start_of(checkpoint, random_weights), *context.args]
+    overrides += ["--multirun"] if multirun else []
     command = train_command(data, config, out, overrides, "finetune")
-    settings = {**begun_with(data, config, checkpoint), "random_weights": random_weights}
-    check_and_defer(out / NOTE, settings, bool(list_checkpoints(out / RUN_FILE.parent)))
-    os.execv(sys.executable, command)
+    settings = {
+        **begun_with(data, config, checkpoint),
+        "random_weights": random_weights,
+        **sweep.note(overrides),
+    }
+    check_and_defer(out / NOTE, settings, sweep.has_begun(out))
+    with stop_request.deferring():
+        os.execv(sys.executable, command)

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from mae_ast.core.archive import TAR_SUFFIX, ArchiveError, list_members
-from mae_ast.core.audio import AudioError, AudioInfo, num_samples_16k, probe_audio
+from mae_ast.core.audio import SAMPLE_RATE, AudioError, AudioInfo, num_samples_16k, probe_audio
 from mae_ast.core.manifest import PROBE_THREADS, write_manifest
 from mae_ast.core.retry import retried
 from mae_ast.core.suffixes import AUDIO_SUFFIXES
@@ -23,6 +23,7 @@ from mae_ast.progress import bar
 
 MAX_LISTED = 10  # maximum number of reasons for skipping files, and of wrong headers, to print
 MAX_SUFFIXES = 50  # maximum number of suffixes of skipped files to print
+PRETRAINING_S = 2.0  # task.min_sample_size of the presets for pretraining
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,13 @@ def manifest(
     out: Annotated[Path, typer.Option(help="Folder for the manifests.")] = Path("manifests"),
     valid: Annotated[float, typer.Option(help="Fraction of files for validation.")] = 0.01,
     test: Annotated[float, typer.Option(help="Fraction of files for test.")] = 0.0,
-    min_seconds: Annotated[float, typer.Option(help="Skip shorter files.")] = 0.045,
+    min_seconds: Annotated[
+        float,
+        typer.Option(
+            help="Skip shorter files. A model needs one patch (0.175 s, with frame patches 0.035 "
+            "s); pretraining skips clips below task.min_sample_size, 2 s by default."
+        ),
+    ] = 0.045,
     max_seconds: Annotated[float, typer.Option(help="Skip longer files.")] = float("inf"),
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     jobs: Annotated[int, typer.Option(help="Files read at a time.")] = PROBE_THREADS,
@@ -120,8 +127,9 @@ def manifest(
             )
     for name, files in splits.items():
         write_manifest(out / f"{name}.tsv", str(root), _rows(files, root))
-        seconds = sum(f.info.num_frames / f.info.sample_rate for f in files if f.info is not None)
-        typer.echo(f"{out / name}.tsv: {len(files)} files, {seconds / 3600:.2f} h")
+        seconds = [f.info.num_frames / f.info.sample_rate for f in files if f.info is not None]
+        typer.echo(f"{out / name}.tsv: {len(files)} files, {sum(seconds) / 3600:.2f} h")
+        _report_short(seconds)
     _report_headers(kept, out)
     _report_skipped([file for file in probed if file.problem], found, out)
 
@@ -217,6 +225,18 @@ def _rows(files: list[_Probed], root: Path) -> Iterable[tuple[str, int, int]]:
     for file in files:
         assert file.info is not None
         yield os.path.relpath(file.path, root), file.info.num_frames, file.info.sample_rate
+
+
+def _report_short(seconds: list[float]) -> None:
+    """Report listed files that pretraining skips by default."""
+    short = [each for each in seconds if each < PRETRAINING_S]
+    if short:
+        typer.echo(
+            f"  {len(short)} of them ({len(short) / len(seconds):.0%}) are shorter than "
+            f"{PRETRAINING_S:g} s, which pretraining skips by default; to keep them, lower "
+            f"task.min_sample_size={round(PRETRAINING_S * SAMPLE_RATE)} (samples at 16 kHz)",
+            err=True,
+        )
 
 
 def _report_headers(files: list[_Probed], out: Path) -> None:

@@ -34,14 +34,14 @@ def predict(
     from mae_ast.cli.device import place
     from mae_ast.core.audio import AudioError
     from mae_ast.finetuned import load_finetuned
-    from mae_ast.scoring import score_file
+    from mae_ast.scoring import score_recording
 
     classifier = load_finetuned(source, average)
     place(classifier.model, device)
     left_out = 0
     for file in files:
         try:
-            scores = score_file(classifier, file)
+            scores = score_recording(classifier, file)
         except (AudioError, FileNotFoundError) as error:
             if len(files) == 1:
                 raise

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from mae_ast import stop_request, sweep
+from mae_ast.cli.options import MULTIRUN
 from mae_ast.train_command import NOTE, begun_with, train_command
 
 
@@ -21,17 +23,18 @@ def pretrain(
     out: Annotated[
         Path, typer.Option(help="Folder of the run; the same command again resumes it.")
     ] = Path("outputs/mae_ast"),
+    multirun: Annotated[bool, MULTIRUN] = False,
 ) -> None:
     """Pretrain; every further argument goes to fairseq-hydra-train, KEY=VALUE or an option.
 
-    On SIGTERM or SIGUSR1 the run saves and ends; the same command resumes it.
+    On Ctrl-C, SIGTERM or SIGUSR1 the run saves and exits; the same command resumes it. A second
+    Ctrl-C exits at once.
     """
-    from mae_ast.core.checkpoint import RUN_FILE
-    from mae_ast.core.run_files import list_checkpoints
     from mae_ast.run_note import check_and_defer
 
-    command = train_command(data, config, out, context.args)
-    check_and_defer(
-        out / NOTE, begun_with(data, config), bool(list_checkpoints(out / RUN_FILE.parent))
-    )
-    os.execv(sys.executable, command)
+    overrides = [*context.args, *(["--multirun"] if multirun else [])]
+    command = train_command(data, config, out, overrides)
+    settings = {**begun_with(data, config), **sweep.note(overrides)}
+    check_and_defer(out / NOTE, settings, sweep.has_begun(out))
+    with stop_request.deferring():
+        os.execv(sys.executable, command)

@@ -1,20 +1,24 @@
-"""``mae-ast reconstruct CHECKPOINT FILE -o PNG``: mask most of a recording and reconstruct it."""
+"""``mae-ast reconstruct CHECKPOINT FILE...``: mask most of a recording and reconstruct it."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from torch import Tensor
 
 from mae_ast import pictures
-from mae_ast.core.audio import SAMPLE_RATE, read_audio
+from mae_ast.core.audio import SAMPLE_RATE, AudioError, read_audio
 from mae_ast.core.batch import clip_generator
 from mae_ast.core.fbank import num_frames
 from mae_ast.core.masking import check_mask, mask_strategy
 from mae_ast.core.reconstruct import reconstruct as rebuild
 from mae_ast.pretrained import load_masked
+
+DEFAULT_IMAGE, DEFAULT_FOLDER = Path("reconstruction.png"), Path("reconstructions")
 
 
 def reconstruct(
@@ -22,10 +26,16 @@ def reconstruct(
         str,
         typer.Argument(help="A file, a run's folder, a released model's name, a URL, a hub id."),
     ],
-    file: Annotated[Path, typer.Argument(help="Audio of any kind.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Image to write.")] = Path(
-        "reconstruction.png"
-    ),
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Audio of any kind.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Image to write, or folder for an image of each file; default: "
+            f"{DEFAULT_IMAGE}, or {DEFAULT_FOLDER} for several files.",
+        ),
+    ] = None,
     start: Annotated[float, typer.Option(min=0, help="Start of the excerpt, in seconds.")] = 0.0,
     seconds: Annotated[float, typer.Option(help="Length of the excerpt, in seconds.")] = 10.0,
     mask_type: Annotated[
@@ -36,26 +46,65 @@ def reconstruct(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the mask.")] = 0,
 ) -> None:
-    """Plot a spectrogram, its visible patches, and the reconstruction of the hidden ones."""
+    """Plot a spectrogram, its visible patches, and the reconstruction of the hidden ones.
+
+    If several files are given, unreadable ones are reported and skipped; the exit status is then 1.
+    """
+    images = _images(files, output)
+    if seconds <= 0:
+        raise ValueError(f"--seconds {seconds:g}; a positive number is needed")
     model = load_masked(checkpoint)
     kind = mask_type or model.mask_type
     share = model.config.random_mask_prob if ratio is None else ratio
     shape = model.config.patch_shape
-    if seconds <= 0:
-        raise ValueError(f"--seconds {seconds:g}; a positive number is needed")
     check_mask(kind, share, shape.per_column)
-    samples = read_audio(file, round(start * SAMPLE_RATE), round(seconds * SAMPLE_RATE))
-    if len(samples) < shape.min_samples:
-        raise ValueError(
-            f"{file}: {len(samples)} samples at 16 kHz from {start:g} s on are shorter than one "
-            f"patch ({shape.min_samples})"
-        )
     draw = mask_strategy(kind, model.config.mask_length)
-    grid = shape.grid(num_frames(len(samples)))
-    mask = draw(1, grid, share, generator=clip_generator(seed, 0, 0))
-    rebuilt = rebuild(model, samples.unsqueeze(0), mask)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    pictures.reconstruction_figure(rebuilt, [file.name]).savefig(output, dpi=120)
-    error = torch.nn.functional.mse_loss(rebuilt.rebuilt, rebuilt.original)
-    hidden = rebuilt.visible.isnan().float().mean()
-    typer.echo(f"{output}: {hidden:.0%} hidden, mean squared error there {error / hidden:.4f}")
+
+    def plot(samples: Tensor, title: str, image: Path) -> str:
+        grid = shape.grid(num_frames(len(samples)))
+        mask = draw(1, grid, share, generator=clip_generator(seed, 0, 0))
+        rebuilt = rebuild(model, samples.unsqueeze(0), mask)
+        image.parent.mkdir(parents=True, exist_ok=True)
+        pictures.reconstruction_figure(rebuilt, [title]).savefig(image, dpi=120)
+        error = torch.nn.functional.mse_loss(rebuilt.rebuilt, rebuilt.original)
+        hidden = rebuilt.visible.isnan().float().mean()
+        return f"{hidden:.0%} hidden, mean squared error there {error / hidden:.4f}"
+
+    skipped = 0
+    for number, (file, image) in enumerate(zip(files, images, strict=True), start=1):
+        progress = f"{number}/{len(files)} " if len(files) > 1 else ""
+        try:
+            samples = read_audio(file, round(start * SAMPLE_RATE), round(seconds * SAMPLE_RATE))
+            if len(samples) < shape.min_samples:
+                raise AudioError(
+                    f"{file}: {len(samples)} samples at 16 kHz from {start:g} s on are shorter "
+                    f"than one patch ({shape.min_samples})"
+                )
+        except (AudioError, FileNotFoundError) as error:
+            if len(files) == 1:
+                raise
+            typer.echo(f"{progress}skipped: {error}", err=True)
+            skipped += 1
+            continue
+        typer.echo(f"{progress}{image}: {plot(samples, file.name, image)}")
+    if skipped:
+        raise SystemExit(f"mae-ast: error: {skipped} of {len(files)} files skipped, see above")
+
+
+def _images(files: list[Path], output: Path | None) -> list[Path]:
+    """Return the image of each file; names in a folder that would be the same are numbered.
+
+    Raises:
+        ValueError: several files, but one image.
+    """
+    if len(files) == 1 and (output is None or (output.suffix and not output.is_dir())):
+        return [output or DEFAULT_IMAGE]
+    folder = output or DEFAULT_FOLDER
+    if folder.suffix.lower() == DEFAULT_IMAGE.suffix or folder.is_file():
+        raise ValueError(f"--output {folder}: a folder is needed for {len(files)} files")
+    images: list[Path] = []
+    for file in files:
+        numbers = itertools.chain([""], (f"_{n}" for n in itertools.count(2)))
+        names = (folder / f"{file.stem}{number}{DEFAULT_IMAGE.suffix}" for number in numbers)
+        images.append(next(image for image in names if image not in images))
+    return images

@@ -11,12 +11,13 @@ import torch
 import typer
 
 from mae_ast.core.audio import SAMPLE_RATE, AudioError, read_audio
-from mae_ast.core.fbank import FRAME_LENGTH, NUM_MEL_BINS, WINDOW_POWERS, fbank
+from mae_ast.core.fbank import NUM_MEL_BINS, WINDOW_POWERS
+from mae_ast.core.input_stats import mean_and_std
+from mae_ast.core.input_stats import moments as moments_of
 from mae_ast.core.manifest import Manifest
 from mae_ast.progress import bar
 
 MAX_SECONDS = 30.0  # of each file
-MIN_VARIANCE = 1e-6  # of log-mel; below, rounding is all there is
 
 
 def stats(
@@ -43,32 +44,24 @@ def stats(
     with ThreadPoolExecutor(jobs) as pool:
         found = pool.map(lambda row: _moments(listed.audio_path(row), window), rows)
         moments = torch.stack(list(bar("computing log-mel", "file")(found, len(rows))))
-    frames, total, squares = moments.sum(dim=0).tolist()
-    if not frames:
+    total = moments.sum(dim=0)
+    if not total[0]:
         raise ValueError(f"{manifest}: none of {len(rows)} files could be decoded")
-    mean = total / (frames * NUM_MEL_BINS)
-    variance = squares / (frames * NUM_MEL_BINS) - mean**2
-    if variance < MIN_VARIANCE:
-        raise ValueError(
-            f"{manifest}: the log-mel variance is zero (only silence?); cannot compute statistics"
-        )
-    std = variance**0.5
+    try:
+        mean, std = mean_and_std(total)
+    except ValueError as error:
+        raise ValueError(f"{manifest}: {error}") from error
     num_bad = int((moments[:, 0] == 0).sum())
-    hours = frames / 100 / 3600
+    hours = float(total[0]) / NUM_MEL_BINS / 100 / 3600
     typer.echo(f"{len(rows) - num_bad} files, {hours:.2f} h, {num_bad} skipped as bad", err=True)
     typer.echo(f"model.input_stats=fixed model.input_mean={mean:.6f} model.input_std={std:.6f}")
 
 
 def _moments(path: str, window: str) -> torch.Tensor:
-    """Frames, sum and sum of squares of the log-mel of a file, in float64; zeros if it is bad."""
+    """Return :func:`~mae_ast.core.input_stats.moments` of a file; zeros if it is bad."""
     try:
         samples = read_audio(path, 0, int(MAX_SECONDS * SAMPLE_RATE))
     except (AudioError, OSError) as error:
         typer.echo(f"skipped: {error}", err=True)
         return torch.zeros(3, dtype=torch.float64)
-    if len(samples) < FRAME_LENGTH:
-        return torch.zeros(3, dtype=torch.float64)
-    values = fbank(samples.unsqueeze(0), window)[0].double()
-    return torch.stack(
-        [torch.tensor(float(len(values))).double(), values.sum(), values.square().sum()]
-    )
+    return moments_of(samples, window)

@@ -5,6 +5,8 @@ A packet that cannot be decoded becomes silence of its length, so that later aud
 
 from __future__ import annotations
 
+import gc
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -29,6 +31,12 @@ _CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")  # bytes that no text has
 _BATCH = 2**16  # frames that are averaged over channels at a time
 Frame = tuple[av.AudioFrame, Fraction]  # a frame, and the seconds of damage before it
 Located = tuple[int, list[np.ndarray]]  # a block's place in the file; (L,) float32 per channel
+
+# FFmpeg resamples with filter graphs, which own threads and lie in reference cycles. A forked
+# process does not have these threads, and freeing a graph there waits for them forever (FFmpeg
+# 8.1), so the garbage collector of a data worker must not touch what the worker inherited.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=gc.freeze)
 
 
 def tag_options(version: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from mae_ast.core import (
     released_audio_mae,
 )
 from mae_ast.core.file_kinds import is_safetensors
+from mae_ast.core.near_files import suggestion
 from mae_ast.core.patches import PatchShape
 from mae_ast.core.run_files import latest
 from mae_ast.core.state_files import CheckpointError as CheckpointError
@@ -108,7 +109,7 @@ def file_of(path: str | os.PathLike[str]) -> Path:
             )
         return found
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
+        raise FileNotFoundError(f"{path}: no such checkpoint{suggestion(path)}")
     return path
 
 

@@ -32,7 +32,7 @@ BATCH_S = 80.0  # audio that goes through the model at a time
 
 @dataclass(frozen=True)
 class Features:
-    """What a model makes of B recordings; all on the CPU, in float32.
+    """Features of B recordings, on the CPU, in float32.
 
     Args:
         layers: which ones, counted from 1.
@@ -61,6 +61,18 @@ class Features:
             for states in self.hidden_states
         )
 
+    def __repr__(self) -> str:
+        """Return shapes, layers, and the rate of the time steps instead of all values."""
+        states = self.hidden_states
+        shapes = f"{len(states)} x {tuple(states[0].shape)}" if states else "()"
+        steps = self.times_s
+        rate = f" at {1 / float(steps[1] - steps[0]):g} Hz" if len(steps) > 1 else ""
+        return (
+            f"Features(layers={self.layers}, hidden_states={shapes}, "
+            f"lengths={tuple(self.lengths.shape)}, times_s={tuple(steps.shape)}{rate}, "
+            f"pooled={tuple(self.pooled.shape)}, per_column={self.per_column})"
+        )
+
 
 @torch.no_grad()
 def extract_features(
@@ -82,7 +94,8 @@ def extract_features(
             ``input_frames`` sees shorter clips zero-padded to that; features of the padding are
             dropped.
         waveforms: one recording or several of any lengths, each (L,) int16 or float in [-1, 1],
-            the path of a file, or an item of an audio column of Hugging Face's ``datasets``:
+            the path of a file, a tuple (waveform, sample rate) as ``torchaudio.load`` returns it,
+            (L,) or (channels, L), or an item of an audio column of Hugging Face's ``datasets``:
             ``{"array", "sampling_rate"}``, ``{"bytes", "path"}``, or its decoder.
         sample_rate: sample rate of arrays, in Hz; the other forms have their own.
         layers: counted from 1, -1 being the last; default: all.
@@ -95,8 +108,9 @@ def extract_features(
         batch_s: seconds of audio that go through the model at a time.
 
     Raises:
-        ValueError: a recording is not (L,), holds values that are not finite or not in [-1, 1], or
-            is shorter than one patch; there is no such layer; windows or sample rate cannot be.
+        ValueError: a recording has a wrong shape, holds values that are not finite or not in
+            [-1, 1], or is shorter than one patch; there is no such layer; windows or sample rate
+            cannot be.
         FileNotFoundError, AudioError: a file is not there, or cannot be decoded.
     """
     length, overlap = window_columns(model, window_s, overlap_s)

@@ -1,7 +1,8 @@
 """Read a recording, given in any common form, as samples at 16 kHz: -> (L,).
 
-Files, arrays, and the audio columns of Hugging Face's data sets: ``{"array", "sampling_rate"}``,
-``{"bytes", "path"}`` of columns that are not decoded, and the decoders of ``datasets`` 4.
+Files, arrays, ``(waveform, sample_rate)`` as ``torchaudio.load`` returns it, and the audio columns
+of Hugging Face's data sets: ``{"array", "sampling_rate"}``, ``{"bytes", "path"}`` of columns that
+are not decoded, and the decoders of ``datasets`` 4.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from mae_ast.core.audio import (
     read_long_audio,
     resample_to_16k,
 )
+from mae_ast.core.downmix import Downmix
 
 
 @runtime_checkable
@@ -34,17 +37,21 @@ class Decoder(Protocol):
         """Decode to ``data`` (channels, samples) float and ``sample_rate`` in Hz."""
 
 
-Waveform = Tensor | np.ndarray | str | os.PathLike[str] | Mapping[str, Any] | Decoder
+WithRate = tuple[Tensor | np.ndarray, float]
+Waveform = Tensor | np.ndarray | str | os.PathLike[str] | Mapping[str, Any] | Decoder | WithRate
 
 WAVEFORM_HELP = (
-    "a path, (samples,) int16 or float in [-1, 1], or {'array': ..., 'sampling_rate': ...} is"
+    "a path, (samples,) int16 or float in [-1, 1], (waveform, sample_rate), or "
+    "{'array': ..., 'sampling_rate': ...} is wanted"
 )
 
 
 def is_one_recording(waveforms: object) -> bool:
-    """Return whether ``item`` is one recording, not a sequence of several."""
+    """Return whether ``waveforms`` is one recording, not a sequence of several."""
     if isinstance(waveforms, (Tensor, np.ndarray)):
         return waveforms.ndim < 2
+    if _has_rate(waveforms):
+        return True
     several = isinstance(waveforms, Iterable) and not isinstance(waveforms, (str, Mapping))
     return not several or isinstance(waveforms, (os.PathLike, Decoder))
 
@@ -60,7 +67,8 @@ def read_recording(item: Waveform, sample_rate: object, name: str) -> Tensor:
     """Read a recording as (L,) at 16 kHz, int16 or float32 in [-1, 1].
 
     Args:
-        item: the recording. Several channels are averaged, except in an array.
+        item: the recording. Several channels are averaged; arrays may have them, (C, L), only if
+            they come with their own sample rate.
         sample_rate: sample rate of an array, in Hz; the other forms have their own.
         name: name of the recording, for messages.
 
@@ -73,7 +81,7 @@ def read_recording(item: Waveform, sample_rate: object, name: str) -> Tensor:
         if item.get("array") is not None:
             if "sampling_rate" not in item:
                 raise ValueError(f"{name}: has 'array' without 'sampling_rate'")
-            return _from_array(item["array"], item["sampling_rate"], name)
+            return _from_array(item["array"], item["sampling_rate"], name, may_have_channels=True)
         if item.get("bytes") is not None:
             return _from_bytes(item["bytes"], path_of(item) or name)
         if not item.get("path"):
@@ -81,10 +89,16 @@ def read_recording(item: Waveform, sample_rate: object, name: str) -> Tensor:
         item = item["path"]
     if isinstance(item, (str, os.PathLike)):
         return read_long_audio(item)
+    if _has_rate(item):
+        return _from_array(*item, name, may_have_channels=True)
     if isinstance(item, Decoder):
         decoded = item.get_all_samples()
-        return _from_array(decoded.data.mean(dim=0), decoded.sample_rate, name)
+        return _from_array(decoded.data, decoded.sample_rate, name, may_have_channels=True)
     return _from_array(item, sample_rate, name)
+
+
+def _has_rate(item: object) -> TypeGuard[WithRate]:
+    return isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Real)
 
 
 def _from_bytes(content: bytes, name: str) -> Tensor:
@@ -98,14 +112,20 @@ def _from_bytes(content: bytes, name: str) -> Tensor:
             raise AudioError(str(error).replace(str(path), name)) from error
 
 
-def _from_array(array: Any, sample_rate: object, name: str) -> Tensor:
+def _from_array(
+    array: Any, sample_rate: object, name: str, may_have_channels: bool = False
+) -> Tensor:
     try:
         samples = torch.as_tensor(array).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}: is of type {type(array).__name__}; {WAVEFORM_HELP}") from error
-    if samples.ndim != 1:
+    if samples.ndim != 1 and not (may_have_channels and samples.ndim == 2):
+        wanted = "(samples,) or (channels, samples)" if may_have_channels else "(samples,)"
+        raise ValueError(f"{name}: of shape {tuple(samples.shape)}; {wanted} is wanted")
+    if samples.ndim == 2 and samples.shape[0] > samples.shape[1]:
         raise ValueError(
-            f"{name}: of shape {tuple(samples.shape)}; (samples,) is wanted, one channel"
+            f"{name}: of shape {tuple(samples.shape)}; (channels, samples) is wanted (transpose "
+            "what soundfile reads)"
         )
     if samples.dtype != torch.int16:
         if not samples.is_floating_point():
@@ -113,11 +133,15 @@ def _from_array(array: Any, sample_rate: object, name: str) -> Tensor:
         samples = samples.float()
         if not bool(torch.isfinite(samples).all()):
             raise ValueError(f"{name}: holds values that are not finite (NaN or infinity)")
-        if len(samples) and (peak := float(samples.abs().max())) > MAX_PEAK:
+        if samples.numel() and (peak := float(samples.abs().max())) > MAX_PEAK:
             raise ValueError(
                 f"{name}: peaks at {peak:g}; float in [-1, 1] is wanted (divide 16-bit integers by "
                 "32768, or pass int16)"
             )
+    if samples.ndim == 2:
+        downmix = Downmix(name)
+        samples = downmix(samples.T)
+        downmix.check()
     rate = _checked_rate(sample_rate, name)
     if rate != SAMPLE_RATE:
         samples = samples.float() / 32768 if samples.dtype == torch.int16 else samples

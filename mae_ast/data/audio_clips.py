@@ -14,11 +14,14 @@ from fairseq.data import FairseqDataset
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from mae_ast import ranks
 from mae_ast.core.audio import SAMPLE_RATE, AudioError, read_audio
 from mae_ast.core.batch import draw_start
 from mae_ast.core.manifest import Manifest, ManifestError
 from mae_ast.data.bad_files import BadFile, BadFiles
 from mae_ast.interruption import heed_only_the_trainer
+
+MAX_SKIPPED = 0.1  # ratio of clips skipped for their length, above which a warning says so
 
 logger = logging.getLogger(__name__)
 
@@ -66,16 +69,20 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
         self._least = max(one_patch, min_samples or 0)
         lengths = manifest.num_samples
         _check_one_patch(manifest, lengths, one_patch, min_samples)
-        keep = lengths >= (min_samples or 0)
-        num_short = int((~keep).sum())
-        if max_keep_samples is not None:
-            keep &= lengths <= max_keep_samples
-        self.rows = np.flatnonzero(keep)
+        is_short = lengths < (min_samples or 0)
+        is_long = lengths > (max_keep_samples or np.iinfo(np.int64).max)
+        self.rows = np.flatnonzero(~(is_short | is_long))
+        num_short, num_long = int(is_short.sum()), int(is_long.sum())
+        reasons = _skipped(num_short, min_samples, num_long, max_keep_samples)
         if not len(self.rows):
             raise ManifestError(
-                f"{manifest.path}: no clip is left of {len(manifest)}: all are shorter than "
-                f"min_sample_size={min_samples} or longer than max_keep_size={max_keep_samples} "
-                "(samples at 16 kHz)"
+                f"{manifest.path}: no clip is left of {len(manifest)}: {reasons}; their lengths "
+                f"are {_range(lengths)}"
+            )
+        if num_short + num_long > MAX_SKIPPED * len(manifest) and ranks.is_first():
+            logger.warning(
+                "%s: %d of %d clips are skipped: %s",
+                *(manifest.path, num_short + num_long, len(manifest), reasons),
             )
         if max_samples is not None and max_samples < self._least:
             raise ValueError(
@@ -84,7 +91,7 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
             )
         self.bad_files = BadFiles(manifest, max_bad_fraction)
         self.num_used = len(self.rows)  # clips of an epoch, each counted once
-        self._lengths = lengths[self.rows]
+        self.lengths = lengths[self.rows]
         self.sizes = np.minimum(lengths[self.rows], max_samples or np.iinfo(np.int64).max)
         logger.info(
             "%s: %d clips, %.1f h at most %.1f s each; skipped %d short, %d long",
@@ -93,7 +100,7 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
             self.sizes.sum() / SAMPLE_RATE / 3600,
             self.sizes.max() / SAMPLE_RATE,
             num_short,
-            len(manifest) - num_short - len(self.rows),
+            num_long,
         )
 
     def __len__(self) -> int:
@@ -114,10 +121,20 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
         self._prepare_worker()
         row = int(self.rows[index])
         wanted = int(self.sizes[index])
-        room = int(self._lengths[index]) - wanted if self.random_crop else 0
+        room = int(self.lengths[index]) - wanted if self.random_crop else 0
         path = self.manifest.audio_path(row)
         try:
             return self._read(path, draw_start(room, generator), wanted)
+        except (AudioError, OSError) as error:
+            return BadFile(row, str(error))
+
+    def read_middle(self, index: int, max_samples: int) -> Tensor | BadFile:
+        """Read at most ``max_samples`` (L,) int16 from the middle of a clip, drawing nothing."""
+        row = int(self.rows[index])
+        length = int(self.lengths[index])
+        wanted = min(length, max(max_samples, self._least))
+        try:
+            return self._read(self.manifest.audio_path(row), (length - wanted) // 2, wanted)
         except (AudioError, OSError) as error:
             return BadFile(row, str(error))
 
@@ -187,6 +204,24 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
         if not self._is_worker_ready and get_worker_info() is not None:
             self._is_worker_ready = True
             heed_only_the_trainer()
+
+
+def _skipped(
+    num_short: int, min_samples: int | None, num_long: int, max_keep_samples: int | None
+) -> str:
+    """Say how many clips are skipped for their length, and by which settings."""
+    reasons = []
+    if num_short and min_samples is not None:
+        limit = f"{min_samples / SAMPLE_RATE:.3g} s (task.min_sample_size={min_samples})"
+        reasons.append(f"{num_short} shorter than {limit}")
+    if num_long and max_keep_samples is not None:
+        limit = f"{max_keep_samples / SAMPLE_RATE:.3g} s (task.max_keep_size={max_keep_samples})"
+        reasons.append(f"{num_long} longer than {limit}")
+    return " and ".join(reasons)
+
+
+def _range(lengths: np.ndarray) -> str:
+    return f"{lengths.min() / SAMPLE_RATE:.3g} to {lengths.max() / SAMPLE_RATE:.3g} s"
 
 
 def _check_one_patch(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from mae_ast.child_training import Interrupted, Trainings
 from mae_ast.core.checkpoint import RUN_FILE, read_state
 from mae_ast.train_command import train_command
 
@@ -35,7 +35,7 @@ def train(
     overrides: list[str] | None = None,
     kind: str = "pretrain",
 ) -> History:
-    """Train with the preset ``demo``; a run that was interrupted goes on.
+    """Train with the preset ``demo``; a run that was interrupted resumes.
 
     Args:
         corpus: folder of the manifests.
@@ -48,7 +48,8 @@ def train(
         The values that the trainer logged, a mapping a line.
 
     Raises:
-        SystemExit: training failed, and the message names its log; or it was stopped.
+        SystemExit: training failed, and the message names its log; or it was stopped (on Ctrl-C
+            with status 0, once it has saved).
     """
     run.mkdir(parents=True, exist_ok=True)
     history_file, log_file = run / "history.jsonl", run / "train.log"
@@ -69,31 +70,33 @@ def train(
         log_file.open("a", buffering=1) as log,
         history_file.open("w" if is_new else "a", buffering=1) as history,
         tqdm(total=updates, desc=what, unit="update") as progress,
-        subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-        ) as process,
+        Trainings() as trainings,
     ):
-        assert process.stdout is not None
-        for line in process.stdout:
+
+        def keep(line: str) -> None:
             log.write(line)
             found = _JSON_LINE.search(line)
             if found is None:
-                continue
+                return
             values = json.loads(found[2])
             if found[1] == "train_inner":
                 progress.update(int(values["num_updates"]) - progress.n)
                 shown = {key: values[key] for key in _SHOWN if key in values}
                 progress.set_postfix(shown)
             history.write(json.dumps({"kind": found[1], **values}) + "\n")
-    if process.returncode:
-        raise SystemExit(f"mae-ast: error: training failed, see {log_file}")
-    if num_updates(last) < updates:  # asked by a signal to save and end
-        raise SystemExit(
-            f"mae-ast: error: stopped after {num_updates(last)} of {updates} updates; the same "
-            "command goes on"
-        )
+
+        try:
+            trainings.run(command, environment=environment, on_line=keep)
+        except ValueError as error:
+            raise SystemExit(f"mae-ast: error: training failed, see {log_file}") from error
+        except Interrupted:
+            progress.close()
+            print(_stopped(last, updates))
+            raise SystemExit(0) from None
+    if num_updates(last) < updates:  # a signal asked the training itself to save and exit
+        raise SystemExit(f"mae-ast: error: {_stopped(last, updates)}")
     return [json.loads(line) for line in history_file.read_text().splitlines()]
+
+
+def _stopped(last: Path, updates: int) -> str:
+    return f"stopped after {num_updates(last)} of {updates} updates; the same command resumes"

@@ -11,11 +11,12 @@ from mae_ast.core.classifier import HeadConfig
 from mae_ast.core.config_ast import AstArchitecture, AstConfig
 from mae_ast.errors import user_errors
 from mae_ast.models.classifier import ClassifierConfig, FairseqClassifier, check
+from mae_ast.models.compute import ComputeConfig
 from mae_ast.starts import ast_encoder
 
 
 @dataclass
-class AstModelConfig(ClassifierConfig, AstArchitecture):
+class AstModelConfig(ComputeConfig, ClassifierConfig, AstArchitecture):
     """``model.*``. Sizes must be those of what it is started from."""
 
 

@@ -9,12 +9,13 @@ from fairseq.models import register_model
 from mae_ast.core.audio_mae import AudioMae
 from mae_ast.core.config_audio_mae import AudioMaeConfig
 from mae_ast.errors import user_errors
-from mae_ast.models.pretraining import PretrainingModel, PretrainingModelConfig
+from mae_ast.models.compute import ComputeConfig
+from mae_ast.models.pretraining import PretrainingModel
 from mae_ast.starts import start_encoder
 
 
 @dataclass
-class AudioMaeModelConfig(PretrainingModelConfig, AudioMaeConfig):
+class AudioMaeModelConfig(ComputeConfig, AudioMaeConfig):
     """``model.*``; what describes the model is the core's."""
 
     encoder_weights: Optional[str] = field(  # noqa: UP045

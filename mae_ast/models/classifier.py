@@ -15,6 +15,7 @@ from mae_ast.core.precision import PRECISIONS
 from mae_ast.core.systems import name_of
 from mae_ast.errors import user_errors
 from mae_ast.finetuned import encoder_of
+from mae_ast.models.compute import ComputeConfig, set_compute
 from mae_ast.models.weights import NamedWeights
 from mae_ast.optim.adamw import MARKED_OPTIMIZER
 from mae_ast.starts import finetuning_view
@@ -22,7 +23,7 @@ from mae_ast.starts import finetuning_view
 
 @dataclass
 class ClassifierConfig(FairseqDataclass):  # type: ignore[misc]
-    """What all classifiers have of ``model.*``: where they start, and how they are trained."""
+    """Keys of ``model.*`` of all classifiers: where they start, and how they are trained."""
 
     checkpoint: Optional[str] = field(  # noqa: UP045
         default=None,
@@ -69,7 +70,7 @@ class ClassifierConfig(FairseqDataclass):  # type: ignore[misc]
 
 
 @dataclass
-class MaeAstClassifierConfig(ClassifierConfig):
+class MaeAstClassifierConfig(ComputeConfig, ClassifierConfig):
     """``model.*``. The network is that of a checkpoint; what is here is the rest."""
 
     head: str = field(default="linear", metadata={"help": "linear or mlp"})
@@ -109,6 +110,7 @@ class FairseqClassifier(Classifier, NamedWeights):
         _set_up(encoder, cfg)
         config = encoder.config
         model = cls(encoder, config.encoder_embed_dim, head, cfg.freeze_encoder)
+        set_compute(model, cfg)
         model.scale_learning_rates(cfg.layer_decay, cfg.head_lr_scale)
         model.system, model.encoder_fields = name_of(config), dataclasses.asdict(config)
         return model

@@ -7,11 +7,12 @@ from fairseq.models import register_model
 
 from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.mae_ast import MaeAst
-from mae_ast.models.pretraining import PretrainingModel, PretrainingModelConfig
+from mae_ast.models.compute import ComputeConfig
+from mae_ast.models.pretraining import PretrainingModel
 
 
 @dataclass
-class MaeAstModelConfig(PretrainingModelConfig, MaeAstConfig):
+class MaeAstModelConfig(ComputeConfig, MaeAstConfig):
     """``model.*``; what describes the model is the core's."""
 
 

@@ -1,36 +1,14 @@
 """Models for pretraining, built from ``model.*``."""
 
-# No postponed annotations here: fairseq reads the types of the fields.
-from dataclasses import dataclass, field
-from typing import Any, Self
+from __future__ import annotations
 
-from fairseq.dataclass import FairseqDataclass
+from typing import Any, Self
 
 from mae_ast.core.encoder import mark_weight_decay
 from mae_ast.core.systems import config_from
-from mae_ast.core.transformer import TransformerLayer, compile_layers
 from mae_ast.errors import user_errors
+from mae_ast.models.compute import set_compute
 from mae_ast.models.weights import NamedWeights
-
-
-@dataclass
-class PretrainingModelConfig(FairseqDataclass):  # type: ignore[misc]
-    """How a model is computed, of ``model.*``; it changes no figure."""
-
-    checkpoint_activations: bool = field(
-        default=False,
-        metadata={
-            "help": "keep of each layer its input alone, and compute the rest again for the "
-            "backward: far less memory, a third more time"
-        },
-    )
-    compile: bool = field(
-        default=False,
-        metadata={
-            "help": "torch.compile the layers; for batches of one shape: set task.max_sample_size "
-            "and task.min_sample_size alike"
-        },
-    )
 
 
 class PretrainingModel(NamedWeights):
@@ -44,9 +22,5 @@ class PretrainingModel(NamedWeights):
             config.validate(task.cfg.mask_type)
             model = cls(config)
         mark_weight_decay(model)
-        for layer in model.modules():
-            if isinstance(layer, TransformerLayer):
-                layer.checkpoint_activations = cfg.checkpoint_activations
-        if cfg.compile:
-            compile_layers(model)
+        set_compute(model, cfg)
         return model

@@ -7,11 +7,12 @@ from fairseq.models import register_model
 
 from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.ssast import Ssast
-from mae_ast.models.pretraining import PretrainingModel, PretrainingModelConfig
+from mae_ast.models.compute import ComputeConfig
+from mae_ast.models.pretraining import PretrainingModel
 
 
 @dataclass
-class SsastModelConfig(PretrainingModelConfig, SsastConfig):
+class SsastModelConfig(ComputeConfig, SsastConfig):
     """``model.*``; what describes the model is the core's."""
 
 

@@ -19,13 +19,17 @@ from omegaconf import II, MISSING
 
 from mae_ast import early_stopping, fairseq_repairs, ranks, stop_request
 from mae_ast.allocator import keep_freed_memory
+from mae_ast.best_metric import AUTO, direction_warning
 from mae_ast.core.audio import SAMPLE_RATE
+from mae_ast.core.encoder import Encoder
 from mae_ast.core.manifest import Manifest
 from mae_ast.data.audio_clips import AudioClips
 from mae_ast.data.bad_files import FilesRead
+from mae_ast.data.clip_warnings import log_too_long, statistics_warning
 from mae_ast.errors import user_errors
 from mae_ast.interruption import InterruptibleTask
 from mae_ast.progress import bar
+from mae_ast.schedule import schedule_warning
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +83,8 @@ class AudioTask(InterruptibleTask):
         self.folder = absolute(cfg.data)
         self.audio_seconds = 0.0  # of all workers, since the first update
         self._num_loads = 0
+        self._is_checked = False
+        self._logged_long: set[str] = set()
         self._tallied_update = -1
         self._problem = ""  # why training must not go on
 
@@ -104,7 +110,8 @@ class AudioTask(InterruptibleTask):
         metric, known = self.cfg.best_checkpoint_metric, criterion.valid_metrics
         if metric not in known:
             raise ValueError(
-                f"checkpoint.best_checkpoint_metric={metric}: validation says {', '.join(known)}"
+                f"checkpoint.best_checkpoint_metric={metric}: validation says {', '.join(known)}; "
+                f"{AUTO} chooses the task's own"
             )
         return criterion
 
@@ -127,6 +134,29 @@ class AudioTask(InterruptibleTask):
 
         with user_errors():
             ranks.agree(f"{key}/clips", f"{split}.tsv: the clips and their lengths", load)
+        # Nothing is measured for a check that logs nothing, whose model may have no weights.
+        is_heard = ranks.is_first() and logger.isEnabledFor(logging.WARNING)
+        if is_heard and split == self.cfg.train_subset:
+            for warning in self.data_warnings(self.datasets[split]):
+                logger.warning("%s", warning)
+
+    def data_warnings(self, dataset: AudioClips) -> list[str]:
+        """Describe how settings misfit the training clips, a line each."""
+        found = statistics_warning(dataset, self.input_encoder())
+        return [] if found is None else [found]
+
+    def input_encoder(self) -> Encoder:
+        """Return the encoder that is trained."""
+        raise NotImplementedError
+
+    def before_training(self, cfg: Any, epoch_itr: Any) -> None:
+        """Warn about settings of the whole run; called before each epoch."""
+        if self._is_checked or not ranks.is_first():
+            return
+        self._is_checked = True
+        found = schedule_warning(cfg, len(epoch_itr)), direction_warning(cfg.checkpoint)
+        for warning in filter(None, found):
+            logger.warning("%s", warning)
 
     def make_dataset(self, split: str, manifest: Manifest) -> AudioClips:
         """Make the data set of a split."""
@@ -183,6 +213,16 @@ class AudioTask(InterruptibleTask):
         return super().get_batch_iterator(
             dataset, max_tokens, max_sentences, longest, ignore_invalid_inputs, *args, **kwargs
         )
+
+    def filter_indices_by_size(
+        self, indices: np.ndarray, dataset: AudioClips, max_positions: int, *args: Any
+    ) -> np.ndarray:
+        """Skip clips longer than ``max_positions`` and log that once; called in each epoch."""
+        kept, too_long = dataset.filter_indices_by_size(indices, max_positions)
+        if too_long and dataset.split not in self._logged_long and ranks.is_first():
+            log_too_long(logger, dataset, len(too_long), max_positions)
+        self._logged_long.add(dataset.split)
+        return np.asarray(kept)
 
     def max_positions(self) -> None:
         """No limit but ``dataset.max_tokens``."""

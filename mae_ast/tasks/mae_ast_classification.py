@@ -11,10 +11,13 @@ import mae_ast.criterions.classification
 import mae_ast.optim.adamw  # noqa: F401  (fairseq imports nothing but tasks and models)
 from mae_ast.core.augment import Augmentation, StructuredDrop
 from mae_ast.core.checkpoint import FINETUNING
+from mae_ast.core.encoder import Encoder
 from mae_ast.core.labels import LABELS_FILE, ClipLabels, Labels
 from mae_ast.core.manifest import Manifest
 from mae_ast.criterions.score_meter import log_scores
+from mae_ast.data.audio_clips import AudioClips
 from mae_ast.data.classification_dataset import ClassificationDataset, check_one_label
+from mae_ast.data.clip_warnings import crop_warning
 from mae_ast.errors import user_errors
 from mae_ast.finetuned import Description
 from mae_ast.tasks.audio_task import AudioTask, AudioTaskConfig
@@ -25,7 +28,10 @@ class MaeAstClassificationConfig(AudioTaskConfig):
     """``task.*``. Sizes are in samples at 16 kHz; validation sees whole clips."""
 
     multi_label: bool = field(
-        default=False, metadata={"help": "clips have several labels: mAP, AUC; else accuracy"}
+        default=False,
+        metadata={
+            "help": "clips have several labels: sigmoid per class, mAP and AUC; false: accuracy"
+        },
     )
     balanced: bool = field(
         default=False, metadata={"help": "draw clips of rare classes more often in training"}
@@ -92,6 +98,17 @@ class MaeAstClassificationTask(AudioTask):
                     self.cfg.drop_mel,
                 )
         return self._model
+
+    def input_encoder(self) -> Encoder:
+        """Return the classifier's encoder."""
+        encoder: Encoder = self._model.encoder
+        return encoder
+
+    def data_warnings(self, dataset: AudioClips) -> list[str]:
+        """Add a warning if clips are cropped to a fraction of their length."""
+        frames = self.input_encoder().config.input_frames
+        cropped = crop_warning(dataset, frames, self.cfg.max_sample_size)
+        return [*super().data_warnings(dataset), *([] if cropped is None else [cropped])]
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the criterion; now all is known that checkpoints say of the classifier."""

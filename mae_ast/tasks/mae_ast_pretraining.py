@@ -15,6 +15,7 @@ from tensorboardX import SummaryWriter
 
 import mae_ast.criterions.mae_ast  # noqa: F401  (fairseq imports no criterions of a user-dir)
 from mae_ast.core.batch import Clip, Collater
+from mae_ast.core.encoder import Encoder
 from mae_ast.core.manifest import Manifest
 from mae_ast.core.masking import MaskIds
 from mae_ast.core.reconstruct import Reconstruction, reconstruct
@@ -96,6 +97,11 @@ class MaeAstPretrainingTask(AudioTask):
         """Build the model; its patches, masks and filterbank are the data's too."""
         self._model = super().build_model(cfg, from_checkpoint)
         return self._model
+
+    def input_encoder(self) -> Encoder:
+        """Return the model, whose input statistics are the encoder's."""
+        encoder: Encoder = self._model
+        return encoder
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the criterion, and take the head of a loss of weight 0 out of training."""

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import torch
 
+from mae_ast.cli.reconstruct import _images
 from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.fbank import fbank
 from mae_ast.core.mae_ast import MaeAst
@@ -176,6 +177,45 @@ def test_reconstruct_draws(checkpoint, music, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
     again = run("reconstruct", checkpoint, file, "-o", picture, "--ratio", 0.5)
     assert again.stdout == done.stdout
+
+
+def test_reconstruct_draws_several_files(checkpoint, music, tmp_path):
+    files = [music / "a b" / "36.flac", music / "c" / "garbage.mp3", music / "a b" / "37.flac"]
+    again = tmp_path / "36.wav"  # would have the name of the first one
+    write(again, 1.0)
+    folder = tmp_path / "new" / "images"
+    done = run("reconstruct", checkpoint, *files, again, tmp_path / "no.wav", "-o", folder)
+    assert done.returncode == 1
+    assert sorted(path.name for path in folder.iterdir()) == ["36.png", "36_2.png", "37.png"]
+    lines = done.stdout.splitlines()
+    assert [line.partition(": 7")[0] for line in lines] == [
+        f"{number}/5 {folder / name}"
+        for number, name in ((1, "36.png"), (3, "37.png"), (4, "36_2.png"))
+    ]
+    bad, missing, last = done.stderr.splitlines()
+    assert bad.startswith(f"2/5 skipped: {files[1]}: ")
+    assert missing == f"5/5 skipped: {tmp_path / 'no.wav'}: no such audio file"
+    assert last == "mae-ast: error: 2 of 5 files skipped, see above"
+    for name in ("36.png", "37.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_images_of_reconstruct(tmp_path):
+    one, several = [Path("x/a.wav")], [Path("x/a.wav"), Path("b.flac")]
+    assert _images(one, None) == [Path("reconstruction.png")]
+    assert _images(one, Path("new/b.svg")) == [Path("new/b.svg")]
+    assert _images(one, tmp_path) == [tmp_path / "a.png"]
+    assert _images(one, Path("folder")) == [Path("folder/a.png")]
+    assert _images(several, None) == [
+        Path("reconstructions/a.png"),
+        Path("reconstructions/b.png"),
+    ]
+    assert _images([*several, Path("a_2.ogg"), Path("a.mp3")], Path("v1.0"))[2:] == [
+        Path("v1.0/a_2.png"),
+        Path("v1.0/a_3.png"),
+    ]
+    with pytest.raises(ValueError, match=r"^--output a\.png: a folder is needed for 2 files$"):
+        _images(several, Path("a.png"))
 
 
 def test_reconstruct_refuses_what_cannot_be(checkpoint, music, tmp_path):

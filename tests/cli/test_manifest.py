@@ -13,9 +13,11 @@ import soundfile
 from typer.testing import CliRunner
 
 from mae_ast.cli.main import app
+from mae_ast.cli.manifest import PRETRAINING_S
 from mae_ast.core.audio import read_audio
 from mae_ast.core.manifest import Manifest
 from mae_ast.core.suffixes import AUDIO_SUFFIXES
+from mae_ast.train_command import config_dir
 from tests.sounds import pcm16, speech_like, write_with_av
 
 # Suffix to FFmpeg's muxer and encoder, for those that can be written here.
@@ -152,3 +154,20 @@ def test_headers_without_a_length_or_with_a_wrong_one_are_mentioned(tmp_path: Pa
     assert "1 files have a header without a length or with a wrong one" in said
     assert f"{folder / 'streamed.wav'}: no length in its header, 2.000 s decode" in said
     assert (tmp_path / "headers.txt").read_text().count("\n") == 1
+
+
+def test_files_that_pretraining_skips_by_default_are_counted(tmp_path: Path) -> None:
+    """In each manifest, with the key that decides."""
+    for number, seconds in enumerate([0.5, 1.9, 2.0, 3.0]):
+        name = tmp_path / "audio" / f"{number}.wav"
+        name.parent.mkdir(exist_ok=True)
+        soundfile.write(name, np.zeros(round(seconds * 16_000), np.int16), 16_000)
+    arguments = ["manifest", str(tmp_path / "audio"), "--out", str(tmp_path), "--valid", "0"]
+    done = CliRunner().invoke(app, arguments)
+    assert "2 of them (50%) are shorter than 2 s, which pretraining skips" in done.stderr
+    assert "lower task.min_sample_size=32000" in done.stderr
+    done = CliRunner().invoke(app, [*arguments, "--min-seconds", "2"])
+    assert "shorter than 2 s, which" not in done.stderr
+    for preset in ("mae_ast", "ssast_patch", "ssast_frame", "audio_mae"):
+        text = (config_dir() / "pretrain" / f"{preset}.yaml").read_text()
+        assert f"min_sample_size: {PRETRAINING_S * 16_000:.0f}\n" in text

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
+from multiprocessing import get_context
 from pathlib import Path
 
 import av
@@ -468,3 +470,19 @@ def test_a_name_that_is_not_utf8(tmp_path, suffix, coding):
     plain.rename(path)
     assert probe_audio(path).sample_rate == 16_000
     assert torch.equal(read_audio(path), wave_at(16_000))
+
+
+def test_garbage_collection_in_a_forked_process_leaves_inherited_filters_alone(tmp_path):
+    """FFmpeg's filter graphs own threads that a forked data worker does not have."""
+    path = tmp_path / "a.mkv"
+    write_with_av(path, "flac", pcm16(speech_like(48_000)).numpy()[:, None], 48_000)
+    gc.disable()
+    try:
+        read_audio(path)  # converts int16 frames, so its filter graph is garbage now
+        worker = get_context("fork").Process(target=gc.collect)
+        worker.start()
+        worker.join(60)
+    finally:
+        gc.enable()
+        worker.kill()
+    assert worker.exitcode == 0

@@ -13,6 +13,7 @@ import soundfile
 import torch
 from torch.testing import assert_close
 
+from mae_ast.core import audio_file
 from mae_ast.core.ast import Ast
 from mae_ast.core.audio import AudioError, read_audio, to_pcm16
 from mae_ast.core.config_ast import AstConfig
@@ -248,6 +249,54 @@ def test_items_of_hugging_face_data_sets(small_config, tmp_path):
         model_features(model, {"bytes": b"not audio", "path": "of/a/shard/b.flac"})
 
 
+def test_waveforms_with_their_sample_rate(small_config, tmp_path):
+    model = MaeAst(small_config()).eval()
+    left, right = (0.4 * speech_like(30_000, seed, 24_000) for seed in (1, 2))
+    stereo, mono = torch.stack((left, right)), (left + right) / 2
+    expected = model_features(model, [mono, mono[:20_000]], 24_000).pooled
+    for given in (
+        [(stereo, 24_000), (stereo[:, :20_000], 24_000.0)],
+        ((stereo.numpy(), np.int64(24_000)), (stereo[:, :20_000].double().numpy(), 24_000)),
+        [(mono, 24_000), (mono[None, :20_000].numpy(), 24_000)],
+        [{"array": wave, "sampling_rate": 24_000} for wave in (stereo, mono[:20_000])],
+    ):
+        assert_close(model_features(model, given).pooled, expected, rtol=0, atol=1e-5)
+        # The rate of other recordings says nothing about these.
+        assert_close(model_features(model, given, 8_000).pooled, expected, rtol=0, atol=1e-5)
+    alone = model_features(model, (stereo, 24_000))
+    assert_close(alone.pooled, expected[:1], rtol=0, atol=1e-5)
+
+    path = tmp_path / "a.wav"
+    soundfile.write(path, to_pcm16(stereo).T.numpy(), 24_000)
+    from_file = model_features(model, path).pooled
+    as_int16 = model_features(model, (to_pcm16(stereo), 24_000)).pooled
+    assert (as_int16 - from_file).norm() < 0.01 * from_file.norm()
+
+
+def test_channels_that_cancel_are_warned_about(small_config, caplog, monkeypatch):
+    monkeypatch.setattr(audio_file, "_warned", set())
+    wave = speech_like(20_000, 5)
+    model_features(MaeAst(small_config()).eval(), [wave, (torch.stack((wave, -wave)), 16_000)])
+    assert caplog.messages == [
+        "waveform 1: its channels are in opposite phase and average to silence; mix it down "
+        "otherwise"
+    ]
+
+
+def test_features_are_printed_as_shapes(small_config):
+    model = MaeAst(small_config()).eval()
+    found = model_features(model, [speech_like(40_000), speech_like(16_000)])
+    assert repr(found) == (
+        "Features(layers=(1, 2), hidden_states=2 x (2, 120, 32), lengths=(2,), times_s=(15,) at "
+        "6.25 Hz, pooled=(2, 2, 256), per_column=8)"
+    )
+    pooled = model_features(model, speech_like(3_000), layers=[1], pooled_only=True)
+    assert repr(pooled) == (
+        "Features(layers=(1,), hidden_states=(), lengths=(1,), times_s=(1,), pooled=(1, 1, 256), "
+        "per_column=8)"
+    )
+
+
 class StereoDecoder:
     """As ``datasets`` 4 gives them, of a sound in the middle."""
 
@@ -307,7 +356,20 @@ def test_a_model_in_training_comes_back_so_and_gives_the_same(small_config):
         (torch.full((16_000,), -3.0), {}, r"waveform 0: peaks at 3; float in \[-1, 1\] is wanted"),
         ([{"sampling_rate": 8_000}], {}, "waveform 0: has the keys sampling_rate; a path"),
         ({"array": torch.zeros(9_000)}, {}, "waveform 0: has 'array' without 'sampling_rate'"),
-        ({"array": torch.zeros(2, 9_000), "sampling_rate": 8_000}, {}, r"0: of shape \(2, 9000\)"),
+        ({"array": torch.zeros(9_000, 2), "sampling_rate": 8_000}, {}, r"0: of shape \(9000, 2\)"),
+        (
+            (torch.zeros(9_000, 2).numpy(), 8_000),
+            {},
+            r"\(9000, 2\); \(channels, .*\(transpose",
+        ),
+        (
+            (torch.zeros(1, 2, 9_000), 8_000),
+            {},
+            r"\(1, 2, 9000\); \(samples,\) or \(channels,",
+        ),
+        ((torch.zeros(2, 9_000), 10), {}, "waveform 0: a sample rate of 10 Hz"),
+        ([torch.zeros(2, 9_000)], {}, r"\(2, 9000\); \(samples,\) is wanted"),
+        (("a.wav", 8_000), {}, r"waveform 0: is of type str; a path, .*is wanted$"),
         (None, {}, "waveform 0: is of type NoneType; a path"),
         ([5], {}, r"waveform 0: of shape \(\)"),
         (torch.zeros(16_000), {"layers": [3]}, r"layers \[3\]; the model has 1 to 2"),

@@ -27,7 +27,6 @@ from mae_ast.core.ssast import Ssast
 from mae_ast.core.vit import Vit
 from mae_ast.core.vit_weights import from_timm, start_from, to_timm
 from mae_ast.core.wrappers import unwrap
-from tests.core.timm_models import import_timm
 from tests.core.vits import FRAME_TOKENS, SMALL, log_mel_like, with_random_weights
 
 HEADS = SMALL["encoder_attention_heads"]
@@ -121,7 +120,7 @@ def test_published_files_tell_sizes_by_their_shapes():
 
 def test_a_ssast_file_has_the_keys_of_its_authors_program(monkeypatch):
     """As s3prl carries it."""
-    timm = import_timm()
+    timm = pytest.importorskip("timm")
     create = timm.create_model
     monkeypatch.setattr(timm, "__version__", "0.4.5")
     monkeypatch.setattr(timm, "create_model", lambda name, **o: create(name[len("vit_") :], **o))
@@ -226,7 +225,7 @@ def test_an_ast_file_of_another_stride_is_refused():
 
 def image_net(distilled: bool) -> Any:
     """timm's network for images of 64 x 64 in three colours."""
-    import_timm()
+    pytest.importorskip("timm")
     from timm.models.deit import VisionTransformerDistilled
     from timm.models.vision_transformer import VisionTransformer
 

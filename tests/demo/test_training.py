@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
+import time
 
 import pytest
 import torch
@@ -60,8 +64,39 @@ def test_an_early_end_is_said(program, saved, tmp_path, updates):
     program(LINES)
     if updates:
         saved(updates)
-    with pytest.raises(SystemExit, match=rf"stopped after {updates} of 3 updates.*goes on"):
+    with pytest.raises(SystemExit, match=rf"stopped after {updates} of 3 updates.*resumes"):
         training.train(tmp_path, tmp_path, 3)
+
+
+def test_ctrl_c_lets_the_training_save(program, saved, tmp_path, capsys):
+    """The signal reaches this process alone, and the training only from there."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored if tests run in the background
+    program("""
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("saved")))
+signal.signal(signal.SIGINT, lambda *_: sys.exit(9))
+print("up", flush=True)
+time.sleep(60)
+""")
+    saved(2)
+    thread = threading.Thread(target=interrupt_when_up, args=(tmp_path / "train.log",))
+    thread.start()
+    try:
+        with pytest.raises(SystemExit) as end:
+            training.train(tmp_path, tmp_path, 3)
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
+    assert end.value.code == 0
+    assert (tmp_path / "train.log").read_text() == "up\nsaved\n"
+    assert "stopped after 2 of 3 updates; the same command resumes" in capsys.readouterr().out
+
+
+def interrupt_when_up(log):
+    end = time.monotonic() + 30
+    while not (log.is_file() and log.read_text()) and time.monotonic() < end:
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_failure_names_the_log(program, tmp_path):

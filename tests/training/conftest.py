@@ -147,8 +147,10 @@ class Training:
         self.temporary = tempfile.TemporaryDirectory(prefix="t")
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as out, log.with_suffix(".stderr").open("wb") as errors:
+            # Where the tests run in the background, they ignore Ctrl-C; what they start does not.
+            heeding = ("env", "--default-signal=INT")
             self.process = subprocess.Popen(
-                command,
+                command if isinstance(command, str) else [*heeding, *command],
                 shell=isinstance(command, str),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -197,8 +199,16 @@ class Training:
             assert time.monotonic() < end, f"still waits after {deadline_s} s:\n{self.tail}"
             time.sleep(0.01)
 
+    def wait_for_error(self, line: str, deadline_s: float = DEADLINE_S) -> None:
+        """Until that line is on stderr."""
+        end = time.monotonic() + deadline_s
+        while line not in self.errors.splitlines():
+            assert self.process.poll() is None, f"ended too early:\n{self.tail}"
+            assert time.monotonic() < end, f"still waits after {deadline_s} s:\n{self.tail}"
+            time.sleep(0.01)
+
     def signal_group(self, number: signal.Signals) -> None:
-        """Signal the program and its data workers at once, as a cluster does."""
+        """Signal the program and its data workers at once, as a cluster or a terminal does."""
         os.killpg(self.process.pid, number)
 
     def kill(self) -> None:
@@ -317,13 +327,13 @@ def train_here(
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from mae_ast import plugin
+    from mae_ast import plugin, stop_request
 
     plugin.register()
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.chdir(tmp_path)
     caplog.set_level(logging.INFO)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    handlers = {number: signal.getsignal(number) for number in stop_request.SIGNALS}
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
@@ -351,7 +361,7 @@ def fp16_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let fairseq train in float16 on a CPU, where it fails at the first overflow."""
     from mae_ast import fairseq_distributed
 
-    monkeypatch.setattr(fairseq_distributed, "check_devices", lambda cfg: None)
+    monkeypatch.setattr(fairseq_distributed, "configure_devices", lambda cfg: None)
 
 
 @pytest.fixture

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from .conftest import LAUNCHER, Start, Training
 
+TWO = "distributed_training.distributed_world_size=2"
+
 
 def rank_overrides(rank: int, port: int) -> tuple[str, ...]:
     """Overrides of one of two ranks."""
     return (
-        "distributed_training.distributed_world_size=2",
+        TWO,
         f"distributed_training.distributed_rank={rank}",
         "distributed_training.distributed_no_spawn=true",
         f"distributed_training.distributed_init_method=tcp://localhost:{port}",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -23,8 +24,8 @@ from mae_ast.core.vit import Vit
 from mae_ast.core.vit_weights import from_timm, start_from
 from mae_ast.finetuned import FineTuned, load_finetuned
 from mae_ast.train_command import train_command
-from tests.core.timm_models import import_timm
 from tests.core.vits import with_random_weights
+from tests.web_server import WebServer
 
 from .classification import (
     TINY_AST,
@@ -97,7 +98,7 @@ def refusal(start: Finetune, *overrides: str) -> str:
 
 def image_net(heads: int = 1, distilled: bool = True) -> Any:
     """timm's network for images of 64 x 64 in three colours, as small as ``TINY_AST``."""
-    import_timm()
+    pytest.importorskip("timm")
     from timm.models.deit import VisionTransformerDistilled
     from timm.models.vision_transformer import VisionTransformer
 
@@ -109,8 +110,7 @@ def image_net(heads: int = 1, distilled: bool = True) -> Any:
 @pytest.fixture
 def timm_has(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[Any]]:
     """Let timm give a network of any name, or raise an error; what it was asked for."""
-    import_timm()
-    import timm
+    timm = pytest.importorskip("timm")
 
     def has(found: Any) -> list[Any]:
         asked = []
@@ -333,9 +333,22 @@ def test_sizes_that_do_not_fit_are_named(
 def test_names_that_timm_does_not_have(finetune: Finetune, timm_has: Any) -> None:
     text = refusal(finetune, "model.checkpoint=timm:deit_tiny_destilled_patch16_224")
     assert "has no model 'deit_tiny_destilled_patch16_224'; it has deit_tiny_distilled" in text
-    timm_has(ConnectionError("no route to host\nmore of it"))
-    text = refusal(finetune, f"model.checkpoint=timm:{NAME}")
-    assert f"timm:{NAME}: its weights are not to be had (no route to host)" in text
+
+
+@pytest.mark.parametrize("is_online", [True, False])
+def test_weights_of_timm_that_cannot_be_loaded(
+    is_online: bool, finetune: Finetune, timm_has: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with WebServer() as server:
+        if not is_online:
+            server.server_close()
+        hub = server.url("")
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub)
+        asked = timm_has(ConnectionError("no such file\nmore of it"))
+        text = refusal(finetune, f"model.checkpoint=timm:{NAME}")
+    assert asked == [(NAME, True)]
+    reason = "(no such file)" if is_online else f"({hub} does not answer; "
+    assert f"timm:{NAME}: cannot load its weights {reason}" in text
 
 
 def test_timm_is_missing(finetune: Finetune, monkeypatch: pytest.MonkeyPatch) -> None:

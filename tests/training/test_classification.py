@@ -118,7 +118,7 @@ def test_several_labels(finetune: Finetune, tmp_path: Path) -> None:
     log = finetune(
         data,
         *(*SOON, "optimization.max_update=60", "criterion.label_smoothing=0"),
-        *("task.multi_label=true", "checkpoint.best_checkpoint_metric=mAP", "task.balanced=true"),
+        *("task.multi_label=true", "task.balanced=true"),
     )
     last = log["valid"][-1]
     assert float(last["valid_mAP"]) > 0.85
@@ -126,6 +126,36 @@ def test_several_labels(finetune: Finetune, tmp_path: Path) -> None:
     assert float(last["valid_d_prime"]) > 1
     assert "valid_accuracy" not in last
     assert load_finetuned(tmp_path).description.independent
+    # The best checkpoint is chosen by mAP, without a key for that.
+    saved = torch.load(tmp_path / "checkpoints/checkpoint_best.pt", weights_only=True)
+    for section in ("checkpoint", "task"):
+        assert saved["cfg"][section]["best_checkpoint_metric"] == "mAP"
+    assert saved["cfg"]["checkpoint"]["maximize_best_checkpoint_metric"] is True
+
+
+@pytest.mark.parametrize(
+    ("preset", "multi_label", "metric", "independent"),
+    [("esc50", True, "mAP", True), ("audioset", False, "accuracy", False)],
+)
+def test_labels_bring_metric_and_loss_in_any_preset(
+    finetune: Finetune,
+    tmp_path: Path,
+    preset: str,
+    multi_label: bool,
+    metric: str,
+    independent: bool,
+) -> None:
+    """The preset is made for the other kind of labels; one key says that these differ."""
+    log = finetune(
+        write_corpus(tmp_path / "data", multi_label),
+        *("optimization.max_update=2", "dataset.validate_interval_updates=1"),
+        "checkpoint.save_interval_updates=1",
+        f"task.multi_label={str(multi_label).lower()}",
+        preset=preset,
+    )
+    scores = [float(line[f"valid_{metric}"]) for line in log["valid"]]
+    assert float(log["valid"][-1][f"valid_best_{metric}"]) == max(scores)
+    assert load_finetuned(tmp_path).description.independent is independent
 
 
 def test_validation_equals_what_the_saved_classifier_says(
@@ -251,7 +281,8 @@ def test_a_run_goes_on_digit_for_digit(finetune: Finetune, tones: Path, tmp_path
         *("task.noise_snr_db=20", "task.balanced=true", "task.max_sample_size=5000"),
         *("model.dropout=0.1", "dataset.validate_interval=1"),
         # Three updates an epoch; what is saved lies within one, after validations.
-        *("optimization.max_update=8", "lr_scheduler._name=fixed", "~lr_scheduler.min_lr"),
+        # The rate follows a period of its own, whatever the number of updates.
+        *("optimization.max_update=8", "lr_scheduler.lr_period_updates=20"),
     )
     whole = finetune(tones, *varied, "checkpoint.save_dir=whole")["train_inner"]
     finetune(tones, *varied, "checkpoint.save_dir=parts", "optimization.max_update=5")
@@ -415,7 +446,10 @@ def test_other_classes_than_in_the_checkpoint(
         ("model.head=deep", "head kind 'deep'; it is one of linear, mlp"),
         ("optimizer._name=adam", "optimizer._name=mae_ast_adamw"),
         ("task.mixup=2", "mixup=2"),
-        ("checkpoint.best_checkpoint_metric=mAP", "metric=mAP: validation says loss, accuracy"),
+        (
+            "checkpoint.best_checkpoint_metric=mAP",
+            "metric=mAP: validation says loss, accuracy; auto chooses",
+        ),
         ("criterion.loss=hinge", "criterion.loss='hinge'"),
         ("optimizer.adam_betas=0.9", "optimizer.adam_betas=0.9"),
     ],
@@ -430,33 +464,8 @@ def test_settings_that_cannot_be(
 
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in FINETUNE_DIR.glob("*.yaml")))
-def test_presets_run_and_list_every_key(finetune: Finetune, preset: str, tmp_path: Path) -> None:
-    from mae_ast.criterions.classification import ClassificationCriterionConfig
-    from mae_ast.models.ast import AstModelConfig
-    from mae_ast.models.classifier import MaeAstClassifierConfig
-    from mae_ast.optim.adamw import AdamWConfig
-    from mae_ast.tasks.mae_ast_classification import MaeAstClassificationConfig
-
+def test_presets_run(finetune: Finetune, preset: str, tmp_path: Path) -> None:
     settings = yaml.safe_load((FINETUNE_DIR / f"{preset}.yaml").read_text())
-    inherited = {
-        "_name",
-        "seed",
-        "train_subset",
-        "best_checkpoint_metric",
-        "optimizer",
-        "lr",
-        "rebuild_batches",
-    }
-    models = {"ast": AstModelConfig, "mae_ast_classifier": MaeAstClassifierConfig}
-    for section, config in (
-        ("task", MaeAstClassificationConfig),
-        ("model", models[settings["model"]["_name"]]),
-        ("criterion", ClassificationCriterionConfig),
-        ("optimizer", AdamWConfig),
-    ):
-        fields = set(config.__dataclass_fields__) - inherited
-        assert set(settings[section]) - {"_name"} == fields, section
-
     data = write_corpus(tmp_path / "data", multi_label=settings["task"]["multi_label"])
     network: tuple[str, ...] = ()
     if preset.startswith("ast_"):
@@ -467,5 +476,50 @@ def test_presets_run_and_list_every_key(finetune: Finetune, preset: str, tmp_pat
         network = (f"model.checkpoint={write_tiny_audio_mae(tmp_path / 'audio_mae.pth')}",)
     soon = ("optimization.max_update=2", "checkpoint.no_save=true")
     log = finetune(data, *soon, *network, preset=preset)
-    metric = settings["checkpoint"]["best_checkpoint_metric"]
+    metric = "mAP" if settings["task"]["multi_label"] else "accuracy"
     assert np.isfinite(float(log["valid"][-1][f"valid_{metric}"]))
+
+
+# --- how layers are computed --------------------------------------------------------------------
+
+FOUR = ("optimization.max_update=4", "model.precision=float32", "dataset.disable_validation=true")
+
+
+@pytest.mark.parametrize("system", ["mae_ast", "ssast"])
+def test_checkpointed_layers_give_the_same_losses(
+    finetune: Finetune, tones: Path, tmp_path: Path, system: str
+) -> None:
+    start = (f"model.checkpoint={write_tiny_ssast(tmp_path / 's.pth')}",) * (system == "ssast")
+    dropout = ("model.dropout=0.1", "model.attention_dropout=0.1", "checkpoint.no_save=true")
+    losses = [
+        [update["loss"] for update in finetune(tones, *start, *FOUR, *dropout, key)["train_inner"]]
+        for key in ("model.checkpoint_activations=false", "model.checkpoint_activations=true")
+    ]
+    assert len(losses[0]) == 4
+    assert losses[0] == losses[1]
+
+
+def test_compiled_layers_give_the_same_losses_and_checkpoint(
+    finetune: Finetune, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through torch's compiler, whose code generator is left out: it takes a minute."""
+    compiled = []
+    compile_function = torch.compile
+
+    def traced(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        compiled.append(function)
+        result: Callable[..., torch.Tensor] = compile_function(function, backend="aot_eager")
+        return result
+
+    monkeypatch.setattr(torch, "compile", traced)
+    short = ("task.max_sample_size=4800", *FOUR)  # all clips are longer: batches of one shape
+    losses, states = [], []
+    for value in ("false", "true"):
+        run = tmp_path / value
+        log = finetune(tones, *short, f"model.compile={value}", f"checkpoint.save_dir={run}")
+        losses.append([float(update["loss"]) for update in log["train_inner"]])
+        states.append(weights(run / "checkpoint_last.pt"))
+    assert len(compiled) == 2  # layers of the encoder
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    assert states[1].keys() == states[0].keys()
+    assert load_finetuned(tmp_path / "true").labels == LABELS

@@ -1,4 +1,4 @@
-"""``mae-ast finetune`` as a program: killed and started again, and in two processes."""
+"""``mae-ast finetune`` as a program: killed, stopped, and in two processes; then resumed."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from dataclasses import dataclass
 
 import pytest
 
+from mae_ast.stop_request import SAVING
 from mae_ast.train_command import train_command
 
 from .classification import write_corpus, write_pretrained
 from .conftest import Training
-from .ranks import free_port, rank_overrides
+from .ranks import TWO, free_port, rank_overrides
 
-MAX_UPDATE = 11
+MAX_UPDATE = 16
 RUN = (
     *("common.cpu=true", "common.log_interval=1", "common.tensorboard_logdir=null"),
     # 36 clips make 9 batches and, of the two processes' pairs, 5 updates an epoch.
     *("dataset.num_workers=1", "dataset.batch_size=4", "dataset.validate_interval=1"),
     *("task.multi_label=true", "task.balanced=true", "task.mixup=0.5", "task.shift_samples=500"),
     *("task.noise_snr_db=20", "task.max_sample_size=5000", "criterion.label_smoothing=0"),
-    *("checkpoint.best_checkpoint_metric=mAP", "lr_scheduler.warmup_updates=2"),
+    "lr_scheduler.warmup_updates=2",
     f"optimization.max_update={MAX_UPDATE}",
 )
 FIGURES = ("valid_loss", "valid_mAP", "valid_mAUC", "valid_d_prime", "valid_best_mAP")
@@ -30,9 +31,8 @@ FIGURES = ("valid_loss", "valid_mAP", "valid_mAUC", "valid_d_prime", "valid_best
 @dataclass(frozen=True)
 class Runs:
     whole: Training
-    killed: Training
-    resumed: Training
-    signalled: list[Training]
+    parts: list[Training]  # the first is killed, the second one stopped by Ctrl-C
+    stopped: Training
     ranks: list[Training]
 
 
@@ -60,29 +60,34 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
         killed.wait_for_update(7)
         killed.process.kill()
         killed.wait()
-        signalled = start_ranks()
-        signalled[0].wait_for_update(3)
-        signalled[1].process.send_signal(signal.SIGUSR1)
-        for rank in signalled:
-            rank.finish()
+        interrupted = start("parts", pairs)
+        stopped = start("ranks", TWO)
+        for run, update in ((interrupted, 6), (stopped, 3)):
+            run.wait_for_update(update)
+            run.signal_group(signal.SIGINT)
+            run.finish()
         ranks = start_ranks()
         whole.finish()
-        resumed = start("parts", pairs).finish()
-        yield Runs(whole, killed, resumed, signalled, [rank.finish() for rank in ranks])
+        parts = [killed, interrupted, start("parts", pairs).finish()]
+        yield Runs(whole, parts, stopped, [rank.finish() for rank in ranks])
     finally:
         for run in running:
             run.kill()
 
 
-def test_a_killed_run_goes_on_digit_for_digit(runs: Runs) -> None:
+def test_a_killed_and_a_stopped_run_resume_digit_for_digit(runs: Runs) -> None:
     assert sorted(runs.whole.updates) == list(range(1, MAX_UPDATE + 1))
-    first = min(runs.resumed.updates)
-    assert first == 6  # after the first epoch
-    for run in (runs.killed, runs.resumed):
+    _, interrupted, last = runs.parts
+    assert min(interrupted.updates) == 6  # after the first epoch
+    assert min(last.updates) == max(interrupted.updates) + 1
+    for run in runs.parts:
         for number, values in run.updates.items():
             assert values == runs.whole.updates[number], number
-    whole, resumed = (run.stats("valid") for run in (runs.whole, runs.resumed))
-    assert len(whole) == 3
+    for run in (interrupted, runs.stopped):
+        assert run.errors.splitlines().count(SAVING) == 1
+        assert "Traceback" not in run.output
+    whole, resumed = (run.stats("valid") for run in (runs.whole, last))
+    assert len(whole) == 4
     for one, other in zip(whole[-len(resumed) :], resumed, strict=True):
         assert {k: one[k] for k in FIGURES if k in one} == {
             k: other[k] for k in FIGURES if k in other
@@ -92,7 +97,7 @@ def test_a_killed_run_goes_on_digit_for_digit(runs: Runs) -> None:
 
 def test_two_processes_that_resume_train_and_validate_as_one(runs: Runs) -> None:
     assert runs.ranks[1].updates == {}  # only the first process prints
-    before, after = runs.signalled[0], runs.ranks[0]
+    before, after = runs.stopped, runs.ranks[0]
     assert max(before.updates) + 1 == min(after.updates)
     found = before.updates | after.updates
     for number, values in runs.whole.updates.items():

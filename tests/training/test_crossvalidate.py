@@ -101,8 +101,8 @@ def stop_in(run: Training, fold: str, number: int) -> int:
 
 def test_folds_in_turn_stopped_and_gone_on_with(programs: Programs) -> None:
     first = programs.start()
-    assert stop_in(first, "fold2", signal.SIGTERM) == 0, first.tail
-    assert "ended on SIGTERM; the same command goes on from here" in first.output
+    assert stop_in(first, "fold2", signal.SIGINT) == 0, first.tail
+    assert "stopped on SIGINT; the same command resumes" in first.output
     assert programs.updates("fold1") == UPDATES
     assert 3 <= programs.updates("fold2") < UPDATES
     assert not (programs.out / "folds.csv").exists()

@@ -1,10 +1,14 @@
-"""Settings that this machine's devices do not support are refused in one line."""
+"""Devices: settings that they do not support are refused, several processes run on a CPU."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import pickle
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +20,10 @@ from tensorboardX import SummaryWriter
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from mae_ast import fairseq_distributed, plugin, stop_request
-from mae_ast.fairseq_distributed import check_devices
+from mae_ast.fairseq_distributed import configure_devices
 
 from .conftest import LAUNCHER, ONLY_TRAINING, Start, write_clips
-from .ranks import rank_overrides
+from .ranks import TWO, rank_overrides
 
 
 def settings(*overrides: str) -> Any:
@@ -30,6 +34,8 @@ def settings(*overrides: str) -> Any:
             "distributed_init_method": None,
             "distributed_no_spawn": False,
             "distributed_backend": "nccl",
+            "distributed_rank": 0,
+            "distributed_port": -1,
             "ddp_backend": "pytorch_ddp",
         },
     }
@@ -40,7 +46,6 @@ SLURM = {
     "SLURM_JOB_NODELIST": "host1",
     **{"SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"},
 }
-TWO = "distributed_training.distributed_world_size=2"
 ON_CPU = tuple(each for each in rank_overrides(0, 1234) if "rank=" not in each)
 
 
@@ -49,15 +54,7 @@ ON_CPU = tuple(each for each in rank_overrides(0, 1234) if "rank=" not in each)
     [
         (0, ["common.fp16=true"], ["common.fp16=true needs a GPU", "none here"]),
         (1, ["common.fp16=true", "common.cpu=true"], ["common.fp16=true", "common.cpu=true"]),
-        (0, [TWO], [f"{TWO} needs as many GPUs", "ddp_backend=legacy_ddp"]),
-        # fairseq would start no process at all, and report success.
-        (0, [TWO, "distributed_training.distributed_init_method=tcp://host:1"], [TWO, "no_spawn"]),
-        (
-            2,
-            [*ON_CPU, "common.cpu=true", "distributed_training.distributed_backend=nccl"],
-            ["gloo"],
-        ),
-        (0, [*ON_CPU, "distributed_training.ddp_backend=pytorch_ddp"], ["legacy_ddp"]),
+        (0, [TWO, "distributed_training.ddp_backend=slowmo"], ["slowmo needs GPUs", "legacy_ddp"]),
         (1, [TWO], [f"{TWO}, but this machine has 1 GPUs", "torchrun or SLURM"]),
     ],
 )
@@ -67,7 +64,7 @@ def test_settings_that_cannot_work(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: num_gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
     with pytest.raises(SystemExit) as refusal:
-        check_devices(settings(*overrides))
+        configure_devices(settings(*overrides))
     message = str(refusal.value.code)
     assert message.startswith("mae-ast: error: ")
     assert "\n" not in message
@@ -80,6 +77,8 @@ def test_settings_that_cannot_work(
     [
         (0, []),
         (0, ["common.cpu=true"]),
+        (0, [TWO]),
+        (2, [TWO, "common.cpu=true"]),
         (0, ON_CPU),
         (1, [*ON_CPU, "common.cpu=true"]),
         (1, ["common.fp16=true"]),
@@ -92,7 +91,101 @@ def test_settings_that_work(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: num_gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
-    check_devices(settings(*overrides))
+    configure_devices(settings(*overrides))
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+
+
+def full_settings(*overrides: str) -> Any:
+    """With all of fairseq's keys."""
+    cfg = settings(*overrides)
+    cfg.distributed_training = OmegaConf.merge(
+        OmegaConf.structured(DistributedTrainingConfig), cfg.distributed_training
+    )
+    return cfg
+
+
+@dataclass
+class Spawned:
+    """The processes that would be started, and their settings."""
+
+    count: int
+    training: Any
+    threads: str
+    gpus: str
+
+
+def spawned(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Spawned:
+    found = []
+
+    def spawn(main: Any, arguments: Any, nprocs: int, **_: Any) -> Any:
+        training = arguments[1].distributed_training
+        environment = os.environ["OMP_NUM_THREADS"], os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+        found.append(Spawned(nprocs, training, *environment))
+        return SimpleNamespace(join=lambda: True)
+
+    monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
+    monkeypatch.setattr(stop_request, "launches", lambda: None)
+    cfg = full_settings(*overrides)
+    configure_devices(cfg)
+    fairseq_distributed._launched(lambda *_: pytest.fail("not spawned"))(cfg, lambda: None)
+    return found[0]
+
+
+@pytest.mark.parametrize(("num_gpus", "overrides"), [(0, [TWO]), (1, [TWO, "common.cpu=true"])])
+def test_several_processes_share_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, num_gpus: int, overrides: list[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: num_gpus > 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    os.environ.pop("OMP_NUM_THREADS", None)
+    run = spawned(monkeypatch, *overrides)
+    assert run.count == 2
+    assert run.training.distributed_backend == "gloo"
+    assert run.training.ddp_backend == "legacy_ddp"
+    assert run.training.distributed_init_method.startswith("tcp://localhost:")
+    assert run.threads == "4"
+    assert run.gpus == ""
+    assert spawned(monkeypatch, *overrides).threads == "4"  # as it is set
+
+
+def test_a_port_that_is_given_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fairseq alone looks for no other process then, and trains with half of the batches."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = spawned(monkeypatch, TWO, "distributed_training.distributed_port=29671")
+    assert run.training.distributed_init_method == "tcp://localhost:29671"
+
+
+def test_a_rank_is_for_a_command_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match=r"distributed_rank=1 .*\.distributed_no_spawn=true"):
+        spawned(monkeypatch, TWO, "distributed_training.distributed_rank=1")
+
+
+@pytest.mark.parametrize("tasks", ["1", "2"])
+def test_slurm_gives_ranks_on_a_cpu(monkeypatch: pytest.MonkeyPatch, tasks: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(subprocess, "check_output", lambda _: b"host1")
+    os.environ.update({**SLURM, "SLURM_NTASKS_PER_NODE": tasks})
+    cfg = full_settings(TWO, "distributed_training.distributed_port=1234")
+    count = fairseq_distributed._infer_ranks(cfg)
+    assert count == (2 if tasks == "1" else 0)
+    assert cfg.distributed_training.distributed_world_size == 2
+    assert cfg.distributed_training.distributed_init_method == "tcp://host1:1234"
+    assert cfg.distributed_training.distributed_rank == (0 if tasks == "1" else 1)
+
+
+def test_torchrun_gives_ranks_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    os.environ.update({"MASTER_ADDR": "localhost", "MASTER_PORT": "1"})
+    os.environ.update({"WORLD_SIZE": "3", "RANK": "2"})
+    cfg = full_settings(TWO)
+    assert fairseq_distributed._infer_ranks(cfg) == 0
+    assert cfg.distributed_training.distributed_world_size == 3
+    assert cfg.distributed_training.distributed_rank == 2
 
 
 def test_torchrun_says_where_the_other_processes_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,10 +193,10 @@ def test_torchrun_says_where_the_other_processes_are(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for key in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK"):
         monkeypatch.setenv(key, "2")
-    check_devices(settings(TWO))
+    configure_devices(settings(TWO))
 
 
-@pytest.mark.parametrize("override", ["common.fp16=true", TWO])
+@pytest.mark.parametrize("override", ["common.fp16=true"])
 def test_the_command_ends_with_one_line(tmp_path: Path, start: Start, override: str) -> None:
     write_clips(tmp_path, "train", [1.0])
     run = start(tmp_path, *ONLY_TRAINING, override, program=LAUNCHER, HYDRA_FULL_ERROR="0")
@@ -119,13 +212,15 @@ def test_a_process_that_was_spawned_ends_its_launcher_without_a_traceback(
 ) -> None:
     """It has said why; on a signal while it was starting, the launcher ends in peace."""
 
-    def ended(cfg: Any, main: Any) -> None:
+    def ended(*_: Any) -> None:
         raise ProcessExitedException("text", 3, 4, 5, signal_name)
 
-    told = "distributed_training.distributed_init_method=tcp://host:1"
+    monkeypatch.setattr(fairseq_distributed, "_spawn", ended)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(stop_request, "launches", lambda: None)
     monkeypatch.setattr(stop_request, "is_requested", lambda: True)
     with pytest.raises(SystemExit) as end:
-        fairseq_distributed._launched(ended)(settings(TWO, told), lambda: None)
+        fairseq_distributed._launched(lambda *_: None)(full_settings(TWO), lambda: None)
     code = end.value.code
     assert (code == 0) if status == 0 else str(code).startswith("mae-ast: error: process 3 of")
 
@@ -151,18 +246,33 @@ def test_only_a_process_that_spawns_others_waits_for_them_without_a_limit(
     monkeypatch.setattr(subprocess, "check_output", lambda _: b"host1")
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
-    cfg = settings(TWO)
-    cfg.distributed_training = OmegaConf.merge(
-        OmegaConf.structured(DistributedTrainingConfig), cfg.distributed_training
-    )
-    fairseq_distributed._launched(lambda *_: None)(cfg, lambda: None)
+    monkeypatch.setattr(fairseq_distributed, "_spawn", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    fairseq_distributed._launched(lambda *_: None)(full_settings(TWO), lambda: None)
     assert said == ([] if expected is None else [expected])
 
 
-def test_processes_that_are_spawned_import_the_patch_by_its_name() -> None:
+def test_processes_that_are_spawned_are_patched() -> None:
+    """Also where the program that spawns them imports nothing of this package."""
     plugin.register()
     assert hasattr(utils.distributed_main, "__wrapped__")
-    assert pickle.loads(pickle.dumps(utils.distributed_main)) is utils.distributed_main
+    named = pickle.dumps(fairseq_distributed.spawned_rank)
+    assert pickle.loads(named) is fairseq_distributed.spawned_rank
+
+
+def test_data_workers_of_a_process_that_was_spawned_are_forked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in a single process; spawned ones import PyTorch and fairseq, in each epoch."""
+    default = multiprocessing.get_start_method()
+    monkeypatch.setattr(multiprocessing, "parent_process", multiprocessing.current_process)
+    found = []
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        fairseq_distributed._joined(lambda: found.append(multiprocessing.get_start_method()))()
+    finally:
+        multiprocessing.set_start_method(None, force=True)
+    assert found == [default]
 
 
 def test_a_process_closes_its_tensorboard_writers_before_it_exits(tmp_path: Path) -> None:

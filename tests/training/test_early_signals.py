@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def watch(event, arguments):
     global left
     if left and event == kind and os.path.basename(str(arguments[0])) == name:
         left = 0
-        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.Signals[os.environ.get("SIGNAL", "SIGUSR1")])
 
 sys.addaudithook(watch)
 """
@@ -80,12 +81,19 @@ def test_a_process_that_waits_for_one_that_is_gone_ends_in_time(
     assert "Traceback" not in run.output
 
 
-def test_a_process_alone_ends_at_once(corpus: Path, start: Start, hook: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [(signal.SIGUSR1, "open:train.tsv"), (signal.SIGINT, "import:fairseq_cli")],
+)
+def test_a_process_alone_ends_at_once(
+    corpus: Path, start: Start, hook: Path, number: signal.Signals, moment: str
+) -> None:
     run = start(
         corpus,
         *RUN,
         program=LAUNCHER,
-        SIGNAL_AT="open:train.tsv",
+        SIGNAL=number.name,
+        SIGNAL_AT=moment,
         PYTHONPATH=with_package(hook),
     ).finish()
     assert run.errors.splitlines()[-1].startswith("mae-ast: ended on a signal before the first")

@@ -155,13 +155,15 @@ def test_workers_that_differ_have_not_diverged(
 
 
 @pytest.fixture
-def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]]:
+def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """``stop_request.listen``, as in a new process, but without a limit on the time it takes."""
     before = {number: signal.getsignal(number) for number in stop_request.SIGNALS}
     pipe = signal.set_wakeup_fd(-1)
     monkeypatch.setattr(stop_request, "_watch", lambda: None)
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    for flag in ("_requested", "_alone", "_training"):
+    monkeypatch.setattr(stop_request, "_pids", {})
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
+    for flag in ("_requested", "_alone", "_training", "_launching", "_interrupted", "_counting"):
         monkeypatch.setattr(stop_request, flag, threading.Event())
     yield stop_request.listen
     signal.set_wakeup_fd(pipe)
@@ -169,21 +171,21 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("forward", [False, True])
+@pytest.mark.parametrize("number", stop_request.SIGNALS)
 def test_nothing_to_save_and_nobody_to_wait_for(
-    listening: Callable[[bool], None], forward: bool
+    listening: Callable[[], None], number: signal.Signals
 ) -> None:
-    listening(forward)
+    listening()
     stop_request.trains_alone()
     with pytest.raises(SystemExit) as end:
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
     assert end.value.code == 0
 
 
 def test_a_signal_during_imports_ends_a_process_once_it_is_known_to_train_alone(
-    listening: Callable[[bool], None],
+    listening: Callable[[], None],
 ) -> None:
-    listening(False)
+    listening()
     signal.raise_signal(signal.SIGTERM)
     assert stop_request.is_requested()
     with pytest.raises(SystemExit) as end:
@@ -191,32 +193,121 @@ def test_a_signal_during_imports_ends_a_process_once_it_is_known_to_train_alone(
     assert end.value.code == 0
 
 
-def test_an_update_that_has_begun_is_finished(listening: Callable[[bool], None]) -> None:
-    listening(False)
+def test_an_update_that_has_begun_is_finished(listening: Callable[[], None]) -> None:
+    listening()
     stop_request.trains_alone()
     stop_request.begin_update()
     signal.raise_signal(signal.SIGTERM)
     assert stop_request.is_requested()
 
 
-def test_a_launcher_hands_signals_on(
-    listening: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told = []
-    child = type("Child", (), {"pid": 7})()
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Signals that a process sends to its only child."""
+    told: list[tuple[int, int]] = []
+    child = type("Child", (), {"pid": 7, "kill": lambda _: told.append((7, signal.SIGKILL))})()
     monkeypatch.setattr(multiprocessing, "active_children", lambda: [child])
     monkeypatch.setattr(os, "kill", lambda *arguments: told.append(arguments))
-    listening(True)
-    signal.raise_signal(signal.SIGUSR1)
-    assert told == [(7, signal.SIGUSR1)]
+    return told
+
+
+@pytest.mark.parametrize(
+    ("number", "forwarded"),
+    [(signal.SIGUSR1, signal.SIGUSR1), (signal.SIGINT, signal.SIGTERM)],
+)
+def test_a_launcher_forwards_signals(
+    listening: Callable[[], None],
+    told: list[tuple[int, int]],
+    number: signal.Signals,
+    forwarded: signal.Signals,
+) -> None:
+    """SIGINT as another one: processes that it started get it from a terminal, too."""
+    listening()
+    stop_request.launches()
+    signal.raise_signal(number)
+    assert told == [(7, forwarded)]
+
+
+def test_a_trainer_does_not_end_its_data_workers(
+    listening: Callable[[], None], told: list[tuple[int, int]]
+) -> None:
+    listening()
+    stop_request.begin_update()
+    signal.raise_signal(signal.SIGTERM)
+    assert stop_request.is_requested()
+    assert told == []
+
+
+def test_a_signal_while_processes_are_started_reaches_them(
+    listening: Callable[[], None], told: list[tuple[int, int]]
+) -> None:
+    listening()
+    stop_request.launches()
+    with stop_request.spawning():
+        signal.raise_signal(signal.SIGTERM)
+        assert told == []  # deferred
+    assert set(told) == {(7, signal.SIGTERM)}
 
 
 def test_processes_that_a_launcher_starts_later_know_of_the_signal(
-    listening: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+    listening: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listening(True)
+    listening()
     signal.raise_signal(signal.SIGUSR1)
     monkeypatch.setattr(stop_request, "_requested", threading.Event())  # as in a new process
     monkeypatch.setattr(stop_request, "_count_down", lambda: None)
-    listening(True)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    listening()
     assert stop_request.is_requested()
+
+
+def test_a_spawned_process_leaves_ctrl_c_to_its_launcher(
+    listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listening(spawned=True)
+    signal.raise_signal(signal.SIGINT)
+    stop_request._notice(signal.SIGINT)
+    stop_request._notice(signal.SIGINT)
+    assert not stop_request.is_requested()
+    monkeypatch.setattr(os, "getppid", lambda: 1)  # torch sends SIGINT if the launcher is killed
+    signal.raise_signal(signal.SIGINT)
+    assert stop_request.is_requested()
+
+
+def test_a_second_ctrl_c_kills_children_and_exits(
+    listening: Callable[[], None],
+    told: list[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def exit_with(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "_exit", exit_with)
+    monkeypatch.setattr(stop_request, "_count_down", lambda: None)
+    listening()
+    stop_request.begin_update()
+    stop_request._notice(signal.SIGINT)
+    assert capfd.readouterr().err == f"{stop_request.SAVING}\n"
+    with pytest.raises(SystemExit) as end:
+        stop_request._notice(signal.SIGINT)
+    assert end.value.code == 130
+    assert told == [(7, signal.SIGKILL)]
+    assert capfd.readouterr().err == f"{stop_request.AT_ONCE}\n"
+
+
+def test_an_ignored_ctrl_c_stays_ignored(listening: Callable[[], None]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    listening()
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) is stop_request._request
+
+
+def test_a_sweep_ends_with_the_job_that_was_stopped(listening: Callable[[], None]) -> None:
+    listening()
+    stop_request.begin_training()
+    stop_request.begin_update()
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(SystemExit) as end:
+        stop_request.begin_training()
+    assert end.value.code == 0

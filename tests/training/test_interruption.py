@@ -143,7 +143,7 @@ def killed_runs(corpus: Path, start: Start, folder: Path) -> list[Training]:
 def signalled_runs(corpus: Path, start: Start) -> list[Training]:
     """Runs that a cluster asks to end, one after the other, and one that comes to the end."""
     runs: list[Training] = []
-    for number, update in ((signal.SIGUSR1, 7), (signal.SIGTERM, 13)):
+    for number, update in ((signal.SIGUSR1, 5), (signal.SIGTERM, 10), (signal.SIGINT, 15)):
         run = start(corpus, *RUN, out="signalled")
         run.wait_for_update(update)
         # A cluster signals all processes of a job, the data workers among them.
@@ -152,7 +152,7 @@ def signalled_runs(corpus: Path, start: Start) -> list[Training]:
         done = max(run.updates)
         assert update <= done < MAX_UPDATE
         assert last_saved(run.log.parent / "signalled" / "checkpoints") == done
-        assert "the same command goes on from here" in run.output
+        assert "the same command resumes" in run.output
         assert "Traceback" not in run.output
         assert_no_process_is_left(run)
         runs.append(run)

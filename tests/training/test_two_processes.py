@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import torch
 from mae_ast import convert
 from mae_ast.core.config import MaeAstConfig
 from mae_ast.pretrained import PretrainedMaeAst
+from mae_ast.stop_request import SAVING
 
-from .conftest import ONLY_TRAINING, VALUES, WITHOUT_DROPOUT, Start, Training
-from .ranks import start_ranks
+from .conftest import LAUNCHER, ONLY_TRAINING, VALUES, WITHOUT_DROPOUT, Start, Training
+from .ranks import TWO, free_port, start_ranks
+from .test_interruption import assert_no_process_is_left
 
 Train = Callable[..., list[dict[str, str]]]
 Values = dict[int, dict[str, str]]
@@ -148,6 +151,28 @@ def test_a_run_that_is_stopped_at_random_is_the_run_that_never_stopped(
     assert seen == set(uninterrupted.updates)
     assert validated == validation(uninterrupted)
     assert ranks[0].epochs == {epoch: uninterrupted.epochs[epoch] for epoch in ranks[0].epochs}
+
+
+def test_one_command_starts_two_processes_on_a_cpu(
+    corpus: Path, start: Start, ranks_and_one: tuple[list[Training], Training]
+) -> None:
+    """Stopped by Ctrl-C, which all processes get; then torchrun resumes the run."""
+    (uninterrupted, _), _ = ranks_and_one
+    first = start(corpus, *RUN, TWO, out="run", program=LAUNCHER)
+    first.wait_for_update(UPDATES + 1)
+    first.signal_group(signal.SIGINT)
+    first.finish()
+    assert first.errors.splitlines().count(SAVING) == 1
+    assert_no_process_is_left(first)
+    assert UPDATES < max(first.updates) < UPDATES * EPOCHS
+    torchrun = Path(sys.executable).with_name("torchrun")
+    program = (str(torchrun), "--nproc-per-node=2", f"--master-port={free_port()}", "--no-python")
+    second = start(corpus, *RUN, TWO, out="run", program=(*program, *LAUNCHER)).finish()
+    assert min(second.updates) == max(first.updates) + 1
+    assert first.updates | second.updates == uninterrupted.updates
+    assert validation(first) | validation(second) == validation(uninterrupted)
+    for run in (first, second):
+        assert "Traceback" not in run.output
 
 
 def test_two_processes_start_from_weights(corpus: Path, start: Start, train_here: Train) -> None:

@@ -1,0 +1,42 @@
+"""Suggest existing names for a path that does not exist."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from itertools import islice
+from pathlib import Path
+
+MAX_NAMES = 10_000  # in a folder, that are compared
+MAX_SUGGESTED = 3
+
+
+def suggestion(path: str | os.PathLike[str]) -> str:
+    """Return what to add to a message about a path that does not exist.
+
+    Returns:
+        :func:`near_names`; without any, the part of the path that is missing if that is a folder.
+    """
+    missing = _first_missing(Path(path))
+    return near_names(path) or ("" if missing == Path(path) else f"; {missing} does not exist")
+
+
+def near_names(path: str | os.PathLike[str]) -> str:
+    """Return ``; FOLDER has NAME, NAME``, similar names in the nearest existing folder, or ""."""
+    missing = _first_missing(Path(path))
+    folder = missing.parent
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in islice(entries, MAX_NAMES)]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(missing.name, names, n=MAX_SUGGESTED)
+    where = "this folder" if folder == Path() else folder
+    return f"; {where} has {', '.join(near)}" if near else ""
+
+
+def _first_missing(path: Path) -> Path:
+    """Return the beginning of a path that does not exist, of which all but the name does."""
+    while not path.parent.is_dir() and path.parent != path:
+        path = path.parent
+    return path

@@ -1,0 +1,14 @@
+"""Counts with their noun, for messages."""
+
+from __future__ import annotations
+
+
+def plural(count: int, noun: str, many: str | None = None) -> str:
+    """Return a count with its noun in the right number: "1 clip", "0 clips", "1,250 clips".
+
+    Args:
+        count: how many.
+        noun: the singular, such as "clip".
+        many: the plural; default: ``noun`` with an s.
+    """
+    return f"{count:,} {noun if count == 1 else many or f'{noun}s'}"

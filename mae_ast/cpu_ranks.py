@@ -1,0 +1,73 @@
+"""Train several processes on a CPU: gloo instead of NCCL, processes where fairseq counts GPUs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+_THREADS = "OMP_NUM_THREADS"
+# torch's wrapper, fairseq's default, passes device ids and refuses a model on a CPU.
+_NEEDS_DEVICES = ("pytorch_ddp", "c10d")
+_WORKS = ("legacy_ddp", "no_c10d")
+
+
+def configure(training: Any) -> None:
+    """Set what works on a CPU, and hide the GPUs, which fairseq would use for messages.
+
+    Args:
+        training: settings of ``distributed_training.*``.
+
+    Raises:
+        SystemExit: with one line, if the way of averaging gradients needs GPUs.
+    """
+    if training.ddp_backend not in (*_NEEDS_DEVICES, *_WORKS):
+        raise SystemExit(
+            f"mae-ast: error: distributed_training.ddp_backend={training.ddp_backend} needs GPUs; "
+            "on a CPU it is legacy_ddp"
+        )
+    if training.ddp_backend in _NEEDS_DEVICES:
+        training.ddp_backend = _WORKS[0]
+    if training.distributed_backend == "nccl":
+        training.distributed_backend = "gloo"
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def check_ranks(training: Any) -> None:
+    """Refuse a rank given to a command that starts processes for all ranks.
+
+    Raises:
+        SystemExit: with one line that names the setting and what would be right.
+    """
+    if training.distributed_rank and not training.distributed_no_spawn:
+        raise SystemExit(
+            f"mae-ast: error: distributed_training.distributed_rank={training.distributed_rank} on "
+            "a CPU is for one command for each rank; add "
+            "distributed_training.distributed_no_spawn=true"
+        )
+
+
+def num_processes(training: Any) -> int:
+    """Return the number of processes on this machine."""
+    num_machines = int(os.environ.get("SLURM_NNODES", "1"))
+    return max(1, int(training.distributed_world_size) // num_machines)
+
+
+@contextmanager
+def as_devices(count: int) -> Iterator[None]:
+    """Let fairseq derive ranks from the number of processes, as it does from that of GPUs."""
+    before = torch.cuda.device_count, torch.cuda.set_device
+    torch.cuda.device_count = lambda: count
+    torch.cuda.set_device = lambda device: None
+    try:
+        yield
+    finally:
+        torch.cuda.device_count, torch.cuda.set_device = before
+
+
+def share_cores(count: int) -> None:
+    """Give each process that is started from now on its part of the threads, unless it is set."""
+    os.environ.setdefault(_THREADS, str(max(1, torch.get_num_threads() // count)))

@@ -1,0 +1,95 @@
+"""Describe, in one line each, how a run's settings misfit the clips of a manifest."""
+
+from __future__ import annotations
+
+from logging import INFO, WARNING, Logger
+
+import numpy as np
+import torch
+
+from mae_ast.core.audio import SAMPLE_RATE
+from mae_ast.core.encoder import Encoder
+from mae_ast.core.fbank import num_samples_of_frames
+from mae_ast.core.input_stats import are_far, mean_and_std, moments
+from mae_ast.data.audio_clips import MAX_SKIPPED, AudioClips
+from mae_ast.data.bad_files import BadFile
+
+NUM_MEASURED = 32  # clips, spread evenly over the manifest
+MEASURED_S = 10.0  # of each of them
+MIN_USED = 0.5  # ratio of the median clip that a training sees
+
+
+def statistics_warning(clips: AudioClips, encoder: Encoder) -> str | None:
+    """Compare the statistics that an encoder normalises by with those of some clips.
+
+    Args:
+        clips: of the training split.
+        encoder: to be trained.
+
+    Returns:
+        ``None``: they are close, each batch has its own, or no clip can be read.
+    """
+    norm = encoder.batch_norm
+    if norm.update:
+        return None
+    window = encoder.config.window_type
+    total, count = torch.zeros(3, dtype=torch.float64), 0
+    for index in np.unique(np.linspace(0, len(clips) - 1, NUM_MEASURED).astype(np.int64)):
+        samples = clips.read_middle(int(index), round(MEASURED_S * SAMPLE_RATE))
+        if not isinstance(samples, BadFile):
+            total, count = total + moments(samples, window), count + 1
+    try:
+        mean, std = mean_and_std(total)
+    except ValueError:  # unreadable, or silent: other messages tell
+        return None
+    used_mean, used_std = float(norm.running_mean), float(norm.running_var) ** 0.5
+    if not are_far(mean, std, used_mean, used_std):
+        return None
+    return (
+        f"model.input_mean={used_mean:.4g} and model.input_std={used_std:.4g} are far from the "
+        f"data: log-mel of {count} clips of {clips.manifest.path} has mean {mean:.4g} and standard "
+        f"deviation {std:.4g}; set model.input_mean={mean:.4f} model.input_std={std:.4f} "
+        f"('mae-ast stats {clips.manifest.path} --window {window}' computes them over all clips)"
+    )
+
+
+def crop_warning(
+    clips: AudioClips, input_frames: int | None, max_samples: int | None
+) -> str | None:
+    """Compare the median clip with what one epoch of training sees of it.
+
+    Args:
+        clips: of the training split.
+        input_frames: to which the network cuts its input; ``None``: not at all.
+        max_samples: to which the data set crops clips, at 16 kHz; ``None``: not at all.
+
+    Returns:
+        ``None``: at least half of the median clip is used.
+    """
+    median = float(np.median(clips.lengths))
+    limits = {}
+    if max_samples is not None:
+        limits[f"task.max_sample_size={max_samples}"] = max_samples
+    if input_frames is not None:
+        limits[f"model.input_frames={input_frames}"] = num_samples_of_frames(input_frames)
+    short = [key for key, limit in limits.items() if limit < MIN_USED * median]
+    if not short:
+        return None
+    limit = min(limits.values())
+    used = float(np.minimum(clips.lengths, limit).sum() / clips.lengths.sum())
+    is_random = max_samples is not None and clips.random_crop
+    return (
+        f"{clips.manifest.path}: {'each epoch' if is_random else 'training'} uses {used:.0%} of "
+        f"the audio, {'at most' if is_random else 'the first'} {limit / SAMPLE_RATE:.3g} s of each "
+        f"clip (median {median / SAMPLE_RATE:.3g} s); raise {' and '.join(short)} to use more"
+    )
+
+
+def log_too_long(logger: Logger, clips: AudioClips, count: int, max_tokens: int) -> None:
+    """Log how many clips are skipped because no batch takes them; a warning if they are many."""
+    logger.log(
+        WARNING if count > MAX_SKIPPED * len(clips) else INFO,
+        "%s: %d of %d clips are longer than dataset.max_tokens=%d (%.3g s) and skipped; raise it, "
+        "or crop clips by task.max_sample_size",
+        *(clips.manifest.path, count, len(clips), max_tokens, max_tokens / SAMPLE_RATE),
+    )

@@ -1,0 +1,75 @@
+"""Hydra's options on a command line, and the folders of a sweep's jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+# Options of hydra that a value follows; the last two need none.
+_WITH_VALUE = (
+    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"),
+    *("--config-dir", "-cd", "--experimental-rerun", "--info", "-i"),
+)
+_MULTIRUN = ("--multirun", "-m", "hydra.mode=MULTIRUN")
+
+
+def split_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split a command line for hydra, whose parser does not take options between overrides.
+
+    Returns:
+        Options with their values, and overrides.
+    """
+    options: list[str] = []
+    overrides: list[str] = []
+    takes_value = False
+    for argument in arguments:
+        is_option = argument.startswith("-")
+        is_value = takes_value and not argument.startswith(("-", "+", "~")) and "=" not in argument
+        (options if is_option or is_value else overrides).append(argument)
+        takes_value = argument in _WITH_VALUE
+    return options, overrides
+
+
+def is_multirun(arguments: Sequence[str]) -> bool:
+    """Return whether hydra's launcher and sweeper start the jobs."""
+    return any(argument in _MULTIRUN for argument in arguments)
+
+
+def sweeping(arguments: Sequence[str]) -> list[str]:
+    """Return the overrides that make several jobs, such as ``model.encoder_layers=6,12``."""
+    _, overrides = split_options(arguments)
+    return [override for override in overrides if _sweeps(override)]
+
+
+def _sweeps(override: str) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    try:
+        return bool(OverridesParser.create().parse_override(override).is_sweep_override())
+    except OverrideParseException:  # hydra says so
+        return False
+
+
+def subdir(arguments: Sequence[str]) -> str:
+    """Return the folder of a job below that of the command, for ``hydra.sweep.subdir``.
+
+    One job has the command's own folder. Several, and those of a sweeper that chooses values
+    itself, have a folder each: 0, 1, ...
+    """
+    _, overrides = split_options(arguments)
+    has_sweeper = any(each.lstrip("+").startswith("hydra/sweeper") for each in overrides)
+    return "${hydra.job.num}" if has_sweeper or sweeping(arguments) else "'.'"
+
+
+def note(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """Return what a sweep's jobs must keep when they resume: the values that number them."""
+    return {"sweep": sweeping(arguments)} if is_multirun(arguments) else {}
+
+
+def has_begun(out: Path) -> bool:
+    """Return whether there is a checkpoint of a run, or of one of a sweep's jobs."""
+    from mae_ast.core.checkpoint import RUN_FILE
+    from mae_ast.core.run_files import list_checkpoints
+
+    return any(list_checkpoints(run / RUN_FILE.parent) for run in (out, *out.glob("[0-9]*")))

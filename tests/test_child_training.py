@@ -1,0 +1,115 @@
+"""Signals reach a training that a command has started; short programs replace the training."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mae_ast.child_training import Interrupted, Trainings
+from mae_ast.stop_request import SIGNALS
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c() -> Iterator[None]:
+    """SIGINT is heeded, also where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def program(text: str) -> list[str]:
+    return [sys.executable, "-c", text]
+
+
+def test_a_training_that_fails_is_an_error() -> None:
+    with Trainings() as trainings:
+        trainings.run(program("pass"))
+        with pytest.raises(ValueError, match="status 3; its messages stand above"):
+            trainings.run(program("raise SystemExit(3)"))
+
+
+# Saves on SIGTERM, and ends with the status that it is given.
+SAVES = """
+import signal, sys, time
+from pathlib import Path
+def save(*_):
+    Path({path!r}).write_text("saved")
+    sys.exit({status})
+signal.signal(signal.SIGTERM, save)
+Path({path!r}).write_text("up")
+time.sleep(60)
+"""
+
+
+def signal_when_up(path: Path, *numbers: int) -> threading.Thread:
+    def send() -> None:
+        end = time.monotonic() + 30
+        while not (path.is_file() and path.read_text()) and time.monotonic() < end:
+            time.sleep(0.02)
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(0.3)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signals_reach_the_training_which_saves(tmp_path: Path, number: int) -> None:
+    path = tmp_path / "state"
+    handler = signal.getsignal(number)
+    thread = signal_when_up(path, number)
+    with Trainings() as trainings, pytest.raises(Interrupted) as wish:
+        trainings.run(program(SAVES.format(path=str(path), status=0)))
+    thread.join()
+    assert wish.value.number == number
+    assert path.read_text() == "saved"
+    assert signal.getsignal(number) == handler
+
+
+def test_a_training_that_cannot_save_is_an_error_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    thread = signal_when_up(path, signal.SIGTERM)
+    with Trainings() as trainings, pytest.raises(ValueError, match="status 1"):
+        trainings.run(program(SAVES.format(path=str(path), status=1)))
+    thread.join()
+
+
+def test_ctrl_c_twice_ends_it_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "state"
+    deaf = SAVES.format(path=str(path), status=0).replace("sys.exit", "print")
+    thread = signal_when_up(path, signal.SIGINT, signal.SIGINT)
+    begin = time.monotonic()
+    with Trainings() as trainings, pytest.raises(SystemExit) as end:
+        trainings.run(program(deaf))
+    thread.join()
+    assert time.monotonic() - begin < 30
+    assert end.value.code == 130
+    first, second = capfd.readouterr().err.splitlines()[-2:]
+    assert "saving after this update; press Ctrl-C again" in first
+    assert second == "mae-ast: exited without saving"
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Trainings() as trainings:
+        os.kill(os.getpid(), signal.SIGINT)
+        trainings.run(program("import signal; assert signal.getsignal(2) == signal.SIG_IGN"))
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def test_between_trainings_a_signal_ends_at_once() -> None:
+    def signalled() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    with Trainings(), pytest.raises(Interrupted):
+        signalled()
