@@ -47,6 +47,8 @@ def main() -> None:
         path = os.path.join(arguments.config_dir or "", file)
         preset: Any = OmegaConf.load(path) if os.path.isfile(path) else {}
         sys.exit(f"mae-ast: error: {explain(error, preset, file)}")
+    except OSError as error:  # such as a folder that cannot be created
+        sys.exit(f"mae-ast: error: {error}")
 
 
 if __name__ == "__main__":

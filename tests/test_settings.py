@@ -117,7 +117,7 @@ def test_the_demo_takes_every_key_of_readmes_table(tmp_path):
 def keys_in_texts() -> dict[str, str]:
     """Settings that messages and help texts name, and the file of each."""
     sections = "|".join((*NAMED_SECTIONS, *FairseqConfig.__dataclass_fields__))
-    pattern = re.compile(rf"(?<![\w./])({sections})\.([a-z_]\w+)(?![\w/])")
+    pattern = re.compile(rf"(?<![\w./])({sections})\.([a-z_]\w+)(?![\w/(])")
     found = {}
     for path in (ROOT / "mae_ast").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
