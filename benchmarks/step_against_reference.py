@@ -134,10 +134,9 @@ def reference_step(folder: str, dropout: float, precision: str, device: str) -> 
 def ssast_step(folder: str, precision: str, device: str) -> Callable[[], float]:
     """SSAST's joint loss, forward and backward, as its program for training has it."""
     sys.path[:0] = [str(REPOSITORY), str(Path(folder) / "src" / "models")]
+    import timm
     import torch
-    from tests.core.timm_models import import_timm
 
-    timm = import_timm()
     create = timm.create_model
 
     def old_create(name: str, **options: Any) -> Any:

@@ -51,9 +51,10 @@ def quiet() -> None:
 
 
 def quiet_handlers() -> None:
-    """Show nothing of other libraries on the handlers that hydra has configured for itself."""
+    """Show nothing of other libraries on the console that hydra has configured."""
     for handler in logging.getLogger().handlers:
-        handler.addFilter(ConsoleFilter())
+        if not isinstance(handler, logging.FileHandler):
+            handler.addFilter(ConsoleFilter())
 
 
 def quiet_job(job_logging: Any) -> None:

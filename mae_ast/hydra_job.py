@@ -59,6 +59,7 @@ def _quiet_console() -> None:
     if not settings.hydra.verbose:
         with read_write(settings.hydra), open_dict(settings.hydra):
             console.quiet_job(settings.hydra.job_logging)
+        console.quiet_handlers()
 
 
 def _forget_last_job() -> None:

@@ -78,9 +78,10 @@ def _settings(model: Any, name: str, num_classes: int) -> list[tuple[str, str]]:
     ]
     if config.input_frames is not None:
         settings.append(("length of the input", f"{config.input_frames / 100:g} s"))
-    if model.mask_type is not None and not model.encoder_only:
-        ratio = f"`random_mask_prob={config.random_mask_prob:g}`"
-        settings.append(("masking in pretraining", f"`{model.mask_type}`, {ratio}"))
+    ratio = getattr(config, "random_mask_prob", None)
+    if model.mask_type is not None and ratio is not None and not model.encoder_only:
+        masks = f"`{model.mask_type}`, `random_mask_prob={ratio:g}`"
+        settings.append(("masking in pretraining", masks))
     if num_classes:
         settings.append(("classes", _classes(num_classes, model.labels, model.independent)))
     return settings

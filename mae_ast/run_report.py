@@ -27,15 +27,18 @@ class RunReport:
     """Messages of one training in this process."""
 
     def __init__(self) -> None:
+        self._trainer: Any = None
         self._begin_s: float | None = None
         self._first_update = 0
         self._has_progress = False
 
     def begin(self, cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> None:
-        """Log what the run will do; later calls do nothing."""
-        if self._begin_s is None:
+        """Log what the run will do; later calls with the same trainer do nothing."""
+        if self._trainer is not trainer:
+            self._trainer = trainer
             self._begin_s = time.monotonic()
             self._first_update = trainer.get_num_updates()
+            self._has_progress = False
             if trainer.is_data_parallel_master:
                 logger.info("%s", describe(cfg, trainer, task, epoch_itr))
 

@@ -36,10 +36,10 @@ def test_folds_are_found_by_number(data: Path) -> None:
 
 
 def test_a_folder_without_folds(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"0 folder\(s\) fold\* in it; two at least"):
+    with pytest.raises(FileNotFoundError, match=r"0 folders fold\* in it; two at least"):
         folds.find_folds(tmp_path)
     (tmp_path / "fold1").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"1 folder\(s\) fold\*"):
+    with pytest.raises(FileNotFoundError, match=r"1 folder fold\*"):
         folds.find_folds(tmp_path)
 
 

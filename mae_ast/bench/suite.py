@@ -163,8 +163,9 @@ def _answer(process: subprocess.Popen[str], limit_s: float) -> Row | None:
     """Return the next row; ``None`` if the process ends before, or does not answer in time."""
     assert process.stdout is not None
     timer = threading.Timer(limit_s, _end, [process])
-    timer.start()
+    timer.daemon = True  # an interruption may come before it can be cancelled
     try:
+        timer.start()
         for line in process.stdout:
             if line.startswith("@"):
                 row: Row = json.loads(line[1:])

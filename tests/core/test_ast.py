@@ -141,7 +141,7 @@ def test_a_configuration_that_is_another_network_is_refused(fields, message):
         ({"prefix_tokens": 1}, None, "prefix_tokens=1; Hugging Face's AST has 2"),
         ({"window_type": "povey"}, None, "window_type=povey"),
         ({"ast_kernel_size_time": 20}, None, "patches of 16 x 20"),
-        ({}, ("one",), "1 labels for num_classes=5"),
+        ({}, ("one",), "1 label for num_classes=5"),
         ({"pool": "tokens"}, None, "pool=tokens; Hugging Face's AST averages its prefix tokens"),
         ({"input_frames": 64}, None, "input_frames=64 differs from position_frames=128"),
     ],

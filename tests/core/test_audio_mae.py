@@ -20,7 +20,6 @@ from mae_ast.core.mae_ast import Prediction
 from mae_ast.core.masking import random_mask, structured_mask
 from mae_ast.core.reconstruct import reconstruct
 from mae_ast.core.released_audio_mae import write_audio_mae
-from tests.core.timm_models import import_timm
 from tests.core.vits import (
     Clips,
     assert_padding_changes_nothing,
@@ -64,7 +63,7 @@ def loss_of(prediction: Prediction) -> Tensor:
 
 def timm_vit(config: AudioMaeConfig, frames: int) -> nn.Module:
     """timm's own network for a spectrogram (B, 1, time, mel)."""
-    import_timm()
+    pytest.importorskip("timm")
     from timm.models.vision_transformer import VisionTransformer
 
     shape = config.patch_shape
@@ -114,7 +113,7 @@ def test_the_encoder_equals_timms_on_visible_tokens():
 
 @torch.no_grad()
 def test_the_global_decoder_equals_timms_blocks():
-    import_timm()
+    pytest.importorskip("timm")
     from timm.models.vision_transformer import Block
 
     model = build(decoder_attention="global").eval()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from mae_ast.core.released_ast import write_ssast
 from mae_ast.core.ssast import Ssast, finetuning_config
 from mae_ast.core.vit import Vit
 from mae_ast.core.vit_weights import start_from, to_timm
-from tests.core.timm_models import import_timm
 from tests.core.vits import (
     FRAME_TOKENS,
     SMALL,
@@ -90,7 +88,7 @@ def test_log_mel_is_cut_or_filled_up_with_zeros_before_it_is_normalised():
 
 def timm_vit(config: SsastConfig, distilled: bool = True) -> nn.Module:
     """timm's own network in the size of ``config``, for a spectrogram (B, 1, mel, time)."""
-    import_timm()
+    pytest.importorskip("timm")
     from timm.models.deit import VisionTransformerDistilled
     from timm.models.vision_transformer import VisionTransformer
 
@@ -137,7 +135,7 @@ def test_s3prls_expert_gives_the_same_features(tmp_path: Path, monkeypatch, kind
     It was written for timm 0.4.5, whose names of models had a prefix and whose patches took
     images of any size.
     """
-    timm = import_timm()
+    timm = pytest.importorskip("timm")
     create = timm.create_model
 
     def old_create(name: str, **options: Any) -> nn.Module:
@@ -450,8 +448,3 @@ def test_pretraining_refuses_patches_that_overlap():
 def test_what_cannot_work_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         Ssast(SsastConfig(**(SMALL | fields)))
-
-
-def test_timm_left_no_stub_behind():
-    import_timm()
-    assert "torchvision" not in sys.modules or hasattr(sys.modules["torchvision"], "__file__")

@@ -110,7 +110,7 @@ def test_groups_of_the_probe_are_voices(demo):
 
 
 def test_again_nothing_is_done(demo, monkeypatch):
-    monkeypatch.setattr(training.subprocess, "Popen", None)
+    monkeypatch.setattr(training, "Trainings", None)
     monkeypatch.setattr(probe, "probe", None)
     monkeypatch.setattr(corpus, "ProcessPoolExecutor", None)
     monkeypatch.setattr(evaluation, "evaluate", None)
@@ -118,7 +118,7 @@ def test_again_nothing_is_done(demo, monkeypatch):
 
 
 def test_only_what_is_missing_is_done(demo, monkeypatch):
-    monkeypatch.setattr(training.subprocess, "Popen", None)
+    monkeypatch.setattr(training, "Trainings", None)
     invented = {
         name: ProbeScore(0.5, 0.25, 2, 0.1, 24)
         for name in ("pretrained", "random weights", "mean log-mel")

@@ -347,7 +347,7 @@ def test_weights_of_timm_that_cannot_be_loaded(
         asked = timm_has(ConnectionError("no such file\nmore of it"))
         text = refusal(finetune, f"model.checkpoint=timm:{NAME}")
     assert asked == [(NAME, True)]
-    reason = "(no such file)" if is_online else f"({hub} does not answer; "
+    reason = "(no such file)" if is_online else f"(not in the cache, and {hub} cannot be reached: "
     assert f"timm:{NAME}: cannot load its weights {reason}" in text
 
 

@@ -309,7 +309,7 @@ def test_averaging(finetune: Finetune, tones: Path, tmp_path: Path) -> None:
     for name, value in found.items():
         if value.is_floating_point():
             torch.testing.assert_close(value, (second[name] + third[name]) / 2)
-    with pytest.raises(ValueError, match=r"--average 7: .* has 3 checkpoint"):
+    with pytest.raises(ValueError, match=r"--average 7: .* has 3 epoch checkpoint"):
         load_finetuned(tmp_path, num_averaged=7)
 
 

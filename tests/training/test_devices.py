@@ -55,7 +55,7 @@ ON_CPU = tuple(each for each in rank_overrides(0, 1234) if "rank=" not in each)
         (0, ["common.fp16=true"], ["common.fp16=true needs a GPU", "none here"]),
         (1, ["common.fp16=true", "common.cpu=true"], ["common.fp16=true", "common.cpu=true"]),
         (0, [TWO, "distributed_training.ddp_backend=slowmo"], ["slowmo needs GPUs", "legacy_ddp"]),
-        (1, [TWO], [f"{TWO}, but this machine has 1 GPUs", "torchrun or SLURM"]),
+        (1, [TWO], [f"{TWO}, but this machine has 1 GPU", "torchrun or SLURM"]),
     ],
 )
 def test_settings_that_cannot_work(
