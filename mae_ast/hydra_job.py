@@ -9,8 +9,10 @@ from typing import Any
 import fairseq_cli.hydra_train
 from fairseq import checkpoint_utils
 from fairseq.logging import progress_bar
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict, read_write
 
-from mae_ast import early_stopping, stop_request
+from mae_ast import console, early_stopping, stop_request
 from mae_ast.plugin import register
 
 _train = fairseq_cli.hydra_train._hydra_main
@@ -25,6 +27,7 @@ def train(cfg: Any, **kwargs: Any) -> float:
     stop_request.listen()
     register()
     _forget_last_job()
+    _quiet_console()
     result: float = _train(cfg, **kwargs)
     return result
 
@@ -48,6 +51,14 @@ def waiting(arguments: Sequence[str]) -> Iterator[None]:
         raise SystemExit(
             "mae-ast: interrupted; jobs that a scheduler has accepted continue"
         ) from None
+
+
+def _quiet_console() -> None:
+    """Filter what the console shows; fairseq configures logging once more from these settings."""
+    settings: Any = HydraConfig.instance().cfg
+    if not settings.hydra.verbose:
+        with read_write(settings.hydra), open_dict(settings.hydra):
+            console.quiet_job(settings.hydra.job_logging)
 
 
 def _forget_last_job() -> None:

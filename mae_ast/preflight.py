@@ -34,10 +34,8 @@ def apply() -> None:
             check(config)
         finally:
             logging.disable(logging.NOTSET)
-        with read_write(config.hydra), open_dict(config.hydra):
-            if not config.hydra.verbose:
-                console.quiet_handlers()
-                console.quiet_job(config.hydra.job_logging)
+        if not config.hydra.verbose:
+            console.quiet_handlers()
         begin(self, config=config, **kwargs)
         run_note.write_pending()
 

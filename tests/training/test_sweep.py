@@ -37,6 +37,8 @@ def test_a_sweep_trains_and_resumes_each_job_in_its_own_folder(
 ) -> None:
     out, layers = tmp_path / "my runs", "model.encoder_layers=1,2"
     first = pretrain(corpus, tmp_path, layers, "--multirun", "optimization.max_update=2")
+    assert "[fairseq_cli.train]" not in first.output
+    assert len(first.output.splitlines()) <= 40
     second = pretrain(corpus, tmp_path, layers, "--multirun", "optimization.max_update=3")
     for number in (0, 1):
         run = out / str(number)
