@@ -53,7 +53,8 @@ def quiet() -> None:
 def quiet_handlers() -> None:
     """Show nothing of other libraries on the handlers that hydra has configured for itself."""
     for handler in logging.getLogger().handlers:
-        handler.addFilter(ConsoleFilter())
+        if not isinstance(handler, logging.FileHandler):
+            handler.addFilter(ConsoleFilter())
 
 
 def quiet_job(job_logging: Any) -> None:

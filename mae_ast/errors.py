@@ -27,4 +27,6 @@ def describe(error: Exception) -> str:
         return str(error)
     if error.errno == errno.EEXIST and not os.path.isdir(error.filename):
         return f"{error.filename}: is a file; a folder is needed there"
+    if error.errno == errno.ENOTDIR:
+        return f"{error.filename}: is below a file; a folder is needed there"
     return f"{error.filename}: {error.strerror}"

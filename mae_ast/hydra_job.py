@@ -54,11 +54,12 @@ def waiting(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def _quiet_console() -> None:
-    """Filter what the console shows; fairseq configures logging once more from these settings."""
+    """Filter what the console shows, from now on and when fairseq configures logging again."""
     settings: Any = HydraConfig.instance().cfg
     if not settings.hydra.verbose:
         with read_write(settings.hydra), open_dict(settings.hydra):
             console.quiet_job(settings.hydra.job_logging)
+        console.quiet_handlers()
 
 
 def _forget_last_job() -> None:

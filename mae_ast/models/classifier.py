@@ -84,8 +84,8 @@ class MaeAstClassifierConfig(ComputeConfig, ClassifierConfig):
     overlap: bool = field(
         default=False,
         metadata={
-            "help": "overlapping patches for SSAST and AST: stride 10 for patches of 16, 1 for those of "
-            "2, as in SSAST's own fine-tuning; false: as in the checkpoint"
+            "help": "overlapping patches for SSAST and AST: stride 10 for patches of 16, 1 for "
+            "patches of 2, as in SSAST's own fine-tuning; false: as in the checkpoint"
         },
     )
     input_frames: Optional[int] = field(  # noqa: UP045
