@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,9 @@ def _resumable(saved: SavedState, cfg: Any) -> SavedState:
 
 def _file_of(source: str) -> Path:
     if source not in RELEASED:
+        near = get_close_matches(source, RELEASED)
+        if near and not os.path.exists(source):
+            raise FileNotFoundError(f"{source}: no such checkpoint; did you mean {near[0]}?")
         return file_of(source)
     from mae_ast.pretrained import released_file  # imports the hub's library
 

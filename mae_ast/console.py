@@ -34,7 +34,8 @@ class ConsoleFilter(logging.Filter):
             return False
         # fairseq logs progress under the name of the split.
         is_progress = record.module == "progress_bar" and not record.name.startswith("fairseq")
-        return is_progress or record.pathname.startswith(_PACKAGE)
+        is_job = record.module == "basic_launcher"  # hydra's, of a sweep
+        return is_progress or is_job or record.pathname.startswith(_PACKAGE)
 
 
 def quiet() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,3 +19,14 @@ def user_errors() -> Iterator[None]:
         yield
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"mae-ast: error: {error}") from error
+
+
+def describe(error: Exception) -> str:
+    """Return an error's message; of the operating system's errors, the path and what is wrong."""
+    if not isinstance(error, OSError) or error.filename is None or error.filename2 is not None:
+        return str(error)
+    if error.errno == errno.EEXIST and not os.path.isdir(error.filename):
+        return f"{error.filename}: is a file; a folder is needed there"
+    if error.errno == errno.ENOTDIR:
+        return f"{error.filename}: is below a file; a folder is needed there"
+    return f"{error.filename}: {error.strerror}"

@@ -68,7 +68,7 @@ def evaluate(
         raise LabelError(
             f"{data / LABELS_FILE}: has {plural(len(labels), 'class', 'classes')}, not the "
             f"{len(own)} of the checkpoint in the same order; evaluate on data that were "
-            "prepared likewise"
+            "prepared in the same way"
         )
     manifest = Manifest.load(data / f"{split}.tsv")
     targets = ClipLabels.read(data / f"{split}.lbl", labels, len(manifest)).multi_hot(

@@ -54,7 +54,7 @@ def waiting(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def _quiet_console() -> None:
-    """Filter what the console shows; fairseq configures logging once more from these settings."""
+    """Filter what the console shows, from now on and when fairseq configures logging again."""
     settings: Any = HydraConfig.instance().cfg
     if not settings.hydra.verbose:
         with read_write(settings.hydra), open_dict(settings.hydra):

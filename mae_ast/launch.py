@@ -34,6 +34,7 @@ def main() -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from mae_ast import preflight
+    from mae_ast.errors import describe
     from mae_ast.settings import explain
 
     preflight.apply()
@@ -48,7 +49,7 @@ def main() -> None:
         preset: Any = OmegaConf.load(path) if os.path.isfile(path) else {}
         sys.exit(f"mae-ast: error: {explain(error, preset, file)}")
     except OSError as error:  # such as a folder that cannot be created
-        sys.exit(f"mae-ast: error: {error}")
+        sys.exit(f"mae-ast: error: {describe(error)}")
 
 
 if __name__ == "__main__":

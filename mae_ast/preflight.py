@@ -41,6 +41,9 @@ def apply() -> None:
 
     def on_multirun_start(self: Callbacks, config: Any, **kwargs: Any) -> None:
         console.quiet_handlers()
+        with read_write(config.hydra), open_dict(config.hydra):
+            if not config.hydra.verbose:
+                console.quiet_job(config.hydra.hydra_logging)
         begin_several(self, config=config, **kwargs)
         run_note.write_pending()
 

@@ -206,7 +206,7 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
     near = get_close_matches(text, RELEASED)
     hint = f"; did you mean {near[0]}?" if near else near_names(text)
     raise ValueError(
-        f"{text!r} is no file, URL or hub id (user/model), and no released model; these are "
+        f"{text!r} is not a file, URL, hub id (user/model) or released model; these are "
         f"{', '.join(RELEASED)}{hint}"
     )
 

@@ -58,14 +58,15 @@ class RunReport:
                 log_progress(cfg, num_updates, epoch_itr)
 
     def end(self, cfg: Any, trainer: Any) -> None:
-        """Log why and when the run ended."""
-        num_updates = trainer.get_num_updates()
-        if not trainer.is_data_parallel_master or self._begin_s is None:
+        """Log why and when the run ended; the next job of a sweep begins anew."""
+        num_updates, begin_s = trainer.get_num_updates(), self._begin_s
+        self._begin_s, self._has_progress = None, False
+        if not trainer.is_data_parallel_master or begin_s is None:
             return
         reason = ""
         if early_stopping.has_stopped(cfg.checkpoint.patience):
             reason = f", after {cfg.checkpoint.patience} validations without improvement"
-        elapsed = duration(time.monotonic() - self._begin_s)
+        elapsed = duration(time.monotonic() - begin_s)
         logger.info("done: update %d%s; took %s; %s", num_updates, reason, elapsed, _saving(cfg))
 
 

@@ -89,6 +89,8 @@ def explain(error: Exception, preset: Any, file: str = "the YAML file") -> str:
     if unknown and full_key:
         return _no_such_key(full_key, preset)
     reason = re.split(r" (?:full_key|object_type|reference_type)[:=]", text)[0]
+    if "value 'none'" in reason.lower():
+        reason += "; null unsets it"
     return f"{full_key}: {reason}" if full_key else reason
 
 

@@ -201,7 +201,7 @@ def test_a_file_in_the_released_layout(small_config, tmp_path):
     [
         (
             *("mae_ast_pach", ValueError),
-            r"'mae_ast_pach' is no file.*mae_ast_patch, mae_ast_frame; did you mean mae_ast_patch",
+            r"'mae_ast_pach' is not a file.*mae_ast_frame; did you mean mae_ast_patch",
         ),
         ("runs/none.pt", FileNotFoundError, r"runs/none\.pt: no such checkpoint"),
         (Path("runs/none"), FileNotFoundError, "runs/none: no such checkpoint"),
@@ -211,7 +211,7 @@ def test_a_file_in_the_released_layout(small_config, tmp_path):
         ("mae_ast/none", FileNotFoundError, "mae_ast/none: no such checkpoint"),
         ("test/model", FileNotFoundError, "no such file; this folder has tests, and not to be had"),
         ("tests/test_pretraine.pt", FileNotFoundError, "; tests has test_pretrained.py"),
-        ("", ValueError, "is no file"),
+        ("", ValueError, "is not a file"),
     ],
 )
 def test_what_is_nothing_is_said(source, kind, message, monkeypatch):

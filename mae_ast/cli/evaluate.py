@@ -42,6 +42,8 @@ def evaluate(
     from mae_ast.finetuned import load_finetuned
     from mae_ast.progress import bar
 
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # fails before the clips are scored
     classifier = load_finetuned(source, average)
     place(classifier.model, device)
     found = evaluation.evaluate(classifier, data, split, bar("scoring", "clip"))

@@ -28,6 +28,7 @@ from mae_ast.cli import (
     stats,
     superb,
 )
+from mae_ast.errors import describe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -86,6 +87,6 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError) as error:
-        sys.exit(f"mae-ast: error: {error}")
+        sys.exit(f"mae-ast: error: {describe(error)}")
     except KeyboardInterrupt:
         sys.exit("mae-ast: interrupted")

@@ -112,9 +112,7 @@ def manifest(
         found = _look_through(folders, pool)
         if not found.audio and not found.damaged:
             there = found.describe_others() or "nothing"
-            raise ValueError(
-                f"no audio files below {', '.join(map(str, folders))}; there is: {there}"
-            )
+            raise ValueError(f"no audio files below {', '.join(map(str, folders))}; found {there}")
         infos = pool.map(lambda path: _probe(path, min_seconds, max_seconds), found.audio)
         probed = [*found.damaged, *bar("reading headers", "file")(infos, len(found.audio))]
     kept = [file for file in probed if not file.problem]
@@ -277,4 +275,4 @@ def _report_skipped(files: list[_Probed], found: _Found, out: Path) -> None:
     typer.echo(f"skipped {plural(len(files), 'file')}, listed in {report}:", err=True)
     for problem, count in Counter(file.problem for file in files).most_common(MAX_LISTED):
         example = next(file.path for file in files if file.problem == problem)
-        typer.echo(f"  {count} x {problem} (as {example})", err=True)
+        typer.echo(f"  {count} x {problem} (such as {example})", err=True)

@@ -113,4 +113,4 @@ def _report(done: Prepared) -> None:
         examples = {problem: path for path, problem in reversed(done.left_out)}
         counts = Counter(problem for _, problem in done.left_out)
         for problem, count in counts.most_common(MAX_LISTED):
-            typer.echo(f"  {count} x {problem} (as {examples[problem]})", err=True)
+            typer.echo(f"  {count} x {problem} (such as {examples[problem]})", err=True)

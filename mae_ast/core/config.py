@@ -62,9 +62,9 @@ class MaeAstConfig:
     )
 
     dropout: float = field(default=0.1, metadata={"help": "dropout in the transformers"})
-    attention_dropout: float = field(default=0.1, metadata={"help": "of attention weights"})
+    attention_dropout: float = field(default=0.1, metadata={"help": "dropout of attention weights"})
     activation_dropout: float = field(
-        default=0.0, metadata={"help": "after the activation in feed-forward blocks"}
+        default=0.0, metadata={"help": "dropout after the activation in feed-forward blocks"}
     )
     dropout_input: float = field(
         default=0.0,

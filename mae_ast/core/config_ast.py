@@ -34,7 +34,7 @@ class AstConfig(AstArchitecture, VitConfig):
     )
     head_layer_norm_eps: float = field(
         default=1e-5,
-        metadata={"help": "of the classifier's layer norm; Hugging Face's AST has 1e-12"},
+        metadata={"help": "epsilon of the classifier's layer norm; Hugging Face's AST has 1e-12"},
     )
 
     def validate(self) -> None:

@@ -70,10 +70,10 @@ class VitArchitecture:
     )
     layer_norm_eps: float = field(
         default=1e-6,
-        metadata={"help": "of the encoder's layer norms; Hugging Face's AST has 1e-12"},
+        metadata={"help": "epsilon of the encoder's layer norms; Hugging Face's AST has 1e-12"},
     )
     window_type: str = field(
-        default="hanning", metadata={"help": "of the filterbank: 'hanning' or 'povey'"}
+        default="hanning", metadata={"help": "window of the filterbank: 'hanning' or 'povey'"}
     )
 
 
@@ -82,9 +82,9 @@ class VitConfig(VitArchitecture):
     """The encoder that AST and SSAST share: its network, regularisation, and input statistics."""
 
     dropout: float = field(default=0.0, metadata={"help": "dropout in the transformer"})
-    attention_dropout: float = field(default=0.0, metadata={"help": "of attention weights"})
+    attention_dropout: float = field(default=0.0, metadata={"help": "dropout of attention weights"})
     activation_dropout: float = field(
-        default=0.0, metadata={"help": "after the activation in feed-forward blocks"}
+        default=0.0, metadata={"help": "dropout after the activation in feed-forward blocks"}
     )
     encoder_layerdrop: float = field(
         default=0.0, metadata={"help": "probability of skipping a layer in a training step"}

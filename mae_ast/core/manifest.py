@@ -76,6 +76,12 @@ class Manifest:
             ManifestError: a row is not as it must be, or there is none.
         """
         path = Path(path)
+        if path.is_dir():
+            raise FileNotFoundError(
+                f"{path}: is a folder; give a manifest, such as {path / 'train.tsv'}"
+            )
+        if path.parent.is_file():
+            raise FileNotFoundError(f"{path.parent}: is a file; give the folder of the manifests")
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path}: no such manifest; 'mae-ast manifest DIR...' writes one from folders"

@@ -81,5 +81,5 @@ def find(name: str) -> ReleasedModel:
         ValueError: there is none of this name.
     """
     if name not in RELEASED:
-        raise ValueError(f"{name}: no released model; there are {', '.join(RELEASED)}")
+        raise ValueError(f"{name}: not a released model; these are {', '.join(RELEASED)}")
     return RELEASED[name]

@@ -236,6 +236,6 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, cut_short):
         return "the connection ended early"
     if isinstance(error, socket.gaierror):
-        return "its host is not known"
+        return "host not found"
     words = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
     return " ".join(words.split())

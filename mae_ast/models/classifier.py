@@ -40,9 +40,9 @@ class ClassifierConfig(FairseqDataclass):  # type: ignore[misc]
     head_dropout: float = field(default=0.0, metadata={"help": "before the head's last layer"})
 
     dropout: float = field(default=0.0, metadata={"help": "dropout in the transformer"})
-    attention_dropout: float = field(default=0.0, metadata={"help": "of attention weights"})
+    attention_dropout: float = field(default=0.0, metadata={"help": "dropout of attention weights"})
     activation_dropout: float = field(
-        default=0.0, metadata={"help": "after the activation in feed-forward blocks"}
+        default=0.0, metadata={"help": "dropout after the activation in feed-forward blocks"}
     )
     encoder_layerdrop: float = field(
         default=0.0, metadata={"help": "probability of skipping a layer in a training step"}
@@ -84,8 +84,8 @@ class MaeAstClassifierConfig(ComputeConfig, ClassifierConfig):
     overlap: bool = field(
         default=False,
         metadata={
-            "help": "of SSAST and AST: patches of 16 follow one another by 10, those of 2 by 1, "
-            "as SSAST is fine-tuned by its authors; false: as in the checkpoint"
+            "help": "overlapping patches for SSAST and AST: stride 10 for patches of 16, 1 for "
+            "patches of 2, as in SSAST's own fine-tuning; false: as in the checkpoint"
         },
     )
     input_frames: Optional[int] = field(  # noqa: UP045

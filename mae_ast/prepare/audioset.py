@@ -91,12 +91,12 @@ def prepare(
         ValueError: a list is not as it must be, or nothing of it is there.
     """
     if not folder.is_dir():
-        raise NotADirectoryError(f"{folder}: no such folder; expected is {WHAT}")
+        raise NotADirectoryError(f"{folder}: no such folder; expected {WHAT}")
     found = _look_through(folder.resolve())
     wanted = {"train": TRAIN[train], "valid": (EVAL,)}
     for name in (*wanted["train"], EVAL):
         if name not in found.lists:
-            raise FileNotFoundError(f"{folder}: no {name} in it or below; expected is {WHAT}")
+            raise FileNotFoundError(f"{folder}: no {name} in it or below; expected {WHAT}")
     segments = {
         split: [row for name in names for row in _segments(found.lists[name])]
         for split, names in wanted.items()

@@ -18,7 +18,9 @@ from mae_ast.prepare.layout import locate, read_table
 from mae_ast.prepare.splits import Prepared, write_splits
 
 FOLDS = range(1, 6)
-WHAT = "ESC-50 (meta/esc50.csv and audio/*.wav), https://github.com/karolpiczak/ESC-50 unpacked"
+WHAT = (
+    "ESC-50 (meta/esc50.csv and audio/*.wav), unpacked from https://github.com/karolpiczak/ESC-50"
+)
 
 
 def prepare(folder: Path, out: Path, jobs: int = PROBE_THREADS) -> Prepared:
@@ -30,7 +32,7 @@ def prepare(folder: Path, out: Path, jobs: int = PROBE_THREADS) -> Prepared:
     """
     root = locate(folder, ["ESC-50-master", "ESC-50"], "meta/esc50.csv", WHAT)
     if not (root / "audio").is_dir():
-        raise FileNotFoundError(f"{root}: no audio folder in it; expected is {WHAT}")
+        raise FileNotFoundError(f"{root}: no audio folder in it; expected {WHAT}")
     folds: dict[int, list[Clip]] = {fold: [] for fold in FOLDS}
     categories: dict[int, str] = {}
     path = root / "meta" / "esc50.csv"
@@ -44,7 +46,7 @@ def prepare(folder: Path, out: Path, jobs: int = PROBE_THREADS) -> Prepared:
             )
         folds[fold].append(Clip(str(root / "audio" / row["filename"]), (row["category"],)))
     if not categories or sorted(categories) != list(range(len(categories))):
-        raise ValueError(f"{path}: its targets are not 0 to C - 1, each there; expected is {WHAT}")
+        raise ValueError(f"{path}: its targets are not 0 to C - 1, each there; expected {WHAT}")
     mids = tuple(categories[target] for target in sorted(categories))
     splits: dict[str, list[Clip]] = {}
     for fold in FOLDS:

@@ -22,11 +22,11 @@ def locate(folder: Path, below: Sequence[str], sign: str, what: str) -> Path:
         FileNotFoundError: it is not the data set.
     """
     if not folder.is_dir():
-        raise NotADirectoryError(f"{folder}: no such folder; expected is {what}")
+        raise NotADirectoryError(f"{folder}: no such folder; expected {what}")
     for candidate in (folder, *(folder / name for name in below)):
         if any(candidate.glob(sign)):
             return candidate.resolve()
-    raise FileNotFoundError(f"{folder}: no {sign} in it; expected is {what}")
+    raise FileNotFoundError(f"{folder}: no {sign} in it; expected {what}")
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:

@@ -41,7 +41,7 @@ def prepare(folder: Path, out: Path, speakers: bool = False, jobs: int = PROBE_T
     """
     root = locate(folder, ["LibriSpeech"], "*-*/*/*/*.flac", WHAT)
     if not any(root.glob("train-*")):
-        raise FileNotFoundError(f"{root}: no {SUBSETS['train']} in it; expected is {WHAT}")
+        raise FileNotFoundError(f"{root}: no {SUBSETS['train']} in it; expected {WHAT}")
     if speakers:
         splits, labels = _by_speaker(root)
         return write_splits(out, root, splits, labels, jobs=jobs)

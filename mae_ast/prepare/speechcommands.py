@@ -105,14 +105,14 @@ def _locate(folder: Path, version: int) -> Path:
     )
     root = locate(folder, [name, f"SpeechCommands/{name}"], LISTS["valid"], what)
     if not (root / LISTS["test"]).is_file():
-        raise FileNotFoundError(f"{root}: no {LISTS['test']} in it; expected is {what}")
+        raise FileNotFoundError(f"{root}: no {LISTS['test']} in it; expected {what}")
     other = [word for word in NEW_IN_2 if (root / word).is_dir()]
     if version == 1 and other:
         raise ValueError(
-            f"{root}: has {', '.join(other)}, which are words of version 2; expected is {what}"
+            f"{root}: has {', '.join(other)}, which are words of version 2; expected {what}"
         )
     if lacking := [word for word in WORDS[version] if not (root / word).is_dir()]:
-        raise FileNotFoundError(f"{root}: no folder {', '.join(lacking)}; expected is {what}")
+        raise FileNotFoundError(f"{root}: no folder {', '.join(lacking)}; expected {what}")
     return root
 
 

@@ -37,14 +37,14 @@ def prepare(folder: Path, out: Path, jobs: int = PROBE_THREADS) -> Prepared:
         ValueError: its list is not as it must be, or a split has no clip that can be used.
     """
     if not folder.is_dir():
-        raise NotADirectoryError(f"{folder}: no such folder; expected is {WHAT}")
+        raise NotADirectoryError(f"{folder}: no such folder; expected {WHAT}")
     lists = [folder / name for name in SID_LISTS if (folder / name).is_file()]
     if not lists:
-        raise FileNotFoundError(f"{folder}: no {SID_LISTS[1]} in it; expected is {WHAT}")
+        raise FileNotFoundError(f"{folder}: no {SID_LISTS[1]} in it; expected {WHAT}")
     root = folder.resolve()
     bases = [base for base in BASES if any((root / base).glob("id[0-9]*/"))]
     if not bases:
-        raise FileNotFoundError(f"{folder}: no {BASES[0]}/id* in it; expected is {WHAT}")
+        raise FileNotFoundError(f"{folder}: no {BASES[0]}/id* in it; expected {WHAT}")
     splits: dict[str, list[Clip]] = {split: [] for split in SPLIT_OF.values()}
     missing: dict[str, list[str]] = {split: [] for split in splits}
     speakers: set[str] = set()

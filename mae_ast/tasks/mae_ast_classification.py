@@ -12,7 +12,7 @@ import mae_ast.optim.adamw  # noqa: F401  (fairseq imports nothing but tasks and
 from mae_ast.core.augment import Augmentation, StructuredDrop
 from mae_ast.core.checkpoint import FINETUNING
 from mae_ast.core.encoder import Encoder
-from mae_ast.core.labels import LABELS_FILE, ClipLabels, Labels
+from mae_ast.core.labels import LABELS_FILE, ClipLabels, LabelError, Labels
 from mae_ast.core.manifest import Manifest
 from mae_ast.criterions.score_meter import log_scores
 from mae_ast.data.audio_clips import AudioClips
@@ -40,14 +40,17 @@ class MaeAstClassificationConfig(AudioTaskConfig):
         default=0.0, metadata={"help": "probability that a clip is mixed with another one"}
     )
     mixup_alpha: float = field(
-        default=10.0, metadata={"help": "of Beta(alpha, alpha), the first clip's share"}
+        default=10.0,
+        metadata={"help": "alpha of Beta(alpha, alpha), from which the mixing ratio is drawn"},
     )
     freq_mask: int = field(
         default=0, metadata={"help": "SpecAugment hides fewer mel bins than this"}
     )
-    time_mask: int = field(default=0, metadata={"help": "likewise, frames of 10 ms"})
+    time_mask: int = field(
+        default=0, metadata={"help": "SpecAugment hides fewer frames of 10 ms than this"}
+    )
     shift_samples: int = field(
-        default=0, metadata={"help": "rotate waveforms by at most so much, either way"}
+        default=0, metadata={"help": "rotate waveforms by at most this many samples, either way"}
     )
     noise_snr_db: Optional[float] = field(  # noqa: UP045
         default=None,
@@ -61,7 +64,9 @@ class MaeAstClassificationConfig(AudioTaskConfig):
         default=0.0,
         metadata={"help": "fraction of columns of patches that the encoder does not see"},
     )
-    drop_mel: float = field(default=0.0, metadata={"help": "likewise, of rows"})
+    drop_mel: float = field(
+        default=0.0, metadata={"help": "fraction of rows of patches that the encoder does not see"}
+    )
 
 
 @register_task("mae_ast_classification", dataclass=MaeAstClassificationConfig)
@@ -73,6 +78,11 @@ class MaeAstClassificationTask(AudioTask):
     def __init__(self, cfg: MaeAstClassificationConfig) -> None:
         super().__init__(cfg)
         self.labels = Labels.read(self.folder / LABELS_FILE)
+        if len(self.labels) < 2 and not cfg.multi_label:
+            raise LabelError(
+                f"{self.folder / LABELS_FILE}: lists one class, which any model gets right; give "
+                "two or more, or set task.multi_label=true"
+            )
         self.augmentation = Augmentation(
             cfg.mixup,
             cfg.mixup_alpha,

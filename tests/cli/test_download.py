@@ -67,7 +67,7 @@ def test_an_address_goes_into_a_folder_of_choice(server, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("huge",), "huge: no released model; there are mae_ast_patch, mae_ast_frame"),
+        (("huge",), "huge: not a released model; these are mae_ast_patch, mae_ast_frame"),
         (("ftp://host/file",), "ftp://host/file: no address of the kind https://host/path/file"),
         (("mae_ast_patch", "--sha256", "1"), "sha256 '1': 64 hexadecimal digits are wanted"),
     ],

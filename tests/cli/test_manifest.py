@@ -134,7 +134,7 @@ def test_others_are_counted_by_suffix(tmp_path: Path) -> None:
     assert len(lengths(tmp_path / "out" / "train.tsv")) == 2
     (folder / "a.flac").unlink()
     (folder / "a.tar").unlink()
-    with pytest.raises(ValueError, match=r"no audio files below .*/mixed; there is: 2 \.txt, "):
+    with pytest.raises(ValueError, match=r"no audio files below .*/mixed; found 2 \.txt, "):
         manifest(folder, "--out", tmp_path / "out")
 
 

@@ -302,7 +302,7 @@ def test_all_mirrors_dead(server, folder, monkeypatch):
     refused = f"http://127.0.0.1:{free_port()}/file"
     urls = ["http://nowhere.invalid/file", refused, server.url("/gone", fails(404))]
     assert error_of(urls, NAME, None, folder) == (
-        f"{NAME}: not downloaded: {urls[0]}: its host is not known; "
+        f"{NAME}: not downloaded: {urls[0]}: host not found; "
         f"{refused}: Connection refused; {urls[2]}: 404 Not Found"
     )
     assert files(folder) == []

@@ -174,9 +174,9 @@ def test_the_same_tree_gives_the_same_files(tree, tmp_path, written):
 @pytest.mark.parametrize(
     ("gone", "words"),
     [
-        (".", "no such folder; expected is AudioSet"),
+        (".", "no such folder; expected AudioSet"),
         ("metadata/balanced_train_segments.csv", "no balanced_train_segments.csv in it or below"),
-        ("metadata/eval_segments.csv", "no eval_segments.csv in it or below; expected is AudioSet"),
+        ("metadata/eval_segments.csv", "no eval_segments.csv in it or below; expected AudioSet"),
         ("class_labels_indices.csv", "neither class_labels_indices.csv .* nor ontology.json"),
         ("audio/eval", "none of the 2 clips of eval_segments.csv is in it or below"),
     ],

@@ -50,7 +50,7 @@ def test_report(run, tmp_path):
     )
     assert "1 clip missing, listed in manifests/speechcommands1/missing.txt\n" in report
     assert "skipped 2 files, listed in manifests/speechcommands1/left_out.txt:\n" in report
-    assert f"(as {root / 'bed' / '1_nohash_0.wav'})" in report
+    assert f"(such as {root / 'bed' / '1_nohash_0.wav'})" in report
     assert (
         Path("manifests/speechcommands1/missing.txt").read_text() == f"{root}/yes/3_nohash_0.wav\n"
     )
@@ -62,7 +62,7 @@ def test_every_data_set_refuses_another_folder(run, tmp_path, data_set):
     for folder in ("music", "nowhere"):
         _, _, error = run(data_set, folder)
         assert error.startswith(f"{folder}: no ")
-        assert "expected is" in error
+        assert "; expected " in error
         assert "http" in error
         assert not Path("manifests").exists()
 

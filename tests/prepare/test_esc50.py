@@ -85,9 +85,9 @@ def test_the_same_tree_gives_the_same_files(tree, tmp_path, written):
 @pytest.mark.parametrize(
     ("breakage", "words"),
     [
-        ("rm -r .", "no such folder; expected is ESC-50"),
-        ("rm -r meta", "no meta/esc50.csv in it; expected is ESC-50"),
-        ("rm -r audio", "no audio folder in it; expected is ESC-50"),
+        ("rm -r .", "no such folder; expected ESC-50"),
+        ("rm -r meta", "no meta/esc50.csv in it; expected ESC-50"),
+        ("rm -r audio", "no audio folder in it; expected ESC-50"),
         ("rm audio/*", "none of 24 clips of fold1/train can be used"),
         ("rm audio/4-*", "none of 6 clips of fold4/valid can be used"),
     ],

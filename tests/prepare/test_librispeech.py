@@ -107,9 +107,9 @@ def test_the_same_tree_gives_the_same_files(tree, tmp_path, written):
 @pytest.mark.parametrize(
     ("gone", "words"),
     [
-        (["."], "no such folder; expected is LibriSpeech"),
-        (list(SPEAKERS), r"no \*-\*/\*/\*/\*.flac in it; expected is LibriSpeech"),
-        (["train-clean-100", "train-other-500"], r"no train-\* in it; expected is LibriSpeech"),
+        (["."], "no such folder; expected LibriSpeech"),
+        (list(SPEAKERS), r"no \*-\*/\*/\*/\*.flac in it; expected LibriSpeech"),
+        (["train-clean-100", "train-other-500"], r"no train-\* in it; expected LibriSpeech"),
     ],
 )
 def test_a_wrong_folder(tree, tmp_path, gone, words):

@@ -161,10 +161,10 @@ def test_missing_and_unreadable_files_are_reported(version_2, tmp_path, rows):
 @pytest.mark.parametrize(
     ("version", "gone", "words"),
     [
-        (2, ".", "no such folder; expected is Speech Commands version 2"),
-        (2, "validation_list.txt", "no validation_list.txt in it; expected is Speech Commands"),
-        (2, "testing_list.txt", "no testing_list.txt in it; expected is Speech Commands version 2"),
-        (2, "visual", "no folder visual; expected is .*speech_commands_v0.02.tar.gz unpacked"),
+        (2, ".", "no such folder; expected Speech Commands version 2"),
+        (2, "validation_list.txt", "no validation_list.txt in it; expected Speech Commands"),
+        (2, "testing_list.txt", "no testing_list.txt in it; expected Speech Commands version 2"),
+        (2, "visual", "no folder visual; expected .*speech_commands_v0.02.tar.gz unpacked"),
         (2, "_background_noise_", "_background_noise_: no *.wav; _silence_".replace("*", r"\*")),
         (1, "up", "has backward, follow, forward, learn, visual, which are words of version 2"),
     ],

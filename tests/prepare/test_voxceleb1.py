@@ -68,9 +68,9 @@ def test_the_same_tree_gives_the_same_files(tree, tmp_path, written):
 @pytest.mark.parametrize(
     ("gone", "words"),
     [
-        (["."], "no such folder; expected is VoxCeleb1"),
-        (["iden_split.txt"], "no iden_split.txt in it; expected is VoxCeleb1"),
-        (["dev", "test"], r"no dev/wav/id\* in it; expected is VoxCeleb1"),
+        (["."], "no such folder; expected VoxCeleb1"),
+        (["iden_split.txt"], "no iden_split.txt in it; expected VoxCeleb1"),
+        (["dev", "test"], r"no dev/wav/id\* in it; expected VoxCeleb1"),
     ],
 )
 def test_a_wrong_folder(tree, tmp_path, gone, words):

@@ -238,7 +238,7 @@ def test_programs_leave_no_folder(corpus: Path, tones: Path, tmp_path: Path) -> 
         assert line.startswith("mae-ast: error: ")
         assert not (tmp_path / name).exists()
     assert f"{tmp_path}/nowhere/train.tsv: no such manifest" in said["manifest"]
-    assert f"Not a directory: '{tmp_path}/taken/run'" in said["taken/run"]
+    assert f"{tmp_path}/taken/run: is below a file; a folder is needed there" in said["taken/run"]
     assert "task.pad_audios: there is no such setting" in said["key"]
     assert f"{tmp_path}/no.pt" in said["checkpoint"]
 
