@@ -32,7 +32,7 @@ user_dir={user_dir}
 
 PATCH_CHUNK = """\
 fairseq-hydra-train \\
-  --config-dir ${config_dir} --config-name mae_ast common.user_dir=${user_dir} task.data=${data_dir} model._name=mae_ast criterion._name=mae_ast \\
+  --config-dir "${config_dir}" --config-name mae_ast common.user_dir="${user_dir}" task.data="${data_dir}" model._name=mae_ast criterion._name=mae_ast \\
   model.encoder_layers=12 model.decoder_layers=2 \\
   model.random_mask_prob=0.75 task.mask_type="chunk_mask" \\
   model.ast_kernel_size_chan=16 model.ast_kernel_size_time=16 model.ast_kernel_stride_chan=16 model.ast_kernel_stride_time=16 \\
@@ -44,7 +44,7 @@ fairseq-hydra-train \\
 
 FRAME_RANDOM = """\
 fairseq-hydra-train \\
-  --config-dir ${config_dir} --config-name mae_ast common.user_dir=${user_dir} task.data=${data_dir} model._name=mae_ast criterion._name=mae_ast \\
+  --config-dir "${config_dir}" --config-name mae_ast common.user_dir="${user_dir}" task.data="${data_dir}" model._name=mae_ast criterion._name=mae_ast \\
   model.encoder_layers=12 model.decoder_layers=2 \\
   model.random_mask_prob=0.75 task.mask_type="random_mask" \\
   model.ast_kernel_size_chan=128 model.ast_kernel_size_time=2 model.ast_kernel_stride_chan=128 model.ast_kernel_stride_time=2 \\
@@ -56,7 +56,7 @@ fairseq-hydra-train \\
 
 FRAME_SPANS = """\
 fairseq-hydra-train \\
-  --config-dir ${config_dir} --config-name mae_ast common.user_dir=${user_dir} task.data=${data_dir} model._name=mae_ast criterion._name=mae_ast \\
+  --config-dir "${config_dir}" --config-name mae_ast common.user_dir="${user_dir}" task.data="${data_dir}" model._name=mae_ast criterion._name=mae_ast \\
   model.encoder_layers=12 model.decoder_layers=2 \\
   model.random_mask_prob=1.45 task.mask_type="retain_spans" \\
   model.ast_kernel_size_chan=128 model.ast_kernel_size_time=2 model.ast_kernel_stride_chan=128 model.ast_kernel_stride_time=2 \\

@@ -39,6 +39,8 @@ def test_a_sweep_trains_and_resumes_each_job_in_its_own_folder(
     first = pretrain(corpus, tmp_path, layers, "--multirun", "optimization.max_update=2")
     assert "[fairseq_cli.train]" not in first.output
     assert len(first.output.splitlines()) <= 40
+    assert first.output.count(" - pretraining mae_ast, ") == 2
+    assert "UserWarning" not in first.output
     second = pretrain(corpus, tmp_path, layers, "--multirun", "optimization.max_update=3")
     for number in (0, 1):
         run = out / str(number)
