@@ -23,8 +23,9 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -153,11 +154,26 @@ def end() -> NoReturn:
 
 
 def exit_at_once() -> NoReturn:
-    """Exit without saving, with the status of a program that SIGINT ends."""
-    for child in multiprocessing.active_children():
-        child.kill()
+    """Exit without saving, with the status of a program that SIGINT ends.
+
+    Spawned processes are killed together with their data workers, which would otherwise notice some
+    seconds later, or report the loss of the process that they serve.
+    """
+    children = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
+    for pid in [*children, *(grandchild for child in children for grandchild in _children(child))]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     os.write(2, f"{AT_ONCE}\n".encode())
     os._exit(STATUS_AT_ONCE)
+
+
+def _children(pid: int) -> list[int]:
+    """Return the processes that a process has started, on Linux; elsewhere none."""
+    found: list[int] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # the process has just ended
+            found += map(int, file.read_text().split())
+    return found
 
 
 def _request(number: int, frame: FrameType | None) -> None:
