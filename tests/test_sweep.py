@@ -28,7 +28,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
 
 
 def arguments(command: list[str]) -> list[str]:
-    """What hydra parses."""
+    """Return the overrides as hydra parses them."""
     return command[command.index("mae_ast.launch") + 1 :]
 
 

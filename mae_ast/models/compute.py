@@ -1,4 +1,4 @@
-"""How a model's layers are computed in training: activation checkpointing and torch.compile."""
+"""Settings of how layers are computed in training: activation checkpointing and torch.compile."""
 
 # No postponed annotations here: fairseq reads the types of the fields.
 from dataclasses import dataclass, field

@@ -124,7 +124,7 @@ def batch_for(model: Any, lengths: tuple[int, ...]) -> Batch:
 
 
 def loss_of(model: nn.Module, batch: Batch) -> Tensor:
-    """What training makes small, or a stand-in that all outputs go into."""
+    """Return the training loss, or a stand-in that depends on all outputs."""
     if isinstance(model, (MaeAst, Ssast, AudioMae)):
         mask = batch.mask
         out = model(batch.source, batch.lengths, mask.visible_ids, mask.masked_ids, mask.padded)

@@ -1,4 +1,4 @@
-"""What a training shows on the console, and what it refuses before anything is created."""
+"""Console output of a training, and checks before anything is created."""
 
 from __future__ import annotations
 
