@@ -15,8 +15,8 @@ from tests.training.conftest import (
     ONLY_TRAINING,
     WITHOUT_DROPOUT,
     Start,
-    start,  # noqa: F401 (a fixture)
-    write_clips,
+    corpus,  # noqa: F401 (a fixture, as is the next)
+    start,  # noqa: F401
 )
 
 pytestmark = [
@@ -32,14 +32,6 @@ WIDE = (
     "model.encoder_attention_heads=3",
 )
 NARROW_DECODER = ("model.decoder_embed_dim=192",)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_clips(folder, "train", np.random.default_rng(1).uniform(0.9, 1.7, 26).round(3).tolist())
-    write_clips(folder, "valid", [1.3, 1.1, 1.2, 1.5, 0.95], first_seed=100)
-    return folder
 
 
 def values(run: Any, key: str) -> dict[int, float]:
@@ -96,7 +88,7 @@ def test_other_systems_train(corpus: Path, start: Start, name: str) -> None:  # 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL], ids=["SIGUSR1", "SIGKILL"])
 def test_a_run_that_is_stopped_and_resumed_is_the_run_that_never_stopped(
-    corpus: Path,
+    corpus: Path,  # noqa: F811
     start: Start,  # noqa: F811
     number: signal.Signals,
 ) -> None:

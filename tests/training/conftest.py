@@ -113,6 +113,22 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labelled tones, for fine-tuning."""
+    from .classification import write_corpus
+
+    return write_corpus(tmp_path_factory.mktemp("tones"))
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint to fine-tune from."""
+    from .classification import write_pretrained
+
+    return write_pretrained(tmp_path_factory.mktemp("pretrained") / "tiny.pt")
+
+
 # --- the command --------------------------------------------------------------------------------
 
 

@@ -32,23 +32,12 @@ from .classification import (
     finetune_here,
     tone,
     write_corpus,
-    write_pretrained,
     write_tiny_audio_mae,
     write_tiny_ssast,
 )
 from .conftest import write_manifest
 
 Finetune = Callable[..., Log]
-
-
-@pytest.fixture(scope="module")
-def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("tones"))
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pretrained(tmp_path_factory.mktemp("pretrained") / "tiny.pt")
 
 
 @pytest.fixture
@@ -502,7 +491,7 @@ def test_checkpointed_layers_give_the_same_losses(
 def test_compiled_layers_give_the_same_losses_and_checkpoint(
     finetune: Finetune, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through torch's compiler, whose code generator is left out: it takes a minute."""
+    """With torch.compile, but without its code generator, which takes a minute."""
     compiled = []
     compile_function = torch.compile
 

@@ -15,7 +15,7 @@ import torch
 from mae_ast.console import ConsoleFilter
 from mae_ast.train_command import train_command
 
-from .classification import HERE, write_corpus, write_pretrained
+from .classification import HERE
 from .conftest import SMALL_DECODER, SMALL_ENCODER, SMALL_RUN, Training
 
 LINE = re.compile(r"\[[\d-]+ [\d:]+,\d+\]\[([\w.]+)\]\[(\w+)\] - (.*)")
@@ -31,16 +31,6 @@ TO_THE_LOG = ("Start iterating", "'max_update': 60", "(encoder)", "clips, ", "be
 def mae_ast_command(*arguments: object) -> list[str]:
     program = "from mae_ast.cli.main import main; main()"
     return [sys.executable, "-c", program, *map(str, arguments)]
-
-
-@pytest.fixture(scope="module")
-def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("tones"))
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pretrained(tmp_path_factory.mktemp("pretrained") / "tiny.pt")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from mae_ast import ranks
 from mae_ast.core.input_stats import are_far
 
-from .classification import TINY_AST, finetune_here, write_corpus, write_pretrained
+from .classification import TINY_AST, finetune_here
 from .conftest import LAUNCHER, ONLY_TRAINING, Start, write_clips
 
 Train = Callable[..., list[dict[str, str]]]
@@ -41,16 +41,6 @@ def pretrain(train_here: Train, caplog: pytest.LogCaptureFixture) -> Warnings:
         return of_this_project(caplog.records)
 
     return pretrain
-
-
-@pytest.fixture(scope="module")
-def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("tones"))
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pretrained(tmp_path_factory.mktemp("pretrained") / "tiny.pt")
 
 
 @pytest.fixture
