@@ -15,6 +15,7 @@ and fairseq are imported once; each job runs in a fork, because fairseq keeps gl
 from __future__ import annotations
 
 import json
+import math
 import os
 import runpy
 import signal
@@ -24,6 +25,24 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+
+
+def trunc_normal(
+    tensor: torch.Tensor,
+    mean: float = 0.0,
+    std: float = 1.0,
+    a: float = -2.0,
+    b: float = 2.0,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Draw a truncated normal by its inverse distribution function, as PyTorch did before 2.14.
+
+    Later versions draw other values, and take others for all that is drawn after them.
+    """
+    below, above = (math.erf((limit - mean) / std / math.sqrt(2)) for limit in (a, b))
+    with torch.no_grad():
+        tensor.uniform_(below, above, generator=generator).erfinv_()
+        return tensor.mul_(std * math.sqrt(2)).add_(mean).clamp_(a, b)
 
 
 def find(batch: Any, name: str) -> Any:
@@ -112,6 +131,7 @@ def run(job: dict[str, Any]) -> NoReturn:
 
 def main() -> None:
     """Run the jobs up to the first that fails, and show the end of its log."""
+    torch.nn.init.trunc_normal_ = trunc_normal
     import fairseq_cli.hydra_train  # noqa: F401
 
     import mae_ast.cli.main  # noqa: F401
