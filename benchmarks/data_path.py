@@ -102,7 +102,7 @@ def measured_apart(manifest: Path, reference: str) -> dict[str, float]:
 def large_manifest(path: Path) -> dict[str, float]:
     """Seconds and MB of loading a manifest, batching it, and starting a worker on it."""
     torch_mb = memory_mb("self", "VmHWM")
-    from mae_ast.core.manifest import Manifest
+    from mae_ast.core.io.manifest import Manifest
 
     begin = time.perf_counter()
     manifest = Manifest.load(path)
@@ -209,7 +209,7 @@ def batch_of(mode: str, folder: Path, reference: str) -> Callable[[], object]:
 
 def our_mode(mode: str, folder: Path) -> Any:
     """Our dataset of a folder's clips."""
-    from mae_ast.core.manifest import Manifest
+    from mae_ast.core.io.manifest import Manifest
 
     write_rows(folder / "small.tsv", NUM_FILES, int(folder.name[:-1]))
     return our_dataset(Manifest.load(folder / "small.tsv"), compute_fbank=mode == "fbank")

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mae_ast.core.files import held, written_whole
-from mae_ast.core.manifest import Manifest, ManifestError, Progress
-from mae_ast.core.plural import plural
+from mae_ast.core.io.atomic import held, written_whole
+from mae_ast.core.io.manifest import Manifest, ManifestError, Progress
+from mae_ast.core.io.plural import plural
 from mae_ast.pretrained import Pretrained
 from mae_ast.usable import read_usable
 

@@ -18,7 +18,7 @@ from torch import distributed
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from mae_ast import cpu_ranks, stop_request
-from mae_ast.core.plural import plural
+from mae_ast.core.io.plural import plural
 
 # Environment variables in which a launcher gives the rank; fairseq reads these.
 _TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")

@@ -28,9 +28,9 @@ from mae_ast.core.checkpoint import (
 from mae_ast.core.classifier import Classifier, HeadConfig
 from mae_ast.core.encoder import Encoder, encoder_only
 from mae_ast.core.fbank import num_samples_of_frames
-from mae_ast.core.labels import Labels
-from mae_ast.core.near_files import suggestion
-from mae_ast.core.plural import plural
+from mae_ast.core.io.labels import Labels
+from mae_ast.core.io.near_files import suggestion
+from mae_ast.core.io.plural import plural
 from mae_ast.core.run_files import LAST, latest
 from mae_ast.core.systems import SYSTEMS, name_of
 from mae_ast.pretrained import PretrainedAst, load

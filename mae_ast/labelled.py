@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mae_ast.core.labels import LABELS_FILE, ClipLabels, LabelError, Labels
-from mae_ast.core.manifest import Manifest
+from mae_ast.core.io.labels import LABELS_FILE, ClipLabels, LabelError, Labels
+from mae_ast.core.io.manifest import Manifest
 from mae_ast.probe import ProbeData
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mae_ast.core.plural import plural
+from mae_ast.core.io.plural import plural
 from mae_ast.core.systems import name_of
 
 TITLES = {

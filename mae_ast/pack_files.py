@@ -13,9 +13,9 @@ from typing import IO, NamedTuple
 import soundfile
 from torch import Tensor
 
-from mae_ast.core.archive import ArchiveError, Member, open_member
-from mae_ast.core.audio import SAMPLE_RATE, AudioError, stream_audio
-from mae_ast.core.retry import retried
+from mae_ast.core.io.archive import ArchiveError, Member, open_member
+from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, stream_audio
+from mae_ast.core.io.retry import retried
 from mae_ast.shards import PackedFile
 
 _PIECE = 4 * 2**20  # bytes; longer files are read in pieces of that

@@ -27,13 +27,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mae_ast.core.archive import ArchiveError, Member, check_member
-from mae_ast.core.audio import SAMPLE_RATE, AudioError
-from mae_ast.core.files import held, written_whole
-from mae_ast.core.labels import LABELS_FILE, LabelError
-from mae_ast.core.manifest import Manifest, ManifestError, Progress, write_manifest
-from mae_ast.core.plural import plural
-from mae_ast.core.retry import may_pass
+from mae_ast.core.io.archive import ArchiveError, Member, check_member
+from mae_ast.core.io.atomic import held, written_whole
+from mae_ast.core.io.audio import SAMPLE_RATE, AudioError
+from mae_ast.core.io.labels import LABELS_FILE, LabelError
+from mae_ast.core.io.manifest import Manifest, ManifestError, Progress, write_manifest
+from mae_ast.core.io.plural import plural
+from mae_ast.core.io.retry import may_pass
 from mae_ast.pack_files import as_it_is, decoded_digest, transcoded
 from mae_ast.shards import PackedFile, Shards
 

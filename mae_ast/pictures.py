@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mae_ast.core.audio import SAMPLE_RATE
 from mae_ast.core.fbank import FRAME_SHIFT, NUM_MEL_BINS
+from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.reconstruct import Reconstruction
 
 FRAMES_PER_S = SAMPLE_RATE / FRAME_SHIFT

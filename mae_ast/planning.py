@@ -23,11 +23,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mae_ast.bench.work import Split, Work, split, step_work
-from mae_ast.core.audio import SAMPLE_RATE
 from mae_ast.core.batch import Collater
 from mae_ast.core.fbank import num_samples_of_frames
-from mae_ast.core.manifest import Manifest
-from mae_ast.core.plural import plural
+from mae_ast.core.io.audio import SAMPLE_RATE
+from mae_ast.core.io.manifest import Manifest
+from mae_ast.core.io.plural import plural
 from mae_ast.core.systems import SYSTEMS, config_from, name_of
 from mae_ast.data.pretraining_dataset import PretrainingDataset
 from mae_ast.plugin import register

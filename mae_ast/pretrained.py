@@ -20,9 +20,9 @@ from mae_ast.core.ast import Ast
 from mae_ast.core.audio_mae import AudioMae
 from mae_ast.core.checkpoint import Checkpoint, fill, read_checkpoint
 from mae_ast.core.encoder import Encoder
-from mae_ast.core.files import written_whole
+from mae_ast.core.io.atomic import written_whole
+from mae_ast.core.io.near_files import near_names, suggestion
 from mae_ast.core.mae_ast import MaeAst
-from mae_ast.core.near_files import near_names, suggestion
 from mae_ast.core.ssast import Ssast
 from mae_ast.core.systems import name_of
 from mae_ast.core.vit import Vit

@@ -25,11 +25,11 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mae_ast.core.audio import read_long_audio
 from mae_ast.core.fbank import fbank
-from mae_ast.core.labels import Labels
-from mae_ast.core.manifest import Manifest, Progress
-from mae_ast.core.plural import plural
+from mae_ast.core.io.audio import read_long_audio
+from mae_ast.core.io.labels import Labels
+from mae_ast.core.io.manifest import Manifest, Progress
+from mae_ast.core.io.plural import plural
 from mae_ast.pretrained import Pretrained
 from mae_ast.usable import read_usable
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mae_ast.core.files import written_whole
+from mae_ast.core.io.atomic import written_whole
 
 _PENDING = "MAE_AST_RUN_NOTE"  # environment variable: a note for the process that trains
 

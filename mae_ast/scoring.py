@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mae_ast.core.audio import SAMPLE_RATE, AudioError
-from mae_ast.core.manifest import Manifest, Progress
-from mae_ast.core.plural import plural
-from mae_ast.core.recordings import Waveform, path_of, read_recording
+from mae_ast.core.io.audio import SAMPLE_RATE, AudioError
+from mae_ast.core.io.manifest import Manifest, Progress
+from mae_ast.core.io.plural import plural
+from mae_ast.core.io.recordings import Waveform, path_of, read_recording
 from mae_ast.core.whole_clips import BATCH_SAMPLES
 from mae_ast.finetuned import FineTuned
 from mae_ast.usable import check_length, read_usable

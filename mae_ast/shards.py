@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mae_ast.core.archive import (
+from mae_ast.core.io.archive import (
     BLOCK,
     END,
     ArchiveError,
@@ -27,7 +27,7 @@ from mae_ast.core.archive import (
     close_archives,
     tar_header,
 )
-from mae_ast.core.files import written_whole
+from mae_ast.core.io.atomic import written_whole
 
 _LEFT_OUT = "-"  # where else a line has its shard
 

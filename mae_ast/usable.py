@@ -6,8 +6,8 @@ import logging
 
 from torch import Tensor
 
-from mae_ast.core.audio import AudioError, read_long_audio
-from mae_ast.core.manifest import Manifest
+from mae_ast.core.io.audio import AudioError, read_long_audio
+from mae_ast.core.io.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 

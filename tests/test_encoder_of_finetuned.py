@@ -19,7 +19,7 @@ from mae_ast.core.config_audio_mae import AudioMaeConfig
 from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.config_vit import VitConfig
 from mae_ast.core.encoder import Encoder, encoder_only
-from mae_ast.core.labels import Labels
+from mae_ast.core.io.labels import Labels
 from mae_ast.core.systems import SYSTEMS
 from mae_ast.finetuned import Description, encoder_of, load_finetuned
 from mae_ast.pretrained import CLASSES

@@ -11,8 +11,8 @@ import soundfile
 import torch
 
 from mae_ast import extraction
-from mae_ast.core.files import held
-from mae_ast.core.manifest import Manifest, ManifestError, write_manifest
+from mae_ast.core.io.atomic import held
+from mae_ast.core.io.manifest import Manifest, ManifestError, write_manifest
 from mae_ast.extraction import What, extract, parse_shard
 from mae_ast.pretrained import PretrainedMaeAst
 from tests.sounds import speech_like

@@ -19,8 +19,8 @@ from mae_ast.core.config_audio_mae import AudioMaeConfig
 from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.config_vit import VitConfig
 from mae_ast.core.encoder import encoder_only
-from mae_ast.core.labels import Labels
-from mae_ast.core.manifest import write_manifest
+from mae_ast.core.io.labels import Labels
+from mae_ast.core.io.manifest import write_manifest
 from mae_ast.core.systems import SYSTEMS
 from mae_ast.core.vit_weights import to_timm
 from mae_ast.core.weights import first_not_finite

@@ -15,9 +15,9 @@ import pytest
 import soundfile
 
 from mae_ast import pack_files
-from mae_ast.core import archive, retry
-from mae_ast.core.audio import read_audio
-from mae_ast.core.manifest import Manifest, write_manifest
+from mae_ast.core.io import archive, retry
+from mae_ast.core.io.audio import read_audio
+from mae_ast.core.io.manifest import Manifest, write_manifest
 from mae_ast.packing import pack, sources_of, verify
 from tests.sounds import pcm16, speech_like
 
@@ -61,7 +61,7 @@ TRANSCODE = """
 import resource, sys
 from pathlib import Path
 import torch
-from mae_ast.core.manifest import Manifest
+from mae_ast.core.io.manifest import Manifest
 from mae_ast.packing import pack
 
 torch.set_num_threads(1)

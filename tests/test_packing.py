@@ -18,11 +18,11 @@ import torch
 from typer.testing import CliRunner
 
 from mae_ast.cli.main import app
-from mae_ast.core import archive
-from mae_ast.core.audio import read_audio
-from mae_ast.core.files import held
-from mae_ast.core.labels import ClipLabels, LabelError, Labels
-from mae_ast.core.manifest import Manifest, write_manifest
+from mae_ast.core.io import archive
+from mae_ast.core.io.atomic import held
+from mae_ast.core.io.audio import read_audio
+from mae_ast.core.io.labels import ClipLabels, LabelError, Labels
+from mae_ast.core.io.manifest import Manifest, write_manifest
 from mae_ast.packing import pack, parse_bytes, verify
 from mae_ast.shards import Shards
 from tests.sounds import pcm16, speech_like, write_with_av

@@ -23,8 +23,8 @@ from mae_ast.core.checkpoint import CheckpointError
 from mae_ast.core.config_ast import AstConfig
 from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.config_vit import VitConfig
-from mae_ast.core.labels import Labels, write_clip_labels
-from mae_ast.core.manifest import write_manifest
+from mae_ast.core.io.labels import Labels, write_clip_labels
+from mae_ast.core.io.manifest import write_manifest
 from mae_ast.core.released_ast import write_ast, write_ssast
 from mae_ast.core.systems import SYSTEMS, name_of
 from mae_ast.core.vit import Vit

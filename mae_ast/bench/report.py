@@ -17,8 +17,8 @@ from mae_ast.bench.machine import commit, hardware, slug, versions
 from mae_ast.bench.parts import PARTS
 from mae_ast.bench.setting import Part, Row, Setting
 from mae_ast.bench.suite import Measured, is_complete
-from mae_ast.core.files import written_whole
-from mae_ast.core.plural import plural
+from mae_ast.core.io.atomic import written_whole
+from mae_ast.core.io.plural import plural
 
 RESULTS_FILE, TABLE_FILE, PICTURE_FILE = "results.json", "results.md", "lengths.png"
 

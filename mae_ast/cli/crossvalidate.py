@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mae_ast.core.plural import plural
+from mae_ast.core.io.plural import plural
 from mae_ast.train_command import begun_with, start_of, train_command
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mae_ast.core.plural import plural
+from mae_ast.core.io.plural import plural
 
 
 def evaluate(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mae_ast.core.plural import plural
+from mae_ast.core.io.plural import plural
 
 
 def extract(
@@ -39,7 +39,7 @@ def extract(
     import mae_ast
     from mae_ast import extraction
     from mae_ast.cli.device import place
-    from mae_ast.core.manifest import Manifest
+    from mae_ast.core.io.manifest import Manifest
     from mae_ast.progress import bar
 
     part = extraction.parse_shard(shard)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mae_ast.bench.setting import fixed_point
-from mae_ast.core.audio import SAMPLE_RATE
-from mae_ast.core.plural import plural
+from mae_ast.core.io.audio import SAMPLE_RATE
+from mae_ast.core.io.plural import plural
 
 if TYPE_CHECKING:  # fairseq takes seconds to import
     from mae_ast.planning import Plan, Timed

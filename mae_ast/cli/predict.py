@@ -32,7 +32,7 @@ def predict(
     If several files are given, unreadable ones are reported and skipped; the exit status is then 1.
     """
     from mae_ast.cli.device import place
-    from mae_ast.core.audio import AudioError
+    from mae_ast.core.io.audio import AudioError
     from mae_ast.finetuned import load_finetuned
     from mae_ast.scoring import score_recording
 

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from mae_ast.core.manifest import PROBE_THREADS
-from mae_ast.core.plural import plural
+from mae_ast.core.io.manifest import PROBE_THREADS
+from mae_ast.core.io.plural import plural
 from mae_ast.prepare import audioset, esc50, librispeech, speechcommands, voxceleb1
 from mae_ast.prepare.splits import LEFT_OUT_FILE, MISSING_FILE, Prepared
 

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 import typer
 
-from mae_ast.core.audio import SAMPLE_RATE, AudioError, read_audio
 from mae_ast.core.fbank import NUM_MEL_BINS, WINDOW_POWERS
 from mae_ast.core.input_stats import mean_and_std
 from mae_ast.core.input_stats import moments as moments_of
-from mae_ast.core.manifest import Manifest
-from mae_ast.core.plural import plural
+from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
+from mae_ast.core.io.manifest import Manifest
+from mae_ast.core.io.plural import plural
 from mae_ast.progress import bar
 
 MAX_SECONDS = 30.0  # of each file

@@ -27,8 +27,8 @@ from mae_ast.core import (
     released_ast,
     released_audio_mae,
 )
-from mae_ast.core.file_kinds import is_safetensors
-from mae_ast.core.near_files import suggestion
+from mae_ast.core.io.file_kinds import is_safetensors
+from mae_ast.core.io.near_files import suggestion
 from mae_ast.core.patches import PatchShape
 from mae_ast.core.run_files import latest
 from mae_ast.core.state_files import CheckpointError as CheckpointError

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchaudio.compliance.kaldi import get_mel_banks
 
-from mae_ast.core.audio import SAMPLE_RATE
+from mae_ast.core.io.audio import SAMPLE_RATE
 
 NUM_MEL_BINS = 128
 FRAME_LENGTH = 400  # samples, 25 ms

@@ -17,7 +17,7 @@ from numpy._core import multiarray
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from mae_ast.core.file_kinds import describe, is_safetensors
+from mae_ast.core.io.file_kinds import describe, is_safetensors
 from mae_ast.core.weights import MAX_NAMED
 from mae_ast.core.wrappers import unwrap
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from mae_ast import ranks
-from mae_ast.core.audio import SAMPLE_RATE, AudioError, read_audio
 from mae_ast.core.batch import draw_start
-from mae_ast.core.manifest import Manifest, ManifestError
+from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
+from mae_ast.core.io.manifest import Manifest, ManifestError
 from mae_ast.data.bad_files import BadFile, BadFiles
 from mae_ast.interruption import heed_only_the_trainer
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mae_ast.core.manifest import Manifest
-from mae_ast.core.plural import plural
+from mae_ast.core.io.manifest import Manifest
+from mae_ast.core.io.plural import plural
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import torch
 
 from mae_ast.core.augment import roll_and_scale
 from mae_ast.core.batch import Batch, Clip, Collater, clip_generator
-from mae_ast.core.manifest import Manifest
+from mae_ast.core.io.manifest import Manifest
 from mae_ast.data.audio_clips import AudioClips
 from mae_ast.data.bad_files import BadFile, FilesRead
 

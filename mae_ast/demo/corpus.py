@@ -26,9 +26,9 @@ import soundfile
 import torch
 from torchaudio.functional import resample
 
-from mae_ast.core.audio import SAMPLE_RATE
-from mae_ast.core.labels import Labels, write_clip_labels
-from mae_ast.core.manifest import write_manifest
+from mae_ast.core.io.audio import SAMPLE_RATE
+from mae_ast.core.io.labels import Labels, write_clip_labels
+from mae_ast.core.io.manifest import write_manifest
 
 WORDS = (
     *("backward", "bed", "bird", "cat", "dog", "down", "eight", "five", "follow", "forward"),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mae_ast.core.files import written_whole
+from mae_ast.core.io.atomic import written_whole
 
 Figures = dict[str, Any]
 

@@ -14,10 +14,10 @@ import typer
 
 import mae_ast
 from mae_ast import pictures
-from mae_ast.core.audio import read_audio
 from mae_ast.core.batch import Clip, Collater
 from mae_ast.core.checkpoint import RUN_FILE
-from mae_ast.core.manifest import Manifest
+from mae_ast.core.io.audio import read_audio
+from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.reconstruct import reconstruct
 from mae_ast.demo.corpus import DESCRIPTION_FILE, description, make_corpus
 from mae_ast.demo.evaluate import evaluate

@@ -21,7 +21,7 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from mae_ast.core.file_kinds import PLACEHOLDERS, describe
+from mae_ast.core.io.file_kinds import PLACEHOLDERS, describe
 from mae_ast.fetch.partial import DownloadError, PartialFile, Source, readable
 
 CONNECT_SECONDS = 10.0  # to reach a server

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from mae_ast.core.audio import AudioError, AudioInfo, num_samples_16k, probe_audio
-from mae_ast.core.manifest import PROBE_THREADS
-from mae_ast.core.plural import plural
+from mae_ast.core.io.audio import AudioError, AudioInfo, num_samples_16k, probe_audio
+from mae_ast.core.io.manifest import PROBE_THREADS
+from mae_ast.core.io.plural import plural
 from mae_ast.progress import bar
 
 MIN_SECONDS = 0.045  # as 'mae-ast manifest': less gives no patch

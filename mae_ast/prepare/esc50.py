@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mae_ast.core.labels import Labels
-from mae_ast.core.manifest import PROBE_THREADS
+from mae_ast.core.io.labels import Labels
+from mae_ast.core.io.manifest import PROBE_THREADS
 from mae_ast.prepare.clips import Clip
 from mae_ast.prepare.layout import locate, read_table
 from mae_ast.prepare.splits import Prepared, write_splits

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mae_ast.core.labels import Labels
-from mae_ast.core.manifest import PROBE_THREADS
+from mae_ast.core.io.labels import Labels
+from mae_ast.core.io.manifest import PROBE_THREADS
 from mae_ast.prepare.clips import Clip
 from mae_ast.prepare.layout import draw, locate, read_lines
 from mae_ast.prepare.splits import SPLITS, Prepared, write_splits

@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from mae_ast.core.audio import probe_audio
-from mae_ast.core.labels import Labels
-from mae_ast.core.manifest import PROBE_THREADS
-from mae_ast.core.plural import plural
+from mae_ast.core.io.audio import probe_audio
+from mae_ast.core.io.labels import Labels
+from mae_ast.core.io.manifest import PROBE_THREADS
+from mae_ast.core.io.plural import plural
 from mae_ast.prepare.clips import Clip
 from mae_ast.prepare.layout import draw, locate, read_lines
 from mae_ast.prepare.splits import Prepared, write_splits

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mae_ast.core.labels import LABELS_FILE, Labels, write_clip_labels
-from mae_ast.core.manifest import PROBE_THREADS, write_manifest
-from mae_ast.core.plural import plural
+from mae_ast.core.io.labels import LABELS_FILE, Labels, write_clip_labels
+from mae_ast.core.io.manifest import PROBE_THREADS, write_manifest
+from mae_ast.core.io.plural import plural
 from mae_ast.prepare.clips import Clip, Headers, read_headers
 
 SPLITS = ("train", "valid", "test")

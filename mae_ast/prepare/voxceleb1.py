@@ -14,8 +14,8 @@ import os
 import re
 from pathlib import Path
 
-from mae_ast.core.labels import Labels
-from mae_ast.core.manifest import PROBE_THREADS
+from mae_ast.core.io.labels import Labels
+from mae_ast.core.io.manifest import PROBE_THREADS
 from mae_ast.prepare.clips import Clip
 from mae_ast.prepare.layout import read_lines
 from mae_ast.prepare.splits import Prepared, write_splits

@@ -21,7 +21,7 @@ import torch
 import yaml
 
 import mae_ast
-from mae_ast.core.files import written_whole
+from mae_ast.core.io.atomic import written_whole
 from mae_ast.superb.surroundings import bridged, command_line, whole_files
 from mae_ast.superb.tasks import TASKS, Task
 

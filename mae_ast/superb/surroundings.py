@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mae_ast.core.files import written_whole
+from mae_ast.core.io.atomic import written_whole
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mae_ast.core.plural import plural
+from mae_ast.core.io.plural import plural
 
 KS_WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 KS_SOURCE = "http://download.tensorflow.org/data/"

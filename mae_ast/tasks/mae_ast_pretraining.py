@@ -16,7 +16,7 @@ from tensorboardX import SummaryWriter
 import mae_ast.criterions.mae_ast  # noqa: F401  (fairseq imports no criterions of a user-dir)
 from mae_ast.core.batch import Clip, Collater
 from mae_ast.core.encoder import Encoder
-from mae_ast.core.manifest import Manifest
+from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.masking import MaskIds
 from mae_ast.core.reconstruct import Reconstruction, reconstruct
 from mae_ast.data.pretraining_dataset import PretrainingDataset

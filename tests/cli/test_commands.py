@@ -12,8 +12,8 @@ import torch
 from mae_ast.cli.reconstruct import _images
 from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.fbank import fbank
+from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.mae_ast import MaeAst
-from mae_ast.core.manifest import Manifest
 
 COMMAND = Path(sys.executable).with_name("mae-ast")
 
@@ -131,7 +131,7 @@ def test_stats_are_those_of_the_log_mel(music, tmp_path, window):
     done = run("stats", tmp_path / "train.tsv", "--window", window)
     values = dict(part.removeprefix("model.").split("=") for part in done.stdout.split())
     listed = Manifest.load(tmp_path / "train.tsv")
-    from mae_ast.core.audio import read_audio
+    from mae_ast.core.io.audio import read_audio
 
     frames = torch.cat(
         [fbank(read_audio(listed.audio_path(row))[None], window)[0] for row in range(len(listed))]

@@ -11,7 +11,7 @@ import soundfile
 
 import mae_ast
 from mae_ast import convert
-from mae_ast.core.manifest import write_manifest
+from mae_ast.core.io.manifest import write_manifest
 from mae_ast.pretrained import PretrainedMaeAst
 from tests.sounds import speech_like
 

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from mae_ast.cli.main import app
 from mae_ast.cli.manifest import PRETRAINING_S
-from mae_ast.core.audio import read_audio
-from mae_ast.core.manifest import Manifest
-from mae_ast.core.suffixes import AUDIO_SUFFIXES
+from mae_ast.core.io.audio import read_audio
+from mae_ast.core.io.manifest import Manifest
+from mae_ast.core.io.suffixes import AUDIO_SUFFIXES
 from mae_ast.train_command import config_dir
 from tests.sounds import pcm16, speech_like, write_with_av
 

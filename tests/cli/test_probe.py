@@ -10,8 +10,8 @@ import pytest
 import soundfile
 
 from mae_ast import convert, probe
-from mae_ast.core.labels import Labels, write_clip_labels
-from mae_ast.core.manifest import write_manifest
+from mae_ast.core.io.labels import Labels, write_clip_labels
+from mae_ast.core.io.manifest import write_manifest
 from mae_ast.pretrained import PretrainedMaeAst
 
 WORDS = ("low", "high")

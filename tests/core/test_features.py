@@ -13,13 +13,13 @@ import soundfile
 import torch
 from torch.testing import assert_close
 
-from mae_ast.core import audio_file
 from mae_ast.core.ast import Ast
-from mae_ast.core.audio import AudioError, read_audio, to_pcm16
 from mae_ast.core.config_ast import AstConfig
 from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.encoder import Encoder
 from mae_ast.core.features import extract_features
+from mae_ast.core.io.audio import AudioError, read_audio, to_pcm16
+from mae_ast.core.io.decoding import audio_file
 from mae_ast.core.mae_ast import MaeAst
 from mae_ast.core.ssast import Ssast, finetuning_config
 from mae_ast.core.vit import Vit

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mae_ast.core.checkpoint import CheckpointError, read_checkpoint
-from mae_ast.core.file_kinds import describe
+from mae_ast.core.io.file_kinds import describe
 from mae_ast.core.state_files import read_state
 
 

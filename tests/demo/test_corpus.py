@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from mae_ast.core.audio import probe_audio, read_audio
-from mae_ast.core.manifest import Manifest
+from mae_ast.core.io.audio import probe_audio, read_audio
+from mae_ast.core.io.manifest import Manifest
 from mae_ast.demo import corpus
 
 pytest.importorskip("espeakng_loader", reason="the demo's synthesiser is not installed")

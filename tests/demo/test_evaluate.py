@@ -6,7 +6,7 @@ import soundfile
 import torch
 
 from mae_ast.core.config import MaeAstConfig
-from mae_ast.core.manifest import Manifest, write_manifest
+from mae_ast.core.io.manifest import Manifest, write_manifest
 from mae_ast.demo.evaluate import evaluate
 from mae_ast.pictures import loss_figure
 from mae_ast.pretrained import PretrainedMaeAst

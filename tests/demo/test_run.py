@@ -15,7 +15,7 @@ import pytest
 import mae_ast
 from mae_ast import evaluation, probe
 from mae_ast.core.checkpoint import read_state
-from mae_ast.core.manifest import Manifest
+from mae_ast.core.io.manifest import Manifest
 from mae_ast.demo import corpus, evaluate, recognition, run, training
 from mae_ast.demo.kept import Figures
 from mae_ast.finetuned import load_finetuned

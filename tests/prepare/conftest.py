@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from mae_ast.core.labels import ClipLabels, Labels
-from mae_ast.core.manifest import Manifest
+from mae_ast.core.io.labels import ClipLabels, Labels
+from mae_ast.core.io.manifest import Manifest
 
 
 def write_sound(path: Path, seconds: float = 0.1, rate: int = 16_000) -> Path:

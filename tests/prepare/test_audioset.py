@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mae_ast.core.labels import Labels
-from mae_ast.core.manifest import Manifest
+from mae_ast.core.io.labels import Labels
+from mae_ast.core.io.manifest import Manifest
 from mae_ast.prepare import audioset
 from tests.prepare.conftest import write_garbage, write_sound
 from tests.sounds import write_with_av

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mae_ast.core.labels import Labels
-from mae_ast.core.manifest import Manifest
+from mae_ast.core.io.labels import Labels
+from mae_ast.core.io.manifest import Manifest
 from mae_ast.prepare import esc50
 from tests.prepare.conftest import write_garbage, write_sound
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mae_ast.core.labels import Labels
+from mae_ast.core.io.labels import Labels
 from mae_ast.prepare import speechcommands
 from mae_ast.prepare.speechcommands import KS_WORDS, WORDS
 from tests.prepare.conftest import write_garbage, write_sound

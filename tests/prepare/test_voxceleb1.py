@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mae_ast.core.labels import Labels
+from mae_ast.core.io.labels import Labels
 from mae_ast.prepare import voxceleb1
 from tests.prepare.conftest import write_garbage, write_sound
 

@@ -21,7 +21,7 @@ import mae_ast
 from mae_ast import evaluation
 from mae_ast.cli import evaluate, predict
 from mae_ast.core.checkpoint import CheckpointError
-from mae_ast.core.labels import LabelError, Labels
+from mae_ast.core.io.labels import LabelError, Labels
 from mae_ast.finetuned import load_finetuned
 
 from .classification import (
@@ -151,8 +151,8 @@ def test_validation_equals_what_the_saved_classifier_says(
     finetune: Finetune, tones: Path, tmp_path: Path
 ) -> None:
     """Whole clips in batches of four, against each clip alone."""
-    from mae_ast.core.audio import read_audio
-    from mae_ast.core.manifest import Manifest
+    from mae_ast.core.io.audio import read_audio
+    from mae_ast.core.io.manifest import Manifest
 
     log = finetune(
         tones,
@@ -175,7 +175,7 @@ def test_validation_hears_clips_to_their_end(
     finetune: Finetune, tones: Path, tmp_path: Path
 ) -> None:
     """Clips that begin with 0.4 s of noise; the network takes 0.32 s at once."""
-    from mae_ast.core.audio import read_audio
+    from mae_ast.core.io.audio import read_audio
 
     data = tmp_path / "late"
     shutil.copytree(tones, data)

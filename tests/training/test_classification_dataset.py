@@ -13,8 +13,8 @@ from fairseq.data import data_utils
 
 from mae_ast import fairseq_repairs
 from mae_ast.core.augment import Augmentation
-from mae_ast.core.labels import ClipLabels
-from mae_ast.core.manifest import Manifest
+from mae_ast.core.io.labels import ClipLabels
+from mae_ast.core.io.manifest import Manifest
 from mae_ast.data.classification_dataset import ClassificationDataset, sampling_weights
 
 from .classification import LABELS, write_corpus, write_tones

@@ -102,7 +102,7 @@ from pathlib import Path
 from torch import distributed
 
 from mae_ast.core import manifest
-from mae_ast.core.audio import AudioError
+from mae_ast.core.io.audio import AudioError
 from tests.training.test_dataset import load
 
 rank, port, data = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])

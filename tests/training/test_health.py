@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mae_ast.core.labels import write_clip_labels
+from mae_ast.core.io.labels import write_clip_labels
 
 from .classification import write_corpus
 from .conftest import ONLY_TRAINING, Start, write_clips

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mae_ast import fairseq_repairs
-from mae_ast.core.archive import Member
-from mae_ast.core.manifest import Manifest
+from mae_ast.core.io.archive import Member
+from mae_ast.core.io.manifest import Manifest
 from mae_ast.packing import pack
 
 from .conftest import ONLY_TRAINING, write_clips

@@ -1,0 +1,1 @@
+"""Read files: audio, archives, manifests, labels."""

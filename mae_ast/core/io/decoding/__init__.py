@@ -1,0 +1,1 @@
+"""Decode audio with libsndfile or FFmpeg: whole files, parts, lengths."""

@@ -1,0 +1,154 @@
+"""Find the length of an audio file: from its header if that is right, else by decoding."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import soundfile
+
+from mae_ast.core.io.decoding import ffmpeg, libsndfile
+from mae_ast.core.io.decoding import seek as audio_seek
+from mae_ast.core.io.decoding.audio_file import AudioError, AudioFile, UndecodableError
+from mae_ast.core.io.decoding.flac import flac_is_joined, flac_length
+from mae_ast.core.io.decoding.headers import mp3_header, ogg_links, wav_goes_on
+
+_NEAR_END_S = 1  # seconds before the header's end that decoding begins at, to see where it ends
+# FFmpeg's names of streams without a container, whose packets have exact durations.
+_RAW = ("mp3", "aac")
+_SLACK_S = 0.1  # seconds that a header may be off: encoder padding, milliseconds, other tracks
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """Length and sample rate of a file.
+
+    Args:
+        num_frames: decodable samples per channel, at ``sample_rate``; for lossy codecs it may be
+            off by one packet.
+        sample_rate: the file's own rate, in Hz.
+        note: what is wrong with the length in its header; ``None`` if nothing is.
+    """
+
+    num_frames: int
+    sample_rate: int
+    note: str | None = None
+
+
+def is_whole(file: AudioFile, sound: soundfile.SoundFile) -> bool:
+    """Return whether libsndfile, which stops where the header says, reads a file to its end."""
+    frames = libsndfile.num_frames(sound)
+    if file.content.name == "FLAC":
+        return frames > 0 and flac_length(file) == frames and not flac_is_joined(file)
+    if file.content.name == "WAV":
+        return not wav_goes_on(file)
+    return frames > 0
+
+
+def length_by_soundfile(file: AudioFile) -> AudioInfo:
+    """Return the length given by the header if that is right, else the length that FFmpeg decodes.
+
+    Raises:
+        soundfile.LibsndfileError: libsndfile cannot read it.
+        AudioError, UndecodableError, av.FFmpegError: its header is not right, and FFmpeg cannot
+            decode it.
+    """
+    with libsndfile.opened(file) as sound:
+        frames, rate = libsndfile.num_frames(sound), int(sound.samplerate)
+        if is_whole(file, sound) and (file.content.name != "FLAC" or _ends_whole(sound)):
+            return AudioInfo(frames, rate)
+    return _noted(measure(file), rate, Fraction(frames, rate))
+
+
+def _ends_whole(sound: soundfile.SoundFile) -> bool:
+    """Return whether the last frame decodes; a file that was cut may hold its beginning only."""
+    try:
+        sound.seek(sound.frames - 1)
+        return len(sound.read(1)) == 1
+    except soundfile.LibsndfileError:
+        return False
+
+
+def lengths_of_links(file: AudioFile) -> list[tuple[AudioFile, AudioInfo]]:
+    """Return the links of a chained Ogg file and their lengths; empty if it is not chained.
+
+    Those that cannot be read, such as the cut beginning of a last one, are skipped.
+    """
+    lengths = []
+    for link in ogg_links(file) if file.content.name == "Ogg" else []:
+        with suppress(AudioError, UndecodableError, av.FFmpegError):
+            lengths.append((link, length_by_av(link)))
+    return lengths
+
+
+def length_by_av(file: AudioFile) -> AudioInfo:
+    """Return the length of what FFmpeg decodes.
+
+    The length of a chained file is given at the sample rate of its first link.
+
+    Raises:
+        AudioError: it has no audio stream.
+        UndecodableError, av.FFmpegError: FFmpeg cannot read it.
+    """
+    links = lengths_of_links(file)
+    if links:
+        return _length_of_links([info for _, info in links])
+    header = mp3_header(file) if file.content.name == "MPEG audio" else None
+    if header is not None and header.is_right:
+        return AudioInfo(header.num_frames, header.sample_rate)
+    with audio_seek.started(file) as opened:
+        name, rate = opened.stream.container.format.name, opened.rate
+        promised, is_of_all = _promised(opened.stream)
+        has_header = name in audio_seek.INDEXED
+        frames = audio_seek.end_after(opened, promised - _NEAR_END_S) if has_header else None
+    if header is not None:
+        promised, has_header = Fraction(header.num_frames, header.sample_rate), True
+    elif frames is None and name in _RAW:
+        frames = _duration_of_packets(file, rate)
+    if frames is None:
+        frames = measure(file)
+    if is_of_all and promised * rate >= frames:
+        return AudioInfo(frames, rate)
+    # Without a header, FFmpeg may have estimated from the bit rate.
+    return _noted(frames, rate, promised, "header says" if has_header else "expected")
+
+
+def _length_of_links(links: list[AudioInfo]) -> AudioInfo:
+    rate = links[0].sample_rate
+    frames = round(sum(Fraction(link.num_frames, link.sample_rate) for link in links) * rate)
+    return _noted(frames, rate, Fraction(links[0].num_frames, rate))
+
+
+def _promised(stream: ffmpeg.Stream) -> tuple[Fraction, bool]:
+    """Return the length by FFmpeg, in seconds, and whether it is that of the longest stream."""
+    if stream.audio.duration is not None:
+        return stream.audio.duration * stream.time_base, False
+    duration = Fraction(stream.container.duration or 0, av.time_base)
+    return duration, len(stream.container.streams) > 1
+
+
+def _noted(frames: int, rate: int, promised: Fraction, word: str = "header says") -> AudioInfo:
+    seconds = frames / rate
+    if abs(seconds - float(promised)) <= _SLACK_S:
+        return AudioInfo(frames, rate)
+    said = f"{word} {float(promised):.3f} s" if promised > 0 else "no length in its header"
+    return AudioInfo(frames, rate, f"{said}, {seconds:.3f} s decode")
+
+
+def _duration_of_packets(file: AudioFile, rate: int) -> int | None:
+    """Add up the durations of packets, without decoding; ``None``: some have none."""
+    with ffmpeg.opened(file) as stream:
+        durations = [packet.duration for packet in stream.demux() if packet.size]
+        seconds = sum(filter(None, durations)) * stream.time_base
+        return round(seconds * rate) if all(durations) else None
+
+
+def measure(file: AudioFile) -> int:
+    """Count the samples per channel that FFmpeg decodes from the whole file."""
+    with audio_seek.started(file) as opened:
+        end = 0
+        for place, block in opened.located():
+            end = place + len(block[0])
+        return end

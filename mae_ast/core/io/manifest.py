@@ -1,0 +1,260 @@
+"""Manifests: a text file that lists a split's audio files.
+
+The first line is a root folder (a relative one lies beside the manifest); each further line is
+``path<TAB>length``, the length in samples of that file, or ``path<TAB>length<TAB>sample rate``.
+A path may be one within an archive, ``archive:offset:length`` (:mod:`mae_ast.core.io.archive`).
+Without the third column the rates are read from the files' headers once and cached beside the
+manifest.
+
+Rows are held packed (one block of bytes, arrays of numbers): worker processes, which are forked,
+share them, and start as fast whatever their number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from mae_ast.core.io.archive import why_missing
+from mae_ast.core.io.atomic import written_whole
+from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, num_samples_16k, probe_rate
+from mae_ast.core.io.manifest_parser import ManifestError, parse_rows
+from mae_ast.core.io.retry import retried
+
+__all__ = ["Manifest", "ManifestError", "Progress", "write_manifest"]
+
+PROBE_THREADS = 16
+PROBE_BLOCK = 4_096  # files whose headers are asked for at a time
+
+Progress = Callable[[Iterable[int], int], Iterable[int]]
+
+
+class Manifest:
+    """The rows of one manifest.
+
+    Args:
+        path: the manifest file, for messages.
+        root: folder that relative paths start from.
+        packed_paths: all rows' paths, UTF-8, one after the other.
+        path_ends: (rows,) int64, where each path ends in ``packed_paths``.
+        lines: (rows,) int64, line numbers in the file.
+        lengths: (rows,) int64, samples at each file's own rate.
+        sample_rates: (rows,) int32, in Hz; 0 where the manifest does not say.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        root: str,
+        packed_paths: bytes | bytearray,
+        path_ends: np.ndarray,
+        lines: np.ndarray,
+        lengths: np.ndarray,
+        sample_rates: np.ndarray,
+    ) -> None:
+        self.path = path
+        self.root = root
+        self.lines = lines
+        self.lengths = lengths
+        self.sample_rates = sample_rates
+        self._packed_paths = packed_paths
+        self._path_ends = path_ends
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Manifest:
+        """Parse a manifest; sample rates that it leaves out are 0.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ManifestError: a row is not as it must be, or there is none.
+        """
+        path = Path(path)
+        if path.is_dir():
+            raise FileNotFoundError(
+                f"{path}: is a folder; give a manifest, such as {path / 'train.tsv'}"
+            )
+        if path.parent.is_file():
+            raise FileNotFoundError(f"{path.parent}: is a file; give the folder of the manifests")
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path}: no such manifest; 'mae-ast manifest DIR...' writes one from folders"
+            )
+        with path.open("rb") as file:
+            root = _root(file.readline(), path)
+            rows = parse_rows(file, path)
+        if not len(rows.lines):
+            raise ManifestError(f"{path}: lists no files; after the root, one row for each file")
+        path_ends = np.cumsum(rows.path_sizes)
+        return cls(
+            path, root, rows.packed_paths, path_ends, rows.lines, rows.lengths, rows.sample_rates
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], progress: Progress | None = None) -> Manifest:
+        """:meth:`read`, then check that the files exist and find out the missing sample rates.
+
+        Args:
+            path: the manifest.
+            progress: wraps the iteration over files whose headers are read; gets it and its length.
+        """
+        manifest = cls.read(path)
+        manifest.check_paths()
+        manifest.probe_rates(progress)
+        return manifest
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def row_path(self, row: int) -> str:
+        """As written in the manifest."""
+        begin = self._path_ends[row - 1] if row else 0
+        return os.fsdecode(bytes(self._packed_paths[begin : self._path_ends[row]]))
+
+    def audio_path(self, row: int) -> str:
+        """Under the root."""
+        return os.path.join(self.root, self.row_path(row))
+
+    def where(self, row: int) -> str:
+        """``file:line``, for messages."""
+        return f"{self.path}:{self.lines[row]}"
+
+    @property
+    def num_samples(self) -> np.ndarray:
+        """(rows,) int64, lengths at 16 kHz."""
+        rates = np.where(self.sample_rates > 0, self.sample_rates, SAMPLE_RATE).astype(np.int64)
+        return num_samples_16k(self.lengths, rates)
+
+    def digest(self) -> bytes:
+        """Return the SHA-256 of the rows' paths, lengths and sample rates."""
+        digest = hashlib.sha256(self._packed_paths)
+        for values in (self._path_ends, self.lengths, self.sample_rates):
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.digest()
+
+    def take(self, rows: Iterable[int] | np.ndarray) -> Manifest:
+        """Some of the rows, in this order; messages still name their lines in the file."""
+        chosen = np.asarray(list(rows), dtype=np.int64)
+        paths = [os.fsencode(self.row_path(row)) for row in chosen.tolist()]
+        return Manifest(
+            self.path,
+            self.root,
+            b"".join(paths),
+            np.cumsum([len(path) for path in paths], dtype=np.int64),
+            self.lines[chosen],
+            self.lengths[chosen],
+            self.sample_rates[chosen],
+        )
+
+    def check_paths(self, at_most: int = 10_000) -> None:
+        """Look whether the files exist: all of them, or ``at_most`` spread evenly over the rows.
+
+        Raises:
+            ManifestError: one does not.
+        """
+        rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), at_most)).astype(np.int64))
+        for row in rows.tolist():
+            if problem := _why_unusable(self.audio_path(row)):
+                raise ManifestError(
+                    f"{self.where(row)}: {self.audio_path(row)}: {problem}; the path is taken "
+                    f"relative to the root on line 1 ({self.root})"
+                )
+
+    def probe_rates(self, progress: Progress | None = None) -> None:
+        """Fill in the sample rates that the manifest does not give, from cache or headers.
+
+        Files whose headers cannot be read keep 0; decoding them will tell what is wrong.
+        """
+        unknown = np.flatnonzero(self.sample_rates == 0)
+        if not len(unknown):
+            return
+        cache = self.path.with_name(self.path.name + ".rates.npz")
+        with self.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        cached = _read_cache(cache, digest, len(self))
+        if cached is not None:
+            self.sample_rates = cached
+            unknown = np.flatnonzero(cached == 0)  # could not be read then; perhaps they can now
+            if not len(unknown):
+                return
+        with ThreadPoolExecutor(PROBE_THREADS) as pool:
+            found: Iterable[int] = self._probed_rates(unknown, pool)
+            if progress is not None:
+                found = progress(found, len(unknown))
+            self.sample_rates[unknown] = np.fromiter(found, dtype=np.int32)
+        _write_cache(cache, digest, self.sample_rates)
+
+    def _probed_rates(self, rows: np.ndarray, pool: ThreadPoolExecutor) -> Iterator[int]:
+        # A pool takes all tasks that it is given at once, at a kilobyte each.
+        for begin in range(0, len(rows), PROBE_BLOCK):
+            yield from pool.map(self._probe_rate, rows[begin : begin + PROBE_BLOCK].tolist())
+
+    def _probe_rate(self, row: int) -> int:
+        try:
+            return probe_rate(self.audio_path(row))
+        except (AudioError, OSError):
+            return 0
+
+
+def write_manifest(
+    path: str | os.PathLike[str], root: str, rows: Iterable[tuple[str, int, int]]
+) -> None:
+    """Write (path, length in samples, sample rate) rows, atomically."""
+    path = Path(path)
+
+    def lines() -> Iterator[str]:
+        yield f"{root}\n"
+        for name, length, rate in rows:
+            if any(c in name for c in "\t\r\n"):
+                raise ManifestError(f"{name!r}: a path with a tab or line break fits no manifest")
+            yield f"{name}\t{length}\t{rate}\n"
+
+    if not root or any(c in root for c in "\t\r\n"):
+        raise ManifestError(f"{root!r}: is no root folder, or has a tab or line break in its name")
+    with (
+        written_whole(path) as part,
+        part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        file.writelines(lines())
+
+
+def _why_unusable(path: str) -> str:
+    try:
+        return retried(why_missing)(path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+
+
+def _root(line: bytes, path: Path) -> str:
+    root = os.fsdecode(line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n"))
+    if not line:
+        raise ManifestError(f"{path}: is empty; line 1 is the root folder, then one row a file")
+    if "\t" in root or not root:
+        raise ManifestError(
+            f"{path}:1: {root!r} is no root folder; line 1 is the folder that paths start from "
+            "('/' where they are absolute)"
+        )
+    return os.path.normpath(path.parent.resolve() / root)
+
+
+def _read_cache(cache: Path, digest: str, rows: int) -> np.ndarray | None:
+    try:
+        with np.load(cache, allow_pickle=False) as stored:
+            if str(stored["digest"]) != digest or len(stored["sample_rates"]) != rows:
+                return None
+            rates: np.ndarray = stored["sample_rates"].astype(np.int32)
+            return rates
+    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def _write_cache(cache: Path, digest: str, rates: np.ndarray) -> None:
+    # In a read-only folder nothing is kept: the rates are probed again next time.
+    with suppress(OSError), written_whole(cache) as part, part.open("wb") as file:
+        np.savez(file, digest=np.array(digest), sample_rates=rates)

@@ -1,0 +1,74 @@
+"""Retry reads that failed with a transient error, as on a network file system."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import av
+import soundfile
+
+from mae_ast.core.io.archive import close_archives
+
+WAITS_S = (0.1, 0.4)  # before the second and the third attempt
+
+# Not ENOENT, EACCES, EISDIR and the like, which are permanent.
+_MAY_PASS = frozenset(
+    {
+        *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EINTR),
+        *(errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ENOTCONN),
+        *(errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+        *(
+            errno.EMFILE,
+            errno.ENFILE,
+            errno.EREMOTEIO if hasattr(errno, "EREMOTEIO") else errno.EIO,
+        ),
+    }
+)
+_SYSTEM_ERROR = 2  # of libsndfile, which does not pass on the number
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def retried(read: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function that reads a file to retry twice after a transient error."""
+
+    @wraps(read)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        for wait_s in WAITS_S:
+            try:
+                return read(*args, **kwargs)
+            except Exception as error:
+                if not may_pass(error):
+                    raise
+            time.sleep(wait_s)
+            close_archives()  # an open file that is stale stays so
+        return read(*args, **kwargs)
+
+    return wrapper
+
+
+def may_pass(error: BaseException) -> bool:
+    """Return whether an error, or one that it was raised from, is transient."""
+    return any(
+        (
+            isinstance(each, OSError)
+            and each.errno in _MAY_PASS
+            and not isinstance(each, av.FFmpegError)  # damage; the files are read outside FFmpeg
+        )
+        or (isinstance(each, soundfile.LibsndfileError) and each.code == _SYSTEM_ERROR)
+        for each in _causes(error)
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        each = each.__cause__ or each.__context__

@@ -1,0 +1,111 @@
+"""Files have the mode that the umask gives, also where they are written to another name first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from mae_ast import checkpoint_saving, convert, extraction
+from mae_ast.core.config_ast import AstConfig
+from mae_ast.core.io.atomic import written_whole
+from mae_ast.core.io.labels import Labels
+from mae_ast.core.io.manifest import Manifest, write_manifest
+from mae_ast.fetch.cache import download
+from mae_ast.packing import pack
+from mae_ast.pretrained import PretrainedAst, PretrainedMaeAst
+from tests.sounds import speech_like
+from tests.web_server import WebServer, gives
+
+Write = Callable[[PretrainedMaeAst, Path], object]
+
+
+@pytest.fixture(params=[0o022, 0o002], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def _written_whole(model: PretrainedMaeAst, folder: Path) -> None:
+    """By a writer that makes a private file of its own."""
+    with written_whole(folder / "file") as part:
+        part.unlink()
+        os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600))
+
+
+def _hugging_face(model: PretrainedMaeAst, folder: Path) -> None:
+    config = AstConfig(
+        encoder_layers=1,
+        encoder_embed_dim=32,
+        encoder_ffn_embed_dim=32,
+        encoder_attention_heads=1,
+        position_frames=64,
+        input_frames=64,
+        num_classes=2,
+    )
+    convert.to_hugging_face(PretrainedAst(config), folder / "hf")
+
+
+def _manifest(model: PretrainedMaeAst, folder: Path) -> Manifest:
+    soundfile.write(folder / "a.flac", speech_like(16_000).numpy(), 16_000)
+    write_manifest(folder / "valid.tsv", ".", [("a.flac", 16_000, 16_000)])
+    (folder / "train.tsv").write_text(".\na.flac\t16000\n")
+    return Manifest.load(folder / "train.tsv")  # which caches its sample rates
+
+
+def _extraction(model: PretrainedMaeAst, folder: Path) -> None:
+    listed = _manifest(model, folder)
+    extraction.extract(model, listed, folder / "out", extraction.What(1, False, False, 0, 1))
+
+
+def _pack(model: PretrainedMaeAst, folder: Path) -> None:
+    pack(_manifest(model, folder), folder / "shards", 10**6)
+
+
+def _download(model: PretrainedMaeAst, folder: Path) -> None:
+    with WebServer() as server:
+        download([server.url("/file", gives(b"weights" * 100))], "model.pt", None, folder / "cache")
+
+
+def _checkpoint(model: PretrainedMaeAst, folder: Path) -> None:
+    path = str(folder / "checkpoint_1_1.pt")
+    checkpoint_saving._whole(lambda *_: None)({"model": model.state_dict()}, path)
+    checkpoint_saving.link_or_copy(path, str(folder / "checkpoint_last.pt"))
+
+
+WRITERS: dict[str, Write] = {
+    "written_whole": _written_whole,
+    "released": lambda model, folder: convert.to_released_file(model, folder / "a.pt"),
+    "safetensors": lambda model, folder: convert.to_safetensors(model, folder / "hub"),
+    "save_pretrained": lambda model, folder: model.save_pretrained(folder / "hub"),
+    "hugging face": _hugging_face,
+    "onnx": lambda model, folder: convert.to_onnx(model, folder / "a.onnx"),
+    "manifest": _manifest,
+    "labels": lambda model, folder: Labels(("a",), ("a",)).write(folder / "labels.csv"),
+    "extraction": _extraction,
+    "hidden states": lambda model, folder: model.extract_features(
+        speech_like(16_000), folder=folder / "states"
+    ),
+    "pack": _pack,
+    "download": _download,
+    "checkpoint": _checkpoint,
+}
+
+
+def assert_modes(folder: Path, umask: int) -> None:
+    found = [path for path in folder.rglob("*") if path.suffix != ".flac"]
+    assert any(path.is_file() for path in found)
+    for path in found:
+        wanted = (0o777 if path.is_dir() else 0o666) & ~umask
+        assert oct(path.stat().st_mode & 0o777) == oct(wanted), path
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_written_files(small_config, tmp_path: Path, umask: int, name: str) -> None:
+    model = PretrainedMaeAst(small_config(), "random_mask").eval()
+    WRITERS[name](model, tmp_path)
+    assert_modes(tmp_path, umask)
