@@ -44,7 +44,7 @@ from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.config_ast import AstConfig
 from mae_ast.core.config_audio_mae import AudioMaeConfig
 from mae_ast.core.config_ssast import SsastConfig
-from mae_ast.core.masking import MaskIds, chunk_mask, random_mask
+from mae_ast.core.frontend.masking import MaskIds, chunk_mask, random_mask
 
 BATCH, FRAMES, CLASSES = 4, 998, 527
 STRIDE = 10  # of AST's patches, along time and along mel

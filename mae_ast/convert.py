@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mae_ast.core import hugging_face_ast, hugging_face_config, released_ast, released_audio_mae
 from mae_ast.core.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE
-from mae_ast.core.fbank import NUM_MEL_BINS
+from mae_ast.core.frontend.fbank import NUM_MEL_BINS
 from mae_ast.core.positions import sinusoidal_positions
 from mae_ast.core.released import to_released
 from mae_ast.core.systems import name_of
@@ -129,7 +129,7 @@ def to_onnx(model: Pretrained, path: Path, overwrite: bool = False) -> float:
     """Write an ONNX file, log-mel (B, T, 128) -> last hidden state (B, N, D), and check it.
 
     The axes of variable size are named batch and frames in the input, batch and tokens in the
-    output. The input is what :func:`mae_ast.core.fbank.fbank` returns, not normalised.
+    output. The input is what :func:`mae_ast.core.frontend.fbank.fbank` returns, not normalised.
 
     Returns:
         The largest difference to PyTorch that was seen.

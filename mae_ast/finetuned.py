@@ -27,7 +27,7 @@ from mae_ast.core.checkpoint import (
 )
 from mae_ast.core.classifier import Classifier, HeadConfig
 from mae_ast.core.encoder import Encoder, encoder_only
-from mae_ast.core.fbank import num_samples_of_frames
+from mae_ast.core.frontend.fbank import num_samples_of_frames
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.near_files import suggestion
 from mae_ast.core.io.plural import plural

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mae_ast.core.fbank import FRAME_SHIFT, NUM_MEL_BINS
+from mae_ast.core.frontend.fbank import FRAME_SHIFT, NUM_MEL_BINS
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.reconstruct import Reconstruction
 

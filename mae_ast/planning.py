@@ -23,8 +23,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mae_ast.bench.work import Split, Work, split, step_work
-from mae_ast.core.batch import Collater
-from mae_ast.core.fbank import num_samples_of_frames
+from mae_ast.core.frontend.collate import Collater
+from mae_ast.core.frontend.fbank import num_samples_of_frames
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.io.plural import plural

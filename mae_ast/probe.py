@@ -25,7 +25,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mae_ast.core.fbank import fbank
+from mae_ast.core.frontend.fbank import fbank
 from mae_ast.core.io.audio import read_long_audio
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.manifest import Manifest, Progress

@@ -27,8 +27,8 @@ from mae_ast.cli.main import app
 from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.config_audio_mae import AudioMaeConfig
 from mae_ast.core.config_ssast import SsastConfig
-from mae_ast.core.fbank import num_frames, num_samples_of_frames
-from mae_ast.core.masking import mask_strategy
+from mae_ast.core.frontend.fbank import num_frames, num_samples_of_frames
+from mae_ast.core.frontend.masking import mask_strategy
 from mae_ast.core.systems import SYSTEMS, name_of
 
 REPOSITORY = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 import mae_ast
 from mae_ast import convert
-from mae_ast.core.fbank import fbank
+from mae_ast.core.frontend.fbank import fbank
 from mae_ast.pretrained import PretrainedMaeAst
 from tests.sounds import speech_like
 

@@ -15,7 +15,7 @@ import torch
 from mae_ast.bench.setting import Case, Column, Part, Row, Setting
 from mae_ast.bench.steps import build_config
 from mae_ast.bench.stopwatch import seconds_of, summary
-from mae_ast.core.batch import Collater
+from mae_ast.core.frontend.collate import Collater
 from mae_ast.core.io.audio import SAMPLE_RATE, read_audio
 from mae_ast.core.io.manifest import Manifest, write_manifest
 

@@ -9,11 +9,11 @@ from torchaudio.compliance import kaldi
 
 from mae_ast.bench.setting import Case, Column, Part, Row, Setting
 from mae_ast.bench.stopwatch import seconds_of, summary
-from mae_ast.core.batch import clip_generator
-from mae_ast.core.fbank import NUM_MEL_BINS, fbank, num_frames
+from mae_ast.core.frontend.collate import clip_generator
+from mae_ast.core.frontend.fbank import NUM_MEL_BINS, fbank, num_frames
+from mae_ast.core.frontend.masking import MASK_TYPES
+from mae_ast.core.frontend.patches import PatchShape
 from mae_ast.core.io.audio import SAMPLE_RATE
-from mae_ast.core.masking import MASK_TYPES
-from mae_ast.core.patches import PatchShape
 
 CLIP_S = 10
 MASKED_CLIPS = 32

@@ -22,10 +22,10 @@ from mae_ast.bench.machine import peak_memory
 from mae_ast.bench.setting import Case, Column, Part, Row, Setting
 from mae_ast.bench.stopwatch import matrix_rate, seconds_of, summary, synchronize
 from mae_ast.bench.work import peak_bytes, split, step_work
-from mae_ast.core.fbank import fbank, num_frames
+from mae_ast.core.frontend.fbank import fbank, num_frames
+from mae_ast.core.frontend.masking import MaskIds, mask_strategy
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.losses import info_nce_loss, reconstruction_loss
-from mae_ast.core.masking import MaskIds, mask_strategy
 from mae_ast.core.precision import has_bfloat16_units
 from mae_ast.core.systems import SYSTEMS, config_from, name_of
 from mae_ast.train_command import config_dir

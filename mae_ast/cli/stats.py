@@ -10,9 +10,9 @@ import numpy as np
 import torch
 import typer
 
-from mae_ast.core.fbank import NUM_MEL_BINS, WINDOW_POWERS
-from mae_ast.core.input_stats import mean_and_std
-from mae_ast.core.input_stats import moments as moments_of
+from mae_ast.core.frontend.fbank import NUM_MEL_BINS, WINDOW_POWERS
+from mae_ast.core.frontend.input_stats import mean_and_std
+from mae_ast.core.frontend.input_stats import moments as moments_of
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.io.plural import plural
@@ -61,7 +61,7 @@ def stats(
 
 
 def _moments(path: str, window: str) -> torch.Tensor:
-    """Return :func:`~mae_ast.core.input_stats.moments` of a file; zeros if it is bad."""
+    """Return :func:`~mae_ast.core.frontend.input_stats.moments` of a file; zeros if it is bad."""
     try:
         samples = read_audio(path, 0, int(MAX_SECONDS * SAMPLE_RATE))
     except (AudioError, OSError) as error:

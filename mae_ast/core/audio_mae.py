@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from mae_ast.core.config_audio_mae import WINDOW, AudioMaeConfig
+from mae_ast.core.frontend.masking import MaskIds, put_back
 from mae_ast.core.local_attention import GridTransformer
 from mae_ast.core.mae_ast import Prediction
-from mae_ast.core.masking import MaskIds, put_back
 from mae_ast.core.positions import GridPositions
 from mae_ast.core.precision import compute_in
 from mae_ast.core.transformer import INIT_STD, init_linear, take
@@ -82,7 +82,8 @@ class AudioMae(Vit):
         Args:
             source: (B, L) int16 or float waveforms at 16 kHz, or (B, T, 128) log-mel.
             lengths: (B,) int64, valid samples (or frames) of each clip; ``None``: all.
-            visible_ids, masked_ids, padded: as in :class:`~mae_ast.core.masking.MaskIds`. What
+            visible_ids, masked_ids, padded: as in :class:`~mae_ast.core.frontend.masking.MaskIds`.
+            What
                 ``input_frames`` fills up is neither seen nor predicted.
 
         Raises:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from mae_ast.core.audio_mae import AudioMae
 from mae_ast.core.config_audio_mae import AudioMaeConfig
-from mae_ast.core.fbank import NUM_MEL_BINS
+from mae_ast.core.frontend.fbank import NUM_MEL_BINS
+from mae_ast.core.frontend.masking import random_mask
+from mae_ast.core.frontend.patches import patchify
 from mae_ast.core.losses import reconstruction_loss
-from mae_ast.core.masking import random_mask
-from mae_ast.core.patches import patchify
 from mae_ast.core.transformer import take
 
 

@@ -27,9 +27,9 @@ from mae_ast.core import (
     released_ast,
     released_audio_mae,
 )
+from mae_ast.core.frontend.patches import PatchShape
 from mae_ast.core.io.file_kinds import is_safetensors
 from mae_ast.core.io.near_files import suggestion
-from mae_ast.core.patches import PatchShape
 from mae_ast.core.run_files import latest
 from mae_ast.core.state_files import CheckpointError as CheckpointError
 from mae_ast.core.state_files import read_safetensors

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mae_ast.core.augment import hide
 from mae_ast.core.encoder import (
     Encoder,
     last_hidden_state,
     mark_weight_decay,
     num_columns_of,
 )
-from mae_ast.core.fbank import FRAME_SHIFT, num_frames_of
+from mae_ast.core.frontend.augment import hide
+from mae_ast.core.frontend.fbank import FRAME_SHIFT, num_frames_of
 from mae_ast.core.transformer import init_linear
 from mae_ast.core.whole_clips import BATCH_SAMPLES, clip_windows, mean_logits
 from mae_ast.core.windows import cut_parts

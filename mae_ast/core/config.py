@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional
 
-from mae_ast.core.masking import check_mask
-from mae_ast.core.patches import PatchShape
+from mae_ast.core.frontend.masking import check_mask
+from mae_ast.core.frontend.patches import PatchShape
 from mae_ast.core.precision import PRECISIONS
 
 INPUT_STATS = ("batch", "fixed")

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from mae_ast.core.fbank import num_frames_of
-from mae_ast.core.input_norm import InputNorm
-from mae_ast.core.patches import PatchShape
+from mae_ast.core.frontend.fbank import num_frames_of
+from mae_ast.core.frontend.input_norm import InputNorm
+from mae_ast.core.frontend.patches import PatchShape
 from mae_ast.core.transformer import SelfAttention, Transformer, TransformerLayer
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mae_ast.core.attention import KeyPadding
-from mae_ast.core.masking import Grid
+from mae_ast.core.frontend.masking import Grid
 from mae_ast.core.transformer import LAYER_NORM_EPS, TransformerLayer, take
 
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.dropout import Dropout
-from mae_ast.core.fbank import fbank, num_frames_of
-from mae_ast.core.input_norm import InputNorm
-from mae_ast.core.masking import MaskIds, put_back
-from mae_ast.core.patches import patchify
+from mae_ast.core.frontend.fbank import fbank, num_frames_of
+from mae_ast.core.frontend.input_norm import InputNorm
+from mae_ast.core.frontend.masking import MaskIds, put_back
+from mae_ast.core.frontend.patches import patchify
 from mae_ast.core.positions import SinusoidalPositions
 from mae_ast.core.precision import compute_in
 from mae_ast.core.transformer import Transformer, init_linear, take
@@ -130,7 +130,7 @@ class MaeAst(nn.Module):
         Args:
             source: (B, L) int16 or float waveforms at 16 kHz, or (B, T, 128) log-mel.
             lengths: (B,) int64, valid samples (or frames) of each clip; ``None``: all.
-            visible_ids, masked_ids, padded: as in :class:`~mae_ast.core.masking.MaskIds`.
+            visible_ids, masked_ids, padded: as in :class:`~mae_ast.core.frontend.masking.MaskIds`.
         """
         mask = MaskIds(visible_ids, masked_ids, padded)
         patches = self.patches(source, lengths)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mae_ast.core.encoder import MaskedEncoder
-from mae_ast.core.masking import MaskIds
-from mae_ast.core.patches import unpatchify
+from mae_ast.core.frontend.masking import MaskIds
+from mae_ast.core.frontend.patches import unpatchify
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mae_ast.core.config import MaeAstConfig
-from mae_ast.core.fbank import NUM_MEL_BINS
+from mae_ast.core.frontend.fbank import NUM_MEL_BINS
 from mae_ast.core.positions import sinusoidal_positions
 
 MAX_TOKENS = 48_000  # rows of their tables of positions

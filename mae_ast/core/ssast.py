@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.config_vit import VitConfig
+from mae_ast.core.frontend.masking import MaskIds
 from mae_ast.core.mae_ast import Prediction
-from mae_ast.core.masking import MaskIds
 from mae_ast.core.precision import compute_in
 from mae_ast.core.transformer import init_linear, take
 from mae_ast.core.vit import Vit
@@ -79,7 +79,8 @@ class Ssast(Vit):
         Args:
             source: (B, L) int16 or float waveforms at 16 kHz, or (B, T, 128) log-mel.
             lengths: (B,) int64, valid samples (or frames) of each clip; ``None``: all.
-            visible_ids, masked_ids, padded: as in :class:`~mae_ast.core.masking.MaskIds`. Under
+            visible_ids, masked_ids, padded: as in :class:`~mae_ast.core.frontend.masking.MaskIds`.
+            Under
                 ``input_frames``, padding beyond a clip's own patches is visible.
 
         Raises:

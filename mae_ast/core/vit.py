@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from mae_ast.core.config_vit import VitConfig
-from mae_ast.core.fbank import fbank, fit_frames, num_frames_of
-from mae_ast.core.input_norm import InputNorm
-from mae_ast.core.masking import MaskIds
-from mae_ast.core.patches import patchify
+from mae_ast.core.frontend.fbank import fbank, fit_frames, num_frames_of
+from mae_ast.core.frontend.input_norm import InputNorm
+from mae_ast.core.frontend.masking import MaskIds
+from mae_ast.core.frontend.patches import patchify
 from mae_ast.core.positions import LearnedPositions
 from mae_ast.core.precision import compute_in
 from mae_ast.core.transformer import INIT_STD, Transformer, init_linear, take

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mae_ast.core.encoder import Encoder
-from mae_ast.core.fbank import num_frames
+from mae_ast.core.frontend.fbank import num_frames
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.windows import Part, window_columns, windows
 

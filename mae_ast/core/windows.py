@@ -15,7 +15,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mae_ast.core.encoder import Encoder
-from mae_ast.core.fbank import FRAME_SHIFT, num_frames, num_frames_of, num_samples_of_frames
+from mae_ast.core.frontend.fbank import (
+    FRAME_SHIFT,
+    num_frames,
+    num_frames_of,
+    num_samples_of_frames,
+)
 from mae_ast.core.io.audio import SAMPLE_RATE
 
 

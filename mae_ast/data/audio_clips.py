@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from mae_ast import ranks
-from mae_ast.core.batch import draw_start
+from mae_ast.core.frontend.collate import draw_start
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
 from mae_ast.core.io.manifest import Manifest, ManifestError
 from mae_ast.data.bad_files import BadFile, BadFiles

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mae_ast.core.augment import Augmentation, StructuredDrop, mix
-from mae_ast.core.batch import clip_generator
-from mae_ast.core.fbank import num_frames
+from mae_ast.core.frontend.augment import Augmentation, StructuredDrop, mix
+from mae_ast.core.frontend.collate import clip_generator
+from mae_ast.core.frontend.fbank import num_frames
 from mae_ast.core.io.labels import ClipLabels, LabelError
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.data.audio_clips import AudioClips

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from mae_ast.core.augment import roll_and_scale
-from mae_ast.core.batch import Batch, Clip, Collater, clip_generator
+from mae_ast.core.frontend.augment import roll_and_scale
+from mae_ast.core.frontend.collate import Batch, Clip, Collater, clip_generator
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.data.audio_clips import AudioClips
 from mae_ast.data.bad_files import BadFile, FilesRead
@@ -25,7 +25,7 @@ class PretrainingDataset(AudioClips):
         collater: makes batches of clips.
         seed: of crops, masks and the order.
         shuffle: order and epochs as in training; ``False``: as in validation, always alike.
-        roll_mag: in training, :func:`mae_ast.core.augment.roll_and_scale` each clip.
+        roll_mag: in training, :func:`mae_ast.core.frontend.augment.roll_and_scale` each clip.
         limits: as of :class:`AudioClips`.
 
     Raises:

@@ -9,11 +9,11 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from mae_ast.core.batch import Batch, Clip, Collater
+from mae_ast.core.frontend.collate import Batch, Clip, Collater
+from mae_ast.core.frontend.patches import patchify, unpatchify
 from mae_ast.core.io.audio import read_audio
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.losses import info_nce_loss, reconstruction_loss
-from mae_ast.core.patches import patchify, unpatchify
 from mae_ast.pretrained import PretrainedMaeAst
 
 BATCH_SIZE = 64

@@ -11,7 +11,7 @@ import torch
 
 from mae_ast.cli.reconstruct import _images
 from mae_ast.core.config import MaeAstConfig
-from mae_ast.core.fbank import fbank
+from mae_ast.core.frontend.fbank import fbank
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.mae_ast import MaeAst
 

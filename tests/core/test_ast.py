@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from mae_ast.core.ast import Ast
 from mae_ast.core.config_ast import AstConfig
 from mae_ast.core.encoder import encoder_only
-from mae_ast.core.fbank import num_frames
+from mae_ast.core.frontend.fbank import num_frames
 from mae_ast.core.hugging_face_ast import from_hugging_face, to_hugging_face
 from mae_ast.core.hugging_face_config import (
     config_from_hugging_face,

@@ -15,9 +15,9 @@ from mae_ast.core.audio_mae import AudioMae
 from mae_ast.core.classifier import Classifier, HeadConfig
 from mae_ast.core.config_audio_mae import SHIFTS, AudioMaeConfig
 from mae_ast.core.encoder import encoder_only
+from mae_ast.core.frontend.masking import random_mask, structured_mask
 from mae_ast.core.losses import reconstruction_loss
 from mae_ast.core.mae_ast import Prediction
-from mae_ast.core.masking import random_mask, structured_mask
 from mae_ast.core.reconstruct import reconstruct
 from mae_ast.core.released_audio_mae import write_audio_mae
 from tests.core.vits import (

@@ -14,7 +14,7 @@ from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.config_ast import AstConfig
 from mae_ast.core.config_vit import VitConfig
 from mae_ast.core.encoder import encoder_only, last_hidden_state, mark_weight_decay, set_dropout
-from mae_ast.core.fbank import fbank
+from mae_ast.core.frontend.fbank import fbank
 from mae_ast.core.mae_ast import MaeAst
 from mae_ast.core.vit import Vit
 from tests.core.vits import SMALL, with_random_weights

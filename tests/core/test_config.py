@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from mae_ast.core.config import MaeAstConfig
-from mae_ast.core.patches import PatchShape
+from mae_ast.core.frontend.patches import PatchShape
 
 
 def test_the_default_works():

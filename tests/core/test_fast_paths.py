@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae_ast.core import mae_ast, masking, transformer
+from mae_ast.core import mae_ast, transformer
 from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.frontend import masking
+from mae_ast.core.frontend.masking import MaskIds, chunk_mask
 from mae_ast.core.losses import info_nce_loss, reconstruction_loss
 from mae_ast.core.mae_ast import MaeAst
-from mae_ast.core.masking import MaskIds, chunk_mask
 from mae_ast.core.transformer import Transformer, TransformerLayer, take
 
 BATCH, FRAMES, UPDATES = 3, 200, 20

@@ -47,7 +47,7 @@ import torch, mae_ast.core
 for module in pkgutil.walk_packages(mae_ast.core.__path__, "mae_ast.core."):
     importlib.import_module(module.name)
 
-from mae_ast.core.batch import Clip, Collater, clip_generator
+from mae_ast.core.frontend.collate import Clip, Collater, clip_generator
 from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.losses import info_nce_loss, reconstruction_loss
 from mae_ast.core.mae_ast import MaeAst

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mae_ast.core.fbank import fbank
+from mae_ast.core.frontend.fbank import fbank
+from mae_ast.core.frontend.masking import random_mask
 from mae_ast.core.mae_ast import MaeAst
-from mae_ast.core.masking import random_mask
 from mae_ast.core.reconstruct import reconstruct
 from tests.sounds import pcm16, speech_like
 

@@ -16,8 +16,8 @@ from torchaudio.compliance.kaldi import fbank
 
 from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.encoder import encoder_only
+from mae_ast.core.frontend.masking import MaskIds, chunk_mask, pad_mask_ids, random_mask
 from mae_ast.core.mae_ast import MaeAst
-from mae_ast.core.masking import MaskIds, chunk_mask, pad_mask_ids, random_mask
 from tests.sounds import speech_like
 
 hubconf = pytest.importorskip("s3prl.upstream.mae_ast.hubconf", reason="needs s3prl")

@@ -14,11 +14,11 @@ from torchaudio.compliance import kaldi
 
 from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.encoder import encoder_only
-from mae_ast.core.fbank import fbank, fit_frames
+from mae_ast.core.frontend.fbank import fbank, fit_frames
+from mae_ast.core.frontend.masking import MaskIds, chunk_mask
+from mae_ast.core.frontend.patches import PatchShape
 from mae_ast.core.losses import info_nce_loss, reconstruction_loss
 from mae_ast.core.mae_ast import Prediction
-from mae_ast.core.masking import MaskIds, chunk_mask
-from mae_ast.core.patches import PatchShape
 from mae_ast.core.released_ast import write_ssast
 from mae_ast.core.ssast import Ssast, finetuning_config
 from mae_ast.core.vit import Vit

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from mae_ast.core.fbank import num_frames
+from mae_ast.core.frontend.fbank import num_frames
+from mae_ast.core.frontend.masking import pad_mask_ids, random_mask
 from mae_ast.core.mae_ast import Prediction
-from mae_ast.core.masking import pad_mask_ids, random_mask
 from tests.sounds import pcm16, speech_like
 
 M = TypeVar("M", bound=nn.Module)

@@ -24,10 +24,10 @@ from mae_ast.core.config_audio_mae import AudioMaeConfig
 from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.config_vit import VitConfig
 from mae_ast.core.encoder import encoder_only
-from mae_ast.core.fbank import fbank, num_frames
+from mae_ast.core.frontend.fbank import fbank, num_frames
+from mae_ast.core.frontend.masking import MaskIds, pad_mask_ids, random_mask
 from mae_ast.core.losses import info_nce_loss, reconstruction_loss
 from mae_ast.core.mae_ast import MaeAst
-from mae_ast.core.masking import MaskIds, pad_mask_ids, random_mask
 from mae_ast.core.ssast import Ssast
 from mae_ast.core.transformer import TransformerLayer, compile_layers
 from mae_ast.core.vit import Vit

@@ -11,7 +11,7 @@ from mae_ast import load
 from mae_ast.core.config_ast import AstConfig
 from mae_ast.core.config_audio_mae import AudioMaeConfig
 from mae_ast.core.config_ssast import SsastConfig
-from mae_ast.core.fbank import num_frames
+from mae_ast.core.frontend.fbank import num_frames
 from mae_ast.core.mae_ast import MaeAst
 from mae_ast.core.ssast import finetuning_config
 from mae_ast.core.systems import name_of

@@ -17,7 +17,7 @@ from mae_ast.core.audio_mae import AudioMae
 from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.config_audio_mae import AudioMaeConfig
 from mae_ast.core.config_ssast import SsastConfig
-from mae_ast.core.fbank import fbank
+from mae_ast.core.frontend.fbank import fbank
 from mae_ast.core.io.labels import Labels, write_clip_labels
 from mae_ast.core.released_ast import write_ssast
 from mae_ast.core.released_audio_mae import write_audio_mae

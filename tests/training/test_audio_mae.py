@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 
 import mae_ast
 from mae_ast.core.audio_mae import AudioMae
-from mae_ast.core.batch import Clip, Collater
 from mae_ast.core.classifier import Classifier
 from mae_ast.core.config_audio_mae import AudioMaeConfig
 from mae_ast.core.config_vit import VitConfig
-from mae_ast.core.fbank import num_samples_of_frames
+from mae_ast.core.frontend.collate import Clip, Collater
+from mae_ast.core.frontend.fbank import num_samples_of_frames
 from mae_ast.core.systems import config_from
 from mae_ast.core.vit import Vit
 from mae_ast.core.vit_weights import to_timm

@@ -12,7 +12,7 @@ import torch
 from fairseq.data import data_utils
 
 from mae_ast import fairseq_repairs
-from mae_ast.core.augment import Augmentation
+from mae_ast.core.frontend.augment import Augmentation
 from mae_ast.core.io.labels import ClipLabels
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.data.classification_dataset import ClassificationDataset, sampling_weights

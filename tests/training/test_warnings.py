@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mae_ast import ranks
-from mae_ast.core.input_stats import are_far
+from mae_ast.core.frontend.input_stats import are_far
 
 from .classification import TINY_AST, finetune_here
 from .conftest import LAUNCHER, ONLY_TRAINING, Start, write_clips

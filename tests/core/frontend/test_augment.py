@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mae_ast.core.augment import (
+from mae_ast.core.frontend.augment import (
     Augmentation,
     StructuredDrop,
     add_noise,
@@ -16,8 +16,8 @@ from mae_ast.core.augment import (
     mix,
     roll_and_scale,
 )
-from mae_ast.core.batch import clip_generator
-from mae_ast.core.patches import PatchShape
+from mae_ast.core.frontend.collate import clip_generator
+from mae_ast.core.frontend.patches import PatchShape
 
 
 def draws(augmentation: Augmentation, num_clips: int, count: int) -> list[tuple[int, float] | None]:

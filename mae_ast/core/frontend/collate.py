@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae_ast.core.fbank import fbank, num_frames, num_samples_of_frames
-from mae_ast.core.masking import MaskIds, mask_strategy, pad_mask_ids
-from mae_ast.core.patches import PatchShape
+from mae_ast.core.frontend.fbank import fbank, num_frames, num_samples_of_frames
+from mae_ast.core.frontend.masking import MaskIds, mask_strategy, pad_mask_ids
+from mae_ast.core.frontend.patches import PatchShape
 
 _FOR_CROPS, _FOR_MASK = 0, 1
 

@@ -3,7 +3,7 @@
 Waveforms are mixed, shifted and made noisy one clip at a time, where they are read. What
 SpecAugment hides is drawn there too and travels as numbers; the hiding is done for a whole batch
 on the device. All draws come from the generators that are passed in (see
-:mod:`mae_ast.core.batch`).
+:mod:`mae_ast.core.frontend.collate`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae_ast.core.fbank import NUM_MEL_BINS
-from mae_ast.core.masking import structured_mask
-from mae_ast.core.patches import PatchShape
+from mae_ast.core.frontend.fbank import NUM_MEL_BINS
+from mae_ast.core.frontend.masking import structured_mask
+from mae_ast.core.frontend.patches import PatchShape
 
 NOISE_RANGE_DB = 30.0  # how much fainter than the loudest the faintest noise is
 _INT16 = torch.iinfo(torch.int16)

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from mae_ast.core.fbank import NUM_MEL_BINS, num_samples_of_frames
+from mae_ast.core.frontend.fbank import NUM_MEL_BINS, num_samples_of_frames
 
 Count = TypeVar("Count", int, Tensor)  # one clip's, or (B,) int64
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mae_ast.core.fbank import FRAME_LENGTH, NUM_MEL_BINS, fbank
+from mae_ast.core.frontend.fbank import FRAME_LENGTH, NUM_MEL_BINS, fbank
 
 # A mean that is off by one standard deviation moves the network's input from N(0, 0.5^2) to a mean
 # of 0.5, beyond five sixths of the values that it was trained on; with AudioSet's 4.57 that is

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mae_ast.core import input_norm
-from mae_ast.core.input_norm import InputNorm
+from mae_ast.core.frontend import input_norm
+from mae_ast.core.frontend.input_norm import InputNorm
 
 
 def spectrograms(*shape: int) -> torch.Tensor:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mae_ast.core.fbank import num_frames
-from mae_ast.core.patches import PatchShape, patchify, unpatchify
+from mae_ast.core.frontend.fbank import num_frames
+from mae_ast.core.frontend.patches import PatchShape, patchify, unpatchify
 
 SHAPES = [PatchShape(16, 16), PatchShape(2, 128), PatchShape(8, 32), PatchShape(4, 64)]
 SHAPES += [PatchShape(64, 4), PatchShape(1, 1)]

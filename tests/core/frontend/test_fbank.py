@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from torchaudio.compliance import kaldi
 
-from mae_ast.core.fbank import fbank, num_frames, num_frames_of, num_samples_of_frames
+from mae_ast.core.frontend.fbank import fbank, num_frames, num_frames_of, num_samples_of_frames
 from tests.sounds import pcm16, speech_like
 
 WINDOW = 400  # samples, 25 ms

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae_ast.core.masking import (
+from mae_ast.core.frontend.masking import (
     MASK_TYPES,
     MaskIds,
     check_mask,

@@ -1,0 +1,1 @@
+"""Turn samples into masked patches: filterbank, normalisation, patches, masks, batches."""
