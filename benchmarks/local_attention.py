@@ -26,7 +26,7 @@ from torch import nn
 
 from mae_ast.core.config_audio_mae import WINDOW, AudioMaeConfig
 from mae_ast.core.frontend.fbank import num_frames
-from mae_ast.core.local_attention import GridTransformer
+from mae_ast.core.nn.window_attention import GridTransformer
 
 KINDS = ("global", "local")
 SECONDS = (10, 30, 60)

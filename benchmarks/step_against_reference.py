@@ -69,7 +69,7 @@ def our_step(
     from mae_ast.allocator import keep_freed_memory
     from mae_ast.core.config import MaeAstConfig
     from mae_ast.core.mae_ast import MaeAst
-    from mae_ast.core.transformer import compile_layers
+    from mae_ast.core.nn.transformer import compile_layers
 
     keep_freed_memory()  # as our task does on a CPU
     config = MaeAstConfig(

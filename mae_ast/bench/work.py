@@ -18,7 +18,7 @@ from mae_ast.core.config_audio_mae import WINDOW, AudioMaeConfig
 from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.frontend.fbank import num_frames
 from mae_ast.core.frontend.masking import Grid, count_visible
-from mae_ast.core.local_attention import Windows
+from mae_ast.core.nn.window_attention import Windows
 
 # float32 weights, gradients, and two moments of AdamW.
 OPTIMIZED_BYTES = 16

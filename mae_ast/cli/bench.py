@@ -28,7 +28,7 @@ from mae_ast.bench.setting import Setting
 from mae_ast.bench.steps import OUT_OF_MEMORY, check_overrides
 from mae_ast.bench.suite import Measured, expected_seconds, is_complete, run_parts
 from mae_ast.core.io.plural import plural
-from mae_ast.core.precision import PRECISIONS
+from mae_ast.core.nn.precision import PRECISIONS
 
 BATCHES = {"cuda": "64,256", "cpu": "4"}
 LOG_FILE = "log.txt"

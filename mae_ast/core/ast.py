@@ -14,8 +14,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from mae_ast.core.config_ast import AstConfig
-from mae_ast.core.precision import compute_in
-from mae_ast.core.transformer import init_linear
+from mae_ast.core.nn.precision import compute_in
+from mae_ast.core.nn.transformer import init_linear
 from mae_ast.core.vit import Vit
 
 

@@ -18,7 +18,7 @@ from mae_ast.core.frontend.fbank import NUM_MEL_BINS
 from mae_ast.core.frontend.masking import random_mask
 from mae_ast.core.frontend.patches import patchify
 from mae_ast.core.losses import reconstruction_loss
-from mae_ast.core.transformer import take
+from mae_ast.core.nn.transformer import take
 
 
 class AudioMaskedAutoencoderViT(nn.Module):

@@ -22,7 +22,7 @@ from mae_ast.core.encoder import (
 )
 from mae_ast.core.frontend.augment import hide
 from mae_ast.core.frontend.fbank import FRAME_SHIFT, num_frames_of
-from mae_ast.core.transformer import init_linear
+from mae_ast.core.nn.transformer import init_linear
 from mae_ast.core.whole_clips import BATCH_SAMPLES, clip_windows, mean_logits
 from mae_ast.core.windows import cut_parts
 

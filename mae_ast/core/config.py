@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Optional
 
 from mae_ast.core.frontend.masking import check_mask
 from mae_ast.core.frontend.patches import PatchShape
-from mae_ast.core.precision import PRECISIONS
+from mae_ast.core.nn.precision import PRECISIONS
 
 INPUT_STATS = ("batch", "fixed")
 OPTIONAL_COUNTS = ("decoder_ffn_embed_dim", "decoder_attention_heads")

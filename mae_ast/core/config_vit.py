@@ -14,7 +14,7 @@ from mae_ast.core.config import INPUT_STATS
 from mae_ast.core.frontend.fbank import WINDOW_POWERS
 from mae_ast.core.frontend.masking import check_mask
 from mae_ast.core.frontend.patches import PatchShape
-from mae_ast.core.precision import PRECISIONS
+from mae_ast.core.nn.precision import PRECISIONS
 
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974  # of log-mel with hanning windows
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mae_ast.core.frontend.fbank import num_frames_of
 from mae_ast.core.frontend.input_norm import InputNorm
 from mae_ast.core.frontend.patches import PatchShape
-from mae_ast.core.transformer import SelfAttention, Transformer, TransformerLayer
+from mae_ast.core.nn.transformer import SelfAttention, Transformer, TransformerLayer
 
 
 class Encoder(Protocol):

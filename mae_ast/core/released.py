@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.frontend.fbank import NUM_MEL_BINS
-from mae_ast.core.positions import sinusoidal_positions
+from mae_ast.core.nn.positions import sinusoidal_positions
 
 MAX_TOKENS = 48_000  # rows of their tables of positions
 TABLES = ("enc_sine_pos_embed.pe", "dec_sine_pos_embed.pe")

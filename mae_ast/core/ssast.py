@@ -20,8 +20,8 @@ from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.config_vit import VitConfig
 from mae_ast.core.frontend.masking import MaskIds
 from mae_ast.core.mae_ast import Prediction
-from mae_ast.core.precision import compute_in
-from mae_ast.core.transformer import init_linear, take
+from mae_ast.core.nn.precision import compute_in
+from mae_ast.core.nn.transformer import init_linear, take
 from mae_ast.core.vit import Vit
 
 FINETUNING_STRIDES = {16: 10, 2: 1}  # by a patch's size along an axis; other sizes keep theirs

@@ -20,9 +20,9 @@ from mae_ast.core.frontend.fbank import fbank, fit_frames, num_frames_of
 from mae_ast.core.frontend.input_norm import InputNorm
 from mae_ast.core.frontend.masking import MaskIds
 from mae_ast.core.frontend.patches import patchify
-from mae_ast.core.positions import LearnedPositions
-from mae_ast.core.precision import compute_in
-from mae_ast.core.transformer import INIT_STD, Transformer, init_linear, take
+from mae_ast.core.nn.positions import LearnedPositions
+from mae_ast.core.nn.precision import compute_in
+from mae_ast.core.nn.transformer import INIT_STD, Transformer, init_linear, take
 
 # What :class:`Vit` holds; whatever else a model has stands on it.
 PARTS = ("batch_norm", "post_extract_proj", "prefix_tokens", "positions", "encoder")

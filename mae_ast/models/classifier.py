@@ -11,7 +11,7 @@ from omegaconf import II
 
 from mae_ast.core.classifier import Classifier, HeadConfig
 from mae_ast.core.encoder import Encoder, set_dropout
-from mae_ast.core.precision import PRECISIONS
+from mae_ast.core.nn.precision import PRECISIONS
 from mae_ast.core.systems import name_of
 from mae_ast.errors import user_errors
 from mae_ast.finetuned import encoder_of

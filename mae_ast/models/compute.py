@@ -7,7 +7,7 @@ from typing import Any
 from fairseq.dataclass import FairseqDataclass
 from torch import nn
 
-from mae_ast.core.transformer import TransformerLayer, compile_layers
+from mae_ast.core.nn.transformer import TransformerLayer, compile_layers
 
 
 @dataclass

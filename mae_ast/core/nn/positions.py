@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mae_ast.core.transformer import INIT_STD
+from mae_ast.core.nn.transformer import INIT_STD
 
 
 def sinusoidal_positions(num_positions: int, dim: int) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from mae_ast.core.local_attention import GridTransformer, Windows
-from mae_ast.core.transformer import Transformer, TransformerLayer
+from mae_ast.core.nn.transformer import Transformer, TransformerLayer
+from mae_ast.core.nn.window_attention import GridTransformer, Windows
 from tests.core.vits import with_random_weights
 
 WIDTH, HEADS = 16, 2

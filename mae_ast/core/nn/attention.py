@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mae_ast.core.dropout import dropout
+from mae_ast.core.nn.dropout import dropout
 
 try:
     from torch.nn.attention.varlen import varlen_attn

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from mae_ast.core.transformer import (
+from mae_ast.core.nn.transformer import (
     SelfAttention,
     Transformer,
     TransformerLayer,

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae_ast.core.attention import KeyPadding
 from mae_ast.core.frontend.masking import Grid
-from mae_ast.core.transformer import LAYER_NORM_EPS, TransformerLayer, take
+from mae_ast.core.nn.attention import KeyPadding
+from mae_ast.core.nn.transformer import LAYER_NORM_EPS, TransformerLayer, take
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class GridTransformer(nn.Module):
             attends to all places.
         window: places of a window, along time and along mel.
         embed_dim, ffn_embed_dim, num_heads, layer_norm_eps: as in
-            :class:`mae_ast.core.transformer.TransformerLayer`.
+            :class:`mae_ast.core.nn.transformer.TransformerLayer`.
     """
 
     def __init__(

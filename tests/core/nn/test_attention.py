@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from mae_ast.core import attention
-from mae_ast.core.attention import KeyPadding, attend, attend_by_lengths, has_varlen
+from mae_ast.core.nn import attention
+from mae_ast.core.nn.attention import KeyPadding, attend, attend_by_lengths, has_varlen
 
 
 def draw(num_queries: int = 37, num_tokens: int = 50, dtype=torch.float32) -> list[Tensor]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mae_ast.core import precision
-from mae_ast.core.precision import compute_in, has_bfloat16_units
+from mae_ast.core.nn import precision
+from mae_ast.core.nn.precision import compute_in, has_bfloat16_units
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mae_ast.core.attention import KeyPadding, attend
-from mae_ast.core.dropout import Dropout
+from mae_ast.core.nn.attention import KeyPadding, attend
+from mae_ast.core.nn.dropout import Dropout
 
 INIT_STD = 0.02
 LAYER_NORM_EPS = 1e-5  # torch's own
@@ -62,7 +62,7 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """Attend from ``queries`` (B, Q, D), or from ``x`` itself, to ``x`` (B, N, D).
 
-        ``mask`` is as in :func:`mae_ast.core.attention.attend`.
+        ``mask`` is as in :func:`mae_ast.core.nn.attention.attend`.
         """
         if torch.is_autocast_enabled(x.device.type):  # once, not in each projection
             x = x.to(torch.get_autocast_dtype(x.device.type))

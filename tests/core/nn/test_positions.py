@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mae_ast.core.positions import (
+from mae_ast.core.nn.positions import (
     GridPositions,
     LearnedPositions,
     SinusoidalPositions,

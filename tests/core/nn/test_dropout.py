@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mae_ast.core.dropout import Dropout, dropout
-from mae_ast.core.transformer import TransformerLayer
+from mae_ast.core.nn.dropout import Dropout, dropout
+from mae_ast.core.nn.transformer import TransformerLayer
 
 
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9])

@@ -1,0 +1,1 @@
+"""Layers of the networks: attention, transformer, positions, dropout."""
