@@ -217,8 +217,8 @@ def our_mode(mode: str, folder: Path) -> Any:
 
 def our_dataset(manifest: Any, compute_fbank: bool = False) -> Any:
     """As in ``config/pretrain/mae_ast.yaml``, with clips cropped to 10 s."""
-    from mae_ast.core.config import MaeAstConfig
     from mae_ast.core.frontend.collate import Collater
+    from mae_ast.core.models.config import MaeAstConfig
     from mae_ast.data.pretraining_dataset import PretrainingDataset
 
     collater = Collater(MaeAstConfig(), "chunk_mask", compute_fbank=compute_fbank)

@@ -38,13 +38,13 @@ from torch.nn import functional as F
 
 from mae_ast.allocator import keep_freed_memory
 from mae_ast.bench.steps import pretraining_loss
-from mae_ast.core import systems
-from mae_ast.core.audio_mae import AudioMae
-from mae_ast.core.config import MaeAstConfig
-from mae_ast.core.config_ast import AstConfig
-from mae_ast.core.config_audio_mae import AudioMaeConfig
-from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.frontend.masking import MaskIds, chunk_mask, random_mask
+from mae_ast.core.models import registry
+from mae_ast.core.models.audio_mae import AudioMae
+from mae_ast.core.models.config import MaeAstConfig
+from mae_ast.core.models.config_ast import AstConfig
+from mae_ast.core.models.config_audio_mae import AudioMaeConfig
+from mae_ast.core.models.config_ssast import SsastConfig
 
 BATCH, FRAMES, CLASSES = 4, 998, 527
 STRIDE = 10  # of AST's patches, along time and along mel
@@ -67,7 +67,7 @@ def training_step(system: str, precision: str) -> Callable[[], float]:
     torch.manual_seed(0)
     keep_freed_memory()  # as training does on a CPU
     config = dataclasses.replace(SYSTEMS[system], precision=precision)
-    model = systems.SYSTEMS[systems.name_of(config)].network(config).train()
+    model = registry.SYSTEMS[registry.name_of(config)].network(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     source = torch.randn(BATCH, FRAMES, 128)
     loss_of = supervised_loss if system == "AST" else masked_loss

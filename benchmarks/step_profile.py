@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mae_ast.bench.stopwatch import matrix_rate
 from mae_ast.bench.work import split, step_work
-from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.models.config import MaeAstConfig
 
 CASES = [(0.0, "float32"), (0.0, "bfloat16"), (0.1, "float32"), (0.1, "bfloat16")]
 # Operators by what they are; a name is looked for from the beginning.

@@ -29,7 +29,7 @@ import torch
 
 from mae_ast import load
 from mae_ast.core.io.audio import SAMPLE_RATE
-from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.demo.corpus import WORDS
 from mae_ast.superb.tasks import KS_TEST, KS_TRAIN, KS_WORDS
 

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from mae_ast.core import hugging_face_ast, hugging_face_config, released_ast, released_audio_mae
 from mae_ast.core.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE
 from mae_ast.core.frontend.fbank import NUM_MEL_BINS
+from mae_ast.core.models.registry import name_of
 from mae_ast.core.nn.positions import sinusoidal_positions
 from mae_ast.core.released import to_released
-from mae_ast.core.systems import name_of
 from mae_ast.core.wrappers import unwrap
 from mae_ast.pretrained import (
     ENCODER_ALONE,

@@ -25,14 +25,14 @@ from mae_ast.core.checkpoint import (
     check_weights,
     read_state,
 )
-from mae_ast.core.classifier import Classifier, HeadConfig
-from mae_ast.core.encoder import Encoder, encoder_only
 from mae_ast.core.frontend.fbank import num_samples_of_frames
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.near_files import suggestion
 from mae_ast.core.io.plural import plural
+from mae_ast.core.models.classifier import Classifier, HeadConfig
+from mae_ast.core.models.encoder import Encoder, encoder_only
+from mae_ast.core.models.registry import SYSTEMS, name_of
 from mae_ast.core.run_files import LAST, latest
-from mae_ast.core.systems import SYSTEMS, name_of
 from mae_ast.pretrained import PretrainedAst, load
 
 
@@ -107,7 +107,7 @@ class FineTuned:
         """Score whole clips, (B, C) from 0 to 1.
 
         The scores of a clip longer than the network takes at once are the mean over its windows,
-        see :meth:`mae_ast.core.classifier.Classifier.clip_logits`.
+        see :meth:`mae_ast.core.models.classifier.Classifier.clip_logits`.
 
         Args:
             source: (B, L) int16 or float waveforms at 16 kHz.

@@ -22,12 +22,12 @@ import torch
 from tensorboardX import SummaryWriter
 from torch import Tensor
 
-from mae_ast.core.encoder import Encoder
 from mae_ast.core.features import WINDOW_S, extract_features
 from mae_ast.core.frontend.fbank import fbank
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.io.plural import plural
+from mae_ast.core.models.encoder import Encoder
 from mae_ast.labelled import alike, read_labelled
 from mae_ast.probe import ProbeData, rank_me, score
 

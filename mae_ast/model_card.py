@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mae_ast.core.io.plural import plural
-from mae_ast.core.systems import name_of
+from mae_ast.core.models.registry import name_of
 
 TITLES = {
     "mae_ast": "MAE-AST",

@@ -28,7 +28,7 @@ from mae_ast.core.frontend.fbank import num_samples_of_frames
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.io.plural import plural
-from mae_ast.core.systems import SYSTEMS, config_from, name_of
+from mae_ast.core.models.registry import SYSTEMS, config_from, name_of
 from mae_ast.data.pretraining_dataset import PretrainingDataset
 from mae_ast.plugin import register
 from mae_ast.progress import bar

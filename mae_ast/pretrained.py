@@ -15,17 +15,18 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mae_ast.core import checkpoint, encoder, features
-from mae_ast.core.ast import Ast
-from mae_ast.core.audio_mae import AudioMae
+from mae_ast.core import checkpoint, features
 from mae_ast.core.checkpoint import Checkpoint, fill, read_checkpoint
-from mae_ast.core.encoder import Encoder
 from mae_ast.core.io.atomic import written_whole
 from mae_ast.core.io.near_files import near_names, suggestion
-from mae_ast.core.mae_ast import MaeAst
-from mae_ast.core.ssast import Ssast
-from mae_ast.core.systems import name_of
-from mae_ast.core.vit import Vit
+from mae_ast.core.models import encoder
+from mae_ast.core.models.ast import Ast
+from mae_ast.core.models.audio_mae import AudioMae
+from mae_ast.core.models.encoder import Encoder
+from mae_ast.core.models.mae_ast import MaeAst
+from mae_ast.core.models.registry import name_of
+from mae_ast.core.models.ssast import Ssast
+from mae_ast.core.models.vit import Vit
 from mae_ast.fetch.cache import cache_folder, download, name_from_url
 from mae_ast.fetch.hub import cache_if_unreachable, offline_advice
 from mae_ast.fetch.registry import RELEASED

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mae_ast.core.ast import Ast
-from mae_ast.core.audio_mae import AudioMae
 from mae_ast.core.checkpoint import read_state
-from mae_ast.core.config_ast import AstConfig
-from mae_ast.core.config_vit import VitConfig
-from mae_ast.core.encoder import Encoder, encoder_only
-from mae_ast.core.ssast import Ssast, finetuning_config
-from mae_ast.core.systems import SYSTEMS, name_of
-from mae_ast.core.vit import Vit
+from mae_ast.core.models.ast import Ast
+from mae_ast.core.models.audio_mae import AudioMae
+from mae_ast.core.models.config_ast import AstConfig
+from mae_ast.core.models.config_vit import VitConfig
+from mae_ast.core.models.encoder import Encoder, encoder_only
+from mae_ast.core.models.registry import SYSTEMS, name_of
+from mae_ast.core.models.ssast import Ssast, finetuning_config
+from mae_ast.core.models.vit import Vit
 from mae_ast.core.vit_weights import Weights, from_timm, is_timm, start_from
 from mae_ast.core.wrappers import MODEL
 from mae_ast.fetch.hub import cache_if_unreachable, offline_advice

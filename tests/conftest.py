@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.models.config import MaeAstConfig
 
 
 @pytest.fixture(autouse=True)

@@ -24,12 +24,12 @@ from mae_ast.bench.steps import build_config, check_overrides, pretraining_loss,
 from mae_ast.bench.work import peak_bytes, split, step_work
 from mae_ast.cli.bench import bench
 from mae_ast.cli.main import app
-from mae_ast.core.config import MaeAstConfig
-from mae_ast.core.config_audio_mae import AudioMaeConfig
-from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.frontend.fbank import num_frames, num_samples_of_frames
 from mae_ast.core.frontend.masking import mask_strategy
-from mae_ast.core.systems import SYSTEMS, name_of
+from mae_ast.core.models.config import MaeAstConfig
+from mae_ast.core.models.config_audio_mae import AudioMaeConfig
+from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.registry import SYSTEMS, name_of
 
 REPOSITORY = Path(__file__).parents[1]
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0}

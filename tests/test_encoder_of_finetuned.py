@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 
 import mae_ast
 from mae_ast.core.checkpoint import FINETUNING, RUN_FILE
-from mae_ast.core.classifier import Classifier, HeadConfig
-from mae_ast.core.config_ast import AstConfig
-from mae_ast.core.config_audio_mae import AudioMaeConfig
-from mae_ast.core.config_ssast import SsastConfig
-from mae_ast.core.config_vit import VitConfig
-from mae_ast.core.encoder import Encoder, encoder_only
 from mae_ast.core.io.labels import Labels
-from mae_ast.core.systems import SYSTEMS
+from mae_ast.core.models.classifier import Classifier, HeadConfig
+from mae_ast.core.models.config_ast import AstConfig
+from mae_ast.core.models.config_audio_mae import AudioMaeConfig
+from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.config_vit import VitConfig
+from mae_ast.core.models.encoder import Encoder, encoder_only
+from mae_ast.core.models.registry import SYSTEMS
 from mae_ast.finetuned import Description, encoder_of, load_finetuned
 from mae_ast.pretrained import CLASSES
 from tests.core.vits import SMALL, with_random_weights

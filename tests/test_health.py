@@ -12,12 +12,12 @@ import soundfile
 import torch
 
 from mae_ast import health
-from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.features import extract_features
 from mae_ast.core.io.labels import Labels, write_clip_labels
 from mae_ast.core.io.manifest import Manifest, write_manifest
-from mae_ast.core.mae_ast import MaeAst
-from mae_ast.core.ssast import Ssast
+from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.mae_ast import MaeAst
+from mae_ast.core.models.ssast import Ssast
 from mae_ast.health import HealthCheck, HealthMonitor
 from mae_ast.probe import rank_me
 

@@ -13,15 +13,15 @@ from torch import Tensor
 
 import mae_ast
 from mae_ast.core.checkpoint import FINETUNING, CheckpointError
-from mae_ast.core.classifier import Classifier, HeadConfig
-from mae_ast.core.config_ast import AstConfig
-from mae_ast.core.config_audio_mae import AudioMaeConfig
-from mae_ast.core.config_ssast import SsastConfig
-from mae_ast.core.config_vit import VitConfig
-from mae_ast.core.encoder import encoder_only
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.manifest import write_manifest
-from mae_ast.core.systems import SYSTEMS
+from mae_ast.core.models.classifier import Classifier, HeadConfig
+from mae_ast.core.models.config_ast import AstConfig
+from mae_ast.core.models.config_audio_mae import AudioMaeConfig
+from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.config_vit import VitConfig
+from mae_ast.core.models.encoder import encoder_only
+from mae_ast.core.models.registry import SYSTEMS
 from mae_ast.core.vit_weights import to_timm
 from mae_ast.core.weights import first_not_finite
 from mae_ast.finetuned import Description, load_finetuned

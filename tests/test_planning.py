@@ -14,8 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 from typer.testing import CliRunner
 
 from mae_ast.cli.main import app
-from mae_ast.core.mae_ast import MaeAst
-from mae_ast.core.systems import config_from
+from mae_ast.core.models.mae_ast import MaeAst
+from mae_ast.core.models.registry import config_from
 from mae_ast.planning import compose_settings, make_plan, time_plan
 from mae_ast.train_command import config_dir, train_command
 

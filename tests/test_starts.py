@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from mae_ast.core.ast import Ast
-from mae_ast.core.audio_mae import AudioMae
-from mae_ast.core.classifier import Classifier, HeadConfig
-from mae_ast.core.config_ast import AstConfig
-from mae_ast.core.config_audio_mae import AudioMaeConfig
-from mae_ast.core.config_ssast import SsastConfig
-from mae_ast.core.encoder import encoder_only, set_dropout
-from mae_ast.core.mae_ast import MaeAst
-from mae_ast.core.ssast import Ssast
+from mae_ast.core.models.ast import Ast
+from mae_ast.core.models.audio_mae import AudioMae
+from mae_ast.core.models.classifier import Classifier, HeadConfig
+from mae_ast.core.models.config_ast import AstConfig
+from mae_ast.core.models.config_audio_mae import AudioMaeConfig
+from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.encoder import encoder_only, set_dropout
+from mae_ast.core.models.mae_ast import MaeAst
+from mae_ast.core.models.ssast import Ssast
 from mae_ast.starts import finetuning_view
 from tests.core.vits import SMALL
 from tests.sounds import speech_like

@@ -25,9 +25,9 @@ from mae_ast.bench.work import peak_bytes, split, step_work
 from mae_ast.core.frontend.fbank import fbank, num_frames
 from mae_ast.core.frontend.masking import MaskIds, mask_strategy
 from mae_ast.core.io.audio import SAMPLE_RATE
-from mae_ast.core.losses import info_nce_loss, reconstruction_loss
+from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
+from mae_ast.core.models.registry import SYSTEMS, config_from, name_of
 from mae_ast.core.nn.precision import has_bfloat16_units
-from mae_ast.core.systems import SYSTEMS, config_from, name_of
 from mae_ast.train_command import config_dir
 
 OUT_OF_MEMORY = "out of memory"

@@ -13,8 +13,8 @@ from pathlib import Path
 from mae_ast.bench.files import FILES, PART_S, write_corpus
 from mae_ast.bench.setting import Case, Column, Part, Row, Setting
 from mae_ast.bench.steps import QUICK
-from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.io.audio import SAMPLE_RATE
+from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.train_command import train_command
 
 LOGGED = re.compile(r'\[([\d-]+ [\d:]+,\d+)\]\[train_inner\].*"num_updates": "(\d+)"')

@@ -30,11 +30,11 @@ from mae_ast.core import (
 from mae_ast.core.frontend.patches import PatchShape
 from mae_ast.core.io.file_kinds import is_safetensors
 from mae_ast.core.io.near_files import suggestion
+from mae_ast.core.models.registry import config_from, name_of
 from mae_ast.core.run_files import latest
 from mae_ast.core.state_files import CheckpointError as CheckpointError
 from mae_ast.core.state_files import read_safetensors
 from mae_ast.core.state_files import read_state as read_state
-from mae_ast.core.systems import config_from, name_of
 from mae_ast.core.weights import MAX_NAMED, first_not_finite, misfits
 from mae_ast.core.wrappers import MODEL
 

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae_ast.core.encoder import Encoder
 from mae_ast.core.frontend.fbank import FRAME_SHIFT, num_frames, num_samples_of_frames
 from mae_ast.core.frontend.patches import PatchShape
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.recordings import Waveform, is_one_recording, path_of, read_recording
+from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.windows import Part, states_of_parts, window_columns, windows
 
 __all__ = ["Features", "Waveform", "extract_features"]

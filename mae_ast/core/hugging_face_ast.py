@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 import torch
 
-from mae_ast.core.ast import Ast
-from mae_ast.core.config_ast import AstConfig
+from mae_ast.core.models.ast import Ast
+from mae_ast.core.models.config_ast import AstConfig
 from mae_ast.core.vit_weights import (
     State,
     Weights,

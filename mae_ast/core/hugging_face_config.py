@@ -10,12 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mae_ast.core.config_ast import AstConfig
-from mae_ast.core.config_vit import AUDIOSET_MEAN, AUDIOSET_STD
 from mae_ast.core.frontend.fbank import NUM_MEL_BINS
 from mae_ast.core.frontend.input_norm import EPS, TARGET_STD
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.plural import plural
+from mae_ast.core.models.config_ast import AstConfig
+from mae_ast.core.models.config_vit import AUDIOSET_MEAN, AUDIOSET_STD
 
 MODEL_TYPE = "audio-spectrogram-transformer"
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mae_ast.core.encoder import MaskedEncoder
 from mae_ast.core.frontend.masking import MaskIds
 from mae_ast.core.frontend.patches import unpatchify
+from mae_ast.core.models.encoder import MaskedEncoder
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.frontend.fbank import NUM_MEL_BINS
+from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.core.nn.positions import sinusoidal_positions
 
 MAX_TOKENS = 48_000  # rows of their tables of positions

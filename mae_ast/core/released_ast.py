@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_ast.core.ast import Ast
-from mae_ast.core.config_ast import AstConfig
-from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.frontend.fbank import NUM_MEL_BINS
 from mae_ast.core.frontend.patches import PatchShape
-from mae_ast.core.ssast import FINETUNING_STRIDES, Ssast
+from mae_ast.core.models.ast import Ast
+from mae_ast.core.models.config_ast import AstConfig
+from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.ssast import FINETUNING_STRIDES, Ssast
 from mae_ast.core.vit_weights import (
     IMAGE_HEADS,
     State,

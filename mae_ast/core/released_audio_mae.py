@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_ast.core.audio_mae import AudioMae
-from mae_ast.core.config_audio_mae import AudioMaeConfig
 from mae_ast.core.frontend.fbank import NUM_MEL_BINS
+from mae_ast.core.models.audio_mae import AudioMae
+from mae_ast.core.models.config_audio_mae import AudioMaeConfig
 from mae_ast.core.nn.positions import grid_positions
 from mae_ast.core.vit_weights import (
     State,

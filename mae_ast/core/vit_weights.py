@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_ast.core.config_vit import VitConfig
+from mae_ast.core.models.config_vit import VitConfig
+from mae_ast.core.models.vit import PARTS, Vit
 from mae_ast.core.nn.positions import fit_positions
-from mae_ast.core.vit import PARTS, Vit
 from mae_ast.core.weights import first_not_finite, misfits
 
 State = Mapping[str, Any]

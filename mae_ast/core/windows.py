@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mae_ast.core.encoder import Encoder
 from mae_ast.core.frontend.fbank import (
     FRAME_SHIFT,
     num_frames,
@@ -22,6 +21,7 @@ from mae_ast.core.frontend.fbank import (
     num_samples_of_frames,
 )
 from mae_ast.core.io.audio import SAMPLE_RATE
+from mae_ast.core.models.encoder import Encoder
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 
-from mae_ast.core.losses import info_nce_loss, reconstruction_loss
+from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
 from mae_ast.data.pretraining_dataset import net_input
 
 INFO_NCE_METRICS = ("info_nce", "info_nce_accuracy", "info_nce_chance")

@@ -7,10 +7,10 @@ from logging import INFO, WARNING, Logger
 import numpy as np
 import torch
 
-from mae_ast.core.encoder import Encoder
 from mae_ast.core.frontend.fbank import num_samples_of_frames
 from mae_ast.core.frontend.input_stats import are_far, mean_and_std, moments
 from mae_ast.core.io.audio import SAMPLE_RATE
+from mae_ast.core.models.encoder import Encoder
 from mae_ast.data.audio_clips import MAX_SKIPPED, AudioClips
 from mae_ast.data.bad_files import BadFile
 

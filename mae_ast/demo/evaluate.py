@@ -13,7 +13,7 @@ from mae_ast.core.frontend.collate import Batch, Clip, Collater
 from mae_ast.core.frontend.patches import patchify, unpatchify
 from mae_ast.core.io.audio import read_audio
 from mae_ast.core.io.manifest import Manifest
-from mae_ast.core.losses import info_nce_loss, reconstruction_loss
+from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
 from mae_ast.pretrained import PretrainedMaeAst
 
 BATCH_SIZE = 64

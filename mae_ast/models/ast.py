@@ -7,8 +7,8 @@ from typing import Any
 
 from fairseq.models import register_model
 
-from mae_ast.core.classifier import HeadConfig
-from mae_ast.core.config_ast import AstArchitecture, AstConfig
+from mae_ast.core.models.classifier import HeadConfig
+from mae_ast.core.models.config_ast import AstArchitecture, AstConfig
 from mae_ast.errors import user_errors
 from mae_ast.models.classifier import ClassifierConfig, FairseqClassifier, check
 from mae_ast.models.compute import ComputeConfig

@@ -9,10 +9,10 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.models import register_model
 from omegaconf import II
 
-from mae_ast.core.classifier import Classifier, HeadConfig
-from mae_ast.core.encoder import Encoder, set_dropout
+from mae_ast.core.models.classifier import Classifier, HeadConfig
+from mae_ast.core.models.encoder import Encoder, set_dropout
+from mae_ast.core.models.registry import name_of
 from mae_ast.core.nn.precision import PRECISIONS
-from mae_ast.core.systems import name_of
 from mae_ast.errors import user_errors
 from mae_ast.finetuned import encoder_of
 from mae_ast.models.compute import ComputeConfig, set_compute

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from fairseq.models import register_model
 
-from mae_ast.core.config import MaeAstConfig
-from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.models.config import MaeAstConfig
+from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.models.compute import ComputeConfig
 from mae_ast.models.pretraining import PretrainingModel
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mae_ast import load
-from mae_ast.core.encoder import encoder_only, last_hidden_state
 from mae_ast.core.features import OVERLAP_S, WINDOW_S
 from mae_ast.core.frontend.fbank import FRAME_SHIFT, num_frames
+from mae_ast.core.models.encoder import encoder_only, last_hidden_state
 from mae_ast.core.windows import Part, Window, states_of_parts, window_columns, windows
 
 TIME_STEPS, TOKENS = "time_steps", "tokens"

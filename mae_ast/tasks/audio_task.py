@@ -20,9 +20,9 @@ from omegaconf import II, MISSING
 from mae_ast import early_stopping, fairseq_repairs, ranks, stop_request
 from mae_ast.allocator import keep_freed_memory
 from mae_ast.best_metric import AUTO, direction_warning
-from mae_ast.core.encoder import Encoder
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.manifest import Manifest
+from mae_ast.core.models.encoder import Encoder
 from mae_ast.data.audio_clips import AudioClips
 from mae_ast.data.bad_files import FilesRead
 from mae_ast.data.clip_warnings import log_too_long, statistics_warning

@@ -10,10 +10,10 @@ from fairseq.tasks import register_task
 import mae_ast.criterions.classification
 import mae_ast.optim.adamw  # noqa: F401  (fairseq imports nothing but tasks and models)
 from mae_ast.core.checkpoint import FINETUNING
-from mae_ast.core.encoder import Encoder
 from mae_ast.core.frontend.augment import Augmentation, StructuredDrop
 from mae_ast.core.io.labels import LABELS_FILE, ClipLabels, LabelError, Labels
 from mae_ast.core.io.manifest import Manifest
+from mae_ast.core.models.encoder import Encoder
 from mae_ast.criterions.score_meter import log_scores
 from mae_ast.data.audio_clips import AudioClips
 from mae_ast.data.classification_dataset import ClassificationDataset, check_one_label

@@ -10,10 +10,10 @@ import soundfile
 import torch
 
 from mae_ast.cli.reconstruct import _images
-from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.frontend.fbank import fbank
 from mae_ast.core.io.manifest import Manifest
-from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.models.config import MaeAstConfig
+from mae_ast.core.models.mae_ast import MaeAst
 
 COMMAND = Path(sys.executable).with_name("mae-ast")
 

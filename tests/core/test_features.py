@@ -13,16 +13,16 @@ import soundfile
 import torch
 from torch.testing import assert_close
 
-from mae_ast.core.ast import Ast
-from mae_ast.core.config_ast import AstConfig
-from mae_ast.core.config_ssast import SsastConfig
-from mae_ast.core.encoder import Encoder
 from mae_ast.core.features import extract_features
 from mae_ast.core.io.audio import AudioError, read_audio, to_pcm16
 from mae_ast.core.io.decoding import audio_file
-from mae_ast.core.mae_ast import MaeAst
-from mae_ast.core.ssast import Ssast, finetuning_config
-from mae_ast.core.vit import Vit
+from mae_ast.core.models.ast import Ast
+from mae_ast.core.models.config_ast import AstConfig
+from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.encoder import Encoder
+from mae_ast.core.models.mae_ast import MaeAst
+from mae_ast.core.models.ssast import Ssast, finetuning_config
+from mae_ast.core.models.vit import Vit
 from mae_ast.core.windows import windows
 from tests.core.vits import FRAME_TOKENS, SMALL, with_random_weights
 from tests.sounds import speech_like
@@ -395,9 +395,9 @@ def test_a_missing_and_a_bad_file_are_named(model, tmp_path):
 AN_HOUR = """
 import resource, sys
 import numpy as np, soundfile, torch
-from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.core.features import extract_features
-from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.models.mae_ast import MaeAst
 
 path = sys.argv[1]
 tone = (3000 * np.sin(np.arange(441_000) / 20)).astype(np.int16)

@@ -48,9 +48,9 @@ for module in pkgutil.walk_packages(mae_ast.core.__path__, "mae_ast.core."):
     importlib.import_module(module.name)
 
 from mae_ast.core.frontend.collate import Clip, Collater, clip_generator
-from mae_ast.core.config import MaeAstConfig
-from mae_ast.core.losses import info_nce_loss, reconstruction_loss
-from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.models.config import MaeAstConfig
+from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
+from mae_ast.core.models.mae_ast import MaeAst
 
 config = MaeAstConfig(encoder_layers=1, encoder_embed_dim=32, encoder_ffn_embed_dim=64,
                       encoder_attention_heads=2, decoder_layers=1, decoder_embed_dim=32,

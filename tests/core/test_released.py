@@ -10,8 +10,8 @@ import torch
 from torch.testing import assert_close
 
 from mae_ast.core.checkpoint import CheckpointError, fill, read_checkpoint
-from mae_ast.core.config import MaeAstConfig
-from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.models.config import MaeAstConfig
+from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.released import EXTRAS, MAX_TOKENS, to_released
 from tests.sounds import speech_like
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae_ast.core.audio_mae import AudioMae
-from mae_ast.core.config_audio_mae import AudioMaeConfig
+from mae_ast.core.models.audio_mae import AudioMae
+from mae_ast.core.models.config_audio_mae import AudioMaeConfig
 from mae_ast.core.released_audio_mae import (
     in_words,
     is_audio_mae,

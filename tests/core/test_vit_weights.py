@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from mae_ast.core.ast import Ast
-from mae_ast.core.config_ast import AstConfig
-from mae_ast.core.config_ssast import SsastConfig
-from mae_ast.core.config_vit import VitConfig
 from mae_ast.core.hugging_face_ast import from_hugging_face, to_hugging_face
+from mae_ast.core.models.ast import Ast
+from mae_ast.core.models.config_ast import AstConfig
+from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.config_vit import VitConfig
+from mae_ast.core.models.ssast import Ssast
+from mae_ast.core.models.vit import Vit
 from mae_ast.core.released_ast import (
     doubt,
     is_ast,
@@ -23,8 +25,6 @@ from mae_ast.core.released_ast import (
     write_ast,
     write_ssast,
 )
-from mae_ast.core.ssast import Ssast
-from mae_ast.core.vit import Vit
 from mae_ast.core.vit_weights import from_timm, start_from, to_timm
 from mae_ast.core.wrappers import unwrap
 from tests.core.vits import FRAME_TOKENS, SMALL, log_mel_like, with_random_weights

@@ -5,8 +5,8 @@ import pytest
 import soundfile
 import torch
 
-from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.io.manifest import Manifest, write_manifest
+from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.demo.evaluate import evaluate
 from mae_ast.pictures import loss_figure
 from mae_ast.pretrained import PretrainedMaeAst

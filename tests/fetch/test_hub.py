@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 import mae_ast
 from mae_ast import pretrained, starts
-from mae_ast.core.config_ast import AstConfig
+from mae_ast.core.models.config_ast import AstConfig
 from mae_ast.fetch import hub
 from mae_ast.fetch.hub import cache_if_unreachable
 from mae_ast.sources import is_path

@@ -11,8 +11,8 @@ import pytest
 import soundfile
 import torch
 
-from mae_ast.core.config import MaeAstConfig
-from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.models.config import MaeAstConfig
+from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.superb.tasks import KS_TEST, KS_TRAIN, KS_WORDS
 from tests.sounds import speech_like
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.models.config import MaeAstConfig
 from tests.superb.conftest import (
     write_checkpoint,
     write_iemocap,

@@ -14,14 +14,14 @@ from fairseq.trainer import Trainer
 from omegaconf import OmegaConf
 
 import mae_ast
-from mae_ast.core.audio_mae import AudioMae
-from mae_ast.core.classifier import Classifier
-from mae_ast.core.config_audio_mae import AudioMaeConfig
-from mae_ast.core.config_vit import VitConfig
 from mae_ast.core.frontend.collate import Clip, Collater
 from mae_ast.core.frontend.fbank import num_samples_of_frames
-from mae_ast.core.systems import config_from
-from mae_ast.core.vit import Vit
+from mae_ast.core.models.audio_mae import AudioMae
+from mae_ast.core.models.classifier import Classifier
+from mae_ast.core.models.config_audio_mae import AudioMaeConfig
+from mae_ast.core.models.config_vit import VitConfig
+from mae_ast.core.models.registry import config_from
+from mae_ast.core.models.vit import Vit
 from mae_ast.core.vit_weights import to_timm
 from mae_ast.finetuned import load_finetuned
 from tests.core.vits import with_random_weights

@@ -213,7 +213,7 @@ def test_six_layers_build(patch: tuple[int, int], mask_type: str, random_mask_pr
 def test_any_program_can_register() -> None:
     """Also one that imported ``mae_ast`` first, which makes fairseq pass over a user_dir."""
     program = f"""
-import mae_ast, mae_ast.core.mae_ast
+import mae_ast, mae_ast.core.models.mae_ast
 from argparse import Namespace
 from fairseq.utils import import_user_module
 from mae_ast import plugin

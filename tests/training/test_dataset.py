@@ -13,8 +13,8 @@ import torch
 from omegaconf import OmegaConf
 
 from mae_ast import fairseq_repairs
-from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.frontend.collate import Collater
+from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.data.pretraining_dataset import PretrainingDataset
 from mae_ast.models.mae_ast import MaeAstModelConfig
 from mae_ast.tasks.mae_ast_pretraining import MaeAstPretrainingConfig, MaeAstPretrainingTask

@@ -12,10 +12,10 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from mae_ast.cli.main import app
-from mae_ast.core.encoder import encoder_only
 from mae_ast.core.io.audio import read_audio
 from mae_ast.core.io.manifest import Manifest
-from mae_ast.core.ssast import Ssast
+from mae_ast.core.models.encoder import encoder_only
+from mae_ast.core.models.ssast import Ssast
 from tests.core.vits import with_random_weights
 from tests.test_encoder_of_finetuned import CONFIGS, save_run
 

@@ -14,12 +14,12 @@ from fairseq.trainer import Trainer
 
 import mae_ast
 import mae_ast.train_command
-from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.frontend.collate import Clip, Collater
 from mae_ast.core.frontend.fbank import num_samples_of_frames
 from mae_ast.core.frontend.masking import count_visible
-from mae_ast.core.ssast import Ssast
-from mae_ast.core.systems import config_from
+from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.registry import config_from
+from mae_ast.core.models.ssast import Ssast
 
 from .conftest import (
     ONLY_TRAINING,

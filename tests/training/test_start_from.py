@@ -10,7 +10,7 @@ import torch
 
 import mae_ast
 from mae_ast import convert, pretrained
-from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.pretrained import PretrainedMaeAst
 
 from .conftest import write_clips

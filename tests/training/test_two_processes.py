@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mae_ast import convert
-from mae_ast.core.config import MaeAstConfig
+from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.pretrained import PretrainedMaeAst
 from mae_ast.stop_request import SAVING
 

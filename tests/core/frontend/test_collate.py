@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae_ast.core.config import MaeAstConfig
-from mae_ast.core.config_ssast import SsastConfig
 from mae_ast.core.frontend.collate import Batch, Clip, Collater, clip_generator, draw_start
 from mae_ast.core.frontend.fbank import fbank, num_frames, num_samples_of_frames
 from mae_ast.core.frontend.masking import MASK_TYPES, count_visible, retain_spans
-from mae_ast.core.losses import info_nce_loss, reconstruction_loss
-from mae_ast.core.mae_ast import MaeAst
-from mae_ast.core.ssast import Ssast
+from mae_ast.core.models.config import MaeAstConfig
+from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
+from mae_ast.core.models.mae_ast import MaeAst
+from mae_ast.core.models.ssast import Ssast
 from tests.core.vits import SMALL, with_random_weights
 from tests.sounds import pcm16, speech_like
 

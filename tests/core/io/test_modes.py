@@ -10,10 +10,10 @@ import pytest
 import soundfile
 
 from mae_ast import checkpoint_saving, convert, extraction
-from mae_ast.core.config_ast import AstConfig
 from mae_ast.core.io.atomic import written_whole
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.manifest import Manifest, write_manifest
+from mae_ast.core.models.config_ast import AstConfig
 from mae_ast.fetch.cache import download
 from mae_ast.packing import pack
 from mae_ast.pretrained import PretrainedAst, PretrainedMaeAst

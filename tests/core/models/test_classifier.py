@@ -8,15 +8,20 @@ from typing import Any
 import pytest
 import torch
 
-from mae_ast.core.ast import Ast
-from mae_ast.core.classifier import Classifier, HeadConfig
-from mae_ast.core.config import MaeAstConfig
-from mae_ast.core.config_ast import AstConfig
-from mae_ast.core.config_vit import VitConfig
-from mae_ast.core.encoder import encoder_only, last_hidden_state, mark_weight_decay, set_dropout
 from mae_ast.core.frontend.fbank import fbank
-from mae_ast.core.mae_ast import MaeAst
-from mae_ast.core.vit import Vit
+from mae_ast.core.models.ast import Ast
+from mae_ast.core.models.classifier import Classifier, HeadConfig
+from mae_ast.core.models.config import MaeAstConfig
+from mae_ast.core.models.config_ast import AstConfig
+from mae_ast.core.models.config_vit import VitConfig
+from mae_ast.core.models.encoder import (
+    encoder_only,
+    last_hidden_state,
+    mark_weight_decay,
+    set_dropout,
+)
+from mae_ast.core.models.mae_ast import MaeAst
+from mae_ast.core.models.vit import Vit
 from tests.core.vits import SMALL, with_random_weights
 
 Build = Callable[..., Classifier]

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torchaudio.compliance.kaldi import fbank
 
-from mae_ast.core.config import MaeAstConfig
-from mae_ast.core.encoder import encoder_only
 from mae_ast.core.frontend.masking import MaskIds, chunk_mask, pad_mask_ids, random_mask
-from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.models.config import MaeAstConfig
+from mae_ast.core.models.encoder import encoder_only
+from mae_ast.core.models.mae_ast import MaeAst
 from tests.sounds import speech_like
 
 hubconf = pytest.importorskip("s3prl.upstream.mae_ast.hubconf", reason="needs s3prl")

@@ -1,7 +1,7 @@
 """What describes the AST family (AST, SSAST): names, defaults and help, once.
 
-Plain dataclasses like :class:`mae_ast.core.config.MaeAstConfig`, with its keys where they mean the
-same; a fairseq adapter inherits them, and checkpoints carry them as dictionaries.
+Plain dataclasses like :class:`mae_ast.core.models.config.MaeAstConfig`, with its keys where they
+mean the same; a fairseq adapter inherits them, and checkpoints carry them as dictionaries.
 """
 
 # No postponed annotations here: fairseq reads the types of the fields.
@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional, TypeVar
 
-from mae_ast.core.config import INPUT_STATS
 from mae_ast.core.frontend.fbank import WINDOW_POWERS
 from mae_ast.core.frontend.masking import check_mask
 from mae_ast.core.frontend.patches import PatchShape
+from mae_ast.core.models.config import INPUT_STATS
 from mae_ast.core.nn.precision import PRECISIONS
 
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974  # of log-mel with hanning windows

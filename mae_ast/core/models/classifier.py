@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mae_ast.core.encoder import (
+from mae_ast.core.frontend.augment import hide
+from mae_ast.core.frontend.fbank import FRAME_SHIFT, num_frames_of
+from mae_ast.core.models.encoder import (
     Encoder,
     last_hidden_state,
     mark_weight_decay,
     num_columns_of,
 )
-from mae_ast.core.frontend.augment import hide
-from mae_ast.core.frontend.fbank import FRAME_SHIFT, num_frames_of
 from mae_ast.core.nn.transformer import init_linear
 from mae_ast.core.whole_clips import BATCH_SAMPLES, clip_windows, mean_logits
 from mae_ast.core.windows import cut_parts
@@ -71,7 +71,7 @@ class Classifier(nn.Module):
     depend on its batch.
 
     Args:
-        encoder: what :func:`mae_ast.core.encoder.encoder_only` leaves of a model.
+        encoder: what :func:`mae_ast.core.models.encoder.encoder_only` leaves of a model.
         width: D, of its hidden states.
         head: what stands on it.
         freeze_encoder: train the head only; the encoder stays in eval mode.
@@ -215,7 +215,7 @@ class Classifier(nn.Module):
 
         A layer learns ``layer_decay`` times as fast as the one above it, of which the head is the
         uppermost and the patches' projection the lowest (BEiT, Bao et al. 2021, arXiv 2106.08254).
-        Weight decay is marked by :func:`mae_ast.core.encoder.mark_weight_decay`.
+        Weight decay is marked by :func:`mae_ast.core.models.encoder.mark_weight_decay`.
 
         Args:
             layer_decay: above 0, at most 1, which means all alike.

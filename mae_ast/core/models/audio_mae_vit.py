@@ -1,7 +1,7 @@
 """Audio-MAE by the names of its unofficial implementation: ``loss, pred, mask = model(mels)``.
 
-A face on the parts of :mod:`mae_ast.core.audio_mae`, for log-mel that is normalised already. Models
-to train, save and load are there and in :func:`mae_ast.load`.
+A face on the parts of :mod:`mae_ast.core.models.audio_mae`, for log-mel that is normalised already.
+Models to train, save and load are there and in :func:`mae_ast.load`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mae_ast.core.audio_mae import AudioMae
-from mae_ast.core.config_audio_mae import AudioMaeConfig
 from mae_ast.core.frontend.fbank import NUM_MEL_BINS
 from mae_ast.core.frontend.masking import random_mask
 from mae_ast.core.frontend.patches import patchify
-from mae_ast.core.losses import reconstruction_loss
+from mae_ast.core.models.audio_mae import AudioMae
+from mae_ast.core.models.config_audio_mae import AudioMaeConfig
+from mae_ast.core.models.losses import reconstruction_loss
 from mae_ast.core.nn.transformer import take
 
 

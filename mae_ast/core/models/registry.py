@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mae_ast.core.ast import Ast
-from mae_ast.core.audio_mae import AudioMae
-from mae_ast.core.config import MaeAstConfig
-from mae_ast.core.config_ast import AstConfig
-from mae_ast.core.config_audio_mae import AudioMaeConfig
-from mae_ast.core.config_ssast import SsastConfig
-from mae_ast.core.config_vit import VitConfig
-from mae_ast.core.mae_ast import MaeAst
-from mae_ast.core.ssast import Ssast
-from mae_ast.core.vit import Vit
+from mae_ast.core.models.ast import Ast
+from mae_ast.core.models.audio_mae import AudioMae
+from mae_ast.core.models.config import MaeAstConfig
+from mae_ast.core.models.config_ast import AstConfig
+from mae_ast.core.models.config_audio_mae import AudioMaeConfig
+from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.config_vit import VitConfig
+from mae_ast.core.models.mae_ast import MaeAst
+from mae_ast.core.models.ssast import Ssast
+from mae_ast.core.models.vit import Vit
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class System:
 
     Args:
         config: a dataclass with ``validate`` and ``from_mapping``, the keys of ``model.*``.
-        network: takes such a configuration; an :class:`mae_ast.core.encoder.Encoder`.
+        network: takes such a configuration; an :class:`mae_ast.core.models.encoder.Encoder`.
     """
 
     config: type[Any]

@@ -13,10 +13,10 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mae_ast.core.config_ast import AstConfig
+from mae_ast.core.models.config_ast import AstConfig
+from mae_ast.core.models.vit import Vit
 from mae_ast.core.nn.precision import compute_in
 from mae_ast.core.nn.transformer import init_linear
-from mae_ast.core.vit import Vit
 
 
 class AstHead(nn.Module):

@@ -15,11 +15,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mae_ast.core.config_vit import VitConfig
 from mae_ast.core.frontend.fbank import fbank, fit_frames, num_frames_of
 from mae_ast.core.frontend.input_norm import InputNorm
 from mae_ast.core.frontend.masking import MaskIds
 from mae_ast.core.frontend.patches import patchify
+from mae_ast.core.models.config_vit import VitConfig
 from mae_ast.core.nn.positions import LearnedPositions
 from mae_ast.core.nn.precision import compute_in
 from mae_ast.core.nn.transformer import INIT_STD, Transformer, init_linear, take

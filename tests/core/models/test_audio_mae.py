@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from mae_ast.core.audio_mae import AudioMae
-from mae_ast.core.classifier import Classifier, HeadConfig
-from mae_ast.core.config_audio_mae import SHIFTS, AudioMaeConfig
-from mae_ast.core.encoder import encoder_only
 from mae_ast.core.frontend.masking import random_mask, structured_mask
-from mae_ast.core.losses import reconstruction_loss
-from mae_ast.core.mae_ast import Prediction
+from mae_ast.core.models.audio_mae import AudioMae
+from mae_ast.core.models.classifier import Classifier, HeadConfig
+from mae_ast.core.models.config_audio_mae import SHIFTS, AudioMaeConfig
+from mae_ast.core.models.encoder import encoder_only
+from mae_ast.core.models.losses import reconstruction_loss
+from mae_ast.core.models.mae_ast import Prediction
 from mae_ast.core.reconstruct import reconstruct
 from mae_ast.core.released_audio_mae import write_audio_mae
 from tests.core.vits import (

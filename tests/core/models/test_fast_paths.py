@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae_ast.core import mae_ast
-from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.frontend import masking
 from mae_ast.core.frontend.masking import MaskIds, chunk_mask
-from mae_ast.core.losses import info_nce_loss, reconstruction_loss
-from mae_ast.core.mae_ast import MaeAst
+from mae_ast.core.models import mae_ast
+from mae_ast.core.models.config import MaeAstConfig
+from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
+from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.nn import transformer
 from mae_ast.core.nn.transformer import Transformer, TransformerLayer, take
 

@@ -12,9 +12,6 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mae_ast.core.ast import Ast
-from mae_ast.core.config_ast import AstConfig
-from mae_ast.core.encoder import encoder_only
 from mae_ast.core.frontend.fbank import num_frames
 from mae_ast.core.hugging_face_ast import from_hugging_face, to_hugging_face
 from mae_ast.core.hugging_face_config import (
@@ -23,6 +20,9 @@ from mae_ast.core.hugging_face_config import (
     is_independent,
     labels_of,
 )
+from mae_ast.core.models.ast import Ast
+from mae_ast.core.models.config_ast import AstConfig
+from mae_ast.core.models.encoder import encoder_only
 from tests.core.vits import SMALL, log_mel_like, with_random_weights
 from tests.sounds import pcm16, speech_like
 

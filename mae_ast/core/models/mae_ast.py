@@ -16,11 +16,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.frontend.fbank import fbank, num_frames_of
 from mae_ast.core.frontend.input_norm import InputNorm
 from mae_ast.core.frontend.masking import MaskIds, put_back
 from mae_ast.core.frontend.patches import patchify
+from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.core.nn.dropout import Dropout
 from mae_ast.core.nn.positions import SinusoidalPositions
 from mae_ast.core.nn.precision import compute_in

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from mae_ast.core.config import MaeAstConfig
 from mae_ast.core.frontend.patches import PatchShape
+from mae_ast.core.models.config import MaeAstConfig
 
 
 def test_the_default_works():

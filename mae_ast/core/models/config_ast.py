@@ -3,7 +3,7 @@
 # No postponed annotations here: fairseq reads the types of the fields.
 from dataclasses import dataclass, field
 
-from mae_ast.core.config_vit import VitArchitecture, VitConfig
+from mae_ast.core.models.config_vit import VitArchitecture, VitConfig
 
 POOLS = ("prefix", "tokens")
 

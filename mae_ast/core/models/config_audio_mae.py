@@ -4,7 +4,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Optional
 
-from mae_ast.core.config_vit import MaskedVitConfig, hidden_share
+from mae_ast.core.models.config_vit import MaskedVitConfig, hidden_share
 
 DECODER_ATTENTIONS = ("global", "local", "hybrid")
 WINDOW = (4, 4)  # patches along time and along mel

@@ -3,7 +3,7 @@
 # No postponed annotations here: fairseq reads the types of the fields.
 from dataclasses import dataclass, field
 
-from mae_ast.core.config_vit import MaskedVitConfig, hidden_share
+from mae_ast.core.models.config_vit import MaskedVitConfig, hidden_share
 
 
 @dataclass

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae_ast.core.config_ssast import SsastConfig
-from mae_ast.core.config_vit import VitConfig
 from mae_ast.core.frontend.masking import MaskIds
-from mae_ast.core.mae_ast import Prediction
+from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.config_vit import VitConfig
+from mae_ast.core.models.mae_ast import Prediction
+from mae_ast.core.models.vit import Vit
 from mae_ast.core.nn.precision import compute_in
 from mae_ast.core.nn.transformer import init_linear, take
-from mae_ast.core.vit import Vit
 
 FINETUNING_STRIDES = {16: 10, 2: 1}  # by a patch's size along an axis; other sizes keep theirs
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from mae_ast.core.losses import info_nce_loss, reconstruction_loss
+from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
 
 B, M, P = 3, 9, 20
 

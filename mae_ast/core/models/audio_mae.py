@@ -19,14 +19,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mae_ast.core.config_audio_mae import WINDOW, AudioMaeConfig
 from mae_ast.core.frontend.masking import MaskIds, put_back
-from mae_ast.core.mae_ast import Prediction
+from mae_ast.core.models.config_audio_mae import WINDOW, AudioMaeConfig
+from mae_ast.core.models.mae_ast import Prediction
+from mae_ast.core.models.vit import Vit
 from mae_ast.core.nn.positions import GridPositions
 from mae_ast.core.nn.precision import compute_in
 from mae_ast.core.nn.transformer import INIT_STD, init_linear, take
 from mae_ast.core.nn.window_attention import GridTransformer
-from mae_ast.core.vit import Vit
 
 TARGET_EPS = 1e-6  # added to the variance of a patch, as in MAE
 

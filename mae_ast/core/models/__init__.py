@@ -1,0 +1,1 @@
+"""The systems MAE-AST, SSAST, AST and Audio-MAE: configuration, network, losses."""
