@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mae_ast.core.checkpoint import CheckpointError, check_weights, read_state
+from mae_ast.core.checkpoints.reader import CheckpointError, check_weights, read_state
 
 
 def average(paths: Sequence[Path]) -> dict[str, Tensor]:

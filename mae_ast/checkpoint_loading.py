@@ -23,8 +23,8 @@ from fairseq.file_io import PathManager
 
 from mae_ast import ranks
 from mae_ast.checkpoint_saving import noted_updates, remove_leftovers
-from mae_ast.core.checkpoint import CheckpointError, file_of, read_checkpoint, read_state
-from mae_ast.core.run_files import (
+from mae_ast.core.checkpoints.reader import CheckpointError, file_of, read_checkpoint, read_state
+from mae_ast.core.checkpoints.run_files import (
     LAST,
     SavedState,
     list_checkpoints,

@@ -25,8 +25,8 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
 from mae_ast import ranks
+from mae_ast.core.checkpoints.run_files import LAST, list_checkpoints
 from mae_ast.core.io.atomic import written_whole
-from mae_ast.core.run_files import LAST, list_checkpoints
 from mae_ast.errors import user_errors
 from mae_ast.fetch.partial import readable
 

@@ -20,13 +20,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from mae_ast.core import hugging_face_ast, hugging_face_config, released_ast, released_audio_mae
-from mae_ast.core.checkpoint import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE
+from mae_ast.core.checkpoints import ast_release, audio_mae_release, hf_ast, hf_ast_config
+from mae_ast.core.checkpoints.mae_ast_release import to_released
+from mae_ast.core.checkpoints.reader import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE
+from mae_ast.core.checkpoints.wrappers import unwrap
 from mae_ast.core.frontend.fbank import NUM_MEL_BINS
 from mae_ast.core.models.registry import name_of
 from mae_ast.core.nn.positions import sinusoidal_positions
-from mae_ast.core.released import to_released
-from mae_ast.core.wrappers import unwrap
 from mae_ast.pretrained import (
     ENCODER_ALONE,
     Pretrained,
@@ -107,10 +107,10 @@ def to_hugging_face(model: Pretrained, path: Path, overwrite: bool = False) -> N
         raise ValueError(ENCODER_ALONE)
     mean, std = _statistics(model)  # fine-tuning may have set others than the configuration has
     config = dataclasses.replace(model.config, input_mean=mean, input_std=std)
-    fields, preprocessor = hugging_face_config.config_to_hugging_face(
+    fields, preprocessor = hf_ast_config.config_to_hugging_face(
         config, model.labels, model.independent
     )
-    weights = hugging_face_ast.to_hugging_face(config, model.state_dict())
+    weights = hf_ast.to_hugging_face(config, model.state_dict())
     with _whole(path, True, overwrite) as part:
         part.mkdir()
         for name, values in ((CONFIG_FILE, fields), (PREPROCESSOR_FILE, preprocessor)):
@@ -217,11 +217,11 @@ def _released_state(model: Pretrained) -> dict[str, Any]:
     if isinstance(model, PretrainedMaeAst):
         return to_released(model.config, model.mask_type, weights)
     if isinstance(model, PretrainedSsast):
-        return released_ast.write_ssast(model.config, weights)
+        return ast_release.write_ssast(model.config, weights)
     if isinstance(model, PretrainedAst):
-        return released_ast.write_ast(model.config, weights)
+        return ast_release.write_ast(model.config, weights)
     if isinstance(model, PretrainedAudioMae):
-        return dict(released_audio_mae.write_audio_mae(model.config, weights))
+        return dict(audio_mae_release.write_audio_mae(model.config, weights))
     raise ValueError(f"a model of kind {name_of(model.config)!r} has no released layout")
 
 
@@ -232,11 +232,11 @@ def _untold(model: Pretrained, state: dict[str, Any]) -> dict[str, Any]:
         ValueError: it would be taken for another one: what differs has to be as published.
     """
     if isinstance(model, PretrainedSsast):
-        read: Any = released_ast.read_ssast(unwrap(state))[0]
+        read: Any = ast_release.read_ssast(unwrap(state))[0]
     elif isinstance(model, PretrainedAst):
-        read = released_ast.read_ast(unwrap(state), model.config.ast_kernel_stride_time)[0]
+        read = ast_release.read_ast(unwrap(state), model.config.ast_kernel_stride_time)[0]
     elif isinstance(model, PretrainedAudioMae):
-        read = released_audio_mae.read_audio_mae(state)[0]
+        read = audio_mae_release.read_audio_mae(state)[0]
     else:
         return {}  # MAE-AST's holds all
     for key in _AS_PUBLISHED:
@@ -254,7 +254,7 @@ def _untold(model: Pretrained, state: dict[str, Any]) -> dict[str, Any]:
     if isinstance(model, PretrainedAst) and model.config.pool != read.pool:
         untold["pool"] = model.config.pool
     stride = model.config.ast_kernel_stride_time
-    if isinstance(model, PretrainedAst) and stride != released_ast.STRIDE:
+    if isinstance(model, PretrainedAst) and stride != ast_release.STRIDE:
         untold["ast_kernel_stride_time"] = untold["ast_kernel_stride_chan"] = stride
     return untold
 

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from mae_ast import sweep
-from mae_ast.core.checkpoint import RUN_FILE, read_state
+from mae_ast.core.checkpoints.reader import RUN_FILE, read_state
+from mae_ast.core.checkpoints.run_files import latest
 from mae_ast.core.io.atomic import held, written_whole
 from mae_ast.core.io.labels import LABELS_FILE
 from mae_ast.core.io.plural import plural
-from mae_ast.core.run_files import latest
 from mae_ast.run_note import hold_to
 
 HELD_OUT = "valid"

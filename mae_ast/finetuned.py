@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 from mae_ast.averaging import average
-from mae_ast.core import released_ast
-from mae_ast.core.checkpoint import (
+from mae_ast.core.checkpoints import ast_release
+from mae_ast.core.checkpoints.reader import (
     CONFIG_FILE,
     FINETUNING,
     CheckpointError,
     check_weights,
     read_state,
 )
+from mae_ast.core.checkpoints.run_files import LAST, latest
 from mae_ast.core.frontend.fbank import num_samples_of_frames
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.near_files import suggestion
@@ -32,7 +33,6 @@ from mae_ast.core.io.plural import plural
 from mae_ast.core.models.classifier import Classifier, HeadConfig
 from mae_ast.core.models.encoder import Encoder, encoder_only
 from mae_ast.core.models.registry import SYSTEMS, name_of
-from mae_ast.core.run_files import LAST, latest
 from mae_ast.pretrained import PretrainedAst, load
 
 
@@ -177,7 +177,7 @@ def _is_published(source: str | os.PathLike[str]) -> bool:
         return (path / CONFIG_FILE).is_file()
     if path.suffix == ".safetensors" or not path.is_file():
         return not os.fspath(source).endswith(".pt")
-    return released_ast.is_ast(read_state(path))
+    return ast_release.is_ast(read_state(path))
 
 
 def _published(source: str | os.PathLike[str]) -> FineTuned:

@@ -17,8 +17,8 @@ from omegaconf import OmegaConf, open_dict, read_write
 
 from mae_ast import console, run_note
 from mae_ast.checkpoint_loading import find_start
+from mae_ast.core.checkpoints.run_files import list_checkpoints
 from mae_ast.core.io.manifest import Manifest
-from mae_ast.core.run_files import list_checkpoints
 from mae_ast.errors import user_errors
 from mae_ast.tasks.audio_task import AudioTask
 

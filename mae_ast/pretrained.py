@@ -15,8 +15,9 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mae_ast.core import checkpoint, features
-from mae_ast.core.checkpoint import Checkpoint, fill, read_checkpoint
+from mae_ast.core import features
+from mae_ast.core.checkpoints import reader
+from mae_ast.core.checkpoints.reader import Checkpoint, fill, read_checkpoint
 from mae_ast.core.io.atomic import written_whole
 from mae_ast.core.io.near_files import near_names, suggestion
 from mae_ast.core.models import encoder
@@ -74,7 +75,7 @@ class HubModel(
         self.independent = independent
         if encoder_only:
             encoder.encoder_only(cast(Encoder, self))
-        self._hub_mixin_config = checkpoint.config_dict(
+        self._hub_mixin_config = reader.config_dict(
             config, mask_type, self.labels, encoder_only, independent
         )
 
@@ -87,7 +88,7 @@ class HubModel(
     def _save_pretrained(self, save_directory: Path) -> None:
         state = cast(nn.Module, self).state_dict()
         weights = {name: value.contiguous() for name, value in state.items()}
-        write_safetensors(weights, save_directory / checkpoint.WEIGHTS_FILE)
+        write_safetensors(weights, save_directory / reader.WEIGHTS_FILE)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> Pretrained:
@@ -104,13 +105,13 @@ class HubModel(
             except EntryNotFoundError:
                 return None
 
-        if (config := fetch(checkpoint.CONFIG_FILE)) is None:
-            raise FileNotFoundError(f"{model_id}: has no {checkpoint.CONFIG_FILE} on the hub")
-        if checkpoint.is_hugging_face(config):
-            fetch(checkpoint.PREPROCESSOR_FILE)
-        path = fetch(checkpoint.WEIGHTS_FILE) or fetch(checkpoint.TORCH_WEIGHTS_FILE)
+        if (config := fetch(reader.CONFIG_FILE)) is None:
+            raise FileNotFoundError(f"{model_id}: has no {reader.CONFIG_FILE} on the hub")
+        if reader.is_hugging_face(config):
+            fetch(reader.PREPROCESSOR_FILE)
+        path = fetch(reader.WEIGHTS_FILE) or fetch(reader.TORCH_WEIGHTS_FILE)
         if path is None:
-            raise FileNotFoundError(f"{model_id}: has no {checkpoint.WEIGHTS_FILE} on the hub")
+            raise FileNotFoundError(f"{model_id}: has no {reader.WEIGHTS_FILE} on the hub")
         return from_file(path)
 
 
@@ -261,10 +262,10 @@ def _from_url(url: str) -> Path:
     if not parts.path.endswith(".safetensors"):
         return download([url], name)
     folder = cache_folder() / Path(name).stem
-    description = f"{parts.path.rpartition('/')[0]}/{checkpoint.CONFIG_FILE}"
+    description = f"{parts.path.rpartition('/')[0]}/{reader.CONFIG_FILE}"
     beside = urlunsplit(parts._replace(path=description))
-    download([beside], checkpoint.CONFIG_FILE, None, folder)
-    return download([url], checkpoint.WEIGHTS_FILE, None, folder)
+    download([beside], reader.CONFIG_FILE, None, folder)
+    return download([url], reader.WEIGHTS_FILE, None, folder)
 
 
 def _from_hub(model_id: str) -> Pretrained:
@@ -272,7 +273,7 @@ def _from_hub(model_id: str) -> Pretrained:
         try:
             return cast(Pretrained, HubModel.from_pretrained(model_id))
         except Exception as error:  # of the network, the hub, or its cache: of many classes
-            of_a_file = isinstance(error, (checkpoint.CheckpointError, FileNotFoundError))
+            of_a_file = isinstance(error, (reader.CheckpointError, FileNotFoundError))
             if of_a_file and not isinstance(error, LocalEntryNotFoundError):  # that is: no network
                 raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

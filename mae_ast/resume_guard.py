@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from mae_ast.core.state_files import read_state
+from mae_ast.core.checkpoints.state_files import read_state
 
 _KEYS = ("input_stats", "input_mean", "input_std")
 

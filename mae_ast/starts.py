@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mae_ast.core.checkpoint import read_state
+from mae_ast.core.checkpoints.reader import read_state
+from mae_ast.core.checkpoints.timm import Weights, from_timm, is_timm, start_from
+from mae_ast.core.checkpoints.wrappers import MODEL
 from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.audio_mae import AudioMae
 from mae_ast.core.models.config_ast import AstConfig
@@ -17,8 +19,6 @@ from mae_ast.core.models.encoder import Encoder, encoder_only
 from mae_ast.core.models.registry import SYSTEMS, name_of
 from mae_ast.core.models.ssast import Ssast, finetuning_config
 from mae_ast.core.models.vit import Vit
-from mae_ast.core.vit_weights import Weights, from_timm, is_timm, start_from
-from mae_ast.core.wrappers import MODEL
 from mae_ast.fetch.hub import cache_if_unreachable, offline_advice
 from mae_ast.finetuned import encoder_of
 

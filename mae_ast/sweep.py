@@ -69,7 +69,7 @@ def note(arguments: Sequence[str]) -> dict[str, list[str]]:
 
 def has_begun(out: Path) -> bool:
     """Return whether there is a checkpoint of a run, or of one of a sweep's jobs."""
-    from mae_ast.core.checkpoint import RUN_FILE
-    from mae_ast.core.run_files import list_checkpoints
+    from mae_ast.core.checkpoints.reader import RUN_FILE
+    from mae_ast.core.checkpoints.run_files import list_checkpoints
 
     return any(list_checkpoints(run / RUN_FILE.parent) for run in (out, *out.glob("[0-9]*")))

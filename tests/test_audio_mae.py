@@ -13,13 +13,13 @@ import torch
 
 import mae_ast
 from mae_ast import starts
+from mae_ast.core.checkpoints.audio_mae_release import write_audio_mae
+from mae_ast.core.checkpoints.timm import start_from, to_timm
 from mae_ast.core.models.audio_mae import AudioMae
 from mae_ast.core.models.config_audio_mae import AudioMaeConfig
 from mae_ast.core.models.config_vit import VitConfig
 from mae_ast.core.models.encoder import encoder_only
 from mae_ast.core.models.vit import Vit
-from mae_ast.core.released_audio_mae import write_audio_mae
-from mae_ast.core.vit_weights import start_from, to_timm
 from mae_ast.finetuned import encoder_of
 from mae_ast.pretrained import PretrainedAudioMae
 from mae_ast.probe import with_random_weights as untrained

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import mae_ast
-from mae_ast.core.checkpoint import FINETUNING, RUN_FILE
+from mae_ast.core.checkpoints.reader import FINETUNING, RUN_FILE
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.models.classifier import Classifier, HeadConfig
 from mae_ast.core.models.config_ast import AstConfig

@@ -18,9 +18,9 @@ from torch.testing import assert_close
 
 import mae_ast
 from mae_ast import pretrained
-from mae_ast.core.checkpoint import CheckpointError
+from mae_ast.core.checkpoints.mae_ast_release import to_released
+from mae_ast.core.checkpoints.reader import CheckpointError
 from mae_ast.core.models.registry import SYSTEMS
-from mae_ast.core.released import to_released
 from mae_ast.fetch import hub
 from mae_ast.fetch.cache import name_from_url
 from mae_ast.fetch.registry import RELEASED

@@ -19,7 +19,8 @@ from torch.testing import assert_close
 import mae_ast
 from mae_ast import pretrained
 from mae_ast.convert import to_hugging_face
-from mae_ast.core.checkpoint import CheckpointError
+from mae_ast.core.checkpoints.ast_release import write_ast, write_ssast
+from mae_ast.core.checkpoints.reader import CheckpointError
 from mae_ast.core.io.labels import Labels, write_clip_labels
 from mae_ast.core.io.manifest import write_manifest
 from mae_ast.core.models.config_ast import AstConfig
@@ -27,7 +28,6 @@ from mae_ast.core.models.config_ssast import SsastConfig
 from mae_ast.core.models.config_vit import VitConfig
 from mae_ast.core.models.registry import SYSTEMS, name_of
 from mae_ast.core.models.vit import Vit
-from mae_ast.core.released_ast import write_ast, write_ssast
 from mae_ast.evaluation import evaluate
 from mae_ast.fetch import hub
 from mae_ast.finetuned import encoder_of, load_finetuned

@@ -14,7 +14,7 @@ import typer
 
 import mae_ast
 from mae_ast import pictures
-from mae_ast.core.checkpoint import RUN_FILE
+from mae_ast.core.checkpoints.reader import RUN_FILE
 from mae_ast.core.frontend.collate import Clip, Collater
 from mae_ast.core.io.audio import read_audio
 from mae_ast.core.io.manifest import Manifest

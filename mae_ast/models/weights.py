@@ -7,7 +7,7 @@ from typing import Any
 
 from fairseq.models import BaseFairseqModel
 
-from mae_ast.core.checkpoint import check_weights
+from mae_ast.core.checkpoints.reader import check_weights
 from mae_ast.errors import user_errors
 
 

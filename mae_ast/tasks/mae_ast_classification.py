@@ -9,7 +9,7 @@ from fairseq.tasks import register_task
 
 import mae_ast.criterions.classification
 import mae_ast.optim.adamw  # noqa: F401  (fairseq imports nothing but tasks and models)
-from mae_ast.core.checkpoint import FINETUNING
+from mae_ast.core.checkpoints.reader import FINETUNING
 from mae_ast.core.frontend.augment import Augmentation, StructuredDrop
 from mae_ast.core.io.labels import LABELS_FILE, ClipLabels, LabelError, Labels
 from mae_ast.core.io.manifest import Manifest

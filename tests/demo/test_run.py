@@ -14,7 +14,7 @@ import pytest
 
 import mae_ast
 from mae_ast import evaluation, probe
-from mae_ast.core.checkpoint import read_state
+from mae_ast.core.checkpoints.reader import read_state
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.demo import corpus, evaluate, recognition, run, training
 from mae_ast.demo.kept import Figures

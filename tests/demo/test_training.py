@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from mae_ast.core.checkpoint import RUN_FILE
+from mae_ast.core.checkpoints.reader import RUN_FILE
 from mae_ast.demo import training
 
 LINES = """

@@ -13,6 +13,8 @@ import soundfile
 import torch
 
 from mae_ast import convert
+from mae_ast.core.checkpoints.ast_release import write_ssast
+from mae_ast.core.checkpoints.audio_mae_release import write_audio_mae
 from mae_ast.core.frontend.fbank import fbank
 from mae_ast.core.io.labels import Labels, write_clip_labels
 from mae_ast.core.models.audio_mae import AudioMae
@@ -20,8 +22,6 @@ from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.core.models.config_audio_mae import AudioMaeConfig
 from mae_ast.core.models.config_ssast import SsastConfig
 from mae_ast.core.models.ssast import Ssast
-from mae_ast.core.released_ast import write_ssast
-from mae_ast.core.released_audio_mae import write_audio_mae
 from mae_ast.pretrained import PretrainedMaeAst
 from tests.core.vits import with_random_weights
 

@@ -14,6 +14,7 @@ from fairseq.trainer import Trainer
 from omegaconf import OmegaConf
 
 import mae_ast
+from mae_ast.core.checkpoints.timm import to_timm
 from mae_ast.core.frontend.collate import Clip, Collater
 from mae_ast.core.frontend.fbank import num_samples_of_frames
 from mae_ast.core.models.audio_mae import AudioMae
@@ -22,7 +23,6 @@ from mae_ast.core.models.config_audio_mae import AudioMaeConfig
 from mae_ast.core.models.config_vit import VitConfig
 from mae_ast.core.models.registry import config_from
 from mae_ast.core.models.vit import Vit
-from mae_ast.core.vit_weights import to_timm
 from mae_ast.finetuned import load_finetuned
 from tests.core.vits import with_random_weights
 

@@ -12,7 +12,7 @@ import torch
 
 from mae_ast import checkpoint_saving
 from mae_ast.checkpoint_saving import SavingError, link_or_copy
-from mae_ast.core.run_files import list_checkpoints, read_saved
+from mae_ast.core.checkpoints.run_files import list_checkpoints, read_saved
 
 from .conftest import Start, write_clips
 from .ranks import start_ranks

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import mae_ast
 from mae_ast import evaluation
 from mae_ast.cli import evaluate, predict
-from mae_ast.core.checkpoint import CheckpointError
+from mae_ast.core.checkpoints.reader import CheckpointError
 from mae_ast.core.io.labels import LabelError, Labels
 from mae_ast.finetuned import load_finetuned
 

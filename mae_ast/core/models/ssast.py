@@ -136,7 +136,7 @@ def finetuning_config(
 ) -> VitConfig:
     """The encoder of a pretrained model as SSAST's authors fine-tune it, with overlap.
 
-    :func:`mae_ast.core.vit_weights.start_from` fills it.
+    :func:`mae_ast.core.checkpoints.timm.start_from` fills it.
 
     Args:
         config: of the pretrained model.

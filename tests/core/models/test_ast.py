@@ -12,14 +12,14 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mae_ast.core.frontend.fbank import num_frames
-from mae_ast.core.hugging_face_ast import from_hugging_face, to_hugging_face
-from mae_ast.core.hugging_face_config import (
+from mae_ast.core.checkpoints.hf_ast import from_hugging_face, to_hugging_face
+from mae_ast.core.checkpoints.hf_ast_config import (
     config_from_hugging_face,
     config_to_hugging_face,
     is_independent,
     labels_of,
 )
+from mae_ast.core.frontend.fbank import num_frames
 from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.config_ast import AstConfig
 from mae_ast.core.models.encoder import encoder_only

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from mae_ast.core.checkpoints.audio_mae_release import write_audio_mae
 from mae_ast.core.frontend.masking import random_mask, structured_mask
 from mae_ast.core.models.audio_mae import AudioMae
 from mae_ast.core.models.classifier import Classifier, HeadConfig
@@ -19,7 +20,6 @@ from mae_ast.core.models.encoder import encoder_only
 from mae_ast.core.models.losses import reconstruction_loss
 from mae_ast.core.models.mae_ast import Prediction
 from mae_ast.core.reconstruct import reconstruct
-from mae_ast.core.released_audio_mae import write_audio_mae
 from tests.core.vits import (
     Clips,
     assert_padding_changes_nothing,

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torchaudio.compliance import kaldi
 
+from mae_ast.core.checkpoints.ast_release import write_ssast
+from mae_ast.core.checkpoints.timm import start_from, to_timm
 from mae_ast.core.frontend.fbank import fbank, fit_frames
 from mae_ast.core.frontend.masking import MaskIds, chunk_mask
 from mae_ast.core.frontend.patches import PatchShape
@@ -21,8 +23,6 @@ from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
 from mae_ast.core.models.mae_ast import Prediction
 from mae_ast.core.models.ssast import Ssast, finetuning_config
 from mae_ast.core.models.vit import Vit
-from mae_ast.core.released_ast import write_ssast
-from mae_ast.core.vit_weights import start_from, to_timm
 from tests.core.vits import (
     FRAME_TOKENS,
     SMALL,

@@ -9,14 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from mae_ast.core.hugging_face_ast import from_hugging_face, to_hugging_face
-from mae_ast.core.models.ast import Ast
-from mae_ast.core.models.config_ast import AstConfig
-from mae_ast.core.models.config_ssast import SsastConfig
-from mae_ast.core.models.config_vit import VitConfig
-from mae_ast.core.models.ssast import Ssast
-from mae_ast.core.models.vit import Vit
-from mae_ast.core.released_ast import (
+from mae_ast.core.checkpoints.ast_release import (
     doubt,
     is_ast,
     is_ssast,
@@ -25,8 +18,15 @@ from mae_ast.core.released_ast import (
     write_ast,
     write_ssast,
 )
-from mae_ast.core.vit_weights import from_timm, start_from, to_timm
-from mae_ast.core.wrappers import unwrap
+from mae_ast.core.checkpoints.hf_ast import from_hugging_face, to_hugging_face
+from mae_ast.core.checkpoints.timm import from_timm, start_from, to_timm
+from mae_ast.core.checkpoints.wrappers import unwrap
+from mae_ast.core.models.ast import Ast
+from mae_ast.core.models.config_ast import AstConfig
+from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.config_vit import VitConfig
+from mae_ast.core.models.ssast import Ssast
+from mae_ast.core.models.vit import Vit
 from tests.core.vits import FRAME_TOKENS, SMALL, log_mel_like, with_random_weights
 
 HEADS = SMALL["encoder_attention_heads"]

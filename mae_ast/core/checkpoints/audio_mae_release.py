@@ -18,11 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_ast.core.frontend.fbank import NUM_MEL_BINS
-from mae_ast.core.models.audio_mae import AudioMae
-from mae_ast.core.models.config_audio_mae import AudioMaeConfig
-from mae_ast.core.nn.positions import grid_positions
-from mae_ast.core.vit_weights import (
+from mae_ast.core.checkpoints.timm import (
     State,
     Weights,
     check,
@@ -33,7 +29,11 @@ from mae_ast.core.vit_weights import (
     statistics,
     tensor_of,
 )
-from mae_ast.core.wrappers import MODEL
+from mae_ast.core.checkpoints.wrappers import MODEL
+from mae_ast.core.frontend.fbank import NUM_MEL_BINS
+from mae_ast.core.models.audio_mae import AudioMae
+from mae_ast.core.models.config_audio_mae import AudioMaeConfig
+from mae_ast.core.nn.positions import grid_positions
 
 HEAD_DIM = 64  # of the encoder, in all published sizes
 DECODER_HEADS = 16
@@ -62,7 +62,7 @@ def read_audio_mae(
     """Configuration and weights out of a published file.
 
     Args:
-        state: the file's content, unwrapped (:func:`mae_ast.core.wrappers.unwrap`).
+        state: the file's content, unwrapped (:func:`mae_ast.core.checkpoints.wrappers.unwrap`).
         attention_heads: of the encoder; default: the width over 64, as in all published sizes.
         decoder_attention_heads: of the decoder.
 

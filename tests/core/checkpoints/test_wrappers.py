@@ -16,7 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from mae_ast.core.checkpoint import CheckpointError, fill, read_checkpoint
+from mae_ast.core.checkpoints.ast_release import write_ast, write_ssast
+from mae_ast.core.checkpoints.audio_mae_release import write_audio_mae
+from mae_ast.core.checkpoints.reader import CheckpointError, fill, read_checkpoint
+from mae_ast.core.checkpoints.wrappers import unwrap
 from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.audio_mae import AudioMae
 from mae_ast.core.models.config_ast import AstConfig
@@ -24,9 +27,6 @@ from mae_ast.core.models.config_audio_mae import AudioMaeConfig
 from mae_ast.core.models.config_ssast import SsastConfig
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.ssast import Ssast
-from mae_ast.core.released_ast import write_ast, write_ssast
-from mae_ast.core.released_audio_mae import write_audio_mae
-from mae_ast.core.wrappers import unwrap
 from tests.core.vits import FRAME_TOKENS, SMALL, with_random_weights
 from tests.sounds import speech_like
 

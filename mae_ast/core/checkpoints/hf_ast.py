@@ -1,8 +1,8 @@
 """Hugging Face's ``ASTForAudioClassification``, to and from ours.
 
-Weights; for what describes the model see :mod:`mae_ast.core.hugging_face_config`. Names are written
-as they are on the hub, which every version of transformers reads; transformers 5 has shorter names
-in memory, and both are read.
+Weights; for what describes the model see :mod:`mae_ast.core.checkpoints.hf_ast_config`. Names are
+written as they are on the hub, which every version of transformers reads; transformers 5 has
+shorter names in memory, and both are read.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from collections.abc import Mapping
 
 import torch
 
-from mae_ast.core.models.ast import Ast
-from mae_ast.core.models.config_ast import AstConfig
-from mae_ast.core.vit_weights import (
+from mae_ast.core.checkpoints.timm import (
     State,
     Weights,
     check,
@@ -24,7 +22,9 @@ from mae_ast.core.vit_weights import (
     statistics,
     swap_axes,
 )
-from mae_ast.core.wrappers import MODEL
+from mae_ast.core.checkpoints.wrappers import MODEL
+from mae_ast.core.models.ast import Ast
+from mae_ast.core.models.config_ast import AstConfig
 
 _ROOT = "audio_spectrogram_transformer."
 _EMBEDDINGS = f"{_ROOT}embeddings."

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from mae_ast.core.checkpoint import CheckpointError, fill, read_checkpoint
+from mae_ast.core.checkpoints.reader import CheckpointError, fill, read_checkpoint
 from mae_ast.core.frontend.masking import random_mask
 from mae_ast.core.models.mae_ast import MaeAst
 from tests.sounds import speech_like

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mae_ast.core.checkpoint import CheckpointError, fill, read_checkpoint
+from mae_ast.core.checkpoints.mae_ast_release import EXTRAS, MAX_TOKENS, to_released
+from mae_ast.core.checkpoints.reader import CheckpointError, fill, read_checkpoint
 from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.core.models.mae_ast import MaeAst
-from mae_ast.core.released import EXTRAS, MAX_TOKENS, to_released
 from tests.sounds import speech_like
 
 hubconf = pytest.importorskip("s3prl.upstream.mae_ast.hubconf", reason="needs s3prl")

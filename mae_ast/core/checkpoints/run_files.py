@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mae_ast.core.state_files import CheckpointError, read_state
+from mae_ast.core.checkpoints.state_files import CheckpointError, read_state
 
 LAST = "checkpoint_last.pt"
 _NAME = re.compile(r"checkpoint(?:_last|_best|\d+|_\d+_(?P<updates>\d+)|\.best_.+)\.pt")

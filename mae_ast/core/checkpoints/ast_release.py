@@ -8,7 +8,7 @@ A SSAST fine-tuned with its authors' code has AST's weight names, but averages t
 where AST averages the CLS and distillation tokens; :func:`doubt` reports files that may be either.
 
 Published names begin with DataParallel's ``module.``. It is written, and removed before a file is
-read here (:func:`mae_ast.core.wrappers.unwrap`).
+read here (:func:`mae_ast.core.checkpoints.wrappers.unwrap`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_ast.core.frontend.fbank import NUM_MEL_BINS
-from mae_ast.core.frontend.patches import PatchShape
-from mae_ast.core.models.ast import Ast
-from mae_ast.core.models.config_ast import AstConfig
-from mae_ast.core.models.config_ssast import SsastConfig
-from mae_ast.core.models.ssast import FINETUNING_STRIDES, Ssast
-from mae_ast.core.vit_weights import (
+from mae_ast.core.checkpoints.timm import (
     IMAGE_HEADS,
     State,
     Weights,
@@ -37,7 +31,13 @@ from mae_ast.core.vit_weights import (
     to_timm,
     without,
 )
-from mae_ast.core.wrappers import MODEL
+from mae_ast.core.checkpoints.wrappers import MODEL
+from mae_ast.core.frontend.fbank import NUM_MEL_BINS
+from mae_ast.core.frontend.patches import PatchShape
+from mae_ast.core.models.ast import Ast
+from mae_ast.core.models.config_ast import AstConfig
+from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.ssast import FINETUNING_STRIDES, Ssast
 
 WRAPPER = "module."
 ENCODER = "v."

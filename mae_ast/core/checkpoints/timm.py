@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mae_ast.core.checkpoints.state_dict import first_not_finite, misfits
 from mae_ast.core.models.config_vit import VitConfig
 from mae_ast.core.models.vit import PARTS, Vit
 from mae_ast.core.nn.positions import fit_positions
-from mae_ast.core.weights import first_not_finite, misfits
 
 State = Mapping[str, Any]
 Weights = dict[str, Tensor]

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae_ast.core.models.audio_mae import AudioMae
-from mae_ast.core.models.config_audio_mae import AudioMaeConfig
-from mae_ast.core.released_audio_mae import (
+from mae_ast.core.checkpoints.audio_mae_release import (
     in_words,
     is_audio_mae,
     read_audio_mae,
     write_audio_mae,
 )
+from mae_ast.core.models.audio_mae import AudioMae
+from mae_ast.core.models.config_audio_mae import AudioMaeConfig
 from tests.core.vits import with_random_weights
 
 SMALL: dict[str, Any] = {

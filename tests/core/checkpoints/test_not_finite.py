@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 import mae_ast
-from mae_ast.core.checkpoint import FINETUNING, CheckpointError
+from mae_ast.core.checkpoints.reader import FINETUNING, CheckpointError
+from mae_ast.core.checkpoints.state_dict import first_not_finite
+from mae_ast.core.checkpoints.timm import to_timm
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.manifest import write_manifest
 from mae_ast.core.models.classifier import Classifier, HeadConfig
@@ -22,8 +24,6 @@ from mae_ast.core.models.config_ssast import SsastConfig
 from mae_ast.core.models.config_vit import VitConfig
 from mae_ast.core.models.encoder import encoder_only
 from mae_ast.core.models.registry import SYSTEMS
-from mae_ast.core.vit_weights import to_timm
-from mae_ast.core.weights import first_not_finite
 from mae_ast.finetuned import Description, load_finetuned
 from mae_ast.models.mae_ast import FairseqMaeAst
 from mae_ast.pretrained import CLASSES

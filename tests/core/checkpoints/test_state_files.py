@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mae_ast.core.checkpoint import CheckpointError, read_checkpoint
+from mae_ast.core.checkpoints.reader import CheckpointError, read_checkpoint
+from mae_ast.core.checkpoints.state_files import read_state
 from mae_ast.core.io.file_kinds import describe
-from mae_ast.core.state_files import read_state
 
 
 def html(path: Path) -> None:

@@ -17,9 +17,9 @@ from numpy._core import multiarray
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from mae_ast.core.checkpoints.state_dict import MAX_NAMED
+from mae_ast.core.checkpoints.wrappers import unwrap
 from mae_ast.core.io.file_kinds import describe, is_safetensors
-from mae_ast.core.weights import MAX_NAMED
-from mae_ast.core.wrappers import unwrap
 
 # Plain data stored beside weights by training code: options, and numbers of NumPy 1 and 2.
 _DATA: list[Any] = [
@@ -44,7 +44,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         The file's content, its state dict under ``model`` with the wrappers' prefixes removed
-        (:func:`mae_ast.core.wrappers.unwrap`).
+        (:func:`mae_ast.core.checkpoints.wrappers.unwrap`).
 
     Raises:
         CheckpointError: the file is damaged, of another format, or holds objects that only code

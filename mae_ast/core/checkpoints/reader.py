@@ -1,10 +1,11 @@
 """Read checkpoints of any supported layout, and load them into models.
 
 Supported: pretraining checkpoints; fine-tuning checkpoints (the encoder; for AST the full model);
-the layouts of the released files (:mod:`mae_ast.core.released`, :mod:`mae_ast.core.released_ast`,
-:mod:`mae_ast.core.released_audio_mae`), also inside the wrappers of other training programs
-(:mod:`mae_ast.core.wrappers`); safetensors with our ``config.json`` beside them; Hugging Face's AST
-(:mod:`mae_ast.core.hugging_face_ast`).
+the layouts of the released files (:mod:`mae_ast.core.checkpoints.mae_ast_release`,
+:mod:`mae_ast.core.checkpoints.ast_release`, :mod:`mae_ast.core.checkpoints.audio_mae_release`),
+also inside the wrappers of other training programs (:mod:`mae_ast.core.checkpoints.wrappers`);
+safetensors with our ``config.json`` beside them; Hugging Face's AST
+(:mod:`mae_ast.core.checkpoints.hf_ast`).
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from mae_ast.core import (
-    hugging_face_ast,
-    hugging_face_config,
-    released,
-    released_ast,
-    released_audio_mae,
+from mae_ast.core.checkpoints import (
+    ast_release,
+    audio_mae_release,
+    hf_ast,
+    hf_ast_config,
+    mae_ast_release,
 )
+from mae_ast.core.checkpoints.run_files import latest
+from mae_ast.core.checkpoints.state_dict import MAX_NAMED, first_not_finite, misfits
+from mae_ast.core.checkpoints.state_files import CheckpointError as CheckpointError
+from mae_ast.core.checkpoints.state_files import read_safetensors
+from mae_ast.core.checkpoints.state_files import read_state as read_state
+from mae_ast.core.checkpoints.wrappers import MODEL
 from mae_ast.core.frontend.patches import PatchShape
 from mae_ast.core.io.file_kinds import is_safetensors
 from mae_ast.core.io.near_files import suggestion
 from mae_ast.core.models.registry import config_from, name_of
-from mae_ast.core.run_files import latest
-from mae_ast.core.state_files import CheckpointError as CheckpointError
-from mae_ast.core.state_files import read_safetensors
-from mae_ast.core.state_files import read_state as read_state
-from mae_ast.core.weights import MAX_NAMED, first_not_finite, misfits
-from mae_ast.core.wrappers import MODEL
 
 # Files of a folder in the hub's layout; the last two belong to Hugging Face's own models only.
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -195,7 +196,7 @@ def is_hugging_face(path: str | os.PathLike[str]) -> bool:
     Raises:
         CheckpointError: it is not JSON.
     """
-    return hugging_face_config.is_known(_read_json(Path(path)))
+    return hf_ast_config.is_known(_read_json(Path(path)))
 
 
 def is_finetuned(state: Mapping[str, Any]) -> bool:
@@ -209,25 +210,27 @@ def _read_torch(path: Path) -> Checkpoint:
     try:
         if is_finetuned(state):
             return _of_finetuned(state)
-        if released_ast.is_ssast(state):
-            ssast, weights = released_ast.read_ssast(state)
+        if ast_release.is_ssast(state):
+            ssast, weights = ast_release.read_ssast(state)
             return Checkpoint(ssast, _published_mask(ssast.patch_shape), weights)
-        if released_ast.is_ast(state):
-            if doubt := released_ast.doubt(state):
+        if ast_release.is_ast(state):
+            if doubt := ast_release.doubt(state):
                 logger.warning("%s: %s", path, doubt)
-            ast, weights = released_ast.read_ast(state)
+            ast, weights = ast_release.read_ast(state)
             return Checkpoint(ast, None, weights)
-        if released_audio_mae.is_audio_mae(state):
-            audio_mae, weights, left_out = released_audio_mae.read_audio_mae(state)
+        if audio_mae_release.is_audio_mae(state):
+            audio_mae, weights, left_out = audio_mae_release.read_audio_mae(state)
             if left_out:
-                logger.warning("%s: %s", path, released_audio_mae.in_words(left_out))
+                logger.warning("%s: %s", path, audio_mae_release.in_words(left_out))
             return Checkpoint(audio_mae, "random_mask", weights)
-        if hugging_face_ast.is_hugging_face(state):
+        if hf_ast.is_hugging_face(state):
             return _of_hugging_face(_read_description(path), state[MODEL], path)
         model_cfg, task_cfg = state["cfg"]["model"], state["cfg"]["task"]
         mask_type, weights = task_cfg["mask_type"], dict(state[MODEL])
-        released.check(model_cfg, task_cfg)
-        return Checkpoint(config_from(model_cfg), str(mask_type), released.without_extras(weights))
+        mae_ast_release.check(model_cfg, task_cfg)
+        return Checkpoint(
+            config_from(model_cfg), str(mask_type), mae_ast_release.without_extras(weights)
+        )
     except KeyError as error:
         raise CheckpointError(f"{path}: has no {error}; {_contents(state)}") from error
     except (TypeError, AttributeError, ValueError) as error:
@@ -268,7 +271,7 @@ def _published_mask(shape: PatchShape) -> str:
 
 def _read_safetensors(path: Path) -> Checkpoint:
     values = _read_description(path)
-    if hugging_face_config.is_known(values):
+    if hf_ast_config.is_known(values):
         return _of_hugging_face(values, read_safetensors(path), path)
     found = parse_config(values, path.with_name(CONFIG_FILE))
     return dataclasses.replace(found, weights=read_safetensors(path))
@@ -296,17 +299,17 @@ def _of_hugging_face(
     """A folder of transformers' ``ASTForAudioClassification``."""
     beside = path.with_name(PREPROCESSOR_FILE)
     try:
-        config = hugging_face_config.config_from_hugging_face(
+        config = hf_ast_config.config_from_hugging_face(
             fields, _read_json(beside) if beside.is_file() else None
         )
-        labels = hugging_face_config.labels_of(fields)
-        independent = hugging_face_config.is_independent(fields)
+        labels = hf_ast_config.labels_of(fields)
+        independent = hf_ast_config.is_independent(fields)
     except CheckpointError:
         raise
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path.with_name(CONFIG_FILE)}: {_one_line(error)}") from error
     try:
-        found = hugging_face_ast.from_hugging_face(config, weights)
+        found = hf_ast.from_hugging_face(config, weights)
     except ValueError as error:
         raise CheckpointError(f"{path}: {_one_line(error)}") from error
     if fields.get("problem_type") is None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mae_ast.core.checkpoint import CheckpointError, file_of
-from mae_ast.core.run_files import latest, list_checkpoints, newest_whole, read_saved
+from mae_ast.core.checkpoints.reader import CheckpointError, file_of
+from mae_ast.core.checkpoints.run_files import latest, list_checkpoints, newest_whole, read_saved
 
 
 def write(folder: Path, name: str, num_updates: int, optimizer: bool = True) -> Path:

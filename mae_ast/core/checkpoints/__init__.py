@@ -1,0 +1,1 @@
+"""Read and write checkpoints: this project's and those of other implementations."""
