@@ -22,8 +22,8 @@ import torch
 from tensorboardX import SummaryWriter
 from torch import Tensor
 
-from mae_ast.core.features import WINDOW_S, extract_features
 from mae_ast.core.frontend.fbank import fbank
+from mae_ast.core.inference.features import WINDOW_S, extract_features
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.io.plural import plural

@@ -10,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mae_ast.core.frontend.fbank import FRAME_SHIFT, NUM_MEL_BINS
+from mae_ast.core.inference.reconstruct import Reconstruction
 from mae_ast.core.io.audio import SAMPLE_RATE
-from mae_ast.core.reconstruct import Reconstruction
 
 FRAMES_PER_S = SAMPLE_RATE / FRAME_SHIFT
 HIDDEN_COLOUR = "0.75"

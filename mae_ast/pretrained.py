@@ -15,9 +15,9 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mae_ast.core import features
 from mae_ast.core.checkpoints import reader
 from mae_ast.core.checkpoints.reader import Checkpoint, fill, read_checkpoint
+from mae_ast.core.inference import features
 from mae_ast.core.io.atomic import written_whole
 from mae_ast.core.io.near_files import near_names, suggestion
 from mae_ast.core.models import encoder

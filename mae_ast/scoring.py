@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from mae_ast.core.inference.whole_clips import BATCH_SAMPLES
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError
 from mae_ast.core.io.manifest import Manifest, Progress
 from mae_ast.core.io.plural import plural
 from mae_ast.core.io.recordings import Waveform, path_of, read_recording
-from mae_ast.core.whole_clips import BATCH_SAMPLES
 from mae_ast.finetuned import FineTuned
 from mae_ast.usable import check_length, read_usable
 
@@ -70,7 +70,7 @@ def score_recording(
     Args:
         classifier: classifier on any device.
         recording: file or waveform, in any form that
-            :func:`mae_ast.core.features.extract_features` takes.
+            :func:`mae_ast.core.inference.features.extract_features` takes.
         sample_rate: sample rate of an array, in Hz; the other forms have their own.
 
     Raises:

@@ -12,7 +12,7 @@ import soundfile
 import torch
 
 from mae_ast import health
-from mae_ast.core.features import extract_features
+from mae_ast.core.inference.features import extract_features
 from mae_ast.core.io.labels import Labels, write_clip_labels
 from mae_ast.core.io.manifest import Manifest, write_manifest
 from mae_ast.core.models.config_ssast import SsastConfig

@@ -16,9 +16,9 @@ import mae_ast
 from mae_ast import pictures
 from mae_ast.core.checkpoints.reader import RUN_FILE
 from mae_ast.core.frontend.collate import Clip, Collater
+from mae_ast.core.inference.reconstruct import reconstruct
 from mae_ast.core.io.audio import read_audio
 from mae_ast.core.io.manifest import Manifest
-from mae_ast.core.reconstruct import reconstruct
 from mae_ast.demo.corpus import DESCRIPTION_FILE, description, make_corpus
 from mae_ast.demo.evaluate import evaluate
 from mae_ast.demo.kept import Figures, kept, write_json

@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mae_ast import load
-from mae_ast.core.features import OVERLAP_S, WINDOW_S
 from mae_ast.core.frontend.fbank import FRAME_SHIFT, num_frames
+from mae_ast.core.inference.features import OVERLAP_S, WINDOW_S
+from mae_ast.core.inference.windows import Part, Window, states_of_parts, window_columns, windows
 from mae_ast.core.models.encoder import encoder_only, last_hidden_state
-from mae_ast.core.windows import Part, Window, states_of_parts, window_columns, windows
 
 TIME_STEPS, TOKENS = "time_steps", "tokens"
 LAYOUTS = (TIME_STEPS, TOKENS)
@@ -39,7 +39,7 @@ class UpstreamExpert(UpstreamBase):  # type: ignore[misc]
 
     A clip is processed as a whole. Only models that cut or zero-pad their input to ``input_frames``
     process longer clips in overlapping windows: their vectors are the time steps of
-    :func:`mae_ast.core.features.extract_features`.
+    :func:`mae_ast.core.inference.features.extract_features`.
 
     A clip shorter than one patch is zero-padded to one, which is logged once.
 

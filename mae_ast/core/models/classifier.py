@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from mae_ast.core.frontend.augment import hide
 from mae_ast.core.frontend.fbank import FRAME_SHIFT, num_frames_of
+from mae_ast.core.inference.whole_clips import BATCH_SAMPLES, clip_windows, mean_logits
+from mae_ast.core.inference.windows import cut_parts
 from mae_ast.core.models.encoder import (
     Encoder,
     last_hidden_state,
@@ -23,8 +25,6 @@ from mae_ast.core.models.encoder import (
     num_columns_of,
 )
 from mae_ast.core.nn.transformer import init_linear
-from mae_ast.core.whole_clips import BATCH_SAMPLES, clip_windows, mean_logits
-from mae_ast.core.windows import cut_parts
 
 HEADS = ("linear", "mlp")
 POOLS = ("time_steps", "tokens", "encoder")
@@ -138,7 +138,7 @@ class Classifier(nn.Module):
         """Return the logits (B, C) float32 of whole clips of any length, for evaluation.
 
         A clip longer than the encoder takes at once is scored in windows, see
-        :mod:`mae_ast.core.whole_clips`; its probabilities are the mean over them.
+        :mod:`mae_ast.core.inference.whole_clips`; its probabilities are the mean over them.
 
         Args:
             source: (B, L) int16 or float waveforms at 16 kHz.

@@ -7,8 +7,8 @@ import torch
 
 from mae_ast.core.frontend.fbank import fbank
 from mae_ast.core.frontend.masking import random_mask
+from mae_ast.core.inference.reconstruct import reconstruct
 from mae_ast.core.models.mae_ast import MaeAst
-from mae_ast.core.reconstruct import reconstruct
 from tests.sounds import pcm16, speech_like
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from mae_ast.core.inference.whole_clips import LONGEST_S, clip_windows, mean_logits
 from mae_ast.core.models import classifier
 from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.classifier import Classifier, HeadConfig
 from mae_ast.core.models.config_ast import AstConfig
 from mae_ast.core.models.encoder import encoder_only
 from mae_ast.core.models.mae_ast import MaeAst
-from mae_ast.core.whole_clips import LONGEST_S, clip_windows, mean_logits
 from tests.core.vits import SMALL, with_random_weights
 from tests.sounds import pcm16, speech_like
 

@@ -13,7 +13,8 @@ import soundfile
 import torch
 from torch.testing import assert_close
 
-from mae_ast.core.features import extract_features
+from mae_ast.core.inference.features import extract_features
+from mae_ast.core.inference.windows import windows
 from mae_ast.core.io.audio import AudioError, read_audio, to_pcm16
 from mae_ast.core.io.decoding import audio_file
 from mae_ast.core.models.ast import Ast
@@ -23,7 +24,6 @@ from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.ssast import Ssast, finetuning_config
 from mae_ast.core.models.vit import Vit
-from mae_ast.core.windows import windows
 from tests.core.vits import FRAME_TOKENS, SMALL, with_random_weights
 from tests.sounds import speech_like
 
@@ -396,7 +396,7 @@ AN_HOUR = """
 import resource, sys
 import numpy as np, soundfile, torch
 from mae_ast.core.models.config import MaeAstConfig
-from mae_ast.core.features import extract_features
+from mae_ast.core.inference.features import extract_features
 from mae_ast.core.models.mae_ast import MaeAst
 
 path = sys.argv[1]

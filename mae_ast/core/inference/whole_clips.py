@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mae_ast.core.frontend.fbank import num_frames
+from mae_ast.core.inference.windows import Part, window_columns, windows
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.models.encoder import Encoder
-from mae_ast.core.windows import Part, window_columns, windows
 
 LONGEST_S = 30.0  # window of a model that takes any length, unless it was trained on longer clips
 BATCH_SAMPLES = 160 * SAMPLE_RATE  # that go through the model at a time, if clips are fewer

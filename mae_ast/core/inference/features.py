@@ -1,7 +1,7 @@
 """Features of recordings of any length: waveforms or files -> (B, N, D) of each layer.
 
-A long recording goes through in windows that overlap (:mod:`mae_ast.core.windows`); of each, the
-centre is kept. A window's features are what it gives alone.
+A long recording goes through in windows that overlap (:mod:`mae_ast.core.inference.windows`); of
+each, the centre is kept. A window's features are what it gives alone.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from mae_ast.core.frontend.fbank import FRAME_SHIFT, num_frames, num_samples_of_frames
 from mae_ast.core.frontend.patches import PatchShape
+from mae_ast.core.inference.windows import Part, states_of_parts, window_columns, windows
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.recordings import Waveform, is_one_recording, path_of, read_recording
 from mae_ast.core.models.encoder import Encoder
-from mae_ast.core.windows import Part, states_of_parts, window_columns, windows
 
 __all__ = ["Features", "Waveform", "extract_features"]
 

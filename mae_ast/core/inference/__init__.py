@@ -1,0 +1,1 @@
+"""Apply models to recordings of any length: features, logits, reconstructions."""
