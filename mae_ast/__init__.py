@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mae_ast.pretrained import Pretrained
+    from mae_ast.hub.load import Pretrained
 
 __version__ = "0.1.0"
 
@@ -18,8 +18,10 @@ __version__ = "0.1.0"
 def load(source: str | os.PathLike[str]) -> Pretrained:
     """Load a model: a released one's name, a file, a URL, or a Hugging Face hub id.
 
-    See :func:`mae_ast.pretrained.load`.
+    See :func:`mae_ast.hub.load.load`.
     """
-    from mae_ast import pretrained  # fairseq imports this package only to find tasks and models
+    from mae_ast.hub import (
+        load as pretrained,  # fairseq imports this package only to find tasks and models
+    )
 
     return pretrained.load(source)

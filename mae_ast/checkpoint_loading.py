@@ -33,7 +33,7 @@ from mae_ast.core.checkpoints.run_files import (
     updates_by_name,
 )
 from mae_ast.errors import user_errors
-from mae_ast.fetch.registry import RELEASED
+from mae_ast.hub.registry import RELEASED
 from mae_ast.resume_guard import assert_same_statistics
 
 _STATISTICS = {"input_mean": "running_mean", "input_std": "running_var"}
@@ -137,7 +137,7 @@ def _file_of(source: str) -> Path:
         if near and not os.path.exists(source):
             raise FileNotFoundError(f"{source}: no such checkpoint; did you mean {near[0]}?")
         return file_of(source)
-    from mae_ast.pretrained import released_file  # imports the hub's library
+    from mae_ast.hub.load import released_file  # imports the hub's library
 
     return released_file(source)
 

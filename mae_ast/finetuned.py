@@ -33,7 +33,7 @@ from mae_ast.core.io.plural import plural
 from mae_ast.core.models.classifier import Classifier, HeadConfig
 from mae_ast.core.models.encoder import Encoder, encoder_only
 from mae_ast.core.models.registry import SYSTEMS, name_of
-from mae_ast.pretrained import PretrainedAst, load
+from mae_ast.hub.load import PretrainedAst, load
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from mae_ast.core.models.encoder import Encoder, encoder_only
 from mae_ast.core.models.registry import SYSTEMS, name_of
 from mae_ast.core.models.ssast import Ssast, finetuning_config
 from mae_ast.core.models.vit import Vit
-from mae_ast.fetch.hub import cache_if_unreachable, offline_advice
 from mae_ast.finetuned import encoder_of
+from mae_ast.hub.offline import cache_if_unreachable, offline_advice
 
 TIMM = "timm:"  # before the name of a model of the package timm
 _TORCH_FILES = (".pth", ".pt", ".bin")

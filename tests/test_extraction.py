@@ -14,7 +14,7 @@ from mae_ast import extraction
 from mae_ast.core.io.atomic import held
 from mae_ast.core.io.manifest import Manifest, ManifestError, write_manifest
 from mae_ast.extraction import What, extract, parse_shard
-from mae_ast.pretrained import PretrainedMaeAst
+from mae_ast.hub.load import PretrainedMaeAst
 from tests.sounds import speech_like
 
 SECONDS = (1.0, 0.5, 2.0, 0.1, 1.5, 0.7, 3.0)

@@ -43,7 +43,7 @@ def convert(
 ) -> None:
     """Convert a checkpoint to another format."""
     import mae_ast
-    from mae_ast import convert as conversion
+    from mae_ast.hub import export as conversion
 
     conversion.check_target(target, to in (Kind.safetensors, Kind.hugging_face), force)
     model = mae_ast.load(source)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from mae_ast.fetch import registry
-from mae_ast.fetch.cache import download as fetch
-from mae_ast.fetch.cache import name_from_url
+from mae_ast.hub import registry
+from mae_ast.hub.download import download as fetch
+from mae_ast.hub.download import name_from_url
 
 
 def download(

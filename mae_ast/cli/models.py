@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from mae_ast.fetch.cache import cache_folder
-from mae_ast.fetch.registry import RELEASED, TASKS, ReleasedModel
+from mae_ast.hub.download import cache_folder
+from mae_ast.hub.registry import RELEASED, TASKS, ReleasedModel
 
 
 def models() -> None:

@@ -16,7 +16,7 @@ from mae_ast.core.frontend.fbank import num_frames
 from mae_ast.core.frontend.masking import check_mask, mask_strategy
 from mae_ast.core.inference.reconstruct import reconstruct as rebuild
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
-from mae_ast.pretrained import load_masked
+from mae_ast.hub.load import load_masked
 
 DEFAULT_IMAGE, DEFAULT_FOLDER = Path("reconstruction.png"), Path("reconstructions")
 

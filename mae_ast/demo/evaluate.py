@@ -14,7 +14,7 @@ from mae_ast.core.frontend.patches import patchify, unpatchify
 from mae_ast.core.io.audio import read_audio
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
-from mae_ast.pretrained import PretrainedMaeAst
+from mae_ast.hub.load import PretrainedMaeAst
 
 BATCH_SIZE = 64
 CLIPS_FOR_MEANS = 1024

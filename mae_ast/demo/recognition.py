@@ -19,8 +19,8 @@ from mae_ast import evaluation, probe
 from mae_ast.demo.kept import Figures, write_json
 from mae_ast.demo.training import train
 from mae_ast.finetuned import load_finetuned
+from mae_ast.hub.load import Pretrained
 from mae_ast.labelled import read_labelled
-from mae_ast.pretrained import Pretrained
 from mae_ast.progress import bar
 
 SPLIT = "test"  # whose voices neither pretraining nor the choice of settings has heard

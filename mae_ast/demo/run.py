@@ -25,7 +25,7 @@ from mae_ast.demo.kept import Figures, kept, write_json
 from mae_ast.demo.recognition import confusion_of, finetune_words, probe_words
 from mae_ast.demo.report import report
 from mae_ast.demo.training import num_updates, train
-from mae_ast.pretrained import PretrainedMaeAst
+from mae_ast.hub.load import PretrainedMaeAst
 from mae_ast.progress import bar
 
 SHOWN_WORDS = ("marvin", "seven", "sheila", "yes")

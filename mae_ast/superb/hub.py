@@ -31,7 +31,7 @@ def mae_ast_local_tokens(ckpt: str | os.PathLike[str], **kwargs: Any) -> Upstrea
 
 def mae_ast_url(ckpt: str, refresh: bool = False, **kwargs: Any) -> UpstreamExpert:
     """The upstream of a checkpoint at an address; ``refresh`` downloads it again."""
-    from mae_ast.fetch.cache import name_from_url
+    from mae_ast.hub.download import name_from_url
 
     return mae_ast_local(_fetch([ckpt], name_from_url(ckpt), None, refresh), **kwargs)
 
@@ -47,7 +47,7 @@ def mae_ast_frame(refresh: bool = False, **kwargs: Any) -> UpstreamExpert:
 
 
 def _released(name: str, refresh: bool, ckpt: object = None, **kwargs: Any) -> UpstreamExpert:
-    from mae_ast.fetch.registry import find
+    from mae_ast.hub.registry import find
 
     model = find(name)  # s3prl passes its -k, which is None here
     return mae_ast_local(_fetch(model.urls, model.file_name, model.sha256, refresh), **kwargs)
@@ -56,7 +56,7 @@ def _released(name: str, refresh: bool, ckpt: object = None, **kwargs: Any) -> U
 def _fetch(
     urls: Sequence[str], name: str, sha256: str | None, refresh: bool
 ) -> str | os.PathLike[str]:
-    from mae_ast.fetch import cache
+    from mae_ast.hub import download as cache
 
     if refresh:  # what is there stays until the new one is whole
         folder = cache.cache_folder()

@@ -10,16 +10,16 @@ import pytest
 import soundfile
 
 import mae_ast
-from mae_ast import convert
 from mae_ast.core.io.manifest import write_manifest
-from mae_ast.pretrained import PretrainedMaeAst
+from mae_ast.hub import export
+from mae_ast.hub.load import PretrainedMaeAst
 from tests.sounds import speech_like
 
 
 @pytest.fixture
 def checkpoint(small_config, tmp_path) -> Path:
     path = tmp_path / "checkpoint.pt"
-    convert.to_released_file(PretrainedMaeAst(small_config(), "random_mask"), path)
+    export.to_released_file(PretrainedMaeAst(small_config(), "random_mask"), path)
     return path
 
 
@@ -87,7 +87,7 @@ def test_a_source_that_is_none(mae_ast_command, tmp_path, source, words):
 
 def test_a_decoder_that_the_released_layout_cannot_say(mae_ast_command, small_config, tmp_path):
     model = PretrainedMaeAst(small_config(decoder_attention_heads=2), "random_mask")
-    convert.to_safetensors(model, tmp_path / "in")
+    export.to_safetensors(model, tmp_path / "in")
     _, message = mae_ast_command("convert", tmp_path / "in", tmp_path / "out", "--to", "released")
     assert "decoder_attention_heads=2 differs" in message
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from mae_ast.cli.download import download
 from mae_ast.cli.models import models
-from mae_ast.fetch import registry
+from mae_ast.hub import registry
 from tests.web_server import WebServer, fails, gives
 
 app = typer.Typer()

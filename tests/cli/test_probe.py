@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from mae_ast import convert, probe
+from mae_ast import probe
 from mae_ast.core.io.labels import Labels, write_clip_labels
 from mae_ast.core.io.manifest import write_manifest
-from mae_ast.pretrained import PretrainedMaeAst
+from mae_ast.hub import export
+from mae_ast.hub.load import PretrainedMaeAst
 
 WORDS = ("low", "high")
 
@@ -33,7 +34,7 @@ def folder(small_config, tmp_path) -> Path:
         write_manifest(tmp_path / f"{split}.tsv", ".", rows)
         write_clip_labels(tmp_path / f"{split}.lbl", labels)
     Labels(WORDS, WORDS).write(tmp_path / "labels.csv")
-    convert.to_released_file(PretrainedMaeAst(small_config(), "random_mask"), tmp_path / "a.pt")
+    export.to_released_file(PretrainedMaeAst(small_config(), "random_mask"), tmp_path / "a.pt")
     return tmp_path
 
 

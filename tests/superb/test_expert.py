@@ -15,7 +15,7 @@ from mae_ast.core.models.config_ssast import SsastConfig
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.registry import name_of
 from mae_ast.core.models.ssast import finetuning_config
-from mae_ast.pretrained import CLASSES
+from mae_ast.hub.load import CLASSES
 from mae_ast.superb.expert import LAYOUTS, UpstreamExpert
 from tests.core.models.test_s3prl_parity import expert_of, model_with_random_weights
 from tests.core.vits import FRAME_TOKENS, SMALL, with_random_weights

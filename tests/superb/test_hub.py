@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mae_ast.fetch import cache
-from mae_ast.fetch.cache import DownloadError, name_from_url
-from mae_ast.fetch.registry import RELEASED
+from mae_ast.hub import download
+from mae_ast.hub.download import DownloadError, name_from_url
+from mae_ast.hub.registry import RELEASED
 from mae_ast.superb import hub
 from tests.sounds import speech_like
 
@@ -115,7 +115,7 @@ def fetched(checkpoint, tmp_path, monkeypatch):
             target.with_name(f"{name}.sha256").write_text("old")
         return target
 
-    monkeypatch.setattr(cache, "download", fetch)
+    monkeypatch.setattr(download, "download", fetch)
     monkeypatch.setenv("MAE_AST_CACHE", str(tmp_path / "cache"))
     return asked
 
@@ -144,7 +144,7 @@ def test_a_refresh_that_fails_keeps_what_is_there(tmp_path, monkeypatch):
     def dead(urls, name, sha256=None, folder=None):
         raise DownloadError("no server")
 
-    monkeypatch.setattr(cache, "download", dead)
+    monkeypatch.setattr(download, "download", dead)
     monkeypatch.setenv("MAE_AST_CACHE", str(tmp_path))
     address = "https://example.org/models/mine.pt"
     (tmp_path / name_from_url(address)).write_bytes(b"model")

@@ -12,7 +12,6 @@ import pytest
 import soundfile
 import torch
 
-from mae_ast import convert
 from mae_ast.core.checkpoints.ast_release import write_ssast
 from mae_ast.core.checkpoints.audio_mae_release import write_audio_mae
 from mae_ast.core.frontend.fbank import fbank
@@ -22,7 +21,8 @@ from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.core.models.config_audio_mae import AudioMaeConfig
 from mae_ast.core.models.config_ssast import SsastConfig
 from mae_ast.core.models.ssast import Ssast
-from mae_ast.pretrained import PretrainedMaeAst
+from mae_ast.hub import export
+from mae_ast.hub.load import PretrainedMaeAst
 from tests.core.vits import with_random_weights
 
 from .conftest import CONFIG_DIR, forget_the_best, write_manifest
@@ -97,7 +97,7 @@ def write_pretrained(path: Path) -> Path:
         input_mean=float(log_mel.mean()),
         input_std=float(log_mel.std()),
     )
-    convert.to_released_file(PretrainedMaeAst(config, "chunk_mask"), path)
+    export.to_released_file(PretrainedMaeAst(config, "chunk_mask"), path)
     return path
 
 

@@ -17,7 +17,8 @@ from fairseq.models import build_model
 from omegaconf import OmegaConf
 
 import mae_ast
-from mae_ast import convert, plugin
+from mae_ast import plugin
+from mae_ast.hub import export
 from mae_ast.models.mae_ast import MaeAstModelConfig
 from tests.sounds import speech_like
 
@@ -159,7 +160,7 @@ def test_stock_s3prl_gives_the_same(
     hubconf = pytest.importorskip("s3prl.upstream.mae_ast.hubconf", reason="needs s3prl")
     run = published[name].finish()
     model = mae_ast.load(run.log.with_suffix("") / "checkpoints" / "checkpoint_last.pt")
-    convert.to_released_file(model, tmp_path / "released.pt")
+    export.to_released_file(model, tmp_path / "released.pt")
     expert = hubconf.mae_ast_local(str(tmp_path / "released.pt")).eval()
     (tmp_path / "released.pt").unlink()
     for seconds in (0.3, 1.0, 9.97, 20.0):

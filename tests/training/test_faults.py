@@ -17,7 +17,7 @@ from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.models.encoder import encoder_only
 from mae_ast.core.models.ssast import Ssast
 from tests.core.vits import with_random_weights
-from tests.test_encoder_of_finetuned import CONFIGS, save_run
+from tests.hub.test_encoder_of_finetuned import CONFIGS, save_run
 
 from .conftest import ONLY_TRAINING
 

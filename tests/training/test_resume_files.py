@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import mae_ast
-from mae_ast import convert
-from mae_ast.pretrained import load_masked
+from mae_ast.hub import export
+from mae_ast.hub.load import load_masked
 
 from .conftest import Start, write_clips
 from .ranks import start_ranks
@@ -123,7 +123,7 @@ def test_a_file_without_optimizer_state_is_never_resumed_from(
 ) -> None:
     last = begun / "checkpoint_last.pt"
     if kind == "exported":
-        convert.to_released_file(load_masked(begun / "checkpoint_2_3.pt"), begun / "exported")
+        export.to_released_file(load_masked(begun / "checkpoint_2_3.pt"), begun / "exported")
         (begun / "exported").replace(last)
     else:
         state = torch.load(last, weights_only=True)
@@ -153,7 +153,7 @@ def test_a_run_that_began_from_weights_does_not_begin_again(
     train_here: Train, begun: Path, four_clips: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "weights.pt"
-    convert.to_released_file(load_masked(begun / "checkpoint_1_1.pt"), source)
+    export.to_released_file(load_masked(begun / "checkpoint_1_1.pt"), source)
     (begun / "checkpoint_last.pt").unlink()
     found = train_here(four_clips, *until(5), f"checkpoint.finetune_from_model={source}")
     assert [line["num_updates"] for line in found] == ["4", "5"]
@@ -168,7 +168,7 @@ def test_weights_of_the_authors_trainer(
     """A checkpoint with the state of a trainer, in the layout of the released files."""
     trained = torch.load(begun / "checkpoint_2_3.pt", weights_only=True)
     source = tmp_path / "theirs.pt"
-    convert.to_released_file(load_masked(begun / "checkpoint_2_3.pt"), source)
+    export.to_released_file(load_masked(begun / "checkpoint_2_3.pt"), source)
     released = torch.load(source, weights_only=True)
     torch.save({**trained, **released}, source)
     mae_ast.load(source)

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import mae_ast
-from mae_ast import convert, pretrained
 from mae_ast.core.models.config import MaeAstConfig
-from mae_ast.pretrained import PretrainedMaeAst
+from mae_ast.hub import export
+from mae_ast.hub import load as pretrained
+from mae_ast.hub.load import PretrainedMaeAst
 
 from .conftest import write_clips
 
@@ -48,9 +49,9 @@ def source() -> PretrainedMaeAst:
 
 def written(source: PretrainedMaeAst, kind: str, folder: Path) -> Path:
     if kind in ("safetensors", "folder"):
-        convert.to_safetensors(source, folder / "hub")
+        export.to_safetensors(source, folder / "hub")
         return folder / "hub" / ("model.safetensors" if kind == "safetensors" else "")
-    convert.to_released_file(source, folder / "released.pt")
+    export.to_released_file(source, folder / "released.pt")
     if kind == "released in half precision":
         state = torch.load(folder / "released.pt", weights_only=True)
         state["model"] = {

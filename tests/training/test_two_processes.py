@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mae_ast import convert
 from mae_ast.core.models.config import MaeAstConfig
-from mae_ast.pretrained import PretrainedMaeAst
+from mae_ast.hub import export
+from mae_ast.hub.load import PretrainedMaeAst
 from mae_ast.stop_request import SAVING
 
 from .conftest import LAUNCHER, ONLY_TRAINING, VALUES, WITHOUT_DROPOUT, Start, Training
@@ -186,7 +186,7 @@ def test_two_processes_start_from_weights(corpus: Path, start: Start, train_here
         decoder_layers=1,
         decoder_embed_dim=64,
     )
-    convert.to_released_file(PretrainedMaeAst(config, "chunk_mask"), weights)
+    export.to_released_file(PretrainedMaeAst(config, "chunk_mask"), weights)
     run = (
         *RUN,
         *ONLY_TRAINING,

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from mae_ast import checkpoint_saving, convert, extraction
+from mae_ast import checkpoint_saving, extraction
 from mae_ast.core.io.atomic import written_whole
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.manifest import Manifest, write_manifest
 from mae_ast.core.models.config_ast import AstConfig
-from mae_ast.fetch.cache import download
+from mae_ast.hub import export
+from mae_ast.hub.download import download
+from mae_ast.hub.load import PretrainedAst, PretrainedMaeAst
 from mae_ast.packing import pack
-from mae_ast.pretrained import PretrainedAst, PretrainedMaeAst
 from tests.sounds import speech_like
 from tests.web_server import WebServer, gives
 
@@ -47,7 +48,7 @@ def _hugging_face(model: PretrainedMaeAst, folder: Path) -> None:
         input_frames=64,
         num_classes=2,
     )
-    convert.to_hugging_face(PretrainedAst(config), folder / "hf")
+    export.to_hugging_face(PretrainedAst(config), folder / "hf")
 
 
 def _manifest(model: PretrainedMaeAst, folder: Path) -> Manifest:
@@ -79,11 +80,11 @@ def _checkpoint(model: PretrainedMaeAst, folder: Path) -> None:
 
 WRITERS: dict[str, Write] = {
     "written_whole": _written_whole,
-    "released": lambda model, folder: convert.to_released_file(model, folder / "a.pt"),
-    "safetensors": lambda model, folder: convert.to_safetensors(model, folder / "hub"),
+    "released": lambda model, folder: export.to_released_file(model, folder / "a.pt"),
+    "safetensors": lambda model, folder: export.to_safetensors(model, folder / "hub"),
     "save_pretrained": lambda model, folder: model.save_pretrained(folder / "hub"),
     "hugging face": _hugging_face,
-    "onnx": lambda model, folder: convert.to_onnx(model, folder / "a.onnx"),
+    "onnx": lambda model, folder: export.to_onnx(model, folder / "a.onnx"),
     "manifest": _manifest,
     "labels": lambda model, folder: Labels(("a",), ("a",)).write(folder / "labels.csv"),
     "extraction": _extraction,

@@ -27,7 +27,7 @@ from mae_ast.core.checkpoints.wrappers import unwrap
 from mae_ast.core.frontend.fbank import NUM_MEL_BINS
 from mae_ast.core.models.registry import name_of
 from mae_ast.core.nn.positions import sinusoidal_positions
-from mae_ast.pretrained import (
+from mae_ast.hub.load import (
     ENCODER_ALONE,
     Pretrained,
     PretrainedAst,

@@ -17,14 +17,14 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from torch.testing import assert_close
 
 import mae_ast
-from mae_ast import pretrained
 from mae_ast.core.checkpoints.mae_ast_release import to_released
 from mae_ast.core.checkpoints.reader import CheckpointError
 from mae_ast.core.models.registry import SYSTEMS
-from mae_ast.fetch import hub
-from mae_ast.fetch.cache import name_from_url
-from mae_ast.fetch.registry import RELEASED
-from mae_ast.pretrained import CLASSES, PretrainedMaeAst
+from mae_ast.hub import load as pretrained
+from mae_ast.hub import offline
+from mae_ast.hub.download import name_from_url
+from mae_ast.hub.load import CLASSES, PretrainedMaeAst
+from mae_ast.hub.registry import RELEASED
 from tests.sounds import speech_like
 
 
@@ -146,7 +146,7 @@ def test_a_hub_id_that_cannot_be_had_is_one_line(monkeypatch, kind):
     def refuse(*_, **__):
         raise kind("we are off line\nand more")
 
-    monkeypatch.setattr(hub, "_try_once", lambda url: None)
+    monkeypatch.setattr(offline, "_try_once", lambda url: None)
     monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download", refuse)
     monkeypatch.setattr(pretrained, "hf_hub_download", refuse)
     with pytest.raises(
@@ -217,7 +217,7 @@ def test_a_file_in_the_released_layout(small_config, tmp_path):
 def test_what_is_nothing_is_said(source, kind, message, monkeypatch):
     """In the repository's root; hub ids alone are looked for on the hub, which is off line."""
     monkeypatch.chdir(Path(__file__).parents[1])
-    monkeypatch.setattr(hub, "_try_once", lambda url: "off line")
+    monkeypatch.setattr(offline, "_try_once", lambda url: "off line")
     with pytest.raises(kind, match=message):
         mae_ast.load(source)
 

@@ -28,11 +28,11 @@ from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.registry import name_of
 from mae_ast.core.models.ssast import Ssast
 from mae_ast.core.models.vit import Vit
-from mae_ast.fetch.cache import cache_folder, download, name_from_url
-from mae_ast.fetch.hub import cache_if_unreachable, offline_advice
-from mae_ast.fetch.registry import RELEASED
-from mae_ast.model_card import TEMPLATE, card_fields
-from mae_ast.sources import is_path
+from mae_ast.hub.download import cache_folder, download, name_from_url
+from mae_ast.hub.model_card import TEMPLATE, card_fields
+from mae_ast.hub.offline import cache_if_unreachable, offline_advice
+from mae_ast.hub.registry import RELEASED
+from mae_ast.hub.sources import is_path
 
 ENCODER_ALONE = (
     "an encoder alone, as fine-tuned files hold it; heads of pretraining, or of AST, are not there"

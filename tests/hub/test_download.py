@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from mae_ast.fetch import transfer
-from mae_ast.fetch.cache import DownloadError, cache_folder, download, name_from_url
+from mae_ast.hub import http
+from mae_ast.hub.download import DownloadError, cache_folder, download, name_from_url
 from tests.web_server import (
     WebServer,
     fails,
@@ -41,7 +41,7 @@ def sha256(data):
 
 @pytest.fixture(autouse=True)
 def _quick_and_direct(monkeypatch):
-    monkeypatch.setattr(transfer, "PAUSE", 0.0)
+    monkeypatch.setattr(http, "PAUSE", 0.0)
     monkeypatch.setenv("NO_PROXY", "*")
 
 
@@ -120,8 +120,8 @@ def test_attempts_go_on_as_long_as_they_bring_something_but_not_for_ever(server,
 
     url = server.url("/slow", gives(DATA, breaks_after=100))
     message = error_of([url], "slow.pt", None, folder)
-    assert len(server.asked("/slow")) == transfer.ATTEMPTS
-    assert (folder / "slow.pt.part").stat().st_size == 100 * transfer.ATTEMPTS
+    assert len(server.asked("/slow")) == http.ATTEMPTS
+    assert (folder / "slow.pt.part").stat().st_size == 100 * http.ATTEMPTS
     assert "the connection ended early" in message
 
 
@@ -173,7 +173,7 @@ def test_without_a_validator_nothing_is_resumed_and_nothing_stays(server, folder
     assert message == f"{NAME}: not downloaded: {url}: the connection ended early"
     assert files(folder) == []
     asked = server.asked("/file")
-    assert len(asked) == transfer.ATTEMPTS_FROM_START
+    assert len(asked) == http.ATTEMPTS_FROM_START
     assert not any("Range" in headers for headers in asked)
 
 
@@ -280,7 +280,7 @@ def test_what_a_server_gives_instead_of_a_file_is_not_kept(server, folder, conte
     ids=["404", "500", "web page", "gzip", "reset", "silent", "falls silent", "wrong bytes"],
 )
 def test_the_second_mirror_stands_in(server, folder, monkeypatch, failure, reason):
-    monkeypatch.setattr(transfer, "SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(http, "SILENT_SECONDS", 0.2)
     urls = [server.url("/bad", failure), server.url("/good", gives(DATA))]
     download(urls, NAME, sha256(DATA), folder)
     is_whole(folder)
@@ -475,7 +475,7 @@ SCRIPT = textwrap.dedent("""
     import sys
     from pathlib import Path
     from mae_ast.fetch import transfer
-    from mae_ast.fetch.cache import download
+    from mae_ast.hub.download import download
     signal.signal(signal.SIGINT, signal.default_int_handler)
     transfer.PAUSE = 0.0
     print(download(sys.argv[2:], "model.pt", None, Path(sys.argv[1])))
@@ -502,7 +502,7 @@ def test_of_three_processes_one_downloads(server, folder):
 
 
 def test_whoever_waits_says_so(server, folder, monkeypatch, caplog):
-    monkeypatch.setattr("mae_ast.fetch.cache.PATIENCE", 0.05)
+    monkeypatch.setattr("mae_ast.hub.download.PATIENCE", 0.05)
     folder.mkdir()
     other = os.open(folder / f"{NAME}.lock", os.O_CREAT | os.O_RDWR)
     fcntl.flock(other, fcntl.LOCK_EX)
@@ -530,7 +530,7 @@ def test_an_interruption_keeps_the_part(server, folder, monkeypatch):
         raise KeyboardInterrupt
 
     url = server.url("/file", gives(DATA))
-    monkeypatch.setattr(transfer.os, "fsync", interrupted)
+    monkeypatch.setattr(http.os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         download([url], NAME, None, folder)
     assert files(folder) == [f"{NAME}.part", f"{NAME}.part.json"]
@@ -590,6 +590,6 @@ def test_the_bar_is_silent_where_it_is_quick_and_no_terminal(server, folder, cap
 
 
 def test_the_bar_shows_where_it_takes_long(server, folder, capsys, monkeypatch):
-    monkeypatch.setattr(transfer, "BAR_TIMES", ((0.0, 0.0), (0.0, 0.0)))
+    monkeypatch.setattr(http, "BAR_TIMES", ((0.0, 0.0), (0.0, 0.0)))
     download([server.url("/file", gives(DATA))], NAME, None, folder)
     assert f"{NAME}: 100%" in capsys.readouterr().err

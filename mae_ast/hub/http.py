@@ -22,7 +22,7 @@ import urllib3
 from tqdm import tqdm
 
 from mae_ast.core.io.file_kinds import PLACEHOLDERS, describe
-from mae_ast.fetch.partial import DownloadError, PartialFile, Source, readable
+from mae_ast.hub.partial_file import DownloadError, PartialFile, Source, readable
 
 CONNECT_SECONDS = 10.0  # to reach a server
 SILENT_SECONDS = 30.0  # that a server may take for the next bytes

@@ -11,9 +11,9 @@ import torch
 from torch.testing import assert_close
 
 import mae_ast
-from mae_ast import convert
 from mae_ast.core.frontend.fbank import fbank
-from mae_ast.pretrained import PretrainedMaeAst
+from mae_ast.hub import export
+from mae_ast.hub.load import PretrainedMaeAst
 from tests.sounds import speech_like
 
 
@@ -35,8 +35,8 @@ def states(model: PretrainedMaeAst) -> list[torch.Tensor]:
 
 
 def test_released_and_safetensors_come_back(model, tmp_path):
-    convert.to_released_file(model, tmp_path / "new" / "a.pt")
-    convert.to_safetensors(model, tmp_path / "folder")
+    export.to_released_file(model, tmp_path / "new" / "a.pt")
+    export.to_safetensors(model, tmp_path / "folder")
     for path in (tmp_path / "new" / "a.pt", tmp_path / "folder"):
         assert_close(states(mae_ast.load(path)), states(model), rtol=0, atol=0)
     assert os.listdir(tmp_path / "new") == ["a.pt"]
@@ -44,7 +44,7 @@ def test_released_and_safetensors_come_back(model, tmp_path):
 
 def test_onnx_gives_the_last_hidden_state(model, tmp_path):
     path = tmp_path / "a.onnx"
-    assert convert.to_onnx(model, path) < 1e-3
+    assert export.to_onnx(model, path) < 1e-3
     graph = onnx.load(path).graph
     axes = {
         value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
@@ -70,18 +70,18 @@ def test_onnx_gives_the_last_hidden_state(model, tmp_path):
     with torch.no_grad():
         model.encoder.layers[0].fc1.bias += 0.5
     with pytest.raises(ValueError, match=r"a\.onnx: differs from PyTorch by"):
-        convert.check_onnx(convert.LastHiddenState(model), path)
+        export.check_onnx(export.LastHiddenState(model), path)
 
 
 @pytest.mark.parametrize("kind", ["to_released_file", "to_safetensors"])
 def test_a_full_disk_is_one_line_and_nothing_is_left(model, small_disk, kind):
     with pytest.raises(OSError, match=r"disk/a: could not be written, with \d\.\d MB free \(.*\)$"):
-        getattr(convert, kind)(model, small_disk / "a")
+        getattr(export, kind)(model, small_disk / "a")
     assert os.listdir(small_disk) == []
 
 
 def test_what_is_there_is_not_overwritten(model, tmp_path):
-    for kind, write in (("file", convert.to_released_file), ("folder", convert.to_safetensors)):
+    for kind, write in (("file", export.to_released_file), ("folder", export.to_safetensors)):
         path = tmp_path / kind
         write(model, path)
         with pytest.raises(FileExistsError, match=f"{kind}: exists already; --force overwrites it"):
@@ -92,11 +92,11 @@ def test_what_is_there_is_not_overwritten(model, tmp_path):
         assert_close(states(mae_ast.load(path)), states(model), rtol=0, atol=0)
     (tmp_path / "folder" / "checkpoints").mkdir()
     with pytest.raises(FileExistsError, match="holds other files than a model's"):
-        convert.to_safetensors(model, tmp_path / "folder", overwrite=True)
+        export.to_safetensors(model, tmp_path / "folder", overwrite=True)
     with pytest.raises(FileExistsError, match="is a folder already, but a file is to be written"):
-        convert.to_released_file(model, tmp_path / "folder", overwrite=True)
+        export.to_released_file(model, tmp_path / "folder", overwrite=True)
     with pytest.raises(FileExistsError, match="is a file already, but a folder is to be written"):
-        convert.to_safetensors(model, tmp_path / "file", overwrite=True)
+        export.to_safetensors(model, tmp_path / "file", overwrite=True)
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
     (tmp_path / "empty").mkdir()
-    convert.to_safetensors(model, tmp_path / "empty")
+    export.to_safetensors(model, tmp_path / "empty")

@@ -17,8 +17,6 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import mae_ast
-from mae_ast import pretrained
-from mae_ast.convert import to_hugging_face
 from mae_ast.core.checkpoints.ast_release import write_ast, write_ssast
 from mae_ast.core.checkpoints.reader import CheckpointError
 from mae_ast.core.io.labels import Labels, write_clip_labels
@@ -29,9 +27,11 @@ from mae_ast.core.models.config_vit import VitConfig
 from mae_ast.core.models.registry import SYSTEMS, name_of
 from mae_ast.core.models.vit import Vit
 from mae_ast.evaluation import evaluate
-from mae_ast.fetch import hub
 from mae_ast.finetuned import encoder_of, load_finetuned
-from mae_ast.pretrained import CLASSES, PretrainedAst, PretrainedSsast, PretrainedVit
+from mae_ast.hub import load as pretrained
+from mae_ast.hub import offline as hub
+from mae_ast.hub.export import to_hugging_face
+from mae_ast.hub.load import CLASSES, PretrainedAst, PretrainedSsast, PretrainedVit
 from mae_ast.probe import with_random_weights as untrained
 from tests.core.vits import FRAME_TOKENS, SMALL, with_random_weights
 from tests.sounds import speech_like

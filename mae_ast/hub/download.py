@@ -18,8 +18,8 @@ from urllib.parse import unquote, urlsplit
 import pooch
 from filelock import FileLock, Timeout
 
-from mae_ast.fetch.partial import DownloadError
-from mae_ast.fetch.transfer import MirrorDownloader
+from mae_ast.hub.http import MirrorDownloader
+from mae_ast.hub.partial_file import DownloadError
 
 __all__ = ["DownloadError", "cache_folder", "download", "name_from_url"]
 

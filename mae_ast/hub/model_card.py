@@ -49,7 +49,7 @@ Recordings of any length, sample rate and number of channels are accepted.
 
 
 def card_fields(model: Any) -> dict[str, Any]:
-    """Return the fields of :data:`TEMPLATE` for a :class:`mae_ast.pretrained.HubModel`."""
+    """Return the fields of :data:`TEMPLATE` for a :class:`mae_ast.hub.load.HubModel`."""
     config = model.config
     name = name_of(config)
     num_classes = 0 if model.encoder_only else getattr(config, "num_classes", 0)

@@ -21,7 +21,7 @@ from mae_ast.core.models.config_vit import VitConfig
 from mae_ast.core.models.encoder import encoder_only
 from mae_ast.core.models.vit import Vit
 from mae_ast.finetuned import encoder_of
-from mae_ast.pretrained import PretrainedAudioMae
+from mae_ast.hub.load import PretrainedAudioMae
 from mae_ast.probe import with_random_weights as untrained
 from tests.core.vits import with_random_weights
 from tests.sounds import speech_like

@@ -12,11 +12,12 @@ import pytest
 from huggingface_hub import constants
 
 import mae_ast
-from mae_ast import pretrained, starts
+from mae_ast import starts
 from mae_ast.core.models.config_ast import AstConfig
-from mae_ast.fetch import hub
-from mae_ast.fetch.hub import cache_if_unreachable
-from mae_ast.sources import is_path
+from mae_ast.hub import load as pretrained
+from mae_ast.hub import offline as hub
+from mae_ast.hub.offline import cache_if_unreachable
+from mae_ast.hub.sources import is_path
 from mae_ast.train_command import train_command
 from tests.web_server import WebServer, gives
 
