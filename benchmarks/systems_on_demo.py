@@ -34,7 +34,7 @@ from mae_ast.core.models.config_ssast import SsastConfig
 from mae_ast.core.models.config_vit import VitConfig
 from mae_ast.demo.kept import Figures, kept
 from mae_ast.demo.recognition import probe_words
-from mae_ast.finetuned import load_finetuned
+from mae_ast.finetune.checkpoint import load_finetuned
 from mae_ast.hub.load import Pretrained, PretrainedVit, load
 from mae_ast.train_command import train_command
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from mae_ast.core.io.labels import LABELS_FILE, ClipLabels, LabelError, Labels
 from mae_ast.core.io.manifest import Manifest, Progress
 from mae_ast.core.io.plural import plural
-from mae_ast.finetuned import FineTuned
+from mae_ast.finetune.checkpoint import FineTuned
 from mae_ast.metrics import ClassScores, Summary, class_scores, confusion, d_prime, summarise
 from mae_ast.scoring import score_manifest
 

@@ -16,7 +16,7 @@ from mae_ast import scoring
 from mae_ast.core.io.labels import Labels, write_clip_labels
 from mae_ast.core.io.manifest import Manifest, write_manifest
 from mae_ast.core.models.config_ast import AstConfig
-from mae_ast.finetuned import FineTuned, load_finetuned
+from mae_ast.finetune.checkpoint import FineTuned, load_finetuned
 from mae_ast.hub.load import PretrainedAst
 from mae_ast.scoring import score_manifest, score_recording
 from tests.core.vits import SMALL, with_random_weights

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mae_ast import crossvalidation, run_note, sweep
+from mae_ast import run_note, sweep
 from mae_ast.cli import finetune as finetune_module
 from mae_ast.cli import pretrain as pretrain_module
 from mae_ast.cli.main import app
+from mae_ast.finetune import crossvalidation
 from mae_ast.train_command import train_command
 
 

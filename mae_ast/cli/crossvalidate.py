@@ -50,8 +50,8 @@ def crossvalidate(
     On Ctrl-C, SIGTERM or SIGUSR1 the run saves and exits; the same command resumes it. A second
     Ctrl-C exits at once.
     """
-    from mae_ast import crossvalidation as folds
     from mae_ast.child_training import Interrupted, Trainings
+    from mae_ast.finetune import crossvalidation as folds
 
     folders = folds.find_folds(data)
     folds.check_overrides(context.args)
@@ -99,8 +99,8 @@ def crossvalidate(
 def _evaluate(run: Path, data: Path, average: int) -> Evaluation:
     from mae_ast import evaluation
     from mae_ast.cli.device import place
-    from mae_ast.crossvalidation import HELD_OUT
-    from mae_ast.finetuned import load_finetuned
+    from mae_ast.finetune.checkpoint import load_finetuned
+    from mae_ast.finetune.crossvalidation import HELD_OUT
     from mae_ast.progress import bar
 
     classifier = load_finetuned(run, average)

@@ -39,7 +39,7 @@ def evaluate(
     """
     from mae_ast import evaluation
     from mae_ast.cli.device import place
-    from mae_ast.finetuned import load_finetuned
+    from mae_ast.finetune.checkpoint import load_finetuned
     from mae_ast.progress import bar
 
     if out is not None:

@@ -33,7 +33,7 @@ def predict(
     """
     from mae_ast.cli.device import place
     from mae_ast.core.io.audio import AudioError
-    from mae_ast.finetuned import load_finetuned
+    from mae_ast.finetune.checkpoint import load_finetuned
     from mae_ast.scoring import score_recording
 
     classifier = load_finetuned(source, average)

@@ -16,7 +16,7 @@ from fairseq.logging import metrics
 from torch.nn import functional as F
 
 from mae_ast.criterions.score_meter import names_of
-from mae_ast.finetuned import to_scores
+from mae_ast.finetune.checkpoint import to_scores
 
 LOSSES = ("auto", "cross_entropy", "bce")
 

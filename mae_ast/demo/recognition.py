@@ -18,7 +18,7 @@ from typing import Any
 from mae_ast import evaluation, probe
 from mae_ast.demo.kept import Figures, write_json
 from mae_ast.demo.training import train
-from mae_ast.finetuned import load_finetuned
+from mae_ast.finetune.checkpoint import load_finetuned
 from mae_ast.hub.load import Pretrained
 from mae_ast.labelled import read_labelled
 from mae_ast.progress import bar

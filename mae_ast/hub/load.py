@@ -185,7 +185,8 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
 
     Returns:
         In eval mode, on the CPU, in float32 whatever it was trained in. Of what was fine-tuned here
-        the encoder, but all of AST; :func:`mae_ast.finetuned.load_finetuned` reads classifiers.
+        the encoder, but all of AST; :func:`mae_ast.finetune.checkpoint.load_finetuned` reads
+        classifiers.
 
     Raises:
         ValueError: the source is of none of these kinds.

@@ -14,11 +14,11 @@ from mae_ast.core.models.encoder import Encoder, set_dropout
 from mae_ast.core.models.registry import name_of
 from mae_ast.core.nn.precision import PRECISIONS
 from mae_ast.errors import user_errors
-from mae_ast.finetuned import encoder_of
+from mae_ast.finetune.checkpoint import encoder_of
+from mae_ast.finetune.initialize import finetuning_view
 from mae_ast.models.compute import ComputeConfig, set_compute
 from mae_ast.models.weights import NamedWeights
 from mae_ast.optim.adamw import MARKED_OPTIMIZER
-from mae_ast.starts import finetuning_view
 
 
 @dataclass

@@ -19,7 +19,7 @@ from mae_ast.data.audio_clips import AudioClips
 from mae_ast.data.classification_dataset import ClassificationDataset, check_one_label
 from mae_ast.data.clip_warnings import crop_warning
 from mae_ast.errors import user_errors
-from mae_ast.finetuned import Description
+from mae_ast.finetune.checkpoint import Description
 from mae_ast.tasks.audio_task import AudioTask, AudioTaskConfig
 
 

@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from mae_ast.cli import finetune
-from mae_ast.crossvalidation import FILES_OF_A_FOLD
+from mae_ast.finetune.crossvalidation import FILES_OF_A_FOLD
 from mae_ast.train_command import config_dir, train_command
 
 

@@ -18,7 +18,7 @@ from mae_ast.core.checkpoints.reader import read_state
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.demo import corpus, evaluate, recognition, run, training
 from mae_ast.demo.kept import Figures
-from mae_ast.finetuned import load_finetuned
+from mae_ast.finetune.checkpoint import load_finetuned
 from mae_ast.probe import ProbeScore
 
 pytest.importorskip("espeakng_loader", reason="the demo's synthesiser is not installed")

@@ -12,7 +12,6 @@ import soundfile
 import torch
 
 import mae_ast
-from mae_ast import starts
 from mae_ast.core.checkpoints.audio_mae_release import write_audio_mae
 from mae_ast.core.checkpoints.timm import start_from, to_timm
 from mae_ast.core.models.audio_mae import AudioMae
@@ -20,7 +19,8 @@ from mae_ast.core.models.config_audio_mae import AudioMaeConfig
 from mae_ast.core.models.config_vit import VitConfig
 from mae_ast.core.models.encoder import encoder_only
 from mae_ast.core.models.vit import Vit
-from mae_ast.finetuned import encoder_of
+from mae_ast.finetune import initialize
+from mae_ast.finetune.checkpoint import encoder_of
 from mae_ast.hub.load import PretrainedAudioMae
 from mae_ast.probe import with_random_weights as untrained
 from tests.core.vits import with_random_weights
@@ -168,7 +168,7 @@ def test_an_encoder_to_be_trained_further(tmp_path):
     fresh = encoder_of(str(path), random_weights=True)
     assert not torch.equal(fresh.prefix_tokens, encoder.prefix_tokens)
 
-    shorter = starts.finetuning_view(encoder_of(str(path)), overlap=False, frames=128)
+    shorter = initialize.finetuning_view(encoder_of(str(path)), overlap=False, frames=128)
     assert isinstance(shorter, AudioMae)
     assert shorter.config.input_frames == 128
     assert shorter.hidden_states(wave)[0].shape == (1, 64, 24)
@@ -207,7 +207,7 @@ def test_timms_weights_start_the_encoder(tmp_path):
     torch.save(theirs.state_dict(), path)
     model = audio_mae(input_frames=1024)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    starts.start_encoder(model, str(path))
+    initialize.start_encoder(model, str(path))
     after = model.state_dict()
     for name, value in before.items():
         is_theirs = name.startswith(("encoder.", "post_extract", "prefix"))
@@ -226,8 +226,8 @@ def test_timms_weights_start_the_encoder(tmp_path):
 def test_what_cannot_start_the_encoder_is_named(tmp_path):
     model = audio_mae()
     with pytest.raises(ValueError, match=r"model\.encoder_weights=nothing\.pth: is neither timm:"):
-        starts.start_encoder(model, "nothing.pth")
+        initialize.start_encoder(model, "nothing.pth")
     config = VitConfig(encoder_layers=3, encoder_embed_dim=24, encoder_attention_heads=1)
     torch.save(to_timm(config, Vit(config).state_dict()), tmp_path / "a.pth")
     with pytest.raises(ValueError, match=r"encoder_weights=.*a\.pth: encoder_layers=2 differs"):
-        starts.start_encoder(model, str(tmp_path / "a.pth"))
+        initialize.start_encoder(model, str(tmp_path / "a.pth"))

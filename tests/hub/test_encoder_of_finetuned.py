@@ -21,7 +21,7 @@ from mae_ast.core.models.config_ssast import SsastConfig
 from mae_ast.core.models.config_vit import VitConfig
 from mae_ast.core.models.encoder import Encoder, encoder_only
 from mae_ast.core.models.registry import SYSTEMS
-from mae_ast.finetuned import Description, encoder_of, load_finetuned
+from mae_ast.finetune.checkpoint import Description, encoder_of, load_finetuned
 from mae_ast.hub.load import CLASSES
 from tests.core.vits import SMALL, with_random_weights
 from tests.sounds import speech_like

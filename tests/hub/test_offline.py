@@ -12,8 +12,8 @@ import pytest
 from huggingface_hub import constants
 
 import mae_ast
-from mae_ast import starts
 from mae_ast.core.models.config_ast import AstConfig
+from mae_ast.finetune import initialize
 from mae_ast.hub import load as pretrained
 from mae_ast.hub import offline as hub
 from mae_ast.hub.offline import cache_if_unreachable
@@ -105,7 +105,7 @@ def test_the_same_of_timm(offline: None, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(
         FileNotFoundError, match=r"weights \(not in the cache, .* cannot be reached"
     ):
-        starts.ast_encoder(AstConfig(), "timm:vit_tiny_patch16_224")
+        initialize.ast_encoder(AstConfig(), "timm:vit_tiny_patch16_224")
     assert asked == [True]
 
 

@@ -27,7 +27,7 @@ from mae_ast.core.models.config_vit import VitConfig
 from mae_ast.core.models.registry import SYSTEMS, name_of
 from mae_ast.core.models.vit import Vit
 from mae_ast.evaluation import evaluate
-from mae_ast.finetuned import encoder_of, load_finetuned
+from mae_ast.finetune.checkpoint import encoder_of, load_finetuned
 from mae_ast.hub import load as pretrained
 from mae_ast.hub import offline as hub
 from mae_ast.hub.export import to_hugging_face

@@ -23,7 +23,7 @@ from mae_ast.core.models.config_audio_mae import AudioMaeConfig
 from mae_ast.core.models.config_vit import VitConfig
 from mae_ast.core.models.registry import config_from
 from mae_ast.core.models.vit import Vit
-from mae_ast.finetuned import load_finetuned
+from mae_ast.finetune.checkpoint import load_finetuned
 from tests.core.vits import with_random_weights
 
 from .classification import finetune_here, write_corpus, write_tiny_audio_mae

@@ -22,7 +22,7 @@ from mae_ast import evaluation
 from mae_ast.cli import evaluate, predict
 from mae_ast.core.checkpoints.reader import CheckpointError
 from mae_ast.core.io.labels import LabelError, Labels
-from mae_ast.finetuned import load_finetuned
+from mae_ast.finetune.checkpoint import load_finetuned
 
 from .classification import (
     FINETUNE_DIR,

@@ -24,10 +24,10 @@ from mae_ast.core.models.config_ssast import SsastConfig
 from mae_ast.core.models.config_vit import VitConfig
 from mae_ast.core.models.encoder import encoder_only
 from mae_ast.core.models.registry import SYSTEMS
-from mae_ast.finetuned import Description, load_finetuned
+from mae_ast.finetune.checkpoint import Description, load_finetuned
+from mae_ast.finetune.initialize import ast_encoder
 from mae_ast.hub.load import CLASSES
 from mae_ast.models.mae_ast import FairseqMaeAst
-from mae_ast.starts import ast_encoder
 from tests.core.vits import SMALL
 from tests.sounds import speech_like
 

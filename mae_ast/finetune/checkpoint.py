@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_ast.averaging import average
 from mae_ast.core.checkpoints import ast_release
 from mae_ast.core.checkpoints.reader import (
     CONFIG_FILE,
@@ -33,6 +32,7 @@ from mae_ast.core.io.plural import plural
 from mae_ast.core.models.classifier import Classifier, HeadConfig
 from mae_ast.core.models.encoder import Encoder, encoder_only
 from mae_ast.core.models.registry import SYSTEMS, name_of
+from mae_ast.finetune.averaging import average
 from mae_ast.hub.load import PretrainedAst, load
 
 

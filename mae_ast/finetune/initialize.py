@@ -19,7 +19,7 @@ from mae_ast.core.models.encoder import Encoder, encoder_only
 from mae_ast.core.models.registry import SYSTEMS, name_of
 from mae_ast.core.models.ssast import Ssast, finetuning_config
 from mae_ast.core.models.vit import Vit
-from mae_ast.finetuned import encoder_of
+from mae_ast.finetune.checkpoint import encoder_of
 from mae_ast.hub.offline import cache_if_unreachable, offline_advice
 
 TIMM = "timm:"  # before the name of a model of the package timm
@@ -32,8 +32,8 @@ def ast_encoder(config: AstConfig, source: str | None, random_weights: bool = Fa
     Args:
         config: what it is made of. Its input statistics hold where the source has none.
         source: ``timm:NAME``, with timm's weights of that name; a file with the state dict of a
-            ViT of timm's; whatever :func:`mae_ast.finetuned.encoder_of` takes, if SSAST or AST.
-            ``None``: new weights.
+            ViT of timm's; whatever :func:`mae_ast.finetune.checkpoint.encoder_of` takes, if SSAST
+            or AST. ``None``: new weights.
         random_weights: of the source, no more than the input's statistics.
 
     Raises:

@@ -16,7 +16,7 @@ from mae_ast.core.models.config_ssast import SsastConfig
 from mae_ast.core.models.encoder import encoder_only, set_dropout
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.ssast import Ssast
-from mae_ast.starts import finetuning_view
+from mae_ast.finetune.initialize import finetuning_view
 from tests.core.vits import SMALL
 from tests.sounds import speech_like
 

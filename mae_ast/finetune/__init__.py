@@ -1,0 +1,1 @@
+"""Fine-tune encoders: initialise, read back, average, cross-validate."""
