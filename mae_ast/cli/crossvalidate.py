@@ -11,7 +11,7 @@ from mae_ast.core.io.plural import plural
 from mae_ast.train_command import begun_with, start_of, train_command
 
 if TYPE_CHECKING:
-    from mae_ast.evaluation import Evaluation
+    from mae_ast.evaluate.report import Evaluation
 
 
 def crossvalidate(
@@ -97,14 +97,14 @@ def crossvalidate(
 
 
 def _evaluate(run: Path, data: Path, average: int) -> Evaluation:
-    from mae_ast import evaluation
     from mae_ast.cli.device import place
+    from mae_ast.evaluate import report
     from mae_ast.finetune.checkpoint import load_finetuned
     from mae_ast.finetune.crossvalidation import HELD_OUT
     from mae_ast.progress import bar
 
     classifier = load_finetuned(run, average)
     place(classifier.model, "")
-    found = evaluation.evaluate(classifier, data, HELD_OUT, bar(f"scoring {run.name}", "clip"))
-    evaluation.write_report(found, run / "report", f"{run.name}, {HELD_OUT}")
+    found = report.evaluate(classifier, data, HELD_OUT, bar(f"scoring {run.name}", "clip"))
+    report.write_report(found, run / "report", f"{run.name}, {HELD_OUT}")
     return found

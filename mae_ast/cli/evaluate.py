@@ -37,8 +37,8 @@ def evaluate(
 
     Clips longer than the network's input are scored in windows, as in 'mae-ast predict'.
     """
-    from mae_ast import evaluation
     from mae_ast.cli.device import place
+    from mae_ast.evaluate import report
     from mae_ast.finetune.checkpoint import load_finetuned
     from mae_ast.progress import bar
 
@@ -46,7 +46,7 @@ def evaluate(
         out.mkdir(parents=True, exist_ok=True)  # fails before the clips are scored
     classifier = load_finetuned(source, average)
     place(classifier.model, device)
-    found = evaluation.evaluate(classifier, data, split, bar("scoring", "clip"))
+    found = report.evaluate(classifier, data, split, bar("scoring", "clip"))
     summary = found.summary
     num_skipped = found.num_left_out
     left_out = f", {plural(num_skipped, 'clip')} skipped" if num_skipped else ""
@@ -63,5 +63,5 @@ def evaluate(
         if not math.isnan(value):
             typer.echo(f"{name:10}{value:.4f}")
     if out is not None:
-        written = evaluation.write_report(found, out, f"{source.name}, {split}")
+        written = report.write_report(found, out, f"{source.name}, {split}")
         typer.echo(", ".join(str(path) for path in written))

@@ -37,9 +37,9 @@ def extract(
     A stopped extraction resumes when it is started again.
     """
     import mae_ast
-    from mae_ast import extraction
     from mae_ast.cli.device import place
     from mae_ast.core.io.manifest import Manifest
+    from mae_ast.evaluate import extract as extraction
     from mae_ast.progress import bar
 
     part = extraction.parse_shard(shard)

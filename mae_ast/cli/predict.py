@@ -33,8 +33,8 @@ def predict(
     """
     from mae_ast.cli.device import place
     from mae_ast.core.io.audio import AudioError
+    from mae_ast.evaluate.predict import score_recording
     from mae_ast.finetune.checkpoint import load_finetuned
-    from mae_ast.scoring import score_recording
 
     classifier = load_finetuned(source, average)
     place(classifier.model, device)

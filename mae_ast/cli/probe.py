@@ -39,9 +39,9 @@ def probe(
     Beside the model, the same network with random weights and mean log-mel are scored.
     """
     import mae_ast
-    from mae_ast import probe as probing
     from mae_ast.cli.device import place
-    from mae_ast.labelled import alike, read_labelled
+    from mae_ast.evaluate import probe as probing
+    from mae_ast.evaluate.probe_data import alike, read_labelled
     from mae_ast.progress import bar
 
     try:

@@ -10,12 +10,12 @@ import torch
 import typer
 from torch import Tensor
 
-from mae_ast import pictures
 from mae_ast.core.frontend.collate import clip_generator
 from mae_ast.core.frontend.fbank import num_frames
 from mae_ast.core.frontend.masking import check_mask, mask_strategy
 from mae_ast.core.inference.reconstruct import reconstruct as rebuild
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
+from mae_ast.evaluate import plots
 from mae_ast.hub.load import load_masked
 
 DEFAULT_IMAGE, DEFAULT_FOLDER = Path("reconstruction.png"), Path("reconstructions")
@@ -65,7 +65,7 @@ def reconstruct(
         mask = draw(1, grid, share, generator=clip_generator(seed, 0, 0))
         rebuilt = rebuild(model, samples.unsqueeze(0), mask)
         image.parent.mkdir(parents=True, exist_ok=True)
-        pictures.reconstruction_figure(rebuilt, [title]).savefig(image, dpi=120)
+        plots.reconstruction_figure(rebuilt, [title]).savefig(image, dpi=120)
         error = torch.nn.functional.mse_loss(rebuilt.rebuilt, rebuilt.original)
         hidden = rebuilt.visible.isnan().float().mean()
         return f"{hidden:.0%} hidden, mean squared error there {error / hidden:.4f}"

@@ -13,7 +13,7 @@ from fairseq.logging import metrics
 from fairseq.logging.meters import Meter
 from torch import Tensor
 
-from mae_ast.metrics import Summary, accuracy, summarise
+from mae_ast.evaluate.metrics import Summary, accuracy, summarise
 
 _KEY = "_scores"  # fairseq shows no meter whose name begins so
 _NAMES = {"mAP": "mean_average_precision", "mAUC": "mean_auc", "d_prime": "d_prime"}

@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mae_ast import evaluation, probe
 from mae_ast.demo.kept import Figures, write_json
 from mae_ast.demo.training import train
+from mae_ast.evaluate import probe, report
+from mae_ast.evaluate.probe_data import read_labelled
 from mae_ast.finetune.checkpoint import load_finetuned
 from mae_ast.hub.load import Pretrained
-from mae_ast.labelled import read_labelled
 from mae_ast.progress import bar
 
 SPLIT = "test"  # whose voices neither pretraining nor the choice of settings has heard
@@ -34,7 +34,9 @@ STARTS = {
 
 
 def probe_words(model: Pretrained, corpus: Path) -> Figures:
-    """Linear probe and nearest neighbours: a :class:`~mae_ast.probe.ProbeScore` by kind."""
+    """Linear probe and nearest neighbours: a :class:`~mae_ast.evaluate.probe.ProbeScore` by
+    kind.
+    """
     scores = probe.probe(
         model,
         _labelled(corpus, "train"),
@@ -65,8 +67,8 @@ def finetune_words(
     for name, settings in STARTS.items():
         run = folder / name.replace(" ", "_")
         train(corpus, run, updates, [text.format(checkpoint) for text in settings], "finetune")
-        found = evaluation.evaluate(load_finetuned(run), corpus, SPLIT, bar("scoring", "clip"))
-        evaluation.write_report(found, run / REPORT, f"fine-tuned, {name}")
+        found = report.evaluate(load_finetuned(run), corpus, SPLIT, bar("scoring", "clip"))
+        report.write_report(found, run / REPORT, f"fine-tuned, {name}")
         figures[name] = dataclasses.asdict(found.summary)
     figures["updates"] = updates
     return figures

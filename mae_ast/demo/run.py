@@ -13,7 +13,6 @@ from typing import Any
 import typer
 
 import mae_ast
-from mae_ast import pictures
 from mae_ast.core.checkpoints.reader import RUN_FILE
 from mae_ast.core.frontend.collate import Clip, Collater
 from mae_ast.core.inference.reconstruct import reconstruct
@@ -25,6 +24,7 @@ from mae_ast.demo.kept import Figures, kept, write_json
 from mae_ast.demo.recognition import confusion_of, finetune_words, probe_words
 from mae_ast.demo.report import report
 from mae_ast.demo.training import num_updates, train
+from mae_ast.evaluate import plots
 from mae_ast.hub.load import PretrainedMaeAst
 from mae_ast.progress import bar
 
@@ -93,7 +93,7 @@ def _pretrain(corpus: Path, run: Path, updates: int, drawn: list[Path]) -> Figur
     train_set, valid_set = Manifest.load(corpus / "train.tsv"), Manifest.load(corpus / "valid.tsv")
     scores = evaluate(model, train_set, valid_set)
     _draw(model, valid_set, drawn[0])
-    pictures.loss_figure(history).savefig(drawn[1], dpi=120)
+    plots.loss_figure(history).savefig(drawn[1], dpi=120)
     return {
         "updates": num_updates(checkpoint),
         "in_one_go": in_one_go,
@@ -109,7 +109,7 @@ def _draw(model: PretrainedMaeAst, valid: Manifest, path: Path) -> None:
     clips = [Clip.of(r, read_audio(valid.audio_path(r)), seed=1, epoch=0) for r in rows]
     batch = Collater(model.config, model.mask_type, random_crop=False)(clips)
     rebuilt = reconstruct(model, batch.source, batch.mask)
-    figure = pictures.reconstruction_figure(rebuilt, [f"“{word}”" for word in SHOWN_WORDS])
+    figure = plots.reconstruction_figure(rebuilt, [f"“{word}”" for word in SHOWN_WORDS])
     figure.savefig(path, dpi=120)
 
 

@@ -21,11 +21,11 @@ from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.models.encoder import Encoder
 from mae_ast.data.pretraining_dataset import PretrainingDataset
 from mae_ast.errors import user_errors
-from mae_ast.pictures import reconstruction_figure, to_array
+from mae_ast.evaluate.plots import reconstruction_figure, to_array
 from mae_ast.tasks.audio_task import AudioTask, AudioTaskConfig, absolute
 
 if TYPE_CHECKING:
-    from mae_ast.health import HealthMonitor
+    from mae_ast.evaluate.feature_monitor import HealthMonitor
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +161,10 @@ class MaeAstPretrainingTask(AudioTask):
             raise ValueError(f"task.probe_interval_updates={cfg.probe_interval_updates}; 0: never")
         if cfg.probe_interval_updates == 0:
             return None
-        from mae_ast.health import HealthCheck, HealthMonitor  # scikit-learn takes its time
+        from mae_ast.evaluate.feature_monitor import (  # scikit-learn takes its time
+            HealthCheck,
+            HealthMonitor,
+        )
 
         clips = self.folder / f"{cfg.valid_subset.split(',')[0]}.tsv"
         labelled = None if cfg.probe_data is None else absolute(cfg.probe_data)

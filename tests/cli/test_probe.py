@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from mae_ast import probe
 from mae_ast.core.io.labels import Labels, write_clip_labels
 from mae_ast.core.io.manifest import write_manifest
+from mae_ast.evaluate import probe
 from mae_ast.hub import export
 from mae_ast.hub.load import PretrainedMaeAst
 

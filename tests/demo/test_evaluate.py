@@ -8,8 +8,8 @@ import torch
 from mae_ast.core.io.manifest import Manifest, write_manifest
 from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.demo.evaluate import evaluate
+from mae_ast.evaluate.plots import loss_figure
 from mae_ast.hub.load import PretrainedMaeAst
-from mae_ast.pictures import loss_figure
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ import matplotlib.image
 import pytest
 
 import mae_ast
-from mae_ast import evaluation, probe
 from mae_ast.core.checkpoints.reader import read_state
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.demo import corpus, evaluate, recognition, run, training
 from mae_ast.demo.kept import Figures
+from mae_ast.evaluate import probe, report
+from mae_ast.evaluate.probe import ProbeScore
 from mae_ast.finetune.checkpoint import load_finetuned
-from mae_ast.probe import ProbeScore
 
 pytest.importorskip("espeakng_loader", reason="the demo's synthesiser is not installed")
 
@@ -72,7 +72,7 @@ def test_figures_of_pretraining_are_those_of_its_evaluation(demo):
 @pytest.mark.parametrize("name", ["pretrained", "random weights"])
 def test_figures_of_finetuning_are_those_of_evaluation(demo, name):
     classifier = load_finetuned(demo.folder / "finetuned" / name.replace(" ", "_"))
-    found = evaluation.evaluate(classifier, demo.folder / "corpus", "test")
+    found = report.evaluate(classifier, demo.folder / "corpus", "test")
     assert dataclasses.asdict(found.summary) == pytest.approx(demo.figures["finetuning"][name])
     assert found.summary.num_clips == 4 * len(run.SHOWN_WORDS)
 
@@ -113,7 +113,7 @@ def test_again_nothing_is_done(demo, monkeypatch):
     monkeypatch.setattr(training, "Trainings", None)
     monkeypatch.setattr(probe, "probe", None)
     monkeypatch.setattr(corpus, "ProcessPoolExecutor", None)
-    monkeypatch.setattr(evaluation, "evaluate", None)
+    monkeypatch.setattr(report, "evaluate", None)
     assert run.run_demo(demo.folder, **UPDATES) == demo.figures
 
 

@@ -19,10 +19,10 @@ from mae_ast.core.models.config_audio_mae import AudioMaeConfig
 from mae_ast.core.models.config_vit import VitConfig
 from mae_ast.core.models.encoder import encoder_only
 from mae_ast.core.models.vit import Vit
+from mae_ast.evaluate.probe import with_random_weights as untrained
 from mae_ast.finetune import initialize
 from mae_ast.finetune.checkpoint import encoder_of
 from mae_ast.hub.load import PretrainedAudioMae
-from mae_ast.probe import with_random_weights as untrained
 from tests.core.vits import with_random_weights
 from tests.sounds import speech_like
 

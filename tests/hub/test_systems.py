@@ -26,13 +26,13 @@ from mae_ast.core.models.config_ssast import SsastConfig
 from mae_ast.core.models.config_vit import VitConfig
 from mae_ast.core.models.registry import SYSTEMS, name_of
 from mae_ast.core.models.vit import Vit
-from mae_ast.evaluation import evaluate
+from mae_ast.evaluate.probe import with_random_weights as untrained
+from mae_ast.evaluate.report import evaluate
 from mae_ast.finetune.checkpoint import encoder_of, load_finetuned
 from mae_ast.hub import load as pretrained
 from mae_ast.hub import offline as hub
 from mae_ast.hub.export import to_hugging_face
 from mae_ast.hub.load import CLASSES, PretrainedAst, PretrainedSsast, PretrainedVit
-from mae_ast.probe import with_random_weights as untrained
 from tests.core.vits import FRAME_TOKENS, SMALL, with_random_weights
 from tests.sounds import speech_like
 

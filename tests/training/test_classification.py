@@ -18,10 +18,10 @@ import yaml
 from typer.testing import CliRunner
 
 import mae_ast
-from mae_ast import evaluation
 from mae_ast.cli import evaluate, predict
 from mae_ast.core.checkpoints.reader import CheckpointError
 from mae_ast.core.io.labels import LabelError, Labels
+from mae_ast.evaluate import report
 from mae_ast.finetune.checkpoint import load_finetuned
 
 from .classification import (
@@ -372,7 +372,7 @@ def test_learn_evaluate_and_predict(finetune: Finetune, tones: Path, tmp_path: P
 
     Labels(LABELS.mids[::-1], LABELS.names[::-1]).write(tmp_path / "labels.csv")
     with pytest.raises(LabelError, match="in the same order"):
-        evaluation.evaluate(load_finetuned(checkpoint), tmp_path, "valid")
+        report.evaluate(load_finetuned(checkpoint), tmp_path, "valid")
 
 
 def test_a_validation_clip_longer_than_a_batch_is_a_batch(

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from mae_ast import checkpoint_saving, extraction
+from mae_ast import checkpoint_saving
 from mae_ast.core.io.atomic import written_whole
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.manifest import Manifest, write_manifest
 from mae_ast.core.models.config_ast import AstConfig
+from mae_ast.evaluate import extract as extraction
 from mae_ast.hub import export
 from mae_ast.hub.download import download
 from mae_ast.hub.load import PretrainedAst, PretrainedMaeAst

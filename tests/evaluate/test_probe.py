@@ -10,11 +10,19 @@ import pytest
 import soundfile
 import torch
 
-from mae_ast import probe as probing
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.manifest import Manifest, write_manifest
+from mae_ast.evaluate import probe as probing
+from mae_ast.evaluate.probe import (
+    ProbeData,
+    embed,
+    mean_log_mel,
+    probe,
+    rank_me,
+    score,
+    with_random_weights,
+)
 from mae_ast.hub.load import PretrainedMaeAst
-from mae_ast.probe import ProbeData, embed, mean_log_mel, probe, rank_me, score, with_random_weights
 
 CLASSES = 4
 LABELS = Labels(tuple("abcd"), tuple("abcd"))

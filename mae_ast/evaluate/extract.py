@@ -25,8 +25,8 @@ from torch import Tensor
 from mae_ast.core.io.atomic import held, written_whole
 from mae_ast.core.io.manifest import Manifest, ManifestError, Progress
 from mae_ast.core.io.plural import plural
+from mae_ast.evaluate.read_clips import read_usable
 from mae_ast.hub.load import Pretrained
-from mae_ast.usable import read_usable
 
 BATCH_SAMPLES = 16_000 * 640  # audio whose features are in memory at a time
 READERS = 2  # files decoded at a time

@@ -28,8 +28,8 @@ from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.io.plural import plural
 from mae_ast.core.models.encoder import Encoder
-from mae_ast.labelled import alike, read_labelled
-from mae_ast.probe import ProbeData, rank_me, score
+from mae_ast.evaluate.probe import ProbeData, rank_me, score
+from mae_ast.evaluate.probe_data import alike, read_labelled
 
 logger = logging.getLogger("health")
 

@@ -30,8 +30,8 @@ from mae_ast.core.io.audio import read_long_audio
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.manifest import Manifest, Progress
 from mae_ast.core.io.plural import plural
+from mae_ast.evaluate.read_clips import read_usable
 from mae_ast.hub.load import Pretrained
-from mae_ast.usable import read_usable
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # C of scikit-learn: the weaker, the more regularisation
 FIRST_STRENGTH = 1e-3  # with which layers are compared

@@ -12,13 +12,13 @@ import pytest
 import soundfile
 import torch
 
-from mae_ast import scoring
 from mae_ast.core.io.labels import Labels, write_clip_labels
 from mae_ast.core.io.manifest import Manifest, write_manifest
 from mae_ast.core.models.config_ast import AstConfig
+from mae_ast.evaluate import predict
+from mae_ast.evaluate.predict import score_manifest, score_recording
 from mae_ast.finetune.checkpoint import FineTuned, load_finetuned
 from mae_ast.hub.load import PretrainedAst
-from mae_ast.scoring import score_manifest, score_recording
 from tests.core.vits import SMALL, with_random_weights
 from tests.sounds import speech_like
 
@@ -98,7 +98,7 @@ def test_lengths_are_worked_out_once(monkeypatch, tmp_path):
     manifest = Manifest.read(tmp_path / "a.tsv")
     lengths, asked = manifest.num_samples, []
     monkeypatch.setattr(Manifest, "num_samples", property(lambda self: asked.append(1) or lengths))
-    monkeypatch.setattr(scoring, "read_usable", lambda manifest, row, least: torch.tensor([row]))
+    monkeypatch.setattr(predict, "read_usable", lambda manifest, row, least: torch.tensor([row]))
 
     def row_numbers(source: torch.Tensor, lengths: Any) -> torch.Tensor:
         return source.float()

@@ -16,8 +16,8 @@ from mae_ast.core.io.audio import SAMPLE_RATE, AudioError
 from mae_ast.core.io.manifest import Manifest, Progress
 from mae_ast.core.io.plural import plural
 from mae_ast.core.io.recordings import Waveform, path_of, read_recording
+from mae_ast.evaluate.read_clips import check_length, read_usable
 from mae_ast.finetune.checkpoint import FineTuned
-from mae_ast.usable import check_length, read_usable
 
 READERS = 2  # files decoded at a time
 

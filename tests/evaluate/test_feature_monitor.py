@@ -11,15 +11,15 @@ import pytest
 import soundfile
 import torch
 
-from mae_ast import health
 from mae_ast.core.inference.features import extract_features
 from mae_ast.core.io.labels import Labels, write_clip_labels
 from mae_ast.core.io.manifest import Manifest, write_manifest
 from mae_ast.core.models.config_ssast import SsastConfig
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.ssast import Ssast
-from mae_ast.health import HealthCheck, HealthMonitor
-from mae_ast.probe import rank_me
+from mae_ast.evaluate import feature_monitor
+from mae_ast.evaluate.feature_monitor import HealthCheck, HealthMonitor
+from mae_ast.evaluate.probe import rank_me
 
 WORDS = ("low", "high")
 COUNTS = {"train": 32, "valid": 16}
@@ -143,7 +143,7 @@ def test_short_and_broken_clips_are_left_out_and_counted(folder: Path, model: Ma
 
 @pytest.mark.parametrize(("count", "layers"), [(1, [1]), (3, [1, 2, 3]), (12, [3, 6, 9, 12])])
 def test_layers_that_are_tried(count: int, layers: list[int]) -> None:
-    assert health._some_layers(count) == layers
+    assert feature_monitor._some_layers(count) == layers
 
 
 @pytest.mark.parametrize("file", ["train.tsv", "valid.tsv", "train.lbl", "valid.lbl", "labels.csv"])

@@ -10,10 +10,10 @@ import pytest
 import soundfile
 import torch
 
-from mae_ast import extraction
 from mae_ast.core.io.atomic import held
 from mae_ast.core.io.manifest import Manifest, ManifestError, write_manifest
-from mae_ast.extraction import What, extract, parse_shard
+from mae_ast.evaluate import extract as extraction
+from mae_ast.evaluate.extract import What, extract, parse_shard
 from mae_ast.hub.load import PretrainedMaeAst
 from tests.sounds import speech_like
 

@@ -15,9 +15,16 @@ from matplotlib.figure import Figure
 from mae_ast.core.io.labels import LABELS_FILE, ClipLabels, LabelError, Labels
 from mae_ast.core.io.manifest import Manifest, Progress
 from mae_ast.core.io.plural import plural
+from mae_ast.evaluate.metrics import (
+    ClassScores,
+    Summary,
+    class_scores,
+    confusion,
+    d_prime,
+    summarise,
+)
+from mae_ast.evaluate.predict import score_manifest
 from mae_ast.finetune.checkpoint import FineTuned
-from mae_ast.metrics import ClassScores, Summary, class_scores, confusion, d_prime, summarise
-from mae_ast.scoring import score_manifest
 
 COLUMNS = ("index", "mid", "display_name", "clips", "average_precision", "auc", "d_prime")
 MAX_NAMED_CLASSES = 60  # of a picture with room for names
@@ -54,7 +61,7 @@ def evaluate(
         classifier: on any device.
         data: folder of ``{split}.tsv``, ``{split}.lbl`` and ``labels.csv``.
         split: its name.
-        progress: as of :func:`mae_ast.scoring.score_manifest`.
+        progress: as of :func:`mae_ast.evaluate.predict.score_manifest`.
 
     Raises:
         FileNotFoundError: one of the files is not there.

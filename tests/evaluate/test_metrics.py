@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
 
 from mae_ast.criterions.score_meter import ScoreMeter
-from mae_ast.metrics import class_scores, confusion, d_prime, summarise
+from mae_ast.evaluate.metrics import class_scores, confusion, d_prime, summarise
 
 
 def drawn(clips: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

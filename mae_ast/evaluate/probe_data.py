@@ -9,7 +9,7 @@ import numpy as np
 
 from mae_ast.core.io.labels import LABELS_FILE, ClipLabels, LabelError, Labels
 from mae_ast.core.io.manifest import Manifest
-from mae_ast.probe import ProbeData
+from mae_ast.evaluate.probe import ProbeData
 
 
 def read_labelled(path: Path, group: re.Pattern[str] | None = None) -> ProbeData:

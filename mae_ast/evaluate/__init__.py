@@ -1,0 +1,1 @@
+"""Evaluate models: metrics, reports, frozen-feature probes, extraction."""
