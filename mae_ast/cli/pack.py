@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mae_ast.core.io.plural import plural
-from mae_ast.packing import JOBS
+from mae_ast.prepare.pack import JOBS
 
 MAX_LISTED = 10  # damaged files that are shown
 
@@ -39,8 +39,8 @@ def pack(
 
     OUT then replaces the folder of manifests. If stopped, the same command resumes.
     """
-    from mae_ast import packing
     from mae_ast.core.io.manifest import Manifest
+    from mae_ast.prepare import pack as packing
     from mae_ast.progress import bar
 
     if jobs < 1:

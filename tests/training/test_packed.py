@@ -11,7 +11,7 @@ import pytest
 from mae_ast import fairseq_repairs
 from mae_ast.core.io.archive import Member
 from mae_ast.core.io.manifest import Manifest
-from mae_ast.packing import pack
+from mae_ast.prepare.pack import pack
 
 from .conftest import ONLY_TRAINING, write_clips
 from .test_dataset import Seen, batches, seen, task_with

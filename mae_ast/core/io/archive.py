@@ -1,8 +1,9 @@
 """Files within uncompressed archives, named ``archive:offset:length`` as fairseq names them.
 
 ``offset`` and ``length`` are bytes of the file's content, wherever that lies: in a tar of
-:mod:`mae_ast.packing`, in a tar that others made (WebDataset's, say), in a zip that only stores.
-A clip is one read of one stretch, of 100 kB and more. So clips are read in the order of their
+:mod:`mae_ast.prepare.pack`, in a tar that others made (WebDataset's, say), in a zip that only
+stores. A clip is one read of one stretch, of 100 kB and more. So clips are read in the order of
+their
 batch, at random over all shards: to sort them would save nothing.
 
 Before a file's content a tar has a header of 512 bytes, with name and length. Ours have a record

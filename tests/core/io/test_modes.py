@@ -18,7 +18,7 @@ from mae_ast.evaluate import extract as extraction
 from mae_ast.hub import export
 from mae_ast.hub.download import download
 from mae_ast.hub.load import PretrainedAst, PretrainedMaeAst
-from mae_ast.packing import pack
+from mae_ast.prepare.pack import pack
 from tests.sounds import speech_like
 from tests.web_server import WebServer, gives
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from mae_ast import pack_files
 from mae_ast.core.io import archive, retry
 from mae_ast.core.io.audio import read_audio
 from mae_ast.core.io.manifest import Manifest, write_manifest
-from mae_ast.packing import pack, sources_of, verify
+from mae_ast.prepare import pack_files
+from mae_ast.prepare.pack import pack, sources_of, verify
 from tests.sounds import pcm16, speech_like
 
 MIB = 2**20
@@ -62,7 +62,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from mae_ast.core.io.manifest import Manifest
-from mae_ast.packing import pack
+from mae_ast.prepare.pack import pack
 
 torch.set_num_threads(1)
 pack(Manifest.load(sys.argv[1]), Path(sys.argv[2]), 2**30, transcode=True, jobs=1)

@@ -9,8 +9,8 @@ The folder then holds, for ``train.tsv``,
     train.pack.json        what was packed, and how
 
 Rows keep their order. Packing can be stopped at any moment; it resumes and writes the same files
-(:mod:`mae_ast.shards`). Files are read, decoded, encoded and written in pieces, so memory does not
-depend on their length.
+(:mod:`mae_ast.prepare.shard_writer`). Files are read, decoded, encoded and written in pieces, so
+memory does not depend on their length.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from mae_ast.core.io.labels import LABELS_FILE, LabelError
 from mae_ast.core.io.manifest import Manifest, ManifestError, Progress, write_manifest
 from mae_ast.core.io.plural import plural
 from mae_ast.core.io.retry import may_pass
-from mae_ast.pack_files import as_it_is, decoded_digest, transcoded
-from mae_ast.shards import PackedFile, Shards
+from mae_ast.prepare.pack_files import as_it_is, decoded_digest, transcoded
+from mae_ast.prepare.shard_writer import PackedFile, Shards
 
 JOBS = 8  # files read at a time
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}

@@ -16,7 +16,7 @@ from torch import Tensor
 from mae_ast.core.io.archive import ArchiveError, Member, open_member
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, stream_audio
 from mae_ast.core.io.retry import retried
-from mae_ast.shards import PackedFile
+from mae_ast.prepare.shard_writer import PackedFile
 
 _PIECE = 4 * 2**20  # bytes; longer files are read in pieces of that
 

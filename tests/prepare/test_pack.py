@@ -23,8 +23,8 @@ from mae_ast.core.io.atomic import held
 from mae_ast.core.io.audio import read_audio
 from mae_ast.core.io.labels import ClipLabels, LabelError, Labels
 from mae_ast.core.io.manifest import Manifest, write_manifest
-from mae_ast.packing import pack, parse_bytes, verify
-from mae_ast.shards import Shards
+from mae_ast.prepare.pack import pack, parse_bytes, verify
+from mae_ast.prepare.shard_writer import Shards
 from tests.sounds import pcm16, speech_like, write_with_av
 
 SHARD = 60_000  # bytes: two clips or three
