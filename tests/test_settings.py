@@ -11,7 +11,7 @@ import pytest
 from fairseq.dataclass.configs import FairseqConfig
 from omegaconf import OmegaConf
 
-from mae_ast.planning import compose_settings
+from mae_ast.bench.plan import compose_settings
 from mae_ast.plugin import register
 from mae_ast.settings import NAMED_SECTIONS, defaults_of
 from mae_ast.train_command import config_dir

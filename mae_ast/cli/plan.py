@@ -16,7 +16,7 @@ from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.plural import plural
 
 if TYPE_CHECKING:  # fairseq takes seconds to import
-    from mae_ast.planning import Plan, Timed
+    from mae_ast.bench.plan import Plan, Timed
 
 
 def plan(
@@ -43,7 +43,7 @@ def plan(
     results = None if bench is None else read_results(bench)
     folder = data if data.is_dir() else data.parent
     with _quiet():
-        from mae_ast.planning import compose_settings, make_plan, time_plan  # fairseq
+        from mae_ast.bench.plan import compose_settings, make_plan, time_plan  # fairseq
 
         settings = compose_settings(folder, config, context.args)
         manifest = data if data.is_file() else data / f"{settings.dataset.train_subset}.tsv"

@@ -13,10 +13,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from typer.testing import CliRunner
 
+from mae_ast.bench.plan import compose_settings, make_plan, time_plan
 from mae_ast.cli.main import app
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.registry import config_from
-from mae_ast.planning import compose_settings, make_plan, time_plan
 from mae_ast.train_command import config_dir, train_command
 
 # 30 clips of 1 to 30 s, and two that are too short.
