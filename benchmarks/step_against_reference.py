@@ -66,10 +66,10 @@ def our_step(
     import torch
     from step_of_systems import masked_loss
 
-    from mae_ast.allocator import keep_freed_memory
     from mae_ast.core.models.config import MaeAstConfig
     from mae_ast.core.models.mae_ast import MaeAst
     from mae_ast.core.nn.transformer import compile_layers
+    from mae_ast.trainer.malloc import keep_freed_memory
 
     keep_freed_memory()  # as our task does on a CPU
     config = MaeAstConfig(

@@ -36,7 +36,6 @@ from measuring import RESULTS, Report, Side, serve
 from torch import Tensor
 from torch.nn import functional as F
 
-from mae_ast.allocator import keep_freed_memory
 from mae_ast.bench.steps import pretraining_loss
 from mae_ast.core.frontend.masking import MaskIds, chunk_mask, random_mask
 from mae_ast.core.models import registry
@@ -45,6 +44,7 @@ from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.core.models.config_ast import AstConfig
 from mae_ast.core.models.config_audio_mae import AudioMaeConfig
 from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.trainer.malloc import keep_freed_memory
 
 BATCH, FRAMES, CLASSES = 4, 998, 527
 STRIDE = 10  # of AST's patches, along time and along mel

@@ -36,7 +36,7 @@ from mae_ast.demo.kept import Figures, kept
 from mae_ast.demo.recognition import probe_words
 from mae_ast.finetune.checkpoint import load_finetuned
 from mae_ast.hub.load import Pretrained, PretrainedVit, load
-from mae_ast.train_command import train_command
+from mae_ast.trainer.command import train_command
 
 
 def _without(config: type[Any]) -> tuple[str, ...]:

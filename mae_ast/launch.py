@@ -11,16 +11,16 @@ import os
 import sys
 from typing import Any
 
-from mae_ast import console, stop_request
+from mae_ast.trainer import console_filter, stop_request
 
 if __name__ in ("__main__", "__mp_main__"):  # the latter in a process that the trainer spawned
     stop_request.listen(spawned=__name__ == "__mp_main__")
-    console.quiet()
+    console_filter.quiet()
 
 import fairseq_cli.hydra_train  # takes seconds, during which a signal may arrive
 
-from mae_ast import hydra_job
 from mae_ast.plugin import register
+from mae_ast.trainer import hydra_job
 
 register()
 fairseq_cli.hydra_train._hydra_main = hydra_job.train
@@ -33,9 +33,9 @@ def main() -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from mae_ast import preflight
     from mae_ast.errors import describe
-    from mae_ast.settings import explain
+    from mae_ast.trainer import preflight
+    from mae_ast.trainer.settings import explain
 
     preflight.apply()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach this function

@@ -32,8 +32,8 @@ from mae_ast.core.models.registry import SYSTEMS, config_from, name_of
 from mae_ast.data.pretraining_dataset import PretrainingDataset
 from mae_ast.plugin import register
 from mae_ast.progress import bar
-from mae_ast.settings import drop_defaults_of_others, explain
-from mae_ast.train_command import train_command
+from mae_ast.trainer.command import train_command
+from mae_ast.trainer.settings import drop_defaults_of_others, explain
 
 TASK = "mae_ast_pretraining"
 # What makes another step of the same system, beside its sizes.

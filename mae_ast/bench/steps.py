@@ -17,7 +17,6 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from mae_ast.allocator import keep_freed_memory
 from mae_ast.bench.machine import peak_memory
 from mae_ast.bench.setting import Case, Column, Part, Row, Setting
 from mae_ast.bench.stopwatch import matrix_rate, seconds_of, summary, synchronize
@@ -28,7 +27,8 @@ from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
 from mae_ast.core.models.registry import SYSTEMS, config_from, name_of
 from mae_ast.core.nn.precision import has_bfloat16_units
-from mae_ast.train_command import config_dir
+from mae_ast.trainer.command import config_dir
+from mae_ast.trainer.malloc import keep_freed_memory
 
 OUT_OF_MEMORY = "out of memory"
 CLIP_S = 10.0

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mae_ast.bench.parts import PARTS
 from mae_ast.bench.setting import Case, Part, Row, Setting
-from mae_ast.train_command import module_command
+from mae_ast.trainer.command import module_command
 
 START_S = 7  # of a process that imports torch
 PATIENCE = 16  # a case that takes so many times what it should is ended

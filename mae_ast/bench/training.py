@@ -15,7 +15,7 @@ from mae_ast.bench.setting import Case, Column, Part, Row, Setting
 from mae_ast.bench.steps import QUICK
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.models.config import MaeAstConfig
-from mae_ast.train_command import train_command
+from mae_ast.trainer.command import train_command
 
 LOGGED = re.compile(r'\[([\d-]+ [\d:]+,\d+)\]\[train_inner\].*"num_updates": "(\d+)"')
 WARM_UP_SHARE = 0.25  # of the updates

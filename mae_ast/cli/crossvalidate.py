@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mae_ast.core.io.plural import plural
-from mae_ast.train_command import begun_with, start_of, train_command
+from mae_ast.trainer.command import begun_with, start_of, train_command
 
 if TYPE_CHECKING:
     from mae_ast.evaluate.report import Evaluation
@@ -50,8 +50,8 @@ def crossvalidate(
     On Ctrl-C, SIGTERM or SIGUSR1 the run saves and exits; the same command resumes it. A second
     Ctrl-C exits at once.
     """
-    from mae_ast.child_training import Interrupted, Trainings
     from mae_ast.finetune import crossvalidation as folds
+    from mae_ast.trainer.child_training import Interrupted, Trainings
 
     folders = folds.find_folds(data)
     folds.check_overrides(context.args)

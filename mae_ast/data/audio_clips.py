@@ -14,12 +14,12 @@ from fairseq.data import FairseqDataset
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from mae_ast import ranks
 from mae_ast.core.frontend.collate import draw_start
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
 from mae_ast.core.io.manifest import Manifest, ManifestError
 from mae_ast.data.bad_files import BadFile, BadFiles
-from mae_ast.interruption import heed_only_the_trainer
+from mae_ast.trainer import ranks
+from mae_ast.trainer.preemption import heed_only_the_trainer
 
 MAX_SKIPPED = 0.1  # ratio of clips skipped for their length, above which a warning says so
 

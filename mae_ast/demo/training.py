@@ -10,9 +10,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mae_ast.child_training import Interrupted, Trainings
 from mae_ast.core.checkpoints.reader import RUN_FILE, read_state
-from mae_ast.train_command import train_command
+from mae_ast.trainer.child_training import Interrupted, Trainings
+from mae_ast.trainer.command import train_command
 
 _JSON_LINE = re.compile(r"\]\[(train_inner|train|valid)\]\[INFO\] - (\{.*\})")
 

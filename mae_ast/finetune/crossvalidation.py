@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from mae_ast import sweep
 from mae_ast.core.checkpoints.reader import RUN_FILE, read_state
 from mae_ast.core.checkpoints.run_files import latest
 from mae_ast.core.io.atomic import held, written_whole
 from mae_ast.core.io.labels import LABELS_FILE
 from mae_ast.core.io.plural import plural
-from mae_ast.run_note import hold_to
+from mae_ast.trainer import sweep
+from mae_ast.trainer.resume_guard import hold_to
 
 HELD_OUT = "valid"
 FILES_OF_A_FOLD = (LABELS_FILE, "train.tsv", "train.lbl", f"{HELD_OUT}.tsv", f"{HELD_OUT}.lbl")

@@ -17,7 +17,7 @@ from mae_ast.bench.plan import compose_settings, make_plan, time_plan
 from mae_ast.cli.main import app
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.registry import config_from
-from mae_ast.train_command import config_dir, train_command
+from mae_ast.trainer.command import config_dir, train_command
 
 # 30 clips of 1 to 30 s, and two that are too short.
 LENGTHS = [16_000 * n for n in range(1, 31)] + [8000, 9000]

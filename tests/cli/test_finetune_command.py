@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from mae_ast.cli import finetune
 from mae_ast.finetune.crossvalidation import FILES_OF_A_FOLD
-from mae_ast.train_command import config_dir, train_command
+from mae_ast.trainer.command import config_dir, train_command
 
 
 @pytest.fixture

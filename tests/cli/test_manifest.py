@@ -17,7 +17,7 @@ from mae_ast.cli.manifest import PRETRAINING_S
 from mae_ast.core.io.audio import read_audio
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.io.suffixes import AUDIO_SUFFIXES
-from mae_ast.train_command import config_dir
+from mae_ast.trainer.command import config_dir
 from tests.sounds import pcm16, speech_like, write_with_av
 
 # Suffix to FFmpeg's muxer and encoder, for those that can be written here.

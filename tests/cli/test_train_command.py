@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mae_ast import run_note
-from mae_ast.train_command import PACKAGE, config_dir, module_command, train_command
+from mae_ast.trainer import resume_guard
+from mae_ast.trainer.command import PACKAGE, config_dir, module_command, train_command
 
 
 def test_presets_are_found():
@@ -129,7 +129,7 @@ def test_a_package_behind_a_link_is_its_own_user_dir(tmp_path):
     program = (
         "from argparse import Namespace\n"
         "from fairseq.utils import import_user_module\n"
-        "from mae_ast.train_command import PACKAGE\n"
+        "from mae_ast.trainer.command import PACKAGE\n"
         "import_user_module(Namespace(user_dir=str(PACKAGE)))\n"
     )
     done = subprocess.run(
@@ -152,7 +152,7 @@ def started(mae_ast_command, monkeypatch, tmp_path):
     """``started(arguments)``: the message of a refusal, or nothing; a training saves at once."""
 
     def save(program, command):
-        run_note.write_pending()  # as the process does that trains, once it can start
+        resume_guard.write_pending()  # as the process does that trains, once it can start
         last = tmp_path / "run" / "checkpoints" / "checkpoint_last.pt"
         last.parent.mkdir(parents=True, exist_ok=True)
         last.touch()

@@ -150,7 +150,7 @@ def test_only_one_program_works_in_a_folder_even_when_it_was_killed(tmp_path: Pa
     text = f"""
 import os, signal, sys
 from pathlib import Path
-from mae_ast.child_training import Trainings
+from mae_ast.trainer.child_training import Trainings
 from mae_ast.finetune.crossvalidation import working_in
 with working_in(Path({str(out)!r}), {{}}) as lock, Trainings() as trainings:
     trainings.run([sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"],

@@ -18,7 +18,7 @@ from mae_ast.hub import load as pretrained
 from mae_ast.hub import offline as hub
 from mae_ast.hub.offline import cache_if_unreachable
 from mae_ast.hub.sources import is_path
-from mae_ast.train_command import train_command
+from mae_ast.trainer.command import train_command
 from tests.web_server import WebServer, gives
 
 

@@ -22,7 +22,7 @@ import soundfile
 import torch
 from omegaconf import OmegaConf
 
-from mae_ast.train_command import module_command
+from mae_ast.trainer.command import module_command
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG_DIR = REPOSITORY / "config" / "pretrain"
@@ -343,7 +343,8 @@ def train_here(
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from mae_ast import plugin, stop_request
+    from mae_ast import plugin
+    from mae_ast.trainer import stop_request
 
     plugin.register()
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -375,9 +376,9 @@ def train_here(
 @pytest.fixture
 def fp16_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let fairseq train in float16 on a CPU, where it fails at the first overflow."""
-    from mae_ast import fairseq_distributed
+    from mae_ast.trainer.fairseq_patches import distributed
 
-    monkeypatch.setattr(fairseq_distributed, "configure_devices", lambda cfg: None)
+    monkeypatch.setattr(distributed, "configure_devices", lambda cfg: None)
 
 
 @pytest.fixture

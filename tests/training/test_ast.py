@@ -23,7 +23,7 @@ from mae_ast.core.models.config_vit import AUDIOSET_MEAN, AUDIOSET_STD
 from mae_ast.core.models.ssast import Ssast, finetuning_config
 from mae_ast.core.models.vit import Vit
 from mae_ast.finetune.checkpoint import FineTuned, load_finetuned
-from mae_ast.train_command import train_command
+from mae_ast.trainer.command import train_command
 from tests.core.vits import with_random_weights
 from tests.web_server import WebServer
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mae_ast import checkpoint_saving
-from mae_ast.checkpoint_saving import SavingError, link_or_copy
 from mae_ast.core.checkpoints.run_files import list_checkpoints, read_saved
+from mae_ast.trainer.fairseq_patches import checkpoint_saving
+from mae_ast.trainer.fairseq_patches.checkpoint_saving import SavingError, link_or_copy
 
 from .conftest import Start, write_clips
 from .ranks import start_ranks

@@ -11,11 +11,11 @@ import pytest
 import torch
 from fairseq.data import data_utils
 
-from mae_ast import fairseq_repairs
 from mae_ast.core.frontend.augment import Augmentation
 from mae_ast.core.io.labels import ClipLabels
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.data.classification_dataset import ClassificationDataset, sampling_weights
+from mae_ast.trainer.fairseq_patches import training_loop
 
 from .classification import LABELS, write_corpus, write_tones
 
@@ -25,7 +25,7 @@ ONE_PATCH = 2_800
 @pytest.fixture(scope="module", autouse=True)
 def _repaired() -> None:
     """As in a training: else each loader's workers take 5 s to end."""
-    fairseq_repairs.apply()
+    training_loop.apply()
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from mae_ast.stop_request import SAVING
-from mae_ast.train_command import train_command
+from mae_ast.trainer.command import train_command
+from mae_ast.trainer.stop_request import SAVING
 
 from .classification import write_corpus, write_pretrained
 from .conftest import Training

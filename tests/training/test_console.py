@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mae_ast.console import ConsoleFilter
-from mae_ast.train_command import train_command
+from mae_ast.trainer.command import train_command
+from mae_ast.trainer.console_filter import ConsoleFilter
 
 from .classification import HERE
 from .conftest import SMALL_DECODER, SMALL_ENCODER, SMALL_RUN, Training
@@ -126,7 +126,8 @@ def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., st
     from hydra import compose, initialize_config_dir
     from hydra.core.hydra_config import HydraConfig
 
-    from mae_ast import plugin, preflight
+    from mae_ast import plugin
+    from mae_ast.trainer import preflight
 
     plugin.register()
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mae_ast.stop_request import AT_ONCE, SAVING
+from mae_ast.trainer.stop_request import AT_ONCE, SAVING
 
 from .conftest import (
     LAUNCHER,

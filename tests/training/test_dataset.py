@@ -12,12 +12,12 @@ import soundfile
 import torch
 from omegaconf import OmegaConf
 
-from mae_ast import fairseq_repairs
 from mae_ast.core.frontend.collate import Collater
 from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.data.pretraining_dataset import PretrainingDataset
 from mae_ast.models.mae_ast import MaeAstModelConfig
 from mae_ast.tasks.mae_ast_pretraining import MaeAstPretrainingConfig, MaeAstPretrainingTask
+from mae_ast.trainer.fairseq_patches import training_loop
 
 from .conftest import sound, write_clips, write_manifest
 
@@ -28,7 +28,7 @@ Seen = dict[int, tuple[bytes, bytes, bytes]]
 @pytest.fixture(scope="module", autouse=True)
 def _repaired() -> None:
     """As in a training: else each loader's workers take 5 s to end."""
-    fairseq_repairs.apply()
+    training_loop.apply()
 
 
 def load(data: Path, split: str = "train", seed: int = 1, **options: Any) -> PretrainingDataset:

@@ -19,8 +19,10 @@ from omegaconf import OmegaConf
 from tensorboardX import SummaryWriter
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from mae_ast import fairseq_distributed, plugin, stop_request
-from mae_ast.fairseq_distributed import configure_devices
+from mae_ast import plugin
+from mae_ast.trainer import stop_request
+from mae_ast.trainer.fairseq_patches import distributed as fairseq_distributed
+from mae_ast.trainer.fairseq_patches.distributed import configure_devices
 
 from .conftest import LAUNCHER, ONLY_TRAINING, Start, write_clips
 from .ranks import TWO, rank_overrides

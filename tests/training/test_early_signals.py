@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mae_ast import stop_request
-from mae_ast.train_command import PACKAGE
+from mae_ast.trainer import stop_request
+from mae_ast.trainer.command import PACKAGE
 
 from .conftest import LAUNCHER, ONLY_TRAINING, Start, Training
 from .ranks import free_port, rank_overrides

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from mae_ast import stop_request
 from mae_ast.finetune import crossvalidation as folds
+from mae_ast.trainer import stop_request
 
 from .classification import Log, finetune_here, write_corpus, write_pretrained
 from .test_ending import asked_at

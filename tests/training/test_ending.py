@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mae_ast import stop_request
+from mae_ast.trainer import stop_request
 
 from .conftest import SMALL_DECODER, write_clips
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mae_ast import fairseq_repairs
 from mae_ast.core.io.archive import Member
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.prepare.pack import pack
+from mae_ast.trainer.fairseq_patches import training_loop
 
 from .conftest import ONLY_TRAINING, write_clips
 from .test_dataset import Seen, batches, seen, task_with
@@ -24,7 +24,7 @@ Train = Callable[..., list[dict[str, str]]]
 @pytest.fixture(scope="module", autouse=True)
 def _repaired() -> None:
     """As in a training: else each loader's workers take 5 s to end."""
-    fairseq_repairs.apply()
+    training_loop.apply()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 from fairseq.trainer import Trainer
 
 import mae_ast
-import mae_ast.train_command
+import mae_ast.trainer.command
 from mae_ast.core.frontend.collate import Clip, Collater
 from mae_ast.core.frontend.fbank import num_samples_of_frames
 from mae_ast.core.frontend.masking import count_visible
@@ -79,7 +79,7 @@ def programs(
     def pretrain(config: str, *overrides: str) -> Training:
         out = tmp_path_factory.mktemp(config)
         arguments = [*SMALL_ENCODER, *SMALL_RUN, *SHORT, *overrides]
-        command = mae_ast.train_command.train_command(corpus, config, out, arguments)
+        command = mae_ast.trainer.command.train_command(corpus, config, out, arguments)
         return Training(command, out / "run.log", HYDRA_FULL_ERROR="0")
 
     runs = {

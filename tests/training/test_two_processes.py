@@ -15,7 +15,7 @@ import torch
 from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.hub import export
 from mae_ast.hub.load import PretrainedMaeAst
-from mae_ast.stop_request import SAVING
+from mae_ast.trainer.stop_request import SAVING
 
 from .conftest import LAUNCHER, ONLY_TRAINING, VALUES, WITHOUT_DROPOUT, Start, Training
 from .ranks import TWO, free_port, start_ranks

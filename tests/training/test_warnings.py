@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mae_ast import ranks
 from mae_ast.core.frontend.input_stats import are_far
+from mae_ast.trainer import ranks
 
 from .classification import TINY_AST, finetune_here
 from .conftest import LAUNCHER, ONLY_TRAINING, Start, write_clips

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from mae_ast import checkpoint_saving
 from mae_ast.core.io.atomic import written_whole
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.manifest import Manifest, write_manifest
@@ -19,6 +18,7 @@ from mae_ast.hub import export
 from mae_ast.hub.download import download
 from mae_ast.hub.load import PretrainedAst, PretrainedMaeAst
 from mae_ast.prepare.pack import pack
+from mae_ast.trainer.fairseq_patches import checkpoint_saving
 from tests.sounds import speech_like
 from tests.web_server import WebServer, gives
 

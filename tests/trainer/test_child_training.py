@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from mae_ast.child_training import Interrupted, Trainings
-from mae_ast.stop_request import SIGNALS
+from mae_ast.trainer.child_training import Interrupted, Trainings
+from mae_ast.trainer.stop_request import SIGNALS
 
 
 @pytest.fixture(autouse=True)

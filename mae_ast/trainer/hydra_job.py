@@ -12,8 +12,9 @@ from fairseq.logging import progress_bar
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict, read_write
 
-from mae_ast import console, early_stopping, stop_request
 from mae_ast.plugin import register
+from mae_ast.trainer import console_filter, stop_request
+from mae_ast.trainer.fairseq_patches import early_stopping
 
 _train = fairseq_cli.hydra_train._hydra_main
 
@@ -58,8 +59,8 @@ def _quiet_console() -> None:
     settings: Any = HydraConfig.instance().cfg
     if not settings.hydra.verbose:
         with read_write(settings.hydra), open_dict(settings.hydra):
-            console.quiet_job(settings.hydra.job_logging)
-        console.quiet_handlers()
+            console_filter.quiet_job(settings.hydra.job_logging)
+        console_filter.quiet_handlers()
 
 
 def _forget_last_job() -> None:

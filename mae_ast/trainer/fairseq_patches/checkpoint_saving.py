@@ -24,11 +24,11 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
-from mae_ast import ranks
 from mae_ast.core.checkpoints.run_files import LAST, list_checkpoints
 from mae_ast.core.io.atomic import written_whole
 from mae_ast.errors import user_errors
 from mae_ast.hub.partial_file import readable
+from mae_ast.trainer import ranks
 
 NOTE = "last_save.json"  # a run's progress, in case its last checkpoint is lost
 _CRASH = "crash.pt"  # written when training diverges, for inspection

@@ -24,19 +24,19 @@ from fairseq.nan_detector import NanDetector
 from fairseq.optim.fp16_optimizer import FP16Optimizer
 from omegaconf.errors import OmegaConfBaseException
 
-from mae_ast import (
-    checkpoint_loading,
-    checkpoint_saving,
-    early_stopping,
-    fairseq_distributed,
-    log_files,
-)
-from mae_ast.best_metric import choose_metric
 from mae_ast.errors import user_errors
 from mae_ast.optim.adamw import MARKED_OPTIMIZER, MARKS
-from mae_ast.run_report import RunReport
-from mae_ast.schedule import check_schedule
-from mae_ast.settings import drop_defaults_of_others, explain
+from mae_ast.trainer.best_metric import choose_metric
+from mae_ast.trainer.fairseq_patches import (
+    checkpoint_loading,
+    checkpoint_saving,
+    distributed,
+    early_stopping,
+    log_files,
+)
+from mae_ast.trainer.run_report import RunReport
+from mae_ast.trainer.schedule import check_schedule
+from mae_ast.trainer.settings import drop_defaults_of_others, explain
 
 _WORKER_CHECK_S = 0.05
 _NOT_FINITE = re.compile(r"= *-?(nan|inf)")  # of a worker, in fairseq's table of gradient norms
@@ -52,7 +52,7 @@ def apply() -> None:
     if getattr(apply, "done", False):
         return
     apply.done = True  # type: ignore[attr-defined]
-    fairseq_distributed.apply()
+    distributed.apply()
 
     # fairseq's iterators form reference cycles, so a data loader's workers are ended by the
     # garbage collector, where torch waits this long (5 s) for each of them: 40 tiny updates with
@@ -136,7 +136,7 @@ def _in_one_line(add_defaults: Callable[[Any], None]) -> Callable[[Any], None]:
         choose_metric(cfg)
         with user_errors():
             check_schedule(cfg)
-        fairseq_distributed.configure_devices(cfg)
+        distributed.configure_devices(cfg)
 
     return wrapper
 
@@ -169,7 +169,7 @@ def _guarded(train: Callable[..., Any]) -> Callable[..., Any]:
             task.before_training(cfg, epoch_itr)
         _report.begin(cfg, trainer, task, epoch_itr)
         try:
-            with fairseq_distributed.peer_errors():
+            with distributed.peer_errors():
                 result: Result = train(cfg, trainer, task, epoch_itr)
         except FloatingPointError as error:
             text = str(error)

@@ -21,8 +21,6 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
-from mae_ast import ranks
-from mae_ast.checkpoint_saving import noted_updates, remove_leftovers
 from mae_ast.core.checkpoints.reader import CheckpointError, file_of, read_checkpoint, read_state
 from mae_ast.core.checkpoints.run_files import (
     LAST,
@@ -34,7 +32,9 @@ from mae_ast.core.checkpoints.run_files import (
 )
 from mae_ast.errors import user_errors
 from mae_ast.hub.registry import RELEASED
-from mae_ast.resume_guard import assert_same_statistics
+from mae_ast.trainer import ranks
+from mae_ast.trainer.fairseq_patches.checkpoint_saving import noted_updates, remove_leftovers
+from mae_ast.trainer.statistics_guard import assert_same_statistics
 
 _STATISTICS = {"input_mean": "running_mean", "input_std": "running_var"}
 

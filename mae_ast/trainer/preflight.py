@@ -15,12 +15,12 @@ from hydra._internal.callbacks import Callbacks
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict, read_write
 
-from mae_ast import console, run_note
-from mae_ast.checkpoint_loading import find_start
 from mae_ast.core.checkpoints.run_files import list_checkpoints
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.errors import user_errors
 from mae_ast.tasks.audio_task import AudioTask
+from mae_ast.trainer import console_filter, resume_guard
+from mae_ast.trainer.fairseq_patches.checkpoint_loading import find_start
 
 
 def apply() -> None:
@@ -35,17 +35,17 @@ def apply() -> None:
         finally:
             logging.disable(logging.NOTSET)
         if not config.hydra.verbose:
-            console.quiet_handlers()
+            console_filter.quiet_handlers()
         begin(self, config=config, **kwargs)
-        run_note.write_pending()
+        resume_guard.write_pending()
 
     def on_multirun_start(self: Callbacks, config: Any, **kwargs: Any) -> None:
-        console.quiet_handlers()
+        console_filter.quiet_handlers()
         with read_write(config.hydra), open_dict(config.hydra):
             if not config.hydra.verbose:
-                console.quiet_job(config.hydra.hydra_logging)
+                console_filter.quiet_job(config.hydra.hydra_logging)
         begin_several(self, config=config, **kwargs)
-        run_note.write_pending()
+        resume_guard.write_pending()
 
     Callbacks.on_run_start = on_run_start  # type: ignore[method-assign]
     Callbacks.on_multirun_start = on_multirun_start  # type: ignore[method-assign]

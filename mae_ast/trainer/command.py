@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import mae_ast
-from mae_ast import sweep
 from mae_ast.hub.sources import is_path
+from mae_ast.trainer import sweep
 
 PACKAGE = Path(mae_ast.__file__).absolute().parent  # as in its __path__, links and all
 NOTE = "begun_with.json"  # in a run's folder

@@ -17,8 +17,9 @@ from tensorboardX import SummaryWriter
 from torch import distributed
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from mae_ast import cpu_ranks, stop_request
 from mae_ast.core.io.plural import plural
+from mae_ast.trainer import stop_request
+from mae_ast.trainer.fairseq_patches import cpu_ranks
 
 # Environment variables in which a launcher gives the rank; fairseq reads these.
 _TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")

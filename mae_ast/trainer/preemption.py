@@ -1,8 +1,8 @@
 """Graceful shutdown: on SIGTERM, SIGUSR1 or SIGINT, or when too many files are bad, save and exit.
 
-A request (:mod:`mae_ast.stop_request`) travels with the logged values, which all ranks sum in each
-step anyway, so all of them stop after the same step; then a checkpoint is saved and the process
-exits with status 0, ready to be requeued.
+A request (:mod:`mae_ast.trainer.stop_request`) travels with the logged values, which all ranks sum
+in each step anyway, so all of them stop after the same step; then a checkpoint is saved and the
+process exits with status 0, ready to be requeued.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from fairseq.tasks import FairseqTask
 
-from mae_ast import stop_request
-from mae_ast.stop_request import SIGNALS
+from mae_ast.trainer import stop_request
+from mae_ast.trainer.stop_request import SIGNALS
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from fairseq.logging import metrics, progress_bar
 
-from mae_ast import early_stopping
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.nn.precision import has_bfloat16_units
+from mae_ast.trainer.fairseq_patches import early_stopping
 
 FIRST_LINE_UPDATES = 10  # without regard to common.log_interval
 FIRST_LINE_S = 30.0  # or earlier, if updates take long

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from mae_ast.bench.plan import compose_settings
 from mae_ast.plugin import register
-from mae_ast.settings import NAMED_SECTIONS, defaults_of
-from mae_ast.train_command import config_dir
+from mae_ast.trainer.command import config_dir
+from mae_ast.trainer.settings import NAMED_SECTIONS, defaults_of
 
 ROOT = Path(__file__).parents[1]
 PRESETS = sorted(

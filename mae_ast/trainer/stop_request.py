@@ -8,7 +8,7 @@ during the imports are handled too. The reaction to a request depends on the pro
   collective. It takes part in the start and in one update, with which the others learn of the
   request. If that takes longer than ``MAE_AST_STOP_WITHIN_S`` seconds (120), because others are
   gone, the process ends all the same.
-- Later, the request travels with each update (:mod:`mae_ast.interruption`).
+- Later, the request travels with each update (:mod:`mae_ast.trainer.preemption`).
 
 A second SIGINT ends the process and its children at once. A terminal sends SIGINT to all processes
 of a run, so a process that a launcher spawned ignores it: the launcher forwards the first one as

@@ -12,13 +12,13 @@ from typing import Any
 
 _PACKAGE = os.path.join(os.path.dirname(__file__), "")
 # Up to which level the messages of a logger are for the log file only. The description of a run
-# says how many clips it has (mae_ast.run_report).
+# says how many clips it has (mae_ast.trainer.run_report).
 _ONLY_FOR_THE_LOG = {
     "mae_ast.data.audio_clips": logging.INFO,
     "fairseq.tasks.fairseq_task": logging.WARNING,  # in each validation
     "py.warnings": logging.CRITICAL,  # Python's: deprecations and the like, of other libraries
 }
-_FILTER = {"()": "mae_ast.console.ConsoleFilter"}
+_FILTER = {"()": "mae_ast.trainer.console_filter.ConsoleFilter"}
 
 
 class ConsoleFilter(logging.Filter):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
-from mae_ast.stop_request import AT_ONCE, SAVING, SIGNALS, STATUS_AT_ONCE
+from mae_ast.trainer.stop_request import AT_ONCE, SAVING, SIGNALS, STATUS_AT_ONCE
 
 
 class Interrupted(BaseException):

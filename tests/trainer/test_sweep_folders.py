@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mae_ast import run_note, sweep
 from mae_ast.cli import finetune as finetune_module
 from mae_ast.cli import pretrain as pretrain_module
 from mae_ast.cli.main import app
 from mae_ast.finetune import crossvalidation
-from mae_ast.train_command import train_command
+from mae_ast.trainer import resume_guard, sweep
+from mae_ast.trainer.command import train_command
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_a_sweep_resumes_with_the_same_values_only(
     """Its jobs are numbered by their values."""
     line = ["pretrain", "manifests", "--out", "runs", "-m", "optimization.max_update=9"]
     assert CliRunner().invoke(app, [*line, "model.encoder_layers=1,2"]).exit_code == 0
-    run_note.write_pending()  # as the program does that replaces the command
+    resume_guard.write_pending()  # as the program does that replaces the command
     note = json.loads((tmp_path / "runs" / "begun_with.json").read_text())
     assert note["sweep"] == ["model.encoder_layers=1,2"]
     checkpoint = tmp_path / "runs" / "1" / "checkpoints" / "checkpoint_last.pt"
