@@ -22,7 +22,7 @@ import yaml
 
 import mae_ast
 from mae_ast.core.io.atomic import written_whole
-from mae_ast.superb.surroundings import bridged, command_line, whole_files
+from mae_ast.superb.environment import bridged, command_line, whole_files
 from mae_ast.superb.tasks import TASKS, Task
 
 PACKAGE = Path(mae_ast.__file__).resolve().parent

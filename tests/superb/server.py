@@ -15,10 +15,10 @@ import typer
 
 
 def serve() -> None:
-    from mae_ast.superb import bridges
+    from mae_ast.superb import compat
 
     torch.set_num_threads(1)
-    bridges.install()
+    compat.install()
     import s3prl.downstream.emotion.expert
     import s3prl.downstream.speech_commands.expert
     import s3prl.downstream.voxceleb1.expert

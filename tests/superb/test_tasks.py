@@ -11,9 +11,9 @@ import pytest
 import torch
 import yaml
 
-from mae_ast.superb import bridges, run, tasks
+from mae_ast.superb import compat, run, tasks
+from mae_ast.superb.environment import whole_files
 from mae_ast.superb.run import config_dir
-from mae_ast.superb.surroundings import whole_files
 from tests.superb.conftest import write_iemocap, write_speech_commands, write_voxceleb
 
 
@@ -87,7 +87,7 @@ def test_missing_voxceleb(tmp_path):
 
 
 def test_lists_of_iemocap_are_those_of_s3prls_program(tmp_path):
-    bridges.install()
+    compat.install()
     from s3prl.downstream.emotion.IEMOCAP_preprocess import preprocess
 
     data = write_iemocap(tmp_path / "IEMOCAP")

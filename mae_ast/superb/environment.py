@@ -18,9 +18,9 @@ from mae_ast.core.io.atomic import written_whole
 @contextmanager
 def bridged(upstream: str) -> Iterator[None]:
     """Make s3prl run here, with the entry ``upstream`` of our hub among its upstreams."""
-    from mae_ast.superb import bridges
+    from mae_ast.superb import compat
 
-    bridges.install()
+    compat.install()
     import s3prl.hub
 
     from mae_ast.superb import hub

@@ -10,7 +10,7 @@ import torch
 import torchaudio
 from torch.testing import assert_close
 
-from mae_ast.superb import bridges
+from mae_ast.superb import compat
 from tests.sounds import speech_like
 
 KS_EFFECTS = [["channels", "1"], ["rate", "16000"], ["gain", "-3.0"]]
@@ -19,7 +19,7 @@ KS_EFFECTS = [["channels", "1"], ["rate", "16000"], ["gain", "-3.0"]]
 def test_the_effects_of_speech_commands(tmp_path):
     wave = speech_like(16_000)
     soundfile.write(tmp_path / "a.wav", wave.numpy(), 16_000, subtype="PCM_16")
-    got, rate = bridges.apply_effects_file(str(tmp_path / "a.wav"), KS_EFFECTS)
+    got, rate = compat.apply_effects_file(str(tmp_path / "a.wav"), KS_EFFECTS)
     pcm, _ = soundfile.read(tmp_path / "a.wav", dtype="int16")
     expected = torch.from_numpy(pcm / 32_768 * 10 ** (-3 / 20)).float().unsqueeze(0)
     assert rate == 16_000
@@ -30,15 +30,15 @@ def test_channels_rate_norm_and_clipping(tmp_path):
     stereo = np.stack([speech_like(44_100, 1, 44_100), speech_like(44_100, 2, 44_100)], axis=1)
     soundfile.write(tmp_path / "a.flac", stereo, 44_100)
     effects = [["channels", "1"], ["rate", "16k".replace("k", "000")], ["norm"]]
-    got, rate = bridges.apply_effects_file(tmp_path / "a.flac", effects)
+    got, rate = compat.apply_effects_file(tmp_path / "a.flac", effects)
     assert (rate, got.shape) == (16_000, (1, 16_000))
     assert_close(got.abs().max().item(), 1.0)
-    loud, _ = bridges.apply_effects_tensor(got.T, rate, [["gain", "6"]], channels_first=False)
+    loud, _ = compat.apply_effects_tensor(got.T, rate, [["gain", "6"]], channels_first=False)
     assert loud.shape == (16_000, 1)
     assert loud.abs().max() == 1
-    quiet, _ = bridges.apply_effects_tensor(got, rate, [["norm", "-6"]])
+    quiet, _ = compat.apply_effects_tensor(got, rate, [["norm", "-6"]])
     assert_close(quiet.abs().max().item(), 10 ** (-6 / 20))
-    silent, _ = bridges.apply_effects_tensor(torch.zeros(1, 100), rate, [["norm"]])
+    silent, _ = compat.apply_effects_tensor(torch.zeros(1, 100), rate, [["norm"]])
     assert not silent.any()
 
 
@@ -47,7 +47,7 @@ def test_channels_rate_norm_and_clipping(tmp_path):
 )
 def test_an_effect_without_a_bridge_is_named(effect):
     with pytest.raises(ValueError, match=f"sox effect '{' '.join(effect)}'"):
-        bridges.apply_effects_tensor(torch.zeros(1, 100), 16_000, [effect])
+        compat.apply_effects_tensor(torch.zeros(1, 100), 16_000, [effect])
 
 
 @pytest.fixture
@@ -61,10 +61,10 @@ def _bare(monkeypatch):
 
 @pytest.mark.usefixtures("_bare")
 def test_files_are_read_without_torchcodec(tmp_path, monkeypatch):
-    monkeypatch.setattr(bridges, "_can_import", lambda name: False)
+    monkeypatch.setattr(compat, "_can_import", lambda name: False)
     monkeypatch.delattr(torchaudio, "info", raising=False)
-    bridges.bridge_audio_backend()
-    bridges.bridge_audio_files()
+    compat.bridge_audio_backend()
+    compat.bridge_audio_files()
     soundfile.write(tmp_path / "a.wav", np.zeros((100, 2)), 8_000, subtype="PCM_24")
     samples, rate = torchaudio.load(tmp_path / "a.wav", frame_offset=10, num_frames=50)
     assert (samples.shape, samples.dtype, rate) == ((2, 50), torch.float32, 8_000)
@@ -79,15 +79,15 @@ def test_what_is_there_stays(monkeypatch):
     there = object()
     for name in ("set_audio_backend", "info", "load", "sox_effects"):
         monkeypatch.setattr(torchaudio, name, there, raising=False)
-    monkeypatch.setattr(bridges, "_can_import", lambda name: True)
+    monkeypatch.setattr(compat, "_can_import", lambda name: True)
     for bridge in ("audio_backend", "audio_files", "sox_effects", "catalyst", "librosa"):
-        getattr(bridges, f"bridge_{bridge}")()
+        getattr(compat, f"bridge_{bridge}")()
     names = ("set_audio_backend", "info", "load", "sox_effects")
     assert all(getattr(torchaudio, name) is there for name in names)
 
 
 def test_only_what_s3prl_saves_is_admitted(tmp_path):
-    bridges.bridge_safe_loading()
+    compat.bridge_safe_loading()
     torch.save({"Args": argparse.Namespace(a=1), "Step": 3}, tmp_path / "states.ckpt")
     assert torch.load(tmp_path / "states.ckpt")["Args"].a == 1
     torch.save({"Args": importlib.util.find_spec}, tmp_path / "bad.ckpt")
@@ -96,9 +96,9 @@ def test_only_what_s3prl_saves_is_admitted(tmp_path):
 
 
 def test_a_stand_in_says_what_it_lacks(monkeypatch):
-    monkeypatch.setattr(bridges, "_MADE", set())
+    monkeypatch.setattr(compat, "_MADE", set())
     monkeypatch.setattr("sys.modules", {**__import__("sys").modules})
-    module = bridges._new_module("no_such_package")
+    module = compat._new_module("no_such_package")
     assert importlib.util.find_spec("no_such_package") is module.__spec__
     with pytest.raises(AttributeError, match="install no_such_package itself"):
         _ = module.load

@@ -221,7 +221,7 @@ def _new_module(name: str) -> Any:
 def _missing(module: str, attribute: str) -> Any:
     package = module.partition(".")[0]
     raise AttributeError(
-        f"{module}.{attribute} is not bridged (mae_ast.superb.bridges); install {package} itself"
+        f"{module}.{attribute} is not bridged (mae_ast.superb.compat); install {package} itself"
     )
 
 
