@@ -25,7 +25,7 @@ from measuring import RESULTS, Report, Side, serve
 from torch import nn
 
 from mae_ast.core.frontend.fbank import num_frames
-from mae_ast.core.models.config_audio_mae import WINDOW, AudioMaeConfig
+from mae_ast.core.models.config import WINDOW, AudioMaeConfig
 from mae_ast.core.nn.window_attention import GridTransformer
 
 KINDS = ("global", "local")

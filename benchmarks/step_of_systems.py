@@ -40,10 +40,7 @@ from mae_ast.bench.steps import pretraining_loss
 from mae_ast.core.frontend.masking import MaskIds, chunk_mask, random_mask
 from mae_ast.core.models import registry
 from mae_ast.core.models.audio_mae import AudioMae
-from mae_ast.core.models.config import MaeAstConfig
-from mae_ast.core.models.config_ast import AstConfig
-from mae_ast.core.models.config_audio_mae import AudioMaeConfig
-from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.config import AstConfig, AudioMaeConfig, MaeAstConfig, SsastConfig
 from mae_ast.trainer.malloc import keep_freed_memory
 
 BATCH, FRAMES, CLASSES = 4, 998, 527

@@ -28,10 +28,7 @@ from typing import Any
 
 from measuring import RESULTS, Report, peak_memory
 
-from mae_ast.core.models.config import MaeAstConfig
-from mae_ast.core.models.config_audio_mae import AudioMaeConfig
-from mae_ast.core.models.config_ssast import SsastConfig
-from mae_ast.core.models.config_vit import VitConfig
+from mae_ast.core.models.config import AudioMaeConfig, MaeAstConfig, SsastConfig, VitConfig
 from mae_ast.demo.kept import Figures, kept
 from mae_ast.demo.recognition import probe_words
 from mae_ast.finetune.checkpoint import load_finetuned

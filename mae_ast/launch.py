@@ -33,7 +33,7 @@ def main() -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from mae_ast.errors import describe
+    from mae_ast.console import describe
     from mae_ast.trainer import preflight
     from mae_ast.trainer.settings import explain
 

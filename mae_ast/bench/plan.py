@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mae_ast.bench.work import Split, Work, split, step_work
+from mae_ast.console import bar
 from mae_ast.core.frontend.collate import Collater
 from mae_ast.core.frontend.fbank import num_samples_of_frames
 from mae_ast.core.io.audio import SAMPLE_RATE
@@ -31,7 +32,6 @@ from mae_ast.core.io.plural import plural
 from mae_ast.core.models.registry import SYSTEMS, config_from, name_of
 from mae_ast.data.pretraining_dataset import PretrainingDataset
 from mae_ast.plugin import register
-from mae_ast.progress import bar
 from mae_ast.trainer.command import train_command
 from mae_ast.trainer.settings import drop_defaults_of_others, explain
 

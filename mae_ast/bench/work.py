@@ -15,9 +15,7 @@ from typing import Any
 
 from mae_ast.core.frontend.fbank import num_frames
 from mae_ast.core.frontend.masking import Grid, count_visible
-from mae_ast.core.models.config import MaeAstConfig
-from mae_ast.core.models.config_audio_mae import WINDOW, AudioMaeConfig
-from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.config import WINDOW, AudioMaeConfig, MaeAstConfig, SsastConfig
 from mae_ast.core.nn.window_attention import Windows
 
 # float32 weights, gradients, and two moments of AdamW.

@@ -98,10 +98,10 @@ def crossvalidate(
 
 def _evaluate(run: Path, data: Path, average: int) -> Evaluation:
     from mae_ast.cli.device import place
+    from mae_ast.console import bar
     from mae_ast.evaluate import report
     from mae_ast.finetune.checkpoint import load_finetuned
     from mae_ast.finetune.crossvalidation import HELD_OUT
-    from mae_ast.progress import bar
 
     classifier = load_finetuned(run, average)
     place(classifier.model, "")

@@ -38,9 +38,9 @@ def evaluate(
     Clips longer than the network's input are scored in windows, as in 'mae-ast predict'.
     """
     from mae_ast.cli.device import place
+    from mae_ast.console import bar
     from mae_ast.evaluate import report
     from mae_ast.finetune.checkpoint import load_finetuned
-    from mae_ast.progress import bar
 
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # fails before the clips are scored

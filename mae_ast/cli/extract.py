@@ -38,9 +38,9 @@ def extract(
     """
     import mae_ast
     from mae_ast.cli.device import place
+    from mae_ast.console import bar
     from mae_ast.core.io.manifest import Manifest
     from mae_ast.evaluate import extract as extraction
-    from mae_ast.progress import bar
 
     part = extraction.parse_shard(shard)
     listed = Manifest.read(manifest)

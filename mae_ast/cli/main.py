@@ -28,7 +28,7 @@ from mae_ast.cli import (
     stats,
     superb,
 )
-from mae_ast.errors import describe
+from mae_ast.console import describe
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -14,13 +14,13 @@ from typing import Annotated
 
 import typer
 
+from mae_ast.console import bar
 from mae_ast.core.io.archive import TAR_SUFFIX, ArchiveError, list_members
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, AudioInfo, num_samples_16k, probe_audio
 from mae_ast.core.io.manifest import PROBE_THREADS, write_manifest
 from mae_ast.core.io.plural import plural
 from mae_ast.core.io.retry import retried
 from mae_ast.core.io.suffixes import AUDIO_SUFFIXES
-from mae_ast.progress import bar
 
 MAX_LISTED = 10  # maximum number of reasons for skipping files, and of wrong headers, to print
 MAX_SUFFIXES = 50  # maximum number of suffixes of skipped files to print

@@ -39,9 +39,9 @@ def pack(
 
     OUT then replaces the folder of manifests. If stopped, the same command resumes.
     """
+    from mae_ast.console import bar
     from mae_ast.core.io.manifest import Manifest
     from mae_ast.prepare import pack as packing
-    from mae_ast.progress import bar
 
     if jobs < 1:
         raise ValueError(f"--jobs {jobs}; at least 1")

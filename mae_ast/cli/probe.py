@@ -40,9 +40,9 @@ def probe(
     """
     import mae_ast
     from mae_ast.cli.device import place
+    from mae_ast.console import bar
     from mae_ast.evaluate import probe as probing
     from mae_ast.evaluate.probe_data import alike, read_labelled
-    from mae_ast.progress import bar
 
     try:
         chosen = [int(layer) for layer in layers.split(",")] if layers else None

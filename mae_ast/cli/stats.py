@@ -10,13 +10,13 @@ import numpy as np
 import torch
 import typer
 
+from mae_ast.console import bar
 from mae_ast.core.frontend.fbank import NUM_MEL_BINS, WINDOW_POWERS
 from mae_ast.core.frontend.input_stats import mean_and_std
 from mae_ast.core.frontend.input_stats import moments as moments_of
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.io.plural import plural
-from mae_ast.progress import bar
 
 MAX_SECONDS = 30.0  # of each file
 

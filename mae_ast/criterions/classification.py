@@ -15,8 +15,8 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from torch.nn import functional as F
 
+from mae_ast.core.models.classifier import to_scores
 from mae_ast.criterions.score_meter import names_of
-from mae_ast.finetune.checkpoint import to_scores
 
 LOSSES = ("auto", "cross_entropy", "bce")
 

@@ -15,13 +15,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mae_ast.console import bar
 from mae_ast.demo.kept import Figures, write_json
 from mae_ast.demo.training import train
 from mae_ast.evaluate import probe, report
 from mae_ast.evaluate.probe_data import read_labelled
 from mae_ast.finetune.checkpoint import load_finetuned
 from mae_ast.hub.load import Pretrained
-from mae_ast.progress import bar
 
 SPLIT = "test"  # whose voices neither pretraining nor the choice of settings has heard
 REPORT = "report"  # folder in a fine-tuning's, of what evaluation writes

@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 import mae_ast
+from mae_ast.console import bar
 from mae_ast.core.checkpoints.reader import RUN_FILE
 from mae_ast.core.frontend.collate import Clip, Collater
 from mae_ast.core.inference.reconstruct import reconstruct
@@ -26,7 +27,6 @@ from mae_ast.demo.report import report
 from mae_ast.demo.training import num_updates, train
 from mae_ast.evaluate import plots
 from mae_ast.hub.load import PretrainedMaeAst
-from mae_ast.progress import bar
 
 SHOWN_WORDS = ("marvin", "seven", "sheila", "yes")
 FINETUNING_UPDATES = 300  # as many as there is time for

@@ -1,22 +1,21 @@
 """Classifiers: built on a checkpoint to be trained, and read back from what training wrote.
 
-A fine-tuned file holds, beside its weights, a :class:`Description`: what the network is, and what
-its outputs are called. So it needs neither the file it was started from nor the labels' file.
+A fine-tuned checkpoint holds, beside its weights, a :class:`ClassifierSpec`: the network and the
+names of its outputs. So it needs neither the checkpoint it was started from nor the labels' file.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mae_ast.core.checkpoints import ast_release
+from mae_ast.core.checkpoints.classifier import ClassifierSpec
 from mae_ast.core.checkpoints.reader import (
     CONFIG_FILE,
     FINETUNING,
@@ -26,67 +25,15 @@ from mae_ast.core.checkpoints.reader import (
 )
 from mae_ast.core.checkpoints.run_files import LAST, latest
 from mae_ast.core.frontend.fbank import num_samples_of_frames
+from mae_ast.core.inference.whole_clips import clip_logits
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.near_files import suggestion
 from mae_ast.core.io.plural import plural
-from mae_ast.core.models.classifier import Classifier, HeadConfig
+from mae_ast.core.models.classifier import Classifier, HeadConfig, to_scores
 from mae_ast.core.models.encoder import Encoder, encoder_only
 from mae_ast.core.models.registry import SYSTEMS, name_of
 from mae_ast.finetune.averaging import average
 from mae_ast.hub.load import PretrainedAst, load
-
-
-@dataclass(frozen=True)
-class Description:
-    """All that a classifier is made of, but its weights.
-
-    Args:
-        system: a key of ``SYSTEMS``.
-        encoder: fields of that system's configuration.
-        head: what stands on the encoder.
-        labels: what the outputs are called.
-        independent: scores are sigmoids, each class by itself; else a softmax over all.
-        multi_label: a clip may have several classes.
-        clip_samples: longest clips seen in training, at 16 kHz.
-    """
-
-    system: str
-    encoder: Mapping[str, Any]
-    head: HeadConfig
-    labels: Labels
-    independent: bool
-    multi_label: bool
-    clip_samples: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain containers, for a checkpoint."""
-        return {
-            "system": self.system,
-            "encoder": dict(self.encoder),
-            "head": dataclasses.asdict(self.head),
-            "mids": list(self.labels.mids),
-            "names": list(self.labels.names),
-            "independent": self.independent,
-            "multi_label": self.multi_label,
-            "clip_samples": self.clip_samples,
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Description:
-        """What :meth:`to_dict` gave.
-
-        Raises:
-            KeyError, TypeError, ValueError: something is missing or wrong.
-        """
-        return cls(
-            str(values["system"]),
-            dict(values["encoder"]),
-            HeadConfig(**values["head"]),
-            Labels(tuple(values["mids"]), tuple(values["names"])),
-            bool(values["independent"]),
-            bool(values["multi_label"]),
-            int(values["clip_samples"]),
-        )
 
 
 class FineTuned:
@@ -97,7 +44,7 @@ class FineTuned:
         description: of it.
     """
 
-    def __init__(self, model: Classifier, description: Description) -> None:
+    def __init__(self, model: Classifier, description: ClassifierSpec) -> None:
         self.model = model.eval()
         self.description = description
         self.labels = description.labels
@@ -107,7 +54,7 @@ class FineTuned:
         """Score whole clips, (B, C) from 0 to 1.
 
         The scores of a clip longer than the network takes at once are the mean over its windows,
-        see :meth:`mae_ast.core.models.classifier.Classifier.clip_logits`.
+        see :func:`mae_ast.core.inference.whole_clips.clip_logits`.
 
         Args:
             source: (B, L) int16 or float waveforms at 16 kHz.
@@ -116,13 +63,8 @@ class FineTuned:
         device = next(self.model.parameters()).device
         lengths = None if lengths is None else lengths.to(device)
         independent, trained = self.description.independent, self.description.clip_samples
-        logits = self.model.clip_logits(source.to(device), lengths, independent, trained)
+        logits = clip_logits(self.model, source.to(device), lengths, independent, trained)
         return to_scores(logits, independent).cpu()
-
-
-def to_scores(logits: Tensor, independent: bool) -> Tensor:
-    """Logits (B, C) to scores from 0 to 1."""
-    return logits.sigmoid() if independent else logits.softmax(1)
 
 
 def encoder_of(source: str, random_weights: bool = False) -> Encoder:
@@ -191,7 +133,7 @@ def _published(source: str | os.PathLike[str]) -> FineTuned:
     mids = tuple(f"class_{n}" for n in range(config.num_classes))
     head = HeadConfig(config.num_classes, pool="encoder")
     frames = config.input_frames or config.position_frames
-    description = Description(
+    description = ClassifierSpec(
         "ast",
         dataclasses.asdict(config),
         head,
@@ -208,10 +150,10 @@ def _published(source: str | os.PathLike[str]) -> FineTuned:
     return FineTuned(classifier, description)
 
 
-def _description(path: Path) -> Description:
+def _description(path: Path) -> ClassifierSpec:
     try:
         values = read_state(path)["task_state"][FINETUNING]
-        description = Description.from_dict(values)
+        description = ClassifierSpec.from_dict(values)
         if description.system not in SYSTEMS:
             raise ValueError(f"is made of {description.system!r}; {', '.join(SYSTEMS)} are known")
         return description

@@ -8,17 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mae_ast.core.checkpoints.reader import read_state
-from mae_ast.core.checkpoints.timm import Weights, from_timm, is_timm, start_from
+from mae_ast.core.checkpoints.timm import (
+    SHARED_KEYS,
+    Weights,
+    check_alike,
+    from_timm,
+    is_timm,
+    without,
+)
 from mae_ast.core.checkpoints.wrappers import MODEL
 from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.audio_mae import AudioMae
-from mae_ast.core.models.config_ast import AstConfig
-from mae_ast.core.models.config_vit import VitConfig
-from mae_ast.core.models.encoder import Encoder, encoder_only
+from mae_ast.core.models.config import AstConfig, VitConfig
+from mae_ast.core.models.encoder import PARTS, Encoder, Vit, encoder_only
 from mae_ast.core.models.registry import SYSTEMS, name_of
-from mae_ast.core.models.ssast import Ssast, finetuning_config
-from mae_ast.core.models.vit import Vit
+from mae_ast.core.models.ssast import FINETUNING_STRIDES, Ssast
 from mae_ast.finetune.checkpoint import encoder_of
 from mae_ast.hub.offline import cache_if_unreachable, offline_advice
 
@@ -195,3 +202,59 @@ def _timm_state(path: Path) -> Mapping[str, Any] | None:
 
 def _one_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def finetuning_config(
+    config: VitConfig, frames: int | None = None, overlap: bool = True
+) -> VitConfig:
+    """The encoder of a pretrained model as SSAST's authors fine-tune it, with overlap.
+
+    :func:`mae_ast.finetune.initialize.start_from` fills it.
+
+    Args:
+        config: of the pretrained model.
+        frames: clips are cut or zero-padded to so many, and positions are a grid of them;
+            ``None``: as they were.
+        overlap: ``False``: strides as they were.
+    """
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(VitConfig)}
+    for axis in ("time", "chan") if overlap else ():
+        size = values[f"ast_kernel_size_{axis}"]
+        values[f"ast_kernel_stride_{axis}"] = FINETUNING_STRIDES.get(size, size)
+    if frames is not None:
+        values["position_frames"] = values["input_frames"] = frames
+    return VitConfig(**values)
+
+
+@torch.no_grad()
+def start_from(model: Vit, pretrained: Vit) -> None:
+    """Copy an encoder into another that may have other strides or frames; heads stay as they are.
+
+    The patches' projection is copied, positions are those that the other has on the new grid. The
+    input's statistics are copied too, unless the configurations differ in them.
+
+    Args:
+        model: whose encoder is replaced.
+        pretrained: where it comes from.
+
+    Raises:
+        ValueError: they differ in width, depth, the size of patches or the filterbank's window, or
+            the model has a distillation token that is not in the other.
+    """
+    new, old = model.config, pretrained.config
+    check_alike(new, {key: getattr(old, key) for key in SHARED_KEYS})
+    if new.prefix_tokens > old.prefix_tokens:
+        raise ValueError("prefix_tokens=2, but the pretrained model has no distillation token")
+    weights = {
+        name: value
+        for name, value in pretrained.state_dict().items()
+        if name.split(".")[0] in PARTS
+    }
+    table = pretrained.positions(new.position_grid)  # of no use where ours can be computed
+    weights["positions.table"] = torch.cat(
+        (table[:, : new.prefix_tokens], table[:, old.prefix_tokens :]), dim=1
+    )
+    weights["prefix_tokens"] = weights["prefix_tokens"][:, : new.prefix_tokens]
+    if (new.input_mean, new.input_std) != (old.input_mean, old.input_std):
+        weights = without(weights, ("batch_norm.",))
+    model.load_state_dict(weights, strict=False)

@@ -23,11 +23,10 @@ from mae_ast.core.io.near_files import near_names, suggestion
 from mae_ast.core.models import encoder
 from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.audio_mae import AudioMae
-from mae_ast.core.models.encoder import Encoder
+from mae_ast.core.models.encoder import Encoder, Vit
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.registry import name_of
 from mae_ast.core.models.ssast import Ssast
-from mae_ast.core.models.vit import Vit
 from mae_ast.hub.download import cache_folder, download, name_from_url
 from mae_ast.hub.model_card import TEMPLATE, card_fields
 from mae_ast.hub.offline import cache_if_unreachable, offline_advice

@@ -6,9 +6,9 @@ from typing import Any, Optional
 
 from fairseq.models import register_model
 
+from mae_ast.console import user_errors
 from mae_ast.core.models.audio_mae import AudioMae
-from mae_ast.core.models.config_audio_mae import AudioMaeConfig
-from mae_ast.errors import user_errors
+from mae_ast.core.models.config import AudioMaeConfig
 from mae_ast.finetune.initialize import start_encoder
 from mae_ast.models.compute import ComputeConfig
 from mae_ast.models.pretraining import PretrainingModel

@@ -8,12 +8,14 @@ from typing import Any, Optional, Self
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import register_model
 from omegaconf import II
+from torch import Tensor
 
+from mae_ast.console import user_errors
+from mae_ast.core.inference.whole_clips import clip_logits
 from mae_ast.core.models.classifier import Classifier, HeadConfig
 from mae_ast.core.models.encoder import Encoder, set_dropout
 from mae_ast.core.models.registry import name_of
 from mae_ast.core.nn.precision import PRECISIONS
-from mae_ast.errors import user_errors
 from mae_ast.finetune.checkpoint import encoder_of
 from mae_ast.finetune.initialize import finetuning_view
 from mae_ast.models.compute import ComputeConfig, set_compute
@@ -114,6 +116,12 @@ class FairseqClassifier(Classifier, NamedWeights):
         model.scale_learning_rates(cfg.layer_decay, cfg.head_lr_scale)
         model.system, model.encoder_fields = name_of(config), dataclasses.asdict(config)
         return model
+
+    def clip_logits(
+        self, source: Tensor, lengths: Tensor | None, independent: bool, trained_samples: int
+    ) -> Tensor:
+        """Return the logits (B, C) of whole clips; reachable through fairseq's wrappers."""
+        return clip_logits(self, source, lengths, independent, trained_samples)
 
 
 @register_model("mae_ast_classifier", dataclass=MaeAstClassifierConfig)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Self
 
+from mae_ast.console import user_errors
 from mae_ast.core.models.encoder import mark_weight_decay
 from mae_ast.core.models.registry import config_from
-from mae_ast.errors import user_errors
 from mae_ast.models.compute import set_compute
 from mae_ast.models.weights import NamedWeights
 

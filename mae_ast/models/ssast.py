@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fairseq.models import register_model
 
-from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.config import SsastConfig
 from mae_ast.core.models.ssast import Ssast
 from mae_ast.models.compute import ComputeConfig
 from mae_ast.models.pretraining import PretrainingModel

@@ -7,8 +7,8 @@ from typing import Any
 
 from fairseq.models import BaseFairseqModel
 
+from mae_ast.console import user_errors
 from mae_ast.core.checkpoints.reader import check_weights
-from mae_ast.errors import user_errors
 
 
 class NamedWeights(BaseFairseqModel):  # type: ignore[misc]

@@ -24,11 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from mae_ast.core.io.audio import SOUNDFILE_SUFFIXES
 from mae_ast.core.io.labels import LabelError, Labels
 from mae_ast.core.io.manifest import PROBE_THREADS
 from mae_ast.core.io.plural import plural
-from mae_ast.core.io.suffixes import AUDIO_SUFFIXES
+from mae_ast.core.io.suffixes import AUDIO_SUFFIXES, SOUNDFILE_SUFFIXES
 from mae_ast.prepare.clips import Clip, Headers
 from mae_ast.prepare.splits import Prepared, write_splits
 

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from mae_ast.console import bar
 from mae_ast.core.io.audio import AudioError, AudioInfo, num_samples_16k, probe_audio
 from mae_ast.core.io.manifest import PROBE_THREADS
 from mae_ast.core.io.plural import plural
-from mae_ast.progress import bar
 
 MIN_SECONDS = 0.045  # as 'mae-ast manifest': less gives no patch
 _CHUNK = 10_000  # files handed to the threads at a time; two million at once take gigabytes

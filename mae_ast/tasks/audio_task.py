@@ -17,14 +17,13 @@ from fairseq.logging import metrics
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import II, MISSING
 
+from mae_ast.console import bar, user_errors
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.models.encoder import Encoder
 from mae_ast.data.audio_clips import AudioClips
 from mae_ast.data.bad_files import FilesRead
 from mae_ast.data.clip_warnings import log_too_long, statistics_warning
-from mae_ast.errors import user_errors
-from mae_ast.progress import bar
 from mae_ast.trainer import ranks, stop_request
 from mae_ast.trainer.best_metric import AUTO, direction_warning
 from mae_ast.trainer.fairseq_patches import early_stopping, training_loop

@@ -9,6 +9,8 @@ from fairseq.tasks import register_task
 
 import mae_ast.criterions.classification
 import mae_ast.optim.adamw  # noqa: F401  (fairseq imports nothing but tasks and models)
+from mae_ast.console import user_errors
+from mae_ast.core.checkpoints.classifier import ClassifierSpec
 from mae_ast.core.checkpoints.reader import FINETUNING
 from mae_ast.core.frontend.augment import Augmentation, StructuredDrop
 from mae_ast.core.io.labels import LABELS_FILE, ClipLabels, LabelError, Labels
@@ -18,8 +20,6 @@ from mae_ast.criterions.score_meter import log_scores
 from mae_ast.data.audio_clips import AudioClips
 from mae_ast.data.classification_dataset import ClassificationDataset, check_one_label
 from mae_ast.data.clip_warnings import crop_warning
-from mae_ast.errors import user_errors
-from mae_ast.finetune.checkpoint import Description
 from mae_ast.tasks.audio_task import AudioTask, AudioTaskConfig
 
 
@@ -124,7 +124,7 @@ class MaeAstClassificationTask(AudioTask):
         """Build the criterion; now all is known that checkpoints say of the classifier."""
         with user_errors():
             criterion = super().build_criterion(cfg, from_checkpoint)
-        description = Description(
+        description = ClassifierSpec(
             self._model.system,
             self._model.encoder_fields,
             self._model.head_config,

@@ -14,13 +14,13 @@ from omegaconf import II
 from tensorboardX import SummaryWriter
 
 import mae_ast.criterions.mae_ast  # noqa: F401  (fairseq imports no criterions of a user-dir)
+from mae_ast.console import user_errors
 from mae_ast.core.frontend.collate import Clip, Collater
 from mae_ast.core.frontend.masking import MaskIds
 from mae_ast.core.inference.reconstruct import Reconstruction, reconstruct
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.models.encoder import Encoder
 from mae_ast.data.pretraining_dataset import PretrainingDataset
-from mae_ast.errors import user_errors
 from mae_ast.evaluate.plots import reconstruction_figure, to_array
 from mae_ast.tasks.audio_task import AudioTask, AudioTaskConfig, absolute
 

@@ -10,7 +10,9 @@ import os
 import sys
 from typing import Any
 
-_PACKAGE = os.path.join(os.path.dirname(__file__), "")
+import mae_ast
+
+_PACKAGE = os.path.join(os.path.dirname(mae_ast.__file__), "")
 # Up to which level the messages of a logger are for the log file only. The description of a run
 # says how many clips it has (mae_ast.trainer.run_report).
 _ONLY_FOR_THE_LOG = {

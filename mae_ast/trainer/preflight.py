@@ -15,9 +15,9 @@ from hydra._internal.callbacks import Callbacks
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict, read_write
 
+from mae_ast.console import user_errors
 from mae_ast.core.checkpoints.run_files import list_checkpoints
 from mae_ast.core.io.manifest import Manifest
-from mae_ast.errors import user_errors
 from mae_ast.tasks.audio_task import AudioTask
 from mae_ast.trainer import console_filter, resume_guard
 from mae_ast.trainer.fairseq_patches.checkpoint_loading import find_start

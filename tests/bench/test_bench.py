@@ -26,9 +26,7 @@ from mae_ast.cli.bench import bench
 from mae_ast.cli.main import app
 from mae_ast.core.frontend.fbank import num_frames, num_samples_of_frames
 from mae_ast.core.frontend.masking import mask_strategy
-from mae_ast.core.models.config import MaeAstConfig
-from mae_ast.core.models.config_audio_mae import AudioMaeConfig
-from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.config import AudioMaeConfig, MaeAstConfig, SsastConfig
 from mae_ast.core.models.registry import SYSTEMS, name_of
 
 REPOSITORY = Path(__file__).parents[1]

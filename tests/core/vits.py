@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from mae_ast.core.frontend.fbank import num_frames
 from mae_ast.core.frontend.masking import pad_mask_ids, random_mask
-from mae_ast.core.models.mae_ast import Prediction
+from mae_ast.core.models.encoder import Prediction
 from tests.sounds import pcm16, speech_like
 
 M = TypeVar("M", bound=nn.Module)

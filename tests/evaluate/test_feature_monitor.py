@@ -14,7 +14,7 @@ import torch
 from mae_ast.core.inference.features import extract_features
 from mae_ast.core.io.labels import Labels, write_clip_labels
 from mae_ast.core.io.manifest import Manifest, write_manifest
-from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.config import SsastConfig
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.ssast import Ssast
 from mae_ast.evaluate import feature_monitor

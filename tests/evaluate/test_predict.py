@@ -14,7 +14,7 @@ import torch
 
 from mae_ast.core.io.labels import Labels, write_clip_labels
 from mae_ast.core.io.manifest import Manifest, write_manifest
-from mae_ast.core.models.config_ast import AstConfig
+from mae_ast.core.models.config import AstConfig
 from mae_ast.evaluate import predict
 from mae_ast.evaluate.predict import score_manifest, score_recording
 from mae_ast.finetune.checkpoint import FineTuned, load_finetuned

@@ -10,9 +10,7 @@ import torch
 from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.audio_mae import AudioMae
 from mae_ast.core.models.classifier import Classifier, HeadConfig
-from mae_ast.core.models.config_ast import AstConfig
-from mae_ast.core.models.config_audio_mae import AudioMaeConfig
-from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.config import AstConfig, AudioMaeConfig, SsastConfig
 from mae_ast.core.models.encoder import encoder_only, set_dropout
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.ssast import Ssast

@@ -18,16 +18,17 @@ from mae_ast.core.frontend.masking import MaskIds, pad_mask_ids, random_mask
 from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.audio_mae import AudioMae
 from mae_ast.core.models.classifier import Classifier, HeadConfig
-from mae_ast.core.models.config import MaeAstConfig
-from mae_ast.core.models.config_ast import AstConfig
-from mae_ast.core.models.config_audio_mae import AudioMaeConfig
-from mae_ast.core.models.config_ssast import SsastConfig
-from mae_ast.core.models.config_vit import VitConfig
-from mae_ast.core.models.encoder import encoder_only
+from mae_ast.core.models.config import (
+    AstConfig,
+    AudioMaeConfig,
+    MaeAstConfig,
+    SsastConfig,
+    VitConfig,
+)
+from mae_ast.core.models.encoder import Vit, encoder_only
 from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.ssast import Ssast
-from mae_ast.core.models.vit import Vit
 from mae_ast.core.nn import attention
 from mae_ast.core.nn.attention import KeyPadding, attend, has_varlen
 from mae_ast.core.nn.transformer import TransformerLayer, compile_layers

@@ -13,15 +13,14 @@ import torch
 
 import mae_ast
 from mae_ast.core.checkpoints.audio_mae_release import write_audio_mae
-from mae_ast.core.checkpoints.timm import start_from, to_timm
+from mae_ast.core.checkpoints.timm import to_timm
 from mae_ast.core.models.audio_mae import AudioMae
-from mae_ast.core.models.config_audio_mae import AudioMaeConfig
-from mae_ast.core.models.config_vit import VitConfig
-from mae_ast.core.models.encoder import encoder_only
-from mae_ast.core.models.vit import Vit
+from mae_ast.core.models.config import AudioMaeConfig, VitConfig
+from mae_ast.core.models.encoder import Vit, encoder_only
 from mae_ast.evaluate.probe import with_random_weights as untrained
 from mae_ast.finetune import initialize
 from mae_ast.finetune.checkpoint import encoder_of
+from mae_ast.finetune.initialize import start_from
 from mae_ast.hub.load import PretrainedAudioMae
 from tests.core.vits import with_random_weights
 from tests.sounds import speech_like

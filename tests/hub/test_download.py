@@ -474,10 +474,10 @@ SCRIPT = textwrap.dedent("""
     import signal
     import sys
     from pathlib import Path
-    from mae_ast.fetch import transfer
+    from mae_ast.hub import http
     from mae_ast.hub.download import download
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    transfer.PAUSE = 0.0
+    http.PAUSE = 0.0
     print(download(sys.argv[2:], "model.pt", None, Path(sys.argv[1])))
 """)
 

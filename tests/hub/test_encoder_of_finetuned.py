@@ -12,16 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 import mae_ast
+from mae_ast.core.checkpoints.classifier import ClassifierSpec
 from mae_ast.core.checkpoints.reader import FINETUNING, RUN_FILE
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.models.classifier import Classifier, HeadConfig
-from mae_ast.core.models.config_ast import AstConfig
-from mae_ast.core.models.config_audio_mae import AudioMaeConfig
-from mae_ast.core.models.config_ssast import SsastConfig
-from mae_ast.core.models.config_vit import VitConfig
+from mae_ast.core.models.config import AstConfig, AudioMaeConfig, SsastConfig, VitConfig
 from mae_ast.core.models.encoder import Encoder, encoder_only
 from mae_ast.core.models.registry import SYSTEMS
-from mae_ast.finetune.checkpoint import Description, encoder_of, load_finetuned
+from mae_ast.finetune.checkpoint import encoder_of, load_finetuned
 from mae_ast.hub.load import CLASSES
 from tests.core.vits import SMALL, with_random_weights
 from tests.sounds import speech_like
@@ -37,7 +35,7 @@ CONFIGS: dict[str, Any] = {
 
 def save_run(run: Path, system: str, encoder: Any, pool: str) -> Path:
     head = HeadConfig(len(LABELS.mids), pool=pool)
-    description = Description(
+    description = ClassifierSpec(
         system, dataclasses.asdict(encoder.config), head, LABELS, False, False, clip_samples=16_000
     )
     classifier = with_random_weights(Classifier(encoder, encoder.config.encoder_embed_dim, head))

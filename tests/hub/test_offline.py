@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import constants
 
 import mae_ast
-from mae_ast.core.models.config_ast import AstConfig
+from mae_ast.core.models.config import AstConfig
 from mae_ast.finetune import initialize
 from mae_ast.hub import load as pretrained
 from mae_ast.hub import offline as hub

@@ -21,11 +21,9 @@ from mae_ast.core.checkpoints.ast_release import write_ast, write_ssast
 from mae_ast.core.checkpoints.reader import CheckpointError
 from mae_ast.core.io.labels import Labels, write_clip_labels
 from mae_ast.core.io.manifest import write_manifest
-from mae_ast.core.models.config_ast import AstConfig
-from mae_ast.core.models.config_ssast import SsastConfig
-from mae_ast.core.models.config_vit import VitConfig
+from mae_ast.core.models.config import AstConfig, SsastConfig, VitConfig
+from mae_ast.core.models.encoder import Vit
 from mae_ast.core.models.registry import SYSTEMS, name_of
-from mae_ast.core.models.vit import Vit
 from mae_ast.evaluate.probe import with_random_weights as untrained
 from mae_ast.evaluate.report import evaluate
 from mae_ast.finetune.checkpoint import encoder_of, load_finetuned

@@ -9,12 +9,10 @@ from torch.testing import assert_close
 
 from mae_ast import load
 from mae_ast.core.frontend.fbank import num_frames
-from mae_ast.core.models.config_ast import AstConfig
-from mae_ast.core.models.config_audio_mae import AudioMaeConfig
-from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.config import AstConfig, AudioMaeConfig, SsastConfig
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.registry import name_of
-from mae_ast.core.models.ssast import finetuning_config
+from mae_ast.finetune.initialize import finetuning_config
 from mae_ast.hub.load import CLASSES
 from mae_ast.superb.expert import LAYOUTS, UpstreamExpert
 from tests.core.models.test_s3prl_parity import expert_of, model_with_random_weights

@@ -9,7 +9,7 @@ from pathlib import Path
 PROGRAM = """
 import logging, sys
 from tensorboardX import SummaryWriter
-from mae_ast import log_files
+from mae_ast.trainer.fairseq_patches import log_files
 
 logging.basicConfig(level=logging.INFO)
 log_files.apply()

@@ -17,9 +17,7 @@ from mae_ast.core.checkpoints.audio_mae_release import write_audio_mae
 from mae_ast.core.frontend.fbank import fbank
 from mae_ast.core.io.labels import Labels, write_clip_labels
 from mae_ast.core.models.audio_mae import AudioMae
-from mae_ast.core.models.config import MaeAstConfig
-from mae_ast.core.models.config_audio_mae import AudioMaeConfig
-from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.config import AudioMaeConfig, MaeAstConfig, SsastConfig
 from mae_ast.core.models.ssast import Ssast
 from mae_ast.hub import export
 from mae_ast.hub.load import PretrainedMaeAst

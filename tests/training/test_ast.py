@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from mae_ast.core.checkpoints.timm import from_timm, start_from
+from mae_ast.core.checkpoints.timm import from_timm
 from mae_ast.core.io.audio import read_audio
 from mae_ast.core.models.ast import Ast
-from mae_ast.core.models.config_ast import AstConfig
-from mae_ast.core.models.config_vit import AUDIOSET_MEAN, AUDIOSET_STD
-from mae_ast.core.models.ssast import Ssast, finetuning_config
-from mae_ast.core.models.vit import Vit
+from mae_ast.core.models.config import AUDIOSET_MEAN, AUDIOSET_STD, AstConfig
+from mae_ast.core.models.encoder import Vit
+from mae_ast.core.models.ssast import Ssast
 from mae_ast.finetune.checkpoint import FineTuned, load_finetuned
+from mae_ast.finetune.initialize import finetuning_config, start_from
 from mae_ast.trainer.command import train_command
 from tests.core.vits import with_random_weights
 from tests.web_server import WebServer

@@ -19,10 +19,9 @@ from mae_ast.core.frontend.collate import Clip, Collater
 from mae_ast.core.frontend.fbank import num_samples_of_frames
 from mae_ast.core.models.audio_mae import AudioMae
 from mae_ast.core.models.classifier import Classifier
-from mae_ast.core.models.config_audio_mae import AudioMaeConfig
-from mae_ast.core.models.config_vit import VitConfig
+from mae_ast.core.models.config import AudioMaeConfig, VitConfig
+from mae_ast.core.models.encoder import Vit
 from mae_ast.core.models.registry import config_from
-from mae_ast.core.models.vit import Vit
 from mae_ast.finetune.checkpoint import load_finetuned
 from tests.core.vits import with_random_weights
 

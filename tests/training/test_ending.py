@@ -25,10 +25,10 @@ Train = Callable[..., list[dict[str, str]]]
 PROGRAM = """
 import torch
 from fairseq.data.iterators import BufferedIterator
-from mae_ast import fairseq_repairs
+from mae_ast.trainer.fairseq_patches import training_loop
 
 torch.set_num_threads(1)
-fairseq_repairs.apply()
+training_loop.apply()
 
 
 class Batches:

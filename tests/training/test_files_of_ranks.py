@@ -101,7 +101,7 @@ from pathlib import Path
 
 from torch import distributed
 
-from mae_ast.core import manifest
+from mae_ast.core.io import manifest
 from mae_ast.core.io.audio import AudioError
 from tests.training.test_dataset import load
 

@@ -14,7 +14,7 @@ from .ranks import free_port
 FAIL = """
 import sys, time
 from torch import distributed
-from mae_ast import ranks
+from mae_ast.trainer import ranks
 
 rank, port, kind = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 

@@ -17,7 +17,7 @@ import mae_ast.trainer.command
 from mae_ast.core.frontend.collate import Clip, Collater
 from mae_ast.core.frontend.fbank import num_samples_of_frames
 from mae_ast.core.frontend.masking import count_visible
-from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.config import SsastConfig
 from mae_ast.core.models.registry import config_from
 from mae_ast.core.models.ssast import Ssast
 

@@ -35,8 +35,7 @@ from mae_ast.core.checkpoints.wrappers import MODEL
 from mae_ast.core.frontend.fbank import NUM_MEL_BINS
 from mae_ast.core.frontend.patches import PatchShape
 from mae_ast.core.models.ast import Ast
-from mae_ast.core.models.config_ast import AstConfig
-from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.config import AstConfig, SsastConfig
 from mae_ast.core.models.ssast import FINETUNING_STRIDES, Ssast
 
 WRAPPER = "module."

@@ -32,7 +32,7 @@ from mae_ast.core.checkpoints.timm import (
 from mae_ast.core.checkpoints.wrappers import MODEL
 from mae_ast.core.frontend.fbank import NUM_MEL_BINS
 from mae_ast.core.models.audio_mae import AudioMae
-from mae_ast.core.models.config_audio_mae import AudioMaeConfig
+from mae_ast.core.models.config import AudioMaeConfig
 from mae_ast.core.nn.positions import grid_positions
 
 HEAD_DIM = 64  # of the encoder, in all published sizes

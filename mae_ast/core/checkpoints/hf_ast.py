@@ -24,7 +24,7 @@ from mae_ast.core.checkpoints.timm import (
 )
 from mae_ast.core.checkpoints.wrappers import MODEL
 from mae_ast.core.models.ast import Ast
-from mae_ast.core.models.config_ast import AstConfig
+from mae_ast.core.models.config import AstConfig
 
 _ROOT = "audio_spectrogram_transformer."
 _EMBEDDINGS = f"{_ROOT}embeddings."

@@ -14,8 +14,7 @@ from mae_ast.core.frontend.fbank import NUM_MEL_BINS
 from mae_ast.core.frontend.input_norm import EPS, TARGET_STD
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.plural import plural
-from mae_ast.core.models.config_ast import AstConfig
-from mae_ast.core.models.config_vit import AUDIOSET_MEAN, AUDIOSET_STD
+from mae_ast.core.models.config import AUDIOSET_MEAN, AUDIOSET_STD, AstConfig
 
 MODEL_TYPE = "audio-spectrogram-transformer"
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from mae_ast.core.checkpoints.state_dict import first_not_finite, misfits
-from mae_ast.core.models.config_vit import VitConfig
-from mae_ast.core.models.vit import PARTS, Vit
+from mae_ast.core.models.config import VitConfig
+from mae_ast.core.models.encoder import Vit
 from mae_ast.core.nn.positions import fit_positions
 
 State = Mapping[str, Any]
@@ -32,7 +32,7 @@ _LAYER = {
 _QKV = "attn.qkv"
 _KINDS = ("weight", "bias")
 # Fields in which a model and what it is started from cannot differ.
-_ALIKE = (
+SHARED_KEYS = (
     *("ast_kernel_size_time", "ast_kernel_size_chan", "encoder_layers", "encoder_embed_dim"),
     *("encoder_ffn_embed_dim", "encoder_attention_heads", "window_type"),
 )
@@ -125,7 +125,7 @@ def from_timm(config: VitConfig, state: State, attention_heads: int | None = Non
     sizes = sizes_of(found)
     if attention_heads is not None:
         sizes["encoder_attention_heads"] = attention_heads
-    _check_alike(config, sizes)
+    check_alike(config, sizes)
     if config.prefix_tokens == 2 and "dist_token" not in found:
         raise ValueError("missing: dist_token; networks without it want prefix_tokens=1")
     kernel, table = found.get("patch_embed.proj.weight"), found.get("pos_embed")
@@ -171,40 +171,6 @@ def stack_from_timm(
             fused = state[f"{prefix}blocks.{layer}.{_QKV}.{kind}"]
             weights.update(zip(_projections(layer, kind, ours), fused.chunk(3), strict=True))
     return weights
-
-
-@torch.no_grad()
-def start_from(model: Vit, pretrained: Vit) -> None:
-    """Copy an encoder into another that may have other strides or frames; heads stay as they are.
-
-    The patches' projection is copied, positions are those that the other has on the new grid. The
-    input's statistics are copied too, unless the configurations differ in them.
-
-    Args:
-        model: whose encoder is replaced.
-        pretrained: where it comes from.
-
-    Raises:
-        ValueError: they differ in width, depth, the size of patches or the filterbank's window, or
-            the model has a distillation token that is not in the other.
-    """
-    new, old = model.config, pretrained.config
-    _check_alike(new, {key: getattr(old, key) for key in _ALIKE})
-    if new.prefix_tokens > old.prefix_tokens:
-        raise ValueError("prefix_tokens=2, but the pretrained model has no distillation token")
-    weights = {
-        name: value
-        for name, value in pretrained.state_dict().items()
-        if name.split(".")[0] in PARTS
-    }
-    table = pretrained.positions(new.position_grid)  # of no use where ours can be computed
-    weights["positions.table"] = torch.cat(
-        (table[:, : new.prefix_tokens], table[:, old.prefix_tokens :]), dim=1
-    )
-    weights["prefix_tokens"] = weights["prefix_tokens"][:, : new.prefix_tokens]
-    if (new.input_mean, new.input_std) != (old.input_mean, old.input_std):
-        weights = without(weights, ("batch_norm.",))
-    model.load_state_dict(weights, strict=False)
 
 
 def swap_axes(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -271,7 +237,8 @@ def tensor_of(state: State, key: str, ndim: int) -> Tensor:
     return value
 
 
-def _check_alike(config: VitConfig, pretrained: Mapping[str, Any]) -> None:
+def check_alike(config: VitConfig, pretrained: Mapping[str, Any]) -> None:
+    """Refuse a configuration that differs from the pretrained model's in one of these keys."""
     wrong = [
         f"{key}={getattr(config, key)} differs from the pretrained model's {value}"
         for key, value in pretrained.items()

@@ -12,13 +12,54 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mae_ast.core.frontend.fbank import num_frames
-from mae_ast.core.inference.windows import Part, window_columns, windows
+from mae_ast.core.frontend.fbank import FRAME_SHIFT, num_frames
+from mae_ast.core.inference.windows import Part, cut_parts, window_columns, windows
 from mae_ast.core.io.audio import SAMPLE_RATE
+from mae_ast.core.models.classifier import Classifier
 from mae_ast.core.models.encoder import Encoder
 
 LONGEST_S = 30.0  # window of a model that takes any length, unless it was trained on longer clips
 BATCH_SAMPLES = 160 * SAMPLE_RATE  # that go through the model at a time, if clips are fewer
+
+
+def clip_logits(
+    model: Classifier,
+    source: Tensor,
+    lengths: Tensor | None = None,
+    independent: bool = False,
+    trained_samples: int = 0,
+) -> Tensor:
+    """Return the logits (B, C) float32 of whole clips of any length, for evaluation.
+
+    A clip longer than the encoder takes at once is scored in windows; its probabilities are the
+    mean over them.
+
+    Args:
+        model: the classifier, in eval mode.
+        source: (B, L) int16 or float waveforms at 16 kHz.
+        lengths: (B,) int64, valid samples of each clip, at least one patch; ``None``: all.
+        independent: probabilities are sigmoids, else a softmax over the classes.
+        trained_samples: longest clips seen in training; 0: unknown.
+    """
+    num_clips, longest = source.shape
+    encoder = model.encoder
+    if len(clip_windows(encoder, [longest], trained_samples)) < 2:
+        whole: Tensor = model(source, lengths)
+        return whole
+    each = [longest] * num_clips if lengths is None else lengths.tolist()
+    waves = [row[:count] for row, count in zip(source, each, strict=True)]
+    parts = clip_windows(encoder, each, trained_samples)
+    columns = max(part.window.end - part.window.start for part in parts)
+    step = FRAME_SHIFT * encoder.patch_shape.time_stride
+    size = max(num_clips, BATCH_SAMPLES // (columns * step))
+    logits = torch.cat(
+        [
+            model(*cut_parts(encoder, waves, parts[begin : begin + size]))
+            for begin in range(0, len(parts), size)
+        ]
+    )
+    clips = torch.tensor([part.clip for part in parts], device=logits.device)
+    return mean_logits(logits, clips, num_clips, independent)
 
 
 def clip_windows(encoder: Encoder, num_samples: list[int], trained_samples: int = 0) -> list[Part]:

@@ -30,7 +30,6 @@ from mae_ast.core.io.retry import may_pass, retried
 __all__ = [
     "MAX_PEAK",
     "SAMPLE_RATE",
-    "SOUNDFILE_SUFFIXES",
     "SOURCE_RATES",
     "AudioError",
     "AudioInfo",
@@ -47,9 +46,6 @@ __all__ = [
 MAX_PEAK = 2.0  # of float samples; larger values are integers that were cast to float
 SOURCE_RATES = (1_000, 768_000)  # Hz, lowest and highest that a file may have
 
-SOUNDFILE_SUFFIXES = frozenset(
-    {".flac", ".wav", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64", ".sph"}
-)
 _CANNOT = (UndecodableError, soundfile.LibsndfileError, av.FFmpegError)
 
 N = TypeVar("N", int, np.ndarray)

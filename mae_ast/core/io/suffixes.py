@@ -20,3 +20,7 @@ AUDIO_SUFFIXES = frozenset(
         *(".rmvb", ".ogv", ".ogm", ".nut", ".mxf", ".dv"),
     }
 )
+
+SOUNDFILE_SUFFIXES = frozenset(
+    {".flac", ".wav", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64", ".sph"}
+)

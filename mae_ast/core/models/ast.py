@@ -13,8 +13,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mae_ast.core.models.config_ast import AstConfig
-from mae_ast.core.models.vit import Vit
+from mae_ast.core.models.config import AstConfig
+from mae_ast.core.models.encoder import Vit
 from mae_ast.core.nn.precision import compute_in
 from mae_ast.core.nn.transformer import init_linear
 

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from mae_ast.core.frontend.masking import MaskIds, put_back
-from mae_ast.core.models.config_audio_mae import WINDOW, AudioMaeConfig
-from mae_ast.core.models.mae_ast import Prediction
-from mae_ast.core.models.vit import Vit
+from mae_ast.core.models.config import WINDOW, AudioMaeConfig
+from mae_ast.core.models.encoder import Prediction, Vit
 from mae_ast.core.nn.positions import GridPositions
 from mae_ast.core.nn.precision import compute_in
 from mae_ast.core.nn.transformer import INIT_STD, init_linear, take

@@ -16,7 +16,7 @@ from mae_ast.core.frontend.fbank import NUM_MEL_BINS
 from mae_ast.core.frontend.masking import random_mask
 from mae_ast.core.frontend.patches import patchify
 from mae_ast.core.models.audio_mae import AudioMae
-from mae_ast.core.models.config_audio_mae import AudioMaeConfig
+from mae_ast.core.models.config import AudioMaeConfig
 from mae_ast.core.models.losses import reconstruction_loss
 from mae_ast.core.nn.transformer import take
 

@@ -15,9 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mae_ast.core.frontend.augment import hide
-from mae_ast.core.frontend.fbank import FRAME_SHIFT, num_frames_of
-from mae_ast.core.inference.whole_clips import BATCH_SAMPLES, clip_windows, mean_logits
-from mae_ast.core.inference.windows import cut_parts
+from mae_ast.core.frontend.fbank import num_frames_of
 from mae_ast.core.models.encoder import (
     Encoder,
     last_hidden_state,
@@ -128,43 +126,6 @@ class Classifier(nn.Module):
         logits: Tensor = self.head(pooled.to(next(self.head.parameters()).dtype))
         return logits.float()
 
-    def clip_logits(
-        self,
-        source: Tensor,
-        lengths: Tensor | None = None,
-        independent: bool = False,
-        trained_samples: int = 0,
-    ) -> Tensor:
-        """Return the logits (B, C) float32 of whole clips of any length, for evaluation.
-
-        A clip longer than the encoder takes at once is scored in windows, see
-        :mod:`mae_ast.core.inference.whole_clips`; its probabilities are the mean over them.
-
-        Args:
-            source: (B, L) int16 or float waveforms at 16 kHz.
-            lengths: (B,) int64, valid samples of each clip, at least one patch; ``None``: all.
-            independent: probabilities are sigmoids, else a softmax over the classes.
-            trained_samples: longest clips seen in training; 0: unknown.
-        """
-        num_clips, longest = source.shape
-        if len(clip_windows(self.encoder, [longest], trained_samples)) < 2:
-            whole: Tensor = self(source, lengths)
-            return whole
-        each = [longest] * num_clips if lengths is None else lengths.tolist()
-        waves = [row[:count] for row, count in zip(source, each, strict=True)]
-        parts = clip_windows(self.encoder, each, trained_samples)
-        columns = max(part.window.end - part.window.start for part in parts)
-        step = FRAME_SHIFT * self.encoder.patch_shape.time_stride
-        size = max(num_clips, BATCH_SAMPLES // (columns * step))
-        logits = torch.cat(
-            [
-                self(*cut_parts(self.encoder, waves, parts[begin : begin + size]))
-                for begin in range(0, len(parts), size)
-            ]
-        )
-        clips = torch.tensor([part.clip for part in parts], device=logits.device)
-        return mean_logits(logits, clips, num_clips, independent)
-
     def check_drop(self) -> None:
         """Refuse an encoder that cannot see a part of the patches only.
 
@@ -253,3 +214,8 @@ class Classifier(nn.Module):
     def _encoder_module(self) -> nn.Module:
         assert isinstance(self.encoder, nn.Module)
         return self.encoder
+
+
+def to_scores(logits: Tensor, independent: bool) -> Tensor:
+    """Logits (B, C) to scores from 0 to 1."""
+    return logits.sigmoid() if independent else logits.softmax(1)

@@ -10,7 +10,6 @@ in place, one learned token wherever a patch is hidden, and predicts the hidden 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -21,39 +20,11 @@ from mae_ast.core.frontend.input_norm import InputNorm
 from mae_ast.core.frontend.masking import MaskIds, put_back
 from mae_ast.core.frontend.patches import patchify
 from mae_ast.core.models.config import MaeAstConfig
+from mae_ast.core.models.encoder import Prediction
 from mae_ast.core.nn.dropout import Dropout
 from mae_ast.core.nn.positions import SinusoidalPositions
 from mae_ast.core.nn.precision import compute_in
 from mae_ast.core.nn.transformer import Transformer, init_linear, take
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the decoder says of the masked patches.
-
-    Args:
-        reconstruction: (B, M, P), or ``None`` where that head is out of training.
-        classification: (B, M, P), likewise.
-        target: (B, M, P) float32, the normalised patches themselves, or what is left of them
-            once ``offset`` is subtracted and the rest divided by ``scale``.
-        valid: (B, M) bool, False = padding; ``None``: all valid.
-        offset, scale: (B, M, 1) float32, of each patch; ``None``: 0 and 1.
-    """
-
-    reconstruction: Tensor | None
-    classification: Tensor | None
-    target: Tensor
-    valid: Tensor | None
-    offset: Tensor | None = None
-    scale: Tensor | None = None
-
-    def rebuilt(self) -> Tensor:
-        """The reconstruction as patches, (B, M, P) float32."""
-        assert self.reconstruction is not None  # in eval mode, it never is
-        patches = self.reconstruction.float()
-        if self.scale is not None and self.offset is not None:
-            patches = patches * self.scale + self.offset
-        return patches
 
 
 class MaeAst(nn.Module):

@@ -7,14 +7,16 @@ from typing import Any
 
 from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.audio_mae import AudioMae
-from mae_ast.core.models.config import MaeAstConfig
-from mae_ast.core.models.config_ast import AstConfig
-from mae_ast.core.models.config_audio_mae import AudioMaeConfig
-from mae_ast.core.models.config_ssast import SsastConfig
-from mae_ast.core.models.config_vit import VitConfig
+from mae_ast.core.models.config import (
+    AstConfig,
+    AudioMaeConfig,
+    MaeAstConfig,
+    SsastConfig,
+    VitConfig,
+)
+from mae_ast.core.models.encoder import Vit
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.ssast import Ssast
-from mae_ast.core.models.vit import Vit
 
 
 @dataclass(frozen=True)

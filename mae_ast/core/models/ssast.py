@@ -9,7 +9,6 @@ predict the hidden patches.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import ClassVar
 
 import torch
@@ -17,10 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mae_ast.core.frontend.masking import MaskIds
-from mae_ast.core.models.config_ssast import SsastConfig
-from mae_ast.core.models.config_vit import VitConfig
-from mae_ast.core.models.mae_ast import Prediction
-from mae_ast.core.models.vit import Vit
+from mae_ast.core.models.config import SsastConfig
+from mae_ast.core.models.encoder import Prediction, Vit
 from mae_ast.core.nn.precision import compute_in
 from mae_ast.core.nn.transformer import init_linear, take
 
@@ -129,25 +126,3 @@ class Ssast(Vit):
                 encoded = self.encode_masked(patches, mask)
             predicted.append(head(encoded) if is_wanted else None)
         return predicted[0], predicted[1]
-
-
-def finetuning_config(
-    config: VitConfig, frames: int | None = None, overlap: bool = True
-) -> VitConfig:
-    """The encoder of a pretrained model as SSAST's authors fine-tune it, with overlap.
-
-    :func:`mae_ast.core.checkpoints.timm.start_from` fills it.
-
-    Args:
-        config: of the pretrained model.
-        frames: clips are cut or zero-padded to so many, and positions are a grid of them;
-            ``None``: as they were.
-        overlap: ``False``: strides as they were.
-    """
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(VitConfig)}
-    for axis in ("time", "chan") if overlap else ():
-        size = values[f"ast_kernel_size_{axis}"]
-        values[f"ast_kernel_stride_{axis}"] = FINETUNING_STRIDES.get(size, size)
-    if frames is not None:
-        values["position_frames"] = values["input_frames"] = frames
-    return VitConfig(**values)

@@ -21,6 +21,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
+from mae_ast.console import user_errors
 from mae_ast.core.checkpoints.reader import CheckpointError, file_of, read_checkpoint, read_state
 from mae_ast.core.checkpoints.run_files import (
     LAST,
@@ -30,7 +31,6 @@ from mae_ast.core.checkpoints.run_files import (
     read_saved,
     updates_by_name,
 )
-from mae_ast.errors import user_errors
 from mae_ast.hub.registry import RELEASED
 from mae_ast.trainer import ranks
 from mae_ast.trainer.fairseq_patches.checkpoint_saving import noted_updates, remove_leftovers

@@ -24,9 +24,9 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
+from mae_ast.console import user_errors
 from mae_ast.core.checkpoints.run_files import LAST, list_checkpoints
 from mae_ast.core.io.atomic import written_whole
-from mae_ast.errors import user_errors
 from mae_ast.hub.partial_file import readable
 from mae_ast.trainer import ranks
 

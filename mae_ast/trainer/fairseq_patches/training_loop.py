@@ -24,7 +24,7 @@ from fairseq.nan_detector import NanDetector
 from fairseq.optim.fp16_optimizer import FP16Optimizer
 from omegaconf.errors import OmegaConfBaseException
 
-from mae_ast.errors import user_errors
+from mae_ast.console import user_errors
 from mae_ast.optim.adamw import MARKED_OPTIMIZER, MARKS
 from mae_ast.trainer.best_metric import choose_metric
 from mae_ast.trainer.fairseq_patches import (

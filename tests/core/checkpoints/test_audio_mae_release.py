@@ -15,7 +15,7 @@ from mae_ast.core.checkpoints.audio_mae_release import (
     write_audio_mae,
 )
 from mae_ast.core.models.audio_mae import AudioMae
-from mae_ast.core.models.config_audio_mae import AudioMaeConfig
+from mae_ast.core.models.config import AudioMaeConfig
 from tests.core.vits import with_random_weights
 
 SMALL: dict[str, Any] = {

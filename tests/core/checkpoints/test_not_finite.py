@@ -12,19 +12,17 @@ import torch
 from torch import Tensor
 
 import mae_ast
+from mae_ast.core.checkpoints.classifier import ClassifierSpec
 from mae_ast.core.checkpoints.reader import FINETUNING, CheckpointError
 from mae_ast.core.checkpoints.state_dict import first_not_finite
 from mae_ast.core.checkpoints.timm import to_timm
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.manifest import write_manifest
 from mae_ast.core.models.classifier import Classifier, HeadConfig
-from mae_ast.core.models.config_ast import AstConfig
-from mae_ast.core.models.config_audio_mae import AudioMaeConfig
-from mae_ast.core.models.config_ssast import SsastConfig
-from mae_ast.core.models.config_vit import VitConfig
+from mae_ast.core.models.config import AstConfig, AudioMaeConfig, SsastConfig, VitConfig
 from mae_ast.core.models.encoder import encoder_only
 from mae_ast.core.models.registry import SYSTEMS
-from mae_ast.finetune.checkpoint import Description, load_finetuned
+from mae_ast.finetune.checkpoint import load_finetuned
 from mae_ast.finetune.initialize import ast_encoder
 from mae_ast.hub.load import CLASSES
 from mae_ast.models.mae_ast import FairseqMaeAst
@@ -107,7 +105,7 @@ def test_a_finetuned_classifier_is_refused(small_config, tmp_path, value):
     head = HeadConfig(2)
     labels = Labels(("a", "b"), ("a", "b"))
     fields = dataclasses.asdict(encoder.config)
-    description = Description("mae_ast", fields, head, labels, False, False, 16_000)
+    description = ClassifierSpec("mae_ast", fields, head, labels, False, False, 16_000)
     state = Classifier(encoder, encoder.config.encoder_embed_dim, head).state_dict()
     for epoch in (1, 2):
         weights = spoil(dict(state), "head.2.bias", value) if epoch == 1 else state

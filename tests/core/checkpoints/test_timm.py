@@ -19,14 +19,13 @@ from mae_ast.core.checkpoints.ast_release import (
     write_ssast,
 )
 from mae_ast.core.checkpoints.hf_ast import from_hugging_face, to_hugging_face
-from mae_ast.core.checkpoints.timm import from_timm, start_from, to_timm
+from mae_ast.core.checkpoints.timm import from_timm, to_timm
 from mae_ast.core.checkpoints.wrappers import unwrap
 from mae_ast.core.models.ast import Ast
-from mae_ast.core.models.config_ast import AstConfig
-from mae_ast.core.models.config_ssast import SsastConfig
-from mae_ast.core.models.config_vit import VitConfig
+from mae_ast.core.models.config import AstConfig, SsastConfig, VitConfig
+from mae_ast.core.models.encoder import Vit
 from mae_ast.core.models.ssast import Ssast
-from mae_ast.core.models.vit import Vit
+from mae_ast.finetune.initialize import start_from
 from tests.core.vits import FRAME_TOKENS, SMALL, log_mel_like, with_random_weights
 
 HEADS = SMALL["encoder_attention_heads"]

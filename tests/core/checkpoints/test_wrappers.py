@@ -22,9 +22,7 @@ from mae_ast.core.checkpoints.reader import CheckpointError, fill, read_checkpoi
 from mae_ast.core.checkpoints.wrappers import unwrap
 from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.audio_mae import AudioMae
-from mae_ast.core.models.config_ast import AstConfig
-from mae_ast.core.models.config_audio_mae import AudioMaeConfig
-from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.config import AstConfig, AudioMaeConfig, SsastConfig
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.ssast import Ssast
 from tests.core.vits import FRAME_TOKENS, SMALL, with_random_weights

@@ -11,8 +11,7 @@ from torch import Tensor
 from mae_ast.core.frontend.collate import Batch, Clip, Collater, clip_generator, draw_start
 from mae_ast.core.frontend.fbank import fbank, num_frames, num_samples_of_frames
 from mae_ast.core.frontend.masking import MASK_TYPES, count_visible, retain_spans
-from mae_ast.core.models.config import MaeAstConfig
-from mae_ast.core.models.config_ssast import SsastConfig
+from mae_ast.core.models.config import MaeAstConfig, SsastConfig
 from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.ssast import Ssast

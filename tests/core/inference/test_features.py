@@ -18,12 +18,11 @@ from mae_ast.core.inference.windows import windows
 from mae_ast.core.io.audio import AudioError, read_audio, to_pcm16
 from mae_ast.core.io.decoding import audio_file
 from mae_ast.core.models.ast import Ast
-from mae_ast.core.models.config_ast import AstConfig
-from mae_ast.core.models.config_ssast import SsastConfig
-from mae_ast.core.models.encoder import Encoder
+from mae_ast.core.models.config import AstConfig, SsastConfig
+from mae_ast.core.models.encoder import Encoder, Vit
 from mae_ast.core.models.mae_ast import MaeAst
-from mae_ast.core.models.ssast import Ssast, finetuning_config
-from mae_ast.core.models.vit import Vit
+from mae_ast.core.models.ssast import Ssast
+from mae_ast.finetune.initialize import finetuning_config
 from tests.core.vits import FRAME_TOKENS, SMALL, with_random_weights
 from tests.sounds import speech_like
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae_ast.core.inference.whole_clips import LONGEST_S, clip_windows, mean_logits
-from mae_ast.core.models import classifier
+from mae_ast.core.inference import whole_clips
+from mae_ast.core.inference.whole_clips import LONGEST_S, clip_logits, clip_windows, mean_logits
 from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.classifier import Classifier, HeadConfig
-from mae_ast.core.models.config_ast import AstConfig
+from mae_ast.core.models.config import AstConfig
 from mae_ast.core.models.encoder import encoder_only
 from mae_ast.core.models.mae_ast import MaeAst
 from tests.core.vits import SMALL, with_random_weights
@@ -41,7 +41,7 @@ def test_the_mean_over_windows(model: Classifier, independent: bool) -> None:
     assert starts[2] + 126 * 160 + 240 <= len(wave) < starts[2] + 126 * 160 + 240 + 1_600
     alone = torch.cat([model(wave[None, start : start + 126 * 160 + 240]) for start in starts])
     expected = probabilities(alone, independent).mean(0, keepdim=True)
-    found = probabilities(model.clip_logits(wave[None], None, independent), independent)
+    found = probabilities(clip_logits(model, wave[None], None, independent), independent)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert (expected - probabilities(model(wave[None]), independent)).abs().max() > 1e-3
 
@@ -51,7 +51,7 @@ def test_a_sound_at_any_second_is_heard(model: Classifier, second: int) -> None:
     quiet = 1e-3 * torch.randn(1, 8 * 16_000)
     loud = quiet.clone()
     loud[:, second * 16_000 : (second + 1) * 16_000] += speech_like(16_000)
-    one, other = model.clip_logits(quiet), model.clip_logits(loud)
+    one, other = clip_logits(model, quiet), clip_logits(model, loud)
     assert (one.softmax(1) - other.softmax(1)).abs().max() > 1e-3
 
 
@@ -59,16 +59,16 @@ def test_a_sound_at_any_second_is_heard(model: Classifier, second: int) -> None:
 def test_a_batch_gives_what_each_clip_gives_alone(
     model: Classifier, independent: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(classifier, "BATCH_SAMPLES", 2 * WINDOW)  # at most 5 windows at a time
+    monkeypatch.setattr(whole_clips, "BATCH_SAMPLES", 2 * WINDOW)  # at most 5 windows at a time
     waves = [pcm16(speech_like(n, n)) for n in (3_000, 90_000, WINDOW + 1_400, WINDOW + 3_000, 700)]
     lengths = torch.tensor([len(wave) for wave in waves])
-    together = model.clip_logits(
-        torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), lengths, independent
+    together = clip_logits(
+        model, torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), lengths, independent
     )
     assert together.shape == (5, 5)
     together = probabilities(together, independent)
     for row, wave in enumerate(waves):
-        alone = model.clip_logits(wave[None], None, independent)
+        alone = clip_logits(model, wave[None], None, independent)
         expected = probabilities(alone, independent)[0]
         torch.testing.assert_close(together[row], expected, rtol=0, atol=1e-5)
 
@@ -76,7 +76,7 @@ def test_a_batch_gives_what_each_clip_gives_alone(
 def test_clips_that_fit_are_the_network_s_own(model: Classifier) -> None:
     source = torch.stack([speech_like(WINDOW + 1_400), speech_like(WINDOW + 1_400, 1)])
     lengths = torch.tensor([WINDOW + 1_400, 9_000])
-    assert torch.equal(model.clip_logits(source, lengths), model(source, lengths))
+    assert torch.equal(clip_logits(model, source, lengths), model(source, lengths))
 
 
 def test_windows_of_an_encoder_that_takes_any_length(small_config) -> None:

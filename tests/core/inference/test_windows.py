@@ -8,9 +8,8 @@ import torch
 from mae_ast.core.frontend.fbank import num_frames
 from mae_ast.core.inference.windows import Part, Window, states_of_parts, window_columns, windows
 from mae_ast.core.models.ast import Ast
-from mae_ast.core.models.config_ast import AstConfig
-from mae_ast.core.models.config_vit import VitConfig
-from mae_ast.core.models.vit import Vit
+from mae_ast.core.models.config import AstConfig, VitConfig
+from mae_ast.core.models.encoder import Vit
 from tests.core.vits import FRAME_TOKENS, SMALL, with_random_weights
 from tests.sounds import pcm16, speech_like
 

@@ -12,7 +12,7 @@ import soundfile
 from mae_ast.core.io.atomic import written_whole
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.manifest import Manifest, write_manifest
-from mae_ast.core.models.config_ast import AstConfig
+from mae_ast.core.models.config import AstConfig
 from mae_ast.evaluate import extract as extraction
 from mae_ast.hub import export
 from mae_ast.hub.download import download

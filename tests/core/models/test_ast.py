@@ -21,7 +21,7 @@ from mae_ast.core.checkpoints.hf_ast_config import (
 )
 from mae_ast.core.frontend.fbank import num_frames
 from mae_ast.core.models.ast import Ast
-from mae_ast.core.models.config_ast import AstConfig
+from mae_ast.core.models.config import AstConfig
 from mae_ast.core.models.encoder import encoder_only
 from tests.core.vits import SMALL, log_mel_like, with_random_weights
 from tests.sounds import pcm16, speech_like

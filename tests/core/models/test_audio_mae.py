@@ -16,10 +16,9 @@ from mae_ast.core.frontend.masking import random_mask, structured_mask
 from mae_ast.core.inference.reconstruct import reconstruct
 from mae_ast.core.models.audio_mae import AudioMae
 from mae_ast.core.models.classifier import Classifier, HeadConfig
-from mae_ast.core.models.config_audio_mae import SHIFTS, AudioMaeConfig
-from mae_ast.core.models.encoder import encoder_only
+from mae_ast.core.models.config import SHIFTS, AudioMaeConfig
+from mae_ast.core.models.encoder import Prediction, encoder_only
 from mae_ast.core.models.losses import reconstruction_loss
-from mae_ast.core.models.mae_ast import Prediction
 from tests.core.vits import (
     Clips,
     assert_padding_changes_nothing,

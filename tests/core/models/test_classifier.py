@@ -11,17 +11,15 @@ import torch
 from mae_ast.core.frontend.fbank import fbank
 from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.classifier import Classifier, HeadConfig
-from mae_ast.core.models.config import MaeAstConfig
-from mae_ast.core.models.config_ast import AstConfig
-from mae_ast.core.models.config_vit import VitConfig
+from mae_ast.core.models.config import AstConfig, MaeAstConfig, VitConfig
 from mae_ast.core.models.encoder import (
+    Vit,
     encoder_only,
     last_hidden_state,
     mark_weight_decay,
     set_dropout,
 )
 from mae_ast.core.models.mae_ast import MaeAst
-from mae_ast.core.models.vit import Vit
 from tests.core.vits import SMALL, with_random_weights
 
 Build = Callable[..., Classifier]

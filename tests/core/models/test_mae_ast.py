@@ -13,8 +13,9 @@ from torch.testing import assert_close
 from mae_ast.core.frontend.fbank import fbank, num_frames
 from mae_ast.core.frontend.masking import MaskIds, pad_mask_ids, random_mask
 from mae_ast.core.models.config import MaeAstConfig
+from mae_ast.core.models.encoder import Prediction
 from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
-from mae_ast.core.models.mae_ast import MaeAst, Prediction
+from mae_ast.core.models.mae_ast import MaeAst
 from tests.sounds import pcm16, speech_like
 
 KERNELS = [(16, 16), (2, 128), (8, 32), (4, 64)]  # frames, mel bins

@@ -13,16 +13,15 @@ from torch.testing import assert_close
 from torchaudio.compliance import kaldi
 
 from mae_ast.core.checkpoints.ast_release import write_ssast
-from mae_ast.core.checkpoints.timm import start_from, to_timm
+from mae_ast.core.checkpoints.timm import to_timm
 from mae_ast.core.frontend.fbank import fbank, fit_frames
 from mae_ast.core.frontend.masking import MaskIds, chunk_mask
 from mae_ast.core.frontend.patches import PatchShape
-from mae_ast.core.models.config_ssast import SsastConfig
-from mae_ast.core.models.encoder import encoder_only
+from mae_ast.core.models.config import SsastConfig
+from mae_ast.core.models.encoder import Prediction, Vit, encoder_only
 from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
-from mae_ast.core.models.mae_ast import Prediction
-from mae_ast.core.models.ssast import Ssast, finetuning_config
-from mae_ast.core.models.vit import Vit
+from mae_ast.core.models.ssast import Ssast
+from mae_ast.finetune.initialize import finetuning_config, start_from
 from tests.core.vits import (
     FRAME_TOKENS,
     SMALL,

@@ -1,11 +1,26 @@
-"""Errors that a person can read."""
+"""Console: progress bars and one-line errors."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+def bar(what: str, unit: str) -> Callable[[Iterable[T], int], Iterable[T]]:
+    """A function that shows progress while its argument is iterated over."""
+
+    def wrap(items: Iterable[T], total: int) -> Iterable[T]:
+        wrapped: Iterable[T] = tqdm(items, total=total, desc=what, unit=unit)
+        return wrapped
+
+    return wrap
 
 
 @contextmanager
