@@ -64,7 +64,7 @@ def training_step(system: str, precision: str) -> Callable[[], float]:
     torch.manual_seed(0)
     keep_freed_memory()  # as training does on a CPU
     config = dataclasses.replace(SYSTEMS[system], precision=precision)
-    model = registry.SYSTEMS[registry.name_of(config)].network(config).train()
+    model = registry.SYSTEMS[registry.system_name(config)].network(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     source = torch.randn(BATCH, FRAMES, 128)
     loss_of = supervised_loss if system == "AST" else masked_loss

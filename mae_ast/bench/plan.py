@@ -29,7 +29,7 @@ from mae_ast.core.frontend.fbank import num_samples_of_frames
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.io.plural import plural
-from mae_ast.core.models.registry import SYSTEMS, config_from, name_of
+from mae_ast.core.models.registry import SYSTEMS, parse_config, system_name
 from mae_ast.data.pretraining_dataset import PretrainingDataset
 from mae_ast.plugin import register
 from mae_ast.trainer.command import train_command
@@ -159,7 +159,7 @@ def make_plan(settings: Any, manifest: Path, gpus: int) -> Plan:
         FileNotFoundError, ValueError: a manifest or settings that training would refuse.
     """
     task, data = settings.task, settings.dataset
-    config = config_from(settings.model)
+    config = parse_config(settings.model)
     config.validate(task.mask_type)
     rows = Manifest.read(manifest)
     rows.probe_rates(bar("reading sample rates", "file"))
@@ -249,7 +249,7 @@ def _updates(optimization: Any, updates_an_epoch: int) -> int:
 
 def _num_parameters(config: Any) -> int:
     with torch.device("meta"):
-        network = SYSTEMS[name_of(config)].network(config)
+        network = SYSTEMS[system_name(config)].network(config)
     return sum(p.numel() for p in network.parameters())
 
 

@@ -17,7 +17,7 @@ from mae_ast.bench.machine import commit, hardware, slug, versions
 from mae_ast.bench.parts import PARTS
 from mae_ast.bench.setting import Part, Row, Setting
 from mae_ast.bench.suite import Measured, is_complete
-from mae_ast.core.io.atomic import written_whole
+from mae_ast.core.io.atomic import atomic_write
 from mae_ast.core.io.plural import plural
 
 RESULTS_FILE, TABLE_FILE, PICTURE_FILE = "results.json", "results.md", "lengths.png"
@@ -68,11 +68,11 @@ def write_results(
     }
     rows = parts.get("lengths", {}).get("rows", [])
     if any("error" not in row for row in rows):
-        with written_whole(folder / PICTURE_FILE) as part:
+        with atomic_write(folder / PICTURE_FILE) as part:
             lengths_figure(rows).savefig(part, dpi=100, format="png")
-    with written_whole(folder / TABLE_FILE) as part:
+    with atomic_write(folder / TABLE_FILE) as part:
         part.write_text(tables(results), encoding="utf-8")
-    with written_whole(folder / RESULTS_FILE) as part:
+    with atomic_write(folder / RESULTS_FILE) as part:
         part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return results
 

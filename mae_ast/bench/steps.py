@@ -25,7 +25,7 @@ from mae_ast.core.frontend.fbank import fbank, num_frames
 from mae_ast.core.frontend.masking import MaskIds, mask_strategy
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
-from mae_ast.core.models.registry import SYSTEMS, config_from, name_of
+from mae_ast.core.models.registry import SYSTEMS, parse_config, system_name
 from mae_ast.core.nn.precision import has_bfloat16_units
 from mae_ast.trainer.command import config_dir
 from mae_ast.trainer.malloc import keep_freed_memory
@@ -155,7 +155,7 @@ class _Training:
 def _prepare(case: Case, config: Any, setting: Setting) -> _Training:
     torch.manual_seed(0)
     device, batch = setting.device, case["batch"]
-    model = SYSTEMS[name_of(config)].network(config).to(device).train()
+    model = SYSTEMS[system_name(config)].network(config).to(device).train()
     num_samples = _num_samples(case)
     waveforms = torch.randint(-8000, 8000, (batch, num_samples), dtype=torch.int16)
     source = waveforms.to(device) if setting.is_gpu else fbank(waveforms)
@@ -203,7 +203,7 @@ def _measure_step(case: Case, setting: Setting) -> Row:
     return {
         **case,
         **summary(taken),
-        "system": name_of(config),
+        "system": system_name(config),
         "config": dataclasses.asdict(config),
         "precision": "bfloat16" if bfloat16 else "float32",
         "clips_per_s": batch / step_s,
@@ -239,7 +239,7 @@ def build_config(preset: str, model: dict[str, Any], setting: Setting) -> Any:
     for key, value in values.items():
         if key in fields and fields[key].type is float:
             values[key] = float(value)  # YAML 1.1 reads 1e-06 as text
-    return config_from({"_name": system, **values})
+    return parse_config({"_name": system, **values})
 
 
 def preset_of(name: str) -> dict[str, Any]:

@@ -42,14 +42,14 @@ def probe(
     from mae_ast.cli.device import place
     from mae_ast.console import bar
     from mae_ast.evaluate import probe as probing
-    from mae_ast.evaluate.probe_data import alike, read_labelled
+    from mae_ast.evaluate.probe_data import match_classes, read_labelled
 
     try:
         chosen = [int(layer) for layer in layers.split(",")] if layers else None
         pattern = re.compile(group)
     except (ValueError, re.error) as error:
         raise ValueError(f"--layers {layers!r} --group {group!r}: {error}") from error
-    train, tested = alike(
+    train, tested = match_classes(
         read_labelled(manifest, pattern),
         read_labelled(test or manifest.parent / "valid.tsv", pattern),
     )

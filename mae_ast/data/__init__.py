@@ -1,1 +1,1 @@
-"""fairseq datasets."""
+"""fairseq data sets: clips of a manifest, for pretraining and for classification."""

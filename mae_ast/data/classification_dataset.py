@@ -21,7 +21,7 @@ from mae_ast.data.audio_clips import AudioClips
 from mae_ast.data.bad_files import BadFile, FilesRead
 
 # What a generator is for; those of a clip's second and later turns in an epoch come after these.
-_FOR_CROPS, _FOR_MIXING, _FOR_VARYING, _FOR_HIDING, _NUM_PURPOSES = range(5)
+_FOR_CROPS, _FOR_MIXING, _FOR_AUGMENTATION, _FOR_HIDING, _NUM_PURPOSES = range(5)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class ClassificationDataset(AudioClips):
         hidden, visible_ids = torch.zeros(2, 2, dtype=torch.int64), None
         if self.shuffle:
             samples, target = self._mixed(samples, target, generator(_FOR_MIXING))
-            samples = self.augmentation.vary(samples, generator(_FOR_VARYING))
+            samples = self.augmentation.augment(samples, generator(_FOR_AUGMENTATION))
             frames = num_frames(len(samples))
             for_hiding = generator(_FOR_HIDING)
             hidden = self.augmentation.draw_hidden(frames, for_hiding)

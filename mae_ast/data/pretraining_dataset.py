@@ -14,7 +14,7 @@ from mae_ast.core.io.manifest import Manifest
 from mae_ast.data.audio_clips import AudioClips
 from mae_ast.data.bad_files import BadFile, FilesRead
 
-_FOR_VARYING = 2  # what a generator is for, beside those of a Clip
+_FOR_AUGMENTATION = 2  # what a generator is for, beside those of a Clip
 
 
 class PretrainingDataset(AudioClips):
@@ -53,7 +53,7 @@ class PretrainingDataset(AudioClips):
         if isinstance(samples, BadFile):
             return samples
         if self.roll_mag:
-            generator = clip_generator(self.seed, self.epoch, clip.id, _FOR_VARYING)
+            generator = clip_generator(self.seed, self.epoch, clip.id, _FOR_AUGMENTATION)
             samples = roll_and_scale(samples, generator)
         return dataclasses.replace(clip, samples=samples)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mae_ast.core.io.atomic import written_whole
+from mae_ast.core.io.atomic import atomic_write
 
 Figures = dict[str, Any]
 
@@ -41,5 +41,5 @@ def kept(
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Indented, whole or not at all."""
-    with written_whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

@@ -34,9 +34,7 @@ STARTS = {
 
 
 def probe_words(model: Pretrained, corpus: Path) -> Figures:
-    """Linear probe and nearest neighbours: a :class:`~mae_ast.evaluate.probe.ProbeScore` by
-    kind.
-    """
+    """Evaluate features with a linear probe and k-NN: a ``ProbeScore`` as a dict by kind."""
     scores = probe.probe(
         model,
         _labelled(corpus, "train"),

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mae_ast.core.io.atomic import held, written_whole
+from mae_ast.core.io.atomic import atomic_write, file_lock
 from mae_ast.core.io.manifest import Manifest, ManifestError, Progress
 from mae_ast.core.io.plural import plural
-from mae_ast.evaluate.read_clips import read_usable
+from mae_ast.evaluate.read_clips import read_or_skip
 from mae_ast.hub.load import Pretrained
 
 BATCH_SAMPLES = 16_000 * 640  # audio whose features are in memory at a time
@@ -107,7 +107,7 @@ def extract(
     files = _Files(out, name, description)
     if files.are_complete():
         return done, files.num_bad()
-    with held(done), files, ThreadPoolExecutor(READERS) as pool:
+    with file_lock(done), files, ThreadPoolExecutor(READERS) as pool:
         left = rows[files.num_clips :]
         batches = _in_batches(_read_ahead(pool, manifest, left, model.patch_shape.min_samples))
 
@@ -156,7 +156,7 @@ def _read_ahead(
     """Samples of each clip; ``None`` for one that cannot be used."""
     waiting: deque[Future[Tensor | None]] = deque()
     for row in rows:
-        waiting.append(pool.submit(read_usable, manifest, row, min_samples))
+        waiting.append(pool.submit(read_or_skip, manifest, row, min_samples))
         if len(waiting) > 2 * READERS:
             yield waiting.popleft().result()
     for samples in waiting:
@@ -225,7 +225,7 @@ class _Files:
 
     def __enter__(self) -> _Files:
         if not self._description.exists():
-            with written_whole(self._description) as part:
+            with atomic_write(self._description) as part:
                 part.write_text(json.dumps(self._wanted, indent=1), encoding="utf-8")
         text = self._len_part.read_text() if self._len_part.exists() else ""
         whole = text[: text.rfind("\n") + 1]
@@ -238,7 +238,7 @@ class _Files:
         self._data.truncate(_HEADER_BYTES + rows * self._row_bytes)
         self._data.seek(0, os.SEEK_END)
         if whole != text:
-            with written_whole(self._len_part) as part:
+            with atomic_write(self._len_part) as part:
                 part.write_text(whole)
         self._lines = self._len_part.open("a")
         return self

@@ -29,7 +29,7 @@ from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.io.plural import plural
 from mae_ast.core.models.encoder import Encoder
 from mae_ast.evaluate.probe import ProbeData, rank_me, score
-from mae_ast.evaluate.probe_data import alike, read_labelled
+from mae_ast.evaluate.probe_data import match_classes, read_labelled
 
 logger = logging.getLogger("health")
 
@@ -44,7 +44,7 @@ Embed = Callable[[list[Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
-class HealthCheck:
+class FeatureMonitor:
     """What is looked at, always the same.
 
     Args:
@@ -56,7 +56,7 @@ class HealthCheck:
     probe: tuple[ProbeData, ProbeData] | None
 
     @classmethod
-    def read(cls, clips: Path, labelled: Path | None, num_clips: int) -> HealthCheck:
+    def read(cls, clips: Path, labelled: Path | None, num_clips: int) -> FeatureMonitor:
         """Read manifests and labels.
 
         Args:
@@ -78,7 +78,7 @@ class HealthCheck:
             return cls(manifest, None)
         train, test = (
             data.take(_spread(len(data.targets), num_clips))
-            for data in alike(
+            for data in match_classes(
                 read_labelled(labelled / "train.tsv"), read_labelled(labelled / "valid.tsv")
             )
         )
@@ -90,7 +90,7 @@ class HealthCheck:
             )
         return cls(manifest, (train, test))
 
-    def figures(self, model: Encoder) -> dict[str, float]:
+    def metrics(self, model: Encoder) -> dict[str, float]:
         """Figures of a model's features, means over time.
 
         Returns:
@@ -114,7 +114,7 @@ class HealthCheck:
             left_out += left_out_here
         return found | {"left_out": left_out}
 
-    def log_mel_figures(self, model: Encoder) -> dict[str, float]:
+    def log_mel_metrics(self, model: Encoder) -> dict[str, float]:
         """``linear_...`` and ``knn_...`` of the baseline, the same clips' mean log-mel.
 
         Empty without a probe.
@@ -146,7 +146,7 @@ class HealthCheck:
         }, left_out
 
 
-class HealthMonitor:
+class PeriodicMonitor:
     """Every so many updates, figures into log and TensorBoard.
 
     Args:
@@ -155,7 +155,7 @@ class HealthMonitor:
         logdir: TensorBoard's folder; ``None``: the log only.
     """
 
-    def __init__(self, check: HealthCheck, interval: int, logdir: str | None) -> None:
+    def __init__(self, check: FeatureMonitor, interval: int, logdir: str | None) -> None:
         self.check = check
         self.interval = interval
         self._logdir = logdir
@@ -174,9 +174,9 @@ class HealthMonitor:
         self._last = num_updates
         begin = time.monotonic()
         try:
-            found = self.check.figures(model)
+            found = self.check.metrics(model)
             if self._log_mel is None:
-                self._log_mel = self.check.log_mel_figures(model)
+                self._log_mel = self.check.log_mel_metrics(model)
         except (ValueError, OSError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             logger.warning(f"no figures after update {num_updates}: {reason}")

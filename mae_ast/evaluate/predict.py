@@ -16,7 +16,7 @@ from mae_ast.core.io.audio import SAMPLE_RATE, AudioError
 from mae_ast.core.io.manifest import Manifest, Progress
 from mae_ast.core.io.plural import plural
 from mae_ast.core.io.recordings import Waveform, path_of, read_recording
-from mae_ast.evaluate.read_clips import check_length, read_usable
+from mae_ast.evaluate.read_clips import check_length, read_or_skip
 from mae_ast.finetune.checkpoint import FineTuned
 
 READERS = 2  # files decoded at a time
@@ -102,7 +102,7 @@ def _batches(
     least = _least(classifier)
 
     def read(row: int) -> Tensor | None:
-        return read_usable(manifest, row, least)
+        return read_or_skip(manifest, row, least)
 
     with ThreadPoolExecutor(READERS) as pool:
         rows: list[int] = []

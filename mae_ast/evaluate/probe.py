@@ -30,7 +30,7 @@ from mae_ast.core.io.audio import read_long_audio
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.manifest import Manifest, Progress
 from mae_ast.core.io.plural import plural
-from mae_ast.evaluate.read_clips import read_usable
+from mae_ast.evaluate.read_clips import read_or_skip
 from mae_ast.hub.load import Pretrained
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # C of scikit-learn: the weaker, the more regularisation
@@ -144,7 +144,7 @@ def embed(
     used: list[int] = []
     for start in starts if progress is None else progress(starts, len(starts)):
         rows = range(start, min(start + BATCH_CLIPS, len(manifest)))
-        read = {row: read_usable(manifest, row, model.patch_shape.min_samples) for row in rows}
+        read = {row: read_or_skip(manifest, row, model.patch_shape.min_samples) for row in rows}
         clips = {row: clip for row, clip in read.items() if clip is not None}
         if not clips:
             continue

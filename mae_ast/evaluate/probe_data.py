@@ -36,7 +36,7 @@ def read_labelled(path: Path, group: re.Pattern[str] | None = None) -> ProbeData
     return ProbeData(manifest, targets, groups, labels)
 
 
-def alike(one: ProbeData, other: ProbeData) -> tuple[ProbeData, ProbeData]:
+def match_classes(one: ProbeData, other: ProbeData) -> tuple[ProbeData, ProbeData]:
     """Two sets of clips of the same classes; if clips of one have several, so may the other's.
 
     Raises:

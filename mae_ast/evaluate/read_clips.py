@@ -12,7 +12,7 @@ from mae_ast.core.io.manifest import Manifest
 logger = logging.getLogger(__name__)
 
 
-def read_usable(manifest: Manifest, row: int, min_samples: int) -> Tensor | None:
+def read_or_skip(manifest: Manifest, row: int, min_samples: int) -> Tensor | None:
     """Read all of a clip, (L,) int16 at 16 kHz.
 
     Returns:

@@ -31,7 +31,7 @@ from mae_ast.core.io.near_files import suggestion
 from mae_ast.core.io.plural import plural
 from mae_ast.core.models.classifier import Classifier, HeadConfig, to_scores
 from mae_ast.core.models.encoder import Encoder, encoder_only
-from mae_ast.core.models.registry import SYSTEMS, name_of
+from mae_ast.core.models.registry import SYSTEMS, system_name
 from mae_ast.finetune.averaging import average
 from mae_ast.hub.load import PretrainedAst, load
 
@@ -80,7 +80,7 @@ def encoder_of(source: str, random_weights: bool = False) -> Encoder:
     found: Encoder = encoder_only(load(source))
     if not random_weights:
         return found
-    fresh: Encoder = encoder_only(SYSTEMS[name_of(found.config)].network(found.config))
+    fresh: Encoder = encoder_only(SYSTEMS[system_name(found.config)].network(found.config))
     fresh.batch_norm.load_state_dict(found.batch_norm.state_dict())
     return fresh
 

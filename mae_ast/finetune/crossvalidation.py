@@ -18,11 +18,11 @@ import numpy as np
 
 from mae_ast.core.checkpoints.reader import RUN_FILE, read_state
 from mae_ast.core.checkpoints.run_files import latest
-from mae_ast.core.io.atomic import held, written_whole
+from mae_ast.core.io.atomic import atomic_write, file_lock
 from mae_ast.core.io.labels import LABELS_FILE
 from mae_ast.core.io.plural import plural
 from mae_ast.trainer import sweep
-from mae_ast.trainer.resume_guard import hold_to
+from mae_ast.trainer.resume_guard import assert_same_run
 
 HELD_OUT = "valid"
 FILES_OF_A_FOLD = (LABELS_FILE, "train.tsv", "train.lbl", f"{HELD_OUT}.tsv", f"{HELD_OUT}.lbl")
@@ -129,8 +129,8 @@ def working_in(out: Path, settings: dict[str, Any]) -> Iterator[int]:
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out / SETTINGS_FILE
-    with held(path) as lock:
-        hold_to(path, settings, any(out.glob("*/checkpoints/*.pt")))
+    with file_lock(path) as lock:
+        assert_same_run(path, settings, any(out.glob("*/checkpoints/*.pt")))
         yield lock
 
 
@@ -152,7 +152,7 @@ def table(scores: Sequence[FoldScore], measure: str) -> str:
 def write_scores(path: Path, scores: Sequence[FoldScore], measure: str) -> None:
     """The same as CSV: a row for each fold, then mean and standard deviation."""
     clips = sum(each.clips for each in scores)
-    with written_whole(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("fold", "clips", measure))
         writer.writerows((each.fold, each.clips, f"{each.score:.4f}") for each in scores)

@@ -24,7 +24,7 @@ from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.audio_mae import AudioMae
 from mae_ast.core.models.config import AstConfig, VitConfig
 from mae_ast.core.models.encoder import PARTS, Encoder, Vit, encoder_only
-from mae_ast.core.models.registry import SYSTEMS, name_of
+from mae_ast.core.models.registry import SYSTEMS, system_name
 from mae_ast.core.models.ssast import FINETUNING_STRIDES, Ssast
 from mae_ast.finetune.checkpoint import encoder_of
 from mae_ast.hub.offline import cache_if_unreachable, offline_advice
@@ -94,14 +94,14 @@ def finetuning_view(encoder: Encoder, overlap: bool, frames: int | None) -> Enco
     if not isinstance(encoder, Vit):
         raise ValueError(
             f"model.overlap={str(overlap).lower()} and model.input_frames={frames} are for SSAST, "
-            f"AST and Audio-MAE; {name_of(encoder.config)} keeps its patches and positions: false "
-            "and null"
+            f"AST and Audio-MAE; {system_name(encoder.config)} keeps its patches and positions: "
+            "false and null"
         )
     found = dataclasses.asdict(finetuning_config(encoder.config, frames, overlap))
     # Of SSAST, what pretraining adds has no use where patches overlap.
-    kind = VitConfig if isinstance(encoder, Ssast) else SYSTEMS[name_of(encoder.config)].config
+    kind = VitConfig if isinstance(encoder, Ssast) else SYSTEMS[system_name(encoder.config)].config
     config = kind.from_mapping({**dataclasses.asdict(encoder.config), **found})
-    view: Vit = encoder_only(SYSTEMS[name_of(config)].network(config))
+    view: Vit = encoder_only(SYSTEMS[system_name(config)].network(config))
     start_from(view, encoder)
     return view
 
@@ -114,8 +114,8 @@ def _weights_for(config: AstConfig, source: str, random_weights: bool) -> tuple[
     pretrained = encoder_of(source)
     if not isinstance(pretrained, Vit):
         raise ValueError(
-            f"model.checkpoint={source} is of kind {name_of(pretrained.config)!r}; AST starts from "
-            "a ViT: SSAST, AST or timm's. For others there is model._name=mae_ast_classifier"
+            f"model.checkpoint={source} is of kind {system_name(pretrained.config)!r}; AST starts "
+            "from a ViT: SSAST, AST or timm's. For others there is model._name=mae_ast_classifier"
         )
     statistics = {key: getattr(pretrained.config, key) for key in ("input_mean", "input_std")}
     config = dataclasses.replace(config, **statistics)

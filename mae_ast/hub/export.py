@@ -25,7 +25,7 @@ from mae_ast.core.checkpoints.mae_ast_release import to_released
 from mae_ast.core.checkpoints.reader import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE
 from mae_ast.core.checkpoints.wrappers import unwrap
 from mae_ast.core.frontend.fbank import NUM_MEL_BINS
-from mae_ast.core.models.registry import name_of
+from mae_ast.core.models.registry import system_name
 from mae_ast.core.nn.positions import sinusoidal_positions
 from mae_ast.hub.load import (
     ENCODER_ALONE,
@@ -102,7 +102,9 @@ def to_hugging_face(model: Pretrained, path: Path, overwrite: bool = False) -> N
         ValueError: theirs has no such model.
     """
     if not isinstance(model, PretrainedAst):
-        raise ValueError(f"a model of kind {name_of(model.config)!r}; transformers' AST is 'ast'")
+        raise ValueError(
+            f"a model of kind {system_name(model.config)!r}; transformers' AST is 'ast'"
+        )
     if model.encoder_only:
         raise ValueError(ENCODER_ALONE)
     mean, std = _statistics(model)  # fine-tuning may have set others than the configuration has
@@ -140,7 +142,7 @@ def to_onnx(model: Pretrained, path: Path, overwrite: bool = False) -> float:
     """
     if not isinstance(model, PretrainedMaeAst):
         raise ValueError(
-            f"a model of kind {name_of(model.config)!r}; ONNX files are written of 'mae_ast' only"
+            f"a model of kind {system_name(model.config)!r}; only 'mae_ast' can be exported to ONNX"
         )
     if any(find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")):
         raise ValueError("an ONNX file needs more packages: pip install 'mae-ast[onnx]'")
@@ -222,7 +224,7 @@ def _released_state(model: Pretrained) -> dict[str, Any]:
         return ast_release.write_ast(model.config, weights)
     if isinstance(model, PretrainedAudioMae):
         return dict(audio_mae_release.write_audio_mae(model.config, weights))
-    raise ValueError(f"a model of kind {name_of(model.config)!r} has no released layout")
+    raise ValueError(f"a model of kind {system_name(model.config)!r} has no released layout")
 
 
 def _untold(model: Pretrained, state: dict[str, Any]) -> dict[str, Any]:

@@ -16,16 +16,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mae_ast.core.checkpoints import reader
-from mae_ast.core.checkpoints.reader import Checkpoint, fill, read_checkpoint
+from mae_ast.core.checkpoints.reader import Checkpoint, load_weights, read_checkpoint
 from mae_ast.core.inference import features
-from mae_ast.core.io.atomic import written_whole
+from mae_ast.core.io.atomic import atomic_write
 from mae_ast.core.io.near_files import near_names, suggestion
 from mae_ast.core.models import encoder
 from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.audio_mae import AudioMae
 from mae_ast.core.models.encoder import Encoder, Vit
 from mae_ast.core.models.mae_ast import MaeAst
-from mae_ast.core.models.registry import name_of
+from mae_ast.core.models.registry import system_name
 from mae_ast.core.models.ssast import Ssast
 from mae_ast.hub.download import cache_folder, download, name_from_url
 from mae_ast.hub.model_card import TEMPLATE, card_fields
@@ -169,7 +169,7 @@ def write_safetensors(weights: Mapping[str, Tensor], path: Path) -> None:
     Raises:
         OSError: it could not be written.
     """
-    with written_whole(path) as part:
+    with atomic_write(path) as part:
         save_file(dict(weights), part, {"format": "pt"})
 
 
@@ -233,7 +233,7 @@ def load_masked(source: str | os.PathLike[str]) -> PretrainedMasked:
     if not isinstance(model, PretrainedMasked):
         kinds = [name for name, kind in CLASSES.items() if issubclass(kind, PretrainedMasked)]
         raise ValueError(
-            f"{os.fspath(source)}: a model of kind {name_of(model.config)!r} rebuilds nothing; "
+            f"{os.fspath(source)}: a model of kind {system_name(model.config)!r} rebuilds nothing; "
             f"{', '.join(map(repr, kinds))} do"
         )
     if model.encoder_only:
@@ -248,9 +248,9 @@ def from_file(path: str | os.PathLike[str]) -> Pretrained:
 
 def from_checkpoint(found: Checkpoint, path: str | os.PathLike[str]) -> Pretrained:
     """A model of what was read from ``path``."""
-    kind = CLASSES[name_of(found.config)]
+    kind = CLASSES[system_name(found.config)]
     empty = kind(found.config, found.mask_type, found.labels, found.encoder_only, found.independent)
-    model: Pretrained = fill(empty, found, path)
+    model: Pretrained = load_weights(empty, found, path)
     model.precision = "float32"  # features that are alike on every machine
     return model
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mae_ast.core.io.plural import plural
-from mae_ast.core.models.registry import name_of
+from mae_ast.core.models.registry import system_name
 
 TITLES = {
     "mae_ast": "MAE-AST",
@@ -51,7 +51,7 @@ Recordings of any length, sample rate and number of channels are accepted.
 def card_fields(model: Any) -> dict[str, Any]:
     """Return the fields of :data:`TEMPLATE` for a :class:`mae_ast.hub.load.HubModel`."""
     config = model.config
-    name = name_of(config)
+    name = system_name(config)
     num_classes = 0 if model.encoder_only else getattr(config, "num_classes", 0)
     kind = "classifies audio" if num_classes else "extracts features of audio"
     return {

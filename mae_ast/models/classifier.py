@@ -14,7 +14,7 @@ from mae_ast.console import user_errors
 from mae_ast.core.inference.whole_clips import clip_logits
 from mae_ast.core.models.classifier import Classifier, HeadConfig
 from mae_ast.core.models.encoder import Encoder, set_dropout
-from mae_ast.core.models.registry import name_of
+from mae_ast.core.models.registry import system_name
 from mae_ast.core.nn.precision import PRECISIONS
 from mae_ast.finetune.checkpoint import encoder_of
 from mae_ast.finetune.initialize import finetuning_view
@@ -114,7 +114,7 @@ class FairseqClassifier(Classifier, NamedWeights):
         model = cls(encoder, config.encoder_embed_dim, head, cfg.freeze_encoder)
         set_compute(model, cfg)
         model.scale_learning_rates(cfg.layer_decay, cfg.head_lr_scale)
-        model.system, model.encoder_fields = name_of(config), dataclasses.asdict(config)
+        model.system, model.encoder_fields = system_name(config), dataclasses.asdict(config)
         return model
 
     def clip_logits(

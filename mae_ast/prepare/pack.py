@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mae_ast.core.io.archive import ArchiveError, Member, check_member
-from mae_ast.core.io.atomic import held, written_whole
+from mae_ast.core.io.atomic import atomic_write, file_lock
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError
 from mae_ast.core.io.labels import LABELS_FILE, LabelError
 from mae_ast.core.io.manifest import Manifest, ManifestError, Progress, write_manifest
@@ -105,7 +105,7 @@ def pack(
     shards = Shards(out, manifest.path.stem, shard_bytes, _description(manifest, transcode))
     left_out = out / f"{manifest.path.stem}.left_out.txt"
     if not shards.are_complete():
-        with held(shards.manifest), shards, ThreadPoolExecutor(jobs) as pool:
+        with file_lock(shards.manifest), shards, ThreadPoolExecutor(jobs) as pool:
             left = range(shards.num_rows, len(manifest))
             files = _ahead(pool, lambda row: _file(manifest, row, out, transcode), left, jobs)
 
@@ -235,7 +235,7 @@ def _write_lists(manifest: Manifest, shards: Shards, left_out: Path) -> None:
             f"{manifest.audio_path(0)}: {first.problem}"
         )
     if num_left < len(manifest):
-        with written_whole(left_out) as part, part.open("wb") as file:
+        with atomic_write(left_out) as part, part.open("wb") as file:
             for number, row in enumerate(shards.rows()):
                 if not row.member:
                     line = f"{manifest.audio_path(number)}\t{row.problem}\n"
@@ -243,12 +243,12 @@ def _write_lists(manifest: Manifest, shards: Shards, left_out: Path) -> None:
     labels, classes = manifest.path.with_suffix(".lbl"), manifest.path.with_name(LABELS_FILE)
     if labels.is_file():
         kept = shards.manifest.with_suffix(".lbl")
-        with written_whole(kept) as part, part.open("wb") as file, labels.open("rb") as lines:
+        with atomic_write(kept) as part, part.open("wb") as file, labels.open("rb") as lines:
             file.writelines(
                 line for line, row in zip(lines, shards.rows(), strict=True) if row.member
             )
     if classes.is_file():
-        with written_whole(shards.manifest.with_name(LABELS_FILE)) as part:
+        with atomic_write(shards.manifest.with_name(LABELS_FILE)) as part:
             shutil.copyfile(classes, part)
     packed = ((row.member, row.length, row.sample_rate) for row in shards.rows() if row.member)
     write_manifest(shards.manifest, ".", packed)

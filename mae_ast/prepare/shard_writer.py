@@ -27,7 +27,7 @@ from mae_ast.core.io.archive import (
     close_archives,
     tar_header,
 )
-from mae_ast.core.io.atomic import written_whole
+from mae_ast.core.io.atomic import atomic_write
 
 _LEFT_OUT = "-"  # where else a line has its shard
 
@@ -110,12 +110,12 @@ class Shards:
 
     def __enter__(self) -> Shards:
         if not self._description.exists():
-            with written_whole(self._description) as part:
+            with atomic_write(self._description) as part:
                 part.write_text(json.dumps(self._wanted, indent=1), encoding="utf-8")
         close_archives()  # this process may have read others of these names
         lines = self._whole_lines()
         self.num_rows = len(lines)
-        with written_whole(self._journal_path) as part:
+        with atomic_write(self._journal_path) as part:
             part.write_bytes(b"".join(lines))
         self._journal = self._journal_path.open("ab")
         self._open_shard()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mae_ast.core.io.atomic import written_whole
+from mae_ast.core.io.atomic import atomic_write
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def whole_files() -> Iterator[None]:
         if not isinstance(file, (str, os.PathLike)):
             save(state, file, *args, **kwargs)
             return
-        with written_whole(Path(file)) as part:
+        with atomic_write(Path(file)) as part:
             try:
                 save(state, part, *args, **kwargs)
             except RuntimeError as error:  # as torch calls a full disk

@@ -21,7 +21,7 @@ import torch
 import yaml
 
 import mae_ast
-from mae_ast.core.io.atomic import written_whole
+from mae_ast.core.io.atomic import atomic_write
 from mae_ast.superb.environment import bridged, command_line, whole_files
 from mae_ast.superb.tasks import TASKS, Task
 
@@ -113,7 +113,7 @@ def run(
         task.prepare(config["downstream_expert"]["datarc"], out, mode == "train")
         if mode == "train":
             out.mkdir(parents=True, exist_ok=True)
-            with written_whole(out / NOTE) as part:
+            with atomic_write(out / NOTE) as part:
                 part.write_text(json.dumps({**note, "override": given}, indent=1))
         main()
 

@@ -25,7 +25,7 @@ from mae_ast.evaluate.plots import reconstruction_figure, to_array
 from mae_ast.tasks.audio_task import AudioTask, AudioTaskConfig, absolute
 
 if TYPE_CHECKING:
-    from mae_ast.evaluate.feature_monitor import HealthMonitor
+    from mae_ast.evaluate.feature_monitor import PeriodicMonitor
 
 logger = logging.getLogger(__name__)
 
@@ -156,20 +156,20 @@ class MaeAstPretrainingTask(AudioTask):
         if self._health is not None:
             self._health.after_update(model, num_updates)
 
-    def _health_monitor(self, cfg: MaeAstPretrainingConfig) -> "HealthMonitor | None":
+    def _health_monitor(self, cfg: MaeAstPretrainingConfig) -> "PeriodicMonitor | None":
         if cfg.probe_interval_updates < 0:
             raise ValueError(f"task.probe_interval_updates={cfg.probe_interval_updates}; 0: never")
         if cfg.probe_interval_updates == 0:
             return None
         from mae_ast.evaluate.feature_monitor import (  # scikit-learn takes its time
-            HealthCheck,
-            HealthMonitor,
+            FeatureMonitor,
+            PeriodicMonitor,
         )
 
         clips = self.folder / f"{cfg.valid_subset.split(',')[0]}.tsv"
         labelled = None if cfg.probe_data is None else absolute(cfg.probe_data)
-        check = HealthCheck.read(clips, labelled, cfg.probe_clips)
-        return HealthMonitor(check, cfg.probe_interval_updates, cfg.tensorboard_logdir)
+        check = FeatureMonitor.read(clips, labelled, cfg.probe_clips)
+        return PeriodicMonitor(check, cfg.probe_interval_updates, cfg.tensorboard_logdir)
 
     def _fbank_in_workers(self) -> bool:
         if self.cfg.fbank == "auto":

@@ -8,18 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mae_ast.core.io.atomic import written_whole
+from mae_ast.core.io.atomic import atomic_write
 
 _PENDING = "MAE_AST_RUN_NOTE"  # environment variable: a note for the process that trains
 
 
 def check_and_defer(note: Path, settings: Mapping[str, Any], has_begun: bool) -> None:
-    """As :func:`hold_to`, but the process that replaces this one writes the note.
+    """As :func:`assert_same_run`, but the process that replaces this one writes the note.
 
     It does so once the run is known to be able to start (:func:`write_pending`).
     """
     if has_begun and note.is_file():
-        hold_to(note, settings, has_begun)
+        assert_same_run(note, settings, has_begun)
     else:
         os.environ[_PENDING] = json.dumps([str(note.absolute()), dict(settings)])
 
@@ -28,10 +28,10 @@ def write_pending() -> None:
     """Write the note that was deferred, if any."""
     if pending := os.environ.pop(_PENDING, None):
         note, settings = json.loads(pending)
-        hold_to(Path(note), settings, has_begun=False)
+        assert_same_run(Path(note), settings, has_begun=False)
 
 
-def hold_to(note: Path, settings: Mapping[str, Any], has_begun: bool) -> None:
+def assert_same_run(note: Path, settings: Mapping[str, Any], has_begun: bool) -> None:
     """Note what a run is begun with; once it has begun, refuse others.
 
     Args:
@@ -44,7 +44,7 @@ def hold_to(note: Path, settings: Mapping[str, Any], has_begun: bool) -> None:
     """
     if not has_begun or not note.is_file():
         note.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(note) as part:
+        with atomic_write(note) as part:
             part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         return
     try:

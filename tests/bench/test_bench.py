@@ -27,9 +27,9 @@ from mae_ast.cli.main import app
 from mae_ast.core.frontend.fbank import num_frames, num_samples_of_frames
 from mae_ast.core.frontend.masking import mask_strategy
 from mae_ast.core.models.config import AudioMaeConfig, MaeAstConfig, SsastConfig
-from mae_ast.core.models.registry import SYSTEMS, name_of
+from mae_ast.core.models.registry import SYSTEMS, system_name
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0}
 
 
@@ -89,7 +89,7 @@ def prepared(config, mask_type: str, frames: int, batch: int = 2):
     """A model, its input and masks, and the split of a clip's patches."""
     num_samples = num_samples_of_frames(frames)
     assert num_frames(num_samples) == frames
-    model = SYSTEMS[name_of(config)].network(config).train()
+    model = SYSTEMS[system_name(config)].network(config).train()
     grid = config.patch_shape.grid(frames)
     mask = mask_strategy(mask_type, config.mask_length)(batch, grid, config.random_mask_prob)
     return model, torch.randn(batch, frames, 128), mask, split(config, mask_type, num_samples)

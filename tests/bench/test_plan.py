@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from mae_ast.bench.plan import compose_settings, make_plan, time_plan
 from mae_ast.cli.main import app
 from mae_ast.core.models.mae_ast import MaeAst
-from mae_ast.core.models.registry import config_from
+from mae_ast.core.models.registry import parse_config
 from mae_ast.trainer.command import config_dir, train_command
 
 # 30 clips of 1 to 30 s, and two that are too short.
@@ -89,7 +89,7 @@ def test_whichever_limit_comes_first_ends_a_run(data):
 
 def test_the_model_is_counted_without_being_made(data):
     plan, settings = plan_of(data, "model.encoder_layers=2", "model.encoder_embed_dim=96")
-    model = MaeAst(config_from(settings.model))
+    model = MaeAst(parse_config(settings.model))
     assert plan.parameters == sum(p.numel() for p in model.parameters())
     assert not any(p.is_meta for p in model.parameters())
 

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from mae_ast.core.io.atomic import held
+from mae_ast.core.io.atomic import file_lock
 from mae_ast.core.io.manifest import Manifest, ManifestError, write_manifest
 from mae_ast.evaluate import extract as extraction
 from mae_ast.evaluate.extract import What, extract, parse_shard
@@ -170,7 +170,7 @@ def test_another_extraction_in_the_same_place_is_refused(model, manifest, tmp_pa
 
 def test_two_at_once_are_one_too_many(model, manifest, tmp_path):
     with (
-        held(tmp_path / "valid_0_1.npy"),
+        file_lock(tmp_path / "valid_0_1.npy"),
         pytest.raises(ValueError, match=r"valid_0_1\.npy: another process is at work on it"),
     ):
         run(model, manifest, tmp_path)

@@ -18,7 +18,7 @@ from mae_ast.core.models.config import SsastConfig
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.ssast import Ssast
 from mae_ast.evaluate import feature_monitor
-from mae_ast.evaluate.feature_monitor import HealthCheck, HealthMonitor
+from mae_ast.evaluate.feature_monitor import FeatureMonitor, PeriodicMonitor
 from mae_ast.evaluate.probe import rank_me
 
 WORDS = ("low", "high")
@@ -60,7 +60,7 @@ def model(small_config) -> MaeAst:
 
 
 def test_figures_of_labelled_clips(folder: Path, model: MaeAst) -> None:
-    found = HealthCheck.read(folder / "valid.tsv", folder, 100).figures(model)
+    found = FeatureMonitor.read(folder / "valid.tsv", folder, 100).metrics(model)
     assert list(found) == ["rank_me", "linear_accuracy", "knn_accuracy", "layer", "left_out"]
     assert found["linear_accuracy"] == 1
     assert found["knn_accuracy"] == 1
@@ -78,37 +78,37 @@ def test_labels_of_noise_score_by_chance(folder: Path, model: MaeAst) -> None:
         write_clip_labels(
             folder / f"{split}.lbl", [[WORDS[c]] for c in rng.integers(2, size=count)]
         )
-    found = HealthCheck.read(folder / "valid.tsv", folder, 100).figures(model)
+    found = FeatureMonitor.read(folder / "valid.tsv", folder, 100).metrics(model)
     assert 0.1 < found["linear_accuracy"] < 0.9
 
 
 def test_without_labels_it_is_the_rank_alone(folder: Path, model: MaeAst) -> None:
-    check = HealthCheck.read(folder / "train.tsv", None, 100)
-    assert list(check.figures(model)) == ["rank_me", "left_out"]
-    assert check.log_mel_figures(model) == {}
+    check = FeatureMonitor.read(folder / "train.tsv", None, 100)
+    assert list(check.metrics(model)) == ["rank_me", "left_out"]
+    assert check.log_mel_metrics(model) == {}
 
 
 def test_collapsed_features_have_rank_one(folder: Path, model: MaeAst) -> None:
-    check = HealthCheck.read(folder / "train.tsv", None, 100)
-    before = check.figures(model)["rank_me"]
+    check = FeatureMonitor.read(folder / "train.tsv", None, 100)
+    before = check.metrics(model)["rank_me"]
     with torch.no_grad():
         model.encoder.layers[-1].final_layer_norm.weight.zero_()
         model.encoder.layers[-1].final_layer_norm.bias.fill_(1.0)
-    assert check.figures(model)["rank_me"] == pytest.approx(1, abs=0.05)
+    assert check.metrics(model)["rank_me"] == pytest.approx(1, abs=0.05)
     assert before > 1.2
 
 
 def test_several_labels_give_mean_average_precision(tmp_path: Path, model: MaeAst) -> None:
     """Also where it is only the test clips that have several."""
     folder = write_labelled(tmp_path / "both", both_in_every=3)
-    check = HealthCheck.read(folder / "valid.tsv", folder, 100)
-    found = check.figures(model)
+    check = FeatureMonitor.read(folder / "valid.tsv", folder, 100)
+    found = check.metrics(model)
     assert 0.7 < found["linear_mAP"] <= 1
-    assert set(check.log_mel_figures(model)) == {"linear_mAP", "knn_mAP"}
+    assert set(check.log_mel_metrics(model)) == {"linear_mAP", "knn_mAP"}
 
 
 def test_clips_are_chosen_evenly_and_always_the_same(folder: Path) -> None:
-    check = HealthCheck.read(folder / "train.tsv", folder, 22)
+    check = FeatureMonitor.read(folder / "train.tsv", folder, 22)
     assert check.probe is not None
     train, test = check.probe
     assert (len(check.clips), len(train.targets), len(test.targets)) == (22, 22, 16)
@@ -118,7 +118,7 @@ def test_clips_are_chosen_evenly_and_always_the_same(folder: Path) -> None:
     assert numbers[-1] == 31
     assert set(np.diff(numbers)) == {1, 2}
     assert train.targets.tolist() == [n % 2 for n in numbers]
-    again = HealthCheck.read(folder / "train.tsv", folder, 22)
+    again = FeatureMonitor.read(folder / "train.tsv", folder, 22)
     assert [again.clips.row_path(row) for row in range(22)] == names
 
 
@@ -131,14 +131,14 @@ def test_rows_that_are_taken_are_those_of_the_file(folder: Path) -> None:
 
 
 def test_short_and_broken_clips_are_left_out_and_counted(folder: Path, model: MaeAst) -> None:
-    whole = HealthCheck.read(folder / "valid.tsv", folder, 100)
+    whole = FeatureMonitor.read(folder / "valid.tsv", folder, 100)
     soundfile.write(folder / "valid3.wav", np.zeros(500), 16_000, subtype="PCM_16")
     (folder / "valid4.wav").write_bytes(b"no music")
     (folder / "train5.wav").unlink()
-    found = whole.figures(model)
+    found = whole.metrics(model)
     assert found["left_out"] == 5  # two of valid.tsv twice
     assert found["linear_accuracy"] == 1
-    assert whole.log_mel_figures(model)["linear_accuracy"] == 1
+    assert whole.log_mel_metrics(model)["linear_accuracy"] == 1
 
 
 @pytest.mark.parametrize(("count", "layers"), [(1, [1]), (3, [1, 2, 3]), (12, [3, 6, 9, 12])])
@@ -153,15 +153,15 @@ def test_what_is_missing_is_said_at_the_start(folder: Path, tmp_path: Path, file
     write_manifest(own / "clips.tsv", str(folder), [("valid0.wav", 8_000, 16_000)])
     (folder / file).unlink()
     with pytest.raises(FileNotFoundError, match=file):
-        HealthCheck.read(own / "clips.tsv", folder, 100)
+        FeatureMonitor.read(own / "clips.tsv", folder, 100)
 
 
 def test_too_few_clips_or_classes(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"task\.probe_clips=19; at least 20"):
-        HealthCheck.read(folder / "valid.tsv", folder, 19)
+        FeatureMonitor.read(folder / "valid.tsv", folder, 19)
     write_clip_labels(folder / "train.lbl", [["low"]] * 32)
     with pytest.raises(ValueError, match=r"train\.tsv: 32 clips of 1 class"):
-        HealthCheck.read(folder / "valid.tsv", folder, 100)
+        FeatureMonitor.read(folder / "valid.tsv", folder, 100)
 
 
 class CountedCheck:
@@ -171,13 +171,13 @@ class CountedCheck:
         self.calls: list[str] = []
         self.error: Exception | None = None
 
-    def figures(self, model: object) -> dict[str, float]:
+    def metrics(self, model: object) -> dict[str, float]:
         self.calls.append("figures")
         if self.error is not None:
             raise self.error
         return {"rank_me": 2.0}
 
-    def log_mel_figures(self, model: object) -> dict[str, float]:
+    def log_mel_metrics(self, model: object) -> dict[str, float]:
         self.calls.append("log-mel")
         return {"knn_accuracy": 0.5}
 
@@ -185,7 +185,7 @@ class CountedCheck:
 def test_figures_come_every_so_many_updates_and_the_baseline_once(caplog) -> None:
     caplog.set_level(logging.INFO)
     check = CountedCheck()
-    monitor = HealthMonitor(check, 4, None)  # type: ignore[arg-type]
+    monitor = PeriodicMonitor(check, 4, None)  # type: ignore[arg-type]
     for num_updates in (1, 2, 3, 4, 4, 5, 6, 7, 8):  # at 4 an update overflowed
         monitor.after_update(None, num_updates)  # type: ignore[arg-type]
     assert check.calls == ["figures", "log-mel", "figures"]
@@ -201,7 +201,7 @@ def test_figures_come_every_so_many_updates_and_the_baseline_once(caplog) -> Non
 def test_what_goes_wrong_is_a_warning(caplog, error: Exception) -> None:
     check = CountedCheck()
     check.error = error
-    monitor = HealthMonitor(check, 2, None)  # type: ignore[arg-type]
+    monitor = PeriodicMonitor(check, 2, None)  # type: ignore[arg-type]
     monitor.after_update(None, 2)  # type: ignore[arg-type]
     (record,) = caplog.records
     assert record.levelname == "WARNING"
@@ -214,7 +214,7 @@ def test_what_goes_wrong_is_a_warning(caplog, error: Exception) -> None:
 def test_features_that_are_not_finite_are_a_warning(caplog, folder: Path, model: MaeAst) -> None:
     with torch.no_grad():
         model.post_extract_proj.weight.fill_(float("nan"))
-    monitor = HealthMonitor(HealthCheck.read(folder / "valid.tsv", folder, 100), 1, None)
+    monitor = PeriodicMonitor(FeatureMonitor.read(folder / "valid.tsv", folder, 100), 1, None)
     monitor.after_update(model, 1)
     assert [r.getMessage() for r in caplog.records] == [
         "no figures after update 1: the features are not finite (NaN or infinity)"
@@ -225,10 +225,10 @@ def test_model_and_random_numbers_are_as_before(folder: Path, model: MaeAst) -> 
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    check = HealthCheck.read(folder / "valid.tsv", folder, 100)
-    first = check.figures(model)
-    check.log_mel_figures(model)
-    assert first == check.figures(model)
+    check = FeatureMonitor.read(folder / "valid.tsv", folder, 100)
+    first = check.metrics(model)
+    check.log_mel_metrics(model)
+    assert first == check.metrics(model)
     assert torch.equal(torch_state, torch.get_rng_state())
     assert np.array_equal(numpy_state, np.random.get_state()[1])
     assert [module.training for module in model.modules()] == modes
@@ -242,7 +242,7 @@ def test_other_systems_have_figures_too(folder: Path) -> None:
         encoder_layers=2, encoder_embed_dim=64, encoder_ffn_embed_dim=96, encoder_attention_heads=1
     )
     model = Ssast(config).train()
-    found = HealthCheck.read(folder / "valid.tsv", folder, 100).figures(model)
+    found = FeatureMonitor.read(folder / "valid.tsv", folder, 100).metrics(model)
     assert found["linear_accuracy"] > 0.7
     assert found["rank_me"] > 1
     assert found["left_out"] == 0

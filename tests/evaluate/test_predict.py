@@ -98,7 +98,7 @@ def test_lengths_are_worked_out_once(monkeypatch, tmp_path):
     manifest = Manifest.read(tmp_path / "a.tsv")
     lengths, asked = manifest.num_samples, []
     monkeypatch.setattr(Manifest, "num_samples", property(lambda self: asked.append(1) or lengths))
-    monkeypatch.setattr(predict, "read_usable", lambda manifest, row, least: torch.tensor([row]))
+    monkeypatch.setattr(predict, "read_or_skip", lambda manifest, row, least: torch.tensor([row]))
 
     def row_numbers(source: torch.Tensor, lengths: Any) -> torch.Tensor:
         return source.float()

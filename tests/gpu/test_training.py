@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.conftest import (
+from tests.trainer.conftest import (
     ONLY_TRAINING,
     WITHOUT_DROPOUT,
     Start,

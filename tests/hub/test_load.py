@@ -210,13 +210,13 @@ def test_a_file_in_the_released_layout(small_config, tmp_path):
         ("runs/a/model", FileNotFoundError, "runs/a/model: no such checkpoint; runs does not"),
         ("mae_ast/none", FileNotFoundError, "mae_ast/none: no such checkpoint"),
         ("test/model", FileNotFoundError, "no such file; this folder has tests, and not to be had"),
-        ("tests/test_pretraine.pt", FileNotFoundError, "; tests has test_pretrained.py"),
+        ("tests/sound.pt", FileNotFoundError, "; tests has sounds.py"),
         ("", ValueError, "is not a file"),
     ],
 )
 def test_what_is_nothing_is_said(source, kind, message, monkeypatch):
     """In the repository's root; hub ids alone are looked for on the hub, which is off line."""
-    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.chdir(Path(__file__).parents[2])
     monkeypatch.setattr(offline, "_try_once", lambda url: "off line")
     with pytest.raises(kind, match=message):
         mae_ast.load(source)

@@ -23,7 +23,7 @@ from mae_ast.core.io.labels import Labels, write_clip_labels
 from mae_ast.core.io.manifest import write_manifest
 from mae_ast.core.models.config import AstConfig, SsastConfig, VitConfig
 from mae_ast.core.models.encoder import Vit
-from mae_ast.core.models.registry import SYSTEMS, name_of
+from mae_ast.core.models.registry import SYSTEMS, system_name
 from mae_ast.evaluate.probe import with_random_weights as untrained
 from mae_ast.evaluate.report import evaluate
 from mae_ast.finetune.checkpoint import encoder_of, load_finetuned
@@ -67,7 +67,7 @@ def test_every_system_has_a_class_to_use():
     assert CLASSES.keys() == SYSTEMS.keys()
     for name, system in SYSTEMS.items():
         assert issubclass(CLASSES[name], system.network)
-        assert name_of(system.config()) == name
+        assert system_name(system.config()) == name
 
 
 @pytest.mark.parametrize("build", [ssast, ast, vit])

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from mae_ast.cli.main import app
 from mae_ast.core.io import archive
-from mae_ast.core.io.atomic import held
+from mae_ast.core.io.atomic import file_lock
 from mae_ast.core.io.audio import read_audio
 from mae_ast.core.io.labels import ClipLabels, LabelError, Labels
 from mae_ast.core.io.manifest import Manifest, write_manifest
@@ -255,7 +255,7 @@ def test_two_at_once_are_one_too_many(tmp_path: Path, loose: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     with (
-        held(out / "train.tsv"),
+        file_lock(out / "train.tsv"),
         pytest.raises(ValueError, match=r"train\.tsv: another process is at work on it"),
     ):
         pack(Manifest.load(loose), out, SHARD)

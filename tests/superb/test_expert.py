@@ -11,7 +11,7 @@ from mae_ast import load
 from mae_ast.core.frontend.fbank import num_frames
 from mae_ast.core.models.config import AstConfig, AudioMaeConfig, SsastConfig
 from mae_ast.core.models.mae_ast import MaeAst
-from mae_ast.core.models.registry import name_of
+from mae_ast.core.models.registry import system_name
 from mae_ast.finetune.initialize import finetuning_config
 from mae_ast.hub.load import CLASSES
 from mae_ast.superb.expert import LAYOUTS, UpstreamExpert
@@ -40,7 +40,7 @@ filled = pytest.mark.parametrize("kind", [kind for kind in VITS if "filled" in k
 
 def saved(kind: str, folder: Path) -> Path:
     config = VITS[kind]
-    with_random_weights(CLASSES[name_of(config)](config)).save_pretrained(folder)
+    with_random_weights(CLASSES[system_name(config)](config)).save_pretrained(folder)
     return folder
 
 

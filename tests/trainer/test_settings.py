@@ -16,7 +16,7 @@ from mae_ast.plugin import register
 from mae_ast.trainer.command import config_dir
 from mae_ast.trainer.settings import NAMED_SECTIONS, defaults_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PRESETS = sorted(
     path for kind in ("pretrain", "finetune") for path in (config_dir() / kind).glob("*.yaml")
 )

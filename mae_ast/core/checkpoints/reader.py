@@ -29,7 +29,7 @@ from mae_ast.core.checkpoints import (
     mae_ast_release,
 )
 from mae_ast.core.checkpoints.run_files import latest
-from mae_ast.core.checkpoints.state_dict import MAX_NAMED, first_not_finite, misfits
+from mae_ast.core.checkpoints.state_dict import MAX_NAMED, first_not_finite, mismatches
 from mae_ast.core.checkpoints.state_files import CheckpointError as CheckpointError
 from mae_ast.core.checkpoints.state_files import read_safetensors
 from mae_ast.core.checkpoints.state_files import read_state as read_state
@@ -37,7 +37,7 @@ from mae_ast.core.checkpoints.wrappers import MODEL
 from mae_ast.core.frontend.patches import PatchShape
 from mae_ast.core.io.file_kinds import is_safetensors
 from mae_ast.core.io.near_files import suggestion
-from mae_ast.core.models.registry import config_from, name_of
+from mae_ast.core.models.registry import parse_config, system_name
 
 # Files of a folder in the hub's layout; the last two belong to Hugging Face's own models only.
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -114,7 +114,7 @@ def file_of(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def fill(model: M, checkpoint: Checkpoint, path: str | os.PathLike[str]) -> M:
+def load_weights(model: M, checkpoint: Checkpoint, path: str | os.PathLike[str]) -> M:
     """Put a checkpoint's weights into a model of its configuration, and that into eval mode.
 
     Args:
@@ -139,7 +139,7 @@ def check_weights(
         CheckpointError: a weight is missing, unknown, not a tensor, of another shape, or holds NaN
             or infinity; it is named.
     """
-    problems = misfits(wanted, found)
+    problems = mismatches(wanted, found)
     if problems:
         raise CheckpointError(f"{path}: the weights do not fit its model; {problems}")
     if name := first_not_finite(found):
@@ -155,7 +155,7 @@ def config_dict(
 ) -> dict[str, Any]:
     """The content of ``config.json``."""
     return {
-        "system": name_of(config),
+        "system": system_name(config),
         "mask_type": mask_type,
         **({} if labels is None else {"labels": list(labels)}),
         **({"encoder_only": True} if encoder_only else {}),
@@ -164,7 +164,7 @@ def config_dict(
     }
 
 
-def parse_config(values: Any, path: str | os.PathLike[str]) -> Checkpoint:
+def parse_config_file(values: Any, path: str | os.PathLike[str]) -> Checkpoint:
     """Parse ``config.json`` into a checkpoint without weights.
 
     Raises:
@@ -177,7 +177,7 @@ def parse_config(values: Any, path: str | os.PathLike[str]) -> Checkpoint:
     try:
         mask_type, labels = values["mask_type"], values.get("labels")
         return Checkpoint(
-            config_from(values),
+            parse_config(values),
             None if mask_type is None else str(mask_type),
             {},
             None if labels is None else tuple(str(label) for label in labels),
@@ -229,7 +229,7 @@ def _read_torch(path: Path) -> Checkpoint:
         mask_type, weights = task_cfg["mask_type"], dict(state[MODEL])
         mae_ast_release.check(model_cfg, task_cfg)
         return Checkpoint(
-            config_from(model_cfg), str(mask_type), mae_ast_release.without_extras(weights)
+            parse_config(model_cfg), str(mask_type), mae_ast_release.without_extras(weights)
         )
     except KeyError as error:
         raise CheckpointError(f"{path}: has no {error}; {_contents(state)}") from error
@@ -251,7 +251,7 @@ def _of_finetuned(state: Mapping[str, Any]) -> Checkpoint:
     network, head = state["task_state"][FINETUNING], state["task_state"][FINETUNING]["head"]
     is_ast = (network["system"], head["pool"], head["kind"]) == ("ast", "encoder", "linear")
     given = {"num_classes": head["num_classes"]} if is_ast else {}
-    config = config_from({**network["encoder"], **given, "system": network["system"]})
+    config = parse_config({**network["encoder"], **given, "system": network["system"]})
     names = {"encoder.": "", **(_AST_HEAD if is_ast else {})}
     weights = {
         ours + name.removeprefix(theirs): value
@@ -273,7 +273,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
     values = _read_description(path)
     if hf_ast_config.is_known(values):
         return _of_hugging_face(values, read_safetensors(path), path)
-    found = parse_config(values, path.with_name(CONFIG_FILE))
+    found = parse_config_file(values, path.with_name(CONFIG_FILE))
     return dataclasses.replace(found, weights=read_safetensors(path))
 
 

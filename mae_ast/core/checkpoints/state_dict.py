@@ -11,7 +11,7 @@ from torch import Tensor
 MAX_NAMED = 3  # keys in an error message
 
 
-def misfits(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+def mismatches(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """What is missing, unknown, no tensor or of another shape; empty where all fits.
 
     Args:

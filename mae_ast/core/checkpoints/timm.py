@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_ast.core.checkpoints.state_dict import first_not_finite, misfits
+from mae_ast.core.checkpoints.state_dict import first_not_finite, mismatches
 from mae_ast.core.models.config import VitConfig
 from mae_ast.core.models.encoder import Vit
 from mae_ast.core.nn.positions import fit_positions
@@ -218,7 +218,7 @@ def check(wanted: State, found: State) -> None:
     Raises:
         ValueError: one is missing, unknown, no tensor, or of another shape; it is named.
     """
-    problems = misfits(wanted, found)
+    problems = mismatches(wanted, found)
     if problems:
         raise ValueError(f"the weights do not fit their model; {problems}")
 

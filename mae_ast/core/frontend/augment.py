@@ -71,7 +71,7 @@ class Augmentation:
         seed = int(torch.randint(2**62, (), generator=generator))
         return partner, float(np.random.default_rng(seed).beta(self.mixup_alpha, self.mixup_alpha))
 
-    def vary(self, samples: Tensor, generator: torch.Generator) -> Tensor:
+    def augment(self, samples: Tensor, generator: torch.Generator) -> Tensor:
         """Rotate a waveform (L,) int16, scale it and add noise."""
         if self.roll_mag:
             samples = roll_and_scale(samples, generator)
@@ -162,7 +162,7 @@ def add_noise(samples: Tensor, snr_db: float, generator: torch.Generator) -> Ten
     return noisy.round_().clamp_(_INT16.min, _INT16.max).to(torch.int16)
 
 
-def hide(log_mel: Tensor, hidden: Tensor, value: Tensor) -> Tensor:
+def mask_bands(log_mel: Tensor, hidden: Tensor, value: Tensor) -> Tensor:
     """Put ``value`` into a band of mel bins and one of frames of each clip.
 
     Args:

@@ -187,7 +187,7 @@ def structured_mask(
     return hide_lowest(scores, num_patches - visible.shape[1])
 
 
-def put_back(
+def scatter_tokens(
     visible: Tensor, mask_token: Tensor, mask: MaskIds, num_patches: int
 ) -> tuple[Tensor, Tensor | None]:
     """Visible tokens in their places, and the mask token in all others.

@@ -16,7 +16,7 @@ except ImportError:  # not on Windows
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; it is renamed to ``path`` if the context succeeds.
 
     The file gets the mode given by the umask, even if the writer creates a private one.
@@ -41,7 +41,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def held(path: Path) -> Iterator[int]:
+def file_lock(path: Path) -> Iterator[int]:
     """Keep other processes from the work that ``path`` stands for, until the context ends.
 
     A file beside it, ``.NAME.lock``, is what is locked; it is removed once the context ends well.

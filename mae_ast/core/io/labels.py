@@ -21,7 +21,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from mae_ast.core.io.atomic import written_whole
+from mae_ast.core.io.atomic import atomic_write
 from mae_ast.core.io.plural import plural
 
 HEADER = ("index", "mid", "display_name")
@@ -105,7 +105,7 @@ class Labels:
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write a ``labels.csv``, atomically."""
         with (
-            written_whole(Path(path)) as part,
+            atomic_write(Path(path)) as part,
             part.open("w", encoding="utf-8", newline="") as file,
         ):
             writer = csv.writer(file, lineterminator="\n")
@@ -242,7 +242,7 @@ def write_clip_labels(path: str | os.PathLike[str], rows: Iterable[Sequence[str]
                 raise LabelError(f"{path}:{number}: {problem}; a clip has one mid or more")
             yield ",".join(mids) + "\n"
 
-    with written_whole(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         file.writelines(lines())
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from mae_ast.core.io.archive import why_missing
-from mae_ast.core.io.atomic import written_whole
+from mae_ast.core.io.atomic import atomic_write
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, num_samples_16k, probe_rate
 from mae_ast.core.io.manifest_parser import ManifestError, parse_rows
 from mae_ast.core.io.retry import retried
@@ -218,7 +218,7 @@ def write_manifest(
     if not root or any(c in root for c in "\t\r\n"):
         raise ManifestError(f"{root!r}: is no root folder, or has a tab or line break in its name")
     with (
-        written_whole(path) as part,
+        atomic_write(path) as part,
         part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         file.writelines(lines())
@@ -256,5 +256,5 @@ def _read_cache(cache: Path, digest: str, rows: int) -> np.ndarray | None:
 
 def _write_cache(cache: Path, digest: str, rates: np.ndarray) -> None:
     # In a read-only folder nothing is kept: the rates are probed again next time.
-    with suppress(OSError), written_whole(cache) as part, part.open("wb") as file:
+    with suppress(OSError), atomic_write(cache) as part, part.open("wb") as file:
         np.savez(file, digest=np.array(digest), sample_rates=rates)

@@ -19,12 +19,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mae_ast.core.frontend.masking import MaskIds, put_back
+from mae_ast.core.frontend.masking import MaskIds, scatter_tokens
 from mae_ast.core.models.config import WINDOW, AudioMaeConfig
 from mae_ast.core.models.encoder import Prediction, Vit
 from mae_ast.core.nn.positions import GridPositions
 from mae_ast.core.nn.precision import compute_in
-from mae_ast.core.nn.transformer import INIT_STD, init_linear, take
+from mae_ast.core.nn.transformer import INIT_STD, gather_tokens, init_linear
 from mae_ast.core.nn.window_attention import GridTransformer
 
 TARGET_EPS = 1e-6  # added to the variance of a patch, as in MAE
@@ -96,7 +96,7 @@ class AudioMae(Vit):
             patches = patches[:, : visible_ids.shape[1] + masked_ids.shape[1]]
         with compute_in(self.precision, self.post_extract_proj.weight):
             reconstruction = self.predict(patches, mask, masked_ids)
-        target, offset, scale = take(patches, masked_ids), None, None
+        target, offset, scale = gather_tokens(patches, masked_ids), None, None
         if self.config.normalise_targets:
             variance, offset = torch.var_mean(target, dim=2, keepdim=True)
             scale = (variance + TARGET_EPS).sqrt()
@@ -134,7 +134,7 @@ class AudioMae(Vit):
         """
         num_prefix = self.config.prefix_tokens
         visible = self.post_enc_proj(encoded)
-        tokens, padding_mask = put_back(
+        tokens, padding_mask = scatter_tokens(
             visible[:, num_prefix:], self.decoder_mask_emb, mask, num_patches
         )
         grid = (num_patches // self.patch_shape.per_column, self.patch_shape.per_column)

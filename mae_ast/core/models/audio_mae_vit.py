@@ -18,7 +18,7 @@ from mae_ast.core.frontend.patches import patchify
 from mae_ast.core.models.audio_mae import AudioMae
 from mae_ast.core.models.config import AudioMaeConfig
 from mae_ast.core.models.losses import reconstruction_loss
-from mae_ast.core.nn.transformer import take
+from mae_ast.core.nn.transformer import gather_tokens
 
 
 class AudioMaskedAutoencoderViT(nn.Module):
@@ -118,5 +118,7 @@ class AudioMaskedAutoencoderViT(nn.Module):
         predicted = self.model.predict(patches, mask)
         hidden = torch.zeros(batch, num_patches, device=patches.device)
         hidden = hidden.scatter(1, mask.masked_ids, 1.0)
-        loss = reconstruction_loss(take(predicted, mask.masked_ids), take(patches, mask.masked_ids))
+        loss = reconstruction_loss(
+            gather_tokens(predicted, mask.masked_ids), gather_tokens(patches, mask.masked_ids)
+        )
         return loss / max(1, mask.masked_ids.numel()), predicted, hidden

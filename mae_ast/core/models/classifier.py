@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mae_ast.core.frontend.augment import hide
+from mae_ast.core.frontend.augment import mask_bands
 from mae_ast.core.frontend.fbank import num_frames_of
 from mae_ast.core.models.encoder import (
     Encoder,
@@ -121,7 +121,7 @@ class Classifier(nn.Module):
             if source.ndim == 2:
                 lengths = None if lengths is None else num_frames_of(lengths)
                 source = self.encoder.log_mel(source)
-            source = hide(source, hidden, self.encoder.batch_norm.running_mean)
+            source = mask_bands(source, hidden, self.encoder.batch_norm.running_mean)
         pooled = self.pooled(source, lengths, visible_ids)
         logits: Tensor = self.head(pooled.to(next(self.head.parameters()).dtype))
         return logits.float()

@@ -24,8 +24,8 @@ from mae_ast.core.nn.transformer import (
     SelfAttention,
     Transformer,
     TransformerLayer,
+    gather_tokens,
     init_linear,
-    take,
 )
 
 
@@ -286,7 +286,9 @@ class Vit(nn.Module):
         per_column, num_prefix = self.patch_shape.per_column, self.config.prefix_tokens
         positions = self.positions((num_patches // per_column, per_column), columns)
         positions = positions.expand(batch, -1, -1)
-        tokens = self.embed(take(patches, ids)) + take(positions[:, num_prefix:], ids)
+        tokens = self.embed(gather_tokens(patches, ids)) + gather_tokens(
+            positions[:, num_prefix:], ids
+        )
         prefix = self.prefix_tokens + positions[:, :num_prefix]
         padding_mask = None
         if padded:

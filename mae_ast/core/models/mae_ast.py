@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from mae_ast.core.frontend.fbank import fbank, num_frames_of
 from mae_ast.core.frontend.input_norm import InputNorm
-from mae_ast.core.frontend.masking import MaskIds, put_back
+from mae_ast.core.frontend.masking import MaskIds, scatter_tokens
 from mae_ast.core.frontend.patches import patchify
 from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.core.models.encoder import Prediction
 from mae_ast.core.nn.dropout import Dropout
 from mae_ast.core.nn.positions import SinusoidalPositions
 from mae_ast.core.nn.precision import compute_in
-from mae_ast.core.nn.transformer import Transformer, init_linear, take
+from mae_ast.core.nn.transformer import Transformer, gather_tokens, init_linear
 
 
 class MaeAst(nn.Module):
@@ -106,14 +106,14 @@ class MaeAst(nn.Module):
         mask = MaskIds(visible_ids, masked_ids, padded)
         patches = self.patches(source, lengths)
         with compute_in(self.precision, self.post_extract_proj.weight):
-            encoded = self.encode_visible(take(patches, visible_ids), mask)
+            encoded = self.encode_visible(gather_tokens(patches, visible_ids), mask)
             decoded = self.decode(encoded, mask, patches.shape[1])
             reconstruction = self._head(self.final_proj_reconstruction, decoded)
             classification = self._head(self.final_proj_classification, decoded)
         return Prediction(
             reconstruction,
             classification,
-            take(patches, masked_ids),
+            gather_tokens(patches, masked_ids),
             masked_ids >= 0 if padded else None,
         )
 
@@ -151,7 +151,7 @@ class MaeAst(nn.Module):
 
     def decode(self, encoded: Tensor, mask: MaskIds, num_patches: int) -> Tensor:
         """Encoder output (B, V, D), put back among mask tokens -> masked tokens (B, M, D_dec)."""
-        tokens, padding_mask = put_back(
+        tokens, padding_mask = scatter_tokens(
             self.post_enc_proj(encoded), self.decoder_mask_emb, mask, num_patches
         )
         tokens = tokens + self.decoder_positions(num_patches)

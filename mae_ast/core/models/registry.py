@@ -42,7 +42,7 @@ SYSTEMS = {
 }
 
 
-def name_of(config: Any) -> str:
+def system_name(config: Any) -> str:
     """The name of the system that a configuration describes; it may be of a derived class.
 
     Raises:
@@ -55,7 +55,7 @@ def name_of(config: Any) -> str:
     raise ValueError(f"{type(config).__name__} describes none of {', '.join(SYSTEMS)}")
 
 
-def config_from(values: Any, default: str = "mae_ast") -> Any:
+def parse_config(values: Any, default: str = "mae_ast") -> Any:
     """The configuration in ``model.*`` or a checkpoint's copy of it, validated.
 
     Args:

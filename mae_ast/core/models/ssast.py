@@ -19,7 +19,7 @@ from mae_ast.core.frontend.masking import MaskIds
 from mae_ast.core.models.config import SsastConfig
 from mae_ast.core.models.encoder import Prediction, Vit
 from mae_ast.core.nn.precision import compute_in
-from mae_ast.core.nn.transformer import init_linear, take
+from mae_ast.core.nn.transformer import gather_tokens, init_linear
 
 FINETUNING_STRIDES = {16: 10, 2: 1}  # by a patch's size along an axis; other sizes keep theirs
 
@@ -91,7 +91,7 @@ class Ssast(Vit):
         return Prediction(
             reconstruction,
             classification,
-            take(patches, masked_ids),
+            gather_tokens(patches, masked_ids),
             masked_ids >= 0 if padded else None,
         )
 

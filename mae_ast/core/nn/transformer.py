@@ -26,7 +26,7 @@ def init_linear(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def take(tokens: Tensor, ids: Tensor) -> Tensor:
+def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
     """(B, N, C) at ``ids`` (B, K) -> (B, K, C); ids of -1, which are padding, give some token."""
     return tokens.gather(1, ids.clamp(min=0).unsqueeze(2).expand(-1, -1, tokens.shape[2]))
 
@@ -131,11 +131,11 @@ class TransformerLayer(nn.Module):
         """What :meth:`forward` gives."""
         if self.norm_first:
             normed = self.self_attn_layer_norm(x)
-            queries = None if ids is None else take(normed, ids)
-            x = x if ids is None else take(x, ids)
+            queries = None if ids is None else gather_tokens(normed, ids)
+            x = x if ids is None else gather_tokens(x, ids)
             x = x + self.dropout(self.self_attn(normed, mask, queries))
             return x + self.feed_forward(self.final_layer_norm(x))
-        queries = x if ids is None else take(x, ids)
+        queries = x if ids is None else gather_tokens(x, ids)
         x = self.self_attn_layer_norm(queries + self.dropout(self.self_attn(x, mask, queries)))
         out: Tensor = self.final_layer_norm(x + self.feed_forward(x))
         return out
@@ -231,7 +231,7 @@ class Transformer(nn.Module):
             y = layer(x, mask, wanted)
             if self.training and self.layerdrop > 0:
                 keep = torch.rand((), device=x.device) >= self.layerdrop
-                y = torch.where(keep, y, x if wanted is None else take(x, wanted))
+                y = torch.where(keep, y, x if wanted is None else gather_tokens(x, wanted))
             x = y
             if hidden_states is not None:
                 hidden_states.append(x)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from mae_ast.core.frontend.masking import Grid
 from mae_ast.core.nn.attention import KeyPadding
-from mae_ast.core.nn.transformer import LAYER_NORM_EPS, TransformerLayer, take
+from mae_ast.core.nn.transformer import LAYER_NORM_EPS, TransformerLayer, gather_tokens
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,6 @@ class GridTransformer(nn.Module):
             if shift not in masks:
                 masks[shift] = windows.attention_mask(len(x), padding_mask, x)
             x = windows.join(layer(windows.cut(x), masks[shift]))
-            x = x if wanted is None else take(x, wanted)
+            x = x if wanted is None else gather_tokens(x, wanted)
         out: Tensor = self.layer_norm(x)
         return out

@@ -26,7 +26,7 @@ from fairseq.file_io import PathManager
 
 from mae_ast.console import user_errors
 from mae_ast.core.checkpoints.run_files import LAST, list_checkpoints
-from mae_ast.core.io.atomic import written_whole
+from mae_ast.core.io.atomic import atomic_write
 from mae_ast.hub.partial_file import readable
 from mae_ast.trainer import ranks
 
@@ -207,7 +207,7 @@ def _checked(verify: Callable[[str], None]) -> Callable[[str], None]:
 
 
 def _note(folder: Path, num_updates: int) -> None:
-    with suppress(OSError), written_whole(folder / NOTE) as part:
+    with suppress(OSError), atomic_write(folder / NOTE) as part:
         part.write_text(json.dumps({"num_updates": num_updates}) + "\n", encoding="utf-8")
 
 

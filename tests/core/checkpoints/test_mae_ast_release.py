@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from mae_ast.core.checkpoints.mae_ast_release import EXTRAS, MAX_TOKENS, to_released
-from mae_ast.core.checkpoints.reader import CheckpointError, fill, read_checkpoint
+from mae_ast.core.checkpoints.reader import CheckpointError, load_weights, read_checkpoint
 from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.core.models.mae_ast import MaeAst
 from tests.sounds import speech_like
@@ -90,7 +90,7 @@ def test_a_released_file_comes_back(tmp_path, small_config, dtype):
     found = read_checkpoint(path)
     assert found.config == dataclasses.replace(model.config, input_stats="batch")
     assert found.mask_type == "random_mask"
-    back = fill(MaeAst(found.config), found, path)
+    back = load_weights(MaeAst(found.config), found, path)
     for name, value in model.state_dict().items():
         assert torch.equal(back.state_dict()[name], value.to(dtype).to(value.dtype)), name
 
@@ -107,7 +107,7 @@ def test_only_the_five_extras_are_left_out(tmp_path, state):
     found = read_checkpoint(tmp_path / "a.pt")
     assert not set(found.weights) & set(EXTRAS)
     with pytest.raises(CheckpointError, match=r"unknown: layer_norm\.scale$"):
-        fill(MaeAst(found.config), found, "a.pt")
+        load_weights(MaeAst(found.config), found, "a.pt")
 
 
 @pytest.mark.parametrize(

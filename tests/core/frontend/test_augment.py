@@ -12,7 +12,7 @@ from mae_ast.core.frontend.augment import (
     Augmentation,
     StructuredDrop,
     add_noise,
-    hide,
+    mask_bands,
     mix,
     roll_and_scale,
 )
@@ -46,9 +46,9 @@ def test_mixup_draws_how_often_whom_and_how_much() -> None:
 def test_the_same_clip_draws_the_same_again() -> None:
     one = Augmentation(mixup=0.5, shift_samples=100, noise_snr_db=10, freq_mask=30, time_mask=9)
     samples = (torch.randn(4_000) * 3_000).to(torch.int16)
-    first, again = (one.vary(samples, clip_generator(1, 2, 3)) for _ in range(2))
+    first, again = (one.augment(samples, clip_generator(1, 2, 3)) for _ in range(2))
     assert torch.equal(first, again)
-    assert not torch.equal(first, one.vary(samples, clip_generator(1, 3, 3)))
+    assert not torch.equal(first, one.augment(samples, clip_generator(1, 3, 3)))
     assert torch.equal(
         one.draw_hidden(50, clip_generator(1, 2, 3)), one.draw_hidden(50, clip_generator(1, 2, 3))
     )
@@ -68,11 +68,11 @@ def test_mixing_waveforms() -> None:
 def test_shifts_are_rotations_of_all_sizes() -> None:
     samples = torch.arange(50, dtype=torch.int16)
     augmentation = Augmentation(shift_samples=3)
-    firsts = [int(augmentation.vary(samples, clip_generator(0, 0, n))[0]) for n in range(700)]
+    firsts = [int(augmentation.augment(samples, clip_generator(0, 0, n))[0]) for n in range(700)]
     counts = {first: firsts.count(first) for first in set(firsts)}
     assert set(counts) == {47, 48, 49, 0, 1, 2, 3}
     assert min(counts.values()) > 60
-    shifted = augmentation.vary(samples, clip_generator(0, 0, 0))
+    shifted = augmentation.augment(samples, clip_generator(0, 0, 0))
     assert sorted(shifted.tolist()) == list(range(50))
 
 
@@ -106,7 +106,7 @@ def test_spec_augment_draws_widths_and_places() -> None:
 def test_hiding_puts_the_value_where_it_was_drawn() -> None:
     log_mel = torch.randn(3, 20, 128)
     hidden = torch.tensor([[[5, 9], [0, 2]], [[0, 0], [19, 20]], [[0, 0], [0, 0]]])
-    found = hide(log_mel, hidden, torch.tensor([-7.0]))
+    found = mask_bands(log_mel, hidden, torch.tensor([-7.0]))
     expected = log_mel.clone()
     for clip, ((low, high), (begin, end)) in enumerate(hidden.tolist()):
         expected[clip, :, low:high] = -7
@@ -148,7 +148,7 @@ def test_rolling_and_scaling_keep_the_clip() -> None:
     assert np.std(scales) == pytest.approx((1 / 84) ** 0.5, abs=0.01)
     loud = torch.full((50,), -32768, dtype=torch.int16)
     assert roll_and_scale(loud, clip_generator(1, 1, int(np.argmax(scales)))).min() == -32768
-    varied = [Augmentation(roll_mag=True).vary(samples, clip_generator(1, 1, 7)) for _ in "ab"]
+    varied = [Augmentation(roll_mag=True).augment(samples, clip_generator(1, 1, 7)) for _ in "ab"]
     assert torch.equal(*varied)
     assert not torch.equal(varied[0], samples)
 

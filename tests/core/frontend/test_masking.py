@@ -19,10 +19,10 @@ from mae_ast.core.frontend.masking import (
     hide_lowest,
     mask_strategy,
     pad_mask_ids,
-    put_back,
     random_mask,
     random_mask_batched,
     retain_spans,
+    scatter_tokens,
     structured_mask,
 )
 
@@ -377,7 +377,7 @@ def test_columns_and_rows_are_drawn_evenly_and_again_from_the_same_generator():
 def test_tokens_are_put_back_among_mask_tokens():
     tokens = torch.arange(1.0, 13).view(2, 2, 3)
     mask = MaskIds(torch.tensor([[1, 3], [0, -1]]), torch.tensor([[0, 2], [1, -1]]), padded=True)
-    everything, padding_mask = put_back(tokens, torch.full((3,), -9.0), mask, 4)
+    everything, padding_mask = scatter_tokens(tokens, torch.full((3,), -9.0), mask, 4)
     assert everything[0].tolist() == [[-9] * 3, [1, 2, 3], [-9] * 3, [4, 5, 6]]
     assert everything[1, :2].tolist() == [[7, 8, 9], [-9] * 3]
     assert padding_mask.tolist() == [[False] * 4, [False, False, True, True]]

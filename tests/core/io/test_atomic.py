@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mae_ast.core.io import atomic
-from mae_ast.core.io.atomic import held, written_whole
+from mae_ast.core.io.atomic import atomic_write, file_lock
 
 
 def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:
@@ -16,7 +16,7 @@ def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:
     path.write_text("earlier")
 
     def write_half() -> None:
-        with written_whole(path) as part:
+        with atomic_write(path) as part:
             part.write_text("half")
             raise RuntimeError
 
@@ -42,11 +42,14 @@ def test_a_lock_of_a_removed_file_is_not_taken_for_one(
         flock(file, how)
 
     monkeypatch.setattr(atomic.fcntl, "flock", remove_first)
-    with held(path) as number:
+    with file_lock(path) as number:
         assert lock_file.exists()
         assert os.path.samestat(os.fstat(number), os.stat(lock_file))
-        with pytest.raises(ValueError, match="work: another process is at work on it"), held(path):
+        with (
+            pytest.raises(ValueError, match="work: another process is at work on it"),
+            file_lock(path),
+        ):
             pass
     assert os.listdir(tmp_path) == []
-    with held(path):
+    with file_lock(path):
         pass

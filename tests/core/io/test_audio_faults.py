@@ -1,6 +1,6 @@
 """Files whose header, suffix or content is not what it should be are read as FFmpeg decodes them.
 
-The files in ``tests/data`` are synthetic tones and noise.
+The files in ``tests/faulty_audio`` are synthetic tones and noise.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mae_ast.core.io.audio import (
 from mae_ast.core.io.decoding import audio_file, ffmpeg
 from tests.sounds import pcm16, speech_like, write_with_av
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "faulty_audio"
 # name, seconds that decode, packets (seconds) by which they may differ, sample rate, note
 FAULTS = [
     ("vbr_without_xing_20s.mp3", 20, 0.08, 22_050, "expected 13.638 s, 20.062 s decode"),

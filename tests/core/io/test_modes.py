@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from mae_ast.core.io.atomic import written_whole
+from mae_ast.core.io.atomic import atomic_write
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.manifest import Manifest, write_manifest
 from mae_ast.core.models.config import AstConfig
@@ -32,9 +32,9 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
     os.umask(before)
 
 
-def _written_whole(model: PretrainedMaeAst, folder: Path) -> None:
+def _atomic_write(model: PretrainedMaeAst, folder: Path) -> None:
     """By a writer that makes a private file of its own."""
-    with written_whole(folder / "file") as part:
+    with atomic_write(folder / "file") as part:
         part.unlink()
         os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600))
 
@@ -80,7 +80,7 @@ def _checkpoint(model: PretrainedMaeAst, folder: Path) -> None:
 
 
 WRITERS: dict[str, Write] = {
-    "written_whole": _written_whole,
+    "atomic_write": _atomic_write,
     "released": lambda model, folder: export.to_released_file(model, folder / "a.pt"),
     "safetensors": lambda model, folder: export.to_safetensors(model, folder / "hub"),
     "save_pretrained": lambda model, folder: model.save_pretrained(folder / "hub"),

@@ -13,7 +13,7 @@ from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.nn import transformer
-from mae_ast.core.nn.transformer import Transformer, TransformerLayer, take
+from mae_ast.core.nn.transformer import Transformer, TransformerLayer, gather_tokens
 
 BATCH, FRAMES, UPDATES = 3, 200, 20
 CONFIG = MaeAstConfig(
@@ -68,10 +68,10 @@ class AllTokens(Transformer):
 
     def forward(self, x, padding_mask=None, hidden_states=None, ids=None):
         y = super().forward(x, padding_mask, hidden_states)
-        return y if ids is None else take(y, ids)
+        return y if ids is None else gather_tokens(y, ids)
 
 
-def plain_put_back(
+def plain_scatter_tokens(
     visible: Tensor, mask_token: Tensor, mask: MaskIds, num_patches: int
 ) -> tuple[Tensor, None]:
     """A clip and a patch at a time."""
@@ -103,7 +103,7 @@ def fast() -> list[float]:
     [
         (transformer, "attend", plain_attention),
         (mae_ast, "Transformer", AllTokens),
-        (mae_ast, "put_back", plain_put_back),
+        (mae_ast, "scatter_tokens", plain_scatter_tokens),
         (masking, "first_cover", plain_first_cover),
     ],
 )

@@ -21,7 +21,7 @@ from mae_ast.core.models.audio_mae import AudioMae
 from mae_ast.core.models.classifier import Classifier
 from mae_ast.core.models.config import AudioMaeConfig, VitConfig
 from mae_ast.core.models.encoder import Vit
-from mae_ast.core.models.registry import config_from
+from mae_ast.core.models.registry import parse_config
 from mae_ast.finetune.checkpoint import load_finetuned
 from tests.core.vits import with_random_weights
 
@@ -39,7 +39,7 @@ SMALL_DECODER = (
 def test_the_preset_hides_80_percent_and_is_a_vit_b() -> None:
     settings = preset("audio_mae")
     mask_type = settings["task"]["mask_type"]
-    config = config_from(settings["model"])
+    config = parse_config(settings["model"])
     assert config == AudioMaeConfig(precision="auto")
     config.validate(mask_type)
     longest = settings["task"]["max_sample_size"]
@@ -121,7 +121,7 @@ def test_the_other_sizes_that_the_preset_names(size: str, width: int, layers: in
     text = (CONFIG_DIR / "audio_mae.yaml").read_text()
     (line,) = re.findall(rf"^#   ViT-{size}: (.*)$", text, re.MULTILINE)
     settings = OmegaConf.merge(preset("audio_mae"), OmegaConf.from_dotlist(line.split()))
-    config = config_from(OmegaConf.to_container(settings.model))
+    config = parse_config(OmegaConf.to_container(settings.model))
     config.validate("random_mask")
     assert (config.encoder_embed_dim, config.encoder_layers) == (width, layers)
     assert config.encoder_ffn_embed_dim == 4 * width

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 lower_bounds = runpy.run_path(str(REPOSITORY / "scripts" / "lower_bounds.py"))["lower_bounds"]
 
 PROJECT = """

@@ -18,7 +18,7 @@ from mae_ast.core.frontend.collate import Clip, Collater
 from mae_ast.core.frontend.fbank import num_samples_of_frames
 from mae_ast.core.frontend.masking import count_visible
 from mae_ast.core.models.config import SsastConfig
-from mae_ast.core.models.registry import config_from
+from mae_ast.core.models.registry import parse_config
 from mae_ast.core.models.ssast import Ssast
 
 from .conftest import (
@@ -41,7 +41,7 @@ HEADS = ("final_proj_reconstruction", "final_proj_classification")
 def test_presets_hide_400_of_512_patches(name: str) -> None:
     settings = preset(name)
     mask_type = settings["task"]["mask_type"]
-    config = config_from(settings["model"])
+    config = parse_config(settings["model"])
     config.validate(mask_type)
     longest = settings["task"]["max_sample_size"]
     assert longest == num_samples_of_frames(config.position_frames)

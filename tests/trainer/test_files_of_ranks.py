@@ -103,7 +103,7 @@ from torch import distributed
 
 from mae_ast.core.io import manifest
 from mae_ast.core.io.audio import AudioError
-from tests.training.test_dataset import load
+from tests.trainer.test_dataset import load
 
 rank, port, data = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 

@@ -21,7 +21,7 @@ from tests.hub.test_encoder_of_finetuned import CONFIGS, save_run
 
 from .conftest import ONLY_TRAINING
 
-FAULTS = Path(__file__).parents[1] / "data"
+FAULTS = Path(__file__).parents[1] / "faulty_audio"
 OUT_OF_RANGE = "float_in_int16_range.wav"  # is listed, and every read says what is wrong
 SECONDS = {
     "flac_total_too_small.flac": 3.0,
