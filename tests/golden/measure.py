@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 import mae_ast
-from mae_ast.core.masking import MASK_TYPES, structured_mask
+from mae_ast.core.frontend.masking import MASK_TYPES, structured_mask
 
 from . import corpus, trainings, workspace
 
