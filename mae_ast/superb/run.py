@@ -22,6 +22,8 @@ import yaml
 
 import mae_ast
 from mae_ast.core.io.atomic import atomic_write
+from mae_ast.core.io.near_files import suggestion
+from mae_ast.hub.sources import is_path
 from mae_ast.superb.environment import bridged, command_line, whole_files
 from mae_ast.superb.tasks import TASKS, Task
 
@@ -80,6 +82,8 @@ def run(
     task = TASKS.get(task_name) or _other_task(task_name)
     if os.path.exists(checkpoint):
         checkpoint = os.path.abspath(checkpoint)
+    elif is_path(checkpoint):
+        raise FileNotFoundError(f"{checkpoint}: no such checkpoint{suggestion(Path(checkpoint))}")
     ours, rest = _split(arguments or [])
     noted = _noted(out)
     own_config = os.path.abspath(ours.config) if ours.config else noted.get("config")
@@ -252,8 +256,12 @@ def _experiment(
     """Which experiment: a checkpoint of it, from which s3prl takes all settings, or a new one."""
     states = sorted(out.glob("states-*.ckpt"), key=lambda path: int(path.stem.rpartition("-")[2]))
     if mode == "evaluate":
-        states += [path for path in [out / "dev-best.ckpt"] if path.is_file()]
-        if not states:
+        best = out / "dev-best.ckpt"
+        if best.is_file():
+            states.append(best)
+        elif states:  # the dev score never rose above its initial value
+            print(f"{best}: no such file; evaluating the last saved step, {states[-1].name}")
+        else:
             raise FileNotFoundError(f"{out}: nothing to evaluate yet; train first")
     if states:
         return ["-e", str(states[-1])]

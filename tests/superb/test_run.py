@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,6 +156,7 @@ def test_keyword_spotting_is_trained_killed_resumed_and_tested(server):
     done = server.finish(*command, *rest)  # there is nothing left to do
     assert "test acc" not in done
     assert steps_of(out) == [56, 60]
+    shutil.copyfile(server.folder / "tiny.pt", server.folder / "other.pt")
     status, output = server.run("ks", "other.pt", *command[2:])
     assert status == 1
     assert "holds a run with checkpoint" in output
@@ -172,7 +174,9 @@ def test_speaker_identification(server):
     note = json.loads((out / "run.json").read_text())
     assert note.pop("layout") == "time_steps"
     (out / "run.json").write_text(json.dumps(note))  # as an older run has it
+    (out / "dev-best.ckpt").unlink(missing_ok=True)  # not written while dev accuracy stays 0
     tested = server.finish(*command, "--mode", "evaluate")
+    assert "dev-best.ckpt: no such file; evaluating the last saved step, states-3.ckpt" in tested
     assert re.search(r"test acc: [\d.]+", tested)
     # s3prl's lists of files are the run's.
     assert "Loading file paths from" in tested

@@ -18,7 +18,8 @@ from tests.superb.conftest import write_iemocap, write_speech_commands, write_vo
 
 
 def start(task, data, tmp_path, **options):
-    run.run(task, "no.pt", data, tmp_path / "out", **options)
+    (tmp_path / "model.pt").touch()
+    run.run(task, str(tmp_path / "model.pt"), data, tmp_path / "out", **options)
 
 
 def test_the_settings_are_the_papers():
@@ -148,6 +149,8 @@ def test_what_does_not_fit(tmp_path, monkeypatch):
         start("ks", tmp_path / "data", tmp_path, layout="columns")
     with pytest.raises(ValueError, match=r"old\[1\]: \[, \], \* and \? in the name"):
         run.run("ks", "no.pt", tmp_path / "data", tmp_path / "old[1]")
+    with pytest.raises(FileNotFoundError, match=r"no\.pt: no such checkpoint"):
+        run.run("ks", "no.pt", tmp_path / "data", tmp_path / "out")
     monkeypatch.setattr(run, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'mae-ast\[s3prl\]'"):
         start("ks", tmp_path / "data", tmp_path)
