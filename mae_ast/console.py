@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from tqdm import tqdm
-
 T = TypeVar("T")
 
 
 def bar(what: str, unit: str) -> Callable[[Iterable[T], int], Iterable[T]]:
     """A function that shows progress while its argument is iterated over."""
+    from tqdm import tqdm  # only where there is progress to show
 
     def wrap(items: Iterable[T], total: int) -> Iterable[T]:
         wrapped: Iterable[T] = tqdm(items, total=total, desc=what, unit=unit)

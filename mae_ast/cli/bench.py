@@ -9,27 +9,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import torch
 import typer
-import yaml
 
-from mae_ast.bench.machine import hardware
-from mae_ast.bench.parts import PARTS
-from mae_ast.bench.report import (
-    PICTURE_FILE,
-    earlier_parts,
-    results_folder,
-    tables,
-    write_results,
-)
-from mae_ast.bench.setting import Setting
-from mae_ast.bench.steps import OUT_OF_MEMORY, check_overrides
-from mae_ast.bench.suite import Measured, expected_seconds, is_complete, run_parts
 from mae_ast.core.io.plural import plural
-from mae_ast.core.nn.precision import PRECISIONS
 
+if TYPE_CHECKING:
+    from mae_ast.bench.setting import Setting
+    from mae_ast.bench.suite import Measured
+
+# Names of mae_ast.bench.parts.PARTS, in their order.
+PART_NAMES = ("masks", "fbank", "decoding", "loading", "training", "steps", "lengths")
 BATCHES = {"cuda": "64,256", "cpu": "4"}
 LOG_FILE = "log.txt"
 
@@ -37,8 +28,8 @@ LOG_FILE = "log.txt"
 def bench(
     context: typer.Context,
     parts: Annotated[
-        str, typer.Option(help=f"Comma-separated parts: {', '.join(PARTS)}.")
-    ] = ",".join(PARTS),
+        str, typer.Option(help=f"Comma-separated parts: {', '.join(PART_NAMES)}.")
+    ] = ",".join(PART_NAMES),
     batches: Annotated[
         str | None, typer.Option(help="Clips of a training step, such as 64,256.")
     ] = None,
@@ -61,16 +52,17 @@ def bench(
     Results are written after each part, and when the command is interrupted. Parts that were
     measured earlier on the same day are kept beside those measured now.
     """
-    names = [name for name in parts.split(",") if name]
-    unknown = [name for name in names if name not in PARTS]
-    if unknown or not names:
-        raise ValueError(f"--parts {parts}: of {', '.join(PARTS)}, with commas between")
+    from mae_ast.bench.setting import Setting
+    from mae_ast.core.nn.precision import PRECISIONS
+
+    asked = [name for name in parts.split(",") if name]
+    if not asked or not set(asked) <= set(PART_NAMES):
+        raise ValueError(f"--parts {parts}: of {', '.join(PART_NAMES)}, with commas between")
     if precision not in PRECISIONS:
         raise ValueError(f"--precision {precision}: one of {', '.join(PRECISIONS)}")
     if minutes <= 0:
         raise ValueError(f"--minutes {minutes:g}: a positive number")
     kind = _device(device)
-    names = [name for name in PARTS if name in names]
     with tempfile.TemporaryDirectory(prefix="mae_ast_bench_") as folder:
         setting = Setting(
             device=kind,
@@ -80,39 +72,59 @@ def bench(
             model=_overrides(context.args),
             quick=quick,
         )
-        results = results_folder(out, setting)
-        earlier_parts(results)  # refused now rather than after the measurements
-        results.mkdir(parents=True, exist_ok=True)
-        expected = expected_seconds(names, setting)
-        typer.echo(hardware(kind))
-        if kind == "cpu":
-            typer.echo("there is no GPU here; the same command measures one where there is")
-        each = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in expected.items())
-        total = min(sum(expected.values()) / 60, minutes)
-        typer.echo(f"about {plural(max(1, round(total)), 'minute')} ({each})")
-        command = ["mae-ast", "bench", *sys.argv[2 if Path(sys.argv[0]).name == "mae-ast" else 1 :]]
-        measured, written = {}, {}
-        try:
-            with _sigterm_interrupts():
-                for name, part in run_parts(
-                    names, setting, 60 * minutes, results / LOG_FILE, typer.echo
-                ):
-                    written = write_results(results, {name: part}, setting, command)
-                    measured[name] = part
-        except KeyboardInterrupt:
-            _end_early(results, names, measured)
+        _measure([name for name in PART_NAMES if name in asked], setting, out, minutes)
+
+
+def _measure(names: list[str], setting: Setting, out: Path, minutes: float) -> None:
+    """Measure parts, write their results below ``out`` and print them."""
+    from mae_ast.bench.machine import hardware
+    from mae_ast.bench.report import (
+        PICTURE_FILE,
+        earlier_parts,
+        results_folder,
+        tables,
+        write_results,
+    )
+    from mae_ast.bench.steps import OUT_OF_MEMORY
+    from mae_ast.bench.suite import expected_seconds, run_parts
+
+    results = results_folder(out, setting)
+    earlier_parts(results)  # refused now rather than after the measurements
+    results.mkdir(parents=True, exist_ok=True)
+    expected = expected_seconds(names, setting)
+    typer.echo(hardware(setting.device))
+    if not setting.is_gpu:
+        typer.echo("there is no GPU here; the same command measures one where there is")
+    each = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in expected.items())
+    total = min(sum(expected.values()) / 60, minutes)
+    typer.echo(f"about {plural(max(1, round(total)), 'minute')} ({each})")
+    log = results / LOG_FILE
+    measured: dict[str, Measured] = {}
+    written: dict[str, Any] = {}
+    try:
+        with _sigterm_interrupts():
+            for name, part in run_parts(names, setting, 60 * minutes, log, typer.echo):
+                written = write_results(results, {name: part}, setting, _command())
+                measured[name] = part
+    except KeyboardInterrupt:
+        _end_early(results, names, measured)
     errors = [row["error"] for part in measured.values() for row in part.rows if "error" in row]
     failed = sum(error != OUT_OF_MEMORY for error in errors)  # that one is a result
     if not failed:
-        (results / LOG_FILE).unlink()
+        log.unlink()
     typer.echo("\n" + tables({**written, "parts": {n: written["parts"][n] for n in names}}))
-    picture = f", {PICTURE_FILE}" if "lengths" in names else ""
-    typer.echo(f"written: {results}/results.json, results.md{picture}")
+    plot = f", {PICTURE_FILE}" if "lengths" in names else ""
+    typer.echo(f"written: {results}/results.json, results.md{plot}")
     if failed:
         raise SystemExit(
-            f"mae-ast: error: {plural(failed, 'case')} failed, the rest is written; see "
-            f"{results / LOG_FILE}"
+            f"mae-ast: error: {plural(failed, 'case')} failed, the rest is written; see {log}"
         )
+
+
+def _command() -> list[str]:
+    """Return the command line that started this process, for the results."""
+    arguments = sys.argv[1:]  # "python -m mae_ast.bench" has no name of a sub-command
+    return ["mae-ast", "bench", *arguments[arguments[:1] == ["bench"] :]]
 
 
 @contextmanager
@@ -133,6 +145,8 @@ def _end_early(results: Path, names: list[str], measured: Mapping[str, Measured]
     """Say what is written and which parts are missing, and exit with status 1."""
     if not any(results.glob("results.*")):
         raise SystemExit("mae-ast: interrupted before the first result")
+    from mae_ast.bench.suite import is_complete
+
     missing = [n for n in names if n not in measured or not is_complete(measured[n].rows)]
     raise SystemExit(
         f"mae-ast: interrupted; results so far are in {results}. Measure the rest with "
@@ -141,6 +155,8 @@ def _end_early(results: Path, names: list[str], measured: Mapping[str, Measured]
 
 
 def _device(wanted: str | None) -> str:
+    import torch
+
     has_gpu = torch.cuda.is_available()
     if wanted not in (None, "cpu", "cuda") or (wanted == "cuda" and not has_gpu):
         there = "cpu or cuda" if has_gpu else "cpu; there is no GPU here"
@@ -159,6 +175,10 @@ def _batches(text: str) -> list[int]:
 
 
 def _overrides(arguments: list[str]) -> dict[str, Any]:
+    import yaml
+
+    from mae_ast.bench.steps import check_overrides
+
     values = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mae_ast.core.io.plural import plural
-from mae_ast.trainer.command import begun_with, start_of, train_command
 
 if TYPE_CHECKING:
     from mae_ast.evaluate.report import Evaluation
@@ -52,6 +51,7 @@ def crossvalidate(
     """
     from mae_ast.finetune import crossvalidation as folds
     from mae_ast.trainer.child_training import Interrupted, Trainings
+    from mae_ast.trainer.command import begun_with, start_of, train_command
 
     folders = folds.find_folds(data)
     folds.check_overrides(context.args)

@@ -7,10 +7,6 @@ from typing import Annotated
 
 import typer
 
-from mae_ast.hub import registry
-from mae_ast.hub.download import download as fetch
-from mae_ast.hub.download import name_from_url
-
 
 def download(
     name: Annotated[
@@ -27,6 +23,10 @@ def download(
 
     An interrupted download resumes; a cached file is verified against its checksum.
     """
+    from mae_ast.hub import registry
+    from mae_ast.hub.download import download as fetch
+    from mae_ast.hub.download import name_from_url
+
     if "://" in name:
         path = fetch([name], name_from_url(name), sha256, to)
     else:

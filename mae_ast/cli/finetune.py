@@ -10,8 +10,6 @@ from typing import Annotated
 import typer
 
 from mae_ast.cli.options import MULTIRUN
-from mae_ast.trainer import stop_request, sweep
-from mae_ast.trainer.command import NOTE, begun_with, start_of, train_command
 
 
 def finetune(
@@ -49,6 +47,8 @@ def finetune(
     On Ctrl-C, SIGTERM or SIGUSR1 the run saves and exits; the same command resumes it. A second
     Ctrl-C exits at once.
     """
+    from mae_ast.trainer import stop_request, sweep
+    from mae_ast.trainer.command import NOTE, begun_with, start_of, train_command
     from mae_ast.trainer.resume_guard import check_and_defer
 
     overrides = [*start_of(checkpoint, random_weights), *context.args]

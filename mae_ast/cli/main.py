@@ -1,8 +1,13 @@
-"""The ``mae-ast`` command: one sub-command a file."""
+"""The ``mae-ast`` command, which has a module of this package for each sub-command.
+
+These modules import what they need within their functions, so that help and shell completion answer
+at once; a test holds that.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import typer
 
@@ -30,12 +35,34 @@ from mae_ast.cli import (
 )
 from mae_ast.console import describe
 
+# Heading in the help to functions; the name of a function is that of its command.
+COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Data": (prepare.prepare, manifest.manifest, stats.stats, pack.pack),
+    "Train": (pretrain.pretrain, finetune.finetune, crossvalidate.crossvalidate, demo.demo),
+    "Evaluate": (evaluate.evaluate, probe.probe, superb.superb),
+    "Use a model": (
+        *(models.models, download.download, predict.predict, extract.extract),
+        *(reconstruct.reconstruct, convert.convert),
+    ),
+    "Measure": (plan.plan, bench.bench),
+}
+# Commands that pass further arguments on; all but the last two also pass on hydra's options.
+PASS_ON = (pretrain.pretrain, finetune.finetune, crossvalidate.crossvalidate, plan.plan)
+PASS_ON_ARGUMENTS = (superb.superb, bench.bench)
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Self-supervised pretraining of spectrogram transformers.",
 )
+for _panel, _functions in COMMANDS.items():
+    for _function in _functions:
+        _settings = {
+            "allow_extra_args": _function in (*PASS_ON, *PASS_ON_ARGUMENTS),
+            "ignore_unknown_options": _function in PASS_ON,
+        }
+        app.command(rich_help_panel=_panel, context_settings=_settings)(_function)
 
 
 def _show_version(wanted: bool) -> None:
@@ -53,37 +80,8 @@ def _options(
     pass
 
 
-app.command("manifest")(manifest.manifest)
-app.command("pack")(pack.pack)
-app.command("prepare")(prepare.prepare)
-app.command("stats")(stats.stats)
-app.command(
-    "pretrain", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
-)(pretrain.pretrain)
-app.command("plan", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
-    plan.plan
-)
-app.command(
-    "finetune", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
-)(finetune.finetune)
-app.command(
-    "crossvalidate", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
-)(crossvalidate.crossvalidate)
-app.command("evaluate")(evaluate.evaluate)
-app.command("predict")(predict.predict)
-app.command("reconstruct")(reconstruct.reconstruct)
-app.command("models")(models.models)
-app.command("download")(download.download)
-app.command("convert")(convert.convert)
-app.command("extract")(extract.extract)
-app.command("probe")(probe.probe)
-app.command("superb", context_settings={"allow_extra_args": True})(superb.superb)
-app.command("demo")(demo.demo)
-app.command("bench", context_settings={"allow_extra_args": True})(bench.bench)
-
-
 def main() -> None:
-    """Entry point; wrong input ends in one line, not in a traceback."""
+    """Run the command line of this process; wrong input ends in one line without a traceback."""
     try:
         app()
     except (ValueError, OSError) as error:

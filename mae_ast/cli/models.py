@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
-from mae_ast.hub.download import cache_folder
-from mae_ast.hub.registry import RELEASED, TASKS, ReleasedModel
+if TYPE_CHECKING:
+    from mae_ast.hub.registry import ReleasedModel
 
 
 def models() -> None:
     """List the released models: scores, URLs, and whether they are in the cache."""
+    from mae_ast.hub.registry import RELEASED, TASKS
+
     width = max(map(len, RELEASED))
     tasks = [f"{task} ({measure})" for task, measure in TASKS.items()]
     typer.echo("  ".join(["model".ljust(width), *tasks]) + "   (in %)")
@@ -26,5 +30,7 @@ def models() -> None:
 
 
 def _where(model: ReleasedModel) -> str:
+    from mae_ast.hub.download import cache_folder
+
     path = cache_folder() / model.file_name
     return f"cached: {path}" if path.is_file() else "not cached"

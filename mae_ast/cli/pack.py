@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from mae_ast.core.io.plural import plural
-from mae_ast.prepare.pack import JOBS
 
 MAX_LISTED = 10  # damaged files that are shown
 
@@ -33,7 +32,7 @@ def pack(
             "with those of the original files; without OUT, check the clips of MANIFEST.",
         ),
     ] = False,
-    jobs: Annotated[int, typer.Option(help="Files read, or transcoded, at a time.")] = JOBS,
+    jobs: Annotated[int, typer.Option(help="Files read, or transcoded, at a time.")] = 8,
 ) -> None:
     """Pack a manifest's files, with labels beside it, into uncompressed tars.
 

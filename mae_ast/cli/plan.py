@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mae_ast.bench.setting import fixed_point
-from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.plural import plural
 
 if TYPE_CHECKING:  # fairseq takes seconds to import
@@ -60,6 +58,9 @@ def plan(
 
 
 def _counts(made: Plan, system: str) -> dict[str, str]:
+    from mae_ast.bench.setting import fixed_point
+    from mae_ast.core.io.audio import SAMPLE_RATE
+
     batches = made.batches
     update = made.clips_an_update
     hidden = made.patches.num_masked / made.patches.num_patches

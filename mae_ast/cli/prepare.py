@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mae_ast.core.io.manifest import PROBE_THREADS
 from mae_ast.core.io.plural import plural
-from mae_ast.prepare import audioset, esc50, librispeech, speechcommands, voxceleb1
-from mae_ast.prepare.splits import LEFT_OUT_FILE, MISSING_FILE, Prepared
+
+if TYPE_CHECKING:
+    from mae_ast.prepare.splits import Prepared
 
 MAX_LISTED = 10  # left-out files shown of each kind; all are in left_out.txt
 
@@ -57,7 +57,7 @@ def prepare(
     speakers: Annotated[
         bool, typer.Option("--speakers", help="Label LibriSpeech with its speakers.")
     ] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="Headers read at a time.")] = PROBE_THREADS,
+    jobs: Annotated[int, typer.Option(min=1, help="Headers read at a time.")] = 16,
 ) -> None:
     """Write train.tsv, valid.tsv and test.tsv with the labels of each clip and labels.csv.
 
@@ -65,6 +65,8 @@ def prepare(
     Clips that the data set lists and that are not there go to missing.txt, files that cannot be
     read to left_out.txt.
     """
+    from mae_ast.prepare import audioset, esc50, librispeech, speechcommands, voxceleb1
+
     is_words = data_set in (DataSet.SPEECHCOMMANDS1, DataSet.SPEECHCOMMANDS2)
     for option, given, fits in (
         ("--classes", classes is not None, is_words),
@@ -91,6 +93,8 @@ def prepare(
 
 
 def _report(done: Prepared) -> None:
+    from mae_ast.prepare.splits import LEFT_OUT_FILE, MISSING_FILE
+
     for split in done.splits:
         clips, hours = plural(split.clips, "clip"), split.seconds / 3600
         line = f"{done.out / split.name}.tsv: {clips}, {hours:.2f} h"

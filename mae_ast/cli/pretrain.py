@@ -10,8 +10,6 @@ from typing import Annotated
 import typer
 
 from mae_ast.cli.options import MULTIRUN
-from mae_ast.trainer import stop_request, sweep
-from mae_ast.trainer.command import NOTE, begun_with, train_command
 
 
 def pretrain(
@@ -30,6 +28,8 @@ def pretrain(
     On Ctrl-C, SIGTERM or SIGUSR1 the run saves and exits; the same command resumes it. A second
     Ctrl-C exits at once.
     """
+    from mae_ast.trainer import stop_request, sweep
+    from mae_ast.trainer.command import NOTE, begun_with, train_command
     from mae_ast.trainer.resume_guard import check_and_defer
 
     overrides = [*context.args, *(["--multirun"] if multirun else [])]

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
-from torch import Tensor
 
-from mae_ast.core.frontend.collate import clip_generator
-from mae_ast.core.frontend.fbank import num_frames
-from mae_ast.core.frontend.masking import check_mask, mask_strategy
-from mae_ast.core.inference.reconstruct import reconstruct as rebuild
-from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
-from mae_ast.evaluate import plots
-from mae_ast.hub.load import load_masked
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DEFAULT_IMAGE, DEFAULT_FOLDER = Path("reconstruction.png"), Path("reconstructions")
 
@@ -50,6 +43,16 @@ def reconstruct(
 
     If several files are given, unreadable ones are reported and skipped; the exit status is then 1.
     """
+    import torch
+
+    from mae_ast.core.frontend.collate import clip_generator
+    from mae_ast.core.frontend.fbank import num_frames
+    from mae_ast.core.frontend.masking import check_mask, mask_strategy
+    from mae_ast.core.inference.reconstruct import reconstruct as rebuild
+    from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
+    from mae_ast.evaluate import plots
+    from mae_ast.hub.load import load_masked
+
     images = _images(files, output)
     if seconds <= 0:
         raise ValueError(f"--seconds {seconds:g}; a positive number is needed")

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-import torch
 import typer
 
 from mae_ast.console import bar
-from mae_ast.core.frontend.fbank import NUM_MEL_BINS, WINDOW_POWERS
-from mae_ast.core.frontend.input_stats import mean_and_std
-from mae_ast.core.frontend.input_stats import moments as moments_of
-from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
-from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.io.plural import plural
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_SECONDS = 30.0  # of each file
 
@@ -37,6 +33,13 @@ def stats(
 
     Prints the settings that make training use them for every clip, whatever its batch.
     """
+    import numpy as np
+    import torch
+
+    from mae_ast.core.frontend.fbank import NUM_MEL_BINS, WINDOW_POWERS
+    from mae_ast.core.frontend.input_stats import mean_and_std
+    from mae_ast.core.io.manifest import Manifest
+
     if window not in WINDOW_POWERS:
         raise ValueError(f"--window {window}; it is one of {', '.join(WINDOW_POWERS)}")
     listed = Manifest.read(manifest)
@@ -62,9 +65,14 @@ def stats(
 
 def _moments(path: str, window: str) -> torch.Tensor:
     """Return :func:`~mae_ast.core.frontend.input_stats.moments` of a file; zeros if it is bad."""
+    import torch
+
+    from mae_ast.core.frontend.input_stats import moments
+    from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
+
     try:
         samples = read_audio(path, 0, int(MAX_SECONDS * SAMPLE_RATE))
     except (AudioError, OSError) as error:
         typer.echo(f"skipped: {error}", err=True)
         return torch.zeros(3, dtype=torch.float64)
-    return moments_of(samples, window)
+    return moments(samples, window)
