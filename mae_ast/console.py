@@ -1,33 +1,134 @@
-"""Console: progress bars and one-line errors."""
+"""Console: progress and one-line errors."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from time import monotonic
+from types import TracebackType
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+LINE_INTERVAL_S = 10.0  # from one line of progress to the next where there is no terminal
+_LINE = "{desc}: {percentage:.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
-def bar(what: str, unit: str) -> Callable[[Iterable[T], int], Iterable[T]]:
-    """A function that shows progress while its argument is iterated over."""
-    from tqdm import tqdm  # only where there is progress to show
 
-    def wrap(items: Iterable[T], total: int) -> Iterable[T]:
-        wrapped: Iterable[T] = tqdm(items, total=total, desc=what, unit=unit)
-        return wrapped
+class ProgressLines:
+    """Progress as lines on stderr, for log files: one every 10 s, and one at the end.
+
+    It has those methods of ``tqdm.tqdm`` that this package uses.
+
+    Args:
+        desc: description at the start of each line.
+        unit: noun in the singular, such as "clip".
+        total: number of units to expect; ``None`` if unknown.
+        initial: number of units done before.
+        unit_scale: show numbers with metric prefixes, such as 65.5kB.
+        delay: show nothing before this time, in seconds.
+    """
+
+    def __init__(
+        self,
+        desc: str,
+        unit: str,
+        total: int | None = None,
+        initial: int = 0,
+        unit_scale: bool = False,
+        delay: float = 0.0,
+    ) -> None:
+        self.n = initial
+        self._format: dict[str, Any] = {
+            "prefix": desc,
+            "unit": unit,
+            "total": total,
+            "initial": initial,
+            "unit_scale": unit_scale,
+            "bar_format": _LINE if total else None,
+        }
+        self._start = self._printed = monotonic()
+        self._delay = delay
+        self._is_closed = False
+
+    def __enter__(self) -> ProgressLines:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def update(self, n: int = 1) -> None:
+        """Count further units, and print a line if the last one is 10 s old."""
+        self.n += n
+        if monotonic() - self._printed >= LINE_INTERVAL_S:
+            self._print()
+
+    def set_postfix(self, values: Mapping[str, object]) -> None:
+        """Show values at the end of the lines that follow."""
+        self._format["postfix"] = ", ".join(f"{key}={value}" for key, value in values.items())
+
+    def close(self) -> None:
+        """Print the last line; calling it again does nothing."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._print()
+
+    def _print(self) -> None:
+        from tqdm import tqdm
+
+        self._printed = monotonic()
+        elapsed = self._printed - self._start
+        if elapsed >= self._delay:
+            line = tqdm.format_meter(self.n, elapsed=elapsed, **self._format)
+            print(line, file=sys.stderr, flush=True)
+
+
+def progress_bar(
+    desc: str,
+    unit: str,
+    total: int | None = None,
+    initial: int = 0,
+    unit_scale: bool = False,
+    delay: float = 0.0,
+) -> Any:
+    """Return a tqdm bar on a terminal, and :class:`ProgressLines`, whose arguments these are, else.
+
+    Use it as a context, and call ``update(n)``.
+    """
+    if not sys.stderr.isatty():
+        return ProgressLines(desc, unit, total, initial, unit_scale, delay)
+    from tqdm import tqdm  # not needed for the help
+
+    return tqdm(
+        desc=desc, unit=unit, total=total, initial=initial, unit_scale=unit_scale, delay=delay
+    )
+
+
+def bar(desc: str, unit: str) -> Callable[[Iterable[T], int], Iterable[T]]:
+    """Return a function of items and their number that shows progress over the iteration."""
+
+    def wrap(items: Iterable[T], total: int) -> Iterator[T]:
+        with progress_bar(desc, unit, total) as progress:
+            for item in items:
+                yield item
+                progress.update()
 
     return wrap
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """End the program with one line where a person's input is wrong.
+    """Turn errors of the user's input into one line that ends the program.
 
-    The core raises ``ValueError`` or ``FileNotFoundError`` with a message for people; from within
-    fairseq it would come out below a traceback of many frames.
+    The core raises ``ValueError`` or ``FileNotFoundError`` with a message for the user; within
+    fairseq, it would be shown below a traceback of many frames.
     """
     try:
         yield
@@ -36,7 +137,7 @@ def user_errors() -> Iterator[None]:
 
 
 def describe(error: Exception) -> str:
-    """Return an error's message; of the operating system's errors, the path and what is wrong."""
+    """Return the message of an error; for errors of the operating system, path and reason."""
     if not isinstance(error, OSError) or error.filename is None or error.filename2 is not None:
         return str(error)
     if error.errno == errno.EEXIST and not os.path.isdir(error.filename):

@@ -15,12 +15,13 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pooch
 import requests
 import urllib3
-from tqdm import tqdm
 
+from mae_ast.console import progress_bar
 from mae_ast.core.io.file_kinds import PLACEHOLDERS, describe
 from mae_ast.hub.partial_file import DownloadError, PartialFile, Source, readable
 
@@ -30,8 +31,8 @@ ATTEMPTS = 20  # at one mirror, as long as each of them brings something
 ATTEMPTS_FROM_START = 3  # the same where a part cannot be resumed
 PAUSE = 1.0  # s between two attempts
 CHUNK = 1 << 20  # bytes
-# Seconds until a progress bar shows and from one line of it to the next: on a terminal, elsewhere.
-BAR_TIMES = ((0.5, 0.1), (10.0, 30.0))
+# Time until progress is shown, in seconds: on a terminal, elsewhere.
+PROGRESS_DELAYS_S = (0.5, 10.0)
 
 
 class _MirrorError(Exception):
@@ -154,14 +155,14 @@ class MirrorDownloader:
         with (
             self.part.room_for(source.total),
             open(self.part.path, "ab") as file,
-            _bar(self.part.name, self.part.size, source.total) as bar,
+            _progress(self.part.name, self.part.size, source.total) as progress,
         ):
             # read1 gives what there is, so that nothing is lost when the rest does not come.
             while chunk := response.raw.read1(CHUNK, decode_content=False):
                 file.write(chunk)
                 file.flush()  # what a kill -9 leaves can be resumed
                 self._received += len(chunk)
-                bar.update(len(chunk))
+                progress.update(len(chunk))
             os.fsync(file.fileno())  # no power cut may leave its final name without its bytes
         if source.total not in (None, self.part.size):
             raise _BrokenError(f"ended at {self.part.size} of {source.total} bytes")
@@ -209,19 +210,10 @@ def _goes_on(response: requests.Response, source: Source, size: int) -> bool:
     )
 
 
-def _bar(name: str, initial: int, total: int | None) -> tqdm:
-    """A progress bar; where there is no terminal a line now and then, if it takes long."""
-    delay, interval = BAR_TIMES[0 if sys.stderr.isatty() else 1]
-    return tqdm(
-        desc=name,
-        initial=initial,
-        total=total,
-        unit="B",
-        unit_scale=True,
-        delay=delay,
-        mininterval=interval,
-        maxinterval=max(10.0, interval),
-    )
+def _progress(name: str, initial: int, total: int | None) -> Any:
+    """Return the progress bar of a download, which a short one does not show."""
+    delay = PROGRESS_DELAYS_S[0 if sys.stderr.isatty() else 1]
+    return progress_bar(name, "B", total, initial, unit_scale=True, delay=delay)
 
 
 def _reason(error: BaseException) -> str:

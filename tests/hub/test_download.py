@@ -590,6 +590,6 @@ def test_the_bar_is_silent_where_it_is_quick_and_no_terminal(server, folder, cap
 
 
 def test_the_bar_shows_where_it_takes_long(server, folder, capsys, monkeypatch):
-    monkeypatch.setattr(http, "BAR_TIMES", ((0.0, 0.0), (0.0, 0.0)))
+    monkeypatch.setattr(http, "PROGRESS_DELAYS_S", (0.0, 0.0))
     download([server.url("/file", gives(DATA))], NAME, None, folder)
     assert f"{NAME}: 100%" in capsys.readouterr().err
