@@ -1,4 +1,4 @@
-"""``python -m mae_ast``: the command where ``mae-ast`` is not on the PATH."""
+"""``python -m mae_ast``: ``mae-ast`` where the command is not on the PATH."""
 
 from mae_ast.cli.main import main
 

@@ -1,4 +1,4 @@
-"""``python -m mae_ast.bench``: the command where ``mae-ast`` is not installed."""
+"""``python -m mae_ast.bench``: ``mae-ast bench`` where the command is not installed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import sys
 import typer
 
 from mae_ast.cli.bench import bench
+from mae_ast.console import describe
 
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(context_settings={"allow_extra_args": True})(bench)
+    app.command()(bench)
     try:
         app()
     except (ValueError, OSError) as error:
-        sys.exit(f"mae-ast: error: {error}")
+        sys.exit(f"mae-ast: error: {describe(error)}")

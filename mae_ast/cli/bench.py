@@ -1,4 +1,4 @@
-"""``mae-ast bench``: measure the speed of this machine, part by part."""
+"""``mae-ast bench``: measure the speed of training on this machine."""
 
 from __future__ import annotations
 
@@ -26,42 +26,55 @@ LOG_FILE = "log.txt"
 
 
 def bench(
-    context: typer.Context,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="model.KEY=VALUE",
+            help="Settings of the models in the parts steps and lengths.",
+            show_default=False,
+        ),
+    ] = None,
     parts: Annotated[
-        str, typer.Option(help=f"Comma-separated parts: {', '.join(PART_NAMES)}.")
+        str, typer.Option(help=f"Comma-separated parts to measure: {', '.join(PART_NAMES)}.")
     ] = ",".join(PART_NAMES),
     batches: Annotated[
-        str | None, typer.Option(help="Clips of a training step, such as 64,256.")
+        str | None,
+        typer.Option(
+            help="Comma-separated batch sizes of a training step, in clips; default: "
+            f"{BATCHES['cuda']} on a GPU, {BATCHES['cpu']} on a CPU."
+        ),
     ] = None,
     precision: Annotated[
         str, typer.Option(help="Precision of the transformers: auto, float32 or bfloat16.")
     ] = "auto",
     device: Annotated[
-        str | None, typer.Option(help="cpu or cuda; default: a GPU if there is one.")
+        str | None, typer.Option(help="Device: cpu or cuda; default: cuda if available.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Parent of the results folder.")] = Path(
-        "benchmarks/results"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder in which the results get a folder of their own.")
+    ] = Path("benchmarks/results"),
     minutes: Annotated[
-        float, typer.Option(help="Start no further case after so many minutes.")
+        float, typer.Option(help="Start no further case after this time, in minutes.")
     ] = 60,
-    quick: Annotated[bool, typer.Option(help="Tiny sizes, to see that everything works.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Use tiny sizes, to check that everything works.")
+    ] = False,
 ) -> None:
-    """Measure this machine; further arguments, model.KEY=VALUE, change the models of the steps.
+    """Measure the speed of training on this machine.
 
     Results are written after each part, and when the command is interrupted. Parts that were
-    measured earlier on the same day are kept beside those measured now.
+    measured earlier on the same day are kept.
     """
     from mae_ast.bench.setting import Setting
     from mae_ast.core.nn.precision import PRECISIONS
 
     asked = [name for name in parts.split(",") if name]
     if not asked or not set(asked) <= set(PART_NAMES):
-        raise ValueError(f"--parts {parts}: of {', '.join(PART_NAMES)}, with commas between")
+        raise ValueError(f"--parts {parts}: choose from {', '.join(PART_NAMES)}")
     if precision not in PRECISIONS:
-        raise ValueError(f"--precision {precision}: one of {', '.join(PRECISIONS)}")
+        raise ValueError(f"--precision {precision}: choose from {', '.join(PRECISIONS)}")
     if minutes <= 0:
-        raise ValueError(f"--minutes {minutes:g}: a positive number")
+        raise ValueError(f"--minutes {minutes:g}: must be positive")
     kind = _device(device)
     with tempfile.TemporaryDirectory(prefix="mae_ast_bench_") as folder:
         setting = Setting(
@@ -69,7 +82,7 @@ def bench(
             folder=folder,
             batches=_batches(batches or ("2" if quick else BATCHES[kind])),
             precision=precision,
-            model=_overrides(context.args),
+            model=_overrides(overrides or []),
             quick=quick,
         )
         _measure([name for name in PART_NAMES if name in asked], setting, out, minutes)
@@ -89,12 +102,12 @@ def _measure(names: list[str], setting: Setting, out: Path, minutes: float) -> N
     from mae_ast.bench.suite import expected_seconds, run_parts
 
     results = results_folder(out, setting)
-    earlier_parts(results)  # refused now rather than after the measurements
+    earlier_parts(results)  # refuse damaged results before measuring
     results.mkdir(parents=True, exist_ok=True)
     expected = expected_seconds(names, setting)
     typer.echo(hardware(setting.device))
     if not setting.is_gpu:
-        typer.echo("there is no GPU here; the same command measures one where there is")
+        typer.echo("measuring the CPU; --device cuda measures a GPU")
     each = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in expected.items())
     total = min(sum(expected.values()) / 60, minutes)
     typer.echo(f"about {plural(max(1, round(total)), 'minute')} ({each})")
@@ -142,7 +155,7 @@ def _sigterm_interrupts() -> Iterator[None]:
 
 
 def _end_early(results: Path, names: list[str], measured: Mapping[str, Measured]) -> NoReturn:
-    """Say what is written and which parts are missing, and exit with status 1."""
+    """Report what is written and which parts are missing, and exit with status 1."""
     if not any(results.glob("results.*")):
         raise SystemExit("mae-ast: interrupted before the first result")
     from mae_ast.bench.suite import is_complete
@@ -170,7 +183,7 @@ def _batches(text: str) -> list[int]:
     except ValueError:
         sizes = [0]
     if min(sizes) < 1:
-        raise ValueError(f"--batches {text}: whole numbers, at least 1, with commas between")
+        raise ValueError(f"--batches {text}: must be positive integers, separated by commas")
     return sizes
 
 

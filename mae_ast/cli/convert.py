@@ -1,4 +1,4 @@
-"""``mae-ast convert IN OUT --to KIND``: a checkpoint to another kind of file."""
+"""``mae-ast convert IN OUT --to KIND``: convert a checkpoint to another format."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from mae_ast.cli.options import CHECKPOINT_HELP, complete_model
+
 
 class Kind(StrEnum):
-    """Kinds of file that can be written."""
+    """Formats that can be written."""
 
     released = "released"
     safetensors = "safetensors"
@@ -21,24 +23,25 @@ class Kind(StrEnum):
 def convert(
     source: Annotated[
         str,
-        typer.Argument(
-            metavar="IN", help="A file, a run's folder, a released model's name, a URL, a hub id."
-        ),
+        typer.Argument(metavar="IN", help=CHECKPOINT_HELP, autocompletion=complete_model),
     ],
     target: Annotated[
         Path,
-        typer.Argument(metavar="OUT", help="A file; for safetensors and hugging-face a folder."),
+        typer.Argument(
+            metavar="OUT", help="File to write; a folder for safetensors and hugging-face."
+        ),
     ],
     to: Annotated[
         Kind,
         typer.Option(
-            help="released: for stock s3prl and the authors' programs; safetensors: the Hugging "
-            "Face hub's layout; hugging-face: transformers' AST; onnx: log-mel to the last hidden "
-            "state of MAE-AST."
+            help="Format to write. released: for stock s3prl and the authors' implementations; "
+            "safetensors: for the Hugging Face hub; hugging-face: transformers' AST; onnx: from "
+            "log-mel to the last hidden state of MAE-AST."
         ),
     ],
     force: Annotated[
-        bool, typer.Option("--force", help="Overwrite OUT, a file or an earlier model's folder.")
+        bool,
+        typer.Option("--force", help="Overwrite an existing OUT: a file, or a model's folder."),
     ] = False,
 ) -> None:
     """Convert a checkpoint to another format."""
@@ -48,14 +51,14 @@ def convert(
     conversion.check_target(target, to in (Kind.safetensors, Kind.hugging_face), force)
     model = mae_ast.load(source)
     if to is Kind.released:
-        untold = conversion.to_released_file(model, target, force)
-        typer.echo(f"{target}: for stock s3prl and the authors' programs")
-        if untold:
+        unstored = conversion.to_released_file(model, target, force)
+        typer.echo(f"{target}: for stock s3prl and the authors' implementations")
+        if unstored:
             settings = ", ".join(
                 f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}"
-                for key, value in untold.items()
+                for key, value in unstored.items()
             )
-            typer.echo(f"its layout has no place for {settings}: tell the program that reads it")
+            typer.echo(f"the format cannot store {settings}: set them where it is loaded")
     elif to is Kind.safetensors:
         conversion.to_safetensors(model, target, force)
         typer.echo(f"{target}: for mae_ast.load and the Hugging Face hub")

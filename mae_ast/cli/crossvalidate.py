@@ -1,4 +1,4 @@
-"""``mae-ast crossvalidate CHECKPOINT DATA KEY=VALUE...``: fine-tuning on each fold."""
+"""``mae-ast crossvalidate CHECKPOINT DATA KEY=VALUE...``: fine-tune and score on each fold."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mae_ast.cli.options import (
+    Average,
+    FinetunePreset,
+    InitialCheckpoint,
+    Overrides,
+    RandomWeights,
+)
 from mae_ast.core.io.plural import plural
 
 if TYPE_CHECKING:
@@ -14,39 +21,30 @@ if TYPE_CHECKING:
 
 
 def crossvalidate(
-    context: typer.Context,
-    checkpoint: Annotated[
-        str, typer.Argument(help="Model to start from, as for 'mae-ast finetune'.")
-    ],
+    checkpoint: InitialCheckpoint,
     data: Annotated[
         Path,
-        typer.Argument(help="Folder of fold1, fold2, ..., in each what 'mae-ast finetune' takes."),
-    ],
-    config: Annotated[
-        str,
-        typer.Option(help="Preset name or path of a YAML file; required.", show_default=False),
-    ] = "",
-    out: Annotated[
-        Path, typer.Option(help="Folder of the folds' runs; the same command again resumes them.")
-    ] = Path("outputs/crossvalidate"),
-    random_weights: Annotated[
-        bool,
-        typer.Option(
-            "--random-weights", help="Train the same network from random weights, as a baseline."
+        typer.Argument(
+            metavar="DATA",
+            help="Folder with fold1, fold2, ..., each as 'mae-ast finetune' takes it.",
         ),
-    ] = False,
-    average: Annotated[
-        int, typer.Option(help="Average the weights of each run's last N epoch checkpoints.")
-    ] = 1,
+    ],
+    overrides: Overrides = None,
+    config: FinetunePreset = "",
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for the runs of the folds; the same command again resumes them."),
+    ] = Path("outputs/crossvalidate"),
+    random_weights: RandomWeights = False,
+    average: Average = 1,
 ) -> None:
-    """Fine-tune on each fold, score its held-out clips, and print mean and standard deviation.
+    """Fine-tune and score on each fold of a data set.
 
-    Every further argument goes to fairseq-hydra-train, KEY=VALUE or an option, for all folds alike.
+    Prints accuracy (mAP if clips have several labels) of the last checkpoint on the held-out clips
+    of each fold, their mean and std, and writes them to OUT/folds.csv. The run of a
+    fold is OUT/fold1, ..., its scores by class are in OUT/fold1/report.
 
-    A fold's run is OUT/fold1, ..., its scores by class OUT/fold1/report; OUT/folds.csv holds the
-    table. What counts is the last checkpoint, and accuracy, or mAP where clips have several labels.
-
-    On Ctrl-C, SIGTERM or SIGUSR1 the run saves and exits; the same command resumes it. A second
+    The run saves and exits on Ctrl-C, SIGTERM or SIGUSR1; the same command resumes it. A second
     Ctrl-C exits at once.
     """
     from mae_ast.finetune import crossvalidation as folds
@@ -54,16 +52,17 @@ def crossvalidate(
     from mae_ast.trainer.command import begun_with, start_of, train_command
 
     folders = folds.find_folds(data)
-    folds.check_overrides(context.args)
-    overrides = [*start_of(checkpoint, random_weights), *context.args]
+    given = overrides or []
+    folds.check_overrides(given)
+    arguments = [*start_of(checkpoint, random_weights), *given]
     commands = [
-        train_command(folder, config, out / folder.name, overrides, "finetune")
+        train_command(folder, config, out / folder.name, arguments, "finetune")
         for folder in folders
     ]
     settings = {
         **begun_with(data, config, checkpoint),
         "random_weights": random_weights,
-        "overrides": list(context.args),
+        "overrides": given,
     }
     scores, measure = [], ""
     try:
@@ -104,7 +103,7 @@ def _evaluate(run: Path, data: Path, average: int) -> Evaluation:
     from mae_ast.finetune.crossvalidation import HELD_OUT
 
     classifier = load_finetuned(run, average)
-    place(classifier.model, "")
+    place(classifier.model, None)
     found = report.evaluate(classifier, data, HELD_OUT, bar(f"scoring {run.name}", "clip"))
     report.write_report(found, run / "report", f"{run.name}, {HELD_OUT}")
     return found

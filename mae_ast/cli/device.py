@@ -1,4 +1,4 @@
-"""Where a command computes."""
+"""Device that a command computes on."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import nn
 M = TypeVar("M", bound=nn.Module)
 
 
-def place(model: M, device: str) -> M:
-    """Move a model to the device of ``--device``; empty: a GPU where there is one.
+def place(model: M, device: str | None) -> M:
+    """Move a model to the device of ``--device``; ``None``: a GPU if available.
 
     Raises:
         ValueError: there is no such device.

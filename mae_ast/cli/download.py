@@ -1,4 +1,4 @@
-"""``mae-ast download NAME``: a released model, or a file from any address, into the cache."""
+"""``mae-ast download NAME``: download a released model, or a file by its URL."""
 
 from __future__ import annotations
 
@@ -7,21 +7,30 @@ from typing import Annotated
 
 import typer
 
+from mae_ast.cli.options import complete_model
+
 
 def download(
     name: Annotated[
         str,
-        typer.Argument(help="Name of a released model (see `mae-ast models`), or an http(s) URL."),
+        typer.Argument(
+            metavar="NAME",
+            help="Name of a released model (see 'mae-ast models'), or an http(s) URL.",
+            autocompletion=complete_model,
+        ),
     ],
     to: Annotated[
         Path | None,
-        typer.Option(help="Target folder; default: $MAE_AST_CACHE or the user's cache."),
+        typer.Option(help="Target folder; default: $MAE_AST_CACHE, or the user's cache folder."),
     ] = None,
-    sha256: Annotated[str | None, typer.Option(help="Expected SHA-256 checksum.")] = None,
+    sha256: Annotated[
+        str | None, typer.Option(help="Expected SHA-256 checksum of the file.")
+    ] = None,
 ) -> None:
-    """Download a checkpoint, unless it is in the cache, and print its path.
+    """Download a checkpoint and print its path.
 
-    An interrupted download resumes; a cached file is verified against its checksum.
+    A file in the cache is not downloaded again but verified against its checksum; an interrupted
+    download resumes.
     """
     from mae_ast.hub import registry
     from mae_ast.hub.download import download as fetch

@@ -8,32 +8,27 @@ from typing import Annotated
 
 import typer
 
+from mae_ast.cli.options import Average, Classifier, Device
 from mae_ast.core.io.plural import plural
 
 
 def evaluate(
-    source: Annotated[
+    source: Classifier,
+    data: Annotated[
         Path,
-        typer.Argument(
-            metavar="RUN_OR_CHECKPOINT", help="What 'mae-ast finetune' wrote: its folder or a file."
-        ),
+        typer.Argument(metavar="DATA", help="Folder with labels.csv, valid.tsv, valid.lbl, ..."),
     ],
-    data: Annotated[Path, typer.Argument(help="Folder of labels.csv, valid.tsv, valid.lbl, ...")],
     split: Annotated[str, typer.Option(help="Split to score, such as valid or test.")] = "valid",
-    average: Annotated[
-        int, typer.Option(help="Average the weights of a run's last N epoch checkpoints.")
-    ] = 1,
+    average: Average = 1,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for scores by class (CSV) and a plot.")
+        Path | None, typer.Option(help="Folder for the scores by class (CSV) and a plot.")
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="Device: cpu, cuda, ...; default: cuda if available.")
-    ] = "",
+    device: Device = None,
 ) -> None:
-    """Score a split: accuracy, mAP, mean AUC, d-prime, and all classes as a table.
+    """Score a fine-tuned classifier on a labelled split.
 
-    The d-prime of a perfect class would be infinite; it counts as if half a pair of clips were
-    ranked wrongly.
+    Prints accuracy, mAP, mean AUC and d-prime. The d-prime of a perfectly separated class would be
+    infinite; it is computed as if half a pair of clips were ranked wrongly.
 
     Clips longer than the network's input are scored in windows, as in 'mae-ast predict'.
     """
@@ -42,6 +37,7 @@ def evaluate(
     from mae_ast.evaluate import report
     from mae_ast.finetune.checkpoint import load_finetuned
 
+    _check_split(data, split)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # fails before the clips are scored
     classifier = load_finetuned(source, average)
@@ -65,3 +61,23 @@ def evaluate(
     if out is not None:
         written = report.write_report(found, out, f"{source.name}, {split}")
         typer.echo(", ".join(str(path) for path in written))
+
+
+def _check_split(data: Path, split: str) -> None:
+    """Refuse a split that is not in a folder.
+
+    Raises:
+        NotADirectoryError: there is no such folder.
+        FileNotFoundError: it has no manifest, or no labels, of this name.
+    """
+    if not data.is_dir():
+        raise NotADirectoryError(f"{data}: no such folder")
+    needed = (f"{split}.tsv", f"{split}.lbl")
+    missing = [name for name in needed if not (data / name).is_file()]
+    if missing:
+        labelled = (path for path in data.glob("*.tsv") if path.with_suffix(".lbl").is_file())
+        splits = ", ".join(sorted(path.stem for path in labelled)) or "none"
+        raise FileNotFoundError(
+            f"--split {split}: {data} has no {' and no '.join(missing)}; its splits with labels: "
+            f"{splits}"
+        )

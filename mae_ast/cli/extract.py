@@ -1,4 +1,4 @@
-"""``mae-ast extract CHECKPOINT MANIFEST OUT``: features of a whole manifest."""
+"""``mae-ast extract CHECKPOINT MANIFEST OUT``: write the features of a manifest's clips."""
 
 from __future__ import annotations
 
@@ -7,34 +7,35 @@ from typing import Annotated
 
 import typer
 
+from mae_ast.cli.options import Checkpoint, Device, ManifestFile
 from mae_ast.core.io.plural import plural
 
 
 def extract(
-    checkpoint: Annotated[
-        str,
-        typer.Argument(help="A file, a run's folder, a released model's name, a URL, a hub id."),
-    ],
-    manifest: Annotated[Path, typer.Argument(help="A manifest, such as train.tsv.")],
-    out: Annotated[Path, typer.Argument(help="Folder for the .npy and .len files.")],
-    layer: Annotated[int, typer.Option(help="Layer, counted from 1; -1 is the last.")] = -1,
+    checkpoint: Checkpoint,
+    manifest: ManifestFile,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the .npy and .len files.")],
+    layer: Annotated[
+        int, typer.Option(help="Layer to read the features from, counted from 1; -1 is the last.")
+    ] = -1,
     pool: Annotated[
-        bool, typer.Option("--pool", help="Write one row per clip, the mean over its rows.")
+        bool, typer.Option("--pool", help="Write one row per clip: the mean over time steps.")
     ] = False,
     tokens: Annotated[
         bool,
-        typer.Option("--tokens", help="Write one row per token (D); default: per time step (C D)."),
+        typer.Option(
+            "--tokens", help="Write one row per token (D); default: one per time step (C D)."
+        ),
     ] = False,
     shard: Annotated[
-        str, typer.Option(help="Process part i of n only, i/n, counted from 0.")
+        str, typer.Option(metavar="I/N", help="Process part I of N only, counted from 0.")
     ] = "0/1",
-    device: Annotated[
-        str, typer.Option(help="Device: cpu, cuda, ...; default: cuda if available.")
-    ] = "",
+    device: Device = None,
 ) -> None:
-    """Write the features of a manifest's clips, in fairseq's .npy + .len convention.
+    """Write the features of a manifest's clips.
 
-    A stopped extraction resumes when it is started again.
+    The files follow fairseq's convention: OUT/NAME.npy with the rows of all clips, OUT/NAME.len
+    with the number of rows of each clip. The same command again resumes an interrupted extraction.
     """
     import mae_ast
     from mae_ast.cli.device import place

@@ -1,4 +1,4 @@
-"""``mae-ast finetune CHECKPOINT DATA KEY=VALUE...``: a classifier on a pretrained model."""
+"""``mae-ast finetune CHECKPOINT DATA KEY=VALUE...``: start a fine-tuning run."""
 
 from __future__ import annotations
 
@@ -9,55 +9,46 @@ from typing import Annotated
 
 import typer
 
-from mae_ast.cli.options import MULTIRUN
+from mae_ast.cli.options import (
+    FinetunePreset,
+    InitialCheckpoint,
+    Multirun,
+    Overrides,
+    RandomWeights,
+    RunFolder,
+)
 
 
 def finetune(
-    context: typer.Context,
-    checkpoint: Annotated[
-        str,
-        typer.Argument(
-            help="A file, a run's folder, a released model's name, a URL, a hub id; where the "
-            "preset's model is ast also timm:NAME."
-        ),
-    ],
+    checkpoint: InitialCheckpoint,
     data: Annotated[
-        Path, typer.Argument(help="Folder of labels.csv, train.tsv, train.lbl, valid.tsv, ...")
+        Path,
+        typer.Argument(
+            metavar="DATA", help="Folder with labels.csv, train.tsv, train.lbl, valid.tsv, ..."
+        ),
     ],
-    config: Annotated[
-        str,
-        typer.Option(
-            help="Preset name or path of a YAML file; required. Without it the presets are listed.",
-            show_default=False,
-        ),
-    ] = "",
-    out: Annotated[
-        Path, typer.Option(help="Folder of the run; the same command again resumes it.")
-    ] = Path("outputs/finetune"),
-    random_weights: Annotated[
-        bool,
-        typer.Option(
-            "--random-weights", help="Train the same network from random weights, as a baseline."
-        ),
-    ] = False,
-    multirun: Annotated[bool, MULTIRUN] = False,
+    overrides: Overrides = None,
+    config: FinetunePreset = "",
+    out: RunFolder = Path("outputs/finetune"),
+    random_weights: RandomWeights = False,
+    multirun: Multirun = False,
 ) -> None:
-    """Fine-tune; every further argument goes to fairseq-hydra-train, KEY=VALUE or an option.
+    """Fine-tune a model as a classifier of labelled clips.
 
-    On Ctrl-C, SIGTERM or SIGUSR1 the run saves and exits; the same command resumes it. A second
+    The run saves and exits on Ctrl-C, SIGTERM or SIGUSR1; the same command resumes it. A second
     Ctrl-C exits at once.
     """
     from mae_ast.trainer import stop_request, sweep
     from mae_ast.trainer.command import NOTE, begun_with, start_of, train_command
     from mae_ast.trainer.resume_guard import check_and_defer
 
-    overrides = [*start_of(checkpoint, random_weights), *context.args]
-    overrides += ["--multirun"] if multirun else []
-    command = train_command(data, config, out, overrides, "finetune")
+    arguments = [*start_of(checkpoint, random_weights), *(overrides or [])]
+    arguments += ["--multirun"] if multirun else []
+    command = train_command(data, config, out, arguments, "finetune")
     settings = {
         **begun_with(data, config, checkpoint),
         "random_weights": random_weights,
-        **sweep.note(overrides),
+        **sweep.note(arguments),
     }
     check_and_defer(out / NOTE, settings, sweep.has_begun(out))
     with stop_request.deferring():

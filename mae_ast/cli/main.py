@@ -46,9 +46,11 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     ),
     "Measure": (plan.plan, bench.bench),
 }
-# Commands that pass further arguments on; all but the last two also pass on hydra's options.
-PASS_ON = (pretrain.pretrain, finetune.finetune, crossvalidate.crossvalidate, plan.plan)
-PASS_ON_ARGUMENTS = (superb.superb, bench.bench)
+# Commands that pass unknown options on to hydra.
+TAKE_OPTIONS_OF_HYDRA = (
+    *(pretrain.pretrain, finetune.finetune, crossvalidate.crossvalidate),
+    plan.plan,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -58,10 +60,7 @@ app = typer.Typer(
 )
 for _panel, _functions in COMMANDS.items():
     for _function in _functions:
-        _settings = {
-            "allow_extra_args": _function in (*PASS_ON, *PASS_ON_ARGUMENTS),
-            "ignore_unknown_options": _function in PASS_ON,
-        }
+        _settings = {"ignore_unknown_options": _function in TAKE_OPTIONS_OF_HYDRA}
         app.command(rich_help_panel=_panel, context_settings=_settings)(_function)
 
 
@@ -74,7 +73,7 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: bool = typer.Option(
-        False, "--version", callback=_show_version, is_eager=True, help="Show the version."
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
     ),
 ) -> None:
     pass

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mae_ast.cli.options import Jobs
 from mae_ast.core.io.plural import plural
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ PRETRAINING_S = 2.0  # task.min_sample_size of the presets for pretraining
 
 def manifest(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Folders of audio or of tars with audio.")
+        list[Path],
+        typer.Argument(metavar="DIR", help="Folders of audio files, or of tars with audio files."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the manifests.")] = Path("manifests"),
     valid: Annotated[float, typer.Option(help="Fraction of files for validation.")] = 0.01,
@@ -29,15 +31,18 @@ def manifest(
     min_seconds: Annotated[
         float,
         typer.Option(
-            help="Skip shorter files. A model needs one patch (0.175 s, with frame patches 0.035 "
-            "s); pretraining skips clips below task.min_sample_size, 2 s by default."
+            help="Minimum length of a file, in seconds. A model needs one patch (0.175 s; with "
+            "frame patches 0.035 s); pretraining skips clips below task.min_sample_size, 2 s by "
+            "default."
         ),
     ] = 0.045,
-    max_seconds: Annotated[float, typer.Option(help="Skip longer files.")] = float("inf"),
+    max_seconds: Annotated[
+        float, typer.Option(help="Maximum length of a file, in seconds.")
+    ] = float("inf"),
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
-    jobs: Annotated[int, typer.Option(help="Files read at a time.")] = 16,
+    jobs: Jobs = 16,
 ) -> None:
-    """Walk folders, find the length of each audio file, and write manifests.
+    """Write manifests of the audio in folders and tars.
 
     Uncompressed tars, such as WebDataset's shards, are read like folders, without unpacking.
     Unreadable files are listed, files with other suffixes are counted. Lengths come from the

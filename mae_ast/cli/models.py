@@ -1,4 +1,4 @@
-"""``mae-ast models``: the released models, their scores, and which are in the cache."""
+"""``mae-ast models``: list the released models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 def models() -> None:
-    """List the released models: scores, URLs, and whether they are in the cache."""
+    """List the released models and their scores.
+
+    Shows scores after fine-tuning, URLs, and whether a model is in the cache.
+    """
     from mae_ast.hub.registry import RELEASED, TASKS
 
     width = max(map(len, RELEASED))

@@ -1,12 +1,123 @@
-"""Options that several commands have."""
+"""Arguments and options that several commands have."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
-MULTIRUN = typer.Option(
-    "--multirun",
-    "-m",
-    help="Start the jobs of a sweep, such as model.encoder_layers=6,12, each in its own folder "
-    "OUT/0, OUT/1, ...; or one job in OUT by hydra's launcher, such as SLURM's.",
+
+def _complete_preset(kind: str) -> Callable[[str], list[str]]:
+    """Return the completion of a preset's name; ``kind`` is "pretrain" or "finetune"."""
+
+    def complete(incomplete: str) -> list[str]:
+        from mae_ast.trainer.command import preset_names
+
+        return [name for name in preset_names(kind) if name.startswith(incomplete)]
+
+    return complete
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Return the names of released models that begin with ``incomplete``."""
+    from mae_ast.hub.registry import RELEASED
+
+    return [name for name in RELEASED if name.startswith(incomplete)]
+
+
+CHECKPOINT_HELP = (
+    "Checkpoint file, run folder, name of a released model (see 'mae-ast models'), URL, or Hugging "
+    "Face hub id."
 )
+
+# --- models ---------------------------------------------------------------------------------------
+
+Checkpoint = Annotated[
+    str,
+    typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT_HELP, autocompletion=complete_model),
+]
+InitialCheckpoint = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help=f"Model to start from. {CHECKPOINT_HELP} The ast_* presets also take timm:NAME.",
+        autocompletion=complete_model,
+    ),
+]
+Classifier = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN_OR_CHECKPOINT",
+        help="Fine-tuned model: run folder or checkpoint file of 'mae-ast finetune', a published "
+        "AST file, or a folder of transformers' AST.",
+    ),
+]
+Average = Annotated[
+    int, typer.Option(min=1, help="Average the weights of the run's last N epoch checkpoints.")
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="PyTorch device, such as cpu or cuda:1; default: cuda if available."),
+]
+
+# --- data -----------------------------------------------------------------------------------------
+
+ManifestFile = Annotated[
+    Path, typer.Argument(metavar="MANIFEST", help="Manifest of audio files, such as train.tsv.")
+]
+AudioFiles = Annotated[
+    list[Path], typer.Argument(metavar="FILE", help="Audio files in any format.")
+]
+Jobs = Annotated[int, typer.Option(min=1, help="Number of files to read in parallel.")]
+
+# --- training -------------------------------------------------------------------------------------
+
+PretrainPreset = Annotated[
+    str,
+    typer.Option(
+        metavar="PRESET",
+        help="Name of a pretraining preset, or path of a YAML file.",
+        autocompletion=_complete_preset("pretrain"),
+    ),
+]
+FinetunePreset = Annotated[
+    str,
+    typer.Option(
+        metavar="PRESET",
+        help="Name of a fine-tuning preset, or path of a YAML file. Required; without it, the "
+        "presets are listed. Presets for MAE-AST are named after the data set, such as esc50, "
+        "speechcommands2 or audioset_balanced; those for SSAST, AST and Audio-MAE begin with "
+        "ssast_, ast_ and audio_mae_.",
+        show_default=False,
+        autocompletion=_complete_preset("finetune"),
+    ),
+]
+RUN_FOLDER_HELP = "Run folder for checkpoints and logs; the same command again resumes the run."
+RunFolder = Annotated[Path, typer.Option(help=RUN_FOLDER_HELP)]
+RandomWeights = Annotated[
+    bool,
+    typer.Option(
+        "--random-weights",
+        help="Train the same network from random weights, as a baseline.",
+    ),
+]
+Multirun = Annotated[
+    bool,
+    typer.Option(
+        "--multirun",
+        "-m",
+        help="Start the jobs of a sweep, such as model.encoder_layers=6,12, each in its own folder "
+        "OUT/0, OUT/1, ...; or one job in OUT by hydra's launcher, such as SLURM's.",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings that differ from the preset, such as optimization.max_update=100000; "
+        "options of fairseq-hydra-train are passed on, too.",
+        show_default=False,
+    ),
+]

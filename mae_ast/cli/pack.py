@@ -1,4 +1,4 @@
-"""``mae-ast pack MANIFEST OUT``: a manifest's files to shards, few and large."""
+"""``mae-ast pack MANIFEST OUT``: pack files into tar shards."""
 
 from __future__ import annotations
 
@@ -7,45 +7,47 @@ from typing import Annotated
 
 import typer
 
+from mae_ast.cli.options import Jobs, ManifestFile
 from mae_ast.core.io.plural import plural
 
-MAX_LISTED = 10  # damaged files that are shown
+MAX_LISTED = 10  # maximum number of damaged files to print
 
 
 def pack(
-    manifest: Annotated[Path, typer.Argument(help="A manifest, such as train.tsv.")],
+    manifest: ManifestFile,
     out: Annotated[
-        Path | None, typer.Argument(help="Folder for the shards and their manifest.")
+        Path | None, typer.Argument(metavar="OUT", help="Folder for the shards and their manifest.")
     ] = None,
-    shard_size: Annotated[str, typer.Option(help="Size of a shard: 500M, 1G, ...")] = "1G",
+    shard_size: Annotated[str, typer.Option(help="Size of a shard, such as 500M or 1G.")] = "1G",
     transcode: Annotated[
         bool,
         typer.Option(
-            "--transcode", help="Transcode to 16 kHz mono FLAC; default: copy files unchanged."
+            "--transcode", help="Transcode to 16 kHz mono FLAC; default: copy the files unchanged."
         ),
     ] = False,
     verify: Annotated[
         bool,
         typer.Option(
             "--verify",
-            help="Read all clips back and compare checksums, with --transcode also the samples "
-            "with those of the original files; without OUT, check the clips of MANIFEST.",
+            help="Read all clips back and compare checksums; with --transcode, also compare their "
+            "samples with the original files. Without OUT, verify the clips of MANIFEST.",
         ),
     ] = False,
-    jobs: Annotated[int, typer.Option(help="Files read, or transcoded, at a time.")] = 8,
+    jobs: Jobs = 8,
 ) -> None:
-    """Pack a manifest's files, with labels beside it, into uncompressed tars.
+    """Pack the files of a manifest into uncompressed tars.
 
-    OUT then replaces the folder of manifests. If stopped, the same command resumes.
+    Labels in NAME.lbl and labels.csv are copied, so that OUT replaces the folder of the manifest.
+    The same command again resumes an interrupted packing.
     """
     from mae_ast.console import bar
     from mae_ast.core.io.manifest import Manifest
     from mae_ast.prepare import pack as packing
 
-    if jobs < 1:
-        raise ValueError(f"--jobs {jobs}; at least 1")
     if out is None and not verify:
-        raise ValueError("no folder OUT to pack to; with --verify alone, none is needed")
+        raise ValueError(
+            "OUT is missing, the folder for the shards; only --verify works without it"
+        )
     sources = None
     if out is not None:
         shard_bytes = packing.parse_bytes(shard_size)

@@ -1,4 +1,4 @@
-"""``mae-ast plan``: what a pretraining will be on a cluster, before it runs."""
+"""``mae-ast plan``: predict size and duration of a pretraining run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mae_ast.cli.options import Overrides, PretrainPreset
 from mae_ast.core.io.plural import plural
 
 if TYPE_CHECKING:  # fairseq takes seconds to import
@@ -18,20 +19,21 @@ if TYPE_CHECKING:  # fairseq takes seconds to import
 
 
 def plan(
-    context: typer.Context,
-    data: Annotated[Path, typer.Argument(help="Folder of train.tsv, or a manifest.")],
-    config: Annotated[
-        str, typer.Option(help="A preset's name, or the path of a YAML file.")
-    ] = "mae_ast",
-    gpus: Annotated[int, typer.Option(help="GPUs per node.")] = 1,
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Folder with train.tsv, or a manifest.")
+    ],
+    overrides: Overrides = None,
+    config: PretrainPreset = "mae_ast",
+    gpus: Annotated[int, typer.Option(help="Number of GPUs per node.")] = 1,
     nodes: Annotated[int, typer.Option(help="Number of nodes.")] = 1,
     bench: Annotated[
         Path | None,
-        typer.Option(help="Results of 'mae-ast bench' on such a GPU, to predict the time."),
+        typer.Option(help="Results of 'mae-ast bench' on such a GPU, to predict the duration."),
     ] = None,
 ) -> None:
-    """Count batches, updates, epochs and hours of audio; KEY=VALUE as for 'mae-ast pretrain'.
+    """Predict the size and duration of a pretraining run.
 
+    Counts batches, updates, epochs and hours of audio for the settings of 'mae-ast pretrain'.
     Nothing is trained and no audio is read.
     """
     from mae_ast.bench.report import read_results
@@ -43,13 +45,13 @@ def plan(
     with _quiet():
         from mae_ast.bench.plan import compose_settings, make_plan, time_plan  # fairseq
 
-        settings = compose_settings(folder, config, context.args)
+        settings = compose_settings(folder, config, overrides or [])
         manifest = data if data.is_file() else data / f"{settings.dataset.train_subset}.tsv"
         made = make_plan(settings, manifest, gpus * nodes)
 
     lines = _counts(made, settings.model._name)
     if results is None:
-        lines["wall time"] = "not known: --bench names results of 'mae-ast bench'"
+        lines["wall time"] = "unknown; --bench predicts it from results of 'mae-ast bench'"
     else:
         lines |= _times(time_plan(made, settings, results), results)
     width = max(map(len, lines))
@@ -64,7 +66,7 @@ def _counts(made: Plan, system: str) -> dict[str, str]:
     batches = made.batches
     update = made.clips_an_update
     hidden = made.patches.num_masked / made.patches.num_patches
-    in_all = made.work.flops * update * made.updates / 1e18
+    exaflop = made.work.flops * update * made.updates / 1e18
     lines = {
         "clips": f"{made.clips_in_all - made.clips_left_out:,} of {made.clips_in_all:,}, "
         f"{made.hours_an_epoch:,.1f} h as cropped",
@@ -78,7 +80,7 @@ def _counts(made: Plan, system: str) -> dict[str, str]:
         "epochs": f"{made.epochs:,.1f}",
         "hours of audio": f"{made.hours:,.0f}",
         "operations": f"{fixed_point(made.work.flops / 1e9, 0)} GFLOP a clip, "
-        f"{fixed_point(in_all, 2)} EFLOP in all",
+        f"{fixed_point(exaflop, 2)} EFLOP in total",
     }
     if made.gpus > 1:
         traffic = 4 * made.parameters / 1e9
@@ -104,12 +106,12 @@ def _times(timed: Timed, results: Mapping[str, Any]) -> dict[str, str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what hydra, fairseq and the data set say of themselves."""
+    """Silence hydra, fairseq and the data set."""
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # hydra's, of its own versions
+            warnings.simplefilter("ignore", UserWarning)  # by hydra, about its versions
             yield
     finally:
         logging.disable(before)

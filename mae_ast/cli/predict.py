@@ -1,33 +1,25 @@
-"""``mae-ast predict CHECKPOINT FILE...``: what a fine-tuned classifier hears."""
+"""``mae-ast predict RUN_OR_CHECKPOINT FILE...``: classify audio files."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mae_ast.cli.options import AudioFiles, Average, Classifier, Device
+
 
 def predict(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RUN_OR_CHECKPOINT", help="What 'mae-ast finetune' wrote: its folder or a file."
-        ),
-    ],
-    files: Annotated[list[Path], typer.Argument(help="Audio of any kind.")],
+    source: Classifier,
+    files: AudioFiles,
     top: Annotated[int, typer.Option(min=1, help="Number of labels per file.")] = 5,
-    average: Annotated[
-        int, typer.Option(help="Average the weights of a run's last N epoch checkpoints.")
-    ] = 1,
-    device: Annotated[
-        str, typer.Option(help="Device: cpu, cuda, ...; default: cuda if available.")
-    ] = "",
+    average: Average = 1,
+    device: Device = None,
 ) -> None:
-    """Print each file's most likely labels, a line each: file, score, label.
+    """Print the most likely labels of audio files.
 
-    A file longer than the network's input is scored in windows up to its end; its score is the mean
-    of their probabilities.
+    Each line has a file, a score and a label, separated by tabs. A file longer than the network's
+    input is scored in windows up to its end; its score is the mean of their probabilities.
 
     If several files are given, unreadable ones are reported and skipped; the exit status is then 1.
     """
@@ -38,7 +30,7 @@ def predict(
 
     classifier = load_finetuned(source, average)
     place(classifier.model, device)
-    left_out = 0
+    skipped = 0
     for file in files:
         try:
             scores = score_recording(classifier, file)
@@ -46,9 +38,9 @@ def predict(
             if len(files) == 1:
                 raise
             typer.echo(f"skipped: {error}", err=True)
-            left_out += 1
+            skipped += 1
             continue
         for index in scores.argsort()[::-1][:top]:
             typer.echo(f"{file}\t{scores[index]:.4f}\t{classifier.labels.names[index]}")
-    if left_out:
-        raise SystemExit(f"mae-ast: error: {left_out} of {len(files)} files skipped, see above")
+    if skipped:
+        raise SystemExit(f"mae-ast: error: {skipped} of {len(files)} files skipped, see above")

@@ -1,4 +1,4 @@
-"""``mae-ast prepare DATASET DIR``: a data set in its own layout to manifests with labels."""
+"""``mae-ast prepare DATASET DIR``: write manifests and labels of a known data set."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mae_ast.cli.options import Jobs
 from mae_ast.core.io.plural import plural
 
 if TYPE_CHECKING:
     from mae_ast.prepare.splits import Prepared
 
-MAX_LISTED = 10  # left-out files shown of each kind; all are in left_out.txt
+MAX_LISTED = 10  # maximum number of reasons for skipping files to print
 
 
 class DataSet(StrEnum):
-    """What can be prepared."""
+    """Data sets that can be prepared."""
 
     ESC50 = "esc50"
     SPEECHCOMMANDS1 = "speechcommands1"
@@ -37,18 +38,21 @@ class AudioSetTrain(StrEnum):
 
 
 def prepare(
-    data_set: Annotated[DataSet, typer.Argument(metavar="DATASET", help=", ".join(DataSet) + ".")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The data set, unpacked.")],
+    data_set: Annotated[
+        DataSet, typer.Argument(metavar="DATASET", help=f"Data set: {', '.join(DataSet)}.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the unpacked data set.")],
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Where the manifests go; default: manifests/DATASET.", show_default=False
+            help="Folder for the manifests; default: manifests/DATASET.", show_default=False
         ),
     ] = None,
     classes: Annotated[
         int | None,
         typer.Option(
-            help="12, 30 or 35, for Speech Commands; default: 12 for version 1, 35 for version 2."
+            help="Number of classes of Speech Commands: 12, 30 or 35; default: 12 for version 1, "
+            "35 for version 2."
         ),
     ] = None,
     train: Annotated[
@@ -57,13 +61,14 @@ def prepare(
     speakers: Annotated[
         bool, typer.Option("--speakers", help="Label LibriSpeech with its speakers.")
     ] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="Headers read at a time.")] = 16,
+    jobs: Jobs = 16,
 ) -> None:
-    """Write train.tsv, valid.tsv and test.tsv with the labels of each clip and labels.csv.
+    """Write manifests and labels of a known data set.
 
+    Writes train.tsv, valid.tsv and test.tsv, the labels of each clip (NAME.lbl), and labels.csv.
     ESC-50 gets a folder for each of its five folds; AudioSet's valid.tsv is the evaluation set.
-    Clips that the data set lists and that are not there go to missing.txt, files that cannot be
-    read to left_out.txt.
+    Clips of the data set that are missing are listed in missing.txt, unreadable files in
+    left_out.txt.
     """
     from mae_ast.prepare import audioset, esc50, librispeech, speechcommands, voxceleb1
 

@@ -1,4 +1,4 @@
-"""``mae-ast pretrain DATA KEY=VALUE...``: fairseq-hydra-train with config and user-dir found."""
+"""``mae-ast pretrain DATA KEY=VALUE...``: start a pretraining run."""
 
 from __future__ import annotations
 
@@ -9,32 +9,30 @@ from typing import Annotated
 
 import typer
 
-from mae_ast.cli.options import MULTIRUN
+from mae_ast.cli.options import Multirun, Overrides, PretrainPreset, RunFolder
 
 
 def pretrain(
-    context: typer.Context,
-    data: Annotated[Path, typer.Argument(help="Folder of train.tsv and valid.tsv.")],
-    config: Annotated[
-        str, typer.Option(help="A preset's name, or the path of a YAML file.")
-    ] = "mae_ast",
-    out: Annotated[
-        Path, typer.Option(help="Folder of the run; the same command again resumes it.")
-    ] = Path("outputs/mae_ast"),
-    multirun: Annotated[bool, MULTIRUN] = False,
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Folder with train.tsv and valid.tsv.")
+    ],
+    overrides: Overrides = None,
+    config: PretrainPreset = "mae_ast",
+    out: RunFolder = Path("outputs/mae_ast"),
+    multirun: Multirun = False,
 ) -> None:
-    """Pretrain; every further argument goes to fairseq-hydra-train, KEY=VALUE or an option.
+    """Pretrain a model on a folder of manifests.
 
-    On Ctrl-C, SIGTERM or SIGUSR1 the run saves and exits; the same command resumes it. A second
+    The run saves and exits on Ctrl-C, SIGTERM or SIGUSR1; the same command resumes it. A second
     Ctrl-C exits at once.
     """
     from mae_ast.trainer import stop_request, sweep
     from mae_ast.trainer.command import NOTE, begun_with, train_command
     from mae_ast.trainer.resume_guard import check_and_defer
 
-    overrides = [*context.args, *(["--multirun"] if multirun else [])]
-    command = train_command(data, config, out, overrides)
-    settings = {**begun_with(data, config), **sweep.note(overrides)}
+    arguments = [*(overrides or []), *(["--multirun"] if multirun else [])]
+    command = train_command(data, config, out, arguments)
+    settings = {**begun_with(data, config), **sweep.note(arguments)}
     check_and_defer(out / NOTE, settings, sweep.has_begun(out))
     with stop_request.deferring():
         os.execv(sys.executable, command)

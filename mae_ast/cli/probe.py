@@ -1,4 +1,4 @@
-"""``mae-ast probe CHECKPOINT MANIFEST``: what a model's features are worth, without fine-tuning."""
+"""``mae-ast probe CHECKPOINT MANIFEST``: evaluate frozen features."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ from typing import Annotated
 
 import typer
 
+from mae_ast.cli.options import Checkpoint, Device
 from mae_ast.core.io.plural import plural
 
 
 def probe(
-    checkpoint: Annotated[
-        str,
-        typer.Argument(help="A file, a run's folder, a released model's name, a URL, a hub id."),
-    ],
+    checkpoint: Checkpoint,
     manifest: Annotated[
-        Path, typer.Argument(help="Manifest of the training clips; labels in .lbl beside it.")
+        Path,
+        typer.Argument(help="Manifest of the training clips, with their labels in NAME.lbl."),
     ],
     test: Annotated[
-        Path | None, typer.Option(help="Manifest of the test clips; default: valid.tsv beside.")
+        Path | None,
+        typer.Option(help="Manifest of the test clips; default: valid.tsv in the same folder."),
     ] = None,
-    layers: Annotated[str, typer.Option(help="Such as 6,9,12, counted from 1; default: all.")] = "",
+    layers: Annotated[
+        str,
+        typer.Option(help="Layers to compare, such as 6,9,12, counted from 1; default: all."),
+    ] = "",
     group: Annotated[
         str,
         typer.Option(
-            help="Regular expression whose first group, found in a clip's path, is its speaker: "
-            "the part of the training clips that chooses layer and regularisation shares none."
+            help="Regular expression whose first group, found in a clip's path, names its speaker. "
+            "Layer and regularisation are chosen on training clips of held-out speakers."
         ),
     ] = "(.*)",
-    device: Annotated[
-        str, typer.Option(help="Device: cpu, cuda, ...; default: cuda if available.")
-    ] = "",
+    device: Device = None,
 ) -> None:
-    """Fit a linear probe and nearest neighbours to frozen features.
+    """Evaluate frozen features with a linear probe and k-NN.
 
-    Beside the model, the same network with random weights and mean log-mel are scored.
+    Baselines are the same network with random weights, and the mean log-mel spectrum.
     """
     import mae_ast
     from mae_ast.cli.device import place
@@ -57,7 +58,7 @@ def probe(
     scores = probing.probe(model, train, tested, chosen, bar("embedding", "step"))
     measure = "accuracy" if train.targets.ndim == 1 else "mean average precision"
     typer.echo(f"{measure} on {plural(scores['pretrained'].num_clips, 'clip')}")
-    typer.echo(f"{'':16} linear  nearest  layer")
+    typer.echo(f"{'':16} linear     k-NN  layer")
     for name, found in scores.items():
         typer.echo(
             f"{name:16} {found.linear:6.1%}  {found.neighbours:7.1%}  {found.layer or '-':>5}"

@@ -1,4 +1,4 @@
-"""``mae-ast reconstruct CHECKPOINT FILE...``: mask most of a recording and reconstruct it."""
+"""``mae-ast reconstruct CHECKPOINT FILE...``: plot reconstructions of masked spectrograms."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mae_ast.cli.options import AudioFiles, Checkpoint
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -15,17 +17,15 @@ DEFAULT_IMAGE, DEFAULT_FOLDER = Path("reconstruction.png"), Path("reconstruction
 
 
 def reconstruct(
-    checkpoint: Annotated[
-        str,
-        typer.Argument(help="A file, a run's folder, a released model's name, a URL, a hub id."),
-    ],
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Audio of any kind.")],
-    output: Annotated[
+    checkpoint: Checkpoint,
+    files: AudioFiles,
+    out: Annotated[
         Path | None,
         typer.Option(
+            "--out",
             "--output",
             "-o",
-            help="Image to write, or folder for an image of each file; default: "
+            help="Image to write, or folder for one image per file; default: "
             f"{DEFAULT_IMAGE}, or {DEFAULT_FOLDER} for several files.",
         ),
     ] = None,
@@ -35,11 +35,13 @@ def reconstruct(
         str | None, typer.Option(help="Mask type; default: the one used in training.")
     ] = None,
     ratio: Annotated[
-        float | None, typer.Option(help="Fraction of patches hidden; default: as in training.")
+        float | None, typer.Option(help="Fraction of patches to mask; default: as in training.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the mask.")] = 0,
 ) -> None:
-    """Plot a spectrogram, its visible patches, and the reconstruction of the hidden ones.
+    """Plot the reconstruction of a masked spectrogram.
+
+    Shows the spectrogram, its visible patches, and the model's reconstruction of the masked ones.
 
     If several files are given, unreadable ones are reported and skipped; the exit status is then 1.
     """
@@ -53,19 +55,19 @@ def reconstruct(
     from mae_ast.evaluate import plots
     from mae_ast.hub.load import load_masked
 
-    images = _images(files, output)
+    images = _images(files, out)
     if seconds <= 0:
         raise ValueError(f"--seconds {seconds:g}; a positive number is needed")
     model = load_masked(checkpoint)
     kind = mask_type or model.mask_type
-    share = model.config.random_mask_prob if ratio is None else ratio
+    ratio = model.config.random_mask_prob if ratio is None else ratio
     shape = model.config.patch_shape
-    check_mask(kind, share, shape.per_column)
+    check_mask(kind, ratio, shape.per_column)
     draw = mask_strategy(kind, model.config.mask_length)
 
     def plot(samples: Tensor, title: str, image: Path) -> str:
         grid = shape.grid(num_frames(len(samples)))
-        mask = draw(1, grid, share, generator=clip_generator(seed, 0, 0))
+        mask = draw(1, grid, ratio, generator=clip_generator(seed, 0, 0))
         rebuilt = rebuild(model, samples.unsqueeze(0), mask)
         image.parent.mkdir(parents=True, exist_ok=True)
         plots.reconstruction_figure(rebuilt, [title]).savefig(image, dpi=120)
@@ -94,17 +96,17 @@ def reconstruct(
         raise SystemExit(f"mae-ast: error: {skipped} of {len(files)} files skipped, see above")
 
 
-def _images(files: list[Path], output: Path | None) -> list[Path]:
-    """Return the image of each file; names in a folder that would be the same are numbered.
+def _images(files: list[Path], out: Path | None) -> list[Path]:
+    """Return the path of each file's image; equal names in a folder are numbered.
 
     Raises:
-        ValueError: several files, but one image.
+        ValueError: several files are given, but a single image.
     """
-    if len(files) == 1 and (output is None or (output.suffix and not output.is_dir())):
-        return [output or DEFAULT_IMAGE]
-    folder = output or DEFAULT_FOLDER
+    if len(files) == 1 and (out is None or (out.suffix and not out.is_dir())):
+        return [out or DEFAULT_IMAGE]
+    folder = out or DEFAULT_FOLDER
     if folder.suffix.lower() == DEFAULT_IMAGE.suffix or folder.is_file():
-        raise ValueError(f"--output {folder}: a folder is needed for {len(files)} files")
+        raise ValueError(f"--out {folder}: a folder is needed for {len(files)} files")
     images: list[Path] = []
     for file in files:
         numbers = itertools.chain([""], (f"_{n}" for n in itertools.count(2)))

@@ -1,37 +1,39 @@
-"""``mae-ast stats MANIFEST``: mean and standard deviation of log-mel, as input statistics."""
+"""``mae-ast stats MANIFEST``: compute input statistics."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mae_ast.cli.options import Jobs, ManifestFile
 from mae_ast.console import bar
 from mae_ast.core.io.plural import plural
 
 if TYPE_CHECKING:
     import torch
 
-MAX_SECONDS = 30.0  # of each file
+MAX_SECONDS = 30.0  # read of each file
 
 
 def stats(
-    manifest: Annotated[Path, typer.Argument(help="A manifest, such as train.tsv.")],
-    max_files: Annotated[int, typer.Option(help="Files drawn from the manifest.")] = 10_000,
-    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    manifest: ManifestFile,
+    max_files: Annotated[
+        int, typer.Option(min=1, help="Maximum number of files, drawn at random.")
+    ] = 10_000,
+    seed: Annotated[int, typer.Option(help="Seed of the random draw.")] = 0,
     window: Annotated[
         str,
         typer.Option(
-            help="Window of the filterbank: povey for MAE-AST, hanning for SSAST and AST."
+            help="Window of the filterbank: povey for MAE-AST, hanning for the other systems."
         ),
     ] = "povey",
-    jobs: Annotated[int, typer.Option(help="Files decoded at a time.")] = 4,
+    jobs: Jobs = 4,
 ) -> None:
-    """Compute the mean and standard deviation of the log-mel spectrograms of a manifest.
+    """Compute the mean and std of log-mel over a manifest.
 
-    Prints the settings that make training use them for every clip, whatever its batch.
+    Prints the settings that make training normalise every clip by them, independent of its batch.
     """
     import numpy as np
     import torch

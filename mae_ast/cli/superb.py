@@ -1,4 +1,4 @@
-"""``mae-ast superb TASK CHECKPOINT --data DIR``: fine-tune and test on SUPERB through s3prl."""
+"""``mae-ast superb TASK CHECKPOINT --data DIR``: fine-tune and test on SUPERB."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from mae_ast.cli.options import RUN_FOLDER_HELP, Checkpoint, Device
+
 
 class Mode(StrEnum):
-    """What to do."""
+    """Training or evaluation."""
 
     TRAIN = "train"
     EVALUATE = "evaluate"
@@ -24,44 +26,54 @@ class Layout(StrEnum):
 
 
 def superb(
-    context: typer.Context,
-    task: Annotated[str, typer.Argument(help="ks, sid, er, or a downstream of s3prl.")],
-    checkpoint: Annotated[
-        str, typer.Argument(help="A file, a run's folder, or a released model's name.")
+    task: Annotated[
+        str,
+        typer.Argument(
+            metavar="TASK", help="ks, sid, er, or the name of an s3prl downstream task."
+        ),
     ],
+    checkpoint: Checkpoint,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="-- ARGUMENT",
+            help="Further arguments for s3prl's run_downstream.",
+            show_default=False,
+        ),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the task's data.")] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the run; the same command again resumes it.", show_default=False
+            help=f"{RUN_FOLDER_HELP} Default: outputs/superb/TASK; for er, "
+            "outputs/superb/er/foldN.",
         ),
     ] = None,
     mode: Annotated[
-        Mode, typer.Option(help="Train, or evaluate the checkpoint that was best on dev.")
+        Mode, typer.Option(help="Train, or evaluate the best checkpoint on dev.")
     ] = Mode.TRAIN,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Training steps; default: the paper's.")
+        int | None, typer.Option(min=1, help="Number of training steps; default: as in the paper.")
     ] = None,
-    fold: Annotated[int, typer.Option(min=1, max=5, help="Session to test on, for er.")] = 1,
+    fold: Annotated[
+        int, typer.Option(min=1, max=5, help="Fold of er: the session to test on.")
+    ] = 1,
     layout: Annotated[
         Layout,
         typer.Option(
-            help="time_steps: one vector per time step, its tokens side by side, as in s3prl. "
-            "tokens: one vector per token, as in the paper's runs of patch models. Both are the "
-            "same for frame models."
+            help="Layout of the features. time_steps: one vector per time step, its tokens "
+            "concatenated, as in s3prl; tokens: one vector per token, as in the paper's runs of "
+            "patch models. Both are the same for frame models."
         ),
     ] = Layout.TIME_STEPS,
-    device: Annotated[
-        str | None, typer.Option(help="PyTorch device; default: a GPU if available.")
-    ] = None,
+    device: Device = None,
 ) -> None:
-    """Fine-tune on a task of SUPERB with the paper's settings, or test the result.
+    """Fine-tune and test on a task of SUPERB with s3prl.
 
-    What follows -- goes to s3prl's run_downstream. Default of --out: outputs/superb/TASK (for er:
-    outputs/superb/er/foldN).
+    Settings are those of the paper; arguments after -- are passed on to s3prl's run_downstream.
     """
     from mae_ast.superb.run import run
 
     folder = Path("outputs/superb") / task / (f"fold{fold}" if task == "er" else "")
-    target, arguments = out or folder, context.args
-    run(task, checkpoint, data, target, mode.value, steps, fold, device, arguments, layout.value)
+    target, given = out or folder, arguments or []
+    run(task, checkpoint, data, target, mode.value, steps, fold, device, given, layout.value)

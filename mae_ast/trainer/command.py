@@ -30,6 +30,38 @@ def config_dir() -> Path:
     return installed if installed.is_dir() else PACKAGE.parent / "config"
 
 
+def preset_names(kind: str) -> list[str]:
+    """Return the names of the presets of a kind, "pretrain" or "finetune"."""
+    return sorted(path.stem for path in (config_dir() / kind).glob("*.yaml"))
+
+
+def find_preset(config: str, kind: str) -> Path:
+    """Return the YAML file of a preset.
+
+    Args:
+        config: name of a preset or path of a YAML file; empty if missing.
+        kind: kind of the preset, "pretrain" or "finetune".
+
+    Raises:
+        ValueError: there is no such preset, it is of the other kind, or ``config`` is empty.
+    """
+    known = ", ".join(preset_names(kind))
+    if not config:
+        raise ValueError(f"--config is missing; give a preset ({known}) or a YAML file")
+    is_path = config.endswith(".yaml")
+    preset = Path(config) if is_path else config_dir() / kind / f"{config}.yaml"
+    if preset.is_file():
+        return preset
+    wanted, other = "pretraining", "fine-tuning"
+    if kind == "finetune":
+        wanted, other = other, wanted
+    if config in preset_names("pretrain" if kind == "finetune" else "finetune"):
+        raise ValueError(
+            f"--config {config}: is a preset for {other}; those for {wanted} are {known}"
+        )
+    raise ValueError(f"--config {config}: no such preset or file; presets are {known}")
+
+
 def module_command(name: str) -> list[str]:
     """Return the command line that runs a module of this package.
 
@@ -55,13 +87,7 @@ def train_command(
     Raises:
         ValueError: there is no such preset, or none is given.
     """
-    presets = config_dir() / kind
-    known = ", ".join(sorted(path.stem for path in presets.glob("*.yaml")))
-    if not config:
-        raise ValueError(f"--config is missing; give a preset ({known}) or a YAML file")
-    preset = Path(config) if config.endswith(".yaml") else presets / f"{config}.yaml"
-    if not preset.is_file():
-        raise ValueError(f"--config {config}: no such preset or file; presets are {known}")
+    preset = find_preset(config, kind)
     is_multirun = sweep.is_multirun(overrides)
     options, settings = sweep.split_options(overrides)
     settings = [_absolute(override, is_multirun) for override in settings]

@@ -198,17 +198,14 @@ def test_settings_of_other_systems_do_not_reach_the_training_of_this_one(tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"parts": "masks,steps,fun"}, "--parts masks,steps,fun: of masks"),
+        ({"parts": "masks,steps,fun"}, "--parts masks,steps,fun: .*masks, fbank"),
         ({"batches": "4,x"}, "--batches 4,x"),
-        ({"precision": "fp8"}, "--precision fp8: one of auto"),
+        ({"precision": "fp8"}, "--precision fp8: .*auto, float32"),
         ({"device": "tpu"}, "--device tpu"),
         ({"minutes": 0.0}, "--minutes 0"),
     ],
 )
 def test_wrong_options_end_in_one_line(arguments, message, tmp_path):
-    class Context:
-        args: tuple[str, ...] = ()
-
     given = {
         "parts": "masks",
         "batches": None,
@@ -219,7 +216,7 @@ def test_wrong_options_end_in_one_line(arguments, message, tmp_path):
         "quick": True,
     }
     with pytest.raises(ValueError, match=message):
-        bench(Context(), **{**given, **arguments})
+        bench(**{**given, **arguments})
     assert not list(tmp_path.iterdir())
 
 
@@ -254,7 +251,7 @@ def test_one_command_writes_table_json_and_picture(quick_results):
     assert results["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert "GiB" in results["hardware"]
     assert "bench --quick --parts masks,fbank,decoding,lengths" in results["command"]
-    assert "there is no GPU here" in output
+    assert "measuring the CPU" in output
     assert "about " in output.splitlines()[2]  # minutes, before anything is measured
     assert "decoding 8/8" in output
     assert (folder / "results.md").read_text() in output + "\n"

@@ -172,7 +172,7 @@ def test_the_command_prints_all_of_it(data):
     assert "of steps alone" in said["wall time"]
     untimed = CliRunner().invoke(app, ["plan", str(data / "train.tsv"), *SMALL])
     assert untimed.exit_code == 0, untimed.output
-    assert "not known: --bench" in untimed.output
+    assert "unknown; --bench" in untimed.output
 
 
 # --- run_config ---------------------------------------------------------------------------------

@@ -214,7 +214,7 @@ def test_images_of_reconstruct(tmp_path):
         Path("v1.0/a_2.png"),
         Path("v1.0/a_3.png"),
     ]
-    with pytest.raises(ValueError, match=r"^--output a\.png: a folder is needed for 2 files$"):
+    with pytest.raises(ValueError, match=r"^--out a\.png: a folder is needed for 2 files$"):
         _images(several, Path("a.png"))
 
 

@@ -48,7 +48,7 @@ def test_a_table_of_three(run):
     assert not message
     title, head, *rows = out.splitlines()
     assert title == "accuracy on 24 clips"
-    assert head.split() == ["linear", "nearest", "layer"]
+    assert head.split() == ["linear", "k-NN", "layer"]
     assert [row[:16].strip() for row in rows] == ["pretrained", "random weights", "mean log-mel"]
     assert rows[0].split()[-1] == "2"
     assert rows[2].split()[-3:] == ["100.0%", "100.0%", "-"]
@@ -109,7 +109,7 @@ def test_one_class_is_refused_before_embedding(run, folder, monkeypatch):
     assert "train.tsv: all clips are of one group (--group)" in run("--group", "(a)")[1]
 
 
-def test_fewer_clips_than_neighbours(run, folder):
+def test_fewer_clips_than_k(run, folder):
     for name, count in (("train.tsv", 9), ("train.lbl", 8)):
         lines = (folder / name).read_text().splitlines(keepends=True)
         (folder / name).write_text("".join(lines[:count]))
