@@ -54,7 +54,6 @@ TAKE_OPTIONS_OF_HYDRA = (
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Self-supervised pretraining of spectrogram transformers.",
 )
