@@ -65,21 +65,21 @@ def _counts(made: Plan, system: str) -> dict[str, str]:
 
     batches = made.batches
     update = made.clips_an_update
-    hidden = made.patches.num_masked / made.patches.num_patches
+    masked = made.patches.num_masked / made.patches.num_patches
     exaflop = made.work.flops * update * made.updates / 1e18
     lines = {
         "clips": f"{made.clips_in_all - made.clips_left_out:,} of {made.clips_in_all:,}, "
-        f"{made.hours_an_epoch:,.1f} h as cropped",
+        f"{made.hours_an_epoch:,.1f} h after cropping",
         "model": f"{system}, {made.parameters / 1e6:.1f} M parameters, "
-        f"{made.patches.num_patches} patches a clip, {hidden:.1%} hidden",
-        "batch of a GPU": f"{made.clips_a_batch:.1f} clips on average ({batches.clips.min()} to "
-        f"{batches.clips.max()}), usually of {batches.length / SAMPLE_RATE:.2f} s",
-        "batch of an update": f"{update:,.0f} clips: {plural(made.gpus, 'GPU')} x update_freq "
+        f"{made.patches.num_patches} patches per clip, {masked:.1%} masked",
+        "batch per GPU": f"{made.clips_a_batch:.1f} clips on average ({batches.clips.min()} to "
+        f"{batches.clips.max()}), median length {batches.length / SAMPLE_RATE:.2f} s",
+        "batch per update": f"{update:,.0f} clips: {plural(made.gpus, 'GPU')} x update_freq "
         f"{made.update_freq}",
-        "updates": f"{made.updates:,}; {made.updates_an_epoch:,} an epoch",
+        "updates": f"{made.updates:,}; {made.updates_an_epoch:,} per epoch",
         "epochs": f"{made.epochs:,.1f}",
         "hours of audio": f"{made.hours:,.0f}",
-        "operations": f"{fixed_point(made.work.flops / 1e9, 0)} GFLOP a clip, "
+        "operations": f"{fixed_point(made.work.flops / 1e9, 0)} GFLOP per clip, "
         f"{fixed_point(exaflop, 2)} EFLOP in total",
     }
     if made.gpus > 1:
@@ -90,17 +90,17 @@ def _counts(made: Plan, system: str) -> dict[str, str]:
 
 def _times(timed: Timed, results: Mapping[str, Any]) -> dict[str, str]:
     lines = {
-        "measured": f"{timed.case} on {results['hardware']}, {results['date']}; operations of a "
-        f"batch here are {timed.scale:.2f} times those",
-        "a GPU": f"{1000 * timed.step_s:.1f} ms a batch, as if all of it scaled",
+        "measured": f"{timed.case} on {results['hardware']}, {results['date']}; a batch "
+        f"of this run has {timed.scale:.2f} times its operations",
+        "time per batch": f"{1000 * timed.step_s:.1f} ms, if it is proportional to the operations",
     }
     if timed.workers is not None:
-        lines["decoding"] = f"{timed.workers:.1f} worker processes wanted by each GPU"
-    time = f"{timed.hours:,.1f} h ({timed.hours / 24:,.1f} days) of steps alone"
+        lines["decoding"] = f"{timed.workers:.1f} worker processes needed per GPU"
+    time = f"{timed.hours:,.1f} h ({timed.hours / 24:,.1f} days) for the steps alone"
     if timed.share is not None:
-        time += f", {timed.hours / timed.share:,.1f} h at the {timed.share:.0%} that training "
-        time += "from files reached of it there"
-    lines["wall time"] = f"{time}; without sums over GPUs, validation and checkpoints"
+        time += f", {timed.hours / timed.share:,.1f} h at the {timed.share:.0%} of this speed "
+        time += "that training from files reached there"
+    lines["wall time"] = f"{time}; without gradient sums over GPUs, validation and checkpoints"
     return lines
 
 

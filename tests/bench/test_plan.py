@@ -165,11 +165,11 @@ def test_the_command_prints_all_of_it(data):
     assert done.exit_code == 0, done.output
     said = dict(line.split("  ", 1) for line in done.output.splitlines())
     assert said["clips"].strip().startswith("30 of 32, ")
-    assert "16 GPUs x update_freq 1" in said["batch of an update"]
-    assert said["updates"].strip() == "550,000; 1 an epoch"
+    assert "16 GPUs x update_freq 1" in said["batch per update"]
+    assert said["updates"].strip() == "550,000; 1 per epoch"
     assert said["epochs"].strip() == "550,000.0"
     assert "a machine, 2026-01-01" in said["measured"]
-    assert "of steps alone" in said["wall time"]
+    assert "for the steps alone" in said["wall time"]
     untimed = CliRunner().invoke(app, ["plan", str(data / "train.tsv"), *SMALL])
     assert untimed.exit_code == 0, untimed.output
     assert "unknown; --bench" in untimed.output

@@ -1,4 +1,4 @@
-"""The ``mae-ast`` command, run as a person runs it."""
+"""``mae-ast manifest``, ``stats`` and ``reconstruct``, run as processes."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def write(path, seconds, rate=16_000, seed=0):
 
 @pytest.fixture(scope="module")
 def music(tmp_path_factory):
-    """40 good files in two folders, and five that must be left out."""
+    """Folder with 40 usable audio files and five unusable ones."""
     root = tmp_path_factory.mktemp("müsic box")
     for number in range(40):
         rate = 48_000 if number % 4 == 0 else 16_000
@@ -41,13 +41,13 @@ def music(tmp_path_factory):
     write(root / "c" / "deep" / "long.wav", 9.0)
     write(root / "c" / "short.wav", 0.01)
     (root / "c" / "empty.flac").touch()
-    (root / "c" / "garbage.mp3").write_bytes(b"this is no music" * 100)
+    (root / "c" / "garbage.mp3").write_bytes(b"this is not music" * 100)
     write(root / "c" / "tab\there.wav", 1.0)
     (root / "c" / "notes.txt").write_text("no audio")
     return root
 
 
-def test_manifest_lists_what_is_there_and_says_what_is_not(music, tmp_path):
+def test_manifest_lists_usable_files_and_reports_the_others(music, tmp_path):
     done = run("manifest", music, "--out", tmp_path, "--valid", 0.2, "--max-seconds", 5)
     assert done.returncode == 0, done.stderr
     splits = {name: Manifest.load(tmp_path / f"{name}.tsv") for name in ("train", "valid")}
@@ -78,7 +78,7 @@ def test_manifest_lists_what_is_there_and_says_what_is_not(music, tmp_path):
     assert "notes.txt" not in report
 
 
-def test_a_file_keeps_its_split_when_others_come(music, tmp_path):
+def test_adding_files_keeps_the_split_of_a_file(music, tmp_path):
     run("manifest", music / "a b", "--out", tmp_path / "one", "--valid", 0.3)
     before = (tmp_path / "one" / "valid.tsv").read_text().splitlines()[1:]
     write(music / "a b" / "zz.flac", 1.0)
@@ -89,8 +89,8 @@ def test_a_file_keeps_its_split_when_others_come(music, tmp_path):
     assert len(after) - len(before) in (0, 1)
 
 
-def test_a_file_keeps_its_split_when_folders_come(music, tmp_path):
-    """Though the root of the manifest, which its row is relative to, is another one then."""
+def test_adding_folders_keeps_the_split_of_a_file(music, tmp_path):
+    """Rows change all the same: they are relative to the common root of the folders."""
 
     def valid_files(name, *folders):
         run("manifest", *folders, "--out", tmp_path / name, "--valid", 0.3)
@@ -115,7 +115,7 @@ def test_a_file_keeps_its_split_when_folders_come(music, tmp_path):
         (("pretrain", ".", "--config", "huge"), ("huge", "mae_ast", "demo")),
     ],
 )
-def test_wrong_input_is_one_line(tmp_path, arguments, words):
+def test_invalid_input_ends_in_one_line(tmp_path, arguments, words):
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()
@@ -126,7 +126,7 @@ def test_wrong_input_is_one_line(tmp_path, arguments, words):
 
 
 @pytest.mark.parametrize("window", ["povey", "hanning"])
-def test_stats_are_those_of_the_log_mel(music, tmp_path, window):
+def test_stats_are_mean_and_std_of_log_mel(music, tmp_path, window):
     run("manifest", music / "a b", "--out", tmp_path, "--valid", 0)
     done = run("stats", tmp_path / "train.tsv", "--window", window)
     values = dict(part.removeprefix("model.").split("=") for part in done.stdout.split())
@@ -168,18 +168,18 @@ def checkpoint(tmp_path_factory):
     return path
 
 
-def test_reconstruct_draws(checkpoint, music, tmp_path):
-    picture = tmp_path / "new" / "picture.png"
+def test_reconstruct_writes_an_image(checkpoint, music, tmp_path):
+    image = tmp_path / "new" / "image.png"
     file = music / "a b" / "36.flac"
-    done = run("reconstruct", checkpoint, file, "-o", picture, "--ratio", 0.5)
+    done = run("reconstruct", checkpoint, file, "-o", image, "--ratio", 0.5)
     assert done.returncode == 0, done.stderr
     assert "50% hidden" in done.stdout
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    again = run("reconstruct", checkpoint, file, "-o", picture, "--ratio", 0.5)
+    assert image.read_bytes().startswith(b"\x89PNG")
+    again = run("reconstruct", checkpoint, file, "-o", image, "--ratio", 0.5)
     assert again.stdout == done.stdout
 
 
-def test_reconstruct_draws_several_files(checkpoint, music, tmp_path):
+def test_reconstruct_writes_an_image_per_file(checkpoint, music, tmp_path):
     files = [music / "a b" / "36.flac", music / "c" / "garbage.mp3", music / "a b" / "37.flac"]
     again = tmp_path / "36.wav"  # would have the name of the first one
     write(again, 1.0)
@@ -200,7 +200,7 @@ def test_reconstruct_draws_several_files(checkpoint, music, tmp_path):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_images_of_reconstruct(tmp_path):
+def test_reconstruct_names_images_after_files(tmp_path):
     one, several = [Path("x/a.wav")], [Path("x/a.wav"), Path("b.flac")]
     assert _images(one, None) == [Path("reconstruction.png")]
     assert _images(one, Path("new/b.svg")) == [Path("new/b.svg")]
@@ -218,7 +218,7 @@ def test_images_of_reconstruct(tmp_path):
         _images(several, Path("a.png"))
 
 
-def test_reconstruct_refuses_what_cannot_be(checkpoint, music, tmp_path):
+def test_reconstruct_refuses_invalid_input(checkpoint, music, tmp_path):
     for arguments, words in (
         ((music / "c" / "short.wav",), "shorter than one patch"),
         ((music / "a b" / "36.flac", "--ratio", 1), "between 0 and 1"),

@@ -1,4 +1,4 @@
-"""``mae-ast convert`` and ``mae-ast extract``, run as a person runs them."""
+"""``mae-ast convert`` and ``mae-ast extract``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def checkpoint(small_config, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["released", "safetensors"])
-def test_convert(mae_ast_command, checkpoint, tmp_path, kind):
+def test_convert_keeps_the_weights(mae_ast_command, checkpoint, tmp_path, kind):
     out, message = mae_ast_command("convert", checkpoint, tmp_path / "out", "--to", kind)
     assert not message
     assert out.startswith(f"{tmp_path / 'out'}: for ")
@@ -33,7 +33,7 @@ def test_convert(mae_ast_command, checkpoint, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["released", "safetensors", "hugging-face", "onnx"])
-def test_convert_refuses_what_is_there_before_it_reads_anything(mae_ast_command, tmp_path, kind):
+def test_convert_refuses_an_existing_target_before_reading(mae_ast_command, tmp_path, kind):
     is_folder = kind in ("safetensors", "hugging-face")
     path = tmp_path / "out"
     if is_folder:
@@ -47,7 +47,7 @@ def test_convert_refuses_what_is_there_before_it_reads_anything(mae_ast_command,
     assert taken.read_text() == "{}"
 
 
-def test_convert_overwrites_when_told_to(mae_ast_command, checkpoint, tmp_path):
+def test_convert_overwrites_with_force(mae_ast_command, checkpoint, tmp_path):
     expected = mae_ast.load(checkpoint).state_dict()
     for name, kind in (("out", "safetensors"), ("checkpoint.pt", "released")):
         for _ in range(2):
@@ -67,7 +67,7 @@ class Payload:
         return Path.touch, (self.path,)
 
 
-def test_a_file_that_would_run_something(mae_ast_command, tmp_path):
+def test_convert_refuses_a_pickle_that_runs_code(mae_ast_command, tmp_path):
     path = tmp_path / "evil.pt"
     path.write_bytes(pickle.dumps({"cfg": Payload(tmp_path / "touched")}, protocol=2))
     _, message = mae_ast_command("convert", path, tmp_path / "out", "--to", "released")
@@ -80,19 +80,21 @@ def test_a_file_that_would_run_something(mae_ast_command, tmp_path):
     ("source", "words"),
     [("mae_ast_pach", "these are mae_ast_patch, mae_ast_frame"), ("none.pt", "no such checkpoint")],
 )
-def test_a_source_that_is_none(mae_ast_command, tmp_path, source, words):
+def test_convert_refuses_an_unknown_source(mae_ast_command, tmp_path, source, words):
     _, message = mae_ast_command("convert", source, tmp_path / "out", "--to", "onnx")
     assert words in message
 
 
-def test_a_decoder_that_the_released_layout_cannot_say(mae_ast_command, small_config, tmp_path):
+def test_convert_refuses_a_decoder_that_the_released_format_cannot_store(
+    mae_ast_command, small_config, tmp_path
+):
     model = PretrainedMaeAst(small_config(decoder_attention_heads=2), "random_mask")
     export.to_safetensors(model, tmp_path / "in")
     _, message = mae_ast_command("convert", tmp_path / "in", tmp_path / "out", "--to", "released")
     assert "decoder_attention_heads=2 differs" in message
 
 
-def test_extract(mae_ast_command, checkpoint, tmp_path):
+def test_extract_writes_the_features_of_a_shard(mae_ast_command, checkpoint, tmp_path):
     wave = speech_like(16_000)
     soundfile.write(tmp_path / "a.wav", wave.numpy(), 16_000, subtype="FLOAT")
     write_manifest(tmp_path / "train.tsv", ".", [("a.wav", 16_000, 16_000)] * 3)

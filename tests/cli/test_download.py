@@ -53,7 +53,7 @@ def test_a_released_model_is_downloaded_by_name(server, cache, monkeypatch):
     assert f"tiny: \n  cached: {cache / 'm.pt'}\n" in run("models").output
 
 
-def test_an_address_goes_into_a_folder_of_choice(server, tmp_path):
+def test_a_url_is_downloaded_into_a_given_folder(server, tmp_path):
     url = server.url("/path/model.pt", gives(DATA))
     done = run(
         "download", url, "--to", tmp_path / "to", "--sha256", hashlib.sha256(DATA).hexdigest()
@@ -72,7 +72,7 @@ def test_an_address_goes_into_a_folder_of_choice(server, tmp_path):
         (("mae_ast_patch", "--sha256", "1"), "sha256 '1': 64 hexadecimal digits are wanted"),
     ],
 )
-def test_wrong_input_is_one_line(arguments, message):
+def test_invalid_input_ends_in_one_line(arguments, message):
     error = run("download", *arguments).exception
     assert isinstance(error, ValueError)
     assert str(error) == message
@@ -88,7 +88,7 @@ def test_a_wrong_checksum_is_one_line(server, cache):
     assert list(cache.iterdir()) == []
 
 
-def test_the_table_has_every_score_below_its_task(cache):
+def test_models_prints_each_score_below_its_task(cache):
     done = run("models")
     assert done.exit_code == 0
     heads, patch, frame = done.output.splitlines()[:3]

@@ -1,4 +1,4 @@
-"""``mae-ast finetune``: what it starts."""
+"""``mae-ast finetune``: the training process that it starts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
-def test_all_presets_of_the_recipes_are_there() -> None:
+def test_presets_of_all_recipes_exist() -> None:
     found = {path.stem for path in (config_dir() / "finetune").glob("*.yaml")}
     assert found >= {
         *("demo", "esc50", "speechcommands1", "speechcommands2"),
@@ -58,7 +58,7 @@ def test_checkpoint_and_settings_reach_the_training(
     ]
 
 
-def test_what_is_no_file_stays_a_name(tmp_path: Path) -> None:
+def test_names_of_models_are_not_made_paths(tmp_path: Path) -> None:
     for name in ("chunk-patch-75", "someone/a-model", "https://example.org/a,b.pt"):
         command = train_command(
             tmp_path, "demo", tmp_path, [f"model.checkpoint={name}"], "finetune"
@@ -72,7 +72,7 @@ def test_unknown_preset_names_those_for_fine_tuning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["finetune", "crossvalidate"])
-def test_no_preset_is_taken_for_granted(
+def test_config_is_required(
     mae_ast_command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
 ) -> None:
     monkeypatch.setattr("os.execv", None)  # nothing is started

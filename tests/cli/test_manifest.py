@@ -1,4 +1,4 @@
-"""``mae-ast manifest``: which files it lists, at which length, and what it says of the others."""
+"""``mae-ast manifest``: listed files and their lengths, and reports on the others."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ BY_SOUNDFILE = {
 
 
 def write(path: Path, samples: np.ndarray, rate: int) -> Path:
-    """(L,) int16 in the format that the suffix names."""
+    """Write (L,) int16 samples in the format that the suffix names."""
     if path.suffix in BY_FFMPEG:
         form, codec = BY_FFMPEG[path.suffix]
         plain = path.with_name("source.wav")
@@ -84,7 +84,7 @@ def write(path: Path, samples: np.ndarray, rate: int) -> Path:
 
 
 def manifest(*arguments: object) -> str:
-    """Run the command; returns what it printed."""
+    """Run the command and return its output."""
     result = CliRunner().invoke(app, ["manifest", *map(str, arguments)])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -93,14 +93,14 @@ def manifest(*arguments: object) -> str:
 
 
 def lengths(path: Path) -> dict[str, int]:
-    """Samples at 16 kHz of each file of a manifest, by its name."""
+    """Return the number of samples at 16 kHz of each file of a manifest, by name."""
     listed = Manifest.read(path)
     names = (listed.row_path(row) for row in range(len(listed)))
     return dict(zip(names, listed.num_samples.tolist(), strict=True))
 
 
-def test_what_can_be_written_here_is_listed_at_its_length(tmp_path: Path) -> None:
-    """Suffixes that FFmpeg writes; lengths are what decodes, within a packet of a lossy codec."""
+def test_each_writable_format_is_listed_at_its_length(tmp_path: Path) -> None:
+    """Compare lengths with the decoded samples, within a packet of a lossy codec."""
     rate = 48_000
     samples = pcm16(speech_like(2 * rate, 1, rate)).numpy()
     folder = tmp_path / "all"
@@ -138,7 +138,7 @@ def test_others_are_counted_by_suffix(tmp_path: Path) -> None:
         manifest(folder, "--out", tmp_path / "out")
 
 
-def test_headers_without_a_length_or_with_a_wrong_one_are_mentioned(tmp_path: Path) -> None:
+def test_headers_without_a_length_or_with_a_wrong_one_are_reported(tmp_path: Path) -> None:
     folder = tmp_path / "faults"
     folder.mkdir()
     samples = pcm16(speech_like(32_000)).numpy()
@@ -157,7 +157,7 @@ def test_headers_without_a_length_or_with_a_wrong_one_are_mentioned(tmp_path: Pa
 
 
 def test_files_that_pretraining_skips_by_default_are_counted(tmp_path: Path) -> None:
-    """In each manifest, with the key that decides."""
+    """Report them for each manifest, with the key to change."""
     for number, seconds in enumerate([0.5, 1.9, 2.0, 3.0]):
         name = tmp_path / "audio" / f"{number}.wav"
         name.parent.mkdir(exist_ok=True)

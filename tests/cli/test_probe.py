@@ -1,4 +1,4 @@
-"""``mae-ast probe``, run as a person runs it."""
+"""``mae-ast probe``: its table, and its errors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(mae_ast_command, folder):
     return partial(mae_ast_command, "probe", folder / "a.pt", folder / "train.tsv")
 
 
-def test_a_table_of_three(run):
+def test_probe_compares_a_model_with_two_baselines(run):
     out, message = run("--layers", "2", "--group", "_([^_]+)_")
     assert not message
     title, head, *rows = out.splitlines()
@@ -64,22 +64,22 @@ def test_a_table_of_three(run):
         (("--test", "none.tsv"), "none.tsv: no such manifest"),
     ],
 )
-def test_wrong_input_is_one_line(run, arguments, words):
+def test_invalid_input_ends_in_one_line(run, arguments, words):
     _, message = run(*arguments)
     assert message.startswith("mae-ast: error: ")
     assert words in message
 
 
-def test_bad_clips_are_left_out(run, folder, caplog):
+def test_unreadable_clips_are_skipped(run, folder, caplog):
     rng = np.random.default_rng(1)
     soundfile.write(folder / "low_train0_0.wav", rng.standard_normal(100), 16_000)
     (folder / "high_valid0_1.wav").write_bytes(b"RIFFnothing")
     out, message = run("--layers", "2")
     assert not message
     assert out.splitlines()[0] == "accuracy on 23 clips"
-    left_out = [record.getMessage() for record in caplog.records]
-    assert [("train.tsv:2: skipped" in text) for text in left_out] == [True, False]
-    assert "valid.tsv:3: skipped" in left_out[1]
+    skipped = [record.getMessage() for record in caplog.records]
+    assert [("train.tsv:2: skipped" in text) for text in skipped] == [True, False]
+    assert "valid.tsv:3: skipped" in skipped[1]
 
 
 def test_other_classes_are_refused(run, folder):
@@ -118,7 +118,7 @@ def test_fewer_clips_than_k(run, folder):
     assert out.startswith("accuracy on 24 clips")
 
 
-def test_missing_labels_are_one_line(run, folder):
+def test_missing_labels_end_in_one_line(run, folder):
     (folder / "train.lbl").unlink()
     _, message = run()
     assert "train.lbl" in message

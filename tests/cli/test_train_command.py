@@ -1,4 +1,4 @@
-"""``mae-ast pretrain``: what it starts."""
+"""``mae-ast pretrain``: the training process that it starts."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from mae_ast.trainer import resume_guard
 from mae_ast.trainer.command import PACKAGE, config_dir, module_command, train_command
 
 
-def test_presets_are_found():
+def test_presets_exist():
     assert {path.stem for path in (config_dir() / "pretrain").glob("*.yaml")} >= {"mae_ast", "demo"}
 
 
@@ -31,7 +31,7 @@ def test_paths_are_absolute_and_other_overrides_untouched(tmp_path, monkeypatch)
     assert command[-2:] == ["model.encoder_layers=3", "checkpoint.restore_file=null"]
 
 
-def test_sources_that_are_files_are_absolute_and_names_are_not(tmp_path, monkeypatch):
+def test_paths_of_models_are_absolute_and_names_unchanged(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "vit.pth").touch()
@@ -61,7 +61,7 @@ def test_unknown_preset_names_the_known(tmp_path):
         train_command(tmp_path, "huge", tmp_path, [])
 
 
-def test_what_the_command_starts_knows_the_settings(tmp_path):
+def test_overrides_reach_the_training_process(tmp_path):
     folder = tmp_path / "with space, comma (and) more"
     folder.mkdir()
     command = train_command(folder, "demo", folder / "run", ["model.encoder_layers=3"])
@@ -96,8 +96,8 @@ if __name__ == "__main__":
 """
 
 
-def test_nothing_of_the_working_folder_shadows_what_the_command_imports(tmp_path, monkeypatch):
-    """As in the checkout of a package that is installed elsewhere."""
+def test_the_working_folder_does_not_shadow_imports(tmp_path, monkeypatch):
+    """Such as in a checkout while the package is installed elsewhere."""
     for name in ("mae_ast", "fairseq", "hydra", "numpy", "torch", "multiprocessing"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(f"raise SystemExit('{name} of the folder')")
@@ -122,7 +122,7 @@ def test_nothing_of_the_working_folder_shadows_what_the_command_imports(tmp_path
     ]
 
 
-def test_a_package_behind_a_link_is_its_own_user_dir(tmp_path):
+def test_a_linked_package_is_its_own_user_dir(tmp_path):
     """fairseq compares the user-dir's path with the one that the package was imported by."""
     link = tmp_path / "link"
     link.symlink_to(PACKAGE.parent, target_is_directory=True)
@@ -142,14 +142,14 @@ def test_a_package_behind_a_link_is_its_own_user_dir(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_checkout_that_is_not_installed_finds_itself(monkeypatch):
+def test_a_checkout_needs_no_installation(monkeypatch):
     monkeypatch.chdir(PACKAGE.parent)
     assert module_command("mae_ast.launch") == [sys.executable, "-m", "mae_ast.launch"]
 
 
 @pytest.fixture
 def started(mae_ast_command, monkeypatch, tmp_path):
-    """``started(arguments)``: the message of a refusal, or nothing; a training saves at once."""
+    """Return a function that runs a command and returns its error; a training saves at once."""
 
     def save(program, command):
         resume_guard.write_pending()  # as the process does that trains, once it can start
@@ -163,7 +163,7 @@ def started(mae_ast_command, monkeypatch, tmp_path):
     return lambda *arguments: mae_ast_command(*arguments, "--out", "run")[1]
 
 
-def test_a_run_goes_on_with_its_own_data_and_preset_alone(started, tmp_path):
+def test_pretraining_resumes_only_with_the_same_data_and_preset(started, tmp_path):
     assert not started("pretrain", "data", "optimization.max_update=9")
     assert not started("pretrain", tmp_path / "data", "optimization.max_update=10")
     known = json.loads((tmp_path / "run" / "begun_with.json").read_text())
@@ -178,7 +178,7 @@ def test_a_run_goes_on_with_its_own_data_and_preset_alone(started, tmp_path):
     assert not started("pretrain", "more")
 
 
-def test_a_fine_tuning_goes_on_from_its_own_start_alone(started, tmp_path):
+def test_fine_tuning_resumes_only_with_the_same_settings(started, tmp_path):
     (tmp_path / "a.pt").touch()
     preset = ("--config", "demo")
     assert not started("finetune", "a.pt", "fold1", *preset)
@@ -192,7 +192,7 @@ def test_a_fine_tuning_goes_on_from_its_own_start_alone(started, tmp_path):
         assert f"was begun with {key} " in started("finetune", *arguments)
 
 
-def test_a_run_that_saved_nothing_may_be_begun_otherwise(started, tmp_path):
+def test_a_run_without_checkpoints_may_restart_with_other_settings(started, tmp_path):
     assert not started("pretrain", "data")
     (tmp_path / "run" / "checkpoints" / "checkpoint_last.pt").unlink()
     assert not started("pretrain", "more")
@@ -204,7 +204,7 @@ def test_a_damaged_note_is_named(started, tmp_path):
     assert "begun_with.json: describes no such run" in started("pretrain", "data")
 
 
-def test_a_run_that_cannot_start_leaves_no_note(mae_ast_command, monkeypatch, tmp_path):
+def test_a_run_that_does_not_start_leaves_no_note(mae_ast_command, monkeypatch, tmp_path):
     monkeypatch.setattr(os, "execv", lambda program, command: None)
     monkeypatch.setenv("MAE_AST_RUN_NOTE", "")  # restored afterwards
     assert mae_ast_command("pretrain", tmp_path, "--out", tmp_path / "run")[1] == ""
