@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mae_ast.cli import manifest, pack, prepare
+from mae_ast.cli import bench, manifest, pack, prepare
 from mae_ast.core.io.manifest import PROBE_THREADS
 from mae_ast.finetune.crossvalidation import FILES_OF_A_FOLD
 from mae_ast.prepare.pack import JOBS
@@ -84,3 +84,14 @@ def test_default_jobs_are_those_of_the_library() -> None:
 
     assert jobs(manifest.manifest) == jobs(prepare.prepare) == PROBE_THREADS
     assert jobs(pack.pack) == JOBS
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["mae-ast", "bench"], ["mae_ast/__main__.py", "bench"], ["mae_ast/bench/__main__.py"]],
+)
+def test_bench_records_its_command_line(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [*arguments, "--parts", "masks"])
+    assert bench._command() == ["mae-ast", "bench", "--parts", "masks"]
