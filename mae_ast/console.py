@@ -81,11 +81,11 @@ class ProgressLines:
             self._print()
 
     def _print(self) -> None:
-        from tqdm import tqdm
-
         self._printed = monotonic()
         elapsed = self._printed - self._start
         if elapsed >= self._delay:
+            from tqdm import tqdm  # not needed for the help
+
             line = tqdm.format_meter(self.n, elapsed=elapsed, **self._format)
             print(line, file=sys.stderr, flush=True)
 
