@@ -1,4 +1,4 @@
-"""Fixtures that all tests share."""
+"""Fixtures shared by all tests."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mae_ast.core.models.config import MaeAstConfig
 
 
 @pytest.fixture(autouse=True)
-def _same_draws() -> None:
+def _seed() -> None:
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def small_config() -> Callable[..., MaeAstConfig]:
-    """``small_config(kernel=(16, 16), **fields)``: a narrow 2 + 1 layer model without dropout.
+    """Factory ``small_config(kernel=(16, 16), **fields)``: a small 2 + 1 layer model, no dropout.
 
     The kernel is (frames, mel bins).
     """
@@ -50,7 +50,7 @@ def small_config() -> Callable[..., MaeAstConfig]:
 def mae_ast_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[str, str]]:
-    """``mae-ast`` in this process: what it printed, and its message where it refuses."""
+    """Run ``mae-ast`` in this process; return its output, and its error message if it fails."""
     from mae_ast.cli import main
 
     def run(*arguments: object) -> tuple[str, str]:
@@ -66,7 +66,7 @@ def mae_ast_command(
 
 @pytest.fixture
 def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A folder with room for 64 kB, or for the size that it is parametrised by, such as "2m"."""
+    """Folder on a file system of 64 kB, or of the size given by the parameter, such as "2m"."""
     folder = tmp_path / "small disk"
     folder.mkdir()
     size = getattr(request, "param", "64k")

@@ -1,4 +1,4 @@
-"""A web server on this machine that misbehaves as it is told, request by request."""
+"""Local web server with scripted behaviour, including failures, for each request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Hands every request to the behaviour whose turn it is."""
+    """Answers each request with the next behaviour of its path's script."""
 
     protocol_version = "HTTP/1.1"
     server: WebServer
@@ -30,7 +30,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def answer(self, status, body=b"", **headers):
-        """Status, headers (``_`` for ``-``) and a body; Content-Length unless None is given."""
+        """Send status, headers (``_`` stands for ``-``) and body; a header of None is not sent."""
         headers = {"Content_Length": str(len(body)), **headers}
         self.send_response(status)
         for name, value in headers.items():
@@ -44,7 +44,7 @@ Behaviour = Callable[[Handler], None]
 
 
 class WebServer(ThreadingHTTPServer):
-    """``scripts[path]`` are the behaviours of the requests for a path; the last one stays."""
+    """Web server that plays ``scripts[path]``, one behaviour per request; the last one repeats."""
 
     daemon_threads = True
 
@@ -67,12 +67,12 @@ class WebServer(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
     def url(self, path, *script):
-        """The address of a path, which from now on behaves like this."""
+        """Set the script of a path and return its URL."""
         self.scripts[path] = list(script)
         return f"http://127.0.0.1:{self.server_port}{path}"
 
     def asked(self, path):
-        """The headers of every request for a path, in order."""
+        """Return the headers of all requests for a path, in order."""
         return [headers for asked, headers in self.requests if asked == path]
 
 
@@ -85,7 +85,7 @@ def gives(
     takes: float = 0.0,
     **headers,
 ) -> Behaviour:
-    """A file, as a good server gives it; ``breaks_after`` bytes of an answer it hangs up."""
+    """Serve a file with range requests; disconnect ``breaks_after`` bytes of the response body."""
 
     def behave(request):
         start, status, sent = 0, 200, dict(headers)
@@ -105,7 +105,7 @@ def gives(
 
 
 def gives_in_chunks(data: bytes, breaks_after: int | None = None, **headers) -> Behaviour:
-    """A file whose length is not told beforehand."""
+    """Serve a file with chunked encoding, without a Content-Length."""
 
     def behave(request):
         request.answer(200, **{"Content_Length": None, "Transfer_Encoding": "chunked", **headers})
@@ -119,18 +119,18 @@ def gives_in_chunks(data: bytes, breaks_after: int | None = None, **headers) -> 
 
 
 def fails(status: int, body: bytes = b"", **headers) -> Behaviour:
-    """An answer of this status."""
+    """Respond with an error status."""
     return lambda request: request.answer(status, body, **headers)
 
 
 def resets(request: Handler) -> None:
-    """Cut the line without an answer."""
+    """Reset the connection without a response."""
     request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     request.connection.close()
 
 
 def hangs(seconds: float, body: bytes = b"", **headers) -> Behaviour:
-    """Begin an answer and fall silent."""
+    """Start a response if headers are given, then send nothing for some seconds."""
 
     def behave(request):
         if headers:
@@ -142,7 +142,7 @@ def hangs(seconds: float, body: bytes = b"", **headers) -> Behaviour:
 
 
 def free_port() -> int:
-    """A port at which no one listens."""
+    """Return a port on which nothing listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

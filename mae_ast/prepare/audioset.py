@@ -127,7 +127,7 @@ def _match(
         for row in rows:
             for mid in row.mids:
                 if mid not in labels:
-                    raise LabelError(f"{row.where}: {labels.unknown(mid)}")
+                    raise LabelError(f"{row.where}: {labels.unknown_message(mid)}")
             path = _clip_of(row, found.clips.get(row.video, ()))
             if path is None:
                 missing[split].append(f"{split}\t{row.video}\t{row.start:.3f}\t{row.end:.3f}")
@@ -239,7 +239,7 @@ def _labels(
     used = {mid: row.where for rows in segments.values() for row in rows for mid in row.mids}
     for mid, where in used.items():
         if mid not in nodes:
-            nearest = Labels(tuple(nodes), tuple(nodes.values())).unknown(mid)
+            nearest = Labels(tuple(nodes), tuple(nodes.values())).unknown_message(mid)
             raise LabelError(f"{where}: {nearest}")
     mids = tuple(mid for mid in nodes if mid in used)
     notes = []

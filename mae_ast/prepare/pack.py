@@ -33,7 +33,7 @@ from mae_ast.core.io.audio import SAMPLE_RATE, AudioError
 from mae_ast.core.io.labels import LABELS_FILE, LabelError
 from mae_ast.core.io.manifest import Manifest, ManifestError, Progress, write_manifest
 from mae_ast.core.io.plural import plural
-from mae_ast.core.io.retry import may_pass
+from mae_ast.core.io.retry import is_transient
 from mae_ast.prepare.pack_files import as_it_is, decoded_digest, transcoded
 from mae_ast.prepare.shard_writer import PackedFile, Shards
 
@@ -214,7 +214,7 @@ def _why_skipped(manifest: Manifest, row: int, error: Exception) -> str:
     path = manifest.audio_path(row)
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    if not isinstance(error, OSError) and not may_pass(error):
+    if not isinstance(error, OSError) and not is_transient(error):
         return " ".join(str(error).removeprefix(f"{path}: ").split())
     if isinstance(error, OSError) and error.errno is None:  # says itself what cannot be done
         raise error

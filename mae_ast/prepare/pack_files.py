@@ -126,7 +126,7 @@ def _pieces(path: str, source: _Source) -> Iterator[bytes]:
         crc32 = zlib.crc32(piece, crc32)
         yield piece
     if source.crc32 not in (None, crc32):
-        raise ArchiveError(f"{source.name}: its bytes are damaged; they do not match its checksum")
+        raise ArchiveError(f"{source.name}: is damaged; its content does not match its checksum")
 
 
 @retried

@@ -88,7 +88,7 @@ def listed(*lists: str) -> dict[str, tuple[str, ...]]:
         ("full", ["balanced_train", "unbalanced_train"], 1),
     ],
 )
-def test_clips_are_found_by_their_id(tree, tmp_path, rows, train, lists, missing):
+def test_clips_are_found_by_youtube_id(tree, tmp_path, rows, train, lists, missing):
     out = tmp_path / "out"
     done = audioset.prepare(tree, out, train)
     expected = listed(*lists)
@@ -106,7 +106,7 @@ def test_clips_are_found_by_their_id(tree, tmp_path, rows, train, lists, missing
     assert done.notes == ()
 
 
-def test_other_kinds_of_files(tree, tmp_path):
+def test_clips_may_have_any_audio_format(tree, tmp_path):
     for video, suffix, codec in (
         ("--PJHxphWEs", "mkv", "pcm_s16le"),
         ("--aE2O5G5WE", "m4a", "aac"),
@@ -122,7 +122,7 @@ def test_other_kinds_of_files(tree, tmp_path):
     assert not done.left_out
 
 
-def test_which_of_several_files(tree, tmp_path, rows):
+def test_matching_start_time_is_preferred_among_several_files(tree, tmp_path, rows):
     """The segment's own start before none, never another start; soundfile's kinds first."""
     folder = tree / "audio" / "bal_train"
     write_sound(folder / "--PJHxphWEs_40.flac")  # starts elsewhere
@@ -135,7 +135,7 @@ def test_which_of_several_files(tree, tmp_path, rows):
     assert done.splits[0].missing == 2
 
 
-def test_longer_clips_are_left_as_they_are_and_said(tree, tmp_path):
+def test_longer_clips_are_kept_and_reported(tree, tmp_path):
     path = write_sound(tree / FILES["--U7joUcTCo"], 0.9)
     done = audioset.prepare(tree, tmp_path / "out")
     assert len(done.notes) == 1
@@ -151,7 +151,7 @@ def test_unreadable_files_are_reported(tree, tmp_path, rows):
     assert len(rows(tmp_path / "out", "train")) == 3
 
 
-def test_classes_from_the_ontology(tree, tmp_path):
+def test_classes_are_read_from_the_ontology(tree, tmp_path):
     (tree / "class_labels_indices.csv").unlink()
     nodes = [{"id": "/m/0dgw9r", "name": "Human sounds"}]
     nodes += [{"id": mid, "name": name, "child_ids": []} for mid, name in NAMES.items()]
@@ -165,7 +165,7 @@ def test_classes_from_the_ontology(tree, tmp_path):
         audioset.prepare(tree, tmp_path / "out")
 
 
-def test_the_same_tree_gives_the_same_files(tree, tmp_path, written):
+def test_output_is_deterministic(tree, tmp_path, written):
     for out in "ab":
         audioset.prepare(tree, tmp_path / out, "full")
     assert written(tmp_path / "a") == written(tmp_path / "b")
@@ -181,7 +181,7 @@ def test_the_same_tree_gives_the_same_files(tree, tmp_path, written):
         ("audio/eval", "none of the 2 clips of eval_segments.csv is in it or below"),
     ],
 )
-def test_a_wrong_folder(tree, tmp_path, gone, words):
+def test_wrong_folder_is_reported(tree, tmp_path, gone, words):
     (tree / gone).resolve().rename(tmp_path / "elsewhere")
     with pytest.raises((ValueError, OSError), match=words) as error:
         audioset.prepare(tree, tmp_path / "out")
@@ -192,13 +192,13 @@ def test_a_wrong_folder(tree, tmp_path, gone, words):
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('"/m/068hy"', '"/m/068hx"', "'/m/068hx' is none of the 4 classes; .* is '/m/068hy'"),
+        ('"/m/068hy"', '"/m/068hx"', "'/m/068hx' is not one of the 4 classes; .* is '/m/068hy'"),
         ("0.000, 10.000", "10.000, 0.000", "is no segment, as in"),
         ("--aE2O5G5WE, 0.000, ", "--aE2O5G5WE, ", "is no segment, as in"),
         ("--aE2O5G5WE", "--aE2O5", "is no segment, as in"),
     ],
 )
-def test_a_wrong_list(tree, tmp_path, old, new, words):
+def test_invalid_list_is_reported(tree, tmp_path, old, new, words):
     path = tree / "metadata" / "balanced_train_segments.csv"
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(ValueError, match=f"balanced_train_segments.csv:5: .*{words}") as error:
@@ -206,7 +206,7 @@ def test_a_wrong_list(tree, tmp_path, old, new, words):
     assert "\n" not in str(error.value)
 
 
-def test_a_clip_in_both_sets(tree, tmp_path):
+def test_clip_in_two_splits_is_refused(tree, tmp_path):
     with (tree / "metadata" / "eval_segments.csv").open("a") as file:
         file.write('--PJHxphWEs, 30.000, 40.000, "/m/09x0r"\n')
     with pytest.raises(ValueError, match="have it in train and again in valid"):

@@ -30,7 +30,7 @@ def run(monkeypatch, tmp_path):
     return run
 
 
-def test_report(run, tmp_path):
+def test_command_prints_a_report(run, tmp_path):
     root = tmp_path / "v1"
     for word in WORDS[1]:
         for number in range(3):
@@ -57,7 +57,7 @@ def test_report(run, tmp_path):
 
 
 @pytest.mark.parametrize("data_set", list(DataSet))
-def test_every_data_set_refuses_another_folder(run, tmp_path, data_set):
+def test_every_data_set_refuses_a_wrong_folder(run, tmp_path, data_set):
     write_sound(tmp_path / "music" / "song.wav")
     for folder in ("music", "nowhere"):
         _, _, error = run(data_set, folder)
@@ -76,5 +76,5 @@ def test_every_data_set_refuses_another_folder(run, tmp_path, data_set):
         (["speechcommands2", ".", "--classes", 30], "30 classes; Speech Commands version 2"),
     ],
 )
-def test_options_that_do_not_fit(run, arguments, words):
+def test_unsupported_options_are_refused(run, arguments, words):
     assert run(*arguments)[2].startswith(words)

@@ -31,7 +31,7 @@ def tree(tmp_path) -> Path:
     return root
 
 
-def test_folds_are_disjoint_and_together_complete(tree, tmp_path, rows):
+def test_folds_are_disjoint_and_complete(tree, tmp_path, rows):
     done = esc50.prepare(tree.parent, tmp_path / "out")
     everything = {str(path) for path in (tree / "audio").iterdir()}
     held_out = []
@@ -76,7 +76,7 @@ def test_missing_and_unreadable_files_are_reported(tree, tmp_path, rows):
     assert not {"missing.txt", "left_out.txt"} & {p.name for p in (tmp_path / "out").iterdir()}
 
 
-def test_the_same_tree_gives_the_same_files(tree, tmp_path, written):
+def test_output_is_deterministic(tree, tmp_path, written):
     for out in ("a", "b"):
         esc50.prepare(tree, tmp_path / out, jobs=3)
     assert written(tmp_path / "a") == written(tmp_path / "b")
@@ -92,7 +92,7 @@ def test_the_same_tree_gives_the_same_files(tree, tmp_path, written):
         ("rm audio/4-*", "none of 6 clips of fold4/valid can be used"),
     ],
 )
-def test_a_wrong_folder(tree, tmp_path, breakage, words):
+def test_wrong_folder_is_reported(tree, tmp_path, breakage, words):
     kind, pattern = breakage.rsplit(" ", 1)
     if kind == "rm -r":
         (tree / pattern).resolve().rename(tmp_path / "elsewhere")
@@ -117,7 +117,7 @@ def test_a_wrong_folder(tree, tmp_path, breakage, words):
         ("2-10020-B-0", "1-10010-A-0", "1-10010-A-0.wav: the data set's lists have it in"),
     ],
 )
-def test_a_wrong_csv(tree, tmp_path, old, new, words):
+def test_invalid_csv_is_reported(tree, tmp_path, old, new, words):
     path = tree / "meta" / "esc50.csv"
     text = path.read_text()
     assert old in text
@@ -127,7 +127,7 @@ def test_a_wrong_csv(tree, tmp_path, old, new, words):
     assert "\n" not in str(error.value)
 
 
-def test_what_is_there_from_before_and_would_stay(tree, tmp_path):
+def test_stale_manifest_in_the_output_folder_is_refused(tree, tmp_path):
     (tmp_path / "out" / "fold3").mkdir(parents=True)
     (tmp_path / "out" / "fold3" / "test.tsv").touch()
     with pytest.raises(ValueError, match=r"fold3/test\.tsv: is there from before"):

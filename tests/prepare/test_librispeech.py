@@ -41,7 +41,7 @@ def tree(tmp_path) -> Path:
     return root
 
 
-def test_subsets_are_splits(tree, tmp_path, rows):
+def test_subsets_become_splits(tree, tmp_path, rows):
     out = tmp_path / "out"
     done = librispeech.prepare(tree.parent, out)
     for split in ("train", "valid", "test"):
@@ -52,7 +52,7 @@ def test_subsets_are_splits(tree, tmp_path, rows):
     assert {path.name for path in out.iterdir()} == {"train.tsv", "valid.tsv", "test.tsv"}
 
 
-def test_speakers_as_labels(tree, tmp_path, rows):
+def test_speakers_become_labels(tree, tmp_path, rows):
     out = tmp_path / "out"
     librispeech.prepare(tree, out, speakers=True)
     splits = [rows(out, split) for split in ("train", "valid", "test")]
@@ -66,7 +66,7 @@ def test_speakers_as_labels(tree, tmp_path, rows):
     assert labels == Labels(("19", "103", "1006"), ("Kara Shallenberg", "103", "1006"))
 
 
-def test_an_utterance_keeps_its_split_when_others_come(tree, tmp_path, rows):
+def test_utterance_keeps_its_split_when_others_are_added(tree, tmp_path, rows):
     librispeech.prepare(tree, tmp_path / "a", speakers=True)
     for number in range(100, 120):
         write_sound(tree / "train-clean-100" / "19" / "199" / f"19-199-{number:04}.flac")
@@ -85,20 +85,20 @@ def test_missing_and_unreadable_files_are_reported(tree, tmp_path):
     assert [(split.clips, split.missing) for split in done.splits] == [(90, 0), (28, 1), (30, 0)]
 
 
-def test_a_part_of_it_is_prepared(tree, tmp_path):
+def test_missing_subset_gives_no_manifest(tree, tmp_path):
     (tree / "test-other").rename(tmp_path / "elsewhere")
     done = librispeech.prepare(tree, tmp_path / "out")
     assert [split.name for split in done.splits] == ["train", "valid"]
     assert done.notes == (f"{tree}: no test-*, so no manifest of it",)
 
 
-def test_labels_from_before_do_not_stay(tree, tmp_path):
+def test_stale_labels_in_the_output_folder_are_refused(tree, tmp_path):
     librispeech.prepare(tree, tmp_path / "out", speakers=True)
     with pytest.raises(ValueError, match=r"labels\.csv: is there from before"):
         librispeech.prepare(tree, tmp_path / "out")
 
 
-def test_the_same_tree_gives_the_same_files(tree, tmp_path, written):
+def test_output_is_deterministic(tree, tmp_path, written):
     for out in "ab":
         librispeech.prepare(tree, tmp_path / out, speakers=True)
     assert written(tmp_path / "a") == written(tmp_path / "b")
@@ -112,7 +112,7 @@ def test_the_same_tree_gives_the_same_files(tree, tmp_path, written):
         (["train-clean-100", "train-other-500"], r"no train-\* in it; expected LibriSpeech"),
     ],
 )
-def test_a_wrong_folder(tree, tmp_path, gone, words):
+def test_wrong_folder_is_reported(tree, tmp_path, gone, words):
     for name in gone:
         (tree / name).resolve().rename(tmp_path / f"elsewhere {name}")
     with pytest.raises(OSError, match=words) as error:
@@ -120,7 +120,7 @@ def test_a_wrong_folder(tree, tmp_path, gone, words):
     assert "\n" not in str(error.value)
 
 
-def test_a_wrong_list(tree, tmp_path):
+def test_invalid_list_is_reported(tree, tmp_path):
     path = tree / "train-clean-100" / "19" / "198" / "19-198.trans.txt"
     path.write_text("19-198-0000 A\n18-198-0001 B\n")
     with pytest.raises(ValueError, match=r"19-198\.trans\.txt:2: '18-198-0001' is no utterance"):

@@ -56,7 +56,7 @@ def version_2(tmp_path) -> Path:
     return make_tree(tmp_path / "speech_commands_v0.02", 2)
 
 
-def test_35_words(version_2, tmp_path, rows):
+def test_35_words_become_35_classes(version_2, tmp_path, rows):
     done = speechcommands.prepare(version_2, tmp_path / "out")
     splits = {split: rows(tmp_path / "out", split) for split in PER_WORD}
     for split, clips in PER_WORD.items():
@@ -73,7 +73,7 @@ def test_35_words(version_2, tmp_path, rows):
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_12_classes(version, tmp_path, rows):
+def test_12_classes_include_unknown_and_silence(version, tmp_path, rows):
     root = make_tree(tmp_path / "data" / f"speech_commands_v0.0{version}", version)
     out = tmp_path / "out"
     done = speechcommands.prepare(root.parent, out, version, 12)
@@ -105,7 +105,7 @@ def test_12_classes(version, tmp_path, rows):
     assert done.notes == (f"{out / 'silence'}: 7 parts of _background_noise_, 1 s each, as files",)
 
 
-def test_version_1_has_12_classes_unless_30_are_wanted(tmp_path):
+def test_version_1_defaults_to_12_classes(tmp_path):
     root = make_tree(tmp_path / "v1", 1)
     assert speechcommands.prepare(root, tmp_path / "a", 1).num_classes == 12
     assert speechcommands.prepare(root, tmp_path / "b", 1, 30).num_classes == 30
@@ -113,7 +113,7 @@ def test_version_1_has_12_classes_unless_30_are_wanted(tmp_path):
         speechcommands.prepare(root, tmp_path / "c", 1, 35)
 
 
-def test_the_same_tree_gives_the_same_files(version_2, tmp_path, written):
+def test_output_is_deterministic(version_2, tmp_path, written):
     out = tmp_path / "out"
     speechcommands.prepare(version_2, out, 2, 12)
     once = written(out)
@@ -122,7 +122,7 @@ def test_the_same_tree_gives_the_same_files(version_2, tmp_path, written):
     assert written(out) == once
 
 
-def test_what_is_drawn_is_the_same_everywhere(version_2, tmp_path, rows):
+def test_drawn_clips_match_fixed_lists(version_2, tmp_path, rows):
     (version_2 / "yes" / "tr5e0000_nohash_0.wav").unlink()  # 39 commands: a tenth is rounded up
     speechcommands.prepare(version_2, tmp_path / "out", 2, 12)
     clips = rows(tmp_path / "out", "train")
@@ -131,7 +131,7 @@ def test_what_is_drawn_is_the_same_everywhere(version_2, tmp_path, rows):
     assert [path.name for path in drawn["_silence_"]] == SILENCE
 
 
-def test_unknown_words_keep_when_others_come(version_2, tmp_path, rows):
+def test_unknown_clips_are_stable_when_clips_are_added(version_2, tmp_path, rows):
     speechcommands.prepare(version_2, tmp_path / "a", 2, 12)
     write_sound(version_2 / "zero" / "ff_nohash_0.wav")
     speechcommands.prepare(version_2, tmp_path / "b", 2, 12)
@@ -169,7 +169,7 @@ def test_missing_and_unreadable_files_are_reported(version_2, tmp_path, rows):
         (1, "up", "has backward, follow, forward, learn, visual, which are words of version 2"),
     ],
 )
-def test_a_wrong_folder(version_2, tmp_path, version, gone, words):
+def test_wrong_folder_is_reported(version_2, tmp_path, version, gone, words):
     (version_2 / gone).resolve().rename(tmp_path / "elsewhere")
     with pytest.raises((ValueError, OSError), match=words) as error:
         speechcommands.prepare(version_2, tmp_path / "out", version, 12)
@@ -184,14 +184,14 @@ def test_a_wrong_folder(version_2, tmp_path, version, gone, words):
         ("yes/va5e0000_nohash_0.wav", "list.txt:36: .* is in validation_list.txt already"),
     ],
 )
-def test_a_wrong_list(version_2, tmp_path, line, words):
+def test_invalid_list_is_reported(version_2, tmp_path, line, words):
     with (version_2 / "testing_list.txt").open("a") as file:
         file.write(f"{line}\n")
     with pytest.raises(ValueError, match=words):
         speechcommands.prepare(version_2, tmp_path / "out")
 
 
-def test_noises_that_do_not_do(version_2, tmp_path):
+def test_unusable_noises_are_reported(version_2, tmp_path):
     noises = version_2 / "_background_noise_"
     for name in ("pink_noise", "running_tap"):
         (noises / f"{name}.wav").unlink()

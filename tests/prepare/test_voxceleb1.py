@@ -34,7 +34,7 @@ def tree(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("layout", ["dev/wav", "wav", "."])
-def test_splits_are_the_lists(tree, tmp_path, rows, layout):
+def test_splits_follow_the_list(tree, tmp_path, rows, layout):
     if layout != "dev/wav":
         (tree / layout).mkdir(exist_ok=True)
         for speaker in [*tree.glob("dev/wav/*"), *tree.glob("test/wav/*")]:
@@ -59,7 +59,7 @@ def test_missing_and_unreadable_files_are_reported(tree, tmp_path):
     assert [(split.clips, split.missing) for split in done.splits] == [(8, 0), (2, 1), (3, 0)]
 
 
-def test_the_same_tree_gives_the_same_files(tree, tmp_path, written):
+def test_output_is_deterministic(tree, tmp_path, written):
     for out in "ab":
         voxceleb1.prepare(tree, tmp_path / out)
     assert written(tmp_path / "a") == written(tmp_path / "b")
@@ -73,7 +73,7 @@ def test_the_same_tree_gives_the_same_files(tree, tmp_path, written):
         (["dev", "test"], r"no dev/wav/id\* in it; expected VoxCeleb1"),
     ],
 )
-def test_a_wrong_folder(tree, tmp_path, gone, words):
+def test_wrong_folder_is_reported(tree, tmp_path, gone, words):
     for name in gone:
         (tree / name).resolve().rename(tmp_path / f"elsewhere {name}")
     with pytest.raises(OSError, match=words) as error:
@@ -89,7 +89,7 @@ def test_a_wrong_folder(tree, tmp_path, gone, words):
         ("3 id10001/1zcIwhmdeo4/00001.wav", "have it in train and again in test"),
     ],
 )
-def test_a_wrong_list(tree, tmp_path, line, words):
+def test_invalid_list_is_reported(tree, tmp_path, line, words):
     with (tree / "iden_split.txt").open("a") as file:
         file.write(f"{line}\n")
     with pytest.raises(ValueError, match=words):

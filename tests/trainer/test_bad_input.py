@@ -107,9 +107,9 @@ def test_options(
         (".\ntrain_00.flac\tlong\n", ["train.tsv:2", "'long'", "length in samples"]),
         (".\n\ntrain_00.flac\t-5\n", ["train.tsv:3", "'-5'", "positive"]),
         (".\ntrain_00.flac\t16000\t16k\n", ["train.tsv:2", "'16k'", "sample rate"]),
-        (".\n", ["train.tsv", "lists no files", "one row for each file"]),
-        ("", ["train.tsv", "is empty", "line 1 is the root folder"]),
-        ("train_00.flac\t16000\n", ["train.tsv:1", "no root folder"]),
+        (".\n", ["train.tsv", "lists no files", "one row per file"]),
+        ("", ["train.tsv", "is empty", "root folder on line 1"]),
+        ("train_00.flac\t16000\n", ["train.tsv:1", "not a root folder"]),
         (
             ".\ntrain_00.flac\t16000\nlost.flac\t16000\n",
             ["train.tsv:3", "lost.flac", "no such file", "root on line 1"],

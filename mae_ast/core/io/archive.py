@@ -1,13 +1,14 @@
-"""Files within uncompressed archives, named ``archive:offset:length`` as fairseq names them.
+"""Read files inside uncompressed archives, addressed as ``archive:offset:length`` like in fairseq.
 
-``offset`` and ``length`` are bytes of the file's content, wherever that lies: in a tar of
-:mod:`mae_ast.prepare.pack`, in a tar that others made (WebDataset's, say), in a zip that only
-stores. A clip is one read of one stretch, of 100 kB and more. So clips are read in the order of
-their
-batch, at random over all shards: to sort them would save nothing.
+``offset`` and ``length`` give the position and size of the file's content in bytes. The archive may
+be a tar written by :mod:`mae_ast.prepare.pack`, any other uncompressed tar (for example a
+WebDataset shard), or a zip without compression. Reading a clip takes one contiguous read of
+typically 100 kB or more, so clips are read in batch order, at random over all shards; sorting them
+would not be faster.
 
-Before a file's content a tar has a header of 512 bytes, with name and length. Ours have a record
-of the pax format besides, the CRC-32 of the content: of wav, no decoder would notice damage.
+A tar stores a 512-byte header with name and length before each file's content. Tars written by this
+package also store the CRC-32 of the content in a pax record, because no decoder detects damage in a
+WAV file.
 """
 
 from __future__ import annotations
@@ -24,35 +25,35 @@ from typing import BinaryIO, NamedTuple, cast
 
 from mae_ast.core.io.section import Section
 
-BLOCK = tarfile.BLOCKSIZE  # bytes; a tar is made of such
-END = bytes(2 * BLOCK)  # of a tar
+BLOCK = tarfile.BLOCKSIZE  # bytes; a tar consists of blocks of this size
+END = bytes(2 * BLOCK)  # end-of-archive marker of a tar
 TAR_SUFFIX = ".tar"
 
-_MAX_OPEN = 256  # archives that a process keeps open
-_WHOLE = 4 * 2**20  # bytes; of longer files only the parts are read that a decoder asks for
-_PIECE = 2**16  # bytes; what is read at a time of those
-_BEFORE = 3 * BLOCK  # of a file's content: its header, and the end of a pax header before that
-_NAME_BYTES = 100  # room for a name in a header; a longer one is cut there
+_MAX_OPEN = 256  # archives kept open per process
+_IN_MEMORY_BYTES = 4 * 2**20  # files up to this size are read at once, longer ones on demand
+_CHUNK_BYTES = 2**16  # read at a time from longer files
+_MAX_HEADER_BYTES = 3 * BLOCK  # a file's header, and the end of a pax header before it
+_NAME_BYTES = 100  # size of the name field in a header; longer names are truncated
 
 _PATH = re.compile(r"(.+):(\d{1,18}):(\d{1,18})", re.DOTALL)
 _CHECKSUM = "MAE_AST.crc32"
-# The last record of a pax header and what fills its block; the path may be the record before.
+# The last record of a pax header with its padding; the record before it may be the path.
 _RECORDS = re.compile(
     rb"(?: path=([^\n]+)\n)?\d+ " + re.escape(_CHECKSUM).encode() + rb"=([0-9a-f]{8})\n\0*\Z"
 )
 
 
 class ArchiveError(ValueError):
-    """An archive that is damaged, or is not the one that it should be."""
+    """The archive is damaged, or is not the one that the manifest describes."""
 
 
 class Member(NamedTuple):
-    """Where a file lies within an archive.
+    """Location of a file inside an archive.
 
     Args:
-        archive: its path.
-        offset: of the file's content, in bytes.
-        length: of the content, in bytes.
+        archive: path of the archive.
+        offset: start of the file's content, in bytes.
+        length: size of the content, in bytes.
     """
 
     archive: str
@@ -61,7 +62,7 @@ class Member(NamedTuple):
 
     @classmethod
     def parse(cls, path: str) -> Member | None:
-        """``archive:offset:length``; ``None`` for the path of a loose file."""
+        """Parse ``archive:offset:length``; return ``None`` for the path of a loose file."""
         match = _PATH.fullmatch(path)
         return cls(match[1], int(match[2]), int(match[3])) if match is not None else None
 
@@ -70,13 +71,14 @@ class Member(NamedTuple):
 
 
 class OpenMember(NamedTuple):
-    """A file within an archive, ready to be read.
+    """An open file inside an archive.
 
     Args:
-        suffix: of its name, such as ``.flac``; from its content where the name is not known.
-        path: its name, as far as that is known.
-        file: its content; can seek.
-        crc32: what the archive says that the content has; ``None``: it does not say.
+        suffix: suffix of its name, such as ``.flac``; derived from the content if the name is
+            unknown.
+        path: its name inside the archive, or an empty string if unknown.
+        file: its content, seekable.
+        crc32: checksum recorded in the archive; ``None`` if there is none.
     """
 
     suffix: str
@@ -86,57 +88,57 @@ class OpenMember(NamedTuple):
 
 
 def open_member(member: Member) -> OpenMember:
-    """Open a file within an archive.
+    """Open a file inside an archive.
 
-    Up to 4 MiB it is read at once, and checked where there is a checksum. Of a longer one only
-    what is asked for is read; :func:`check_member` checks those too.
+    A file of up to 4 MiB is read at once and verified against its checksum, if there is one. Longer
+    files are read on demand and not verified; use :func:`check_member` for that.
 
     Raises:
-        FileNotFoundError: there is no such archive.
-        ArchiveError: it is damaged, or the manifest is of another one.
-        OSError: it cannot be read.
+        FileNotFoundError: the archive does not exist.
+        ArchiveError: the archive is damaged, or the manifest belongs to another archive.
+        OSError: the archive cannot be read.
     """
-    archive = _opened(member.archive)
-    begin = max(0, member.offset - _BEFORE)
-    at_once = member.length if member.length <= _WHOLE else _PIECE
-    block = memoryview(archive.read(begin, member.offset + at_once - begin))
+    archive = _open_archive(member.archive)
+    begin = max(0, member.offset - _MAX_HEADER_BYTES)
+    num_bytes = member.length if member.length <= _IN_MEMORY_BYTES else _CHUNK_BYTES
+    block = memoryview(archive.read(begin, member.offset + num_bytes - begin))
     before, content = bytes(block[: member.offset - begin]), block[member.offset - begin :]
     is_tar = member.archive.lower().endswith(TAR_SUFFIX)
     suffix, path, crc32 = _parse_header(before, member) if is_tar else (None, "", None)
     if suffix is None:
         suffix = _suffix_of(bytes(content[:64]))
-    if member.length > _WHOLE:
+    if member.length > _IN_MEMORY_BYTES:
         section = Section(archive.read, member.offset, member.length, f"member{suffix}")
-        stretch = cast(BinaryIO, io.BufferedReader(section, _PIECE))
+        stretch = cast(BinaryIO, io.BufferedReader(section, _CHUNK_BYTES))
         return OpenMember(suffix, path, stretch, crc32)
     if crc32 is not None and zlib.crc32(content) != crc32:
-        raise ArchiveError(f"{path}: its bytes are damaged; they do not match its checksum")
-    return OpenMember(suffix, path, _Whole(content, suffix), crc32)
+        raise ArchiveError(f"{path}: is damaged; its content does not match its checksum")
+    return OpenMember(suffix, path, _InMemoryFile(content, suffix), crc32)
 
 
 def check_member(member: Member) -> bool:
-    """Compare a file with its checksum, however long it is; ``False``: there is none.
+    """Verify a file of any length against its checksum; return ``False`` if it has none.
 
     Raises:
-        FileNotFoundError, ArchiveError, OSError: as :func:`open_member`.
+        FileNotFoundError, ArchiveError, OSError: see :func:`open_member`.
     """
     opened = open_member(member)
-    if member.length > _WHOLE and opened.crc32 is not None:
+    if member.length > _IN_MEMORY_BYTES and opened.crc32 is not None:
         crc32 = 0
-        while piece := opened.file.read(_WHOLE):
+        while piece := opened.file.read(_IN_MEMORY_BYTES):
             crc32 = zlib.crc32(piece, crc32)
         if crc32 != opened.crc32:
             raise ArchiveError(
-                f"{opened.path}: its bytes are damaged; they do not match its checksum"
+                f"{opened.path}: is damaged; its content does not match its checksum"
             )
     return opened.crc32 is not None
 
 
 def why_missing(path: str) -> str:
-    """Return why a manifest's path, loose or within an archive, does not exist; '' if it does.
+    """Return why a path of a manifest, loose or inside an archive, does not exist; '' if it does.
 
     Raises:
-        OSError: the file system cannot tell.
+        OSError: the file system cannot be read.
     """
     member = Member.parse(path)
     try:
@@ -148,52 +150,55 @@ def why_missing(path: str) -> str:
         return "no such file" if member is None else "no such archive"
     if member is None or member.offset + member.length <= status.st_size:
         return ""
-    return f"the archive ends before that, after {status.st_size} bytes"
+    return f"beyond the end of the archive ({status.st_size} bytes)"
 
 
 def list_members(archive: str | os.PathLike[str]) -> Iterator[tuple[str, Member]]:
-    """Names and places of the files in a tar, from its headers.
+    """Yield names and locations of the files in a tar, from its headers.
 
     Raises:
-        ArchiveError: it is no uncompressed tar, or damaged; those before the damage came first.
-        OSError: it cannot be read.
+        ArchiveError: not an uncompressed tar, or damaged; files before the damage are yielded.
+        OSError: the tar cannot be read.
     """
     archive = os.fspath(archive)
     size = os.path.getsize(archive)
     try:
         with tarfile.open(archive, "r:") as tar:
             while (info := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # it would hold them all
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
                 if info.offset_data + info.size > size:
-                    raise ArchiveError(f"{archive}: is cut short within {info.name}")
+                    raise ArchiveError(f"{archive}: is truncated within {info.name}")
                 if info.isreg() and not info.issparse():
                     yield info.name, Member(archive, info.offset_data, info.size)
             end = _Archive(archive).read(tar.offset, min(BLOCK, max(0, size - tar.offset)))
-            if any(end):  # here the module stops without a word
-                raise ArchiveError(f"{archive}: is damaged at byte {tar.offset}, where a file ends")
+            if any(end):  # tarfile stops here without an error
+                raise ArchiveError(f"{archive}: is damaged at byte {tar.offset}: no valid header")
     except tarfile.TarError as error:
-        raise ArchiveError(f"{archive}: is no uncompressed tar, or damaged ({error})") from error
+        raise ArchiveError(
+            f"{archive}: is not an uncompressed tar, or is damaged ({error})"
+        ) from error
 
 
 def tar_header(number: int, path: str, num_bytes: int, crc32: int) -> bytes:
-    """Make the header of a file in a tar of ours; its size does not depend on ``crc32``.
+    """Build the tar header of a file, with its checksum; its size does not depend on ``crc32``.
 
     Args:
-        number: of the file; with the suffix of ``path`` its name for readers without pax.
-        path: its name.
-        num_bytes: its size.
-        crc32: of its content.
+        number: index of the file; with the suffix of ``path`` the name for readers without pax.
+        path: name of the file in the archive.
+        num_bytes: size of the content.
+        crc32: CRC-32 of the content.
     """
     suffix = os.path.splitext(path)[1]
     info = tarfile.TarInfo(f"{number:09d}{suffix if suffix.isascii() and len(suffix) < 20 else ''}")
     info.size = num_bytes
-    # The checksum last, where it is looked for. No times or owners: the same again is the same.
+    # The checksum comes last, where it is searched for. Without times and owners, packing again
+    # gives identical bytes.
     info.pax_headers = {"path": path, _CHECKSUM: f"{crc32:08x}"}
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
 class _Archive:
-    """An open archive that is read at positions, so that threads and forks do not meet."""
+    """An open archive, read at explicit offsets so that threads and forks can share it."""
 
     _fd = -1
 
@@ -205,14 +210,14 @@ class _Archive:
             raise FileNotFoundError(f"{path}: no such archive") from None
 
     def read(self, offset: int, length: int) -> bytes:
-        """All of a stretch.
+        """Read exactly ``length`` bytes.
 
         Raises:
-            ArchiveError: the archive ends before it.
-            OSError: it cannot be read.
+            ArchiveError: the archive ends earlier.
+            OSError: the archive cannot be read.
         """
         block = os.pread(self._fd, length, offset)
-        while len(block) < length:  # seldom: 2 GiB, or a signal
+        while len(block) < length:  # rare: reads beyond 2 GiB, or interrupted by a signal
             more = os.pread(self._fd, length - len(block), offset + len(block))
             if not more:
                 raise ArchiveError(f"the archive ends after {offset + len(block)} bytes")
@@ -220,38 +225,38 @@ class _Archive:
         return block
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        # Closed once nobody reads any more, which is later than when it leaves the cache.
+        # Readers may still use the archive after it leaves the cache; it is closed after the last.
         if self._fd >= 0:
             close(self._fd)
 
 
 @lru_cache(maxsize=_MAX_OPEN)
-def _opened(path: str) -> _Archive:
+def _open_archive(path: str) -> _Archive:
     return _Archive(path)
 
 
-# For one that is written anew under its old name.
-close_archives = _opened.cache_clear
+# Call after an archive was rewritten under its old name.
+close_archives = _open_archive.cache_clear
 
 
-class _Whole(io.BytesIO):
+class _InMemoryFile(io.BytesIO):
     def __init__(self, content: memoryview, suffix: str) -> None:
         super().__init__(content)
-        self.name = f"member{suffix}"  # a hint to FFmpeg
+        self.name = f"member{suffix}"  # FFmpeg uses the suffix as a hint
 
 
 def _parse_header(before: bytes, member: Member) -> tuple[str | None, str, int | None]:
-    """Suffix, path and checksum; a name that was cut has no suffix to tell."""
+    """Return suffix, path and checksum; the suffix is ``None`` if the name was truncated."""
     try:
         info = tarfile.TarInfo.frombuf(before[-BLOCK:], "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
-        raise ArchiveError(f"no file begins there, or its header is damaged ({error})") from error
+        raise ArchiveError(f"no file at this offset, or its header is damaged ({error})") from error
     if info.size != member.length:
         raise ArchiveError(
-            f"the file that begins there has {info.size} bytes; the manifest is of another archive"
+            f"the file at this offset has {info.size} bytes; the manifest is of another archive"
         )
-    is_cut = before[-BLOCK + _NAME_BYTES - 1] != 0
-    suffix = None if is_cut else os.path.splitext(info.name)[1]
+    is_truncated = before[-BLOCK + _NAME_BYTES - 1] != 0
+    suffix = None if is_truncated else os.path.splitext(info.name)[1]
     records = _RECORDS.search(before[:-BLOCK])
     if records is None:
         return suffix, info.name, None
@@ -260,13 +265,13 @@ def _parse_header(before: bytes, member: Member) -> tuple[str | None, str, int |
 
 
 def _suffix_of(begin: bytes) -> str:
-    """From a file's first bytes, for those that soundfile is to read, and Opus; else empty."""
+    """Derive the suffix from the first bytes of a format soundfile reads, or Opus; else ''."""
     if begin.startswith(b"OggS"):
         return ".opus" if b"OpusHead" in begin else ".ogg"
     if begin.startswith(b"fLaC"):
         return ".flac"
     if begin.startswith((b"RIFF", b"RIFX", b"RF64")) and begin[8:12] == b"WAVE":
         return ".wav"
-    # Layer 0 would be AAC's.
+    # Layer 0 would be AAC.
     is_mpeg = len(begin) > 1 and begin[0] == 0xFF and begin[1] & 0xE0 == 0xE0 and begin[1] & 0x06
     return ".mp3" if is_mpeg or begin.startswith(b"ID3") else ""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and that one process alone writes."""
+"""Write files atomically, and lock them against other processes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ except ImportError:  # not on Windows
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``; it is renamed to ``path`` if the context succeeds.
+    """Yield a temporary path beside ``path``; rename it to ``path`` if the context succeeds.
 
     The file gets the mode given by the umask, even if the writer creates a private one.
 
     Raises:
-        OSError: it could not be written; names ``path``.
+        OSError: the file could not be written; the message names ``path``.
     """
-    # Processes of other machines may have the same number.
+    # Processes on other machines may have the same process ID.
     part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         part.touch()
@@ -42,26 +42,27 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[int]:
-    """Keep other processes from the work that ``path`` stands for, until the context ends.
+    """Hold an exclusive lock for ``path`` until the context ends.
 
-    A file beside it, ``.NAME.lock``, is what is locked; it is removed once the context ends well.
-    A process that is killed holds nothing any more. Where there are no locks, nobody is kept away.
+    The lock is taken on ``.NAME.lock`` in the same folder, which is removed if the context
+    succeeds. A killed process releases its lock. On file systems without locks, nothing is locked.
 
     Yields:
-        A file descriptor: whoever has it open, such as a child process, keeps others away.
+        The lock's file descriptor; the lock is held while any process, such as a child, has it
+        open.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process holds the lock.
     """
     name = path.with_name(f".{path.name}.lock")
     with _locked(name, path) as lock:
         yield lock.fileno()
-        with suppress(OSError):  # while it is locked: later, it may belong to another process
+        with suppress(OSError):  # before unlocking: afterwards, it may belong to another process
             name.unlink()
 
 
 def _locked(name: Path, path: Path) -> BinaryIO:
-    """Open and lock the file, and make sure that it still has this name once it is locked."""
+    """Open and lock the file; retry if it was removed before it was locked."""
     while True:
         lock = name.open("ab")
         try:
@@ -69,11 +70,11 @@ def _locked(name: Path, path: Path) -> BinaryIO:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.close()
-            raise ValueError(f"{path}: another process is at work on it") from error
-        except OSError:  # a file system without locks
+            raise ValueError(f"{path}: is locked by another process") from error
+        except OSError:  # the file system does not support locks
             return lock
-        # Between the two calls above, its holder may have removed the file; other processes would
-        # then lock a new one of this name.
+        # Between the two calls above, the previous holder may have removed the file; other
+        # processes would then lock a new file of this name.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock.fileno()), os.stat(name)):
                 return lock

@@ -2,9 +2,9 @@
 
 A file's content determines its decoder: libsndfile for FLAC, WAV, AIFF and similar formats, FFmpeg
 for everything else (mp3, ogg, mkv, mp4, m4a, webm, ...); if one fails, the other is tried. A file
-is read to the end of what can be decoded, whatever its header says.
-Audio is resampled to 16 kHz, and its channels are averaged. A path may also name a file within an
-archive (:mod:`mae_ast.core.io.archive`).
+is decoded to its end even if its header gives another length. Audio is resampled to 16 kHz, and its
+channels are averaged. A path may also name a file inside an archive
+(:mod:`mae_ast.core.io.archive`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mae_ast.core.io.decoding.audio_file import AudioError, AudioFile, Undecodab
 from mae_ast.core.io.decoding.downmix import Downmix
 from mae_ast.core.io.decoding.length import AudioInfo
 from mae_ast.core.io.decoding.resample import SAMPLE_RATE, Part, resample_to_16k, to_pcm16
-from mae_ast.core.io.retry import may_pass, retried
+from mae_ast.core.io.retry import is_transient, retried
 
 __all__ = [
     "MAX_PEAK",
@@ -43,17 +43,20 @@ __all__ = [
     "to_pcm16",
 ]
 
-MAX_PEAK = 2.0  # of float samples; larger values are integers that were cast to float
-SOURCE_RATES = (1_000, 768_000)  # Hz, lowest and highest that a file may have
+MAX_PEAK = 2.0  # for float samples; larger values are integers that were cast to float
+SOURCE_RATES = (1_000, 768_000)  # Hz, lowest and highest supported
 
-_CANNOT = (UndecodableError, soundfile.LibsndfileError, av.FFmpegError)
+_DECODER_ERRORS = (UndecodableError, soundfile.LibsndfileError, av.FFmpegError)
 
 N = TypeVar("N", int, np.ndarray)
 R = TypeVar("R")
 
 
 def num_samples_16k(num_frames: N, sample_rate: N) -> N:
-    """Length at 16 kHz of ``num_frames`` samples at ``sample_rate`` Hz; arrays will do too."""
+    """Return the length at 16 kHz of ``num_frames`` samples at ``sample_rate`` Hz.
+
+    Both may be integers or integer arrays.
+    """
     rounded_up: N = -(-num_frames * SAMPLE_RATE // sample_rate)
     return rounded_up
 
@@ -61,12 +64,12 @@ def num_samples_16k(num_frames: N, sample_rate: N) -> N:
 def probe_audio(path: str | os.PathLike[str]) -> AudioInfo:
     """Find the length and sample rate of an audio file.
 
-    Only the header is read if it is right. If it gives no length, or one that does not fit the
-    file, the length is measured by decoding, and ``note`` says so.
+    Only the header is read if it is correct. If it gives no length, or one that does not match the
+    file, the length is measured by decoding and ``note`` is set.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        AudioError: the file is empty, or no decoder knows it, or it has no audio stream.
+        FileNotFoundError: the file does not exist.
+        AudioError: the file is empty, has no audio stream, or no decoder can read it.
     """
 
     def by_soundfile(file: AudioFile) -> AudioInfo:
@@ -83,10 +86,10 @@ def probe_audio(path: str | os.PathLike[str]) -> AudioInfo:
 
 
 def probe_rate(path: str | os.PathLike[str]) -> int:
-    """Return the sample rate of an audio file, in Hz, without looking for its length.
+    """Return the sample rate of an audio file in Hz, without determining its length.
 
     Raises:
-        FileNotFoundError, AudioError: as :func:`probe_audio`.
+        FileNotFoundError, AudioError: see :func:`probe_audio`.
     """
 
     def by_soundfile(file: AudioFile) -> int:
@@ -103,27 +106,30 @@ def probe_rate(path: str | os.PathLike[str]) -> int:
 def read_audio(
     path: str | os.PathLike[str], start: int = 0, num_samples: int | None = None
 ) -> Tensor:
-    """Decode a part of a file as 16 kHz mono.
+    """Decode part of a file as 16 kHz mono.
 
-    A part equals the same part of the whole file; where it is resampled, to one step of 16 bits.
+    The result equals the same slice of the whole decoded file; resampled audio may differ by one
+    16-bit step.
 
     Args:
         path: any file that soundfile or PyAV reads, also ``archive:offset:length``.
         start: first sample, counted at 16 kHz.
-        num_samples: samples wanted, counted at 16 kHz; ``None`` reads to the end. Fewer come back
-            where the file ends earlier.
+        num_samples: number of samples at 16 kHz; ``None`` reads to the end. Fewer are returned if
+            the file ends earlier.
 
     Returns:
         (L,) int16.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        AudioError: it cannot be decoded, holds no audio, or holds values that are not finite or
-            far beyond full scale.
+        FileNotFoundError: the file does not exist.
+        AudioError: the file cannot be decoded, contains no audio, or has values that are not finite
+            or far beyond full scale.
     """
-    samples = _decode(path, start, num_samples, _joined)
+    samples = _decode(path, start, num_samples, _concatenate)
     if samples.numel() == 0:
-        raise AudioError(f"{_absolute(path)}: holds no audio from {start / SAMPLE_RATE:.3f} s on")
+        raise AudioError(
+            f"{_absolute_path(path)}: contains no audio after {start / SAMPLE_RATE:.3f} s"
+        )
     return samples
 
 
@@ -131,7 +137,7 @@ def read_long_audio(path: str | os.PathLike[str]) -> Tensor:
     """Read a whole file like :func:`read_audio`, decoding it in blocks to save memory.
 
     Raises:
-        FileNotFoundError, AudioError: as :func:`read_audio`.
+        FileNotFoundError, AudioError: see :func:`read_audio`.
     """
     return read_audio(path)
 
@@ -140,15 +146,15 @@ def stream_audio(path: str | os.PathLike[str], use: Callable[[Iterator[Tensor]],
     """Decode a whole file like :func:`read_audio`, in blocks and in constant memory.
 
     Args:
-        path: of the file.
-        use: function of an iterator of (L,) int16 blocks; called again with all blocks if decoding
-            fails and is retried.
+        path: path of the file.
+        use: function of an iterator over (L,) int16 blocks; called again with all blocks if
+            decoding fails and is retried.
 
     Returns:
-        what ``use`` returns.
+        The result of ``use``.
 
     Raises:
-        FileNotFoundError, AudioError: as :func:`read_audio`.
+        FileNotFoundError, AudioError: see :func:`read_audio`.
     """
 
     def checked(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -157,7 +163,7 @@ def stream_audio(path: str | os.PathLike[str], use: Callable[[Iterator[Tensor]],
             is_empty = False
             yield block
         if is_empty:
-            raise AudioError(f"{_absolute(path)}: holds no audio")
+            raise AudioError(f"{_absolute_path(path)}: contains no audio")
 
     return _decode(path, 0, None, lambda blocks: use(checked(blocks)))
 
@@ -176,7 +182,7 @@ def _decode(
     )
 
 
-def _joined(blocks: Iterator[Tensor]) -> Tensor:
+def _concatenate(blocks: Iterator[Tensor]) -> Tensor:
     all_blocks = list(blocks)
     if len(all_blocks) == 1:
         return all_blocks[0]
@@ -189,11 +195,11 @@ def _blocks_by_soundfile(file: AudioFile, start: int, num_samples: int | None) -
         part = Part.of(rate, start, num_samples)
         reaches_end = part.end_frame is None or part.end_frame > sound.frames
         if reaches_end and not audio_length.is_whole(file, sound):
-            raise UndecodableError("its header does not say how long it is")
+            raise UndecodableError("its header gives no length")
         mono = Downmix(file.path)
         blocks = libsndfile.blocks(sound, part.first_frame, part.end_frame, mono)
         is_float = libsndfile.is_float(sound)
-        yield from part.finish(_checked(blocks, file, is_float), rate)
+        yield from part.finish(_check_values(blocks, file, is_float), rate)
 
 
 def _blocks_by_av(file: AudioFile, start: int, num_samples: int | None) -> Iterator[Tensor]:
@@ -206,7 +212,7 @@ def _blocks_by_av(file: AudioFile, start: int, num_samples: int | None) -> Itera
         part = Part.of(rate, start, num_samples)
         is_float = opened.stream.audio.codec_context.name.startswith("pcm_f")
         blocks = seek.blocks(opened, part.first_frame, part.end_frame)
-        yield from part.finish(_checked(blocks, file, is_float), rate)
+        yield from part.finish(_check_values(blocks, file, is_float), rate)
 
 
 def _blocks_of_links(
@@ -234,8 +240,8 @@ def _with_decoder(
     by_av: Callable[[AudioFile], R],
     problem: str,
 ) -> R:
-    """Use the decoder that suits a file's content, or the other one if that fails."""
-    path = _absolute(path)
+    """Read a file with the decoder chosen by its content, or with the other one if that fails."""
+    path = _absolute_path(path)
     try:
         with open_audio(path) as file:
             first, second = by_soundfile, by_av
@@ -243,27 +249,29 @@ def _with_decoder(
                 first, second = by_av, by_soundfile
             try:
                 return first(file)
-            except _CANNOT as error:
-                if isinstance(error, soundfile.LibsndfileError) and may_pass(error):
-                    raise  # the other decoder would take the place of the error for the end
-                reason = _reason(error, file)
+            except _DECODER_ERRORS as error:
+                if isinstance(error, soundfile.LibsndfileError) and is_transient(error):
+                    raise  # the other decoder would mistake the failed read for the end of the file
+                reason = _error_reason(error, file)
             try:
                 return second(file)
-            except (*_CANNOT, AudioError) as error:
+            except (*_DECODER_ERRORS, AudioError) as error:
                 raise AudioError(f"{path}: {problem} ({reason})") from error
     except (AudioError, FileNotFoundError):
         raise
-    except Exception as error:  # decoders fail in many ways; all mean that this file is bad
+    except Exception as error:  # decoders raise many kinds of errors; all mean a bad file
         raise AudioError(f"{path}: {problem} ({_one_line(error)})") from error
 
 
-def _checked(blocks: Iterable[Tensor], file: AudioFile, is_float: bool) -> Iterator[Tensor]:
-    """Refuse values that are not finite or, of samples stored as float, far beyond full scale."""
+def _check_values(blocks: Iterable[Tensor], file: AudioFile, is_float: bool) -> Iterator[Tensor]:
+    """Raise on values that are not finite, or float samples far beyond full scale."""
     for block in blocks:
         if block.dtype != torch.int16 and block.numel():
             peak = float(block.abs().max())
             if not np.isfinite(peak):
-                raise AudioError(f"{file.path}: holds values that are not finite (NaN or infinity)")
+                raise AudioError(
+                    f"{file.path}: contains values that are not finite (NaN or infinity)"
+                )
             if is_float and peak > MAX_PEAK:
                 raise AudioError(f"{file.path}: {_out_of_range(peak)}")
         yield block
@@ -272,23 +280,25 @@ def _checked(blocks: Iterable[Tensor], file: AudioFile, is_float: bool) -> Itera
 def _out_of_range(peak: float) -> str:
     bits = 16 if peak <= 2**15 else 24 if peak <= 2**23 else 32
     return (
-        f"holds float samples up to {peak:.6g}, where full scale is 1: are they {bits}-bit values? "
-        f"Divide them by {2 ** (bits - 1)}, or store them as integers"
+        f"contains float samples up to {peak:.6g}, but full scale is 1; if they are {bits}-bit "
+        f"values, divide them by {2 ** (bits - 1)} or store them as integers"
     )
 
 
 def _check_rate(rate: int, file: AudioFile) -> int:
     lowest, highest = SOURCE_RATES
     if not lowest <= rate <= highest:
-        raise AudioError(f"{file.path}: a sample rate of {rate} Hz, not {lowest} to {highest}")
+        raise AudioError(
+            f"{file.path}: sample rate {rate} Hz is not supported; expected {lowest} to {highest}"
+        )
     return rate
 
 
-def _absolute(path: str | os.PathLike[str]) -> str:
-    return os.path.abspath(os.fspath(path))  # "12:30.mkv" is no address
+def _absolute_path(path: str | os.PathLike[str]) -> str:
+    return os.path.abspath(os.fspath(path))  # FFmpeg would take a relative "12:30.mkv" for a URL
 
 
-def _reason(error: Exception, file: AudioFile) -> str:
+def _error_reason(error: Exception, file: AudioFile) -> str:
     words = _one_line(error)
     if isinstance(error, soundfile.LibsndfileError):
         words = " ".join(str(error.error_string).split())

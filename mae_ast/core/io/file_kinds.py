@@ -7,14 +7,14 @@ import zipfile
 from pathlib import Path
 
 _HEAD_BYTES = 4096
-_LENGTH_BYTES = 8  # of a safetensors header, little-endian, before the header's JSON
+_LENGTH_BYTES = 8  # size of a safetensors header's length, little-endian, before the JSON
 
 GIT_LFS_POINTER = "a Git LFS pointer instead of the file ('git lfs pull' downloads the file)"
 WEB_PAGE = "a web page (HTML), usually left by a failed download"
 XML = "an XML document, usually a storage server's error message"
-PLACEHOLDERS = frozenset({GIT_LFS_POINTER, WEB_PAGE, XML})  # what servers give instead of a file
+PLACEHOLDERS = frozenset({GIT_LFS_POINTER, WEB_PAGE, XML})  # what servers send instead of a file
 
-# First bytes of a file, and its description; the first pattern that matches counts.
+# First bytes of a file and its description; the first matching pattern is used.
 _FIRST_BYTES: tuple[tuple[bytes, str], ...] = (
     (rb"\Z", "an empty file"),
     (rb"version https://git-lfs\.github\.com", GIT_LFS_POINTER),
@@ -37,7 +37,7 @@ _TENSORFLOW_NAME = re.compile(r".+\.(index|meta|data-\d{5}-of-\d{5})")
 
 
 def describe(path: Path) -> str | None:
-    """Return what a file is, with its article, or ``None`` if it may be a PyTorch checkpoint.
+    """Describe a file's type, with an article; ``None`` if it may be a PyTorch checkpoint.
 
     Raises:
         OSError: the file cannot be read.
@@ -55,7 +55,7 @@ def describe(path: Path) -> str | None:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Return whether a file begins with a safetensors header, whatever its name."""
+    """Return whether a file begins with a safetensors header, regardless of its name."""
     with path.open("rb") as file:
         head = file.read(_LENGTH_BYTES + 1)
     length = int.from_bytes(head[:_LENGTH_BYTES], "little")
@@ -67,7 +67,7 @@ def _describe_zip(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except zipfile.BadZipFile:
-        return None  # cut short
+        return None  # truncated
     inside = {name.partition("/")[2] for name in names}
     if "constants.pkl" in inside:
         return "a TorchScript archive; save the state_dict of its model instead"
@@ -82,7 +82,7 @@ def _describe_text(head: bytes) -> str | None:
     try:
         text = head.decode()
     except UnicodeDecodeError as error:
-        if len(head) - error.start > 3:  # more than one character cut at the end
+        if len(head) - error.start > 3:  # more than one truncated character at the end
             return None
         text = head[: error.start].decode()
     if not all(character.isprintable() or character.isspace() for character in text):

@@ -1,11 +1,11 @@
-"""Labels of classification: what the classes are, and which of them each clip has.
+"""Read and write classification labels: the list of classes, and the classes of each clip.
 
-A data folder holds, beside its manifests,
+Beside its manifests, a data folder contains
 
-    labels.csv    AudioSet's own format: ``index,mid,display_name``, indices 0 to C - 1 in order
-    {split}.lbl   one line for each clip of {split}.tsv, in its order: ``mid``, or ``mid,mid,...``
+    labels.csv    AudioSet's format: ``index,mid,display_name``, indices 0 to C - 1 in order
+    {split}.lbl   one line per clip of {split}.tsv, in the same order: ``mid`` or ``mid,mid,...``
 
-Letters: B clips (rows of a split), C classes, R rows that are asked for, k labels of one clip.
+Letters: B clips (rows of a split), C classes, R requested rows, k labels of one clip.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from mae_ast.core.io.plural import plural
 
 HEADER = ("index", "mid", "display_name")
 LABELS_FILE = "labels.csv"
-_SEPARATORS = ',"\t\r\n'  # what a mid must not hold, to fit both files
+_SEPARATORS = ',"\t\r\n'  # characters that a mid must not contain, for both files
 
 
 class LabelError(ValueError):
-    """A label file that cannot be used; the message gives file, line, value and the remedy."""
+    """A label file is invalid; the message gives file, line, value and the remedy."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The classes, in the order of their indices.
+    """The list of classes, in the order of their indices.
 
     Args:
-        mids: (C,) what label files call them: AudioSet's machine ids, or any short names.
-        names: (C,) what people call them.
+        mids: (C,) identifiers used in label files: AudioSet's machine ids, or any short names.
+        names: (C,) display names.
 
     Raises:
-        LabelError: there are none, a mid occurs twice, or fits no label file.
+        LabelError: there are no classes, or a mid is duplicated or invalid.
     """
 
     mids: tuple[str, ...]
@@ -52,15 +52,15 @@ class Labels:
     def __post_init__(self) -> None:
         if not self.mids or len(self.mids) != len(self.names):
             raise LabelError(
-                f"{len(self.mids)} mids and {len(self.names)} names; one of each for every class, "
-                "and one class at least"
+                f"got {len(self.mids)} mids and {len(self.names)} names; expected one of each per "
+                "class, and at least one class"
             )
         indices: dict[str, int] = {}
         for index, mid in enumerate(self.mids):
             if problem := _mid_problem(mid):
                 raise LabelError(f"class {index}: {problem}")
             if indices.setdefault(mid, index) != index:
-                raise LabelError(f"{mid!r}: is class {indices[mid]} and class {index}")
+                raise LabelError(f"{mid!r}: is the mid of class {indices[mid]} and class {index}")
         object.__setattr__(self, "_indices", indices)
 
     @classmethod
@@ -68,14 +68,14 @@ class Labels:
         """Parse a ``labels.csv``.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            LabelError: a line is not as it must be, or there is none.
+            FileNotFoundError: the file does not exist.
+            LabelError: a line is invalid, or the file lists no classes.
         """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path}: no such file of classes; 'mae-ast prepare' writes one, and its header is "
-                f"{','.join(HEADER)}"
+                f"{path}: no such class list; 'mae-ast prepare' writes one (header: "
+                f"{','.join(HEADER)})"
             )
         lines: dict[str, int] = {}
         names: list[str] = []
@@ -83,23 +83,23 @@ class Labels:
             where = f"{path}:{line}"
             if len(row) != len(HEADER):
                 raise LabelError(
-                    f"{where}: {','.join(row)!r} has {plural(len(row), 'column')}; a row is "
-                    f'{",".join(HEADER)}, with a name that has commas in "quotes"'
+                    f"{where}: {','.join(row)!r} has {plural(len(row), 'column')}; expected "
+                    f"{','.join(HEADER)}, with quotes around a name that contains commas"
                 )
             index, mid, name = row
             if index.strip() != str(len(names)):
                 raise LabelError(
-                    f"{where}: index {index!r}; {len(names)} comes here, as indices go from 0 "
-                    "upwards, one a line"
+                    f"{where}: index {index!r}; expected {len(names)}, since indices count up "
+                    "from 0, one per line"
                 )
             if problem := _mid_problem(mid):
                 raise LabelError(f"{where}: {problem}")
             if mid in lines:
-                raise LabelError(f"{where}: the mid {mid!r} is on line {lines[mid]} already")
+                raise LabelError(f"{where}: duplicate mid {mid!r}, already on line {lines[mid]}")
             lines[mid] = line
             names.append(name)
         if not names:
-            raise LabelError(f"{path}: lists no classes; after the header, one row for each class")
+            raise LabelError(f"{path}: lists no classes; expected one row per class after line 1")
         return cls(tuple(lines), tuple(names))
 
     def write(self, path: str | os.PathLike[str]) -> None:
@@ -119,30 +119,33 @@ class Labels:
         return mid in self._indices
 
     def index(self, mid: str) -> int:
-        """The index of a class.
+        """Return the index of a class.
 
         Raises:
-            LabelError: there is no such class; the message has the nearest one.
+            LabelError: there is no such class; the message suggests the closest one.
         """
         index = self._indices.get(mid)
         if index is None:
-            raise LabelError(self.unknown(mid))
+            raise LabelError(self.unknown_message(mid))
         return index
 
-    def unknown(self, mid: str) -> str:
-        """What to say about a mid that is no class."""
+    def unknown_message(self, mid: str) -> str:
+        """Return an error message for an unknown mid, with the closest known one."""
         nearest = difflib.get_close_matches(mid, self.mids, n=1, cutoff=0.0)[0]
         name = self.names[self.index(nearest)]
-        called = f" ({name})" if name != nearest else ""
-        return f"{mid!r} is none of the {len(self)} classes; the nearest is {nearest!r}{called}"
+        display_name = f" ({name})" if name != nearest else ""
+        return (
+            f"{mid!r} is not one of the {len(self)} classes; the closest is "
+            f"{nearest!r}{display_name}"
+        )
 
 
 class ClipLabels:
-    """The labels of a split's clips, packed so that worker processes share them.
+    """Labels of the clips of a split, packed so that worker processes share the memory.
 
     Args:
-        packed: (sum of k,) class indices of all clips, one clip after the other.
-        ends: (B,) int64, where each clip ends in ``packed``.
+        packed: (sum of k,) class indices of all clips, concatenated.
+        ends: (B,) int64, end of each clip in ``packed``.
         num_classes: C.
     """
 
@@ -156,20 +159,20 @@ class ClipLabels:
         """Parse a ``{split}.lbl``.
 
         Args:
-            path: the file.
-            labels: the classes.
-            num_clips: rows of the manifest beside it, B.
+            path: path of the file.
+            labels: list of classes.
+            num_clips: number of rows of the manifest beside it, B.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            LabelError: a line is not as it must be, or there are more or fewer than clips.
+            FileNotFoundError: the file does not exist.
+            LabelError: a line is invalid, or the number of lines differs from ``num_clips``.
         """
         path = Path(path)
         manifest = path.with_suffix(".tsv").name
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path}: no such file of labels; it has one line for each clip of {manifest}, "
-                f"with mids of {LABELS_FILE} separated by commas"
+                f"{path}: no such label file; expected one line for each clip of {manifest}, with "
+                f"comma-separated mids of {LABELS_FILE}"
             )
         indices = {mid.encode(): index for index, mid in enumerate(labels.mids)}
         packed, ends = array("i"), array("q")
@@ -179,18 +182,18 @@ class ClipLabels:
                 for text in line.removeprefix(b"\xef\xbb\xbf").split(b","):
                     index = indices.get(text.strip())
                     if index is None:
-                        _refuse(line, text, labels, f"{path}:{number}", manifest)
+                        _raise_invalid_label(line, text, labels, f"{path}:{number}", manifest)
                     packed.append(index)
                 if len(packed) > begin + 1 and len(set(packed[begin:])) < len(packed) - begin:
                     raise LabelError(
-                        f"{path}:{number}: {os.fsdecode(line.strip())!r} has a mid twice; once is "
-                        "enough"
+                        f"{path}:{number}: {os.fsdecode(line.strip())!r} has a duplicate mid; list "
+                        "each mid once"
                     )
                 ends.append(len(packed))
         if len(ends) != num_clips:
             raise LabelError(
-                f"{path}: has {plural(len(ends), 'line')}, {manifest} lists "
-                f"{plural(num_clips, 'clip')}; one line for each clip, in the same order"
+                f"{path}: has {plural(len(ends), 'line')}, but {manifest} lists "
+                f"{plural(num_clips, 'clip')}; expected one line per clip, in the same order"
             )
         small = np.uint16 if len(labels) <= 2**16 else np.int32
         return cls(np.asarray(packed, dtype=small), np.asarray(ends, dtype=np.int64), len(labels))
@@ -199,7 +202,7 @@ class ClipLabels:
         return len(self._ends)
 
     def __getitem__(self, row: int) -> np.ndarray:
-        """(k,) int64, class indices of one clip."""
+        """Return the class indices of one clip, (k,) int64."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         begin = self._ends[row - 1] if row else 0
@@ -208,30 +211,30 @@ class ClipLabels:
 
     @property
     def counts(self) -> np.ndarray:
-        """(C,) int64, clips that have each class."""
+        """Number of clips of each class, (C,) int64."""
         counts: np.ndarray = np.bincount(self._packed, minlength=self.num_classes)
         return counts
 
     def multi_hot(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(R, C) float32, 1 where a clip has a class, else 0."""
+        """Return multi-hot targets, (R, C) float32: 1 where a clip has a class, else 0."""
         rows = np.asarray(rows, dtype=np.int64)
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
         begins = np.where(rows > 0, self._ends[rows - 1], 0)
         sizes = self._ends[rows] - begins
-        # Where each label stands in `packed`: the row's begin, and so many after it.
-        after = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        columns = self._packed[np.repeat(begins, sizes) + after]
+        # Position of each label in `packed`: the begin of its row plus its offset in the row.
+        offsets = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        columns = self._packed[np.repeat(begins, sizes) + offsets]
         hot = np.zeros((len(rows), self.num_classes), dtype=np.float32)
         hot[np.repeat(np.arange(len(rows)), sizes), columns] = 1.0
         return hot
 
 
 def write_clip_labels(path: str | os.PathLike[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write the mids of each clip of a split, in its manifest's order, atomically.
+    """Write the mids of each clip of a split, in the order of its manifest, atomically.
 
     Raises:
-        LabelError: a clip has none, or one that fits no label file.
+        LabelError: a clip has no mid, or an invalid one.
     """
     path = Path(path)
 
@@ -239,7 +242,7 @@ def write_clip_labels(path: str | os.PathLike[str], rows: Iterable[Sequence[str]
         for number, mids in enumerate(rows, start=1):
             problem = next(filter(None, map(_mid_problem, mids)), "") if mids else "no label"
             if problem:
-                raise LabelError(f"{path}:{number}: {problem}; a clip has one mid or more")
+                raise LabelError(f"{path}:{number}: {problem}; expected at least one mid per clip")
             yield ",".join(mids) + "\n"
 
     with atomic_write(path) as part, part.open("w", encoding="utf-8", newline="") as file:
@@ -249,42 +252,44 @@ def write_clip_labels(path: str | os.PathLike[str], rows: Iterable[Sequence[str]
 def _mid_problem(mid: str) -> str:
     if not mid or mid != mid.strip() or any(c in mid for c in _SEPARATORS):
         return (
-            f"{mid!r} is no mid; that is a short name without commas, quotes, tabs, line breaks, "
-            "or spaces around it"
+            f"{mid!r} is not a valid mid; expected a short name without commas, quotes, tabs, line "
+            "breaks or surrounding spaces"
         )
     return ""
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and columns of each row below the header."""
+    """Yield line number and columns of each row after the header."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file)
         try:
             header = next(reader, [])
             if tuple(column.strip() for column in header) != HEADER:
                 raise LabelError(
-                    f"{path}:1: {','.join(header)!r} is no header of classes, which is "
+                    f"{path}:1: {','.join(header)!r} is not a valid header; expected "
                     f"{','.join(HEADER)}"
                 )
             for row in reader:
                 yield reader.line_num, row
         except UnicodeDecodeError as error:
-            raise LabelError(f"{path}: is no UTF-8 text ({error})") from error
+            raise LabelError(f"{path}: is not UTF-8 text ({error})") from error
         except csv.Error as error:
-            raise LabelError(f"{path}:{reader.line_num}: is no csv ({error})") from error
+            raise LabelError(f"{path}:{reader.line_num}: is not valid CSV ({error})") from error
 
 
-def _refuse(line: bytes, text: bytes, labels: Labels, where: str, manifest: str) -> NoReturn:
-    """Raise for a label that is no class."""
+def _raise_invalid_label(
+    line: bytes, text: bytes, labels: Labels, where: str, manifest: str
+) -> NoReturn:
+    """Raise a LabelError for a label that is empty or not a class."""
     if not line.strip():
         raise LabelError(
-            f"{where}: is empty; each clip of {manifest} has a line with one mid or more"
+            f"{where}: is empty; expected at least one mid for each clip of {manifest}"
         )
     if not text.strip():
         raise LabelError(
-            f"{where}: {os.fsdecode(line.strip())!r} has a comma too many; mids are separated by "
-            "one each"
+            f"{where}: {os.fsdecode(line.strip())!r} has an empty mid; expected mids separated by "
+            "single commas"
         )
     raise LabelError(
-        f"{where}: {labels.unknown(os.fsdecode(text.strip()))}; {LABELS_FILE} lists them"
+        f"{where}: {labels.unknown_message(os.fsdecode(text.strip()))}; {LABELS_FILE} lists all"
     )

@@ -1,13 +1,12 @@
-"""Manifests: a text file that lists a split's audio files.
+"""Manifests: text files that list the audio files of a split.
 
-The first line is a root folder (a relative one lies beside the manifest); each further line is
-``path<TAB>length``, the length in samples of that file, or ``path<TAB>length<TAB>sample rate``.
-A path may be one within an archive, ``archive:offset:length`` (:mod:`mae_ast.core.io.archive`).
-Without the third column the rates are read from the files' headers once and cached beside the
-manifest.
+The first line is the root folder, absolute or relative to the manifest; each further line is
+``path<TAB>length`` with the file's length in samples, or ``path<TAB>length<TAB>sample rate``. Paths
+may name files inside archives, ``archive:offset:length`` (:mod:`mae_ast.core.io.archive`). Without
+the third column, sample rates are read from the files' headers once and cached beside the manifest.
 
-Rows are held packed (one block of bytes, arrays of numbers): worker processes, which are forked,
-share them, and start as fast whatever their number.
+Rows are stored packed (one block of bytes and arrays of numbers), so forked worker processes share
+the memory and their start-up time does not depend on the number of rows.
 """
 
 from __future__ import annotations
@@ -31,22 +30,22 @@ from mae_ast.core.io.retry import retried
 __all__ = ["Manifest", "ManifestError", "Progress", "write_manifest"]
 
 PROBE_THREADS = 16
-PROBE_BLOCK = 4_096  # files whose headers are asked for at a time
+PROBE_BLOCK = 4_096  # headers requested at a time
 
 Progress = Callable[[Iterable[int], int], Iterable[int]]
 
 
 class Manifest:
-    """The rows of one manifest.
+    """The rows of a manifest.
 
     Args:
-        path: the manifest file, for messages.
+        path: path of the manifest, for messages.
         root: folder that relative paths start from.
-        packed_paths: all rows' paths, UTF-8, one after the other.
-        path_ends: (rows,) int64, where each path ends in ``packed_paths``.
+        packed_paths: the paths of all rows, UTF-8, concatenated.
+        path_ends: (rows,) int64, end of each path in ``packed_paths``.
         lines: (rows,) int64, line numbers in the file.
-        lengths: (rows,) int64, samples at each file's own rate.
-        sample_rates: (rows,) int32, in Hz; 0 where the manifest does not say.
+        lengths: (rows,) int64, number of samples at each file's own rate.
+        sample_rates: (rows,) int32, in Hz; 0 if the manifest does not give it.
     """
 
     def __init__(
@@ -69,28 +68,30 @@ class Manifest:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Manifest:
-        """Parse a manifest; sample rates that it leaves out are 0.
+        """Parse a manifest; missing sample rates are 0.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ManifestError: a row is not as it must be, or there is none.
+            FileNotFoundError: the file does not exist.
+            ManifestError: a row is invalid, or there are no rows.
         """
         path = Path(path)
         if path.is_dir():
             raise FileNotFoundError(
-                f"{path}: is a folder; give a manifest, such as {path / 'train.tsv'}"
+                f"{path}: is a folder; expected a manifest, such as {path / 'train.tsv'}"
             )
         if path.parent.is_file():
-            raise FileNotFoundError(f"{path.parent}: is a file; give the folder of the manifests")
+            raise FileNotFoundError(
+                f"{path.parent}: is a file; expected the folder of the manifests"
+            )
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path}: no such manifest; 'mae-ast manifest DIR...' writes one from folders"
             )
         with path.open("rb") as file:
-            root = _root(file.readline(), path)
+            root = _parse_root(file.readline(), path)
             rows = parse_rows(file, path)
         if not len(rows.lines):
-            raise ManifestError(f"{path}: lists no files; after the root, one row for each file")
+            raise ManifestError(f"{path}: lists no files; expected one row per file after line 1")
         path_ends = np.cumsum(rows.path_sizes)
         return cls(
             path, root, rows.packed_paths, path_ends, rows.lines, rows.lengths, rows.sample_rates
@@ -98,11 +99,15 @@ class Manifest:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], progress: Progress | None = None) -> Manifest:
-        """:meth:`read`, then check that the files exist and find out the missing sample rates.
+        """Parse a manifest, check that its files exist and read missing sample rates.
 
         Args:
-            path: the manifest.
-            progress: wraps the iteration over files whose headers are read; gets it and its length.
+            path: path of the manifest.
+            progress: wraps the iteration over the files whose headers are read; called with the
+                iterable and its length.
+
+        Raises:
+            FileNotFoundError, ManifestError: see :meth:`read` and :meth:`check_paths`.
         """
         manifest = cls.read(path)
         manifest.check_paths()
@@ -113,21 +118,21 @@ class Manifest:
         return len(self.lengths)
 
     def row_path(self, row: int) -> str:
-        """As written in the manifest."""
+        """Return the path of a row as written in the manifest."""
         begin = self._path_ends[row - 1] if row else 0
         return os.fsdecode(bytes(self._packed_paths[begin : self._path_ends[row]]))
 
     def audio_path(self, row: int) -> str:
-        """Under the root."""
+        """Return the path of a row, joined to the root."""
         return os.path.join(self.root, self.row_path(row))
 
     def where(self, row: int) -> str:
-        """``file:line``, for messages."""
+        """Return ``file:line`` of a row, for messages."""
         return f"{self.path}:{self.lines[row]}"
 
     @property
     def num_samples(self) -> np.ndarray:
-        """(rows,) int64, lengths at 16 kHz."""
+        """Lengths at 16 kHz, (rows,) int64."""
         rates = np.where(self.sample_rates > 0, self.sample_rates, SAMPLE_RATE).astype(np.int64)
         return num_samples_16k(self.lengths, rates)
 
@@ -139,7 +144,7 @@ class Manifest:
         return digest.digest()
 
     def take(self, rows: Iterable[int] | np.ndarray) -> Manifest:
-        """Some of the rows, in this order; messages still name their lines in the file."""
+        """Select rows, in this order; messages still give their line numbers in the file."""
         chosen = np.asarray(list(rows), dtype=np.int64)
         paths = [os.fsencode(self.row_path(row)) for row in chosen.tolist()]
         return Manifest(
@@ -153,23 +158,23 @@ class Manifest:
         )
 
     def check_paths(self, at_most: int = 10_000) -> None:
-        """Look whether the files exist: all of them, or ``at_most`` spread evenly over the rows.
+        """Check that the files exist: all of them, or ``at_most`` spread evenly over the rows.
 
         Raises:
-            ManifestError: one does not.
+            ManifestError: a file does not exist or cannot be read.
         """
         rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), at_most)).astype(np.int64))
         for row in rows.tolist():
-            if problem := _why_unusable(self.audio_path(row)):
+            if problem := _problem_of(self.audio_path(row)):
                 raise ManifestError(
-                    f"{self.where(row)}: {self.audio_path(row)}: {problem}; the path is taken "
-                    f"relative to the root on line 1 ({self.root})"
+                    f"{self.where(row)}: {self.audio_path(row)}: {problem}; paths are relative to "
+                    f"the root on line 1 ({self.root})"
                 )
 
     def probe_rates(self, progress: Progress | None = None) -> None:
-        """Fill in the sample rates that the manifest does not give, from cache or headers.
+        """Read missing sample rates from the cache or the files' headers.
 
-        Files whose headers cannot be read keep 0; decoding them will tell what is wrong.
+        The rate stays 0 if a header cannot be read; decoding that file then reports the error.
         """
         unknown = np.flatnonzero(self.sample_rates == 0)
         if not len(unknown):
@@ -180,7 +185,7 @@ class Manifest:
         cached = _read_cache(cache, digest, len(self))
         if cached is not None:
             self.sample_rates = cached
-            unknown = np.flatnonzero(cached == 0)  # could not be read then; perhaps they can now
+            unknown = np.flatnonzero(cached == 0)  # unreadable last time; they may be readable now
             if not len(unknown):
                 return
         with ThreadPoolExecutor(PROBE_THREADS) as pool:
@@ -191,7 +196,7 @@ class Manifest:
         _write_cache(cache, digest, self.sample_rates)
 
     def _probed_rates(self, rows: np.ndarray, pool: ThreadPoolExecutor) -> Iterator[int]:
-        # A pool takes all tasks that it is given at once, at a kilobyte each.
+        # A pool queues all tasks at once, about 1 kB each, so they are submitted in blocks.
         for begin in range(0, len(rows), PROBE_BLOCK):
             yield from pool.map(self._probe_rate, rows[begin : begin + PROBE_BLOCK].tolist())
 
@@ -205,18 +210,22 @@ class Manifest:
 def write_manifest(
     path: str | os.PathLike[str], root: str, rows: Iterable[tuple[str, int, int]]
 ) -> None:
-    """Write (path, length in samples, sample rate) rows, atomically."""
+    """Write (path, length in samples, sample rate) rows, atomically.
+
+    Raises:
+        ManifestError: the root or a path contains a tab or line break, or the root is empty.
+    """
     path = Path(path)
 
     def lines() -> Iterator[str]:
         yield f"{root}\n"
         for name, length, rate in rows:
             if any(c in name for c in "\t\r\n"):
-                raise ManifestError(f"{name!r}: a path with a tab or line break fits no manifest")
+                raise ManifestError(f"{name!r}: a path must not contain a tab or line break")
             yield f"{name}\t{length}\t{rate}\n"
 
     if not root or any(c in root for c in "\t\r\n"):
-        raise ManifestError(f"{root!r}: is no root folder, or has a tab or line break in its name")
+        raise ManifestError(f"{root!r}: the root must not be empty or contain a tab or line break")
     with (
         atomic_write(path) as part,
         part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
@@ -224,21 +233,23 @@ def write_manifest(
         file.writelines(lines())
 
 
-def _why_unusable(path: str) -> str:
+def _problem_of(path: str) -> str:
     try:
         return retried(why_missing)(path)
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
 
 
-def _root(line: bytes, path: Path) -> str:
+def _parse_root(line: bytes, path: Path) -> str:
     root = os.fsdecode(line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n"))
     if not line:
-        raise ManifestError(f"{path}: is empty; line 1 is the root folder, then one row a file")
+        raise ManifestError(
+            f"{path}: is empty; expected the root folder on line 1, then one row per file"
+        )
     if "\t" in root or not root:
         raise ManifestError(
-            f"{path}:1: {root!r} is no root folder; line 1 is the folder that paths start from "
-            "('/' where they are absolute)"
+            f"{path}:1: {root!r} is not a root folder; line 1 must be the folder that paths are "
+            "relative to ('/' for absolute paths)"
         )
     return os.path.normpath(path.parent.resolve() / root)
 
@@ -255,6 +266,6 @@ def _read_cache(cache: Path, digest: str, rows: int) -> np.ndarray | None:
 
 
 def _write_cache(cache: Path, digest: str, rates: np.ndarray) -> None:
-    # In a read-only folder nothing is kept: the rates are probed again next time.
+    # In a read-only folder nothing is cached, and the rates are probed again next time.
     with suppress(OSError), atomic_write(cache) as part, part.open("wb") as file:
         np.savez(file, digest=np.array(digest), sample_rates=rates)

@@ -1,8 +1,8 @@
-"""The rows of a manifest file, parsed in blocks: two million take a second.
+"""Parse the rows of a manifest in blocks, about two million rows per second.
 
-A block's line ends and tabs are found at once, its numbers added up digit by digit over all rows.
-Where anything is unlike what ``mae-ast manifest`` writes, the block is parsed line by line instead,
-which reads all that may be written and names the line that is wrong.
+Line ends and tabs of a block are found with vectorised operations, and numbers are parsed digit by
+digit over all rows. If a block contains anything that ``mae-ast manifest`` would not write, it is
+parsed line by line, which accepts every valid notation and reports the invalid line.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from mae_ast.core.io.plural import plural
 
 FIRST_ROW_LINE = 2
 MAX_RATE = SOURCE_RATES[1]
-MAX_LENGTH = 2**48 - 1  # samples; 16,000 times as much still fits 64 bits
+MAX_LENGTH = 2**48 - 1  # samples; 16,000 times this still fits 64 bits
 
-_BLOCK_BYTES = 2**22  # stays in a processor's cache, more or less
+_BLOCK_BYTES = 2**22  # roughly fits a CPU cache
 _TAB, _LF, _CR, _ZERO = b"\t\n\r0"
 
 
 class ManifestError(ValueError):
-    """A manifest that cannot be used; the message gives file, line, value and the remedy."""
+    """A manifest is invalid; the message gives file, line, value and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Rows:
     """Rows of a manifest, packed.
 
     Args:
-        packed_paths: all rows' paths, one after the other, as bytes.
-        path_sizes: (rows,) int64, bytes of each path.
+        packed_paths: the paths of all rows as bytes, concatenated.
+        path_sizes: (rows,) int64, size of each path in bytes.
         lines: (rows,) int64, line numbers in the file.
-        lengths: (rows,) int64, samples at each file's own rate.
-        sample_rates: (rows,) int32, in Hz; 0 where the manifest does not say.
+        lengths: (rows,) int64, number of samples at each file's own rate.
+        sample_rates: (rows,) int32, in Hz; 0 if the manifest does not give it.
     """
 
     packed_paths: bytes | bytearray
@@ -50,22 +50,22 @@ class Rows:
 
 
 def parse_rows(file: BinaryIO, path: Path) -> Rows:
-    """Parse what follows the line of the root.
+    """Parse all rows after the root line.
 
     Args:
-        file: open after that line.
-        path: of the manifest, for messages.
+        file: the manifest, positioned after its first line.
+        path: path of the manifest, for messages.
 
     Raises:
-        ManifestError: a row is not as it must be; names the first such line.
+        ManifestError: a row is invalid; the message gives the first such line.
     """
-    # These grow in place, where joining blocks in the end would need the memory twice.
+    # These grow in place; concatenating blocks at the end would need twice the memory.
     paths = bytearray()
     sizes, lines, lengths, rates = array("q"), array("q"), array("q"), array("i")
     line = FIRST_ROW_LINE
     while text := file.read(_BLOCK_BYTES):
         text += file.readline()
-        rows = _parse_plain(text, line) or _parse_any(text, line, path)
+        rows = _parse_block(text, line) or _parse_lines(text, line, path)
         paths += rows.packed_paths
         sizes.frombytes(rows.path_sizes.tobytes())
         lines.frombytes(rows.lines.tobytes())
@@ -75,8 +75,8 @@ def parse_rows(file: BinaryIO, path: Path) -> Rows:
     return Rows(paths, np.asarray(sizes), np.asarray(lines), np.asarray(lengths), np.asarray(rates))
 
 
-def _parse_plain(text: bytes, first_line: int) -> Rows | None:
-    """Whole lines at once; ``None`` where one is not plainly path, length and perhaps rate."""
+def _parse_block(text: bytes, first_line: int) -> Rows | None:
+    """Parse whole lines at once; ``None`` if a line is not plain path, length, optional rate."""
     data = np.frombuffer(text, dtype=np.uint8)
     ends = np.flatnonzero(data == _LF)
     if data[-1] != _LF:
@@ -97,14 +97,14 @@ def _parse_plain(text: bytes, first_line: int) -> Rows | None:
         return None
     path_ends = tabs[first]
     length_ends = np.where(count == 2, tabs[first + count - 1], ends)
-    lengths = _numbers(data, path_ends + 1, length_ends, MAX_LENGTH)
-    rates = _numbers(data, np.minimum(length_ends + 1, ends), ends, MAX_RATE)
+    lengths = _parse_integers(data, path_ends + 1, length_ends, MAX_LENGTH)
+    rates = _parse_integers(data, np.minimum(length_ends + 1, ends), ends, MAX_RATE)
     if lengths is None or rates is None:
         return None
     if not bool(((path_ends > begins) & (lengths > 0)).all()):
         return None
     if bool(((rates == 0) & (length_ends + 1 < ends)).any()):
-        return None  # a rate of 0 was written out
+        return None  # an explicit rate of 0
 
     # +1 where a path begins, -1 where it ends: the running sum is 1 within paths.
     is_path = np.zeros(len(data), dtype=np.int8)
@@ -115,16 +115,16 @@ def _parse_plain(text: bytes, first_line: int) -> Rows | None:
     return Rows(packed, path_ends - begins, lines, lengths, rates.astype(np.int32))
 
 
-def _numbers(
-    data: np.ndarray, begins: np.ndarray, ends: np.ndarray, most: int
+def _parse_integers(
+    data: np.ndarray, begins: np.ndarray, ends: np.ndarray, maximum: int
 ) -> np.ndarray | None:
-    """(rows,) int64, the decimal numbers at ``data[begin:end]``, 0 where that is nothing.
+    """Parse the decimal numbers at ``data[begin:end]`` to (rows,) int64; 0 for an empty range.
 
-    ``None`` where one holds other bytes than digits, or is more than ``most``.
+    Returns ``None`` if any contains other bytes than digits or is greater than ``maximum``.
     """
     sizes = ends - begins
     widest = int(sizes.max(initial=0))
-    if widest > len(str(most)):
+    if widest > len(str(maximum)):
         return None
     values = np.zeros(len(begins), dtype=np.int64)
     for place in range(widest):
@@ -134,11 +134,11 @@ def _numbers(
         if digits.max() > 9:
             return None
         values += digits * np.int64(10**place)
-    return values if values.max(initial=0) <= most else None
+    return values if values.max(initial=0) <= maximum else None
 
 
-def _parse_any(text: bytes, first_line: int, path: Path) -> Rows:
-    """Line by line: all that may be written, and what is wrong by name."""
+def _parse_lines(text: bytes, first_line: int, path: Path) -> Rows:
+    """Parse line by line, accepting every valid notation and reporting the invalid line."""
     paths, lines, lengths, rates = [], [], [], []
     for number, line in enumerate(text.split(b"\n"), start=first_line):
         row = line.rstrip(b"\r\n")
@@ -147,14 +147,16 @@ def _parse_any(text: bytes, first_line: int, path: Path) -> Rows:
         columns = row.split(b"\t")
         if len(columns) not in (2, 3) or not columns[0]:
             raise ManifestError(
-                f"{path}:{number}: {os.fsdecode(row)!r} has {plural(len(columns), 'column')}; a "
-                "row is: path, tab, length in samples (then optionally tab, sample rate)"
+                f"{path}:{number}: {os.fsdecode(row)!r} has {plural(len(columns), 'column')}; "
+                "expected path, tab, length in samples, optionally tab, sample rate"
             )
         paths.append(columns[0])
         lines.append(number)
-        lengths.append(_number(columns[1], "length in samples", MAX_LENGTH, path, number))
+        lengths.append(_parse_integer(columns[1], "length in samples", MAX_LENGTH, path, number))
         rate = columns[2] if len(columns) == 3 else b""
-        rates.append(_number(rate, "sample rate in Hz", MAX_RATE, path, number) if rate else 0)
+        rates.append(
+            _parse_integer(rate, "sample rate in Hz", MAX_RATE, path, number) if rate else 0
+        )
     return Rows(
         b"".join(paths),
         np.array([len(name) for name in paths], dtype=np.int64),
@@ -164,14 +166,14 @@ def _parse_any(text: bytes, first_line: int, path: Path) -> Rows:
     )
 
 
-def _number(text: bytes, what: str, most: int, path: Path, number: int) -> int:
+def _parse_integer(text: bytes, what: str, maximum: int, path: Path, number: int) -> int:
     try:
         value = int(text)
     except ValueError:
         value = 0
-    if not 0 < value <= most:
+    if not 0 < value <= maximum:
         raise ManifestError(
-            f"{path}:{number}: {os.fsdecode(text)!r} is no {what}; a positive whole number "
-            f"up to {most} is"
+            f"{path}:{number}: {os.fsdecode(text)!r} is not a valid {what}; expected a positive "
+            f"integer up to {maximum}"
         )
     return value

@@ -7,22 +7,22 @@ import os
 from itertools import islice
 from pathlib import Path
 
-MAX_NAMES = 10_000  # in a folder, that are compared
+MAX_NAMES = 10_000  # names of a folder that are compared
 MAX_SUGGESTED = 3
 
 
 def suggestion(path: str | os.PathLike[str]) -> str:
-    """Return what to add to a message about a path that does not exist.
+    """Return a suggestion to append to the message about a path that does not exist.
 
     Returns:
-        :func:`near_names`; without any, the part of the path that is missing if that is a folder.
+        :func:`near_names`; if there are none, the missing parent folder, or an empty string.
     """
     missing = _first_missing(Path(path))
     return near_names(path) or ("" if missing == Path(path) else f"; {missing} does not exist")
 
 
 def near_names(path: str | os.PathLike[str]) -> str:
-    """Return ``; FOLDER has NAME, NAME``, similar names in the nearest existing folder, or ""."""
+    """Return ``; FOLDER has NAME, NAME``: similar names in the nearest existing folder, or ""."""
     missing = _first_missing(Path(path))
     folder = missing.parent
     try:
@@ -36,7 +36,7 @@ def near_names(path: str | os.PathLike[str]) -> str:
 
 
 def _first_missing(path: Path) -> Path:
-    """Return the beginning of a path that does not exist, of which all but the name does."""
+    """Return the first component of a path that does not exist, as a path."""
     while not path.parent.is_dir() and path.parent != path:
         path = path.parent
     return path

@@ -1,8 +1,8 @@
-"""Read a recording, given in any common form, as samples at 16 kHz: -> (L,).
+"""Read a recording in any common form as 16 kHz samples: -> (L,).
 
-Files, arrays, ``(waveform, sample_rate)`` as ``torchaudio.load`` returns it, and the audio columns
-of Hugging Face's data sets: ``{"array", "sampling_rate"}``, ``{"bytes", "path"}`` of columns that
-are not decoded, and the decoders of ``datasets`` 4.
+Supported: paths, arrays, ``(waveform, sample_rate)`` as returned by ``torchaudio.load``, and the
+audio columns of Hugging Face ``datasets``: ``{"array", "sampling_rate"}``, ``{"bytes", "path"}`` of
+columns with ``decode=False``, and the decoders of version 4.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ WithRate = tuple[Tensor | np.ndarray, float]
 Waveform = Tensor | np.ndarray | str | os.PathLike[str] | Mapping[str, Any] | Decoder | WithRate
 
 WAVEFORM_HELP = (
-    "a path, (samples,) int16 or float in [-1, 1], (waveform, sample_rate), or "
-    "{'array': ..., 'sampling_rate': ...} is wanted"
+    "expected a path, (samples,) int16 or float in [-1, 1], (waveform, sample_rate), or "
+    "{'array': ..., 'sampling_rate': ...}"
 )
 
 
@@ -57,7 +57,7 @@ def is_one_recording(waveforms: object) -> bool:
 
 
 def path_of(item: Waveform) -> str | None:
-    """Return the path of a recording that has one, for messages."""
+    """Return the path of a recording, for messages; ``None`` if it has none."""
     if isinstance(item, Mapping):
         item = item.get("path") or ""
     return (os.fspath(item) or None) if isinstance(item, (str, os.PathLike)) else None
@@ -67,15 +67,15 @@ def read_recording(item: Waveform, sample_rate: object, name: str) -> Tensor:
     """Read a recording as (L,) at 16 kHz, int16 or float32 in [-1, 1].
 
     Args:
-        item: the recording. Several channels are averaged; arrays may have them, (C, L), only if
-            they come with their own sample rate.
-        sample_rate: sample rate of an array, in Hz; the other forms have their own.
+        item: the recording. Several channels are averaged; an array may have channels, (C, L), only
+            if it comes with its sample rate.
+        sample_rate: sample rate of a bare array, in Hz; the other forms have their own.
         name: name of the recording, for messages.
 
     Raises:
-        ValueError: it is none of these forms, not one channel, not finite, or of a sample rate
-            that is not supported.
-        FileNotFoundError, AudioError: a file is not there, or cannot be decoded.
+        ValueError: the form, shape, dtype or sample rate is not supported, or values are not finite
+            or out of range.
+        FileNotFoundError, AudioError: a file does not exist or cannot be decoded.
     """
     if isinstance(item, Mapping):
         if item.get("array") is not None:
@@ -102,7 +102,7 @@ def _has_rate(item: object) -> TypeGuard[WithRate]:
 
 
 def _from_bytes(content: bytes, name: str) -> Tensor:
-    """Decode a file's content; the suffix of its name is passed on."""
+    """Decode the content of a file, using the suffix of its name as a hint."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"audio{Path(name).suffix}"
         path.write_bytes(content)
@@ -118,24 +118,26 @@ def _from_array(
     try:
         samples = torch.as_tensor(array).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name}: is of type {type(array).__name__}; {WAVEFORM_HELP}") from error
+        raise ValueError(f"{name}: has type {type(array).__name__}; {WAVEFORM_HELP}") from error
     if samples.ndim != 1 and not (may_have_channels and samples.ndim == 2):
-        wanted = "(samples,) or (channels, samples)" if may_have_channels else "(samples,)"
-        raise ValueError(f"{name}: of shape {tuple(samples.shape)}; {wanted} is wanted")
+        expected = "(samples,) or (channels, samples)" if may_have_channels else "(samples,)"
+        raise ValueError(f"{name}: has shape {tuple(samples.shape)}; expected {expected}")
     if samples.ndim == 2 and samples.shape[0] > samples.shape[1]:
         raise ValueError(
-            f"{name}: of shape {tuple(samples.shape)}; (channels, samples) is wanted (transpose "
-            "what soundfile reads)"
+            f"{name}: has shape {tuple(samples.shape)}; expected (channels, samples) (transpose "
+            "the array that soundfile returns)"
         )
     if samples.dtype != torch.int16:
         if not samples.is_floating_point():
-            raise ValueError(f"{name}: of {samples.dtype}; int16, or float in [-1, 1], is wanted")
+            raise ValueError(
+                f"{name}: has dtype {samples.dtype}; expected int16 or float in [-1, 1]"
+            )
         samples = samples.float()
         if not bool(torch.isfinite(samples).all()):
-            raise ValueError(f"{name}: holds values that are not finite (NaN or infinity)")
+            raise ValueError(f"{name}: contains values that are not finite (NaN or infinity)")
         if samples.numel() and (peak := float(samples.abs().max())) > MAX_PEAK:
             raise ValueError(
-                f"{name}: peaks at {peak:g}; float in [-1, 1] is wanted (divide 16-bit integers by "
+                f"{name}: peaks at {peak:g}; expected float in [-1, 1] (divide 16-bit integers by "
                 "32768, or pass int16)"
             )
     if samples.ndim == 2:
@@ -146,7 +148,7 @@ def _from_array(
     if rate != SAMPLE_RATE:
         samples = samples.float() / 32768 if samples.dtype == torch.int16 else samples
         samples = resample_to_16k(samples, rate)
-    # Files are read as 16-bit samples, which clips them; arrays are clipped for consistency.
+    # Files are clipped because they are read as 16-bit samples; arrays are clipped the same way.
     return samples if samples.dtype == torch.int16 else samples.clamp(-1, 1)
 
 
@@ -159,7 +161,7 @@ def _checked_rate(value: Any, name: str) -> int:
     lowest, highest = SOURCE_RATES
     if not (lowest <= rate <= highest and rate.is_integer()):
         raise ValueError(
-            f"{name}: a sample rate of {value} Hz; whole numbers from {lowest} to {highest} are "
-            "supported"
+            f"{name}: sample rate {value} Hz is not supported; expected an integer from {lowest} "
+            f"to {highest}"
         )
     return int(rate)

@@ -1,4 +1,4 @@
-"""Retry reads that failed with a transient error, as on a network file system."""
+"""Retry reads that failed with a transient error, for example on a network file system."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mae_ast.core.io.archive import close_archives
 
 WAITS_S = (0.1, 0.4)  # before the second and the third attempt
 
-# Not ENOENT, EACCES, EISDIR and the like, which are permanent.
-_MAY_PASS = frozenset(
+# Permanent errors such as ENOENT, EACCES and EISDIR are not retried.
+_TRANSIENT = frozenset(
     {
         *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EINTR),
         *(errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ENOTCONN),
@@ -28,14 +28,14 @@ _MAY_PASS = frozenset(
         ),
     }
 )
-_SYSTEM_ERROR = 2  # of libsndfile, which does not pass on the number
+_SYSTEM_ERROR = 2  # libsndfile's code for any system error; it does not report errno
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def retried(read: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function that reads a file to retry twice after a transient error."""
+    """Decorate a function that reads a file: retry it up to twice after a transient error."""
 
     @wraps(read)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -43,22 +43,22 @@ def retried(read: Callable[P, R]) -> Callable[P, R]:
             try:
                 return read(*args, **kwargs)
             except Exception as error:
-                if not may_pass(error):
+                if not is_transient(error):
                     raise
             time.sleep(wait_s)
-            close_archives()  # an open file that is stale stays so
+            close_archives()  # a stale file handle stays stale until reopened
         return read(*args, **kwargs)
 
     return wrapper
 
 
-def may_pass(error: BaseException) -> bool:
-    """Return whether an error, or one that it was raised from, is transient."""
+def is_transient(error: BaseException) -> bool:
+    """Return whether an error, or any error in its chain of causes, is transient."""
     return any(
         (
             isinstance(each, OSError)
-            and each.errno in _MAY_PASS
-            and not isinstance(each, av.FFmpegError)  # damage; the files are read outside FFmpeg
+            and each.errno in _TRANSIENT
+            and not isinstance(each, av.FFmpegError)  # means damage; FFmpeg does not read the files
         )
         or (isinstance(each, soundfile.LibsndfileError) and each.code == _SYSTEM_ERROR)
         for each in _causes(error)

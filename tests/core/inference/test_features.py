@@ -276,10 +276,8 @@ def test_channels_that_cancel_are_warned_about(small_config, caplog, monkeypatch
     monkeypatch.setattr(audio_file, "_warned", set())
     wave = speech_like(20_000, 5)
     model_features(MaeAst(small_config()).eval(), [wave, (torch.stack((wave, -wave)), 16_000)])
-    assert caplog.messages == [
-        "waveform 1: its channels are in opposite phase and average to silence; mix it down "
-        "otherwise"
-    ]
+    (message,) = caplog.messages
+    assert message.startswith("waveform 1: its channels are in opposite phase")
 
 
 def test_features_are_printed_as_shapes(small_config):
@@ -339,38 +337,38 @@ def test_a_model_in_training_comes_back_so_and_gives_the_same(small_config):
     ("waveforms", "options", "message"),
     [
         ([], {}, "no waveform"),
-        (torch.zeros(2, 3, 4), {}, r"waveform 0: of shape \(3, 4\)"),
+        (torch.zeros(2, 3, 4), {}, r"waveform 0: has shape \(3, 4\)"),
         (torch.zeros(16_000, 2), {}, r"one patch .* is \(recordings, samples\), one channel each$"),
         ([torch.zeros(16_000), torch.zeros(399)], {}, "waveform 1: 399 samples .* one patch"),
         (torch.full((16_000,), torch.nan), {}, "not finite"),
-        (torch.zeros(16_000, dtype=torch.int64), {}, r"torch\.int64; int16, or float"),
-        (torch.zeros(16_000), {"sample_rate": 10}, "a sample rate of 10 Hz"),
+        (torch.zeros(16_000, dtype=torch.int64), {}, r"torch\.int64; expected int16"),
+        (torch.zeros(16_000), {"sample_rate": 10}, "sample rate 10 Hz"),
         (
             torch.zeros(16_000),
             {"sample_rate": 22_050.5},
-            r"waveform 0: a sample rate of 22050\.5 Hz",
+            r"waveform 0: sample rate 22050\.5 Hz",
         ),
-        (torch.zeros(16_000), {"sample_rate": "fast"}, "a sample rate of fast Hz; whole numbers"),
-        (torch.zeros(16_000), {"sample_rate": float("nan")}, "a sample rate of nan Hz"),
-        (torch.full((16_000,), -3.0), {}, r"waveform 0: peaks at 3; float in \[-1, 1\] is wanted"),
-        ([{"sampling_rate": 8_000}], {}, "waveform 0: has the keys sampling_rate; a path"),
+        (torch.zeros(16_000), {"sample_rate": "fast"}, "sample rate fast Hz .* integer"),
+        (torch.zeros(16_000), {"sample_rate": float("nan")}, "sample rate nan Hz"),
+        (torch.full((16_000,), -3.0), {}, r"waveform 0: peaks at 3; .*float in \[-1, 1\]"),
+        ([{"sampling_rate": 8_000}], {}, "waveform 0: has the keys sampling_rate; .*a path"),
         ({"array": torch.zeros(9_000)}, {}, "waveform 0: has 'array' without 'sampling_rate'"),
-        ({"array": torch.zeros(9_000, 2), "sampling_rate": 8_000}, {}, r"0: of shape \(9000, 2\)"),
+        ({"array": torch.zeros(9_000, 2), "sampling_rate": 8_000}, {}, r"0: has shape \(9000, 2\)"),
         (
             (torch.zeros(9_000, 2).numpy(), 8_000),
             {},
-            r"\(9000, 2\); \(channels, .*\(transpose",
+            r"\(9000, 2\); .*\(channels, .*\(transpose",
         ),
         (
             (torch.zeros(1, 2, 9_000), 8_000),
             {},
-            r"\(1, 2, 9000\); \(samples,\) or \(channels,",
+            r"\(1, 2, 9000\); .*\(samples,\) or \(channels,",
         ),
-        ((torch.zeros(2, 9_000), 10), {}, "waveform 0: a sample rate of 10 Hz"),
-        ([torch.zeros(2, 9_000)], {}, r"\(2, 9000\); \(samples,\) is wanted"),
-        (("a.wav", 8_000), {}, r"waveform 0: is of type str; a path, .*is wanted$"),
-        (None, {}, "waveform 0: is of type NoneType; a path"),
-        ([5], {}, r"waveform 0: of shape \(\)"),
+        ((torch.zeros(2, 9_000), 10), {}, "waveform 0: sample rate 10 Hz"),
+        ([torch.zeros(2, 9_000)], {}, r"\(2, 9000\); .*\(samples,\)"),
+        (("a.wav", 8_000), {}, r"waveform 0: has type str; .*a path, .*sampling_rate"),
+        (None, {}, "waveform 0: has type NoneType; .*a path"),
+        ([5], {}, r"waveform 0: has shape \(\)"),
         (torch.zeros(16_000), {"layers": [3]}, r"layers \[3\]; the model has 1 to 2"),
         (torch.zeros(16_000), {"layers": [0]}, r"layers \[0\]"),
         (torch.zeros(16_000), {"layers": []}, r"layers \[\]"),

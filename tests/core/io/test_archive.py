@@ -1,4 +1,4 @@
-"""Files within archives: found, checked, and read as the loose files are."""
+"""Files inside archives are found, verified and decoded like loose files."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def write(path: Path, coding: str, rate: int, channels: int, seed: int = 0) -> P
 
 
 def pack(archive_path: Path, *files: Path, name: str = "{}") -> list[str]:
-    """A tar of ours; paths within it."""
+    """Write a tar with checksums; return the members' paths."""
     paths, block = [], b""
     for number, file in enumerate(files):
         content = file.read_bytes()
@@ -88,7 +88,7 @@ def flac(path: Path, seed: int = 0) -> Path:
     return write(path, "PCM_16", 16_000, 1, seed)
 
 
-def test_paths() -> None:
+def test_member_paths_are_parsed_and_formatted() -> None:
     assert Member.parse("/a/b.tar:10:20") == ("/a/b.tar", 10, 20)
     assert Member.parse("x:1:y.tar:0:7") == ("x:1:y.tar", 0, 7)
     for loose in ("/a/12:30.mkv", "/a/b.tar", "b.tar:10", "b.tar:10:", "b.tar:-1:5", ":1:2"):
@@ -97,7 +97,7 @@ def test_paths() -> None:
 
 
 @EACH_KIND
-def test_reads_to_the_bit_what_the_loose_file_gives(tmp_path, suffix, coding, rate, channels):
+def test_members_decode_like_loose_files(tmp_path, suffix, coding, rate, channels):
     loose = write(tmp_path / f"näme{suffix}", coding, rate, channels)
     other = flac(tmp_path / "other.flac", seed=9)
     _, packed, _ = pack(tmp_path / "a.tar", other, loose, other)
@@ -109,7 +109,9 @@ def test_reads_to_the_bit_what_the_loose_file_gives(tmp_path, suffix, coding, ra
 
 @EACH_KIND
 @pytest.mark.parametrize("kind", ["zip", "long names"])
-def test_without_a_name_the_content_tells(tmp_path, suffix, coding, rate, channels, kind):
+def test_content_determines_the_format_without_a_name(
+    tmp_path, suffix, coding, rate, channels, kind
+):
     loose = write(tmp_path / f"loose{suffix}", coding, rate, channels)
     if kind == "zip":
         with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_STORED) as file:
@@ -124,15 +126,15 @@ def test_without_a_name_the_content_tells(tmp_path, suffix, coding, rate, channe
     assert torch.equal(read_audio(packed), read_audio(loose))
 
 
-def test_a_part_of_a_long_file_is_read_without_the_rest(tmp_path, monkeypatch):
+def test_reading_part_of_a_long_member_skips_the_rest(tmp_path, monkeypatch):
     loose = [
         flac(tmp_path / "one.flac"),
         write(tmp_path / "two.wav", "PCM_16", 16_000, 1),
         write(tmp_path / "three.mkv", "flac", 16_000, 1),
     ]
     packed = pack(tmp_path / "a.tar", *loose)
-    monkeypatch.setattr(archive, "_WHOLE", 1_000)
-    monkeypatch.setattr(archive, "_PIECE", 512)
+    monkeypatch.setattr(archive, "_IN_MEMORY_BYTES", 1_000)
+    monkeypatch.setattr(archive, "_CHUNK_BYTES", 512)
     for path, file in zip(packed, loose, strict=True):
         assert torch.equal(read_audio(path), read_audio(file))
         assert torch.equal(read_audio(path, 9_000, 2_000), read_audio(file, 9_000, 2_000))
@@ -150,16 +152,16 @@ def test_a_part_of_a_long_file_is_read_without_the_rest(tmp_path, monkeypatch):
     assert 2_000 < amount < loose[1].stat().st_size / 4
     member = Member.parse(packed[1])
     flip(tmp_path / "a.tar", member.offset + 20_000)
-    with pytest.raises(ArchiveError, match=r"two\.wav: its bytes are damaged"):
+    with pytest.raises(ArchiveError, match=r"two\.wav: is damaged"):
         check_member(member)
 
 
 @pytest.mark.parametrize("suffix", [".flac", ".wav"])
-def test_a_flipped_bit_is_noticed(tmp_path, suffix):
+def test_flipped_bits_are_detected(tmp_path, suffix):
     loose = write(tmp_path / f"a{suffix}", "PCM_16", 16_000, 1)
     before, packed, after = pack(tmp_path / "a.tar", loose, loose, loose)
     member = Member.parse(packed)
-    # In the content; in the header before it: the name, the length, the header's own checksum.
+    # Positions in the content, then in the header before it: name and length.
     header = member.offset - 512
     for place in (member.offset, member.offset + member.length - 1, header + 3, header + 130):
         flip(member.archive, place)
@@ -171,7 +173,7 @@ def test_a_flipped_bit_is_noticed(tmp_path, suffix):
     assert torch.equal(read_audio(packed), read_audio(loose))
 
 
-def test_what_is_not_there_is_named(tmp_path):
+def test_missing_members_are_reported(tmp_path):
     loose = flac(tmp_path / "a.flac")
     (packed,) = pack(tmp_path / "a.tar", loose)
     _, offset, length = Member.parse(packed)
@@ -180,8 +182,8 @@ def test_what_is_not_there_is_named(tmp_path):
     for place, words in (
         (f"{offset}:0", "is empty"),
         (f"{offset}:{length - 5}", f"has {length} bytes; the manifest is of another archive"),
-        (f"{offset + 512}:{length}", "no file begins there"),
-        (f"3:{length}", "no file begins there"),
+        (f"{offset + 512}:{length}", "no file at this offset"),
+        (f"3:{length}", "no file at this offset"),
         (f"{offset + length + 5_000}:10", "the archive ends after"),
     ):
         with pytest.raises(AudioError, match=words):
@@ -193,10 +195,11 @@ def test_what_is_not_there_is_named(tmp_path):
     assert why_missing(str(loose)) == ""
     assert why_missing(str(tmp_path)) == "no such file"
     assert why_missing(f"{tmp_path}/b.tar:1:2") == "no such archive"
-    assert "ends before that" in why_missing(f"{tmp_path}/c.tar:{offset}:{length}")
+    reason = why_missing(f"{tmp_path}/c.tar:{offset}:{length}")
+    assert reason == f"beyond the end of the archive ({offset + 100} bytes)"
 
 
-def test_a_manifest_checks_its_archives(tmp_path):
+def test_manifest_reports_missing_archives(tmp_path):
     (packed,) = pack(tmp_path / "a.tar", flac(tmp_path / "a.flac"))
     rows = f".\n{Path(packed).name}\t20800\n"
     (tmp_path / "a.tsv").write_text(rows)
@@ -209,7 +212,7 @@ def test_a_manifest_checks_its_archives(tmp_path):
 
 
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
-def test_reads_the_tars_of_others(tmp_path, form):
+def test_reads_tars_written_by_tarfile(tmp_path, form):
     loose = flac(tmp_path / "a.flac")
     names = ["0001.flac", "0001.json", "deep/" * 8 + "ü" * 20 + "ber.flac", "0003.wav"]
     if form != tarfile.USTAR_FORMAT:
@@ -230,7 +233,7 @@ def test_reads_the_tars_of_others(tmp_path, form):
             assert check_member(listed[name]) is False
 
 
-def test_pythons_tarfile_reads_ours(tmp_path):
+def test_tarfile_reads_our_tars(tmp_path):
     files = [flac(tmp_path / "a.flac"), flac(tmp_path / ("ü" * 90 + ".flac"))]
     pack(tmp_path / "a.tar", *files, name="böx/" * 150 + "{}")
     with tarfile.open(tmp_path / "a.tar") as tar:
@@ -241,7 +244,7 @@ def test_pythons_tarfile_reads_ours(tmp_path):
         assert check_member(member)
 
 
-def test_a_damaged_tar_lists_what_comes_before(tmp_path):
+def test_damaged_tar_lists_members_before_the_damage(tmp_path):
     files = [flac(tmp_path / f"{number}.flac") for number in range(3)]
     packed = [Member.parse(path) for path in pack(tmp_path / "a.tar", *files)]
 
@@ -260,36 +263,36 @@ def test_a_damaged_tar_lists_what_comes_before(tmp_path):
     assert found == ["0.flac"]
     flip(tmp_path / "a.tar", packed[1].offset - 400)
     os.truncate(tmp_path / "a.tar", packed[2].offset + 100)
-    with pytest.raises(ArchiveError, match=r"cut short within 2\.flac"):
+    with pytest.raises(ArchiveError, match=r"truncated within 2\.flac"):
         list_all()
     assert found == ["0.flac", "1.flac"]
     for content in (b"", b"no tar" * 1_000, (files[0]).read_bytes()):
         (tmp_path / "b.tar").write_bytes(content)
-        with pytest.raises(ArchiveError, match="is no uncompressed tar"):
+        with pytest.raises(ArchiveError, match="is not an uncompressed tar"):
             list(list_members(tmp_path / "b.tar"))
     with tarfile.open(tmp_path / "c.tar", "w:gz") as tar:
         tar.add(files[0], "0.flac")
-    with pytest.raises(ArchiveError, match="is no uncompressed tar"):
+    with pytest.raises(ArchiveError, match="is not an uncompressed tar"):
         list(list_members(tmp_path / "c.tar"))
 
 
-# --- one handle an archive and process ------------------------------------------------------------
+# --- one handle per archive and process -----------------------------------------------------------
 
 
 def _read_all(paths: list[str]) -> tuple[list[bytes], int]:
-    """Samples, and how often the process now holds an archive open."""
+    """Return the samples, and the number of archives that the process has open."""
     samples = [read_audio(path).numpy().tobytes() for path in paths]
     links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
     return samples, sum(os.path.realpath(link).endswith(".tar") for link in links)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts handles in /proc")
-def test_processes_and_threads_read_side_by_side_with_one_handle(tmp_path):
+def test_processes_and_threads_share_one_handle_per_archive(tmp_path):
     files = [flac(tmp_path / f"{number}.flac", number) for number in range(12)]
     paths = pack(tmp_path / "a.tar", *files[:6]) + pack(tmp_path / "b.tar", *files[6:])
     expected = [read_audio(file).numpy().tobytes() for file in files]
     archive.close_archives()
-    read_audio(paths[0])  # the parent has one open; its children take it over
+    read_audio(paths[0])  # one is open in the parent and inherited by its children
     orders = [np.random.default_rng(seed).permutation(12) for seed in range(4)]
     with get_context("fork").Pool(2) as pool:
         read = pool.map(_read_all, [[paths[n] for n in order] for order in orders])

@@ -1,4 +1,4 @@
-"""Files that appear whole, with the mode of any other file, and locks that hold."""
+"""Files are written atomically, and locks exclude other processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mae_ast.core.io import atomic
 from mae_ast.core.io.atomic import atomic_write, file_lock
 
 
-def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:
+def test_failed_write_keeps_the_previous_file(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_text("earlier")
 
@@ -26,10 +26,8 @@ def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_a_lock_of_a_removed_file_is_not_taken_for_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its holder removes the file between another process's open and lock."""
+def test_lock_on_a_removed_file_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The holder removes the file after another process opened it and before that one locks it."""
     path = tmp_path / "work"
     lock_file = tmp_path / ".work.lock"
     flock = atomic.fcntl.flock
@@ -46,7 +44,7 @@ def test_a_lock_of_a_removed_file_is_not_taken_for_one(
         assert lock_file.exists()
         assert os.path.samestat(os.fstat(number), os.stat(lock_file))
         with (
-            pytest.raises(ValueError, match="work: another process is at work on it"),
+            pytest.raises(ValueError, match="work: is locked by another process"),
             file_lock(path),
         ):
             pass

@@ -1,4 +1,4 @@
-"""Files of many kinds to 16 kHz mono samples, whole or in part."""
+"""Files of many formats are read as 16 kHz mono samples, whole or in part."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SECONDS = 1.3
 
 
 def wave_at(rate: int, seed: int = 0) -> Tensor:
-    """(L,) int16; below 3 kHz, so that lossy coding keeps most of it."""
+    """Return (L,) int16, below 3 kHz so that lossy codecs preserve most of it."""
     time = torch.arange(round(SECONDS * rate)) / rate
     tones = [(0.3, 220.0), (0.2, 700.0), (0.1, 2_900.0)]
     wave = sum(a * torch.sin(2 * math.pi * f * time + seed) for a, f in tones)
@@ -79,7 +79,7 @@ def write(path: Path, coding: str, samples: Tensor, rate: int) -> Path:
 
 
 def at_16k(samples: Tensor, rate: int) -> Tensor:
-    """What a lossless file must give."""
+    """Return the samples that a lossless file must decode to."""
     wave = samples.float() / 32768
     return to_pcm16(resample(wave, rate, SAMPLE_RATE) if rate != SAMPLE_RATE else wave)
 
@@ -97,7 +97,7 @@ def assert_close_in_energy(ours: Tensor, expected: Tensor, share: float) -> None
 
 
 @EACH_KIND
-def test_decodes_each_kind_of_file(tmp_path, suffix, coding, rate):
+def test_decodes_every_format(tmp_path, suffix, coding, rate):
     samples = wave_at(rate)
     ours = read_audio(write(tmp_path / f"a{suffix}", coding, samples, rate))
     expected = at_16k(samples, rate)
@@ -105,7 +105,7 @@ def test_decodes_each_kind_of_file(tmp_path, suffix, coding, rate):
         assert_within(ours, expected, 0 if rate == SAMPLE_RATE else 1)
     else:
         assert ours.dtype == torch.int16
-        # A decoder may give a rest of its last block.
+        # A decoder may also return the padding of its last block.
         assert len(expected) <= len(ours) <= len(expected) + 1_152
         assert_close_in_energy(ours, expected, 0.15)
 
@@ -118,7 +118,7 @@ def assert_parts_equal_slices(path: Path, parts: list[tuple[int, int | None]]) -
 
 
 @EACH_KIND
-def test_a_part_equals_the_slice_of_the_whole(tmp_path, suffix, coding, rate):
+def test_part_equals_slice_of_the_whole(tmp_path, suffix, coding, rate):
     path = write(tmp_path / f"a{suffix}", coding, wave_at(rate), rate)
     end = len(read_audio(path))
     parts: list[tuple[int, int | None]] = [(0, 1), (0, 5_000), (0, 10 * end)]
@@ -139,7 +139,7 @@ def test_a_part_equals_the_slice_of_the_whole(tmp_path, suffix, coding, rate):
         (".mkv", "flac", 48_000),
     ],
 )
-def test_any_part_of_a_longer_file_equals_the_slice(tmp_path, suffix, coding, rate):
+def test_any_part_of_a_longer_file_equals_its_slice(tmp_path, suffix, coding, rate):
     path = write(tmp_path / f"a{suffix}", coding, wave_at(rate).repeat(4), rate)
     end = len(read_audio(path))
     assert_parts_equal_slices(path, [(start, 2_000) for start in range(0, end - 2_000, 2_997)])
@@ -149,7 +149,7 @@ def test_any_part_of_a_longer_file_equals_the_slice(tmp_path, suffix, coding, ra
     ("suffix", "coding"),
     [(".wav", "PCM_16"), (".flac", "PCM_16"), (".mkv", "flac"), (".mkv", "pcm_s16le")],
 )
-def test_16_khz_mono_16_bit_is_exact_to_the_bit(tmp_path, suffix, coding):
+def test_16_khz_mono_16_bit_is_bit_exact(tmp_path, suffix, coding):
     samples = torch.randint(-32768, 32768, (9_000,)).to(torch.int16)
     samples[:2] = torch.tensor([-32768, 32767])
     path = write(tmp_path / f"a{suffix}", coding, samples, 16_000)
@@ -187,7 +187,7 @@ def test_channels_of_lossy_files_are_averaged(tmp_path, suffix, codec):
 
 
 @pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
-def test_resampling_is_torchaudios_with_a_kernel_computed_once(rate, monkeypatch):
+def test_resampling_equals_torchaudio_and_caches_the_kernel(rate, monkeypatch):
     resample_module._resampler.cache_clear()
     wave = speech_like(rate)
     for _ in range(2):
@@ -195,7 +195,7 @@ def test_resampling_is_torchaudios_with_a_kernel_computed_once(rate, monkeypatch
     assert resample_module._resampler.cache_info().misses == 1
 
 
-def test_a_resampled_tone_keeps_its_pitch_and_level(tmp_path):
+def test_resampled_tone_keeps_frequency_and_amplitude(tmp_path):
     for rate in (8_000, 22_050, 44_100, 48_000):
         time = torch.arange(2 * rate) / rate
         path = tmp_path / f"{rate}.wav"
@@ -207,7 +207,7 @@ def test_a_resampled_tone_keeps_its_pitch_and_level(tmp_path):
 
 
 @pytest.mark.parametrize("rate", [11_127, 15_999, 22_254, 44_056])
-def test_rates_without_a_common_step(tmp_path, rate):
+def test_resamples_rates_with_large_ratio_terms(tmp_path, rate):
     time = torch.arange(3 * rate) / rate
     path = tmp_path / "a.wav"
     soundfile.write(path, (0.5 * torch.sin(2 * math.pi * 500 * time)).numpy(), rate)
@@ -220,14 +220,14 @@ def test_rates_without_a_common_step(tmp_path, rate):
 
 @BOTH
 @pytest.mark.parametrize("rate", [500, 1_000_000])
-def test_rates_that_no_recording_has_are_refused(tmp_path, rate, use):
+def test_unsupported_sample_rates_are_refused(tmp_path, rate, use):
     path = tmp_path / "odd rate.wav"
     soundfile.write(path, np.zeros(4_000, np.int16), rate)
-    with pytest.raises(AudioError, match=rf"odd rate\.wav: a sample rate of {rate} Hz"):
+    with pytest.raises(AudioError, match=rf"odd rate\.wav: sample rate {rate} Hz"):
         use(path)
 
 
-def test_what_lies_outside_is_clipped(tmp_path):
+def test_values_beyond_full_scale_are_clipped(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.float32([2.0, -2.0, 1.0, 0.5]), 16_000, subtype="FLOAT")
     assert read_audio(tmp_path / "a.wav").tolist() == [32767, -32768, 32767, 16384]
 
@@ -238,14 +238,14 @@ def test_to_pcm16_rounds_to_nearest():
 
 
 @EACH_KIND
-def test_probe_tells_rate_and_length(tmp_path, suffix, coding, rate):
+def test_probe_returns_rate_and_length(tmp_path, suffix, coding, rate):
     samples = wave_at(rate)
     path = write(tmp_path / f"a{suffix}", coding, samples, rate)
     info = probe_audio(path)
     assert info.sample_rate == probe_rate(path) == (48_000 if coding == "OPUS" else rate)
     if (suffix, coding, rate) in BY_SOUNDFILE:
         assert info.num_frames == len(samples) * info.sample_rate // rate
-    else:  # containers count in milliseconds, and may count what a codec puts before and after
+    else:  # containers count in milliseconds, and may include encoder delay and padding
         slack = 0.001 * rate if coding in LOSSLESS else 1_024
         assert abs(info.num_frames - len(samples)) <= slack
     decoded = len(read_audio(path))
@@ -265,33 +265,33 @@ def test_probe_tells_rate_and_length(tmp_path, suffix, coding, rate):
         (2**40, 44_100, -(-(2**40) * 160 // 441)),
     ],
 )
-def test_length_at_16_khz(frames, rate, expected):
+def test_num_samples_16k_rounds_up(frames, rate, expected):
     assert num_samples_16k(frames, rate) == expected
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 32_000, 44_100, 48_000])
 @pytest.mark.parametrize("frames", [1_000, 1_001, 4_799])
-def test_length_at_16_khz_is_what_is_decoded(tmp_path, rate, frames):
+def test_num_samples_16k_equals_decoded_length(tmp_path, rate, frames):
     path = tmp_path / "a.wav"
     soundfile.write(path, speech_like(frames).numpy(), rate)
     assert len(read_audio(path)) == num_samples_16k(frames, rate)
 
 
-# -- files that cannot be used ------------------------------------------------------------------
+# -- unusable files -----------------------------------------------------------------------------
 
 SUFFIXES = (".flac", ".wav", ".ogg", ".mp3", ".mkv", ".mp4", ".m4a", ".webm")
 
 
 @BOTH
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_missing_file_is_named(tmp_path, suffix, use):
+def test_missing_file_is_reported(tmp_path, suffix, use):
     path = tmp_path / f"missing{suffix}"
     with pytest.raises(FileNotFoundError, match=f"missing{suffix}"):
         use(path)
 
 
 @BOTH
-def test_a_folder_is_no_file(tmp_path, use):
+def test_folder_is_reported_as_missing_file(tmp_path, use):
     folder = tmp_path / "folder.wav"
     folder.mkdir()
     with pytest.raises(FileNotFoundError, match=r"folder\.wav"):
@@ -300,7 +300,7 @@ def test_a_folder_is_no_file(tmp_path, use):
 
 @BOTH
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_an_empty_file_is_named(tmp_path, suffix, use):
+def test_empty_file_is_reported(tmp_path, suffix, use):
     path = tmp_path / f"empty{suffix}"
     path.touch()
     with pytest.raises(AudioError, match=rf"{path}: is empty \(0 bytes\)"):
@@ -310,7 +310,7 @@ def test_an_empty_file_is_named(tmp_path, suffix, use):
 @BOTH
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("content", [b"this is no audio file\n" * 40, bytes(4_000), b"\xff"])
-def test_garbage_is_named(tmp_path, suffix, content, use):
+def test_garbage_is_reported(tmp_path, suffix, content, use):
     path = tmp_path / f"garbage{suffix}"
     path.write_bytes(content)
     with pytest.raises(AudioError, match=f"{path}: cannot be "):
@@ -329,7 +329,7 @@ def test_garbage_is_named(tmp_path, suffix, content, use):
         (".webm", "libopus"),
     ],
 )
-def test_a_file_cut_short_is_read_in_part_or_named(tmp_path, suffix, coding, use):
+def test_truncated_file_is_read_in_part_or_reported(tmp_path, suffix, coding, use):
     whole = write(tmp_path / f"whole{suffix}", coding, wave_at(48_000), 48_000).read_bytes()
     path = tmp_path / f"cut{suffix}"
     outcomes = set()
@@ -338,26 +338,26 @@ def test_a_file_cut_short_is_read_in_part_or_named(tmp_path, suffix, coding, use
         try:
             result = use(path)
         except AudioError as error:
-            outcomes.add("named" if str(path) in str(error) else str(error))
+            outcomes.add("reported" if str(path) in str(error) else str(error))
         else:
             assert isinstance(result, AudioInfo) or 0 < len(result) <= 16_000 * SECONDS + 1_152
             outcomes.add("read")
-    assert outcomes <= {"read", "named"}
+    assert outcomes <= {"read", "reported"}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("rate", [16_000, 44_100])
-def test_values_that_are_not_finite_are_refused(tmp_path, value, rate):
+def test_non_finite_values_are_refused(tmp_path, value, rate):
     wave = speech_like(8_000).numpy()
     wave[5_000] = value
     path = tmp_path / "bad values.wav"
     soundfile.write(path, wave, rate, subtype="FLOAT")
-    with pytest.raises(AudioError, match=r"bad values\.wav: holds values that are not finite"):
+    with pytest.raises(AudioError, match=r"bad values\.wav: contains values that are not finite"):
         read_audio(path)
     assert len(read_audio(path, 0, 200)) == 200
 
 
-def test_a_file_without_samples_is_named(tmp_path):
+def test_file_without_samples_is_reported(tmp_path):
     path = tmp_path / "nothing.wav"
     soundfile.write(path, np.zeros(0, np.int16), 16_000)
     assert probe_audio(path) == AudioInfo(0, 16_000)
@@ -367,7 +367,7 @@ def test_a_file_without_samples_is_named(tmp_path):
 
 
 @BOTH
-def test_a_video_without_sound_is_named(tmp_path, use):
+def test_video_without_sound_is_reported(tmp_path, use):
     path = tmp_path / "silent film.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=25)
@@ -390,12 +390,14 @@ def test_a_video_without_sound_is_named(tmp_path, use):
         (".m4a", "aac", 44_100),
     ],
 )
-def test_a_start_beyond_the_end_is_named(tmp_path, suffix, coding, rate):
+def test_start_beyond_the_end_is_reported(tmp_path, suffix, coding, rate):
     path = write(tmp_path / f"short{suffix}", coding, wave_at(rate), rate)
     end = len(read_audio(path))
     for start in (end, end + 5, 50 * end):
         for length in (None, 1_000):
-            with pytest.raises(AudioError, match=rf"short\{suffix}: holds no audio from [\d.]+ s"):
+            with pytest.raises(
+                AudioError, match=rf"short\{suffix}: contains no audio after [\d.]+ s"
+            ):
                 read_audio(path, start, length)
 
 
@@ -403,7 +405,7 @@ def test_a_start_beyond_the_end_is_named(tmp_path, suffix, coding, rate):
     ("suffix", "coding"), [(".flac", "PCM_16"), (".mp3", "MPEG_LAYER_III"), (".mkv", "flac")]
 )
 @pytest.mark.parametrize("name", ["two words", "épée 音声 🎵", "a'b\"c%20#", " leading"])
-def test_names_of_all_kinds(tmp_path, name, suffix, coding):
+def test_reads_files_with_unusual_names(tmp_path, name, suffix, coding):
     folder = tmp_path / name
     folder.mkdir()
     path = write(folder / f"{name}{suffix}", coding, wave_at(16_000), 16_000)
@@ -413,7 +415,7 @@ def test_names_of_all_kinds(tmp_path, name, suffix, coding):
         read_audio(folder / f"missing{suffix}")
 
 
-def test_a_relative_name_with_a_colon_is_no_address(tmp_path, monkeypatch):
+def test_relative_name_with_a_colon_is_not_a_url(tmp_path, monkeypatch):
     write(tmp_path / "12:30.mkv", "flac", wave_at(16_000), 16_000)
     monkeypatch.chdir(tmp_path)
     assert probe_audio("12:30.mkv").sample_rate == 16_000
@@ -421,7 +423,7 @@ def test_a_relative_name_with_a_colon_is_no_address(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", [".WAV", ".Flac"])
-def test_suffixes_in_capitals(tmp_path, suffix):
+def test_reads_upper_case_suffixes(tmp_path, suffix):
     path = tmp_path / f"A{suffix}"
     samples = wave_at(16_000)
     soundfile.write(path, samples.numpy(), 16_000, format=suffix[1:].upper())
@@ -429,7 +431,7 @@ def test_suffixes_in_capitals(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("channels", [(1, 2), (2, 1)], ids=str)
-def test_the_number_of_channels_may_change_on_the_way(tmp_path, channels):
+def test_channel_count_may_change_within_a_file(tmp_path, channels):
     parts = []
     for count in channels:
         samples = wave_at(16_000).unsqueeze(1).expand(-1, count)
@@ -440,7 +442,7 @@ def test_the_number_of_channels_may_change_on_the_way(tmp_path, channels):
 
 
 @BOTH
-def test_a_tag_that_is_not_utf8_does_not_matter(tmp_path, use):
+def test_tags_that_are_not_utf8_are_accepted(tmp_path, use):
     path = tmp_path / "tagged.mkv"
     write_with_av(path, "flac", wave_at(16_000).view(-1, 1).numpy(), 16_000, title="cafeteria")
     tagged = path.read_bytes()
@@ -450,7 +452,7 @@ def test_a_tag_that_is_not_utf8_does_not_matter(tmp_path, use):
 
 
 @BOTH
-def test_a_codec_that_is_not_known_is_named(tmp_path, use):
+def test_unknown_codec_is_reported(tmp_path, use):
     path = write(tmp_path / "unknown.mkv", "flac", wave_at(16_000), 16_000)
     path.write_bytes(path.read_bytes().replace(b"A_FLAC", b"A_FLAX"))
     with pytest.raises(AudioError, match=r"unknown\.mkv"):
@@ -464,7 +466,7 @@ def test_a_codec_that_is_not_known_is_named(tmp_path, use):
         (".wav", "PCM_16"),
     ],
 )
-def test_a_name_that_is_not_utf8(tmp_path, suffix, coding):
+def test_reads_file_names_that_are_not_utf8(tmp_path, suffix, coding):
     plain = write(tmp_path / f"plain{suffix}", coding, wave_at(16_000), 16_000)
     path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9" + suffix.encode())
     plain.rename(path)
@@ -472,13 +474,13 @@ def test_a_name_that_is_not_utf8(tmp_path, suffix, coding):
     assert torch.equal(read_audio(path), wave_at(16_000))
 
 
-def test_garbage_collection_in_a_forked_process_leaves_inherited_filters_alone(tmp_path):
-    """FFmpeg's filter graphs own threads that a forked data worker does not have."""
+def test_garbage_collection_after_fork_does_not_hang(tmp_path):
+    """Filter graphs of FFmpeg own threads that do not exist in a forked data worker."""
     path = tmp_path / "a.mkv"
     write_with_av(path, "flac", pcm16(speech_like(48_000)).numpy()[:, None], 48_000)
     gc.disable()
     try:
-        read_audio(path)  # converts int16 frames, so its filter graph is garbage now
+        read_audio(path)  # converts int16 frames, which leaves a filter graph as garbage
         worker = get_context("fork").Process(target=gc.collect)
         worker.start()
         worker.join(60)

@@ -1,4 +1,4 @@
-"""Files whose header, suffix or content is not what it should be are read as FFmpeg decodes them.
+"""Files with a wrong header, a wrong suffix or damaged content are read as FFmpeg decodes them.
 
 The files in ``tests/faulty_audio`` are synthetic tones and noise.
 """
@@ -30,15 +30,15 @@ from mae_ast.core.io.decoding import audio_file, ffmpeg
 from tests.sounds import pcm16, speech_like, write_with_av
 
 DATA = Path(__file__).parents[2] / "faulty_audio"
-# name, seconds that decode, packets (seconds) by which they may differ, sample rate, note
+# name, decoded seconds, tolerance in seconds (packets), sample rate, note
 FAULTS = [
-    ("vbr_without_xing_20s.mp3", 20, 0.08, 22_050, "expected 13.638 s, 20.062 s decode"),
-    ("two_links_6s.ogg", 6, 0, 44_100, "header says 3.000 s, 6.000 s decode"),
-    ("flac_total_too_small.flac", 3, 0, 16_000, "header says 2.000 s, 3.000 s decode"),
-    ("raw_vbr_24s.aac", 24, 0.06, 22_050, "expected 322.251 s, 24.056 s decode"),
-    ("flac_unknown_total.flac", 3, 0, 16_000, "no length in its header, 3.000 s decode"),
-    ("wav_data_size_0.wav", 3, 0, 16_000, "no length in its header, 3.000 s decode"),
-    ("live_without_duration.webm", 3, 0, 48_000, "no length in its header, 3.000 s decode"),
+    ("vbr_without_xing_20s.mp3", 20, 0.08, 22_050, "expected 13.638 s, decoded 20.062 s"),
+    ("two_links_6s.ogg", 6, 0, 44_100, "header says 3.000 s, decoded 6.000 s"),
+    ("flac_total_too_small.flac", 3, 0, 16_000, "header says 2.000 s, decoded 3.000 s"),
+    ("raw_vbr_24s.aac", 24, 0.06, 22_050, "expected 322.251 s, decoded 24.056 s"),
+    ("flac_unknown_total.flac", 3, 0, 16_000, "no length in its header, decoded 3.000 s"),
+    ("wav_data_size_0.wav", 3, 0, 16_000, "no length in its header, decoded 3.000 s"),
+    ("live_without_duration.webm", 3, 0, 48_000, "no length in its header, decoded 3.000 s"),
     ("m4a_named.mp3", 3, 0.03, 44_100, None),
     ("webm_named.wav", 3, 0, 48_000, None),
     ("gsm.wav", 3, 0, 8_000, None),
@@ -57,7 +57,9 @@ def in_tar(folder: Path, file: Path) -> str:
 
 
 @EACH_FAULT
-def test_reads_what_decodes_alone_and_in_a_tar(tmp_path, name, seconds, slack, rate, note):
+def test_faulty_files_decode_completely_loose_and_in_a_tar(
+    tmp_path, name, seconds, slack, rate, note
+):
     expected = None
     for path in (DATA / name, in_tar(tmp_path, DATA / name)):
         info = probe_audio(path)
@@ -73,7 +75,7 @@ def test_reads_what_decodes_alone_and_in_a_tar(tmp_path, name, seconds, slack, r
         for start, length in ((0, 9_000), (20_000, 20_000), (len(whole) - 5_000, 5_000)):
             part = read_audio(path, start, length)
             assert (part.int() - whole[start : start + length].int()).abs().max() <= 1
-        with pytest.raises(AudioError, match="holds no audio from"):
+        with pytest.raises(AudioError, match="contains no audio after"):
             read_audio(path, len(whole), 1_000)
 
 
@@ -84,7 +86,7 @@ NOISE = np.random.default_rng(0).bytes(5_000)
 
 
 def wav(riff_size: int, data_size: int, after: bytes = b"") -> bytes:
-    """Three seconds, with these sizes in the header."""
+    """Return a WAV file of three seconds with the given sizes in its header."""
     form = struct.pack("<HHIIHH", 1, 1, 16_000, 32_000, 2, 16)
     header = b"RIFF" + struct.pack("<I", riff_size) + b"WAVEfmt " + struct.pack("<I", 16) + form
     return header + b"data" + struct.pack("<I", data_size) + TONE.numpy().tobytes() + after
@@ -95,28 +97,28 @@ def wav(riff_size: int, data_size: int, after: bytes = b"") -> bytes:
     [
         (wav(0, 0), "no length in its header"),
         (wav(36, 0), "no length in its header"),
-        (wav(2**32 - 1, 2**32 - 1), None),  # all there is, by convention
+        (wav(2**32 - 1, 2**32 - 1), None),  # by convention: to the end of the file
         (wav(2**31 - 1, 2**31 - 37), None),
         (wav(36 + 64_000, 64_000), "header says 2.000 s"),
         (wav(96_036, 96_000, b"LIST" + struct.pack("<I", 4_000) + bytes(4_000)), None),
         (wav(96_036, 96_000, b"TAG" + bytes(125)), None),
         (wav(96_036, 96_000, bytes(1_000)), None),
-        (wav(96_036, 96_000, bytes(20_000)), None),  # the writer filled a block up
-        (wav(96_036, 96_000, b"LIST" + struct.pack("<I", 9_000) + NOISE), None),  # cut in its tags
+        (wav(96_036, 96_000, bytes(20_000)), None),  # zero-padded to a full block
+        (wav(96_036, 96_000, b"LIST" + struct.pack("<I", 9_000) + NOISE), None),  # truncated tags
         (wav(96_036, 96_000, b"id3 " + struct.pack("<I", len(NOISE)) + NOISE), None),
     ],
 )
-def test_wav_is_read_to_its_end(tmp_path, content, note):
+def test_wav_with_wrong_header_is_read_to_its_end(tmp_path, content, note):
     path = tmp_path / "a.wav"
     path.write_bytes(content)
     info = probe_audio(path)
-    assert info == AudioInfo(48_000, 16_000, note and f"{note}, 3.000 s decode")
+    assert info == AudioInfo(48_000, 16_000, note and f"{note}, decoded 3.000 s")
     assert torch.equal(read_audio(path), TONE)
     assert torch.equal(read_audio(path, 31_000, 5_000), TONE[31_000:36_000])
 
 
-def test_tags_at_an_odd_byte_of_a_wav_are_no_audio(tmp_path):
-    """Some writers leave out the byte that fills a data chunk of odd size up."""
+def test_wav_tags_after_an_unpadded_odd_chunk_are_not_audio(tmp_path):
+    """Some writers omit the pad byte after a data chunk of odd size."""
     form = struct.pack("<HHIIHH", 1, 1, 16_000, 48_000, 3, 24)
     samples = np.arange(2_001, dtype="<i4") << 16
     data = samples.view(np.uint8).reshape(-1, 4)[:, 1:].tobytes()
@@ -129,7 +131,7 @@ def test_tags_at_an_odd_byte_of_a_wav_are_no_audio(tmp_path):
 
 
 def joined(folder: Path, suffix: str, subtype: str, *kinds: tuple[int, int]) -> Path:
-    """Files of three seconds, of these rates and channels, one after the other."""
+    """Concatenate files of three seconds each, with the given sample rates and channels."""
     path, content = folder / f"joined{suffix}", b""
     for number, (rate, channels) in enumerate(kinds):
         part = folder / f"{number}{suffix}"
@@ -149,32 +151,32 @@ def joined(folder: Path, suffix: str, subtype: str, *kinds: tuple[int, int]) -> 
         ((48_000, 2), (16_000, 1), (24_000, 1)),
     ],
 )
-def test_chained_ogg_is_each_of_its_links(tmp_path, subtype, kinds):
+def test_chained_ogg_equals_its_concatenated_links(tmp_path, subtype, kinds):
     path = joined(tmp_path, ".ogg", subtype, *kinds)
     seconds = 3 * len(kinds)
     info = probe_audio(path)
     assert info.sample_rate == (48_000 if subtype == "OPUS" else kinds[0][0])
     assert info.num_frames == seconds * info.sample_rate
-    assert info.note == f"header says 3.000 s, {seconds}.000 s decode"
+    assert info.note == f"header says 3.000 s, decoded {seconds}.000 s"
     whole = read_audio(path)
     parts = torch.cat([read_audio(tmp_path / f"{number}.ogg") for number in range(len(kinds))])
     assert torch.equal(whole, parts)
     assert torch.equal(read_audio(path, 47_000, 2_500), whole[47_000:49_500])
 
 
-def test_ogg_files_of_one_serial_number_are_told_apart(tmp_path):
+def test_chained_ogg_with_equal_serial_numbers_is_read_completely(tmp_path):
     path = joined(tmp_path, ".ogg", "VORBIS", (16_000, 1))
     path.write_bytes(2 * path.read_bytes())
     assert len(read_audio(path)) == 96_000
 
 
-def test_an_ogg_file_without_its_beginning_or_whole_end_is_read(tmp_path):
+def test_truncated_chained_ogg_is_read_or_reported(tmp_path):
     path = joined(tmp_path, ".ogg", "VORBIS", (16_000, 1), (16_000, 1))
     content, first = path.read_bytes(), (tmp_path / "0.ogg").read_bytes()
-    path.write_bytes(content[: len(first) + 200])  # of the second link, a part of its headers
+    path.write_bytes(content[: len(first) + 200])  # only part of the second link's headers
     assert torch.equal(read_audio(path), read_audio(tmp_path / "0.ogg"))
     path.write_bytes(first[first.index(b"OggS", 5_000) :])
-    with pytest.raises(AudioError, match="its content is Ogg"):  # Vorbis begins with its tables
+    with pytest.raises(AudioError, match="its content is Ogg"):  # the Vorbis headers are missing
         read_audio(path)
 
 
@@ -184,16 +186,16 @@ def test_concatenated_mp3_is_read_to_its_end(tmp_path, kinds):
     info = probe_audio(path)
     assert info.sample_rate == 16_000
     assert 6 * 16_000 <= info.num_frames <= 6.2 * 16_000
-    assert info.note.startswith("header says 3.000 s, 6.1")
+    assert info.note.startswith("header says 3.000 s, decoded 6.1")
     assert len(read_audio(path)) == info.num_frames
 
 
-def test_joined_flac_is_read_to_its_end(tmp_path):
+def test_concatenated_flac_is_read_to_its_end(tmp_path):
     path = joined(tmp_path, ".flac", "PCM_16", (16_000, 1), (16_000, 1))
     assert probe_audio(path).num_frames == 96_000
     expected = torch.cat([read_audio(tmp_path / f"{number}.flac") for number in range(2)])
     assert torch.equal(read_audio(path), expected)
-    path.write_bytes(2 * (tmp_path / "0.flac").read_bytes())  # the last frame's number fits
+    path.write_bytes(2 * (tmp_path / "0.flac").read_bytes())  # the last frame number is plausible
     assert len(read_audio(path)) == 96_000
 
 
@@ -205,7 +207,7 @@ def test_joined_flac_is_read_to_its_end(tmp_path):
         (".mp4", "aac", {"movflags": "frag_keyframe+empty_moov", "frag_duration": "500000"}),
     ],
 )
-def test_live_recordings_are_measured(tmp_path, suffix, codec, options):
+def test_live_recordings_without_duration_are_measured(tmp_path, suffix, codec, options):
     path = tmp_path / f"a{suffix}"
     write_with_av(path, codec, pcm16(speech_like(144_000))[:, None].numpy(), 48_000, **options)
     info = probe_audio(path)
@@ -213,7 +215,7 @@ def test_live_recordings_are_measured(tmp_path, suffix, codec, options):
     assert len(read_audio(path)) == num_samples_16k(info.num_frames, 48_000)
 
 
-def test_joined_flac_reads_alike_alone_and_in_a_tar(tmp_path):
+def test_concatenated_flac_reads_equally_loose_and_in_a_tar(tmp_path):
     path = joined(tmp_path, ".flac", "PCM_16", (16_000, 1), (16_000, 1))
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(path, "a.flac")
@@ -226,7 +228,7 @@ def test_joined_flac_reads_alike_alone_and_in_a_tar(tmp_path):
     "kind",
     ["flac", "wav", "mp3", "ogg", "mkv", "webm"],
 )
-def test_a_cut_file_gives_what_it_has(tmp_path, kind, caplog):
+def test_truncated_file_gives_the_audio_that_it_contains(tmp_path, kind, caplog):
     path = tmp_path / f"a.{kind}"
     if kind in ("mkv", "webm"):
         codec = "flac" if kind == "mkv" else "libopus"
@@ -240,23 +242,23 @@ def test_a_cut_file_gives_what_it_has(tmp_path, kind, caplog):
     samples = read_audio(path)
     assert len(samples) == num_samples_16k(info.num_frames, info.sample_rate)
     assert 0.5 < len(samples) / len(whole) < 0.8
-    same = len(samples) - 3_000  # the last frame may overlap with nothing
+    same = len(samples) - 3_000  # the last frame may lack its overlap
     assert (samples[:same].int() - whole[:same].int()).abs().max() <= 1
     assert not caplog.records
 
 
 @pytest.mark.parametrize("kind", ["flac", "mp3"])
 @pytest.mark.parametrize("missing", [10, 400, 1_500])
-def test_the_length_of_a_file_that_was_cut_a_little_is_measured(tmp_path, kind, missing):
+def test_length_of_a_slightly_truncated_file_is_measured(tmp_path, kind, missing):
     path = tmp_path / f"a.{kind}"
     soundfile.write(path, TONE.numpy(), 16_000)
     path.write_bytes(path.read_bytes()[:-missing])
     samples = read_audio(path)
-    assert len(samples) < len(TONE) or missing == 10  # of MP3 that is padding
+    assert len(samples) < len(TONE) or missing == 10  # only padding in MP3
     assert probe_audio(path).num_frames == len(samples)
 
 
-def test_a_flac_file_without_a_whole_frame_has_no_length(tmp_path):
+def test_flac_without_a_complete_frame_is_reported(tmp_path):
     soundfile.write(tmp_path / "a.flac", TONE.numpy(), 16_000)
     (tmp_path / "a.flac").write_bytes((tmp_path / "a.flac").read_bytes()[:200])
     with pytest.raises(AudioError, match=r"a\.flac: cannot be"):
@@ -266,25 +268,23 @@ def test_a_flac_file_without_a_whole_frame_has_no_length(tmp_path):
 # -- damage --------------------------------------------------------------------------------------
 
 
-def test_a_damaged_packet_is_silence_with_one_warning(caplog):
+def test_damaged_packet_becomes_silence_with_one_warning(caplog):
     audio_file._warned.clear()
     path = DATA / "one_damaged_packet.m4a"
     with caplog.at_level(logging.WARNING):
         whole = read_audio(path)
         read_audio(path)
     (record,) = caplog.records
-    assert record.getMessage() == (
-        f"{path}: 3 of 131 packets are damaged; they are read as silence"
-    )
+    assert record.getMessage() == f"{path}: 3 of 131 packets are damaged; replaced by silence"
     silent = (whole == 0).nonzero().flatten()
     begin, end = round(69_632 / 44_100 * 16_000), round(72_704 / 44_100 * 16_000)
     assert (whole[begin + 10 : end - 10] == 0).all()
     assert end - begin - 20 <= len(silent) < end - begin + 400
-    # What follows stays in its place.
+    # Later audio keeps its position.
     assert torch.equal(read_audio(path, end + 5_000, 4_000), whole[end + 5_000 : end + 9_000])
 
 
-def test_a_damaged_flac_in_mkv_keeps_its_time(tmp_path):
+def test_damaged_flac_in_mkv_keeps_later_positions(tmp_path):
     samples = pcm16(speech_like(144_000))
     path = tmp_path / "a.mkv"
     write_with_av(path, "flac", samples[:, None].numpy(), 48_000)
@@ -298,7 +298,7 @@ def test_a_damaged_flac_in_mkv_keeps_its_time(tmp_path):
     assert not differs[-16_000:].any()
 
 
-def test_a_file_of_mostly_damaged_packets_is_refused(tmp_path):
+def test_file_of_mostly_damaged_packets_is_refused(tmp_path):
     content = bytearray((DATA / "one_damaged_packet.m4a").read_bytes())
     begin = content.index(b"mdat") + 1_000
     end = min(content.index(b"moov") if content.index(b"moov") > begin else len(content), 18_000)
@@ -313,7 +313,7 @@ def test_a_file_of_mostly_damaged_packets_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".flac", ".wav", ".mp3", ".ogg", ".mkv", ".m4a", ".raw", ""])
-def test_the_content_chooses_the_decoder(tmp_path, suffix):
+def test_content_determines_the_decoder(tmp_path, suffix):
     kinds = {".flac": 0, ".wav": 0, ".mp3": 2_000, ".ogg": 2_000}
     for kind in kinds:
         path = tmp_path / f"a{kind}"
@@ -333,7 +333,7 @@ def test_the_content_chooses_the_decoder(tmp_path, suffix):
     ],
     ids=["ffconcat", "HLS", "SDP"],
 )
-def test_a_playlist_opens_no_other_file_and_no_network(tmp_path, content):
+def test_playlist_opens_no_other_file_and_no_network(tmp_path, content):
     soundfile.write(tmp_path / "a.mp3", TONE.numpy(), 16_000)
     (tmp_path / "list.wav").write_text(content)
     with pytest.raises(AudioError, match=r"list\.wav: cannot be"):
@@ -352,7 +352,7 @@ def test_a_playlist_opens_no_other_file_and_no_network(tmp_path, content):
     ],
 )
 @pytest.mark.parametrize("suffix", [".wav", ".mp3", ".mkv"])
-def test_a_message_says_what_the_content_is(tmp_path, content, name, suffix):
+def test_message_names_the_content_type(tmp_path, content, name, suffix):
     path = tmp_path / f"a{suffix}"
     path.write_bytes(content)
     for use in (read_audio, probe_audio, probe_rate):
@@ -365,7 +365,7 @@ def test_a_message_says_what_the_content_is(tmp_path, content, name, suffix):
         assert "pipe" not in message
 
 
-def test_the_default_track_is_read(tmp_path):
+def test_default_track_is_read(tmp_path):
     whole = read_audio(DATA / "second_track_default.mkv")
     assert whole.int().abs().max() > 7_000  # the first track is silent
     assert torch.equal(
@@ -389,12 +389,14 @@ def test_float_samples_far_beyond_full_scale_are_refused(tmp_path, peak, words, 
     soundfile.write(path, wave, 16_000, subtype)
     if kind == "mkv":
         path = remuxed(path)
-    with pytest.raises(AudioError, match=rf"a\.{kind}: holds float samples up to .*{words} values"):
+    with pytest.raises(
+        AudioError, match=rf"a\.{kind}: contains float samples up to .*{words} values"
+    ):
         read_audio(path)
 
 
 def remuxed(path: Path) -> Path:
-    """The same packets in Matroska."""
+    """Copy the packets to Matroska."""
     target = path.with_suffix(".mkv")
     with av.open(str(path)) as source, av.open(str(target), "w") as output:
         stream = output.add_stream_from_template(source.streams.audio[0])
@@ -405,7 +407,7 @@ def remuxed(path: Path) -> Path:
     return target
 
 
-def test_what_decoders_overshoot_is_clipped(tmp_path):
+def test_small_overshoot_of_float_samples_is_clipped(tmp_path):
     path = tmp_path / "a.wav"
     soundfile.write(path, np.float32([1.2, -1.9, 0.5]), 16_000, "FLOAT")
     assert read_audio(path).tolist() == [32767, -32768, 16384]
@@ -414,7 +416,7 @@ def test_what_decoders_overshoot_is_clipped(tmp_path):
 # -- PyAV's versions -----------------------------------------------------------------------------
 
 
-def test_newer_pyav_is_not_given_an_argument_that_it_does_not_have(tmp_path, monkeypatch):
+def test_removed_pyav_argument_is_not_passed_to_newer_versions(tmp_path, monkeypatch):
     calls = []
     original = av.open
 

@@ -1,4 +1,4 @@
-"""Every format that soundfile or PyAV can write: parts equal slices, lengths are what decodes."""
+"""For every format that soundfile or PyAV writes, parts equal slices and lengths are exact."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.sounds import pcm16, speech_like, write_with_av
 SECONDS = 2.3
 PARTS = 20
 
-# RAW has no header. libsndfile cannot read the DWVW that it writes, and writes ALAC of 20 bits
-# that nothing reads. MPEG layers I and II it reads only.
+# RAW has no header. libsndfile cannot read the DWVW that it writes, nothing reads its 20-bit ALAC,
+# and it cannot write MPEG layers I and II.
 UNREADABLE = {"DWVW_12", "DWVW_16", "DWVW_24", "DWVW_N", "ALAC_20"}
 UNREADABLE |= {"MPEG_LAYER_I", "MPEG_LAYER_II"}
 BY_SOUNDFILE = [
@@ -134,14 +134,14 @@ BY_PYAV = [
 
 
 def samples(rate: int, channels: int) -> np.ndarray:
-    """(L, channels) int16."""
+    """Return (L, channels) int16."""
     length = round(SECONDS * rate)
     return torch.stack([pcm16(speech_like(length, n, rate)) for n in range(channels)], 1).numpy()
 
 
 @pytest.fixture(autouse=True)
 def short_segments(monkeypatch):
-    """Seek in short files, as in long ones."""
+    """Shorten the segments, so that short files are also sought in."""
     monkeypatch.setattr(seek, "SEGMENT_S", 1)
 
 
@@ -166,9 +166,9 @@ def assert_parts_equal_slices(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "subtype"), BY_SOUNDFILE)
-def test_formats_that_soundfile_writes(tmp_path, name, subtype):
+def test_parts_equal_slices_in_formats_that_soundfile_writes(tmp_path, name, subtype):
     path = tmp_path / f"a.{name.lower()}"
-    for rate, channels in ((44_100, 2), (16_000, 1), (8_000, 1)):  # some take but one
+    for rate, channels in ((44_100, 2), (16_000, 1), (8_000, 1)):  # some formats support only one
         data = samples(rate, channels)
         try:
             data = data / 32768 if subtype in ("FLOAT", "DOUBLE") else data
@@ -178,7 +178,7 @@ def test_formats_that_soundfile_writes(tmp_path, name, subtype):
             continue
     else:
         pytest.skip("this libsndfile writes none of the rates")
-    if name in ("SD2", "XI", "WVE"):  # the header is another file; the rate is always one
+    if name in ("SD2", "XI", "WVE"):  # the header is in another file, or the rate is fixed
         whole = read_audio(path)
         assert torch.equal(read_audio(path, 5_000, 9_000), whole[5_000:14_000])
         return
@@ -186,7 +186,9 @@ def test_formats_that_soundfile_writes(tmp_path, name, subtype):
 
 
 @pytest.mark.parametrize(("container", "suffix", "codec", "rate", "channels"), BY_PYAV)
-def test_formats_that_pyav_writes(tmp_path, container, suffix, codec, rate, channels):
+def test_parts_equal_slices_in_formats_that_pyav_writes(
+    tmp_path, container, suffix, codec, rate, channels
+):
     path = tmp_path / f"a{suffix}"
     try:
         write_with_av(path, codec, samples(rate, channels), rate, container=container)

@@ -1,4 +1,4 @@
-"""Manifests: what is read, what is refused and with which words, and the cache of sample rates."""
+"""Manifests are read and written, invalid ones are reported, and sample rates are cached."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mae_ast.core.io.manifest import Manifest, ManifestError, write_manifest
 
 @pytest.fixture
 def audio(tmp_path: Path) -> Callable[..., Path]:
-    """``audio(name, rate, samples)`` writes a file under ``tmp_path/audio``."""
+    """Function ``audio(name, rate, samples)`` that writes a file under ``tmp_path/audio``."""
 
     def write(name: str, rate: int = 16_000, samples: int = 400) -> Path:
         path = tmp_path / "audio" / name
@@ -31,7 +31,7 @@ def audio(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def manifest_of(tmp_path: Path) -> Callable[..., Path]:
-    """``manifest_of(text)`` writes ``tmp_path/train.tsv``."""
+    """Function ``manifest_of(text)`` that writes ``tmp_path/train.tsv``."""
 
     def write(text: str | bytes) -> Path:
         path = tmp_path / "train.tsv"
@@ -43,7 +43,7 @@ def manifest_of(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files whose headers are read."""
+    """Names of the files whose headers were read."""
     names: list[str] = []
     original = manifest_module.probe_rate
 
@@ -62,10 +62,10 @@ def rows(manifest: Manifest) -> list[tuple[str, int, int]]:
     ]
 
 
-# -- what is read -------------------------------------------------------------------------------
+# -- reading ------------------------------------------------------------------------------------
 
 
-def test_two_columns(manifest_of):
+def test_reads_two_columns(manifest_of):
     manifest = Manifest.read(manifest_of("/data\na.wav\t16000\nb/c.flac\t32000\n"))
     assert rows(manifest) == [("a.wav", 16_000, 0), ("b/c.flac", 32_000, 0)]
     assert manifest.root == "/data"
@@ -73,7 +73,7 @@ def test_two_columns(manifest_of):
     assert manifest.lengths.dtype == np.int64
 
 
-def test_three_columns_and_both_mixed(manifest_of):
+def test_reads_two_and_three_columns_mixed(manifest_of):
     manifest = Manifest.read(manifest_of("/data\na.wav\t48000\t48000\nb.wav\t5\nc.wav\t5\t\n"))
     assert rows(manifest) == [("a.wav", 48_000, 48_000), ("b.wav", 5, 0), ("c.wav", 5, 0)]
 
@@ -89,7 +89,7 @@ def test_three_columns_and_both_mixed(manifest_of):
     ],
     ids=["CRLF", "no last newline", "BOM", "blank lines", "all mixed"],
 )
-def test_ways_to_end_a_line(manifest_of, text):
+def test_reads_all_line_endings(manifest_of, text):
     manifest = Manifest.read(manifest_of(text))
     assert rows(manifest) == [("a.wav", 7, 0), ("b.wav", 8, 44_100)]
     assert manifest.root == "/data"
@@ -104,7 +104,7 @@ def test_line_numbers_count_blank_lines(manifest_of):
 @pytest.mark.parametrize(
     "name", ["two words.wav", " leading.wav", "épée/音声 🎵.wav", "a\u2028b.wav", "a\x0bb.wav"]
 )
-def test_names_of_all_kinds(manifest_of, audio, name):
+def test_reads_unusual_file_names(manifest_of, audio, name):
     audio(name)
     manifest = Manifest.load(manifest_of(f"audio\n{name}\t400\n{name}\t400\t16000\n"))
     for row in range(2):
@@ -112,14 +112,14 @@ def test_names_of_all_kinds(manifest_of, audio, name):
         assert len(read_audio(manifest.audio_path(row))) == 400
 
 
-def test_a_name_that_is_not_utf8(manifest_of):
+def test_reads_file_names_that_are_not_utf8(manifest_of):
     manifest = Manifest.read(manifest_of(b"/data\ncaf\xe9.wav\t400\nb.wav\t400\n"))
     assert os.fsencode(manifest.audio_path(0)) == b"/data/caf\xe9.wav"
     assert manifest.row_path(1) == "b.wav"
 
 
 @pytest.mark.parametrize("root", ["audio", "./audio", "elsewhere/../audio", "audio/"])
-def test_a_relative_root_lies_beside_the_manifest(manifest_of, audio, root, tmp_path, monkeypatch):
+def test_relative_root_starts_at_the_manifest(manifest_of, audio, root, tmp_path, monkeypatch):
     audio("a.wav")
     path = manifest_of(f"{root}\na.wav\t400\n")
     other = tmp_path / "other"
@@ -130,21 +130,21 @@ def test_a_relative_root_lies_beside_the_manifest(manifest_of, audio, root, tmp_
     assert manifest.audio_path(0) == str(tmp_path / "audio" / "a.wav")
 
 
-def test_paths_from_the_root_of_the_file_system(manifest_of, audio):
+def test_reads_absolute_paths_with_root_slash(manifest_of, audio):
     path = audio("a.wav")
     manifest = Manifest.load(manifest_of(f"/\n{path}\t400\n{str(path)[1:]}\t400\n"))
     assert manifest.audio_path(0) == str(path)
     assert manifest.audio_path(1) == str(path)
 
 
-def test_many_rows(manifest_of):
+def test_reads_many_rows(manifest_of):
     lines = "".join(f"folder/{n}.flac\t{n + 1}\t{8000 + n}\n" for n in range(3_000))
     manifest = Manifest.read(manifest_of("/data\n" + lines))
     expected = [(f"folder/{n}.flac", n + 1, 8_000 + n) for n in range(3_000)]
     assert rows(manifest) == expected
 
 
-# -- what is refused ----------------------------------------------------------------------------
+# -- invalid manifests --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -154,20 +154,20 @@ def test_many_rows(manifest_of):
         ("/data\na.wav 7\n", 2, "'a.wav 7' has 1 column"),
         ("/data\na.wav\t7\t8\t9\n", 2, "has 4 column"),
         ("/data\n\t7\n", 2, "path, tab, length"),
-        ("/data\na.wav\tlong\n", 2, "'long' is no length in samples"),
-        ("/data\na.wav\t\n", 2, "'' is no length in samples"),
-        ("/data\na.wav\t1.5\n", 2, "'1.5' is no length in samples"),
-        ("/data\na.wav\t0\n", 2, "'0' is no length in samples"),
-        ("/data\n\n\na.wav\t-16000\n", 4, "'-16000' is no length in samples"),
-        ("/data\na.wav\t7\tfast\n", 2, "'fast' is no sample rate"),
-        ("/data\na.wav\t7\t0\n", 2, "'0' is no sample rate"),
-        ("/data\na.wav\t7\t-1\n", 2, "'-1' is no sample rate"),
-        ("a.wav\t16000\nb.wav\t7\n", 1, "'a.wav\\\\t16000' is no root folder"),
-        ("\n/data\na.wav\t7\n", 1, "'' is no root folder"),
-        ("\ufeff\na.wav\t7\n", 1, "'' is no root folder"),
+        ("/data\na.wav\tlong\n", 2, "'long' is not a valid length in samples"),
+        ("/data\na.wav\t\n", 2, "'' is not a valid length in samples"),
+        ("/data\na.wav\t1.5\n", 2, "'1.5' is not a valid length in samples"),
+        ("/data\na.wav\t0\n", 2, "'0' is not a valid length in samples"),
+        ("/data\n\n\na.wav\t-16000\n", 4, "'-16000' is not a valid length in samples"),
+        ("/data\na.wav\t7\tfast\n", 2, "'fast' is not a valid sample rate"),
+        ("/data\na.wav\t7\t0\n", 2, "'0' is not a valid sample rate"),
+        ("/data\na.wav\t7\t-1\n", 2, "'-1' is not a valid sample rate"),
+        ("a.wav\t16000\nb.wav\t7\n", 1, "'a.wav\\\\t16000' is not a root folder"),
+        ("\n/data\na.wav\t7\n", 1, "'' is not a root folder"),
+        ("\ufeff\na.wav\t7\n", 1, "'' is not a root folder"),
     ],
 )
-def test_a_bad_line_is_named(manifest_of, text, line, value):
+def test_invalid_line_is_reported(manifest_of, text, line, value):
     path = manifest_of(text)
     with pytest.raises(ManifestError, match=f"{path}:{line}: .*{value}"):
         Manifest.read(path)
@@ -176,20 +176,20 @@ def test_a_bad_line_is_named(manifest_of, text, line, value):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is empty; line 1 is the root"),
+        ("", "is empty; expected the root folder on line 1"),
         ("/data\n", "lists no files"),
         ("/data", "lists no files"),
         ("/data\n\n\r\n", "lists no files"),
     ],
 )
-def test_a_manifest_without_rows_is_named(manifest_of, text, message):
+def test_manifest_without_rows_is_reported(manifest_of, text, message):
     path = manifest_of(text)
     with pytest.raises(ManifestError, match=f"{path}: {message}"):
         Manifest.read(path)
 
 
 @pytest.mark.parametrize("row", [f"a.wav\t{10**30}", f"a.wav\t7\t{10**12}"])
-def test_numbers_that_are_too_large_are_named(manifest_of, row):
+def test_too_large_numbers_are_reported(manifest_of, row):
     path = manifest_of(f"/data\n{row}\n")
     with pytest.raises(ManifestError, match=f"{path}:2: '10+'"):
         Manifest.read(path)
@@ -204,28 +204,26 @@ def test_lengths_never_overflow(manifest_of):
     assert num_samples.tolist() == [10**18]
 
 
-def test_a_missing_manifest_is_named(tmp_path):
+def test_missing_manifest_is_reported(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"missing\.tsv: no such manifest"):
         Manifest.load(tmp_path / "missing.tsv")
 
 
-def test_a_missing_audio_file_is_named(manifest_of, audio):
+def test_missing_audio_file_is_reported(manifest_of, audio):
     audio("a.wav")
     path = manifest_of("audio\na.wav\t400\n\ngone/b.wav\t400\n")
     with pytest.raises(ManifestError, match=rf"{path}:4: .*/audio/gone/b\.wav: no such file"):
         Manifest.load(path)
 
 
-def test_a_folder_is_no_audio_file(manifest_of, audio):
+def test_folder_in_place_of_an_audio_file_is_reported(manifest_of, audio):
     audio("folder.wav/a.wav")
     path = manifest_of("audio\nfolder.wav\t400\n")
     with pytest.raises(ManifestError, match=rf"{path}:2: .*folder\.wav: no such file"):
         Manifest.load(path)
 
 
-def test_of_many_files_some_are_looked_at_first_and_last_among_them(
-    manifest_of, audio, monkeypatch
-):
+def test_check_paths_samples_rows_including_first_and_last(manifest_of, audio, monkeypatch):
     names = [f"{n}.wav" for n in range(50)]
     manifest = Manifest.read(manifest_of("audio\n" + "".join(f"{n}\t400\n" for n in names)))
     looked_at: list[str] = []
@@ -246,7 +244,7 @@ def test_of_many_files_some_are_looked_at_first_and_last_among_them(
 # -- sample rates -------------------------------------------------------------------------------
 
 
-def test_rates_are_read_once_and_kept(manifest_of, audio, probed):
+def test_rates_are_read_once_and_cached(manifest_of, audio, probed):
     for name, rate in [("a.wav", 16_000), ("b.wav", 44_100), ("c.wav", 48_000)]:
         audio(name, rate)
     path = manifest_of("audio\na.wav\t400\nb.wav\t400\nc.wav\t400\n")
@@ -273,7 +271,7 @@ def test_only_missing_rates_are_read(manifest_of, audio, probed):
     assert probed == ["b.wav"]
 
 
-def test_nothing_is_read_or_written_where_all_rates_are_given(manifest_of, audio, probed):
+def test_no_headers_are_read_if_all_rates_are_given(manifest_of, audio, probed):
     audio("a.wav")
     path = manifest_of("audio\na.wav\t400\t16000\n")
     Manifest.load(path)
@@ -281,7 +279,7 @@ def test_nothing_is_read_or_written_where_all_rates_are_given(manifest_of, audio
     assert not list(path.parent.glob("*.npz"))
 
 
-def test_a_changed_manifest_is_read_anew(manifest_of, audio, probed):
+def test_changed_manifest_invalidates_the_rate_cache(manifest_of, audio, probed):
     audio("a.wav", 8_000)
     audio("b.wav", 44_100)
     Manifest.load(manifest_of("audio\na.wav\t400\n"))
@@ -316,7 +314,7 @@ def damaged(kind: str, good: bytes) -> bytes:
         "one array",
     ],
 )
-def test_a_damaged_cache_is_ignored_and_replaced(manifest_of, audio, probed, kind):
+def test_damaged_cache_is_ignored_and_replaced(manifest_of, audio, probed, kind):
     audio("a.wav", 44_100)
     path = manifest_of("audio\na.wav\t400\n")
     Manifest.load(path)
@@ -328,7 +326,7 @@ def test_a_damaged_cache_is_ignored_and_replaced(manifest_of, audio, probed, kin
     assert probed == ["a.wav"] * 2
 
 
-def test_a_cache_of_another_number_of_rows_is_ignored(manifest_of, audio, probed):
+def test_cache_with_another_number_of_rows_is_ignored(manifest_of, audio, probed):
     audio("a.wav", 44_100)
     path = manifest_of("audio\na.wav\t400\n")
     Manifest.load(path)
@@ -341,7 +339,7 @@ def test_a_cache_of_another_number_of_rows_is_ignored(manifest_of, audio, probed
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, code: int, calls: list[tuple[object, str]]) -> None:
-    """Let calls fail as they do where nothing may be written."""
+    """Make calls on the cache file fail with an error code."""
     for owner, name in calls:
         original = getattr(owner, name)
 
@@ -358,12 +356,12 @@ def refuse(monkeypatch: pytest.MonkeyPatch, code: int, calls: list[tuple[object,
     [
         (errno.EACCES, [(Path, "open")]),
         (errno.ENOSPC, [(os, "replace")]),
-        # There, the kernel refuses to delete even what does not exist.
+        # On a read-only file system, unlink fails even for a file that does not exist.
         (errno.EROFS, [(Path, "open"), (Path, "touch"), (Path, "unlink")]),
     ],
     ids=["no permission", "no room", "read-only file system"],
 )
-def test_where_nothing_can_be_written_rates_are_read_each_time(
+def test_rates_are_read_each_time_if_the_cache_cannot_be_written(
     manifest_of, audio, probed, monkeypatch, code, calls
 ):
     audio("a.wav", 44_100)
@@ -375,7 +373,7 @@ def test_where_nothing_can_be_written_rates_are_read_each_time(
     assert {entry.name for entry in path.parent.iterdir()} == {"audio", "train.tsv"}
 
 
-def test_a_header_that_cannot_be_read_gives_no_rate(manifest_of, audio):
+def test_unreadable_header_gives_rate_zero(manifest_of, audio):
     audio("a.wav", 44_100)
     audio("b.wav").write_bytes(b"garbage")
     manifest = Manifest.load(manifest_of("audio\na.wav\t44100\nb.wav\t16000\n"))
@@ -383,7 +381,7 @@ def test_a_header_that_cannot_be_read_gives_no_rate(manifest_of, audio):
     assert manifest.num_samples.tolist() == [16_000, 16_000]
 
 
-def test_a_header_that_can_be_read_later_is_read_then(manifest_of, audio, probed):
+def test_header_that_becomes_readable_is_read(manifest_of, audio, probed):
     audio("a.wav", 44_100)
     audio("b.wav").write_bytes(b"garbage")
     path = manifest_of("audio\na.wav\t44100\nb.wav\t48000\n")
@@ -397,7 +395,7 @@ def test_a_header_that_can_be_read_later_is_read_then(manifest_of, audio, probed
     assert probed == ["b.wav"]
 
 
-def test_progress_sees_each_header(manifest_of, audio):
+def test_progress_wraps_each_header_once(manifest_of, audio):
     for name in ("a.wav", "b.wav", "c.wav"):
         audio(name)
     seen: list[tuple[int, list[int]]] = []
@@ -415,13 +413,13 @@ def test_progress_sees_each_header(manifest_of, audio):
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
 @pytest.mark.parametrize("samples", [4_800, 4_801, 9_999])
-def test_length_at_16_khz_is_what_is_decoded(manifest_of, audio, rate, samples):
+def test_num_samples_equals_decoded_length(manifest_of, audio, rate, samples):
     audio("a.wav", rate, samples)
     manifest = Manifest.load(manifest_of(f"audio\na.wav\t{samples}\n"))
     assert manifest.num_samples.tolist() == [len(read_audio(manifest.audio_path(0)))]
 
 
-def test_lengths_at_16_khz_in_numbers(manifest_of):
+def test_num_samples_rounds_up(manifest_of):
     text = "/data\na\t48000\t48000\nb\t44100\t44100\nc\t44101\t44100\nd\t7\t16000\ne\t7\n"
     assert Manifest.read(manifest_of(text)).num_samples.tolist() == [16_000, 16_000, 16_001, 7, 7]
 
@@ -429,7 +427,7 @@ def test_lengths_at_16_khz_in_numbers(manifest_of):
 # -- writing ------------------------------------------------------------------------------------
 
 
-def test_what_is_written_is_read_again(tmp_path):
+def test_written_manifest_is_read_back(tmp_path):
     content = [("a.wav", 7, 16_000), ("two words/épée 音.flac", 10**10, 44_100)]
     content.append((os.fsdecode(b"caf\xe9.wav"), 1, 8_000))
     path = tmp_path / "épée.tsv"
@@ -442,21 +440,21 @@ def test_what_is_written_is_read_again(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a\tb.wav", "a\nb.wav", "a\rb.wav"])
-def test_a_name_that_fits_no_manifest_is_refused(tmp_path, name):
+def test_path_with_tab_or_line_break_is_refused(tmp_path, name):
     path = tmp_path / "train.tsv"
     write_manifest(path, "/data", [("old.wav", 1, 16_000)])
-    with pytest.raises(ManifestError, match="a path with a tab or line break"):
+    with pytest.raises(ManifestError, match=r"b\.wav'.*tab or line break"):
         write_manifest(path, "/data", [("new.wav", 1, 16_000), (name, 1, 16_000)])
     assert rows(Manifest.read(path)) == [("old.wav", 1, 16_000)]
 
 
-def test_a_refused_manifest_leaves_nothing_behind(tmp_path):
+def test_refused_manifest_leaves_no_file(tmp_path):
     with pytest.raises(ManifestError):
         write_manifest(tmp_path / "train.tsv", "/data", [("a\tb.wav", 1, 16_000)])
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("root", ["/da\tta", "/da\nta", ""])
-def test_a_root_that_fits_no_manifest_is_refused(tmp_path, root):
+def test_invalid_root_is_refused(tmp_path, root):
     with pytest.raises(ManifestError):
         write_manifest(tmp_path / "train.tsv", root, [("a.wav", 1, 16_000)])

@@ -1,4 +1,4 @@
-"""Rows parsed in blocks are those parsed line by line."""
+"""Parsing rows in blocks gives the same result as parsing line by line."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def in_blocks(text: bytes) -> Rows:
 
 
 def line_by_line(text: bytes) -> Rows:
-    return manifest_parser._parse_any(text, manifest_parser.FIRST_ROW_LINE, MANIFEST)
+    return manifest_parser._parse_lines(text, manifest_parser.FIRST_ROW_LINE, MANIFEST)
 
 
 def some_text(seed: int, kinds: list[bytes]) -> bytes:
@@ -70,7 +70,7 @@ def _block_bytes(request, monkeypatch):
 
 @pytest.mark.usefixtures("_block_bytes")
 @pytest.mark.parametrize("kinds", [PLAIN, PLAIN + UNUSUAL], ids=["plain", "unusual"])
-def test_what_is_read(kinds):
+def test_block_parser_equals_line_parser(kinds):
     for seed in range(50):
         text = some_text(seed, kinds)
         assert_equal(in_blocks(text), line_by_line(text))
@@ -78,7 +78,7 @@ def test_what_is_read(kinds):
 
 @pytest.mark.usefixtures("_block_bytes")
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_is_refused_and_how(wrong):
+def test_block_parser_raises_the_same_errors_as_line_parser(wrong):
     for seed in range(5):
         text = some_text(seed, PLAIN).rstrip() + b"\n" + wrong + b"\n" + some_text(seed, PLAIN)
         with pytest.raises(ManifestError) as expected:
@@ -89,18 +89,18 @@ def test_what_is_refused_and_how(wrong):
         assert str(raised.value).startswith("train.tsv:")
 
 
-def test_plain_rows_are_never_parsed_line_by_line(monkeypatch):
-    monkeypatch.setattr(manifest_parser, "_parse_any", None)
+def test_plain_rows_are_not_parsed_line_by_line(monkeypatch):
+    monkeypatch.setattr(manifest_parser, "_parse_lines", None)
     for seed in range(50):
         text = some_text(seed, PLAIN)
         assert len(in_blocks(b"a.wav\t7\n" + text).lines)
 
 
-def test_no_rows():
+def test_empty_input_has_no_rows():
     assert_equal(in_blocks(b""), line_by_line(b""))
 
 
-def test_memory_is_that_of_the_rows_alone(monkeypatch):
+def test_peak_memory_is_close_to_the_size_of_the_rows(monkeypatch):
     monkeypatch.setattr(manifest_parser, "_BLOCK_BYTES", 2**14)
     text = b"".join(b"folder/%09d.flac\t160000\t16000\n" % row for row in range(50_000))
     file = io.BytesIO(text)

@@ -1,4 +1,4 @@
-"""Files have the mode that the umask gives, also where they are written to another name first."""
+"""Written files have the mode given by the umask, even if written to a temporary name first."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def _atomic_write(model: PretrainedMaeAst, folder: Path) -> None:
-    """By a writer that makes a private file of its own."""
+    """Replace the temporary file by a private one, as some writers do."""
     with atomic_write(folder / "file") as part:
         part.unlink()
         os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600))
@@ -107,7 +107,9 @@ def assert_modes(folder: Path, umask: int) -> None:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_written_files(small_config, tmp_path: Path, umask: int, name: str) -> None:
+def test_written_files_have_the_mode_of_the_umask(
+    small_config, tmp_path: Path, umask: int, name: str
+) -> None:
     model = PretrainedMaeAst(small_config(), "random_mask").eval()
     WRITERS[name](model, tmp_path)
     assert_modes(tmp_path, umask)

@@ -1,11 +1,11 @@
-"""Counts agree with their nouns."""
+"""Nouns agree with their counts."""
 
 from __future__ import annotations
 
 from mae_ast.core.io.plural import plural
 
 
-def test_a_count_has_its_noun_in_the_right_number() -> None:
+def test_plural_agrees_with_the_count() -> None:
     assert [plural(n, "clip") for n in (0, 1, 2, 1_250)] == [
         *("0 clips", "1 clip", "2 clips", "1,250 clips"),
     ]

@@ -1,4 +1,4 @@
-"""Reads that fail for a moment are made again; others are not."""
+"""Reads are retried after transient errors, and only after those."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import torch
 from mae_ast.core.io import archive, retry
 from mae_ast.core.io.audio import AudioError, probe_audio, probe_rate, read_audio, read_long_audio
 from mae_ast.core.io.manifest import Manifest, ManifestError
-from mae_ast.core.io.retry import may_pass, retried
+from mae_ast.core.io.retry import is_transient, retried
 from tests.sounds import write_with_av
 
 
 @pytest.fixture(autouse=True)
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits in seconds, which are skipped."""
+    """Requested waits in seconds; the tests do not sleep."""
     waits: list[float] = []
     monkeypatch.setattr(retry.time, "sleep", waits.append)
     return waits
@@ -47,7 +47,7 @@ def failing(error: Exception, times: int) -> tuple[Callable[[], str], list[int]]
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN])
-def test_an_error_that_may_pass_is_retried_twice(number: int, waits: list[float]) -> None:
+def test_transient_error_is_retried_twice(number: int, waits: list[float]) -> None:
     for times in (1, 2):
         read, attempts = failing(OSError(number, "hiccup"), times)
         assert read() == "read"
@@ -60,7 +60,7 @@ def test_an_error_that_may_pass_is_retried_twice(number: int, waits: list[float]
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.EISDIR])
-def test_an_error_that_stays_is_not_retried(number: int, waits: list[float]) -> None:
+def test_permanent_error_is_not_retried(number: int, waits: list[float]) -> None:
     read, attempts = failing(OSError(number, "no"), 1)
     with pytest.raises(AudioError):
         read()
@@ -68,22 +68,22 @@ def test_an_error_that_stays_is_not_retried(number: int, waits: list[float]) -> 
     assert waits == []
 
 
-def test_errors_of_decoders_are_told_from_damage() -> None:
-    assert may_pass(soundfile.LibsndfileError(2))  # "System error"
-    assert not may_pass(soundfile.LibsndfileError(1))  # unknown format
+def test_decoder_errors_from_damage_are_not_transient() -> None:
+    assert is_transient(soundfile.LibsndfileError(2))  # "System error"
+    assert not is_transient(soundfile.LibsndfileError(1))  # unknown format
     with pytest.raises(OSError, match=r"I/O error|Input/output") as caught:
         av.error.err_check(-errno.EIO)
-    assert not may_pass(caught.value)  # as FFmpeg calls it where a packet is cut
+    assert not is_transient(caught.value)  # FFmpeg's error for a truncated packet
 
 
-# --- where audio is read --------------------------------------------------------------------------
+# --- reading audio --------------------------------------------------------------------------------
 
 READS = pytest.mark.parametrize("read", [read_audio, read_long_audio, probe_audio, probe_rate])
 
 
 @pytest.mark.parametrize("function", ["stat", "open", "pread"])
 @READS
-def test_a_hiccup_of_the_file_system_is_not_noticed(
+def test_reads_succeed_after_transient_file_system_errors(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     waits: list[float],
@@ -115,7 +115,7 @@ def test_a_hiccup_of_the_file_system_is_not_noticed(
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
 @pytest.mark.parametrize("kind", ["mp3", "ogg", "m4a", "mkv"])
 @READS
-def test_an_error_that_ffmpeg_meets_is_not_taken_for_the_end(
+def test_read_error_under_ffmpeg_is_not_treated_as_end_of_file(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     waits: list[float],
@@ -144,15 +144,15 @@ def test_an_error_that_ffmpeg_meets_is_not_taken_for_the_end(
     assert torch.equal(found, expected) if isinstance(found, torch.Tensor) else found == expected
     assert bool(waits) == (failures[0] < 2)
     failures[0] = 1_000
-    if waits:  # what reads the beginning alone meets no error
+    if waits:  # reading only the beginning meets no error
         with pytest.raises(AudioError, match=rf"a\.{kind}: cannot be .*{os.strerror(number)}"):
             read(path)
 
 
-def test_an_error_that_libsndfile_meets_is_not_taken_for_the_end(
+def test_read_error_under_libsndfile_is_not_treated_as_end_of_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]
 ) -> None:
-    """It does not pass on what the system said."""
+    """libsndfile does not report the system's error number."""
     soundfile.write(tmp_path / "a.flac", np.arange(20_000, dtype=np.int16), 16_000)
     expected = read_audio(tmp_path / "a.flac")
     original, left = soundfile.SoundFile.read, [2]
@@ -168,15 +168,13 @@ def test_an_error_that_libsndfile_meets_is_not_taken_for_the_end(
     assert waits == [0.1, 0.4]
 
 
-def test_an_archive_that_is_stale_is_opened_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stale_archive_is_reopened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     soundfile.write(tmp_path / "a.wav", np.zeros(20_000), 16_000)
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(tmp_path / "a.wav", "a.wav")
     ((_, member),) = archive.list_members(tmp_path / "a.tar")
     expected = read_audio(str(member))
-    held = archive._opened(str(tmp_path / "a.tar"))  # no other file gets its number meanwhile
+    held = archive._open_archive(str(tmp_path / "a.tar"))  # keeps its descriptor from being reused
     pread, stale = os.pread, held._fd
 
     def of_new_handles(descriptor: int, *arguments: int) -> bytes:
@@ -188,7 +186,7 @@ def test_an_archive_that_is_stale_is_opened_anew(
     assert torch.equal(read_audio(str(member)), expected)
 
 
-def test_a_manifest_is_not_refused_for_a_hiccup(
+def test_manifest_check_retries_transient_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]
 ) -> None:
     soundfile.write(tmp_path / "a.wav", np.zeros(20_000), 16_000)

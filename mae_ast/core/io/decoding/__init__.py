@@ -1,1 +1,1 @@
-"""Decode audio with libsndfile or FFmpeg: whole files, parts, lengths."""
+"""Decode audio with libsndfile or FFmpeg: whole files, parts of files, and their lengths."""

@@ -1,6 +1,6 @@
-"""Open audio files: their bytes at any offset, and what their first bytes say that they hold.
+"""Open audio files for random access, and recognise their format by their first bytes.
 
-A file's content determines its decoder; the suffix is at most a hint for FFmpeg.
+A file's content determines its decoder; the suffix is only a hint for FFmpeg.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ HEAD_BYTES = 64  # read from a file to recognise its content
 
 _SECTION_BUFFER = 2**16  # bytes
 
-_warned: set[str] = set()  # files that a warning was logged about
+_warned: set[str] = set()  # paths for which a warning was already logged
 
 
 class AudioError(ValueError):
-    """A file that holds no usable audio; the message names the file and says why."""
+    """The file contains no usable audio; the message gives the file and the reason."""
 
 
 class UndecodableError(Exception):
-    """One decoder cannot read a file, or not all of it; another one may."""
+    """A decoder cannot read a file, or not all of it; another decoder may."""
 
 
 def warn_once(path: str, message: str) -> None:
-    """Log a warning about a file, unless there was one already."""
+    """Log a warning about a file, at most once per file."""
     if path not in _warned:
         _warned.add(path)
         logger.warning("%s: %s", path, message)
@@ -45,15 +45,15 @@ class Content(NamedTuple):
     """Format of a file, recognised by its content.
 
     Args:
-        name: for messages; empty where it is not known.
-        by_soundfile: libsndfile is the better decoder for it, else FFmpeg.
+        name: name of the format, for messages; empty if unknown.
+        by_soundfile: True if libsndfile decodes it first, False if FFmpeg does.
     """
 
     name: str
     by_soundfile: bool
 
 
-_BY_SOUNDFILE = {  # formats in which libsndfile seeks exactly
+_BY_SOUNDFILE = {  # libsndfile seeks sample-exactly in these formats
     "FLAC": rb"fLaC",
     "WAV": rb"(RIFF|RIFX|RF64)....WAVE",
     "AIFF": rb"FORM....AIF[FC]",
@@ -99,21 +99,21 @@ _PATTERNS = tuple(
     for kinds in (_BY_SOUNDFILE, _BY_FFMPEG)
     for name, magic in kinds.items()
 )
-_UNKNOWN = Content("", True)  # libsndfile takes fewer strange files for audio than FFmpeg does
+_UNKNOWN = Content("", True)  # libsndfile accepts fewer files that are not audio than FFmpeg
 
 
 def recognise(head: bytes) -> Content:
-    """Recognise the format of a file by its first ``HEAD_BYTES`` bytes."""
+    """Recognise the format of a file from its first ``HEAD_BYTES`` bytes."""
     return next((content for magic, content in _PATTERNS if magic.match(head)), _UNKNOWN)
 
 
 class AudioFile:
-    """A file that is open for reading, loose or within an archive.
+    """A file that is open for reading, loose or inside an archive.
 
     Args:
-        path: its name in messages.
-        size: in bytes.
-        handle: the descriptor of a loose file, or the content of one within an archive.
+        path: path of the file, for messages.
+        size: size in bytes.
+        handle: file descriptor of a loose file, or file object of a file inside an archive.
     """
 
     def __init__(self, path: str, size: int, handle: int | BinaryIO) -> None:
@@ -124,41 +124,41 @@ class AudioFile:
 
     @property
     def suffix(self) -> str:
-        """The suffix of its name; in an archive, of the name that it has there."""
+        """Suffix of its name; for a file inside an archive, of its name there."""
         name = self.path if isinstance(self._handle, int) else getattr(self._handle, "name", "")
         return os.path.splitext(name)[1]
 
     def read(self, offset: int, length: int) -> bytes:
-        """Read the bytes at ``offset``; fewer where the file ends."""
+        """Read ``length`` bytes at ``offset``; fewer at the end of the file."""
         if isinstance(self._handle, int):
             return os.pread(self._handle, length, offset)
         self._handle.seek(offset)
         return self._handle.read(length)
 
     def section(self, offset: int, length: int) -> AudioFile:
-        """Return a part of the file as a file, readable while this one is open."""
+        """Return a byte range as a file of its own, readable while this one is open."""
         content = io.BufferedReader(self._section(offset, length), _SECTION_BUFFER)
         return AudioFile(self.path, length, cast(BinaryIO, content))
 
     def for_soundfile(self) -> int | str | BinaryIO:
-        """Return what soundfile opens: the descriptor or the content, at its beginning."""
+        """Return an argument for ``soundfile.SoundFile``, positioned at the start of the file."""
         if not isinstance(self._handle, int):
             return self._content()
         if self.path.lower().endswith(".sd2"):
-            return self.path  # its header is in a file beside it
+            return self.path  # the header of an SD2 file is in a second file
         os.lseek(self._handle, 0, os.SEEK_SET)
         return self._handle
 
     def for_av(self) -> BinaryIO:
-        """Return what PyAV opens: the content, at its beginning.
+        """Return an argument for ``av.open``, positioned at the start of the file.
 
-        A loose file is read here, too: FFmpeg reports damage as an error of input and output, and
-        takes an error of the file system for the end.
+        Loose files are also read in Python: FFmpeg reports damaged data as an I/O error, and treats
+        an error of the file system as the end of the file.
         """
         return self._content()
 
     def _content(self) -> BinaryIO:
-        """Return the content with a position of its own: :meth:`read` may be called meanwhile."""
+        """Return the content with its own position, so that :meth:`read` may be used meanwhile."""
         return cast(BinaryIO, self._section(0, self.size))
 
     def _section(self, offset: int, length: int) -> Section:
@@ -170,9 +170,9 @@ def open_audio(path: str) -> Iterator[AudioFile]:
     """Open the file at an absolute path, also ``archive:offset:length``.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        AudioError: it is empty.
-        ArchiveError, OSError: it cannot be read.
+        FileNotFoundError: the file does not exist.
+        AudioError: the file is empty.
+        ArchiveError, OSError: the file cannot be read.
     """
     member = Member.parse(path)
     if member is not None:

@@ -1,4 +1,4 @@
-"""Average the channels of a file, and warn if they cancel each other."""
+"""Average the channels of a recording, and warn if they cancel each other."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from torch import Tensor
 
 from mae_ast.core.io.decoding.audio_file import warn_once
 
-_STEP = 16  # one frame in so many is checked
-_CANCELLED = 1e-4  # power of the average over that of the channels: -40 dB
-_QUIET = 1e-8  # power of silence, at a full scale of 1
+_STEP = 16  # every 16th frame is checked
+_CANCELLED = 1e-4  # power of the average relative to that of the channels: -40 dB
+_QUIET = 1e-8  # power below which audio counts as silence; full scale is 1
 
 
 class Downmix:
-    """Average channels, block by block.
+    """Average channels block by block.
 
     Args:
-        path: of the file, for a warning.
+        path: path of the file, for warnings.
     """
 
     def __init__(self, path: str) -> None:
@@ -30,14 +30,14 @@ class Downmix:
             return frames[:, 0]
         scale = 32768 if frames.dtype == torch.int16 else 1
         if scale > 1:
-            # A product adds up several times as fast as a mean does; sums of int16 are exact in
-            # float32.
+            # A matrix product is several times faster than a mean, and sums of int16 values are
+            # exact in float32.
             average = frames.float() @ torch.ones(frames.shape[1]) / frames.shape[1] / scale
         else:
             average = frames.mean(dim=1)
-        some = frames[::_STEP].float() / scale
-        self._frames += len(some)
-        self._channels += float(some.square().mean(dim=1).sum())
+        sampled = frames[::_STEP].float() / scale
+        self._frames += len(sampled)
+        self._channels += float(sampled.square().mean(dim=1).sum())
         self._average += float(average[::_STEP].square().sum())
         return average
 
@@ -46,5 +46,5 @@ class Downmix:
         if self._channels > _QUIET * self._frames and self._average < _CANCELLED * self._channels:
             warn_once(
                 self._path,
-                "its channels are in opposite phase and average to silence; mix it down otherwise",
+                "its channels are in opposite phase and average to silence; downmix it another way",
             )

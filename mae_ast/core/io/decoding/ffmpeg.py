@@ -1,6 +1,7 @@
-"""Read audio with FFmpeg: an open stream, its frames past damaged packets, mono blocks of them.
+"""Read audio with FFmpeg: open a stream, decode its frames, cut them to mono blocks.
 
-A packet that cannot be decoded becomes silence of its length, so that later audio keeps its place.
+A packet that cannot be decoded is replaced by silence of the same duration, so that later audio
+keeps its position.
 """
 
 from __future__ import annotations
@@ -24,24 +25,24 @@ from torch import Tensor
 
 from mae_ast.core.io.decoding.audio_file import HEAD_BYTES, AudioError, AudioFile, warn_once
 from mae_ast.core.io.decoding.downmix import Downmix
-from mae_ast.core.io.decoding.headers import wav_goes_on
+from mae_ast.core.io.decoding.headers import wav_exceeds_header
 from mae_ast.core.io.plural import plural
 
-_LONGEST_GAP_S = 3_600  # seconds between timestamps; more is damage
-_CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")  # bytes that no text has
-_BATCH = 2**16  # frames that are averaged over channels at a time
+_LONGEST_GAP_S = 3_600  # seconds; larger gaps between timestamps are treated as damage
+_CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")  # bytes that do not occur in text
+_BATCH = 2**16  # frames averaged over channels at a time
 Frame = tuple[av.AudioFrame, Fraction]  # a frame, and the seconds of damage before it
-Located = tuple[int, list[np.ndarray]]  # a block's place in the file; (L,) float32 per channel
+Located = tuple[int, list[np.ndarray]]  # position of a block in the file; (L,) float32 per channel
 
-# FFmpeg resamples with filter graphs, which own threads and lie in reference cycles. A forked
+# FFmpeg resamples with filter graphs, which own threads and are part of reference cycles. A forked
 # process does not have these threads, and freeing a graph there waits for them forever (FFmpeg
-# 8.1), so the garbage collector of a data worker must not touch what the worker inherited.
+# 8.1), so the garbage collector of a data worker must not collect inherited objects.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=gc.freeze)
 
 
 def tag_options(version: str) -> dict[str, Any]:
-    """Return the arguments that make PyAV accept tags in any encoding.
+    """Return the arguments of ``av.open`` that accept tags in any encoding.
 
     PyAV 19 and later need none.
     """
@@ -53,13 +54,13 @@ _TAGS = tag_options(av.__version__)
 
 @dataclass
 class Stream:
-    """The audio stream of an open file, and how much of it was damaged.
+    """The audio stream of an open file, with counts of damaged packets.
 
     Args:
         file: the open file.
-        container, audio: FFmpeg's container and stream.
-        packets, damaged: packets that were decoded, and those of them that could not be.
-        silent: stretches of damaged packets with frames after them.
+        container, audio: PyAV's container and stream.
+        packets, damaged: number of packets so far, and of those that could not be decoded.
+        silent: number of runs of damaged packets that are followed by a decoded frame.
     """
 
     file: AudioFile
@@ -72,17 +73,17 @@ class Stream:
 
     @property
     def time_base(self) -> Fraction:
-        """Seconds of one tick of its timestamps; 0 where it has none."""
+        """Duration of one timestamp tick in seconds; 0 if the stream has no time base."""
         base = self.audio.time_base
         return Fraction(base.numerator, base.denominator) if base else Fraction(0)
 
     def keep_padding(self) -> None:
-        """Decode the last block whole: FFmpeg cuts that of short Vorbis files at a wrong place."""
+        """Decode the last block completely; FFmpeg trims that of short Vorbis files wrongly."""
         self.audio.codec_context.flags2 |= Flags2.skip_manual
         self._drop_first = True
 
     def demux(self) -> Iterator[av.Packet[av.AudioStream]]:
-        """Yield packets to the end, or to where nothing more can be read."""
+        """Yield packets up to the end, or until no more can be read."""
         seen = before = 0
         while True:
             try:
@@ -93,12 +94,12 @@ class Stream:
             except av.FFmpegError:
                 if not seen:
                     raise
-                if seen == before:  # twice at the same place: the file was cut
+                if seen == before:  # two errors at the same position: the file is truncated
                     return
                 before = seen
 
     def frames(self) -> Iterator[Frame]:
-        """Yield frames, each with the seconds of damaged packets since the last one."""
+        """Yield frames, each with the duration in seconds of the damaged packets before it."""
         lost, drop_first = Fraction(0), self._drop_first
         for packet in self.demux():
             self.packets += bool(packet.size)
@@ -109,7 +110,7 @@ class Stream:
                     self.damaged += 1
                     lost += (packet.duration or 0) * self.time_base
                 continue
-            if drop_first:  # which overlaps with nothing; FFmpeg would skip it, too
+            if drop_first:  # the first block overlaps with nothing; FFmpeg would also skip it
                 drop_first, frames = False, []
             for frame in frames:
                 self.silent += bool(lost)
@@ -117,7 +118,7 @@ class Stream:
                 lost = Fraction(0)
 
     def check(self) -> None:
-        """Warn once about damaged packets. The last one of a file that was cut is none of those.
+        """Warn once about damaged packets, except for the last packet of a truncated file.
 
         Raises:
             AudioError: more than half of the packets are damaged.
@@ -127,7 +128,7 @@ class Stream:
         if 2 * self.damaged > self.packets:
             raise AudioError(f"{self.file.path}: cannot be decoded ({count})")
         if self.silent:
-            warn_once(self.file.path, f"{count}; they are read as silence")
+            warn_once(self.file.path, f"{count}; replaced by silence")
 
 
 @contextmanager
@@ -135,15 +136,16 @@ def opened(file: AudioFile) -> Iterator[Stream]:
     """Open the default audio stream of a file with FFmpeg.
 
     Raises:
-        AudioError: it has no audio stream, or one of a codec that FFmpeg does not know.
-        av.FFmpegError: FFmpeg does not know the file.
+        AudioError: the file has no audio stream, or one with a codec that FFmpeg does not support.
+        av.FFmpegError: FFmpeg does not recognise the file.
     """
     options: dict[str, str] = {}
-    if file.content.name == "WAV" and wav_goes_on(file):
+    if file.content.name == "WAV" and wav_exceeds_header(file):
         options["ignore_length"] = "1"
     if not _CONTROL.search(file.read(0, HEAD_BYTES)):
-        # Text may be a playlist or a session description. No protocol has this name, so it opens no
-        # other file and no network connection. (On SWF, FFmpeg before 8.1 crashes with any list.)
+        # Text may be a playlist or a session description. No protocol has this name, so FFmpeg
+        # opens no other file and no network connection. (With any whitelist, FFmpeg before 8.1
+        # crashes on SWF, which is not text.)
         options["protocol_whitelist"] = "none"
     with av.open(file.for_av(), "r", options=options, **_TAGS) as container:
         streams = container.streams.audio
@@ -151,21 +153,21 @@ def opened(file: AudioFile) -> Iterator[Stream]:
             raise AudioError(f"{file.path}: has no audio stream")
         known = [stream for stream in streams if stream.codec_context is not None]
         if not known:
-            raise AudioError(f"{file.path}: its audio is of a kind that FFmpeg does not know")
+            raise AudioError(f"{file.path}: FFmpeg does not support its audio codec")
         default = (stream for stream in known if stream.disposition & Disposition.default)
         yield Stream(file, container, next(default, known[0]))
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Positions of frames by their timestamps.
+    """Convert timestamps to positions of frames.
 
     Args:
-        rate: of the stream, in Hz.
-        time_base: seconds of a tick.
+        rate: sample rate of the stream, in Hz.
+        time_base: duration of a tick, in seconds.
         origin: timestamp of the first frame.
-        grid: where timestamps are coarser than samples: frames begin at multiples of so many
-            samples from ``grid_origin``; else 1.
+        grid: spacing in samples of the possible frame positions, counted from ``grid_origin``; 1
+            unless timestamps are coarser than samples.
         grid_origin: a position, in samples, at which a frame begins.
     """
 
@@ -179,7 +181,7 @@ class Clock:
         """Return the sample at which a frame with this timestamp begins."""
         if timestamp <= self.origin:  # the first frame, which may be shorter than the grid
             return 0
-        # In integers: it is done for every frame.
+        # Integer arithmetic, because this is called for every frame.
         step = self.time_base.denominator * self.grid
         ticks = (timestamp - self.origin) * self.time_base.numerator * self.rate
         ahead = ticks - self.grid_origin * self.time_base.denominator
@@ -187,15 +189,15 @@ class Clock:
 
     @property
     def tolerance(self) -> int:
-        """Samples by which timestamps may differ from the count.
+        """Number of samples by which timestamps may differ from the counted position.
 
-        Some are rounded, and those of Vorbis are late by a part of a frame where long and short
-        blocks meet.
+        Some timestamps are rounded, and those of Vorbis are late by part of a frame where long and
+        short blocks meet.
         """
         return self.rate // 20
 
     def begin_of(self, frames: list[av.AudioFrame]) -> int | None:
-        """Return the position of consecutive frames that most of their timestamps agree on."""
+        """Return the position of consecutive frames, by majority vote of their timestamps."""
         counted, votes = 0, Counter[int]()
         for frame in frames:
             if frame.pts is not None:
@@ -207,14 +209,14 @@ class Clock:
 def locate(
     frames: Iterable[Frame], rate: int, clock: Clock | None = None, at: int = 0, keep_from: int = 0
 ) -> Iterator[Located]:
-    """Find the place of each frame in the file.
+    """Determine the position of each frame in the file.
 
     Args:
-        frames: as :meth:`Stream.frames` gives them.
-        rate: of what is yielded, in Hz; frames of other rates are resampled.
-        clock: detects gaps between frames; without one, frames are counted.
-        at: where the first frame begins.
-        keep_from: frames that end before that place are dropped.
+        frames: frames from :meth:`Stream.frames`.
+        rate: sample rate of the yielded blocks, in Hz; frames with other rates are resampled.
+        clock: detects gaps between frames; ``None`` counts samples.
+        at: position of the first frame, in samples.
+        keep_from: frames that end before this position are dropped.
     """
     kind, convert = None, av.AudioResampler(format="fltp", rate=rate)
     tolerance = 0 if clock is None else clock.tolerance
@@ -242,7 +244,7 @@ def locate(
 
 
 def cut(located: Iterable[Located], first: int, end: int | None, mono: Downmix) -> Iterator[Tensor]:
-    """Yield the mono samples from ``first`` to ``end`` in blocks, with silence between frames."""
+    """Yield mono samples ``first`` to ``end`` in blocks; gaps between frames become silence."""
     batch: list[list[np.ndarray]] = []
     at, held = first, 0
     for place, block in located:

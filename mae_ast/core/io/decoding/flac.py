@@ -1,4 +1,4 @@
-"""Check the length in a FLAC header against the file: each frame says at which sample it begins."""
+"""Check the length in a FLAC header against the sample positions in the frame headers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from mae_ast.core.io.decoding.audio_file import AudioFile
 
-_PLACES = 8  # where frames are looked for, besides the last one
-_WINDOW = 2**14  # bytes that are read at a place, unless frames are longer
-_TAIL = 2**16  # bytes at the end, where tags may follow the last frame
+_PLACES = 8  # positions at which frames are searched for, besides the end
+_WINDOW = 2**14  # bytes read at each position, unless frames are longer
+_TAIL = 2**16  # bytes read at the end, where tags may follow the last frame
 
 _SYNC = re.compile(rb"\xff[\xf8\xf9]")
 _LONGEST_HEADER = 16  # bytes
@@ -21,13 +21,13 @@ _BLOCK_SIZES = {
 
 
 def flac_length(file: AudioFile) -> int:
-    """Return the number of samples up to the end of the last frame of a FLAC file; 0 if none."""
+    """Return the number of samples up to the end of a FLAC file's last frame; 0 without frames."""
     length = min(file.size, max(_TAIL, 2 * _longest_frame(file)))
     return max(_ends_of_frames(file, file.size - length, length), default=0)
 
 
 def flac_is_joined(file: AudioFile) -> bool:
-    """Return whether a FLAC file is several concatenated ones: its frame numbers start again."""
+    """Return whether a FLAC file is a concatenation of several: its frame numbers restart."""
     window = max(_WINDOW, 2 * _longest_frame(file))
     before = 0
     for place in range(0, file.size, max(window, file.size // _PLACES)):
@@ -43,7 +43,7 @@ def _longest_frame(file: AudioFile) -> int:
 
 
 def _ends_of_frames(file: AudioFile, place: int, length: int) -> Iterator[int]:
-    """Yield the sample after each frame that begins in a stretch of the file."""
+    """Yield the end position of each frame that begins in a byte range of the file."""
     block_size = int.from_bytes(file.read(10, 2), "big")
     content = file.read(place, length)
     for match in _SYNC.finditer(content):
@@ -53,14 +53,14 @@ def _ends_of_frames(file: AudioFile, place: int, length: int) -> Iterator[int]:
 
 
 def _end_of_frame(header: bytes, block_size: int) -> int:
-    """Return the sample after a frame, from its header; 0 where it is none."""
+    """Return the end position of a frame, in samples, from its header; 0 if it is invalid."""
     if len(header) < 6:
         return 0
     size_code, rate_code = header[2] >> 4, header[2] & 15
     ones = 8 - (header[4] ^ 0xFF).bit_length()
     if not size_code or rate_code == 15 or ones in (1, 8):
         return 0
-    at = 4 + max(1, ones)  # after the number, which is coded as UTF-8 codes characters
+    at = 4 + max(1, ones)  # after the number, which is coded like a UTF-8 character
     number = header[4] & (0x7F >> ones)
     for byte in header[5:at]:
         number = number << 6 | byte & 0x3F

@@ -1,8 +1,7 @@
-"""Check the length in the header of WAV, MP3 and Ogg against the file's bytes, in a few reads.
+"""Check the length in the header of WAV, MP3 and Ogg files against their size, in a few reads.
 
 A recorder that streams or is interrupted leaves a length of 0 or an outdated one, and concatenated
-files keep the first file's header. Each check says whether the header is right; if not, the length
-is measured by decoding.
+files keep the header of the first. If a header is wrong, the length is measured by decoding.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from mae_ast.core.io.decoding.audio_file import AudioFile
 # -- WAV ------------------------------------------------------------------------------------------
 
 _CHUNK_NAME = re.compile(rb"[A-Za-z0-9 _-]{4}")
-# Chunks that programs write after the data; they are recognised where a file was cut in one, too.
+# Chunks that may follow the data; they are also recognised if the file is truncated within one.
 _TAG_CHUNK = re.compile(rb"(?i)(LIST|id3 |bext|cue |smpl|inst|iXML|axml|_PMX|junk|FLLR|acid|cart)")
-_LEFT_OVER = 1_024  # bytes after the last chunk that are no audio
-_ZEROS_AT = 16  # places that are looked at for zeros, which programs fill a file up with
+_MAX_TRAILING_BYTES = 1_024  # up to this many bytes after the last chunk are not audio
+_ZERO_PROBES = 16  # positions checked for zeros, with which some programs pad a file
 
 
-def wav_goes_on(file: AudioFile) -> bool:
+def wav_exceeds_header(file: AudioFile) -> bool:
     """Return whether a WAV file has audio beyond the end of its data chunk.
 
     The chunk's size is 0 or too small if the writer was interrupted before it updated the header.
@@ -36,7 +35,7 @@ def wav_goes_on(file: AudioFile) -> bool:
         end = at + 8 + size
         if header[:4] == b"data":
             return (
-                file.size - end > _LEFT_OVER
+                file.size - end > _MAX_TRAILING_BYTES
                 and not any(_is_chunk(file, place, order) for place in (end, end + (size & 1)))
                 and (size == 0 or not _is_zero(file, end))
             )
@@ -45,7 +44,7 @@ def wav_goes_on(file: AudioFile) -> bool:
 
 
 def _is_chunk(file: AudioFile, place: int, order: str) -> bool:
-    """Return whether a chunk or an ID3v1 tag begins at a place."""
+    """Return whether a chunk or an ID3v1 tag begins at a position."""
     header = file.read(place, 8)
     size = int.from_bytes(header[4:], order)  # type: ignore[arg-type]
     is_whole = _CHUNK_NAME.fullmatch(header[:4]) and place + 8 + size <= file.size + 1
@@ -53,8 +52,8 @@ def _is_chunk(file: AudioFile, place: int, order: str) -> bool:
 
 
 def _is_zero(file: AudioFile, begin: int) -> bool:
-    """Return whether the bytes from a place on are zero, as far as they are read."""
-    step = max(1, (file.size - begin) // _ZEROS_AT)
+    """Return whether the sampled bytes from a position to the end are all zero."""
+    step = max(1, (file.size - begin) // _ZERO_PROBES)
     return not any(any(file.read(place, 64)) for place in range(begin, file.size, step))
 
 
@@ -62,12 +61,12 @@ def _is_zero(file: AudioFile, begin: int) -> bool:
 
 
 class Mp3Header(NamedTuple):
-    """Contents of an MP3's Xing or Info header.
+    """Contents of the Xing or Info header of an MP3 file.
 
     Args:
-        num_frames: samples of one channel, without encoder delay and padding.
-        sample_rate: in Hz.
-        is_right: the bytes that it counts are those of the file.
+        num_frames: samples per channel, without encoder delay and padding.
+        sample_rate: sample rate in Hz.
+        is_right: True if its byte count matches the size of the file.
     """
 
     num_frames: int
@@ -76,11 +75,11 @@ class Mp3Header(NamedTuple):
 
 
 _MP3_RATES = (44_100, 48_000, 32_000)
-_MP3_FRAME = 1_441  # bytes by which the count may be too low: the header's own frame
+_MP3_FRAME = 1_441  # bytes by which the count may be too low: the frame of the header itself
 
 
 def mp3_header(file: AudioFile) -> Mp3Header | None:
-    """Read an MP3's Xing or Info header; ``None`` if there is none or it is not MPEG layer 3."""
+    """Read the Xing or Info header of an MP3 file; ``None`` if absent or not MPEG layer 3."""
     begin = 0
     head = file.read(0, 10)
     if head.startswith(b"ID3") and len(head) == 10:
@@ -105,7 +104,7 @@ def mp3_header(file: AudioFile) -> Mp3Header | None:
 
 
 def _size_of_tags(file: AudioFile) -> int:
-    """Return the bytes of ID3v1 and APE tags at a file's end."""
+    """Return the size in bytes of the ID3v1 and APE tags at the end of a file."""
     size = 128 if file.read(max(0, file.size - 128), 3) == b"TAG" else 0
     footer = file.read(max(0, file.size - size - 32), 32)
     if footer.startswith(b"APETAGEX"):
@@ -115,23 +114,23 @@ def _size_of_tags(file: AudioFile) -> int:
 
 # -- Ogg ------------------------------------------------------------------------------------------
 
-_PLACES = 8  # where pages are looked for, besides the last page
-_WINDOW = 2**13  # bytes that are read at a place
+_PLACES = 8  # positions at which pages are searched for, besides the end
+_WINDOW = 2**13  # bytes read at each position
 _LARGEST_PAGE = 65_307  # bytes
 _PAGE = re.compile(rb"OggS\0(?P<flags>[\0-\7]).{8}(?P<serial>.{4})(?P<number>.{4})", re.DOTALL)
-_BEGINS_STREAM = 2  # flag of a stream's first page
-_PIECE = 2**22  # bytes that are searched at a time
+_BEGINS_STREAM = 2  # flag of the first page of a stream
+_PIECE = 2**22  # bytes searched at a time
 
 
 def ogg_is_chained(file: AudioFile) -> bool:
-    """Return whether an Ogg file is chained, that is, several concatenated ones.
+    """Return whether an Ogg file is chained, that is, a concatenation of several files.
 
-    Pages are sampled in a few places. In a single file they belong to the streams that begin on
-    its first pages, and their numbers increase; in a chained one the serial number changes or the
-    page numbers start again.
+    Pages are sampled at a few positions. In a single file they belong to the streams that begin on
+    its first pages, and their numbers increase; in a chained file the serial number changes or the
+    page numbers restart.
     """
-    numbers: dict[bytes, int] = {}  # by serial number: the highest page number so far
-    is_beginning = True  # streams that run side by side begin before the first page of content
+    numbers: dict[bytes, int] = {}  # serial number to the highest page number so far
+    is_beginning = True  # multiplexed streams all begin before the first page of content
     step = max(_WINDOW, file.size // _PLACES)
     last = max(0, file.size - _LARGEST_PAGE)
     for place in (*range(0, last, step), last):
@@ -161,10 +160,10 @@ def ogg_links(file: AudioFile) -> list[AudioFile]:
             if page.start() >= _PIECE:
                 break
             is_begin = bool(page["flags"][0] & _BEGINS_STREAM)
-            if is_begin and not was_begin:  # streams that run side by side begin one by one
+            if is_begin and not was_begin:  # the first pages of multiplexed streams are adjacent
                 begins.append(place + page.start())
             was_begin = is_begin
-    if len(begins) < 2:  # such as one that begins in the middle of a stream
+    if len(begins) < 2:  # for example a file that begins in the middle of a stream
         return []
     return [
         file.section(begin, end - begin)

@@ -1,6 +1,6 @@
 """Read audio with libsndfile: ``opened(file)``, then ``blocks(sound, first, end) -> (L,) mono``.
 
-libsndfile seeks exactly in the formats that it is chosen for. Formats in which it cannot seek
+libsndfile is chosen for formats in which it seeks sample-exactly. Formats in which it cannot seek
 (G.721, NMS ADPCM, DPCM) are decoded from the start.
 """
 
@@ -16,10 +16,11 @@ from torch import Tensor
 from mae_ast.core.io.decoding.audio_file import AudioFile, UndecodableError
 from mae_ast.core.io.decoding.downmix import Downmix
 
-NO_LENGTH = 2**62  # from there on libsndfile's frames mean that the header gives no length
-# It makes noise of GSM's padding byte, and counts the padding of MP3 in WAV that it does not give.
+NO_LENGTH = 2**62  # frame counts from here on mean that the header gives no length
+# libsndfile decodes the padding byte of GSM to noise, and counts padding of MP3 in WAV that it does
+# not return.
 _LEFT_TO_FFMPEG = ("GSM610", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
-_BLOCK = 2**20  # frames that are decoded at a time
+_BLOCK = 2**20  # frames decoded at a time
 
 
 @contextmanager
@@ -27,18 +28,18 @@ def opened(file: AudioFile) -> Iterator[soundfile.SoundFile]:
     """Open a file with libsndfile.
 
     Raises:
-        soundfile.LibsndfileError: libsndfile does not know it.
-        UndecodableError: it is GSM or MP3, which libsndfile does not end where they end.
+        soundfile.LibsndfileError: libsndfile cannot read the file.
+        UndecodableError: the codec is GSM or MPEG audio, whose end libsndfile reports wrongly.
     """
     handle = file.for_soundfile()
     with soundfile.SoundFile(handle, closefd=False) as sound:
         if sound.subtype in _LEFT_TO_FFMPEG:
-            raise UndecodableError(f"libsndfile does not find the end of {sound.subtype}")
+            raise UndecodableError(f"libsndfile does not find the end of {sound.subtype} audio")
         yield sound
 
 
 def num_frames(sound: soundfile.SoundFile) -> int:
-    """Return the number of frames given by the header; 0 if it gives none."""
+    """Return the number of frames given by the header; 0 if it gives no length."""
     return int(sound.frames) if sound.frames < NO_LENGTH else 0
 
 
@@ -53,14 +54,14 @@ def blocks(
     """Decode frames ``first`` to ``end`` to mono blocks, (L,) int16 or float32.
 
     Args:
-        sound: a file that was just opened.
-        first: frame to begin with.
-        end: the first one that is not wanted; ``None``: all to the end. Fewer come where the file
-            ends earlier.
-        mono: averages its channels.
+        sound: a newly opened file.
+        first: first frame.
+        end: frame after the last one; ``None`` reads to the end. Fewer are yielded if the file ends
+            earlier.
+        mono: averages the channels.
 
     Raises:
-        soundfile.LibsndfileError: it cannot be decoded.
+        soundfile.LibsndfileError: the file cannot be decoded.
     """
     dtype = "int16" if sound.subtype == "PCM_16" else "float32"
     if sound.seekable():

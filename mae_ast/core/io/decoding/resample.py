@@ -1,7 +1,7 @@
-"""Resample mono audio to 16 kHz int16, whole or block by block.
+"""Resample mono audio to 16 kHz int16, at once or block by block.
 
-Resampling a part gives exactly that part of the resampled file: parts are read with the margin that
-the filter needs (:class:`Part`), and blocks overlap by it.
+Resampling a part of a file gives exactly the same part of the resampled file: parts are read with
+the margin that the filter needs (:class:`Part`), and blocks overlap by this margin.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ SAMPLE_RATE = 16_000  # Hz, of all decoded audio
 # torchaudio's resampling filter spans 6 zero crossings of the lower rate, rolled off at 0.99.
 _FILTER_ZERO_CROSSINGS = 6
 _FILTER_ROLLOFF = 0.99
-# The size of torchaudio's kernel is the product of the ratio's two terms; at 22,254 Hz that is
-# gigabytes. FFmpeg resamples such rates instead.
+# The size of torchaudio's kernel is the product of the ratio's two terms, which is gigabytes at
+# 22,254 Hz. FFmpeg resamples such rates instead.
 _MAX_KERNEL = 1_000_000
 _FFMPEG_PADDING = 256  # frames
-_BLOCK = 2**21  # frames that are resampled at a time
+_BLOCK = 2**21  # frames resampled at a time
 
 
 def to_pcm16(waveform: Tensor) -> Tensor:
@@ -37,14 +37,14 @@ def to_pcm16(waveform: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Part:
-    """Frames of the source that a part at 16 kHz is made of, with the filter's margin.
+    """Range of source frames needed for a part at 16 kHz, including the filter's margin.
 
     Args:
-        first_frame: at the source's rate; a multiple of the resampling ratio's denominator.
-        end_frame: the first one that is not needed; ``None``: all to the end.
-        first_sample: the place of ``first_frame`` at 16 kHz, exactly.
-        start: first sample that is wanted, at 16 kHz.
-        num_samples: samples that are wanted; ``None``: all to the end.
+        first_frame: first frame at the source rate; a multiple of the resampling step.
+        end_frame: frame after the last needed one; ``None``: to the end.
+        first_sample: exact position of ``first_frame`` at 16 kHz.
+        start: first sample of the part, at 16 kHz.
+        num_samples: length of the part at 16 kHz; ``None``: to the end.
     """
 
     first_frame: int
@@ -55,7 +55,7 @@ class Part:
 
     @classmethod
     def of(cls, rate: int, start: int, num_samples: int | None) -> Part:
-        """Return the frames at ``rate`` Hz that samples from ``start`` on are made of."""
+        """Return the range of frames at ``rate`` Hz needed for the samples from ``start`` on."""
         if rate == SAMPLE_RATE:
             end = None if num_samples is None else start + num_samples
             return cls(start, end, start, start, num_samples)
@@ -68,11 +68,11 @@ class Part:
         return cls(step * source_step, end_frame, step * target_step, start, num_samples)
 
     def finish(self, blocks: Iterable[Tensor], rate: int) -> Iterator[Tensor]:
-        """Make blocks of int16 at 16 kHz, together num_samples, of the part's frames.
+        """Convert the part's frames to int16 blocks at 16 kHz, ``num_samples`` in total.
 
         Args:
-            blocks: mono, int16 or float32; fewer frames where the file ends earlier.
-            rate: of the blocks, in Hz.
+            blocks: mono blocks, int16 or float32; fewer frames if the file ends earlier.
+            rate: sample rate of the blocks, in Hz.
         """
         skip, left = self.start - self.first_sample, self.num_samples
         for block in blocks if rate == SAMPLE_RATE else _resampled(blocks, rate):
@@ -89,7 +89,7 @@ def _steps(rate: int) -> tuple[int, int]:
 
 
 def _margin(rate: int) -> int:
-    """Frames before and after a sample that it depends on, and one step of the ratio."""
+    """Return the number of frames on each side that a sample depends on, plus one step."""
     lower_rate = min(rate, SAMPLE_RATE) * _FILTER_ROLLOFF
     return math.ceil(_FILTER_ZERO_CROSSINGS * rate / lower_rate) + _steps(rate)[0]
 
@@ -97,17 +97,17 @@ def _margin(rate: int) -> int:
 def _resampled(blocks: Iterable[Tensor], rate: int) -> Iterator[Tensor]:
     """Resample in blocks that overlap by the filter's margin, in constant memory."""
     source_step, target_step = _steps(rate)
-    # Whole steps, so that a block's samples lie where those of the whole do.
+    # A whole number of steps, so that samples of a block are aligned with those of the whole file.
     margin = -(-_margin(rate) // source_step)
     kept: list[Tensor] = []  # frames from step `done - margin` on (or from the first)
-    held, before = 0, 0  # frames in `kept`; steps of them that were resampled before
+    held, before = 0, 0  # frames in `kept`, and the number of their steps already resampled
     for block in blocks:
         kept.append(block.float() / 32768 if block.dtype == torch.int16 else block)
         held += len(block)
         if held < _BLOCK:
             continue
         frames = torch.cat(kept)
-        steps = held // source_step - margin  # up to here no later frame matters
+        steps = held // source_step - margin  # these do not depend on later frames
         if steps > before:
             yield resample_to_16k(frames, rate)[before * target_step : steps * target_step]
             keep_from = max(0, steps - margin)
@@ -122,14 +122,14 @@ def resample_to_16k(samples: Tensor, rate: int) -> Tensor:
     if math.prod(_steps(rate)) <= _MAX_KERNEL:
         resampled: Tensor = _resampler(*_steps(rate))(samples)
         return resampled
-    # FFmpeg may give a sample less than there should be.
+    # FFmpeg may return one sample too few.
     padded = F.pad(samples, (0, _FFMPEG_PADDING))
     frame = av.AudioFrame.from_ndarray(padded.numpy()[None], format="fltp", layout="mono")
     frame.sample_rate = rate
     resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
     blocks = [*resampler.resample(frame), *resampler.resample(None)]
-    made = torch.from_numpy(np.concatenate([block.to_ndarray()[0] for block in blocks]))
-    return made[: -(-len(samples) * SAMPLE_RATE // rate)]
+    output = torch.from_numpy(np.concatenate([block.to_ndarray()[0] for block in blocks]))
+    return output[: -(-len(samples) * SAMPLE_RATE // rate)]
 
 
 @lru_cache(maxsize=16)

@@ -1,10 +1,10 @@
-"""Read a part of a file with FFmpeg, seeking to it if the container allows.
+"""Read part of a file with FFmpeg, by seeking if the container allows it.
 
 Decoders do not converge bit-exactly after a seek: AAC and AC-3 fill bands with noise that depends
-on everything decoded before, and Opus predicts from frame to frame. So a long file is always
-decoded in segments of 30 s: each is opened anew, reached by a seek with one second of pre-roll, and
-cut by timestamps. A part and the whole consist of the same segments, so they are equal, and the
-cost of a part depends on its length only. The first segment, and so any file of up to 30 s, is
+on everything decoded before, and Opus predicts from frame to frame. Therefore a long file is always
+decoded in segments of 30 s: the file is reopened for each, sought with one second of pre-roll, and
+cut by timestamps. A part and the whole file consist of the same segments, so they are equal, and
+the cost of a part depends only on its length. The first segment, and so any file of up to 30 s, is
 decoded from the start of the file.
 
 Only some containers have reliable timestamps; other files are decoded from the start, in blocks.
@@ -27,16 +27,16 @@ from mae_ast.core.io.decoding.downmix import Downmix
 from mae_ast.core.io.decoding.ffmpeg import Clock, Frame, Located, Stream, cut, locate, opened
 from mae_ast.core.io.decoding.flac import flac_is_joined
 
-SEGMENT_S = 30  # seconds that are decoded at a time
-PREROLL_S = 1  # seconds that a decoder sees before what is kept
+SEGMENT_S = 30  # seconds decoded at a time
+PREROLL_S = 1  # seconds decoded and discarded after a seek
 
 # FFmpeg's names of containers whose timestamps are exact or rounded to milliseconds.
 INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "ogg", "flac", "wav")
 # FFmpeg seeks in these by reading packets from the start; their decoder converges bit-exactly.
 _CONVERGING = ("mp3",)
-_FAR_S = 3  # seconds from which on these are sought in: before, decoding costs less
-_FIRST_FRAMES = 6  # that tell how timestamps and positions go together
-_MAX_BLOCK = 8_192  # samples of the longest block of Vorbis
+_FAR_S = 3  # seconds; closer to the start, decoding these is cheaper than seeking
+_FIRST_FRAMES = 6  # frames used to relate timestamps to positions
+_MAX_BLOCK = 8_192  # samples of the longest Vorbis block
 _OPUS_UNIT_S, _VORBIS_UNIT = Fraction(1, 400), 64  # shortest frames: 2.5 ms, 64 samples
 
 
@@ -45,10 +45,10 @@ class Opened:
     """An open stream whose first frames have been decoded.
 
     Args:
-        stream: the stream.
-        frames: all its frames, from the first on.
-        rate: their sample rate, in Hz.
-        clock: positions by timestamps; ``None`` if timestamps are unreliable.
+        stream: the open stream.
+        frames: all its frames, including the first ones.
+        rate: sample rate of the frames, in Hz.
+        clock: converts timestamps to positions; ``None`` if timestamps are unreliable.
         length: number of samples, for decoders that also return the padding of the last block.
     """
 
@@ -59,7 +59,7 @@ class Opened:
     length: int | None
 
     def located(self, at: int = 0, keep_from: int = 0) -> Iterator[Located]:
-        """Yield its frames, the first of which begins ``at``, without padding."""
+        """Yield its frames without padding; ``at`` is the position of the first one."""
         located = locate(self.frames, self.rate, self.clock, at, keep_from)
         return located if self.length is None else _without_padding(located, self.length)
 
@@ -69,8 +69,8 @@ def started(file: AudioFile) -> Iterator[Opened]:
     """Open a file with FFmpeg and decode its first frames.
 
     Raises:
-        AudioError: it has no audio stream.
-        UndecodableError, av.FFmpegError: FFmpeg cannot read it.
+        AudioError: the file has no audio stream.
+        UndecodableError, av.FFmpegError: FFmpeg cannot read the file.
     """
     with opened(file) as stream:
         length = None
@@ -82,7 +82,7 @@ def started(file: AudioFile) -> Iterator[Opened]:
         first = list(islice(frames, _FIRST_FRAMES))
         if not first:
             stream.check()
-            raise UndecodableError("no frame of it can be decoded")
+            raise UndecodableError("no frame can be decoded")
         clock = _clock(stream, [frame for frame, _ in first])
         rate = first[0][0].sample_rate
         yield Opened(stream, chain(first, frames), rate, clock, length)
@@ -104,14 +104,14 @@ def _clock(stream: Stream, first: list[av.AudioFrame]) -> Clock | None:
         sizes = {round(_OPUS_UNIT_S * rate)}
     elif "vorbis" in codec:
         sizes = {_VORBIS_UNIT}
-    # Rounded timestamps locate a frame if frames are longer than the rounding.
+    # Rounded timestamps identify a frame only if frames are longer than the rounding.
     if len(sizes) != 1 or min(sizes) < stream.time_base * rate:
         return None
     return replace(clock, grid=sizes.pop(), grid_origin=first[0].samples)
 
 
 def _without_padding(located: Iterator[Located], length: int) -> Iterator[Located]:
-    """Cut what the last block has beyond the length, which is padding; keep any more than that."""
+    """Trim the padding of the last block to the length, unless more than padding follows it."""
     held: list[Located] = []
     for place, block in located:
         if place + len(block[0]) <= length:
@@ -131,14 +131,14 @@ def blocks(current: Opened, first: int, end: int | None) -> Iterator[Tensor]:
     """Decode samples ``first`` to ``end``, counted at the file's own rate, to mono float32 blocks.
 
     Args:
-        current: a file that was just opened; it is used up.
-        first: sample to begin with.
-        end: the first one that is not wanted; ``None``: all to the end. Fewer come where the file
+        current: a newly opened file, which is consumed.
+        first: first sample.
+        end: sample after the last one; ``None`` reads to the end. Fewer are yielded if the file
             ends earlier.
 
     Raises:
         AudioError: more than half of the packets are damaged.
-        av.FFmpegError: it cannot be decoded.
+        av.FFmpegError: the file cannot be decoded.
     """
     stream, rate = current.stream, current.rate
     if current.clock is None:
@@ -166,7 +166,7 @@ def blocks(current: Opened, first: int, end: int | None) -> Iterator[Tensor]:
 
 
 def _segment(current: Opened, begin: int, first: int, end: int | None) -> Iterator[Tensor]:
-    """Decode from ``begin`` on, and yield ``first`` to ``end``."""
+    """Decode from ``begin`` on, and yield the samples ``first`` to ``end``."""
     located = current.located(0, first) if begin == 0 else _sought(current, begin, first)
     if located is not None:
         yield from _decoded(current.stream, located, first, end)
@@ -177,7 +177,7 @@ def _segment(current: Opened, begin: int, first: int, end: int | None) -> Iterat
 
 
 def _sought(current: Opened, begin: int, keep_from: int = 0) -> Iterator[Located] | None:
-    """Seek before a sample and yield frames from there; ``None`` if the container cannot seek."""
+    """Seek to before a sample and return the frames from there; ``None`` if seeking fails."""
     clock, stream = current.clock, current.stream
     assert clock is not None
     target = (Fraction(begin, current.rate) - PREROLL_S) / clock.time_base
@@ -206,8 +206,8 @@ def end_after(current: Opened, seconds: Fraction) -> int | None:
     """Return the position, in samples, at which decoding ends; ``None`` if seeking is impossible.
 
     Args:
-        current: a file that was just opened; it is used up.
-        seconds: where decoding begins.
+        current: a newly opened file, which is consumed.
+        seconds: time at which decoding begins.
     """
     if current.clock is None:
         return None
