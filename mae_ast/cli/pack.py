@@ -56,9 +56,9 @@ def pack(
         manifest = packed.manifest
         shards = plural(packed.num_shards, "shard")
         typer.echo(f"{manifest}: {plural(packed.num_clips, 'clip')} in {shards}")
-        if packed.left_out is not None:
+        if packed.skipped_list is not None:
             skipped = plural(len(listed) - packed.num_clips, "file")
-            typer.echo(f"skipped {skipped}, listed in {packed.left_out}", err=True)
+            typer.echo(f"skipped {skipped}, listed in {packed.skipped_list}", err=True)
         if verify and transcode:
             sources = packing.sources_of(listed, packed)
     if verify:

@@ -98,7 +98,7 @@ def prepare(
 
 
 def _report(done: Prepared) -> None:
-    from mae_ast.prepare.splits import LEFT_OUT_FILE, MISSING_FILE
+    from mae_ast.prepare.splits import SKIPPED_FILE, MISSING_FILE
 
     for split in done.splits:
         clips, hours = plural(split.clips, "clip"), split.seconds / 3600
@@ -114,12 +114,12 @@ def _report(done: Prepared) -> None:
             f"{plural(len(done.missing), 'clip')} missing, listed in {done.out / MISSING_FILE}",
             err=True,
         )
-    if done.left_out:
+    if done.skipped:
         typer.echo(
-            f"skipped {plural(len(done.left_out), 'file')}, listed in {done.out / LEFT_OUT_FILE}:",
+            f"skipped {plural(len(done.skipped), 'file')}, listed in {done.out / SKIPPED_FILE}:",
             err=True,
         )
-        examples = {problem: path for path, problem in reversed(done.left_out)}
-        counts = Counter(problem for _, problem in done.left_out)
+        examples = {problem: path for path, problem in reversed(done.skipped)}
+        counts = Counter(problem for _, problem in done.skipped)
         for problem, count in counts.most_common(MAX_LISTED):
             typer.echo(f"  {count} x {problem} (such as {examples[problem]})", err=True)

@@ -1,1 +1,4 @@
-"""Data sets in their own layouts to manifests with labels: a file for each data set."""
+"""Convert data sets in their published layouts to manifests with labels, and pack them to shards.
+
+There is one module per data set.
+"""

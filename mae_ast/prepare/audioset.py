@@ -1,15 +1,15 @@
-"""AudioSet: 10-second segments of YouTube videos, 527 classes, several for each clip.
+"""AudioSet: 10-second segments of YouTube videos, 527 classes, multi-label.
 
     balanced_train_segments.csv, unbalanced_train_segments.csv, eval_segments.csv
     class_labels_indices.csv    index,mid,display_name (or the ontology's ontology.json)
     ID.wav, YID.wav, ID_START.flac, YID_START_END.mkv, ...
 
-in any folders below the one that is given; START and END are seconds or milliseconds. ``train`` is
-a training set or both, ``valid`` is the evaluation set: AudioSet has no third one.
+These files may be in any subfolders; START and END are in seconds or milliseconds. ``train`` is one
+of the training sets or both, ``valid`` is the evaluation set; AudioSet has no third set.
 
-AudioSet itself is lists of videos, and many of these are gone. What is missing is counted and
-listed. The classes' indices are those of ``class_labels_indices.csv``, which are the ontology's
-order of the classes that have segments.
+AudioSet is published as lists of videos, many of which are no longer available. Missing clips are
+counted and listed. Class indices are those of ``class_labels_indices.csv``, which are the classes
+with segments in the order of the ontology.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ EVAL = "eval_segments.csv"
 CLASSES, ONTOLOGY = "class_labels_indices.csv", "ontology.json"
 NUM_CLASSES = 527
 SOURCE = "https://research.google.com/audioset/download.html"
-WHAT = f"AudioSet, clips called by their YouTube id with the lists of {SOURCE}"
+EXPECTED = f"AudioSet: clips named by YouTube id, and the lists of {SOURCE}"
 ONTOLOGY_SOURCE = "https://github.com/audioset/ontology"
-# A video's id has 11 characters; the file may have a Y before it, START and END behind it.
+# A video id has 11 characters; a file name may have a Y before it, and START and END after it.
 CLIP_NAME = re.compile(r"Y?([\w-]{11})(?:_(\d+(?:\.\d+)?)(?:_\d+(?:\.\d+)?)?)?", re.ASCII)
-TOLERANCE = 0.5  # seconds by which a clip may be longer than its segment: codecs pad
+TOLERANCE = 0.5  # seconds by which a clip may exceed its segment, because codecs pad
 
 
 class Segment(NamedTuple):
-    """A line of a segments csv.
+    """A row of a segments CSV file.
 
     Args:
-        where: file and line.
-        video: YouTube's id.
-        start, end: in seconds.
-        mids: its labels.
+        where: file and line, for messages.
+        video: YouTube id.
+        start, end: times in seconds.
+        mids: labels of the segment.
     """
 
     where: str
@@ -63,11 +63,11 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class _Folder:
-    """What lies below a folder.
+    """Lists and audio files found in a folder and its subfolders.
 
     Args:
-        lists: name to path, of the csv and json files.
-        clips: video id to START as written (or '') and path, of all files that may be it.
+        lists: file name to path, for CSV and JSON files.
+        clips: video id to (START as written, or '', and path) of all candidate files.
     """
 
     lists: dict[str, Path]
@@ -80,46 +80,50 @@ def prepare(
     """Write train and valid (the evaluation set).
 
     Args:
-        folder: that has everything somewhere below it.
-        out: where the manifests go.
+        folder: folder that contains all files, in any subfolders.
+        out: output folder for the manifests.
         train: ``balanced`` (22,160 segments), ``unbalanced`` (2,041,789) or ``full`` (both).
-        jobs: headers read at a time.
+        jobs: number of headers read at a time.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: a list is missing, or the folder.
-        ValueError: a list is not as it must be, or nothing of it is there.
+        FileNotFoundError, NotADirectoryError: the folder or a list is missing, or no clip of a list
+            exists.
+        ValueError: a list is invalid.
     """
     if not folder.is_dir():
-        raise NotADirectoryError(f"{folder}: no such folder; expected {WHAT}")
-    found = _look_through(folder.resolve())
+        raise NotADirectoryError(f"{folder}: no such folder; expected {EXPECTED}")
+    found = _scan_folder(folder.resolve())
     wanted = {"train": TRAIN[train], "valid": (EVAL,)}
     for name in (*wanted["train"], EVAL):
         if name not in found.lists:
-            raise FileNotFoundError(f"{folder}: no {name} in it or below; expected {WHAT}")
+            raise FileNotFoundError(f"{folder}: no {name} in it or below; expected {EXPECTED}")
     segments = {
         split: [row for name in names for row in _segments(found.lists[name])]
         for split, names in wanted.items()
     }
     labels, notes = _labels(folder, found, segments)
-    splits, missing, seconds = _match(segments, found, labels)
+    splits, missing, seconds = _match_segments(segments, found, labels)
     for split, names in wanted.items():
         if not splits[split]:
             raise FileNotFoundError(
                 f"{folder}: none of the {len(segments[split])} clips of {' and '.join(names)} is "
-                "in it or below; they are called by their YouTube id, as in --PJHxphWEs.flac, "
+                "in it or below; expected files named by YouTube id, such as --PJHxphWEs.flac, "
                 "Y--PJHxphWEs.wav or --PJHxphWEs_30.flac"
             )
 
     def remarks(headers: Headers) -> list[str]:
-        return [*notes, *_longer(headers, seconds)]
+        return [*notes, *_describe_longer_clips(headers, seconds)]
 
     return write_splits(out, folder.resolve(), splits, labels, missing, remarks, jobs)
 
 
-def _match(
+def _match_segments(
     segments: dict[str, list[Segment]], found: _Folder, labels: Labels
 ) -> tuple[dict[str, list[Clip]], dict[str, list[str]], dict[str, float]]:
-    """The clips that are there, the segments that are not, and each path's seconds by the list."""
+    """Return the existing clips and missing segments by split, and the listed length of each path.
+
+    Lengths are in seconds.
+    """
     splits: dict[str, list[Clip]] = {split: [] for split in segments}
     missing: dict[str, list[str]] = {split: [] for split in segments}
     seconds: dict[str, float] = {}
@@ -128,7 +132,7 @@ def _match(
             for mid in row.mids:
                 if mid not in labels:
                     raise LabelError(f"{row.where}: {labels.unknown_message(mid)}")
-            path = _clip_of(row, found.clips.get(row.video, ()))
+            path = _find_clip(row, found.clips.get(row.video, ()))
             if path is None:
                 missing[split].append(f"{split}\t{row.video}\t{row.start:.3f}\t{row.end:.3f}")
             else:
@@ -137,8 +141,8 @@ def _match(
     return splits, missing, seconds
 
 
-def _longer(headers: Headers, seconds: dict[str, float]) -> Iterator[str]:
-    """What to say about clips that are longer than their segment."""
+def _describe_longer_clips(headers: Headers, seconds: dict[str, float]) -> Iterator[str]:
+    """Report clips that are longer than their segment."""
     longer = [
         (path, info.num_frames / info.sample_rate)
         for path, info in headers.infos.items()
@@ -147,19 +151,19 @@ def _longer(headers: Headers, seconds: dict[str, float]) -> Iterator[str]:
     if longer:
         path, length = longer[0]
         yield (
-            f"{plural(len(longer), 'clip')} longer than the segment, left as they are (as "
-            f"{path}, {length:.1f} s of {seconds[path]:.1f} s); labels hold for the segment"
+            f"{plural(len(longer), 'clip')} longer than the segment, not trimmed (such as {path}, "
+            f"{length:.1f} s instead of {seconds[path]:.1f} s); labels apply to the segment only"
         )
 
 
-def _look_through(folder: Path) -> _Folder:
-    """One walk for lists and clips: there may be two million."""
+def _scan_folder(folder: Path) -> _Folder:
+    """Find lists and clips in a single walk; there may be two million files."""
     found = _Folder({}, {})
     known = {BALANCED, UNBALANCED, EVAL, CLASSES, ONTOLOGY}
     seen: set[str] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
-        if real in seen:  # a link to a folder above, or to one that was listed already
+        if real in seen:  # a link to a parent folder, or to one that was already visited
             folders.clear()
             continue
         seen.add(real)
@@ -174,8 +178,8 @@ def _look_through(folder: Path) -> _Folder:
     return found
 
 
-def _clip_of(segment: Segment, files: Sequence[tuple[str, str]]) -> str | None:
-    """The file of a segment: with its START in its name if there is one, else without any."""
+def _find_clip(segment: Segment, files: Sequence[tuple[str, str]]) -> str | None:
+    """Return the file of a segment, preferring names with its START to names without a time."""
 
     def fits(start: str) -> bool:
         return not start or (
@@ -184,7 +188,7 @@ def _clip_of(segment: Segment, files: Sequence[tuple[str, str]]) -> str | None:
 
     def order(file: tuple[str, str]) -> tuple[bool, bool, str]:
         start, path = file
-        # soundfile's kinds first: they are the quicker ones to read a part of
+        # Formats of soundfile first: reading part of a file is faster.
         return not start, os.path.splitext(path)[1].lower() not in SOUNDFILE_SUFFIXES, path
 
     fitting = [file for file in files if fits(file[0])]
@@ -192,7 +196,7 @@ def _clip_of(segment: Segment, files: Sequence[tuple[str, str]]) -> str | None:
 
 
 def _segments(path: Path) -> Iterator[Segment]:
-    """The rows of a segments csv: ``--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"``."""
+    """Parse a segments CSV file: ``--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"``."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, skipinitialspace=True)
@@ -207,45 +211,46 @@ def _segments(path: Path) -> Iterator[Segment]:
                         raise ValueError
                 except ValueError:
                     raise ValueError(
-                        f"{where}: {', '.join(row)!r} is no segment, as in "
+                        f"{where}: {', '.join(row)!r} is not a valid segment; expected a row like "
                         "'--PJHxphWEs, 30.000, 40.000, \"/m/09x0r,/t/dd00088\"'"
                     ) from None
-                named = tuple(dict.fromkeys(sys.intern(mid.strip()) for mid in mids.split(",")))
-                yield Segment(where, video, *times, named)
+                unique = tuple(dict.fromkeys(sys.intern(mid.strip()) for mid in mids.split(",")))
+                yield Segment(where, video, *times, unique)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is no UTF-8 text ({error})") from error
+        raise ValueError(f"{path}: is not UTF-8 text ({error})") from error
     except csv.Error as error:
-        raise ValueError(f"{path}: is no csv ({error})") from error
+        raise ValueError(f"{path}: is not valid CSV ({error})") from error
 
 
 def _labels(
     folder: Path, found: _Folder, segments: dict[str, list[Segment]]
 ) -> tuple[Labels, list[str]]:
-    """The classes, and what is to be said about them."""
+    """Return the classes, and notes about them for the report."""
     if CLASSES in found.lists:
         return Labels.read(found.lists[CLASSES]), []
     if ONTOLOGY not in found.lists:
         raise FileNotFoundError(
-            f"{folder}: neither {CLASSES} ({SOURCE}) nor {ONTOLOGY} ({ONTOLOGY_SOURCE}) in it or "
-            "below"
+            f"{folder}: neither {CLASSES} ({SOURCE}) nor {ONTOLOGY} ({ONTOLOGY_SOURCE}) is in it "
+            "or below"
         )
     path = found.lists[ONTOLOGY]
     try:
         nodes = {node["id"]: node["name"] for node in json.loads(path.read_text("utf-8"))}
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"{path}: is not the ontology of {ONTOLOGY_SOURCE}, a list of id, name, ... ({error})"
+            f"{path}: is not the ontology of {ONTOLOGY_SOURCE}; expected a list of objects with "
+            f"id and name ({error})"
         ) from error
     used = {mid: row.where for rows in segments.values() for row in rows for mid in row.mids}
     for mid, where in used.items():
         if mid not in nodes:
-            nearest = Labels(tuple(nodes), tuple(nodes.values())).unknown_message(mid)
-            raise LabelError(f"{where}: {nearest}")
+            problem = Labels(tuple(nodes), tuple(nodes.values())).unknown_message(mid)
+            raise LabelError(f"{where}: {problem}")
     mids = tuple(mid for mid in nodes if mid in used)
     notes = []
     if len(mids) != NUM_CLASSES:
         notes.append(
-            f"{len(mids)} classes have segments, not AudioSet's {NUM_CLASSES}: their indices are "
-            f"not the usual ones; put {CLASSES} of {SOURCE} into {folder} for these"
+            f"{len(mids)} classes have segments, not AudioSet's {NUM_CLASSES}, so class indices "
+            f"differ from the standard ones; for those, put {CLASSES} of {SOURCE} into {folder}"
         )
     return Labels(mids, tuple(nodes[mid] for mid in mids)), notes

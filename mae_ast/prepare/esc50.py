@@ -3,8 +3,8 @@
     meta/esc50.csv         filename,fold,target,category,esc10,src_file,take
     audio/1-100032-A-0.wav
 
-Each fold gets a folder of its own, ``fold1`` to ``fold5``: it is ``valid``, the other four are
-``train``. Clips of one recording are all in the same fold; that is what the folds are for.
+The output has a folder for each fold, ``fold1`` to ``fold5``, in which that fold is ``valid`` and
+the other four are ``train``. All clips of a recording are in the same fold.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mae_ast.prepare.layout import locate, read_table
 from mae_ast.prepare.splits import Prepared, write_splits
 
 FOLDS = range(1, 6)
-WHAT = (
+EXPECTED = (
     "ESC-50 (meta/esc50.csv and audio/*.wav), unpacked from https://github.com/karolpiczak/ESC-50"
 )
 
@@ -28,11 +28,11 @@ def prepare(folder: Path, out: Path, jobs: int = PROBE_THREADS) -> Prepared:
 
     Raises:
         FileNotFoundError, NotADirectoryError: the folder is not ESC-50.
-        ValueError: its csv is not as it must be, or a fold has no clip that can be used.
+        ValueError: its CSV file is invalid, or a fold has no usable clip.
     """
-    root = locate(folder, ["ESC-50-master", "ESC-50"], "meta/esc50.csv", WHAT)
+    root = locate(folder, ["ESC-50-master", "ESC-50"], "meta/esc50.csv", EXPECTED)
     if not (root / "audio").is_dir():
-        raise FileNotFoundError(f"{root}: no audio folder in it; expected {WHAT}")
+        raise FileNotFoundError(f"{root}: no audio folder in it; expected {EXPECTED}")
     folds: dict[int, list[Clip]] = {fold: [] for fold in FOLDS}
     categories: dict[int, str] = {}
     path = root / "meta" / "esc50.csv"
@@ -42,11 +42,13 @@ def prepare(folder: Path, out: Path, jobs: int = PROBE_THREADS) -> Prepared:
         if categories.setdefault(target, row["category"]) != row["category"]:
             raise ValueError(
                 f"{where}: target {target} is {row['category']!r} here and "
-                f"{categories[target]!r} above; one category has one target"
+                f"{categories[target]!r} above; expected one category per target"
             )
         folds[fold].append(Clip(str(root / "audio" / row["filename"]), (row["category"],)))
     if not categories or sorted(categories) != list(range(len(categories))):
-        raise ValueError(f"{path}: its targets are not 0 to C - 1, each there; expected {WHAT}")
+        raise ValueError(
+            f"{path}: its targets are not exactly 0 to C - 1 for C categories; expected {EXPECTED}"
+        )
     mids = tuple(categories[target] for target in sorted(categories))
     splits: dict[str, list[Clip]] = {}
     for fold in FOLDS:
@@ -60,5 +62,5 @@ def prepare(folder: Path, out: Path, jobs: int = PROBE_THREADS) -> Prepared:
 
 def _number(text: str, what: str, known: range, where: str) -> int:
     if not text.isdecimal() or int(text) not in known:
-        raise ValueError(f"{where}: {what} {text!r}; it is {known[0]} to {known[-1]}")
+        raise ValueError(f"{where}: {what} {text!r}; expected {known[0]} to {known[-1]}")
     return int(text)

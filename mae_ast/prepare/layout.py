@@ -1,4 +1,4 @@
-"""Whether a folder is the data set that it should be, and the lists that lie in it."""
+"""Locate a data set in a folder, and read its lists."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
-def locate(folder: Path, below: Sequence[str], sign: str, what: str) -> Path:
-    """The data set's own folder: the one given, or one of a known name below it.
+def locate(folder: Path, subfolders: Sequence[str], marker: str, expected: str) -> Path:
+    """Return the root of a data set: the given folder, or a known subfolder of it.
 
     Args:
-        folder: as given.
-        below: names that the archive unpacks to.
-        sign: a path pattern that is there if it is the data set.
-        what: what the data set is and where one gets it, for the message.
+        folder: folder given by the user.
+        subfolders: names of folders that the data set's archive unpacks to.
+        marker: glob pattern that matches only in the root of the data set.
+        expected: description of the data set and its source, for messages.
 
     Raises:
-        NotADirectoryError: there is no such folder.
-        FileNotFoundError: it is not the data set.
+        NotADirectoryError: the folder does not exist.
+        FileNotFoundError: the folder does not contain the data set.
     """
     if not folder.is_dir():
-        raise NotADirectoryError(f"{folder}: no such folder; expected {what}")
-    for candidate in (folder, *(folder / name for name in below)):
-        if any(candidate.glob(sign)):
+        raise NotADirectoryError(f"{folder}: no such folder; expected {expected}")
+    for candidate in (folder, *(folder / name for name in subfolders)):
+        if any(candidate.glob(marker)):
             return candidate.resolve()
-    raise FileNotFoundError(f"{folder}: no {sign} in it; expected {what}")
+    raise FileNotFoundError(f"{folder}: no {marker} in it; expected {expected}")
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """``file:line`` and text of each line that is not empty.
+    """Yield ``file:line`` and the text of each line that is not empty.
 
     Raises:
-        ValueError: it is no text.
+        ValueError: the file is not UTF-8 text.
     """
     try:
         with path.open(encoding="utf-8-sig") as lines:
@@ -41,36 +41,36 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
                 if line.strip():
                     yield f"{path}:{number}", line.strip()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is no UTF-8 text ({error})") from error
+        raise ValueError(f"{path}: is not UTF-8 text ({error})") from error
 
 
 def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """``file:line`` and the named columns of each row of a csv with a header.
+    """Yield ``file:line`` and the named columns of each row of a CSV file with a header.
 
     Raises:
-        ValueError: it lacks a column, or is no csv.
+        ValueError: the file lacks a column, or is not valid CSV.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            if lacking := [name for name in columns if name not in (reader.fieldnames or ())]:
+            if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
                 raise ValueError(
-                    f"{path}:1: its header lacks {', '.join(lacking)}; it has "
-                    f"{', '.join(columns)}, and perhaps more"
+                    f"{path}:1: its header lacks {', '.join(missing)}; expected at least "
+                    f"{', '.join(columns)}"
                 )
             for row in reader:
                 where = f"{path}:{reader.line_num}"
                 if None in row or None in row.values():
-                    raise ValueError(f"{where}: has not as many columns as the header")
+                    raise ValueError(f"{where}: has a different number of columns than the header")
                 yield where, {name: row[name] for name in columns}
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is no UTF-8 text ({error})") from error
+        raise ValueError(f"{path}: is not UTF-8 text ({error})") from error
     except csv.Error as error:
-        raise ValueError(f"{path}: is no csv ({error})") from error
+        raise ValueError(f"{path}: is not valid CSV ({error})") from error
 
 
-def draw(name: str) -> float:
-    """A number in [0, 1) that depends on a name alone, so that it stays when others come."""
+def hash_uniform(name: str) -> float:
+    """Hash a name to a number in [0, 1), so that splits stay stable when files are added."""
     return (
         int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8]) / 2**64
     )

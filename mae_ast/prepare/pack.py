@@ -1,14 +1,14 @@
-"""Pack a manifest's files into uncompressed tars, for file systems that suffer from many files.
+"""Pack a manifest's files into uncompressed tars, for file systems that are slow with many files.
 
-The folder then holds, for ``train.tsv``,
+For ``train.tsv``, the output folder contains
 
-    train-00000.tar, ...   the shards; in them the files have their own names
-    train.tsv              the manifest; its rows are ``train-00000.tar:offset:length``
-    train.lbl, labels.csv  labels, where there were some beside the manifest
-    train.left_out.txt     files that could not be packed, and why; they have no row, and no label
-    train.pack.json        what was packed, and how
+    train-00000.tar, ...   the shards, with the files under their own names
+    train.tsv              the manifest, with rows ``train-00000.tar:offset:length``
+    train.lbl, labels.csv  labels, if there are any beside the original manifest
+    train.left_out.txt     skipped files and the reasons; they have no row and no label
+    train.pack.json        description of the packed data and the options
 
-Rows keep their order. Packing can be stopped at any moment; it resumes and writes the same files
+Rows keep their order. Packing can be interrupted at any time; it resumes and writes identical files
 (:mod:`mae_ast.prepare.shard_writer`). Files are read, decoded, encoded and written in pieces, so
 memory does not depend on their length.
 """
@@ -34,7 +34,7 @@ from mae_ast.core.io.labels import LABELS_FILE, LabelError
 from mae_ast.core.io.manifest import Manifest, ManifestError, Progress, write_manifest
 from mae_ast.core.io.plural import plural
 from mae_ast.core.io.retry import is_transient
-from mae_ast.prepare.pack_files import as_it_is, decoded_digest, transcoded
+from mae_ast.prepare.pack_files import copied, decoded_digest, transcoded
 from mae_ast.prepare.shard_writer import PackedFile, Shards
 
 JOBS = 8  # files read at a time
@@ -46,31 +46,31 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Packed:
-    """What there is in the end.
+    """Result of packing a manifest.
 
     Args:
-        manifest: of the shards.
-        num_clips: its rows.
-        num_shards: its tars.
-        left_out: the list of files that could not be packed; ``None``: all were.
+        manifest: path of the manifest of the shards.
+        num_clips: number of its rows.
+        num_shards: number of its tars.
+        skipped_list: path of the list of skipped files; ``None`` if none were skipped.
     """
 
     manifest: Path
     num_clips: int
     num_shards: int
-    left_out: Path | None
+    skipped_list: Path | None
 
 
 def parse_bytes(text: str) -> int:
-    """``500M``, ``1G``, ``1.5GiB`` to bytes; the units are powers of 1024.
+    """Parse a size such as ``500M``, ``1G`` or ``1.5GiB`` to bytes; units are powers of 1024.
 
     Raises:
-        ValueError: it is no such size.
+        ValueError: the text is not a valid size.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     size = 0 if match is None else int(float(match[1]) * 1024 ** _UNITS[match[2].upper()])
     if size < 1:
-        raise ValueError(f"--shard-size {text}; a size such as 500M or 1G")
+        raise ValueError(f"--shard-size {text}; expected a size such as 500M or 1G")
     return size
 
 
@@ -82,32 +82,34 @@ def pack(
     jobs: int = JOBS,
     progress: Progress | None = None,
 ) -> Packed:
-    """Write a manifest's files to shards; goes on with what is there.
+    """Pack the files of a manifest into shards, or resume an interrupted run.
 
-    Files are packed as they are, be they good or bad. Those that do not exist, and with
-    ``transcode`` those that cannot be decoded, are left out.
+    Files are copied without checking that they can be decoded. Files that do not exist are skipped,
+    and with ``transcode`` also those that cannot be decoded.
 
     Args:
-        manifest: with sample rates.
-        out: folder for the shards.
-        shard_bytes: size of a shard; a larger file has one of its own.
-        transcode: to FLAC of 16 kHz, mono, 16 bits; reading gives the same samples.
-        jobs: files read, or transcoded, at a time.
-        progress: wraps the iteration over rows; gets it and their number.
+        manifest: manifest with sample rates.
+        out: output folder for the shards.
+        shard_bytes: maximum size of a shard; a larger file gets its own shard.
+        transcode: convert to FLAC at 16 kHz, mono, 16 bits, which decodes to the same samples.
+        jobs: number of files read or transcoded at a time.
+        progress: wraps the iteration over rows; called with the iterable and its length.
 
     Raises:
-        ValueError: the folder holds something else, another process packs the same, labels do not
-            fit, or no file is left.
-        OSError: something cannot be read or written; the same again goes on.
+        ValueError: the folder contains different shards, another process is packing them, labels do
+            not match the manifest, or all files were skipped.
+        OSError: a file cannot be read or written; calling again resumes.
     """
     _check_labels(manifest, out)
     out.mkdir(parents=True, exist_ok=True)
-    shards = Shards(out, manifest.path.stem, shard_bytes, _description(manifest, transcode))
-    left_out = out / f"{manifest.path.stem}.left_out.txt"
-    if not shards.are_complete():
+    shards = Shards(out, manifest.path.stem, shard_bytes, _describe_source(manifest, transcode))
+    skipped_list = out / f"{manifest.path.stem}.left_out.txt"
+    if not shards.is_complete():
         with file_lock(shards.manifest), shards, ThreadPoolExecutor(jobs) as pool:
             left = range(shards.num_rows, len(manifest))
-            files = _ahead(pool, lambda row: _file(manifest, row, out, transcode), left, jobs)
+            files = _map_ahead(
+                pool, lambda row: _pack_row(manifest, row, out, transcode), left, jobs
+            )
 
             def added() -> Iterator[int]:
                 for row, file in zip(left, files, strict=True):
@@ -120,11 +122,11 @@ def pack(
             steps: Iterable[int] = added() if progress is None else progress(added(), len(left))
             deque(steps, maxlen=0)
             shards.end()
-            _write_lists(manifest, shards, left_out)
-            shards.forget()
+            _write_lists(manifest, shards, skipped_list)
+            shards.remove_journal()
     with shards.manifest.open("rb") as lines:
         names = [line.split(b":")[0] for line in lines][1:]
-    found = left_out if left_out.exists() else None
+    found = skipped_list if skipped_list.exists() else None
     return Packed(shards.manifest, len(names), len(set(names)), found)
 
 
@@ -136,14 +138,14 @@ def verify(
 ) -> dict[int, str]:
     """Read all files of a packed manifest; return the problems of damaged ones, by row.
 
-    Files without a checksum, in tars that others made, are decoded instead.
+    Files without a checksum, in tars written by other programs, are decoded instead.
 
     Args:
-        manifest: of shards.
-        jobs: files read at a time.
-        progress: wraps the iteration over rows; gets it and their number.
-        sources: per row the path of the file that it was transcoded from, to compare with what
-            that decodes to; ``None``: checksums only.
+        manifest: manifest of shards.
+        jobs: number of files read at a time.
+        progress: wraps the iteration over rows; called with the iterable and its length.
+        sources: for each row, the path of the file that it was transcoded from, whose decoded
+            samples are compared; ``None`` verifies checksums only.
 
     Raises:
         ManifestError: a row is a loose file.
@@ -153,12 +155,12 @@ def verify(
         path = manifest.audio_path(row)
         member = Member.parse(path)
         if member is None:
-            raise ManifestError(f"{manifest.where(row)}: {path}: lies in no archive")
+            raise ManifestError(f"{manifest.where(row)}: {path}: is not inside an archive")
         try:
             if not check_member(member):
                 decoded_digest(path)
             if sources is not None and decoded_digest(path) != decoded_digest(sources[row]):
-                return f"its samples are not those of {sources[row]}"
+                return f"its samples differ from those of {sources[row]}"
             return ""
         except (ArchiveError, AudioError, OSError) as error:
             return str(error).removeprefix(f"{path}: ")
@@ -168,7 +170,7 @@ def verify(
 
         def checked() -> Iterator[int]:
             rows = range(len(manifest))
-            for row, text in enumerate(_ahead(pool, problem, rows, 4 * jobs)):
+            for row, text in enumerate(_map_ahead(pool, problem, rows, 4 * jobs)):
                 if text:
                     found[row] = text
                 yield row
@@ -179,10 +181,10 @@ def verify(
 
 
 def sources_of(manifest: Manifest, packed: Packed) -> list[str]:
-    """List the paths of the files that were packed, one for each row of the packed manifest."""
+    """Return the paths of the files that were packed, one for each row of the packed manifest."""
     skipped: deque[str] = deque()
-    if packed.left_out is not None:
-        lines = os.fsdecode(packed.left_out.read_bytes()).split("\n")
+    if packed.skipped_list is not None:
+        lines = os.fsdecode(packed.skipped_list.read_bytes()).split("\n")
         skipped.extend(line.rpartition("\t")[0] for line in lines[:-1])
     paths = []
     for path in map(manifest.audio_path, range(len(manifest))):
@@ -193,40 +195,40 @@ def sources_of(manifest: Manifest, packed: Packed) -> list[str]:
     return paths
 
 
-def _file(manifest: Manifest, row: int, out: Path, transcode: bool) -> PackedFile | str:
-    """A row's file, or why there is none."""
+def _pack_row(manifest: Manifest, row: int, out: Path, transcode: bool) -> PackedFile | str:
+    """Return the packed file of a row, or the reason why it is skipped."""
     path, row_path = manifest.audio_path(row), manifest.row_path(row)
     try:
         if transcode:
             return transcoded(path, row_path, out)
-        rate = int(manifest.sample_rates[row]) or SAMPLE_RATE  # as reading takes an unknown one
-        return as_it_is(path, row_path, int(manifest.lengths[row]), rate)
+        rate = int(manifest.sample_rates[row]) or SAMPLE_RATE  # the default for unknown rates
+        return copied(path, row_path, int(manifest.lengths[row]), rate)
     except (AudioError, ArchiveError, OSError) as error:
         return _why_skipped(manifest, row, error)
 
 
 def _why_skipped(manifest: Manifest, row: int, error: Exception) -> str:
-    """Return why a row's file is skipped.
+    """Return the reason why the file of a row is skipped.
 
     Raises:
-        OSError: it is not skipped, because another attempt may succeed.
+        OSError: the file is not skipped, because reading it again may succeed.
     """
     path = manifest.audio_path(row)
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if not isinstance(error, OSError) and not is_transient(error):
         return " ".join(str(error).removeprefix(f"{path}: ").split())
-    if isinstance(error, OSError) and error.errno is None:  # says itself what cannot be done
+    if isinstance(error, OSError) and error.errno is None:  # raised here, with a full message
         raise error
     reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
     raise OSError(
-        f"{manifest.where(row)}: {path}: cannot be read ({reason}); once it can, "
-        "the same command continues"
+        f"{manifest.where(row)}: {path}: cannot be read ({reason}); once it is readable, "
+        "the same command resumes"
     ) from error
 
 
-def _write_lists(manifest: Manifest, shards: Shards, left_out: Path) -> None:
-    """Labels, what is left out, and last the manifest."""
+def _write_lists(manifest: Manifest, shards: Shards, skipped_list: Path) -> None:
+    """Write the labels, the list of skipped files, and finally the manifest."""
     num_left = sum(1 for row in shards.rows() if row.member)
     if not num_left:
         first = next(shards.rows())
@@ -235,7 +237,7 @@ def _write_lists(manifest: Manifest, shards: Shards, left_out: Path) -> None:
             f"{manifest.audio_path(0)}: {first.problem}"
         )
     if num_left < len(manifest):
-        with atomic_write(left_out) as part, part.open("wb") as file:
+        with atomic_write(skipped_list) as part, part.open("wb") as file:
             for number, row in enumerate(shards.rows()):
                 if not row.member:
                     line = f"{manifest.audio_path(number)}\t{row.problem}\n"
@@ -254,7 +256,7 @@ def _write_lists(manifest: Manifest, shards: Shards, left_out: Path) -> None:
     write_manifest(shards.manifest, ".", packed)
 
 
-def _description(manifest: Manifest, transcode: bool) -> dict[str, Any]:
+def _describe_source(manifest: Manifest, transcode: bool) -> dict[str, Any]:
     labels = manifest.path.with_suffix(".lbl")
     return {
         "manifest": str(manifest.path.resolve()),
@@ -277,22 +279,22 @@ def _check_labels(manifest: Manifest, out: Path) -> None:
             num_lines = sum(1 for _ in file)
         if num_lines != len(manifest):
             raise LabelError(
-                f"{labels}: has {plural(num_lines, 'line')}, {manifest.path.name} lists "
-                f"{plural(len(manifest), 'clip')}; one line for each clip, in the same order"
+                f"{labels}: has {plural(num_lines, 'line')}, but {manifest.path.name} lists "
+                f"{plural(len(manifest), 'clip')}; expected one line per clip, in the same order"
             )
     classes, there = manifest.path.with_name(LABELS_FILE), out / LABELS_FILE
     if classes.is_file() and there.is_file() and not filecmp.cmp(classes, there, shallow=False):
-        raise LabelError(f"{there}: has other classes than {classes}; choose another folder")
+        raise LabelError(f"{there}: differs from {classes}; choose another output folder")
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], most: int
+def _map_ahead(
+    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], max_ahead: int
 ) -> Iterator[R]:
-    """``pool.map`` that is at most so many items ahead."""
+    """Yield results like ``pool.map``, with at most ``max_ahead`` pending items."""
     waiting: deque[Future[R]] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))
-        if len(waiting) > most:
+        if len(waiting) > max_ahead:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()

@@ -18,15 +18,15 @@ from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, stream_audio
 from mae_ast.core.io.retry import retried
 from mae_ast.prepare.shard_writer import PackedFile
 
-_PIECE = 4 * 2**20  # bytes; longer files are read in pieces of that
+_PIECE = 4 * 2**20  # bytes; longer files are read in pieces of this size
 
 
 class _Source(NamedTuple):
-    """File to pack.
+    """A file to pack.
 
     Args:
-        name: within a shard.
-        num_bytes: its size.
+        name: name inside the shard.
+        num_bytes: size of the file.
         crc32: checksum recorded in the archive that contains it; ``None`` if there is none.
     """
 
@@ -35,18 +35,18 @@ class _Source(NamedTuple):
     crc32: int | None
 
 
-def as_it_is(path: str, row_path: str, length: int, sample_rate: int) -> PackedFile:
-    """Pack a file unchanged; a file of up to 4 MiB is read at once.
+def copied(path: str, row_path: str, length: int, sample_rate: int) -> PackedFile:
+    """Prepare an unchanged copy of a file; a file of up to 4 MiB is read at once.
 
     Args:
-        path: of the file, perhaps within an archive.
-        row_path: the same, as its manifest has it.
-        length: in samples at its own rate.
-        sample_rate: in Hz.
+        path: path of the file, loose or inside an archive.
+        row_path: path of the file as written in its manifest.
+        length: number of samples at its own rate.
+        sample_rate: sample rate in Hz.
 
     Raises:
-        FileNotFoundError, ArchiveError, OSError: it cannot be read; the latter two also while its
-            pieces are read.
+        FileNotFoundError, ArchiveError, OSError: the file cannot be read; the latter two may also
+            be raised when its pieces are read.
     """
     source = _find(path, row_path)
     pieces = _pieces(path, source)
@@ -56,16 +56,16 @@ def as_it_is(path: str, row_path: str, length: int, sample_rate: int) -> PackedF
 
 
 def transcoded(path: str, row_path: str, folder: Path) -> PackedFile:
-    """Pack a file as FLAC of 16 kHz, mono, 16 bits.
+    """Prepare a file transcoded to FLAC at 16 kHz, mono, 16 bits.
 
     Args:
-        path: of the file, perhaps within an archive.
-        row_path: the same, as its manifest has it.
-        folder: where a temporary file without a name lies if the result is long.
+        path: path of the file, loose or inside an archive.
+        row_path: path of the file as written in its manifest.
+        folder: folder for an unnamed temporary file, used if the result is long.
 
     Raises:
-        FileNotFoundError, ArchiveError, AudioError: it cannot be decoded.
-        OSError: it cannot be read, or the temporary file cannot be written.
+        FileNotFoundError, ArchiveError, AudioError: the file cannot be decoded.
+        OSError: the file cannot be read, or the temporary file cannot be written.
     """
     name = f"{os.path.splitext(_find(path, row_path).name)[0]}.flac"
     spool = _Spool(folder)
@@ -90,10 +90,10 @@ def transcoded(path: str, row_path: str, folder: Path) -> PackedFile:
 
 
 def decoded_digest(path: str) -> bytes:
-    """Decode a file to its end; returns the SHA-256 of its samples at 16 kHz.
+    """Decode a whole file and return the SHA-256 of its samples at 16 kHz.
 
     Raises:
-        FileNotFoundError, AudioError: it cannot be decoded.
+        FileNotFoundError, AudioError: the file cannot be decoded.
     """
 
     def digest(blocks: Iterator[Tensor]) -> bytes:
@@ -138,10 +138,10 @@ def _read_piece(path: str, place: int) -> bytes:
 
 
 class _Spool:
-    """Temporary file for libsndfile that keeps errors of writes, which libsndfile would discard.
+    """Temporary file for libsndfile that records write errors, which libsndfile would discard.
 
     Args:
-        folder: where it lies once it is long.
+        folder: folder of the file once it is too long for memory.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -178,8 +178,8 @@ class _Spool:
             self._error = error
         if self._error is not None:
             raise OSError(
-                f"{self._folder}: could not be written ({self._error.strerror}); with more room, "
-                "the same command continues"
+                f"{self._folder}: could not be written ({self._error.strerror}); once it can be "
+                "written, the same command resumes"
             ) from self._error
 
     def pieces(self) -> Iterator[bytes]:

@@ -1,10 +1,10 @@
-"""The shards of a split while they are written, and what is needed to go on after a stop.
+"""Write the shards of a split, with a journal from which an interrupted run resumes.
 
-In the folder, for the split ``train``: ``train-00000.tar``, ... are whole;
-``.train-00003.part.tar`` grows. ``.train.rows.part``, the journal, has a line for each row of the
-manifest that is done: shard, offset and length in bytes, length in samples, sample rate; or ``-``
-and why the row is left out. A line comes once the row's file is written. ``train.pack.json`` says
-what it is that is packed here.
+For the split ``train``, the folder contains complete shards ``train-00000.tar``, ... and the shard
+being written, such as ``.train-00003.part.tar``. The journal ``.train.rows.part`` has a line for
+each finished row of the manifest: shard, offset and length in bytes, length in samples, and sample
+rate, or ``-`` and the reason why the row was skipped. A line is added after the file is written.
+``train.pack.json`` describes the packed data and the options.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from mae_ast.core.io.archive import (
 )
 from mae_ast.core.io.atomic import atomic_write
 
-_LEFT_OUT = "-"  # where else a line has its shard
+_SKIPPED = "-"  # takes the place of the shard number in a line of the journal
 
 
 @dataclass(frozen=True)
 class PackedFile:
-    """File to write into a shard.
+    """A file to write into a shard.
 
     Args:
-        path: name within the shard.
+        path: name inside the shard.
         pieces: content in pieces, read once.
         num_bytes: size of the content.
-        length: in samples at its own rate.
-        sample_rate: in Hz.
+        length: number of samples at its own rate.
+        sample_rate: sample rate in Hz.
     """
 
     path: str
@@ -53,13 +53,13 @@ class PackedFile:
 
 @dataclass(frozen=True)
 class PackedRow:
-    """A row of the manifest that is done.
+    """A finished row of the manifest.
 
     Args:
-        member: ``shard:offset:length``, the shard without a folder; empty: it is left out.
-        length: in samples at its own rate.
-        sample_rate: in Hz.
-        problem: why it is left out.
+        member: ``shard:offset:length``, with the shard's file name; empty if the row was skipped.
+        length: number of samples at its own rate.
+        sample_rate: sample rate in Hz.
+        problem: reason why the row was skipped.
     """
 
     member: str
@@ -69,16 +69,18 @@ class PackedRow:
 
 
 class Shards:
-    """Shards of a split. As a context they are open to take rows, beginning with ``num_rows``.
+    """Writer of the shards of a split.
+
+    Enter it as a context manager, then add rows, starting with row ``num_rows``.
 
     Args:
-        folder: where they are.
-        split: what their names begin with.
-        shard_bytes: what a shard may have; one file is always let in.
-        description: what is packed; it goes on only with the same.
+        folder: folder of the shards.
+        split: prefix of their names.
+        shard_bytes: maximum size of a shard with more than one file.
+        description: description of the packed data; resuming requires the same one.
 
     Raises:
-        ValueError: there is something else of these names.
+        ValueError: the folder contains different files with these names.
     """
 
     def __init__(
@@ -90,8 +92,8 @@ class Shards:
         self._journal_path = folder / f".{split}.rows.part"
         self._description = folder / f"{split}.pack.json"
         self._wanted = {**description, "shard_bytes": shard_bytes}
-        self._shard = 0  # the number of the one that grows
-        self._end = 0  # its bytes
+        self._shard = 0  # number of the shard being written
+        self._end = 0  # its size in bytes
         if self._description.exists():
             self._check_description()
         elif self.manifest.exists() or any(folder.glob(f"{split}-{'[0-9]' * 5}.tar")):
@@ -100,8 +102,8 @@ class Shards:
                 "manifest; choose another folder"
             )
 
-    def are_complete(self) -> bool:
-        """Whether nothing is left to do."""
+    def is_complete(self) -> bool:
+        """Return whether all rows are packed and the manifest is written."""
         return (
             self._description.exists()
             and self.manifest.exists()
@@ -112,7 +114,7 @@ class Shards:
         if not self._description.exists():
             with atomic_write(self._description) as part:
                 part.write_text(json.dumps(self._wanted, indent=1), encoding="utf-8")
-        close_archives()  # this process may have read others of these names
+        close_archives()  # this process may have opened earlier files with these names
         lines = self._whole_lines()
         self.num_rows = len(lines)
         with atomic_write(self._journal_path) as part:
@@ -123,19 +125,19 @@ class Shards:
 
     def __exit__(self, *_: object) -> None:
         for file in (self._data, self._journal):
-            with suppress(OSError):  # what a full disk did not take was said before
+            with suppress(OSError):  # errors of a full disk were already raised
                 file.close()
 
     def add(self, number: int, file: PackedFile | str) -> None:
-        """Write a row's file, or the reason for skipping it; start another shard when one is full.
+        """Write a row's file, or the reason for skipping it; start a new shard if one is full.
 
-        If reading a piece fails, the row is not finished, and another file can take its place.
+        If reading a piece fails, the row is not finished and can be added again.
 
         Raises:
-            OSError: it could not be written, or its size is no longer ``num_bytes``.
+            OSError: the file could not be written, or its size is no longer ``num_bytes``.
         """
         if isinstance(file, str):
-            self._note(_LEFT_OUT, file)
+            self._append_to_journal(_SKIPPED, file)
             return
         header = tar_header(number, file.path, file.num_bytes, crc32=0)
         padding = bytes(-file.num_bytes % BLOCK)
@@ -151,10 +153,10 @@ class Shards:
             self._data.write(tar_header(number, file.path, file.num_bytes, crc32))
             self._data.flush()
         self._end += size
-        self._note(self._shard, offset, file.num_bytes, file.length, file.sample_rate)
+        self._append_to_journal(self._shard, offset, file.num_bytes, file.length, file.sample_rate)
 
     def _copy(self, file: PackedFile, offset: int) -> int:
-        """Write the bytes of a file to the shard, and return their CRC-32."""
+        """Write the content of a file to the shard and return its CRC-32."""
         crc32 = num_bytes = 0
         with self._writing(self._part()):
             self._data.seek(offset)
@@ -164,8 +166,8 @@ class Shards:
                 self._data.write(piece)
         if num_bytes != file.num_bytes:
             raise OSError(
-                f"{file.path}: had {file.num_bytes} bytes, then {num_bytes}; once it stays as it "
-                "is, the same command continues"
+                f"{file.path}: changed from {file.num_bytes} to {num_bytes} bytes while it was "
+                "read; once it no longer changes, the same command resumes"
             )
         return crc32
 
@@ -178,48 +180,48 @@ class Shards:
             self._part().unlink()
 
     def rows(self) -> Iterator[PackedRow]:
-        """All rows that are done, in the manifest's order."""
+        """Yield all finished rows, in the order of the manifest."""
         with self._journal_path.open("rb") as lines:
             for line in lines:
                 first, *others = os.fsdecode(line.rstrip(b"\n")).split("\t")
-                if first == _LEFT_OUT:
+                if first == _SKIPPED:
                     yield PackedRow("", problem=others[0])
                 else:
                     offset, size, length, rate = map(int, others)
                     name = self._whole(int(first)).name
                     yield PackedRow(str(Member(name, offset, size)), length, rate)
 
-    def forget(self) -> None:
-        """Remove the journal: all is done."""
+    def remove_journal(self) -> None:
+        """Remove the journal, after everything is written."""
         self._journal.close()
         self._journal_path.unlink()
 
     def _check_description(self) -> None:
         try:
             there = json.loads(self._description.read_text(encoding="utf-8"))
-            # What it does not speak of was not asked for when it was written.
+            # Keys missing from the file did not exist in the version that wrote it.
             differs = sorted(k for k, value in self._wanted.items() if there.get(k, value) != value)
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{self._description}: is damaged; remove it") from error
         if differs:
             raise ValueError(
-                f"{self._description}: describes other shards (they differ in "
-                f"{', '.join(differs)}); remove it and them, or choose another folder"
+                f"{self._description}: describes different shards (they differ in "
+                f"{', '.join(differs)}); remove it and the shards, or choose another folder"
             )
 
     def _whole_lines(self) -> list[bytes]:
-        """The journal as far as the files are there; the shard that grows is cut to those."""
+        """Return the journal lines whose files are complete; the open shard is cut after them."""
         text = self._journal_path.read_bytes() if self._journal_path.exists() else b""
         lines = text[: text.rfind(b"\n") + 1].splitlines(keepends=True)
         places = [line.split(b"\t")[:3] for line in lines]
-        shards = [int(place[0]) for place in places if place[0] != _LEFT_OUT.encode()]
+        shards = [int(place[0]) for place in places if place[0] != _SKIPPED.encode()]
         self._shard, self._end = (shards[-1] if shards else 0), 0
         if shards and self._whole(self._shard).exists():
             self._shard += 1
         for number, place in enumerate(places):
             if place[0] == str(self._shard).encode():
                 member = Member(str(self._part()), int(place[1]), int(place[2]))
-                if not _is_whole(member):  # the disk never got it, as when the power fails
+                if not _is_whole(member):  # data was lost before it reached the disk
                     return lines[:number]
                 self._end = member.offset + member.length + -member.length % BLOCK
         return lines
@@ -233,16 +235,16 @@ class Shards:
     def _end_shard(self) -> None:
         with self._writing(self._part()):
             self._data.seek(self._end)
-            self._data.truncate()  # what was begun and could not be read to its end
+            self._data.truncate()  # drop a file that could not be read completely
             self._data.write(END)
             self._data.flush()
             for file in (self._data, self._journal):
-                os.fsync(file.fileno())  # should the power fail: what the name says is there
+                os.fsync(file.fileno())  # so that a renamed shard is complete after a power failure
             self._data.close()
             os.replace(self._part(), self._whole(self._shard))
         self._shard, self._end = self._shard + 1, 0
 
-    def _note(self, *columns: object) -> None:
+    def _append_to_journal(self, *columns: object) -> None:
         with self._writing(self._journal_path):
             self._journal.write(os.fsencode("\t".join(map(str, columns)) + "\n"))
             self._journal.flush()
@@ -259,8 +261,8 @@ class Shards:
             yield
         except OSError as error:
             raise OSError(
-                f"{path}: could not be written ({error.strerror or error}); with more room, the "
-                "same again goes on"
+                f"{path}: could not be written ({error.strerror or error}); once it can be "
+                "written, the same command resumes"
             ) from error
 
 

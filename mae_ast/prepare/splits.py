@@ -1,4 +1,4 @@
-"""Clips to ``{train,valid,test}.tsv``, ``.lbl`` and ``labels.csv``, and a report of it."""
+"""Write clips to ``{train,valid,test}.tsv``, ``.lbl`` and ``labels.csv``, and report the result."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from mae_ast.prepare.clips import Clip, Headers, read_headers
 
 SPLITS = ("train", "valid", "test")
 MISSING_FILE = "missing.txt"
-LEFT_OUT_FILE = "left_out.txt"
+SKIPPED_FILE = "left_out.txt"
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split, as it was written.
+    """Statistics of a written split.
 
     Args:
-        name: of its files without their suffix, below the output folder: ``train``.
-        clips: that are listed.
-        seconds: of them all.
-        classes: that occur.
-        missing: clips of the data set that are not there.
+        name: path of its files in the output folder, without suffix: ``train``, ``fold1/train``.
+        clips: number of clips.
+        seconds: total duration.
+        classes: number of classes that occur.
+        missing: number of clips in the data set's lists that do not exist.
     """
 
     name: str
@@ -38,22 +38,22 @@ class Split:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was written.
+    """Result of preparing a data set.
 
     Args:
-        out: the folder.
-        splits: in it.
-        num_classes: in ``labels.csv``; 0 where there are no labels.
-        missing: clips of the data set that are not there, as in ``missing.txt``.
-        left_out: path and reason of each file that cannot be used, as in ``left_out.txt``.
-        notes: what else one should know, a line each.
+        out: the output folder.
+        splits: statistics of its splits.
+        num_classes: number of classes in ``labels.csv``; 0 without labels.
+        missing: listed clips that do not exist; written to ``missing.txt``.
+        skipped: path and reason for each unusable file; written to ``left_out.txt``.
+        notes: further remarks for the user, one line each.
     """
 
     out: Path
     splits: tuple[Split, ...]
     num_classes: int
     missing: tuple[str, ...]
-    left_out: tuple[tuple[str, str], ...]
+    skipped: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
 
 
@@ -66,24 +66,24 @@ def write_splits(
     remarks: Callable[[Headers], Iterable[str]] = lambda headers: (),
     jobs: int = PROBE_THREADS,
 ) -> Prepared:
-    """Read the clips' headers and write the splits of those that can be used.
+    """Read the clips' headers, and write splits of the usable clips.
 
     Args:
-        out: where the files go.
-        root: folder that paths in the manifests start from; all clips are below it.
-        splits: name (``train``, ``fold1/train``) to clips, in the order that they will have.
-        labels: the classes; ``None`` writes no labels.
-        missing: split to what is known already to be missing.
-        remarks: headers to further lines for the report.
-        jobs: headers read at a time.
+        out: output folder.
+        root: folder that paths in the manifests are relative to; it contains all clips.
+        splits: name (``train``, ``fold1/train``) to clips, in the order of the manifest.
+        labels: list of classes; ``None`` writes no labels.
+        missing: split to clips already known to be missing.
+        remarks: function of the headers that returns further lines for the report.
+        jobs: number of headers read at a time.
 
     Raises:
-        ValueError: a split has no clip that can be used, two splits share a clip, or files of an
-            earlier preparation would stay between the new ones.
+        ValueError: a split has no usable clip, two splits share a clip, or files of an earlier run
+            would remain among the new ones.
     """
     splits = {name: list(dict.fromkeys(clips)) for name, clips in splits.items()}
     _check_disjoint(splits)
-    _check_leftovers(out, splits, labels is not None)
+    _check_stale_files(out, splits, labels is not None)
     headers = read_headers(
         list(dict.fromkeys(clip.path for clips in splits.values() for clip in clips)), jobs
     )
@@ -93,31 +93,31 @@ def write_splits(
     }
     for name, clips in usable.items():
         if not clips:
-            raise ValueError(_nothing(name, splits[name], headers))
+            raise ValueError(_why_empty(name, splits[name], headers))
     report = []
     for name, clips in usable.items():
         _write(out / name, root, clips, labels, headers)
-        gone = (missing or {}).get(name, ())
+        missing_clips = (missing or {}).get(name, ())
         report.append(
             Split(
                 name,
                 len(clips),
                 sum(_seconds(clip, headers) for clip in clips),
                 len({mid for clip in clips for mid in clip.mids}),
-                len(gone) + sum(clip.path in headers.missing for clip in splits[name]),
+                len(missing_clips) + sum(clip.path in headers.missing for clip in splits[name]),
             )
         )
-    all_gone = [line for lines in (missing or {}).values() for line in lines]
+    all_missing = [line for lines in (missing or {}).values() for line in lines]
     prepared = Prepared(
         out,
         tuple(report),
         len(labels) if labels is not None else 0,
-        tuple(dict.fromkeys([*all_gone, *headers.missing])),
-        tuple(headers.left_out.items()),
+        tuple(dict.fromkeys([*all_missing, *headers.missing])),
+        tuple(headers.skipped.items()),
         (*remarks(headers), *headers.remarks()),
     )
     _write_report(out / MISSING_FILE, prepared.missing)
-    _write_report(out / LEFT_OUT_FILE, ["\t".join(pair) for pair in prepared.left_out])
+    _write_report(out / SKIPPED_FILE, ["\t".join(pair) for pair in prepared.skipped])
     return prepared
 
 
@@ -138,7 +138,7 @@ def _write(
 
 
 def _write_report(path: Path, lines: Iterable[str]) -> None:
-    """Write lines; no file where there are none, not even an earlier one."""
+    """Write lines to a file; without lines, remove the file of an earlier run."""
     text = "".join(f"{line}\n" for line in lines)
     if text:
         path.write_text(text, encoding="utf-8", errors="surrogateescape")
@@ -152,21 +152,21 @@ def _seconds(clip: Clip, headers: Headers) -> float:
 
 
 def _check_disjoint(splits: Mapping[str, Sequence[Clip]]) -> None:
-    """No clip is in two splits of a folder, or in one with two sets of labels."""
+    """Raise if a clip is in two splits of a folder, or in one split with different labels."""
     folders: dict[str, dict[str, str]] = {}
     for name, clips in splits.items():
         seen = folders.setdefault(os.path.dirname(name), {})
         for clip in clips:
             if clip.path in seen:
                 raise ValueError(
-                    f"{clip.path}: the data set's lists have it in {seen[clip.path]} and again in "
-                    f"{name}; once is right"
+                    f"{clip.path}: is listed in {seen[clip.path]} and again in {name}; expected "
+                    "one entry in the data set's lists"
                 )
             seen[clip.path] = name
 
 
-def _check_leftovers(out: Path, names: Iterable[str], labelled: bool) -> None:
-    """Nothing from before stays that could be taken for a part of what is written."""
+def _check_stale_files(out: Path, names: Iterable[str], labelled: bool) -> None:
+    """Raise if a manifest or label file of an earlier run would remain among the new files."""
     suffixes = (".tsv", ".lbl") if labelled else (".tsv",)
     written = {out / f"{name}{suffix}" for name in names for suffix in suffixes}
     folders = {path.parent for path in written}
@@ -176,16 +176,16 @@ def _check_leftovers(out: Path, names: Iterable[str], labelled: bool) -> None:
     for path in sorted(folder / kind for folder in folders for kind in kinds):
         if path not in written and path.exists():
             raise ValueError(
-                f"{path}: is there from before and would stay, though it is no part of what is "
-                "prepared now; remove it, or choose another --out"
+                f"{path}: exists from an earlier run and would remain among the new files; remove "
+                "it, or choose another --out"
             )
 
 
-def _nothing(name: str, clips: Sequence[Clip], headers: Headers) -> str:
-    """Why a split is empty."""
+def _why_empty(name: str, clips: Sequence[Clip], headers: Headers) -> str:
+    """Return a message that explains why a split is empty."""
     if not clips:
-        return f"{name}: the data set lists no clips for it that are there"
+        return f"{name}: none of the clips that the data set lists for it exist"
     first = clips[0].path
-    reason = headers.left_out.get(first, "no such file")
-    none = f"none of {plural(len(clips), 'clip')} of {name} can be used"
-    return f"{none}; the first is {first}: {reason}"
+    reason = headers.skipped.get(first, "no such file")
+    summary = f"none of {plural(len(clips), 'clip')} of {name} can be used"
+    return f"{summary}; the first is {first}: {reason}"

@@ -1,11 +1,11 @@
-"""VoxCeleb1: 150,000 utterances of 1,251 celebrities; who speaks?
+"""VoxCeleb1: speaker identification, 150,000 utterances of 1,251 celebrities.
 
     iden_split.txt                               1 (train), 2 (valid) or 3 (test), and the clip
-    dev/wav/id10001/1zcIwhmdeo4/00001.wav, ...   or without dev, or without dev/wav
+    dev/wav/id10001/1zcIwhmdeo4/00001.wav, ...   the prefix may also be wav/ or empty
     test/wav/id10270/5r0dWxy17C8/00001.wav, ...
 
-Every speaker is in all three splits of ``iden_split.txt``; their videos are in one each. (``dev``
-and ``test`` in the folders' names are of another task, verification.)
+Every speaker is in all three splits of ``iden_split.txt``, every video in only one. (The folder
+names ``dev`` and ``test`` refer to another task, speaker verification.)
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from mae_ast.superb.tasks import SID_LIST_SOURCE, SID_LISTS, SID_SOURCE
 
 SPLIT_OF = {"1": "train", "2": "valid", "3": "test"}
 BASES = ("dev/wav", "test/wav", "wav", ".")
-WHAT = (
-    f"VoxCeleb1 (dev/wav/id10001/..., test/wav/id10270/...), vox1_dev_wav.zip and "
+EXPECTED = (
+    f"VoxCeleb1 (dev/wav/id10001/..., test/wav/id10270/...), unpacked from vox1_dev_wav.zip and "
     f"vox1_test_wav.zip of {SID_SOURCE}, with {SID_LIST_SOURCE}"
 )
 
@@ -34,17 +34,17 @@ def prepare(folder: Path, out: Path, jobs: int = PROBE_THREADS) -> Prepared:
 
     Raises:
         FileNotFoundError, NotADirectoryError: the folder is not VoxCeleb1.
-        ValueError: its list is not as it must be, or a split has no clip that can be used.
+        ValueError: its list is invalid, or a split has no usable clip.
     """
     if not folder.is_dir():
-        raise NotADirectoryError(f"{folder}: no such folder; expected {WHAT}")
+        raise NotADirectoryError(f"{folder}: no such folder; expected {EXPECTED}")
     lists = [folder / name for name in SID_LISTS if (folder / name).is_file()]
     if not lists:
-        raise FileNotFoundError(f"{folder}: no {SID_LISTS[1]} in it; expected {WHAT}")
+        raise FileNotFoundError(f"{folder}: no {SID_LISTS[1]} in it; expected {EXPECTED}")
     root = folder.resolve()
     bases = [base for base in BASES if any((root / base).glob("id[0-9]*/"))]
     if not bases:
-        raise FileNotFoundError(f"{folder}: no {BASES[0]}/id* in it; expected {WHAT}")
+        raise FileNotFoundError(f"{folder}: no {BASES[0]}/id* in it; expected {EXPECTED}")
     splits: dict[str, list[Clip]] = {split: [] for split in SPLIT_OF.values()}
     missing: dict[str, list[str]] = {split: [] for split in splits}
     speakers: set[str] = set()
@@ -52,7 +52,7 @@ def prepare(folder: Path, out: Path, jobs: int = PROBE_THREADS) -> Prepared:
         match = re.fullmatch(r"([123])\s+((id\d{5})/[^/\s]+/[^/\s]+\.wav)", line)
         if match is None:
             raise ValueError(
-                f"{where}: {line!r} is no split (1, 2 or 3) and clip, as in "
+                f"{where}: {line!r} is not a split (1, 2 or 3) and a clip; expected a line like "
                 "'1 id10001/1zcIwhmdeo4/00001.wav'"
             )
         split, clip, speaker = match.groups()
@@ -63,6 +63,6 @@ def prepare(folder: Path, out: Path, jobs: int = PROBE_THREADS) -> Prepared:
         else:
             missing[SPLIT_OF[split]].append(clip)
     if not speakers:
-        raise ValueError(f"{lists[0]}: lists no clips; it is {SID_LIST_SOURCE}")
+        raise ValueError(f"{lists[0]}: lists no clips; expected {SID_LIST_SOURCE}")
     mids = tuple(sorted(speakers))
     return write_splits(out, root, splits, Labels(mids, mids), missing, jobs=jobs)

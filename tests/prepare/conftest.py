@@ -1,4 +1,4 @@
-"""Small trees of sound, and what was prepared of them."""
+"""Write small data sets, and read the files prepared from them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_garbage(path: Path) -> Path:
 
 @pytest.fixture
 def rows() -> Callable[[Path, str], dict[str, tuple[str, ...]]]:
-    """``rows(folder, split)``: path of each clip to its mids, read as training reads them."""
+    """Function ``rows(folder, split)`` that returns path to mids of each clip, as in training."""
 
     def read(folder: Path, split: str) -> dict[str, tuple[str, ...]]:
         manifest = Manifest.load(folder / f"{split}.tsv")
@@ -49,7 +49,7 @@ def rows() -> Callable[[Path, str], dict[str, tuple[str, ...]]]:
 
 @pytest.fixture
 def written() -> Callable[[Path], dict[str, bytes]]:
-    """``written(folder)``: name to content of all files below it."""
+    """Function ``written(folder)`` that returns name to content of all files in a tree."""
 
     def read(folder: Path) -> dict[str, bytes]:
         return {

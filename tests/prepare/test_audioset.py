@@ -1,4 +1,4 @@
-"""AudioSet: segments found by YouTube id in the usual layouts, and what is missing."""
+"""AudioSet: clips are found by YouTube id in the usual layouts, and missing ones are listed."""
 
 from __future__ import annotations
 
@@ -119,11 +119,11 @@ def test_clips_may_have_any_audio_format(tree, tmp_path):
     done = audioset.prepare(tree, tmp_path / "out")
     assert done.splits[0].clips == 4
     assert done.splits[0].seconds == pytest.approx(0.8, abs=0.2)
-    assert not done.left_out
+    assert not done.skipped
 
 
 def test_matching_start_time_is_preferred_among_several_files(tree, tmp_path, rows):
-    """The segment's own start before none, never another start; soundfile's kinds first."""
+    """A matching start is preferred to none, then soundfile's formats; other starts are ignored."""
     folder = tree / "audio" / "bal_train"
     write_sound(folder / "--PJHxphWEs_40.flac")  # starts elsewhere
     write_sound(folder / "--PJHxphWEs_30000_40000.wav")  # milliseconds
@@ -140,14 +140,14 @@ def test_longer_clips_are_kept_and_reported(tree, tmp_path):
     done = audioset.prepare(tree, tmp_path / "out")
     assert len(done.notes) == 1
     assert done.notes[0].startswith("1 clip longer than the segment")
-    assert f"{path}, 0.9 s of 0.2 s" in done.notes[0]
+    assert f"{path}, 0.9 s instead of 0.2 s" in done.notes[0]
     assert 14_400 in Manifest.read(tmp_path / "out" / "valid.tsv").lengths
 
 
 def test_unreadable_files_are_reported(tree, tmp_path, rows):
     bad = write_garbage(tree / FILES["--PJHxphWEs"])
     done = audioset.prepare(tree, tmp_path / "out")
-    assert [path for path, _ in done.left_out] == [str(bad)]
+    assert [path for path, _ in done.skipped] == [str(bad)]
     assert len(rows(tmp_path / "out", "train")) == 3
 
 
@@ -193,9 +193,9 @@ def test_wrong_folder_is_reported(tree, tmp_path, gone, words):
     ("old", "new", "words"),
     [
         ('"/m/068hy"', '"/m/068hx"', "'/m/068hx' is not one of the 4 classes; .* is '/m/068hy'"),
-        ("0.000, 10.000", "10.000, 0.000", "is no segment, as in"),
-        ("--aE2O5G5WE, 0.000, ", "--aE2O5G5WE, ", "is no segment, as in"),
-        ("--aE2O5G5WE", "--aE2O5", "is no segment, as in"),
+        ("0.000, 10.000", "10.000, 0.000", "is not a valid segment; expected"),
+        ("--aE2O5G5WE, 0.000, ", "--aE2O5G5WE, ", "is not a valid segment; expected"),
+        ("--aE2O5G5WE", "--aE2O5", "is not a valid segment; expected"),
     ],
 )
 def test_invalid_list_is_reported(tree, tmp_path, old, new, words):
@@ -209,5 +209,5 @@ def test_invalid_list_is_reported(tree, tmp_path, old, new, words):
 def test_clip_in_two_splits_is_refused(tree, tmp_path):
     with (tree / "metadata" / "eval_segments.csv").open("a") as file:
         file.write('--PJHxphWEs, 30.000, 40.000, "/m/09x0r"\n')
-    with pytest.raises(ValueError, match="have it in train and again in valid"):
+    with pytest.raises(ValueError, match=r"flac: is listed in train and again in valid"):
         audioset.prepare(tree, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""``mae-ast prepare``: what it prints, and what it refuses."""
+"""``mae-ast prepare`` prints a report, and refuses wrong folders and options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.prepare.conftest import write_garbage, write_sound
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """The command in this process: what it printed to each stream, and its error."""
+    """Run the command in this process; return its stdout, its stderr and its error message."""
     monkeypatch.chdir(tmp_path)
     app = typer.Typer()
     app.command()(prepare)

@@ -1,4 +1,4 @@
-"""ESC-50's five folds."""
+"""ESC-50: the five folds are written with labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEADER = "filename,fold,target,category,esc10,src_file,take\n"
 
 @pytest.fixture
 def tree(tmp_path) -> Path:
-    """Two recordings of each class a fold, as GitHub's archive unpacks."""
+    """Two recordings per class and fold, in the layout of GitHub's archive."""
     root = tmp_path / "data" / "ESC-50-master"
     lines = []
     for fold in range(1, 6):
@@ -53,7 +53,7 @@ def test_folds_are_disjoint_and_complete(tree, tmp_path, rows):
     split = done.splits[0]
     assert (split.name, split.clips, split.classes, split.missing) == ("fold1/train", 24, 3, 0)
     assert split.seconds == pytest.approx(24 * 0.2)
-    assert (done.num_classes, done.missing, done.left_out) == (3, (), ())
+    assert (done.num_classes, done.missing, done.skipped) == (3, (), ())
     assert not (tmp_path / "out" / "missing.txt").exists()
 
 
@@ -64,7 +64,7 @@ def test_missing_and_unreadable_files_are_reported(tree, tmp_path, rows):
     done = esc50.prepare(tree, tmp_path / "out")
     assert done.missing == (str(gone),)
     assert (tmp_path / "out" / "missing.txt").read_text() == f"{gone}\n"
-    assert [path for path, _ in done.left_out] == [str(bad)]
+    assert [path for path, _ in done.skipped] == [str(bad)]
     report = (tmp_path / "out" / "left_out.txt").read_text()
     assert report.startswith(f"{bad}\tcannot be read as audio")
     assert [split.missing for split in done.splits] == [1, 0, 0, 1, 1, 0, 1, 0, 1, 0]
@@ -72,7 +72,7 @@ def test_missing_and_unreadable_files_are_reported(tree, tmp_path, rows):
     assert len(rows(tmp_path / "out" / "fold1", "train")) == 22
     write_sound(gone)
     write_sound(bad)
-    esc50.prepare(tree, tmp_path / "out")  # the reports of the time before go
+    esc50.prepare(tree, tmp_path / "out")  # removes the earlier reports
     assert not {"missing.txt", "left_out.txt"} & {p.name for p in (tmp_path / "out").iterdir()}
 
 
@@ -109,12 +109,12 @@ def test_wrong_folder_is_reported(tree, tmp_path, breakage, words):
     ("old", "new", "words"),
     [
         (HEADER, "file,fold,target,category\n", r"esc50.csv:1: its header lacks filename"),
-        ("B-2.wav,5,2", "B-2.wav,6,2", r"esc50.csv:31: fold '6'; it is 1 to 5"),
-        ("A-0.wav,1,0", "A-0.wav,1,x", r"esc50.csv:2: target 'x'; it is 0 to 49"),
+        ("B-2.wav,5,2", "B-2.wav,6,2", r"esc50.csv:31: fold '6'; expected 1 to 5"),
+        ("A-0.wav,1,0", "A-0.wav,1,x", r"esc50.csv:2: target 'x'; expected 0 to 49"),
         ("B-0.wav,1,0,dog", "B-0.wav,1,0,cat", r"esc50.csv:3: target 0 is 'cat' here and 'dog'"),
-        (",0,dog,", ",7,dog,", "targets are not 0 to C - 1"),
-        (",True,10010,A\n", "\n", "esc50.csv:2: has not as many columns"),
-        ("2-10020-B-0", "1-10010-A-0", "1-10010-A-0.wav: the data set's lists have it in"),
+        (",0,dog,", ",7,dog,", "targets are not exactly 0 to C - 1"),
+        (",True,10010,A\n", "\n", "esc50.csv:2: has a different number of columns"),
+        ("2-10020-B-0", "1-10010-A-0", "1-10010-A-0.wav: is listed in .* and again in"),
     ],
 )
 def test_invalid_csv_is_reported(tree, tmp_path, old, new, words):
@@ -130,5 +130,5 @@ def test_invalid_csv_is_reported(tree, tmp_path, old, new, words):
 def test_stale_manifest_in_the_output_folder_is_refused(tree, tmp_path):
     (tmp_path / "out" / "fold3").mkdir(parents=True)
     (tmp_path / "out" / "fold3" / "test.tsv").touch()
-    with pytest.raises(ValueError, match=r"fold3/test\.tsv: is there from before"):
+    with pytest.raises(ValueError, match=r"fold3/test\.tsv: exists from an earlier run"):
         esc50.prepare(tree, tmp_path / "out")

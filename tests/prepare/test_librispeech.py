@@ -1,4 +1,4 @@
-"""LibriSpeech: its subsets, and its speakers."""
+"""LibriSpeech: subsets become splits, and speakers become labels."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_missing_and_unreadable_files_are_reported(tree, tmp_path):
     gone.unlink()
     done = librispeech.prepare(tree, tmp_path / "out")
     assert done.missing == (str(gone),)
-    assert [path for path, _ in done.left_out] == [str(bad)]
+    assert [path for path, _ in done.skipped] == [str(bad)]
     assert [(split.clips, split.missing) for split in done.splits] == [(90, 0), (28, 1), (30, 0)]
 
 
@@ -89,12 +89,12 @@ def test_missing_subset_gives_no_manifest(tree, tmp_path):
     (tree / "test-other").rename(tmp_path / "elsewhere")
     done = librispeech.prepare(tree, tmp_path / "out")
     assert [split.name for split in done.splits] == ["train", "valid"]
-    assert done.notes == (f"{tree}: no test-*, so no manifest of it",)
+    assert done.notes == (f"{tree}: has no test-*, so no manifest was written for it",)
 
 
 def test_stale_labels_in_the_output_folder_are_refused(tree, tmp_path):
     librispeech.prepare(tree, tmp_path / "out", speakers=True)
-    with pytest.raises(ValueError, match=r"labels\.csv: is there from before"):
+    with pytest.raises(ValueError, match=r"labels\.csv: exists from an earlier run"):
         librispeech.prepare(tree, tmp_path / "out")
 
 
@@ -123,5 +123,5 @@ def test_wrong_folder_is_reported(tree, tmp_path, gone, words):
 def test_invalid_list_is_reported(tree, tmp_path):
     path = tree / "train-clean-100" / "19" / "198" / "19-198.trans.txt"
     path.write_text("19-198-0000 A\n18-198-0001 B\n")
-    with pytest.raises(ValueError, match=r"19-198\.trans\.txt:2: '18-198-0001' is no utterance"):
+    with pytest.raises(ValueError, match=r"19-198\.trans\.txt:2: '18-198-0001' is not an utter"):
         librispeech.prepare(tree, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""``mae-ast pack``: what shards hold, going on after a stop, labels, and damage."""
+"""``mae-ast pack``: contents of shards, resuming, labels, and damaged files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHARD = 60_000  # bytes: two clips or three
 
 @pytest.fixture
 def loose(tmp_path: Path) -> Path:
-    """A manifest of nine files of several kinds, with labels."""
+    """Manifest of nine files in several formats, with labels."""
     folder = tmp_path / "löose" / "müsic"
     folder.mkdir(parents=True)
     rows = []
@@ -52,7 +52,7 @@ def loose(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object) -> str:
-    """The command in this process; what it printed."""
+    """Run the command in this process and return its output."""
     result = CliRunner().invoke(app, list(map(str, arguments)))
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -109,7 +109,7 @@ def test_packed_clips_are_bit_exact(tmp_path: Path, loose: Path, transcode: bool
     moved = out.rename(tmp_path / "elsewhere")
     assert same(waveforms(moved / "train.tsv"), waveforms(loose))
     before = contents(moved)
-    run("pack", loose, moved, "--shard-size", "60K", *options)  # nothing is left to do
+    run("pack", loose, moved, "--shard-size", "60K", *options)  # everything is already packed
     assert contents(moved) == before
 
 
@@ -128,7 +128,7 @@ def test_packed_shards_can_be_packed_again(tmp_path: Path, loose: Path) -> None:
 def _pack_until(
     manifest: Path, out: Path, method: str, number: int, before: bool, transcode: bool
 ) -> None:
-    """Pack, and die at a call of one of the shards' methods."""
+    """Pack, and kill the process before or after the given call of a method of ``Shards``."""
     original: Callable[..., Any] = getattr(Shards, method)
     calls = 0
 
@@ -149,14 +149,14 @@ def _pack_until(
 @pytest.mark.parametrize(
     ("method", "number", "before"),
     [
-        ("_note", 1, True),
-        ("_note", 5, True),
-        ("_note", 5, False),
-        ("_note", 9, False),
+        ("_append_to_journal", 1, True),
+        ("_append_to_journal", 5, True),
+        ("_append_to_journal", 5, False),
+        ("_append_to_journal", 9, False),
         ("_end_shard", 1, True),
         ("_end_shard", 2, False),
         ("end", 1, False),
-        ("forget", 1, True),
+        ("remove_journal", 1, True),
     ],
 )
 def test_resumes_after_sigkill_to_identical_files(
@@ -170,7 +170,7 @@ def test_resumes_after_sigkill_to_identical_files(
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    if method != "forget":
+    if method != "remove_journal":
         assert not (out / "train.tsv").exists()
     done: list[int] = []
 
@@ -180,7 +180,7 @@ def test_resumes_after_sigkill_to_identical_files(
 
     pack(Manifest.load(loose), out, SHARD, progress=counting)
     assert contents(out) == contents(tmp_path / "whole")
-    rows_done = {"_note": number - before, "end": 9, "forget": 9}
+    rows_done = {"_append_to_journal": number - before, "end": 9, "remove_journal": 9}
     if method in rows_done:
         assert done == [9 - rows_done[method]]
 
@@ -190,7 +190,7 @@ def test_rows_with_lost_data_are_packed_again(tmp_path: Path, loose: Path, lost:
     pack(Manifest.load(loose), tmp_path / "whole", SHARD)
     out = tmp_path / "out"
     process = get_context("fork").Process(
-        target=_pack_until, args=(loose, out, "_note", 2, False, False)
+        target=_pack_until, args=(loose, out, "_append_to_journal", 2, False, False)
     )
     process.start()
     process.join(60)
@@ -267,10 +267,10 @@ def test_mismatched_labels_are_refused(tmp_path: Path, loose: Path) -> None:
     manifest = Manifest.load(loose)
     pack(manifest, tmp_path / "out", SHARD)
     loose.with_name("labels.csv").write_text("index,mid,display_name\n0,x,y\n")
-    with pytest.raises(LabelError, match=r"out/labels\.csv: has other classes"):
+    with pytest.raises(LabelError, match=r"out/labels\.csv: differs from .*löose/labels\.csv"):
         pack(manifest, tmp_path / "out", SHARD)
     loose.with_suffix(".lbl").write_text("/m/0\n")
-    with pytest.raises(LabelError, match=r"train\.lbl: has 1 line, train\.tsv lists 9"):
+    with pytest.raises(LabelError, match=r"train\.lbl: has 1 line, but train\.tsv lists 9"):
         pack(manifest, tmp_path / "new", SHARD)
     assert not (tmp_path / "new").exists()
 
@@ -291,8 +291,8 @@ def test_bad_files_are_skipped_with_their_labels(tmp_path: Path, loose: Path) ->
 
     transcoded = pack(manifest, tmp_path / "transcoded", SHARD, transcode=True)
     assert transcoded.num_clips == 6
-    assert transcoded.left_out is not None
-    lines = transcoded.left_out.read_text().splitlines()
+    assert transcoded.skipped_list is not None
+    lines = transcoded.skipped_list.read_text().splitlines()
     assert [line.split("\t")[0] for line in lines] == [manifest.audio_path(n) for n in (3, 4, 8)]
     for line, words in zip(lines, ("cannot be decoded", "is empty", "no such file"), strict=True):
         assert words in line.split("\t")[1]
@@ -316,7 +316,7 @@ def test_verify_finds_a_flipped_byte(tmp_path: Path, loose: Path) -> None:
     out = tmp_path / "out"
     run("pack", loose, out, "--shard-size", "60K")
     packed = Manifest.load(out / "train.tsv")
-    for row in (1, 7):  # a wav: its decoder would notice nothing
+    for row in (1, 7):  # WAV files, in which the decoder detects no damage
         _, offset, length = archive.Member.parse(packed.audio_path(row)) or (0, 0, 0)
         flip(packed.audio_path(row).partition(":")[0], offset + length // 2)
     damaged = verify(packed)
@@ -324,7 +324,7 @@ def test_verify_finds_a_flipped_byte(tmp_path: Path, loose: Path) -> None:
     assert "1 ünd.wav: is damaged" in damaged[1]
     with pytest.raises(ValueError, match=r"train\.tsv: 2 of 9 clips are damaged"):
         run("pack", out / "train.tsv", "--verify")
-    with pytest.raises(ValueError, match="lies in no archive"):
+    with pytest.raises(ValueError, match="is not inside an archive"):
         run("pack", loose, "--verify")
 
 
@@ -336,7 +336,7 @@ def test_full_disk_is_reported_and_packing_resumes(
         pack(manifest, small_disk, 1 << 20)
     assert not (small_disk / "train.tsv").exists()
     assert not list(small_disk.glob("train-*.tar"))
-    for path in small_disk.iterdir():  # more room
+    for path in small_disk.iterdir():  # continue on a larger disk
         (tmp_path / "out").mkdir(exist_ok=True)
         (tmp_path / "out" / path.name).write_bytes(path.read_bytes())
     pack(manifest, tmp_path / "out", 1 << 20)
@@ -353,7 +353,9 @@ def test_parse_bytes_accepts_units(text: str, expected: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "G", "0", "-1G", "1X", "one"])
 def test_parse_bytes_refuses_invalid_sizes(text: str) -> None:
-    with pytest.raises(ValueError, match=f"--shard-size {re.escape(text)}; a size such as"):
+    with pytest.raises(
+        ValueError, match=f"--shard-size {re.escape(text)}; expected a size such as"
+    ):
         parse_bytes(text)
 
 
@@ -365,7 +367,7 @@ def test_missing_out_and_invalid_jobs_are_refused(loose: Path, tmp_path: Path) -
     assert "--jobs" in refused.output
 
 
-# --- tars that others made ------------------------------------------------------------------------
+# --- tars written by other programs ---------------------------------------------------------------
 
 
 def test_manifest_of_a_folder_of_tars_lists_their_clips(tmp_path: Path, loose: Path) -> None:

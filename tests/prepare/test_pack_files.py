@@ -1,4 +1,4 @@
-"""Files go into shards in pieces: memory, damage and errors on the way."""
+"""Files are packed in pieces: constant memory, damaged files, and read and write errors."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ MIB = 2**20
 
 
 def wav_of(path: Path, num_bytes: int, seed: int = 0) -> int:
-    """Write noise of 16 kHz, and return its number of samples."""
+    """Write noise at 16 kHz and return its number of samples."""
     samples = np.random.default_rng(seed).integers(-3_000, 3_000, num_bytes // 2).astype(np.int16)
     soundfile.write(path, samples, 16_000)
     return len(samples)
 
 
 def manifest_of(folder: Path, sizes: dict[str, int]) -> Manifest:
-    """A manifest of WAV files of so many bytes."""
+    """Write WAV files of the given sizes in bytes, and return their manifest."""
     rows = [(name, wav_of(folder / name, size), 16_000) for name, size in sizes.items()]
     write_manifest(folder / "train.tsv", ".", rows)
     return Manifest.load(folder / "train.tsv")
@@ -71,7 +71,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def test_memory_does_not_depend_on_the_length_of_a_transcoded_file(tmp_path: Path) -> None:
-    """20 minutes at 48 kHz in stereo: 220 MiB of samples."""
+    """20 minutes at 48 kHz in stereo are 220 MiB of samples."""
     peaks = []
     for minutes in (1, 20):
         folder = tmp_path / f"of {minutes}"
@@ -118,7 +118,7 @@ def test_transient_read_errors_do_not_change_the_shards(
     monkeypatch.setattr(pack_files, "open", open_file, raising=False)
     packed = pack(manifest, tmp_path / "out", 2**30, transcode)
     assert left == ({"open": 0, "file": 2} if transcode else {"stat": 0, "file": 0})
-    assert packed.left_out is None
+    assert packed.skipped_list is None
     for name in ("train-00000.tar", "train.tsv"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
@@ -140,7 +140,7 @@ def test_persistent_read_error_stops_packing_and_resumes(
     with monkeypatch.context() as patched:
         patched.setattr(retry.time, "sleep", lambda seconds: None)
         patched.setattr(os, "stat", failing)
-        with pytest.raises(OSError, match=r"train\.tsv:3: .*b\.wav: cannot be read .*continues"):
+        with pytest.raises(OSError, match=r"train\.tsv:3: .*b\.wav: cannot be read .*resumes"):
             pack(manifest, tmp_path / "out", 2**30, transcode, jobs=1)
     pack(manifest, tmp_path / "out", 2**30, transcode)
     for name in ("train-00000.tar", "train.tsv"):
@@ -156,20 +156,22 @@ def test_damaged_member_is_skipped_when_packed_again(tmp_path: Path) -> None:
         file.write(b"damage")
     again = pack(Manifest.load(packed.manifest), tmp_path / "two", 2**30)
     assert again.num_clips == 1
-    assert again.left_out is not None
-    assert "a.wav: is damaged" in again.left_out.read_text()
+    assert again.skipped_list is not None
+    assert "a.wav: is damaged" in again.skipped_list.read_text()
     with tarfile.open(tmp_path / "two" / "train-00000.tar") as tar:
         assert tar.getnames() == ["b.wav"]
     assert verify(Manifest.load(again.manifest)) == {}
 
 
-def test_file_that_changes_size_stops_packing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_changes_size_stops_packing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest = manifest_of(tmp_path, {"a.wav": 100_000})
     find = pack_files._find
     monkeypatch.setattr(
         pack_files, "_find", lambda *path: find(*path)._replace(num_bytes=100_000 - 2)
     )
-    with pytest.raises(OSError, match=r"a\.wav: had 99998 bytes, then 100044; once it stays"):
+    with pytest.raises(OSError, match=r"a\.wav: changed from 99998 to 100044 bytes"):
         pack(manifest, tmp_path / "out", 2**30)
 
 
@@ -184,7 +186,7 @@ def test_full_disk_while_transcoding_is_reported(
 
 
 def test_verify_compares_transcoded_files_with_their_sources(tmp_path: Path) -> None:
-    """To the end that decodes: the header of one says less, and one cannot be decoded."""
+    """One file has a too small length in its header, and one cannot be decoded."""
     rows = []
     for number in range(4):
         samples = pcm16(speech_like(20_000 + 1_000 * number, number)).numpy()
@@ -206,4 +208,4 @@ def test_verify_compares_transcoded_files_with_their_sources(tmp_path: Path) -> 
     longer = np.append(read_audio(sources[1]).numpy(), np.int16(1))
     soundfile.write(sources[1], longer, 16_000)
     found = verify(listed, sources=sources)
-    assert found == {1: f"its samples are not those of {sources[1]}"}
+    assert found == {1: f"its samples differ from those of {sources[1]}"}

@@ -1,4 +1,4 @@
-"""Speech Commands: its own lists, and the drawing of unknown and silence."""
+"""Speech Commands: splits by the data set's lists, and the classes unknown and silence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.prepare.conftest import write_garbage, write_sound
 
 PER_WORD = {"train": 4, "valid": 2, "test": 1}  # clips
 STRETCHES = {"train": (0.0, 0.8), "valid": (0.8, 0.9), "test": (0.9, 1.0)}  # of each noise
-# What is drawn of the tree below for train.
+# Clips drawn for train from the tree below.
 UNKNOWN = [
     "backward/tr5e0003_nohash_3.wav",
     "cat/tr5e0000_nohash_0.wav",
@@ -63,7 +63,7 @@ def test_35_words_become_35_classes(version_2, tmp_path, rows):
         assert Counter(m for (m,) in splits[split].values()) == dict.fromkeys(WORDS[2], clips)
         for path, (mid,) in splits[split].items():
             assert Path(path).parent.name == mid
-            assert Path(path).name.startswith(split[:2])  # the data set's own lists say which
+            assert Path(path).name.startswith(split[:2])  # as in the data set's lists
     assert sum(map(len, splits.values())) == len(set().union(*splits.values())) == 35 * 7
     assert Labels.read(tmp_path / "out" / "labels.csv").mids == WORDS[2]
     assert len(WORDS[2]) == 35
@@ -102,14 +102,14 @@ def test_12_classes_include_unknown_and_silence(version, tmp_path, rows):
                 assert Path(path).name.startswith(split[:2])
             else:
                 assert word == mid
-    assert done.notes == (f"{out / 'silence'}: 7 parts of _background_noise_, 1 s each, as files",)
+    assert done.notes == (f"{out / 'silence'}: 7 clips of 1 s cut from _background_noise_",)
 
 
 def test_version_1_defaults_to_12_classes(tmp_path):
     root = make_tree(tmp_path / "v1", 1)
     assert speechcommands.prepare(root, tmp_path / "a", 1).num_classes == 12
     assert speechcommands.prepare(root, tmp_path / "b", 1, 30).num_classes == 30
-    with pytest.raises(ValueError, match="35 classes; Speech Commands version 1 is prepared with"):
+    with pytest.raises(ValueError, match="35 classes; Speech Commands version 1 supports"):
         speechcommands.prepare(root, tmp_path / "c", 1, 35)
 
 
@@ -123,7 +123,7 @@ def test_output_is_deterministic(version_2, tmp_path, written):
 
 
 def test_drawn_clips_match_fixed_lists(version_2, tmp_path, rows):
-    (version_2 / "yes" / "tr5e0000_nohash_0.wav").unlink()  # 39 commands: a tenth is rounded up
+    (version_2 / "yes" / "tr5e0000_nohash_0.wav").unlink()  # 39 commands; a tenth is rounded up
     speechcommands.prepare(version_2, tmp_path / "out", 2, 12)
     clips = rows(tmp_path / "out", "train")
     drawn = {mid: [Path(p) for p, (m,) in clips.items() if m == mid] for (mid,) in clips.values()}
@@ -152,8 +152,8 @@ def test_missing_and_unreadable_files_are_reported(version_2, tmp_path, rows):
     done = speechcommands.prepare(version_2, tmp_path / "out")
     assert done.missing == (str(gone),)
     assert [(split.clips, split.missing) for split in done.splits] == [(139, 0), (69, 1), (34, 0)]
-    assert dict(done.left_out).keys() == {str(bad), str(short)}
-    assert dict(done.left_out)[str(short)] == "shorter than 0.045 s"
+    assert dict(done.skipped).keys() == {str(bad), str(short)}
+    assert dict(done.skipped)[str(short)] == "shorter than 0.045 s"
     assert str(bad) not in rows(tmp_path / "out", "test")
     assert done.splits[2].classes == 34
 
@@ -164,8 +164,12 @@ def test_missing_and_unreadable_files_are_reported(version_2, tmp_path, rows):
         (2, ".", "no such folder; expected Speech Commands version 2"),
         (2, "validation_list.txt", "no validation_list.txt in it; expected Speech Commands"),
         (2, "testing_list.txt", "no testing_list.txt in it; expected Speech Commands version 2"),
-        (2, "visual", "no folder visual; expected .*speech_commands_v0.02.tar.gz unpacked"),
-        (2, "_background_noise_", "_background_noise_: no *.wav; _silence_".replace("*", r"\*")),
+        (2, "visual", "no folder visual; expected .*speech_commands_v0.02.tar.gz"),
+        (
+            2,
+            "_background_noise_",
+            "_background_noise_: no *.wav; the class _silence_".replace("*", r"\*"),
+        ),
         (1, "up", "has backward, follow, forward, learn, visual, which are words of version 2"),
     ],
 )
@@ -179,9 +183,9 @@ def test_wrong_folder_is_reported(version_2, tmp_path, version, gone, words):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("yes/a/b.wav", "list.txt:36: 'yes/a/b.wav' is no word and file"),
-        ("hello/b.wav", "list.txt:36: 'hello/b.wav' is no word and file.*of the 35 words"),
-        ("yes/va5e0000_nohash_0.wav", "list.txt:36: .* is in validation_list.txt already"),
+        ("yes/a/b.wav", "list.txt:36: 'yes/a/b.wav' is not a word and file"),
+        ("hello/b.wav", "list.txt:36: 'hello/b.wav' is not a word and file.*of the 35 words"),
+        ("yes/va5e0000_nohash_0.wav", "list.txt:36: .* is already in validation_list.txt"),
     ],
 )
 def test_invalid_list_is_reported(version_2, tmp_path, line, words):
@@ -195,7 +199,7 @@ def test_unusable_noises_are_reported(version_2, tmp_path):
     noises = version_2 / "_background_noise_"
     for name in ("pink_noise", "running_tap"):
         (noises / f"{name}.wav").unlink()
-    with pytest.raises(ValueError, match="no noise is long enough for a second of it in valid"):
+    with pytest.raises(ValueError, match="no noise is long enough to cut 1 s for valid"):
         speechcommands.prepare(version_2, tmp_path / "out", 2, 12)
     write_garbage(noises / "white_noise.wav")
     with pytest.raises(ValueError, match=r"white_noise\.wav: cannot be read as audio"):

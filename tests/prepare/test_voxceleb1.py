@@ -1,4 +1,4 @@
-"""VoxCeleb1's identification split."""
+"""VoxCeleb1: splits follow the identification list, and speakers become labels."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_missing_and_unreadable_files_are_reported(tree, tmp_path):
     gone.unlink()
     done = voxceleb1.prepare(tree, tmp_path / "out")
     assert done.missing == ("id10270/2zcIwhmdeo4/00000.wav",)
-    assert [path for path, _ in done.left_out] == [str(bad)]
+    assert [path for path, _ in done.skipped] == [str(bad)]
     assert [(split.clips, split.missing) for split in done.splits] == [(8, 0), (2, 1), (3, 0)]
 
 
@@ -84,9 +84,9 @@ def test_wrong_folder_is_reported(tree, tmp_path, gone, words):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("4 id10001/1zcIwhmdeo4/00001.wav", "iden_split.txt:16: .* is no split"),
-        ("id10001/1zcIwhmdeo4/00001.wav", "iden_split.txt:16: .* is no split"),
-        ("3 id10001/1zcIwhmdeo4/00001.wav", "have it in train and again in test"),
+        ("4 id10001/1zcIwhmdeo4/00001.wav", "iden_split.txt:16: .* is not a split"),
+        ("id10001/1zcIwhmdeo4/00001.wav", "iden_split.txt:16: .* is not a split"),
+        ("3 id10001/1zcIwhmdeo4/00001.wav", "00001.wav: is listed in train and again in test"),
     ],
 )
 def test_invalid_list_is_reported(tree, tmp_path, line, words):
