@@ -178,8 +178,8 @@ class _Spool:
             self._error = error
         if self._error is not None:
             raise OSError(
-                f"{self._folder}: could not be written ({self._error.strerror}); once it can be "
-                "written, the same command resumes"
+                f"{self._folder}: could not be written ({self._error.strerror}); with more disk "
+                "space, the same command resumes"
             ) from self._error
 
     def pieces(self) -> Iterator[bytes]:

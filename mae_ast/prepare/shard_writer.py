@@ -261,8 +261,8 @@ class Shards:
             yield
         except OSError as error:
             raise OSError(
-                f"{path}: could not be written ({error.strerror or error}); once it can be "
-                "written, the same command resumes"
+                f"{path}: could not be written ({error.strerror or error}); with more disk "
+                "space, the same command resumes"
             ) from error
 
 

@@ -253,7 +253,8 @@ def _parse_header(before: bytes, member: Member) -> tuple[str | None, str, int |
         raise ArchiveError(f"no file at this offset, or its header is damaged ({error})") from error
     if info.size != member.length:
         raise ArchiveError(
-            f"the file at this offset has {info.size} bytes; the manifest is of another archive"
+            f"the file at this offset has {info.size} bytes; the manifest belongs to another "
+            "archive"
         )
     is_truncated = before[-BLOCK + _NAME_BYTES - 1] != 0
     suffix = None if is_truncated else os.path.splitext(info.name)[1]

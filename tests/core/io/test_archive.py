@@ -181,7 +181,7 @@ def test_missing_members_are_reported(tmp_path):
         read_audio(tmp_path / f"b.tar:{offset}:{length}")
     for place, words in (
         (f"{offset}:0", "is empty"),
-        (f"{offset}:{length - 5}", f"has {length} bytes; the manifest is of another archive"),
+        (f"{offset}:{length - 5}", f"has {length} bytes; the manifest belongs to another archive"),
         (f"{offset + 512}:{length}", "no file at this offset"),
         (f"3:{length}", "no file at this offset"),
         (f"{offset + length + 5_000}:10", "the archive ends after"),
