@@ -27,7 +27,7 @@ from mae_ast.prepare.pack import pack, parse_bytes, verify
 from mae_ast.prepare.shard_writer import Shards
 from tests.sounds import pcm16, speech_like, write_with_av
 
-SHARD = 60_000  # bytes: two clips or three
+SHARD = 60_000  # bytes; two or three clips
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 _HEAD_BYTES = 4096
-_LENGTH_BYTES = 8  # size of a safetensors header's length, little-endian, before the JSON
+_LENGTH_BYTES = 8  # little-endian length of a safetensors header, stored before its JSON
 
 GIT_LFS_POINTER = "a Git LFS pointer instead of the file ('git lfs pull' downloads the file)"
 WEB_PAGE = "a web page (HTML), usually left by a failed download"
