@@ -98,7 +98,7 @@ def prepare(
 
 
 def _report(done: Prepared) -> None:
-    from mae_ast.prepare.splits import SKIPPED_FILE, MISSING_FILE
+    from mae_ast.prepare.splits import MISSING_FILE, SKIPPED_FILE
 
     for split in done.splits:
         clips, hours = plural(split.clips, "clip"), split.seconds / 3600
