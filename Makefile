@@ -19,7 +19,7 @@ READY := $(VENV)/ready-$(STATE)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix -c ,$(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-newest test-oldest lint type unit format clean
+.PHONY: help venv demo test quick test-newest test-oldest lint type unit format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,12 @@ demo: $(READY)  ## pretrain on spoken words, with pictures, in minutes
 	$(BIN)/mae-ast demo
 
 test: lint type unit  ## everything that has to hold
+
+# What a change is tried with first: no training, no s3prl.
+quick: $(READY)  ## ruff and the fast tests, in a minute and a half
+	$(BIN)/ruff check .
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not network" --numprocesses auto \
+	  --maxprocesses 4 --dist loadfile
 
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .

@@ -1,0 +1,35 @@
+"""``py.typed``: programs that use the package are type-checked against it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import torch
+import mae_ast
+from mae_ast.core.models.config import MaeAstConfig
+from mae_ast.core.models.mae_ast import MaeAst
+
+features = mae_ast.load("model.pt").extract_features("a.wav", layers=[1])
+pooled: torch.Tensor = features.pooled
+reveal_type(features.hidden_states)
+network = MaeAst(MaeAstConfig(encoder_layers=2))
+reveal_type(network.config)
+mae_ast.load(3)
+"""
+
+
+@pytest.mark.slow
+def test_programs_are_checked_against_the_annotations(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "-m", "mypy", "--strict", "program.py"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert "Revealed type is" in done.stdout, done.stdout + done.stderr
+    assert "Tensor" in done.stdout
+    assert "MaeAstConfig" in done.stdout
+    errors = [line for line in done.stdout.splitlines() if ": error:" in line]
+    assert len(errors) == 1, errors
+    assert 'incompatible type "int"' in errors[0]
