@@ -1,1 +1,1 @@
-"""fairseq criterions; the tasks import them, since fairseq does not."""
+"""fairseq criterions, imported by the tasks because fairseq does not import them itself."""

@@ -1,10 +1,10 @@
-"""fairseq criterion ``mae_ast_classification``: cross entropy, or a sigmoid for each class.
+"""fairseq criterion ``mae_ast_classification``: cross entropy, or binary cross entropy per class.
 
-The loss is a sum over clips, and ``sample_size`` their number, so gradients are means over the
+The loss is summed over clips and ``sample_size`` is their number, so gradients are means over the
 clips of all workers.
 """
 
-# No postponed annotations here: fairseq reads the types of the fields.
+# No postponed annotations: fairseq reads the field types at run time.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,58 +16,63 @@ from fairseq.logging import metrics
 from torch.nn import functional as F
 
 from mae_ast.core.models.classifier import to_scores
-from mae_ast.criterions.score_meter import names_of
+from mae_ast.criterions.score_meter import metric_names
 
 LOSSES = ("auto", "cross_entropy", "bce")
 
 
 @dataclass
 class ClassificationCriterionConfig(FairseqDataclass):  # type: ignore[misc]
-    """``criterion.*``."""
+    """Settings under ``criterion.*``."""
 
     loss: str = field(
         default="auto",
         metadata={
-            "help": "'cross_entropy' over all classes, 'bce': binary for each class, or 'auto': "
-            "bce where task.multi_label is true, else cross_entropy"
+            "help": "'cross_entropy' (softmax over all classes), 'bce' (binary cross entropy per "
+            "class), or 'auto': bce if task.multi_label is true, else cross_entropy"
         },
     )
     label_smoothing: float = field(
-        default=0.0, metadata={"help": "share of the target spread over all classes in training"}
+        default=0.0,
+        metadata={
+            "help": "fraction of each training target that is spread evenly over all classes; "
+            "0: no smoothing"
+        },
     )
 
 
 @register_criterion("mae_ast_classification", dataclass=ClassificationCriterionConfig)
 class ClassificationCriterion(FairseqCriterion):  # type: ignore[misc]
-    """Loss, and in validation the scores themselves."""
+    """Classification loss; in validation it also keeps the scores, for metrics over all clips."""
 
     def __init__(self, task: Any, loss: str, label_smoothing: float) -> None:
         super().__init__(task)
         if loss not in LOSSES:
-            raise ValueError(f"criterion.loss={loss!r}; it is one of {', '.join(LOSSES)}")
+            raise ValueError(f"criterion.loss={loss!r}: must be one of {', '.join(LOSSES)}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(
-                f"criterion.label_smoothing={label_smoothing}; a share from 0 to below 1"
+                f"criterion.label_smoothing={label_smoothing}: must be at least 0 and below 1"
             )
         self.multi_label = task.cfg.multi_label
         if loss == "cross_entropy" and self.multi_label:
             raise ValueError(
-                "criterion.loss=cross_entropy wants one label a clip; with task.multi_label=true "
-                "it is bce or auto"
+                "criterion.loss=cross_entropy needs one label per clip; with task.multi_label=true "
+                "set it to bce or auto"
             )
-        self.independent = loss == "bce" or self.multi_label
+        self.uses_sigmoid = loss == "bce" or self.multi_label
         self.label_smoothing = label_smoothing
         self.trained_samples = task.cfg.max_sample_size or 0
         self.outputs: tuple[torch.Tensor, ...] = ()  # ids, scores, targets of the last batch
-        self.valid_metrics = ("loss", *names_of(self.multi_label))
+        self.valid_metrics = ("loss", *metric_names(self.multi_label))
 
     def forward(
         self, model: torch.nn.Module, sample: dict[str, Any]
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
-        """Loss summed over clips, their number, and what is logged."""
+        """Return the loss summed over clips, the number of clips, and the values to log."""
         num_clips = sample["nsentences"]
         target = sample["target"].view(torch.float32)
-        logits = self._logits(model, sample["net_input"])[:num_clips]  # none of a batch of nothing
+        # A batch without a usable clip holds one dummy clip: no logits are left of it.
+        logits = self._logits(model, sample["net_input"])[:num_clips]
         loss = self.loss(logits, target)
         logging_output: dict[str, Any] = {
             "loss": loss.detach(),
@@ -80,40 +85,40 @@ class ClassificationCriterion(FairseqCriterion):  # type: ignore[misc]
             if not self.multi_label:
                 logging_output["num_correct"] = (logits.argmax(1) == target.argmax(1)).sum()
         else:
-            self.outputs = sample["id"], to_scores(logits.detach(), self.independent), target
+            self.outputs = sample["id"], to_scores(logits.detach(), self.uses_sigmoid), target
         return loss, num_clips, logging_output
 
     def _logits(self, model: torch.nn.Module, net_input: dict[str, Any]) -> torch.Tensor:
-        """Return logits of training clips as cropped, of validation clips as a whole."""
+        """Return the logits (B, C) of the cropped training clips or the whole validation clips."""
         if self.training:
             cropped: torch.Tensor = model(**net_input)
             return cropped
         whole: torch.Tensor = model.clip_logits(  # type: ignore[operator]
-            net_input["source"], net_input["lengths"], self.independent, self.trained_samples
+            net_input["source"], net_input["lengths"], self.uses_sigmoid, self.trained_samples
         )
         return whole
 
     def loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Summed over clips; that of sigmoids is a mean over classes."""
+        """Return the loss summed over clips; binary cross entropy is averaged over classes."""
         smoothing = self.label_smoothing if self.training else 0.0
         target = target * (1 - smoothing) + smoothing / target.shape[1]
-        if self.independent:
-            each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-            return each.mean(1).sum()
+        if self.uses_sigmoid:
+            per_class = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+            return per_class.mean(1).sum()
         return F.cross_entropy(logits, target, reduction="sum")
 
     @staticmethod
     def reduce_metrics(logging_outputs: Sequence[dict[str, Any]]) -> None:
-        """Means over the clips of all workers; the loss is in nats."""
+        """Log means over the clips of all workers; the loss is in nats."""
 
         def total(key: str) -> Any:
             return sum(log.get(key, 0) for log in logging_outputs)
 
         num_clips = total("sample_size")
-        if num_clips == 0:  # a step without any usable clip; fairseq would log -1
+        if num_clips == 0:  # no usable clip in this step: fairseq would log -1
             metrics.log_scalar("loss", 0.0, weight=0)
             return
-        # Not rounded: that would fetch each value from the device in each step.
+        # Not rounded, because rounding would fetch the value from the device in each step.
         metrics.log_scalar("loss", total("loss") / num_clips, num_clips)
         if any("num_correct" in log for log in logging_outputs):
             metrics.log_scalar("accuracy", total("num_correct") / num_clips, num_clips)
@@ -121,5 +126,5 @@ class ClassificationCriterion(FairseqCriterion):  # type: ignore[misc]
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
-        """Everything logged is a sum."""
+        """Return True: all logged values are sums."""
         return True

@@ -1,10 +1,10 @@
 """fairseq criterion ``mae_ast``: 10 * mean squared error + InfoNCE over masked patches.
 
-All logged values are sums, so several workers need one all-reduce; ``sample_size`` is the number
-of masked patches, so gradients are means over those of all workers.
+All logged values are sums, so one all-reduce combines several workers. ``sample_size`` is the
+number of masked patches, so gradients are means over the masked patches of all workers.
 """
 
-# No postponed annotations here: fairseq reads the types of the fields.
+# No postponed annotations: fairseq reads the field types at run time.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,19 +22,27 @@ INFO_NCE_METRICS = ("info_nce", "info_nce_accuracy", "info_nce_chance")
 
 @dataclass
 class MaeAstCriterionConfig(FairseqDataclass):  # type: ignore[misc]
-    """``criterion.*``."""
+    """Settings under ``criterion.*``."""
 
     reconstruction_weight: float = field(
-        default=10.0, metadata={"help": "weight of the mean squared error; 0 drops its head"}
+        default=10.0,
+        metadata={
+            "help": "weight of the reconstruction loss (mean squared error over masked patches); "
+            "0 disables the loss and its head"
+        },
     )
     classification_weight: float = field(
-        default=1.0, metadata={"help": "weight of InfoNCE; 0 drops its head"}
+        default=1.0,
+        metadata={
+            "help": "weight of the InfoNCE loss over masked patches; 0 disables the loss and its "
+            "head"
+        },
     )
 
 
 @register_criterion("mae_ast", dataclass=MaeAstCriterionConfig)
 class MaeAstCriterion(FairseqCriterion):  # type: ignore[misc]
-    """Weighted sum of the two losses."""
+    """Weighted sum of the reconstruction loss and InfoNCE."""
 
     def __init__(
         self, task: Any, reconstruction_weight: float, classification_weight: float
@@ -46,7 +54,7 @@ class MaeAstCriterion(FairseqCriterion):  # type: ignore[misc]
             raise ValueError(
                 f"criterion.reconstruction_weight={reconstruction_weight:g} and "
                 f"criterion.classification_weight={classification_weight:g}: neither may be "
-                "negative, and one must be positive"
+                "negative, and at least one must be positive"
             )
         self.reconstruction_weight = reconstruction_weight
         self.classification_weight = classification_weight
@@ -59,7 +67,7 @@ class MaeAstCriterion(FairseqCriterion):  # type: ignore[misc]
     def forward(
         self, model: torch.nn.Module, sample: dict[str, Any]
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
-        """Loss summed over masked patches, their number, and what is logged."""
+        """Return the loss summed over masked patches, their number, and the values to log."""
         prediction = model(**net_input(sample))
         num_masked = sample["num_masked"]
         logging_output: dict[str, Any] = {
@@ -85,23 +93,23 @@ class MaeAstCriterion(FairseqCriterion):  # type: ignore[misc]
 
     @staticmethod
     def reduce_metrics(logging_outputs: Sequence[dict[str, Any]]) -> None:
-        """Means over masked patches of all workers; InfoNCE is in nats.
+        """Log means over the masked patches of all workers; InfoNCE is in nats.
 
-        ``info_nce_chance`` is the accuracy expected of guesses: one masked patch a clip.
+        ``info_nce_chance`` is the accuracy of random guessing: one correct patch per clip.
         """
 
         def total(key: str) -> Any:
             return sum(log.get(key, 0) for log in logging_outputs)
 
         num_masked, ntokens = total("sample_size"), total("ntokens")
-        if num_masked == 0:  # a step without any usable clip; fairseq would log -1
+        if num_masked == 0:  # no usable clip in this step: fairseq would log -1
             metrics.log_scalar("loss", 0.0, weight=0)
             return
         per_masked = {"loss": "loss", "mse": "mse", "info_nce": "info_nce"}
         per_masked["info_nce_accuracy"] = "num_correct"
         for name, key in per_masked.items():
             if any(key in log for log in logging_outputs):
-                # Not rounded: that would fetch each value from the device in each step.
+                # Not rounded, because rounding would fetch the value from the device in each step.
                 metrics.log_scalar(name, total(key) / num_masked, num_masked)
         if any("num_correct" in log for log in logging_outputs):
             chance = total("nsentences") / num_masked
@@ -111,5 +119,5 @@ class MaeAstCriterion(FairseqCriterion):  # type: ignore[misc]
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
-        """Everything logged is a sum."""
+        """Return True: all logged values are sums."""
         return True

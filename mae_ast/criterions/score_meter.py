@@ -1,6 +1,6 @@
-"""A meter that keeps all scores of a validation, of all workers, until figures are asked for.
+"""fairseq meter that collects the scores of a whole validation, from all workers.
 
-Average precision and AUC are no sums over batches: they want all clips at once.
+Average precision and AUC cannot be summed over batches: they are computed over all clips at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mae_ast.evaluate.metrics import Summary, accuracy, summarise
 
-_KEY = "_scores"  # fairseq shows no meter whose name begins so
+_KEY = "_scores"  # fairseq does not print meters whose name starts with an underscore
 _NAMES = {"mAP": "mean_average_precision", "mAUC": "mean_auc", "d_prime": "d_prime"}
 
 
@@ -26,56 +26,66 @@ class ScoreMeter(Meter):  # type: ignore[misc]
         self.reset()
 
     def reset(self) -> None:
-        """Forget all."""
+        """Remove all scores."""
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
         self._all: tuple[np.ndarray, np.ndarray] | None = None
         self._summary: Summary | None = None
 
     def update(self, ids: Tensor, scores: Tensor, targets: Tensor) -> None:
-        """Add a batch: (B,) rows of the manifest, (B, C) and (B, C)."""
+        """Add a batch.
+
+        Args:
+            ids: (B,) rows of the clips in the manifest.
+            scores: (B, C) from 0 to 1.
+            targets: (B, C).
+        """
         self._parts.append((ids, scores, targets))
         self._all = self._summary = None
 
-    def everything(self) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and targets (R, C) of all workers, each clip once; all workers must call it."""
+    def gather(self) -> tuple[np.ndarray, np.ndarray]:
+        """Gather scores and targets (R, C) from all workers, each clip once.
+
+        All workers must call it.
+        """
         if self._all is None:
             parts = [torch.cat(column).cpu().numpy() for column in zip(*self._parts, strict=True)]
             if torch.distributed.is_initialized():
-                of_all: list[Any] = [None] * torch.distributed.get_world_size()
-                torch.distributed.all_gather_object(of_all, parts)
-                parts = [np.concatenate(column) for column in zip(*of_all, strict=True)]
-            # In the order of rows, each row once.
+                gathered: list[Any] = [None] * torch.distributed.get_world_size()
+                torch.distributed.all_gather_object(gathered, parts)
+                parts = [np.concatenate(column) for column in zip(*gathered, strict=True)]
+            # Sorted by row; a row that several workers evaluated is kept once.
             _, first = np.unique(parts[0], return_index=True)
             self._all = parts[1][first], parts[2][first]
         return self._all
 
     def accuracy(self) -> float:
-        """Of clips with one label."""
-        return accuracy(*self.everything())
+        """Return the accuracy of single-label classification."""
+        return accuracy(*self.gather())
 
     def summary(self) -> Summary:
-        """Of clips with several."""
+        """Return the metrics of multi-label classification."""
         if self._summary is None:
-            self._summary = summarise(*self.everything(), multi_label=True)
+            self._summary = summarise(*self.gather(), multi_label=True)
         return self._summary
 
     @property
     def smoothed_value(self) -> float:
-        """Of fairseq; what is shown are the values derived from this meter."""
+        """Placeholder that fairseq requires; only the values derived from this meter are shown."""
         return 0.0
 
 
-def names_of(multi_label: bool) -> tuple[str, ...]:
-    """What :func:`log_scores` logs."""
+def metric_names(multi_label: bool) -> tuple[str, ...]:
+    """Return the names of the metrics that :func:`log_scores` logs."""
     return tuple(_NAMES) if multi_label else ("accuracy",)
 
 
 def log_scores(ids: Tensor, scores: Tensor, targets: Tensor, multi_label: bool) -> None:
-    """Log a validation batch, in the outermost aggregator alone, which is this validation's own.
+    """Log a validation batch in the outermost aggregator only, which covers this validation.
 
-    Of the trainer's others, one lasts as long as the run and is saved with it, where a meter that
-    fairseq does not know cannot be read back; one is for this batch alone, whose figures nobody
-    looks at, and would be worked out with an exchange among all workers.
+    Two other aggregators of the trainer must not get the meter. One lasts as long as the run and
+    is saved in checkpoints, from which fairseq cannot restore a meter that it does not know. The
+    other covers this batch alone: nobody reads its metrics, and computing them would cost an
+    exchange among all workers.
     """
     aggregator = metrics.get_active_aggregators()[0]
     if _KEY not in aggregator:

@@ -1,1 +1,1 @@
-"""fairseq data sets: clips of a manifest, for pretraining and for classification."""
+"""fairseq datasets that read the clips of a manifest, for pretraining and classification."""

@@ -1,7 +1,7 @@
 """Count the good and bad files that a training reads.
 
-Data workers store in each batch the files that they read for it (:class:`FilesRead`); the
-trainer's process counts them when the batch is used. In an epoch each file is in one batch of one
+Data workers store in each batch the files that they read for it (:class:`FilesRead`), and the
+trainer's process counts them when it uses the batch. In each epoch a file is in one batch of one
 process, so the counts of all processes can be summed. Each epoch tries all files again, because
 errors may be transient.
 """
@@ -19,7 +19,7 @@ from mae_ast.core.io.plural import plural
 logger = logging.getLogger(__name__)
 
 _UNREAD, _GOOD, _BAD = 0, 1, 2
-AT_LEAST = 20  # so many bad files never stop a run
+ALWAYS_TOLERATED = 20  # this many bad files never stop a run, unless they are all
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class BadFile:
     """Placeholder for a clip whose file cannot be used.
 
     Args:
-        id: its row in the manifest.
-        why: reason.
-        turn: how often the clip came up before in this epoch.
+        id: row of the clip in the manifest.
+        reason: error message.
+        repeat: number of times the clip was drawn before in this epoch.
     """
 
     id: int
-    why: str
-    turn: int = 0
+    reason: str
+    repeat: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class FilesRead:
     """The files that were read for a batch.
 
     Args:
-        split: name of the data set.
-        good: rows of those that were read, each once in an epoch.
-        bad: those that cannot be used; :attr:`BadFile.turn` says whether for the first time.
+        split: name of the split.
+        good: rows of the files that were read, each once in an epoch.
+        bad: files that cannot be used, also when drawn again (:attr:`BadFile.repeat` above 0).
     """
 
     split: str
@@ -53,7 +53,7 @@ class FilesRead:
 
 
 class BadFiles:
-    """Counts of a manifest's files that this process reads.
+    """Counts of the good and bad files of a manifest that this process reads.
 
     Args:
         manifest: manifest whose rows are counted.
@@ -64,7 +64,7 @@ class BadFiles:
         self.manifest = manifest
         self.max_fraction = max_fraction
         self._state = np.zeros(len(manifest), dtype=np.uint8)
-        self.logged = np.zeros(len(manifest), dtype=np.uint8)  # 1: a message named the row's file
+        self.logged = np.zeros(len(manifest), dtype=np.uint8)  # 1: the row was logged as bad
 
     def begin_epoch(self) -> None:
         """Reset the counts: an epoch reads all files again."""
@@ -74,11 +74,12 @@ class BadFiles:
         """Count the files of a batch; log each bad one the first time."""
         self._state[read.good] = _GOOD
         for file in read.bad:
-            if file.turn == 0:
+            if file.repeat == 0:
                 self._state[file.id] = _BAD
             if not self.logged[file.id]:
                 self.logged[file.id] = 1
-                logger.warning("skipping bad file: %s (%s)", file.why, self.manifest.where(file.id))
+                where = self.manifest.where(file.id)
+                logger.warning("skipping bad file: %s (%s)", file.reason, where)
 
     @property
     def rows(self) -> list[int]:
@@ -91,18 +92,19 @@ class BadFiles:
         return int(np.count_nonzero(self._state == _BAD)), int(np.count_nonzero(self._state))
 
     def problem(self, num_bad: int, num_read: int, num_used: int) -> str:
-        """Return why training must stop because of bad files; '' if it may continue.
+        """Return an error if there are too many bad files to continue, else ''.
 
         Args:
-            num_bad: bad files that all processes found in this epoch.
-            num_read: files that they read, good or bad.
-            num_used: files that an epoch reads.
+            num_bad: bad files that all processes have found in this epoch.
+            num_read: files that they have read, good or bad.
+            num_used: files that a whole epoch reads.
         """
-        most = max(AT_LEAST, self.max_fraction * num_read)
-        if num_bad <= most and not num_bad >= num_used > 0:
+        limit = max(ALWAYS_TOLERATED, self.max_fraction * num_read)
+        if num_bad <= limit and not num_bad >= num_used > 0:
             return ""
         return (
             f"{self.manifest.path}: {num_bad} of {plural(num_read, 'file')} read "
-            f"{'is' if num_bad == 1 else 'are'} bad: all, or more than max({AT_LEAST}, "
-            f"{self.max_fraction:g} of them); mend the manifest or raise task.max_bad_fraction"
+            f"{'is' if num_bad == 1 else 'are'} bad: all of the epoch's files, or more than "
+            f"max({ALWAYS_TOLERATED}, {self.max_fraction:g} of the files read); fix the manifest "
+            "or raise task.max_bad_fraction"
         )

@@ -1,4 +1,4 @@
-"""Describe, in one line each, how a run's settings misfit the clips of a manifest."""
+"""One-line warnings about settings that do not suit the clips of a manifest."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from mae_ast.core.models.encoder import Encoder
 from mae_ast.data.audio_clips import MAX_SKIPPED, AudioClips
 from mae_ast.data.bad_files import BadFile
 
-NUM_MEASURED = 32  # clips, spread evenly over the manifest
-MEASURED_S = 10.0  # of each of them
-MIN_USED = 0.5  # ratio of the median clip that a training sees
+NUM_MEASURED = 32  # clips that are measured, spread evenly over the manifest
+MEASURED_S = 10.0  # seconds that are measured of each clip
+MIN_USED = 0.5  # warn if training sees less than this ratio of the median clip
 
 
 def statistics_warning(clips: AudioClips, encoder: Encoder) -> str | None:
-    """Compare the statistics that an encoder normalises by with those of some clips.
+    """Compare an encoder's input mean and std with those of a sample of clips.
 
     Args:
-        clips: of the training split.
-        encoder: to be trained.
+        clips: training split.
+        encoder: encoder to be trained.
 
     Returns:
-        ``None``: they are close, each batch has its own, or no clip can be read.
+        The warning; ``None`` if the statistics are close, are computed per batch, or cannot be
+        measured.
     """
     norm = encoder.batch_norm
     if norm.update:
@@ -40,15 +41,15 @@ def statistics_warning(clips: AudioClips, encoder: Encoder) -> str | None:
             total, count = total + moments(samples, window), count + 1
     try:
         mean, std = mean_and_std(total)
-    except ValueError:  # unreadable, or silent: other messages tell
+    except ValueError:  # unreadable or silent clips, which other messages report
         return None
     used_mean, used_std = float(norm.running_mean), float(norm.running_var) ** 0.5
     if not are_far(mean, std, used_mean, used_std):
         return None
     return (
         f"model.input_mean={used_mean:.4g} and model.input_std={used_std:.4g} are far from the "
-        f"data: log-mel of {count} clips of {clips.manifest.path} has mean {mean:.4g} and standard "
-        f"deviation {std:.4g}; set model.input_mean={mean:.4f} model.input_std={std:.4f} "
+        f"data: log-mel of {count} clips of {clips.manifest.path} has mean {mean:.4g} and std "
+        f"{std:.4g}; set model.input_mean={mean:.4f} model.input_std={std:.4f} "
         f"('mae-ast stats {clips.manifest.path} --window {window}' computes them over all clips)"
     )
 
@@ -56,15 +57,15 @@ def statistics_warning(clips: AudioClips, encoder: Encoder) -> str | None:
 def crop_warning(
     clips: AudioClips, input_frames: int | None, max_samples: int | None
 ) -> str | None:
-    """Compare the median clip with what one epoch of training sees of it.
+    """Compare the length of the median clip with the part that one epoch of training uses.
 
     Args:
-        clips: of the training split.
-        input_frames: to which the network cuts its input; ``None``: not at all.
-        max_samples: to which the data set crops clips, at 16 kHz; ``None``: not at all.
+        clips: training split.
+        input_frames: frames of 10 ms to which the network cuts its input; ``None``: no limit.
+        max_samples: samples at 16 kHz to which the dataset crops clips; ``None``: no limit.
 
     Returns:
-        ``None``: at least half of the median clip is used.
+        The warning; ``None`` if at least half of the median clip is used.
     """
     median = float(np.median(clips.lengths))
     limits = {}
@@ -86,10 +87,10 @@ def crop_warning(
 
 
 def log_too_long(logger: Logger, clips: AudioClips, count: int, max_tokens: int) -> None:
-    """Log how many clips are skipped because no batch takes them; a warning if they are many."""
+    """Log how many clips are skipped because they exceed a batch; a warning if many are."""
     logger.log(
         WARNING if count > MAX_SKIPPED * len(clips) else INFO,
         "%s: %d of %d clips are longer than dataset.max_tokens=%d (%.3g s) and skipped; raise it, "
-        "or crop clips by task.max_sample_size",
+        "or crop clips with task.max_sample_size",
         *(clips.manifest.path, count, len(clips), max_tokens, max_tokens / SAMPLE_RATE),
     )

@@ -1,4 +1,4 @@
-"""The fairseq dataset for pretraining: manifest rows to batches of audio and masks."""
+"""fairseq dataset for pretraining: clips of a manifest, batches of audio and masks."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from mae_ast.core.io.manifest import Manifest
 from mae_ast.data.audio_clips import AudioClips
 from mae_ast.data.bad_files import BadFile, FilesRead
 
-_FOR_AUGMENTATION = 2  # what a generator is for, beside those of a Clip
+_FOR_AUGMENTATION = 2  # purpose of a generator, besides those of a Clip
 
 
 class PretrainingDataset(AudioClips):
     """Clips of one split, cropped or padded to batches, with masks.
 
     Args:
-        manifest: its files.
+        manifest: audio files of the split.
         collater: makes batches of clips.
-        seed: of crops, masks and the order.
-        shuffle: order and epochs as in training; ``False``: as in validation, always alike.
-        roll_mag: in training, :func:`mae_ast.core.frontend.augment.roll_and_scale` each clip.
-        limits: as of :class:`AudioClips`.
+        seed: seed of crops, masks and order.
+        shuffle: new order, crops and masks in each epoch, as in training; ``False``: always the
+            same ones, as in validation.
+        roll_mag: apply :func:`mae_ast.core.frontend.augment.roll_and_scale` to training clips.
+        limits: see :class:`AudioClips`.
 
     Raises:
-        ManifestError: a clip is shorter than one patch, or none is left.
+        ManifestError: a clip is shorter than one patch, or all clips are skipped.
     """
 
     def __init__(
@@ -41,13 +42,13 @@ class PretrainingDataset(AudioClips):
         roll_mag: bool = False,
         **limits: Any,
     ) -> None:
-        one_patch = collater.config.patch_shape.min_samples
-        super().__init__(manifest, one_patch, seed, shuffle, collater.random_crop, **limits)
+        patch_samples = collater.config.patch_shape.min_samples
+        super().__init__(manifest, patch_samples, seed, shuffle, collater.random_crop, **limits)
         self.collate = collater
         self.roll_mag = roll_mag and shuffle
 
     def __getitem__(self, index: int) -> Clip | BadFile:
-        """Decode a clip's part."""
+        """Decode and crop a clip."""
         clip = Clip.of(int(self.rows[index]), torch.empty(0), self.seed, self.epoch)
         samples = self.read_part(index, clip.generator)
         if isinstance(samples, BadFile):
@@ -58,9 +59,9 @@ class PretrainingDataset(AudioClips):
         return dataclasses.replace(clip, samples=samples)
 
     def collater(self, samples: Sequence[Clip | BadFile]) -> dict[str, Any]:
-        """Collate clips to fairseq's batch; without any usable clip, one of zero weight.
+        """Collate clips to a fairseq batch; without a usable clip it has zero weight.
 
-        ``files`` (:class:`FilesRead`) lists the files that were read for it.
+        ``files`` (:class:`FilesRead`) lists the files that were read for the batch.
         """
         clips = [clip for clip in samples if isinstance(clip, Clip)]
         bad = [file for file in samples if isinstance(file, BadFile)]
@@ -69,10 +70,10 @@ class PretrainingDataset(AudioClips):
 
 
 def to_sample(batch: Batch) -> dict[str, Any]:
-    """A batch as fairseq moves it about.
+    """Convert a batch to the dictionary that fairseq expects.
 
-    The trainer makes every float tensor half precision under ``common.fp16``; log-mel frames
-    therefore travel as the integers that have their bits (:func:`net_input` turns them back).
+    Log-mel frames are reinterpreted as int32, because the trainer casts every float tensor to half
+    precision under ``common.fp16``; :func:`net_input` turns them back into float32.
     """
     source = batch.source
     return {
@@ -92,7 +93,7 @@ def to_sample(batch: Batch) -> dict[str, Any]:
 
 
 def net_input(sample: dict[str, Any]) -> dict[str, Any]:
-    """The model's arguments, log-mel frames as float32 again."""
+    """Return the model's keyword arguments, with log-mel frames as float32 again."""
     arguments = dict(sample["net_input"])
     if arguments["source"].dtype == torch.int32:
         arguments["source"] = arguments["source"].view(torch.float32)

@@ -1,1 +1,1 @@
-"""fairseq models; fairseq imports each file of this folder."""
+"""fairseq models; fairseq imports every file of this folder."""

@@ -1,6 +1,6 @@
-"""fairseq model ``ast``: the AST of a configuration, started from images, SSAST, AST or nothing."""
+"""fairseq model ``ast``: AST, initialised from an image ViT, SSAST, AST or random weights."""
 
-# No postponed annotations here: fairseq reads the types of the fields.
+# No postponed annotations: fairseq reads the field types at run time.
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
@@ -11,27 +11,27 @@ from mae_ast.console import user_errors
 from mae_ast.core.models.classifier import HeadConfig
 from mae_ast.core.models.config import AstArchitecture, AstConfig
 from mae_ast.finetune.initialize import ast_encoder
-from mae_ast.models.classifier import ClassifierConfig, FairseqClassifier, check
+from mae_ast.models.classifier import ClassifierConfig, FairseqClassifier, check_settings
 from mae_ast.models.compute import ComputeConfig
 
 
 @dataclass
 class AstModelConfig(ComputeConfig, ClassifierConfig, AstArchitecture):
-    """``model.*``. Sizes must be those of what it is started from."""
+    """Settings under ``model.*``; sizes must match those of the weights it starts from."""
 
 
 @register_model("ast", dataclass=AstModelConfig)
 class FairseqAst(FairseqClassifier):
-    """AST's own head, a layer norm and a linear layer, on the mean of its prefix tokens."""
+    """AST with its own head: layer norm and linear layer on the mean of the prefix tokens."""
 
     @classmethod
     def build_model(cls, cfg: AstModelConfig, task: Any) -> "FairseqAst":
-        """Build from ``model.*``; the number of classes is the task's."""
+        """Build the model from ``model.*`` and the task's number of classes."""
         with user_errors():
-            check(cfg)
+            check_settings(cfg)
             network = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(AstArchitecture)}
             config = AstConfig(**network, num_classes=len(task.labels))
             source = cfg.checkpoint or cfg.architecture_of
             encoder = ast_encoder(config, source or None, random_weights=not cfg.checkpoint)
             head = HeadConfig(len(task.labels), pool="encoder", dropout=cfg.head_dropout)
-            return cls.on(encoder, head, cfg)
+            return cls.from_encoder(encoder, head, cfg)

@@ -1,6 +1,6 @@
-"""fairseq model ``audio_mae``."""
+"""fairseq model ``audio_mae``: Audio-MAE for pretraining."""
 
-# No postponed annotations here: fairseq reads the types of the fields.
+# No postponed annotations: fairseq reads the field types at run time.
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -16,24 +16,24 @@ from mae_ast.models.pretraining import PretrainingModel
 
 @dataclass
 class AudioMaeModelConfig(ComputeConfig, AudioMaeConfig):
-    """``model.*``; what describes the model is the core's."""
+    """Settings under ``model.*``: the core's configuration, and how the training runs."""
 
     encoder_weights: Optional[str] = field(  # noqa: UP045
         default=None,
         metadata={
-            "help": "where the encoder starts: timm:NAME, or a file with the weights of a ViT of "
-            "timm's; default: new weights"
+            "help": "initial weights of the encoder: timm:NAME, or a file with the state dict of "
+            "a timm ViT; null: random weights"
         },
     )
 
 
 @register_model("audio_mae", dataclass=AudioMaeModelConfig)
 class FairseqAudioMae(AudioMae, PretrainingModel):
-    """The core's model as fairseq wants it; keys of the state dict stay flat."""
+    """The core's model as a fairseq model, with the same flat state dict keys."""
 
     @classmethod
     def build_model(cls, cfg: AudioMaeModelConfig, task: Any) -> "FairseqAudioMae":
-        """Build from ``model.*``, once it is known to work with the task's masks."""
+        """Build the model from ``model.*``, after checking that it supports the task's masks."""
         model = super().build_model(cfg, task)
         if cfg.encoder_weights:
             with user_errors():

@@ -1,6 +1,6 @@
-"""fairseq model ``mae_ast_classifier``: a pretrained encoder and a head."""
+"""fairseq model ``mae_ast_classifier``: a pretrained encoder and a classification head."""
 
-# No postponed annotations here: fairseq reads the types of the fields.
+# No postponed annotations: fairseq reads the field types at run time.
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Optional, Self
@@ -19,53 +19,85 @@ from mae_ast.core.nn.precision import PRECISIONS
 from mae_ast.finetune.checkpoint import encoder_of
 from mae_ast.finetune.initialize import finetuning_view
 from mae_ast.models.compute import ComputeConfig, set_compute
-from mae_ast.models.weights import NamedWeights
+from mae_ast.models.weights import CheckedWeights
 from mae_ast.optim.adamw import MARKED_OPTIMIZER
 
 
 @dataclass
 class ClassifierConfig(FairseqDataclass):  # type: ignore[misc]
-    """Keys of ``model.*`` of all classifiers: where they start, and how they are trained."""
+    """Settings under ``model.*`` of all classifiers: initial weights and how to train them."""
 
     checkpoint: Optional[str] = field(  # noqa: UP045
         default=None,
         metadata={
-            "help": "where to start: a file, a run's folder, a released model's name, a URL, a hub "
-            "id; for ast also timm:NAME, or a file of timm's, or null for new weights"
+            "help": "pretrained model to start from: a checkpoint file, a run's folder, a released "
+            "model's name, a URL or a Hugging Face id; model ast also takes timm:NAME, a file "
+            "with a timm ViT, or null for random weights"
         },
     )
     architecture_of: Optional[str] = field(  # noqa: UP045
         default=None,
-        metadata={"help": "instead: the network and input statistics of that, with new weights"},
+        metadata={
+            "help": "pretrained model (named as for model.checkpoint) whose architecture and input "
+            "statistics to use with random weights, as a baseline; set it instead of "
+            "model.checkpoint"
+        },
     )
-    freeze_encoder: bool = field(default=False, metadata={"help": "train the head only"})
-    head_dropout: float = field(default=0.0, metadata={"help": "before the head's last layer"})
+    freeze_encoder: bool = field(
+        default=False, metadata={"help": "train the head only and keep the encoder's weights"}
+    )
+    head_dropout: float = field(
+        default=0.0, metadata={"help": "dropout probability before the head's last linear layer"}
+    )
 
-    dropout: float = field(default=0.0, metadata={"help": "dropout in the transformer"})
-    attention_dropout: float = field(default=0.0, metadata={"help": "dropout of attention weights"})
+    dropout: float = field(
+        default=0.0, metadata={"help": "dropout probability in the transformer's layers"}
+    )
+    attention_dropout: float = field(
+        default=0.0, metadata={"help": "dropout probability of attention weights"}
+    )
     activation_dropout: float = field(
-        default=0.0, metadata={"help": "dropout after the activation in feed-forward blocks"}
+        default=0.0,
+        metadata={"help": "dropout probability after the activation in feed-forward blocks"},
     )
     encoder_layerdrop: float = field(
-        default=0.0, metadata={"help": "probability of skipping a layer in a training step"}
+        default=0.0,
+        metadata={"help": "probability of skipping an encoder layer in a training step"},
     )
 
     layer_decay: float = field(
         default=1.0,
-        metadata={"help": "each layer's learning rate over that of the one above; 1: all alike"},
+        metadata={
+            "help": "layer-wise learning rate decay: ratio of each layer's rate to that of the "
+            "layer above; 1: the same rate for all layers; needs optimizer mae_ast_adamw"
+        },
     )
     head_lr_scale: float = field(
-        default=1.0, metadata={"help": "the head's learning rate over optimization.lr"}
+        default=1.0,
+        metadata={
+            "help": "ratio of the head's learning rate to optimization.lr; values other than 1 "
+            "need optimizer mae_ast_adamw"
+        },
     )
 
     input_mean: Optional[float] = field(  # noqa: UP045
-        default=None, metadata={"help": "mean log-mel of the input; default: the checkpoint's"}
+        default=None,
+        metadata={
+            "help": "mean of the log-mel input, for its normalisation; null: the checkpoint's value"
+        },
     )
     input_std: Optional[float] = field(  # noqa: UP045
-        default=None, metadata={"help": "its deviation; default: the checkpoint's"}
+        default=None,
+        metadata={
+            "help": "std of the log-mel input, for its normalisation; null: the checkpoint's value"
+        },
     )
     precision: str = field(
-        default="auto", metadata={"help": f"of the transformer: {', '.join(PRECISIONS)}"}
+        default="auto",
+        metadata={
+            "help": f"dtype of the transformer's computation: {', '.join(PRECISIONS)}; auto: "
+            "bfloat16 autocast where the device has matrix units for it, else float32"
+        },
     )
 
     optimizer: Optional[str] = II("optimizer._name")  # noqa: UP045
@@ -73,43 +105,55 @@ class ClassifierConfig(FairseqDataclass):  # type: ignore[misc]
 
 @dataclass
 class MaeAstClassifierConfig(ComputeConfig, ClassifierConfig):
-    """``model.*``. The network is that of a checkpoint; what is here is the rest."""
+    """Settings under ``model.*``; the encoder's architecture is read from the checkpoint."""
 
-    head: str = field(default="linear", metadata={"help": "linear or mlp"})
+    head: str = field(
+        default="linear",
+        metadata={
+            "help": "classification head: 'linear' (layer norm and linear layer) or 'mlp' (with a "
+            "hidden layer as wide as the encoder)"
+        },
+    )
     pool: str = field(
         default="time_steps",
         metadata={
-            "help": "mean over 'time_steps' (a column's tokens side by side) or 'tokens'; "
-            "'encoder': what the network itself makes of a clip (AST's prefix tokens)"
+            "help": "pooling of the encoder's output: mean over 'time_steps' (the tokens of a time "
+            "step are concatenated) or over 'tokens'; 'encoder': the encoder's own pooling (the "
+            "mean of AST's prefix tokens)"
         },
     )
     overlap: bool = field(
         default=False,
         metadata={
-            "help": "overlapping patches for SSAST and AST: stride 10 for patches of 16, 1 for "
-            "patches of 2, as in SSAST's own fine-tuning; false: as in the checkpoint"
+            "help": "use overlapping patches with SSAST and AST (stride 10 for patches of 16, 1 "
+            "for patches of 2, as in SSAST's fine-tuning); false: the checkpoint's stride"
         },
     )
     input_frames: Optional[int] = field(  # noqa: UP045
         default=None,
         metadata={
             "help": "for SSAST, AST and Audio-MAE: cut or zero-pad training clips to this many "
-            "frames, and cut or interpolate positions to them; longer clips are validated in "
-            "windows of as many; default: as in the checkpoint"
+            "frames of 10 ms, and cut or interpolate the position grid to match; validation "
+            "splits longer clips into windows of this length; null: the checkpoint's value"
         },
     )
 
 
-class FairseqClassifier(Classifier, NamedWeights):
-    """The core's classifier as fairseq wants it; what describes its encoder goes with it."""
+class FairseqClassifier(Classifier, CheckedWeights):
+    """The core's classifier as a fairseq model, with the description of its encoder.
+
+    Attributes:
+        system: name of the encoder's system, a key of ``SYSTEMS``.
+        encoder_fields: the encoder's configuration.
+    """
 
     system: str
     encoder_fields: dict[str, Any]
 
     @classmethod
-    def on(cls, encoder: Encoder, head: HeadConfig, cfg: ClassifierConfig) -> Self:
-        """A classifier for the training that ``model.*`` describes."""
-        _set_up(encoder, cfg)
+    def from_encoder(cls, encoder: Encoder, head: HeadConfig, cfg: ClassifierConfig) -> Self:
+        """Build a classifier on an encoder, configured for training by ``model.*``."""
+        _configure_encoder(encoder, cfg)
         config = encoder.config
         model = cls(encoder, config.encoder_embed_dim, head, cfg.freeze_encoder)
         set_compute(model, cfg)
@@ -118,45 +162,60 @@ class FairseqClassifier(Classifier, NamedWeights):
         return model
 
     def clip_logits(
-        self, source: Tensor, lengths: Tensor | None, independent: bool, trained_samples: int
+        self, source: Tensor, lengths: Tensor | None, uses_sigmoid: bool, trained_samples: int
     ) -> Tensor:
-        """Return the logits (B, C) of whole clips; reachable through fairseq's wrappers."""
-        return clip_logits(self, source, lengths, independent, trained_samples)
+        """Return the logits (B, C) of whole clips.
+
+        A method, so that it can be called through fairseq's model wrappers.
+
+        Args:
+            source: (B, L) int16 or float waveforms at 16 kHz.
+            lengths: (B,) int64, samples of each clip; ``None``: all L.
+            uses_sigmoid: a long clip's probabilities, the mean over its windows, are sigmoids;
+                else a softmax over the classes.
+            trained_samples: longest clips seen in training, in samples; 0: unknown.
+        """
+        return clip_logits(self, source, lengths, uses_sigmoid, trained_samples)
 
 
 @register_model("mae_ast_classifier", dataclass=MaeAstClassifierConfig)
 class FairseqCheckpointClassifier(FairseqClassifier):
-    """On the encoder of a checkpoint."""
+    """Classifier on the encoder of a checkpoint."""
 
     @classmethod
     def build_model(cls, cfg: MaeAstClassifierConfig, task: Any) -> "FairseqClassifier":
-        """Build from ``model.*``; the number of classes is the task's."""
+        """Build the model from ``model.*`` and the task's number of classes."""
         with user_errors():
-            check(cfg)
+            check_settings(cfg)
             source = cfg.checkpoint or cfg.architecture_of
             if not source:
                 raise ValueError(
-                    "model.checkpoint and model.architecture_of are null: set one of them, to "
-                    "start from its weights or from new ones"
+                    "model.checkpoint and model.architecture_of are both null: set "
+                    "model.checkpoint to fine-tune a model, or model.architecture_of to train its "
+                    "architecture from random weights"
                 )
             head = HeadConfig(len(task.labels), cfg.head, cfg.pool, cfg.head_dropout)
             encoder = encoder_of(source, random_weights=not cfg.checkpoint)
-            return cls.on(finetuning_view(encoder, cfg.overlap, cfg.input_frames), head, cfg)
+            encoder = finetuning_view(encoder, cfg.overlap, cfg.input_frames)
+            return cls.from_encoder(encoder, head, cfg)
 
 
-def check(cfg: ClassifierConfig) -> None:
-    """Refuse what cannot work in any classifier.
+def check_settings(cfg: ClassifierConfig) -> None:
+    """Check the settings that all classifiers share.
 
     Raises:
-        ValueError: with the key, its value and what would be right.
+        ValueError: a setting is invalid; the message has its key, its value and valid ones.
     """
     if cfg.checkpoint and cfg.architecture_of:
         raise ValueError(
             f"model.checkpoint={cfg.checkpoint} and model.architecture_of={cfg.architecture_of}: "
-            "set one of them, to start from its weights or from new ones"
+            "set only one, model.checkpoint to start from its weights or model.architecture_of "
+            "to start from random ones"
         )
     if cfg.precision not in PRECISIONS:
-        raise ValueError(f"model.precision={cfg.precision!r}; it is one of {', '.join(PRECISIONS)}")
+        raise ValueError(
+            f"model.precision={cfg.precision!r}: must be one of {', '.join(PRECISIONS)}"
+        )
     if (cfg.layer_decay, cfg.head_lr_scale) == (1, 1):
         return
     if cfg.optimizer != MARKED_OPTIMIZER:
@@ -166,8 +225,8 @@ def check(cfg: ClassifierConfig) -> None:
         )
 
 
-def _set_up(encoder: Encoder, cfg: ClassifierConfig) -> None:
-    """Regularisation, input statistics and number format of this training."""
+def _configure_encoder(encoder: Encoder, cfg: ClassifierConfig) -> None:
+    """Set the encoder's regularisation, input statistics and dtype from ``model.*``."""
     set_dropout(
         encoder,
         cfg.dropout,
@@ -181,5 +240,7 @@ def _set_up(encoder: Encoder, cfg: ClassifierConfig) -> None:
         statistics.running_mean.fill_(cfg.input_mean)
     if cfg.input_std is not None:
         if not cfg.input_std > 0:
-            raise ValueError(f"model.input_std={cfg.input_std}; a positive number, or null")
+            raise ValueError(
+                f"model.input_std={cfg.input_std}: must be positive, or null for the checkpoint's"
+            )
         statistics.running_var.fill_(cfg.input_std**2)

@@ -1,6 +1,6 @@
-"""Settings of how layers are computed in training: activation checkpointing and torch.compile."""
+"""Activation checkpointing and ``torch.compile`` as settings of a training."""
 
-# No postponed annotations here: fairseq reads the types of the fields.
+# No postponed annotations: fairseq reads the field types at run time.
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,26 +12,29 @@ from mae_ast.core.nn.transformer import TransformerLayer, compile_layers
 
 @dataclass
 class ComputeConfig(FairseqDataclass):  # type: ignore[misc]
-    """Keys of ``model.*`` that change speed and memory of a training, and no result."""
+    """Settings under ``model.*`` that change a training's speed and memory but not its result."""
 
     checkpoint_activations: bool = field(
         default=False,
-        metadata={"help": "activation checkpointing: far less memory, about 33 % slower"},
+        metadata={
+            "help": "activation checkpointing: recompute activations in the backward pass; far "
+            "less memory, about 33 % slower"
+        },
     )
     compile: bool = field(
         default=False,
         metadata={
-            "help": "torch.compile the layers; for batches of one shape: set task.max_sample_size "
-            "and task.min_sample_size alike"
+            "help": "compile the transformer layers with torch.compile; meant for batches of one "
+            "shape (set task.max_sample_size and task.min_sample_size to the same value)"
         },
     )
 
 
 def set_compute(model: nn.Module, cfg: Any) -> None:
-    """Let a model's transformer layers be computed as ``model.*`` says.
+    """Apply the settings of :class:`ComputeConfig` to a model's transformer layers.
 
     Args:
-        model: to be trained.
+        model: model to be trained.
         cfg: settings with the keys of :class:`ComputeConfig`.
     """
     for layer in model.modules():

@@ -1,6 +1,6 @@
-"""fairseq model ``mae_ast``."""
+"""fairseq model ``mae_ast``: MAE-AST for pretraining."""
 
-# No postponed annotations here: fairseq reads the types of the fields.
+# No postponed annotations: fairseq reads the field types at run time.
 from dataclasses import dataclass
 
 from fairseq.models import register_model
@@ -13,9 +13,9 @@ from mae_ast.models.pretraining import PretrainingModel
 
 @dataclass
 class MaeAstModelConfig(ComputeConfig, MaeAstConfig):
-    """``model.*``; what describes the model is the core's."""
+    """Settings under ``model.*``: the core's configuration, and how the training runs."""
 
 
 @register_model("mae_ast", dataclass=MaeAstModelConfig)
 class FairseqMaeAst(MaeAst, PretrainingModel):
-    """The core's model as fairseq wants it; keys of the state dict stay flat."""
+    """The core's model as a fairseq model, with the same flat state dict keys."""

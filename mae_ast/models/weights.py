@@ -1,4 +1,4 @@
-"""Weights that do not fit a model are named in one line."""
+"""Base class of the fairseq models: report weights that do not fit in a one-line error."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mae_ast.console import user_errors
 from mae_ast.core.checkpoints.reader import check_weights
 
 
-class NamedWeights(BaseFairseqModel):  # type: ignore[misc]
-    """Base of this project's fairseq models, second after the core's class."""
+class CheckedWeights(BaseFairseqModel):  # type: ignore[misc]
+    """Base class of this package's fairseq models; follows the core's class in the bases."""
 
     weights_are_from = "the checkpoint"
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, *args: Any, **kwargs: Any
     ) -> Any:
-        """Torch's; weights that do not fit are named in one line."""
+        """Load weights as torch does; exit with one line that names those that do not fit."""
         with user_errors():
             check_weights(self.state_dict(), state_dict, self.weights_are_from)
         return super().load_state_dict(state_dict, strict)

@@ -1,1 +1,1 @@
-"""Optimizers for fairseq."""
+"""fairseq optimizers."""

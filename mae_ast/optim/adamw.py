@@ -1,10 +1,10 @@
-"""fairseq optimizer ``mae_ast_adamw``: torch's AdamW, with rates that differ by parameter.
+"""fairseq optimizer ``mae_ast_adamw``: fused AdamW with per-parameter learning rates.
 
-Parameters may be marked: ``p.lr_scale`` multiplies the learning rate, ``p.no_decay`` frees from
-weight decay.
+Two attributes of a parameter are honoured: ``p.lr_scale`` multiplies its learning rate, and
+``p.no_decay`` exempts it from weight decay.
 """
 
-# No postponed annotations here: fairseq reads the types of the fields.
+# No postponed annotations: fairseq reads the field types at run time.
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,19 +19,29 @@ MARKED_OPTIMIZER, MARKS = "mae_ast_adamw", ("lr_scale", "no_decay")
 
 @dataclass
 class AdamWConfig(FairseqDataclass):  # type: ignore[misc]
-    """``optimizer.*``."""
+    """Settings under ``optimizer.*``."""
 
     adam_betas: Any = field(
-        default=(0.9, 0.999), metadata={"help": "two rates, such as (0.9,0.98)"}
+        default=(0.9, 0.999),
+        metadata={"help": "decay rates of the first and second moments, such as (0.9,0.98)"},
     )
-    adam_eps: float = field(default=1e-8, metadata={"help": "added to the denominator"})
-    weight_decay: float = field(default=0.0, metadata={"help": "decoupled from the gradient"})
+    adam_eps: float = field(
+        default=1e-8,
+        metadata={"help": "constant added to the denominator for numerical stability"},
+    )
+    weight_decay: float = field(
+        default=0.0,
+        metadata={
+            "help": "decoupled weight decay coefficient, for the weight matrices of linear layers "
+            "only; 0: none"
+        },
+    )
     lr: Any = field(default=II("optimization.lr"))
 
 
 @register_optimizer(MARKED_OPTIMIZER, dataclass=AdamWConfig)
 class AdamW(FairseqOptimizer):  # type: ignore[misc]
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) in one kernel a group."""
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), fused into one kernel per group."""
 
     def __init__(self, cfg: AdamWConfig, params: Iterable[torch.nn.Parameter]) -> None:
         super().__init__(cfg)
@@ -50,22 +60,22 @@ class AdamW(FairseqOptimizer):  # type: ignore[misc]
                 }
                 for (scale, no_decay), members in groups.items()
             ],
-            betas=_betas(cfg.adam_betas),
+            betas=_parse_betas(cfg.adam_betas),
             eps=cfg.adam_eps,
             fused=True,
         )
 
     @property
     def optimizer_config(self) -> dict[str, Any]:
-        """Nothing to override after loading: see :meth:`load_state_dict`."""
+        """Settings to override after loading: none, see :meth:`load_state_dict`."""
         return {}
 
     def get_lr(self) -> float:
-        """The rate of parameters without a mark."""
+        """Return the learning rate of parameters with ``lr_scale`` 1."""
         return self._lr
 
     def set_lr(self, lr: float) -> None:
-        """Set the rate; each group gets its multiple."""
+        """Set the learning rate; each group gets it times its ``lr_scale``."""
         self._lr = lr
         for group in self.param_groups:
             group["lr"] = lr * group["lr_scale"]
@@ -73,23 +83,23 @@ class AdamW(FairseqOptimizer):  # type: ignore[misc]
     def load_state_dict(
         self, state_dict: dict[str, Any], optimizer_overrides: dict[str, Any] | None = None
     ) -> None:
-        """Take up moments; rates, decay and the like are those of this run's settings."""
-        own = [
+        """Load the moments; learning rate, weight decay and so on keep this run's settings."""
+        current = [
             {key: value for key, value in group.items() if key != "params"}
             for group in self.param_groups
         ]
         self.optimizer.load_state_dict(state_dict)
-        for group, settings in zip(self.param_groups, own, strict=True):
+        for group, settings in zip(self.param_groups, current, strict=True):
             group.update(settings)
 
 
-def _betas(value: Any) -> tuple[float, float]:
-    """Of a pair, or of the text that fairseq's presets give."""
+def _parse_betas(value: Any) -> tuple[float, float]:
+    """Parse a pair of numbers, or a string such as "(0.9,0.98)" as in fairseq's presets."""
     parts = value.strip(" ()[]").split(",") if isinstance(value, str) else value
     try:
         first, second = (float(part) for part in parts)
         return first, second
     except (TypeError, ValueError):
         raise ValueError(
-            f"optimizer.adam_betas={value}; two numbers below 1, such as (0.9,0.98)"
+            f"optimizer.adam_betas={value}: must be two numbers below 1, such as (0.9,0.98)"
         ) from None

@@ -1,1 +1,1 @@
-"""fairseq tasks; fairseq imports each file of this folder."""
+"""fairseq tasks; fairseq imports every file of this folder."""

@@ -1,6 +1,6 @@
-"""Base of this project's fairseq tasks: manifests, bad files, hours of audio, early ends."""
+"""Base class of the fairseq tasks: manifests, bad files, hours of audio, graceful shutdown."""
 
-# No postponed annotations here: fairseq reads the types of the fields.
+# No postponed annotations: fairseq reads the field types at run time.
 import hashlib
 import logging
 import os
@@ -33,36 +33,53 @@ from mae_ast.trainer.schedule import schedule_warning
 
 logger = logging.getLogger(__name__)
 
-# fairseq offers no later moment: next, it reads the options.
+# fairseq imports this module just before it parses the options; there is no later hook.
 training_loop.apply()
 
 
 @dataclass
 class AudioTaskConfig(FairseqDataclass):  # type: ignore[misc]
-    """What all tasks have of ``task.*``. Sizes are in samples at 16 kHz."""
+    """Settings under ``task.*`` that all tasks share. Sizes are in samples at 16 kHz."""
 
     data: str = field(
-        default=MISSING, metadata={"help": "folder of the manifests train.tsv, valid.tsv, ..."}
+        default=MISSING,
+        metadata={"help": "folder that holds the manifests train.tsv, valid.tsv, ..."},
     )
     max_keep_size: Optional[int] = field(  # noqa: UP045
-        default=None, metadata={"help": "leave out longer clips"}
+        default=None,
+        metadata={"help": "skip clips longer than this many samples at 16 kHz; null: no limit"},
     )
     max_sample_size: Optional[int] = field(  # noqa: UP045
-        default=None, metadata={"help": "crop longer clips to this"}
+        default=None,
+        metadata={
+            "help": "crop clips longer than this many samples at 16 kHz (in fine-tuning, training "
+            "clips only); null: no cropping"
+        },
     )
     min_sample_size: Optional[int] = field(  # noqa: UP045
-        default=None, metadata={"help": "leave out shorter clips"}
+        default=None,
+        metadata={
+            "help": "skip clips shorter than this many samples at 16 kHz; null: skip none, and a "
+            "clip shorter than one patch is an error"
+        },
     )
     random_crop: bool = field(
-        default=True, metadata={"help": "crop anywhere; false: at the beginning"}
+        default=True,
+        metadata={"help": "crop clips at a random position; false: keep their beginning"},
     )
     max_bad_fraction: float = field(
         default=0.01,
-        metadata={"help": "stop when more than this share of the files read (and 20) are bad"},
+        metadata={
+            "help": "stop training when more than this fraction of the files read in an epoch, "
+            "and more than 20 files, cannot be decoded"
+        },
     )
     rebuild_batches: bool = field(
         default=True,
-        metadata={"help": "put other clips together in each epoch (read by fairseq)"},
+        metadata={
+            "help": "group clips into new batches in each epoch; false: keep the batches of the "
+            "first epoch (read by fairseq)"
+        },
     )
     seed: int = II("common.seed")
     train_subset: str = II("dataset.train_subset")
@@ -70,7 +87,7 @@ class AudioTaskConfig(FairseqDataclass):  # type: ignore[misc]
 
 
 class AudioTask(InterruptibleTask):
-    """A task whose data are manifests of audio files."""
+    """Base class of tasks that read audio files listed in manifests."""
 
     cfg: AudioTaskConfig
     datasets: dict[str, AudioClips]
@@ -78,7 +95,7 @@ class AudioTask(InterruptibleTask):
     def __init__(self, cfg: AudioTaskConfig) -> None:
         super().__init__(cfg)
         if not 0 <= cfg.max_bad_fraction <= 1:
-            raise ValueError(f"task.max_bad_fraction={cfg.max_bad_fraction}; a share from 0 to 1")
+            raise ValueError(f"task.max_bad_fraction={cfg.max_bad_fraction}: must be from 0 to 1")
         _check_sizes(cfg)
         self.folder = absolute(cfg.data)
         self.audio_seconds = 0.0  # of all workers, since the first update
@@ -86,11 +103,11 @@ class AudioTask(InterruptibleTask):
         self._is_checked = False
         self._logged_long: set[str] = set()
         self._tallied_update = -1
-        self._problem = ""  # why training must not go on
+        self._problem = ""  # error that must stop training; "": none
 
     @classmethod
     def setup_task(cls, cfg: AudioTaskConfig, **kwargs: Any) -> Self:
-        """Called by fairseq at the start of each training process."""
+        """Create the task; fairseq calls this at the start of each training process."""
         stop_request.listen()
         if not torch.distributed.is_initialized():
             stop_request.trains_alone()
@@ -100,25 +117,25 @@ class AudioTask(InterruptibleTask):
             return cls(cfg)
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Build the criterion, which has to say in ``valid_metrics`` what validation logs.
+        """Build the criterion, whose ``valid_metrics`` lists the metrics that validation logs.
 
         Raises:
-            ValueError: what the best checkpoint is chosen by is none of them. fairseq would find
-                out after an epoch, and save nothing.
+            ValueError: ``checkpoint.best_checkpoint_metric`` is not among them. fairseq would only
+                fail after an epoch, without saving a checkpoint.
         """
         criterion = super().build_criterion(cfg, from_checkpoint)
         metric, known = self.cfg.best_checkpoint_metric, criterion.valid_metrics
         if metric not in known:
             raise ValueError(
-                f"checkpoint.best_checkpoint_metric={metric}: validation says {', '.join(known)}; "
-                f"{AUTO} chooses the task's own"
+                f"checkpoint.best_checkpoint_metric={metric}: validation logs {', '.join(known)}; "
+                f"use one of these, or {AUTO} for the task's default"
             )
         return criterion
 
     def load_dataset(self, split: str, **kwargs: Any) -> None:
-        """Read ``{split}.tsv`` and make sure that all processes have the same clips of it.
+        """Read ``{split}.tsv`` and check that all processes list the same clips.
 
-        The first process alone reads headers for sample rates, and gives them to the others.
+        Only the first process reads sample rates from file headers; it sends them to the others.
         """
         key = f"mae_ast/{split}/{self._num_loads}"
         self._num_loads += 1
@@ -134,23 +151,23 @@ class AudioTask(InterruptibleTask):
 
         with user_errors():
             ranks.agree(f"{key}/clips", f"{split}.tsv: the clips and their lengths", load)
-        # Nothing is measured for a check that logs nothing, whose model may have no weights.
-        is_heard = ranks.is_first() and logger.isEnabledFor(logging.WARNING)
-        if is_heard and split == self.cfg.train_subset:
+        # The preflight check disables warnings: its model may be without weights to measure with.
+        logs_warnings = ranks.is_first() and logger.isEnabledFor(logging.WARNING)
+        if logs_warnings and split == self.cfg.train_subset:
             for warning in self.data_warnings(self.datasets[split]):
                 logger.warning("%s", warning)
 
     def data_warnings(self, dataset: AudioClips) -> list[str]:
-        """Describe how settings misfit the training clips, a line each."""
+        """Return warnings about settings that do not suit the training clips, one line each."""
         found = statistics_warning(dataset, self.input_encoder())
         return [] if found is None else [found]
 
     def input_encoder(self) -> Encoder:
-        """Return the encoder that is trained."""
+        """Return the encoder to be trained."""
         raise NotImplementedError
 
     def before_training(self, cfg: Any, epoch_itr: Any) -> None:
-        """Warn about settings of the whole run; called before each epoch."""
+        """Warn once about settings of the run; called before each epoch."""
         if self._is_checked or not ranks.is_first():
             return
         self._is_checked = True
@@ -159,7 +176,7 @@ class AudioTask(InterruptibleTask):
             logger.warning("%s", warning)
 
     def make_dataset(self, split: str, manifest: Manifest) -> AudioClips:
-        """Make the data set of a split."""
+        """Create the data set of a split."""
         raise NotImplementedError
 
     def _manifest(self, split: str, key: str) -> Manifest:
@@ -191,23 +208,23 @@ class AudioTask(InterruptibleTask):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Return fairseq's batches.
+        """Return fairseq's iterator over batches.
 
-        Clips longer than ``max_tokens`` are skipped and counted. If none may be skipped, as in the
-        validation of fine-tuning, the batch size is raised to the longest clip.
+        Clips longer than ``max_tokens`` are skipped and counted. If no clip may be skipped, as in
+        the validation of fine-tuning, ``max_tokens`` is raised to the longest clip.
         """
         longest_clip = int(dataset.sizes.max())
         if max_tokens is not None and max_tokens < longest_clip and not ignore_invalid_inputs:
             logger.info(
-                "%s: batches hold %d samples, as its longest clip has, instead of %d "
-                "(dataset.max_tokens_valid)",
-                *(dataset.manifest.path, longest_clip, max_tokens),
+                "%s: dataset.max_tokens_valid raised from %d to %d samples, the length of the "
+                "longest clip",
+                *(dataset.manifest.path, max_tokens, longest_clip),
             )
             max_tokens = longest_clip
         longest = max_tokens if max_positions is None else max_positions
         if longest is not None and longest < dataset.sizes.min():
             raise SystemExit(
-                f"mae-ast: error: dataset.max_tokens={longest} is below the shortest clip of "
+                f"mae-ast: error: dataset.max_tokens={longest} is less than the shortest clip of "
                 f"{dataset.manifest.path} ({dataset.sizes.min()} samples at 16 kHz)"
             )
         return super().get_batch_iterator(
@@ -217,7 +234,7 @@ class AudioTask(InterruptibleTask):
     def filter_indices_by_size(
         self, indices: np.ndarray, dataset: AudioClips, max_positions: int, *args: Any
     ) -> np.ndarray:
-        """Skip clips longer than ``max_positions`` and log that once; called in each epoch."""
+        """Skip clips longer than ``max_positions`` samples; log their number in the first epoch."""
         kept, too_long = dataset.filter_indices_by_size(indices, max_positions)
         if too_long and dataset.split not in self._logged_long and ranks.is_first():
             log_too_long(logger, dataset, len(too_long), max_positions)
@@ -225,11 +242,11 @@ class AudioTask(InterruptibleTask):
         return np.asarray(kept)
 
     def max_positions(self) -> None:
-        """No limit but ``dataset.max_tokens``."""
+        """Return ``None``: there is no limit besides ``dataset.max_tokens``."""
         return
 
     def begin_epoch(self, epoch: int, model: Any) -> None:
-        """Called by the trainer on all processes before the first step of an epoch."""
+        """Reset the counts of bad files; the trainer calls this on all processes each epoch."""
         super().begin_epoch(epoch, model)
         for split in sorted(self.datasets):
             bad_files = self.datasets[split].bad_files
@@ -248,12 +265,12 @@ class AudioTask(InterruptibleTask):
         ignore_grad: bool = False,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
-        """fairseq's; adds the numbers of bad files and of files read to the logged values."""
+        """Run fairseq's step; log the number of bad files and of files read."""
         self._tally(sample["files"])
         loss, sample_size, logging_output = super().train_step(
             sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs
         )
-        # Once an update, which adds up what is logged in all its batches.
+        # Once per update: fairseq sums the values logged by all batches of an update.
         counts_now = update_num != self._tallied_update
         self._tallied_update = update_num
         for split, dataset in self.datasets.items():
@@ -265,7 +282,7 @@ class AudioTask(InterruptibleTask):
     def valid_step(
         self, sample: dict[str, Any], model: Any, criterion: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
-        """fairseq's; tallies the files of the batch."""
+        """Run fairseq's step and count the files of the batch."""
         self._tally(sample["files"])
         result: tuple[torch.Tensor, int, dict[str, Any]] = super().valid_step(
             sample, model, criterion, **kwargs
@@ -273,7 +290,7 @@ class AudioTask(InterruptibleTask):
         return result
 
     def before_exit(self) -> None:
-        """Report why a run ended early, and list the bad files that this process found."""
+        """Exit with the error that stopped the run, and list the bad files of this process."""
         if not self._problem:
             super().before_exit()
             return
@@ -282,22 +299,22 @@ class AudioTask(InterruptibleTask):
             for dataset in self.datasets.values()
             for row in dataset.bad_files.rows
         ]
-        whose = "They are" if ranks.num_ranks() == 1 else "Those that this process read"
+        title = "Bad files" if ranks.num_ranks() == 1 else "Bad files that this process read"
         listed = "".join(f"\n  {path}" for path in found)
-        raise SystemExit(f"mae-ast: error: {self._problem}. {whose}:{listed or ' none'}")
+        raise SystemExit(f"mae-ast: error: {self._problem}. {title}:{listed or ' none'}")
 
     def reduce_metrics(self, logging_outputs: Sequence[dict[str, Any]], criterion: Any) -> None:
-        """Log the criterion's values, and the hours of audio seen since the first update."""
+        """Log the criterion's values and the hours of audio seen since the first update."""
         super().reduce_metrics(logging_outputs, criterion)
         if criterion.training:
             samples = sum(float(log["num_samples"]) for log in logging_outputs)
             self.audio_seconds += samples / SAMPLE_RATE
             hours = self.audio_seconds / 3600
             metrics.log_scalar("audio_hours", hours, weight=0, priority=160, round=4)
-            self._judge_bad_files(logging_outputs)
+            self._check_bad_files(logging_outputs)
 
     def get_checkpoint_dict(self) -> dict[str, dict[str, Any]]:
-        """Return the task's state for a checkpoint."""
+        """Return the task's state to save in a checkpoint."""
         state = {
             "audio_seconds": self.audio_seconds,
             "early_stopping": early_stopping.state(),
@@ -313,8 +330,11 @@ class AudioTask(InterruptibleTask):
     def _tally(self, files: FilesRead) -> None:
         self.datasets[files.split].bad_files.add(files)
 
-    def _judge_bad_files(self, logging_outputs: Sequence[dict[str, Any]]) -> None:
-        """Decide from the sums over all processes, which are the same on each of them."""
+    def _check_bad_files(self, logging_outputs: Sequence[dict[str, Any]]) -> None:
+        """Stop training if too many files are bad.
+
+        The decision uses sums over all processes, so all of them decide alike.
+        """
 
         def total(key: str) -> int:
             return round(sum(float(log.get(key, 0)) for log in logging_outputs))
@@ -330,19 +350,21 @@ def _check_sizes(cfg: AudioTaskConfig) -> None:
     for key in ("max_keep_size", "max_sample_size", "min_sample_size"):
         value = getattr(cfg, key)
         if value is not None and value < 1:
-            raise ValueError(f"task.{key}={value}; a number of samples at 16 kHz, or null")
+            raise ValueError(
+                f"task.{key}={value}: must be a positive number of samples at 16 kHz, or null"
+            )
         if value is not None and key != "min_sample_size" and value < (cfg.min_sample_size or 0):
             raise ValueError(
-                f"task.{key}={value} is below task.min_sample_size={cfg.min_sample_size}"
+                f"task.{key}={value} is less than task.min_sample_size={cfg.min_sample_size}"
             )
 
 
 def absolute(folder: str) -> Path:
-    """Resolve against the folder that the program was started in; hydra leaves that."""
+    """Resolve a path against the folder in which the command was started; hydra changes it."""
     path = Path(folder).expanduser()
     if path.is_absolute():
         return path
     if HydraConfig.initialized():
         return Path(HydraConfig.get().runtime.cwd) / path
-    # A process that the trainer spawned knows the place from the shell only.
+    # In a process spawned by the trainer only the shell's variable still holds that folder.
     return Path(os.environ.get("PWD", ".")) / path

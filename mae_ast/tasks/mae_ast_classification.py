@@ -1,6 +1,6 @@
-"""fairseq task ``mae_ast_classification``: labels.csv, {split}.tsv and {split}.lbl."""
+"""fairseq task ``mae_ast_classification``: fine-tuning on labels.csv, {split}.tsv, {split}.lbl."""
 
-# No postponed annotations here: fairseq reads the types of the fields.
+# No postponed annotations: fairseq reads the field types at run time.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -25,53 +25,87 @@ from mae_ast.tasks.audio_task import AudioTask, AudioTaskConfig
 
 @dataclass
 class MaeAstClassificationConfig(AudioTaskConfig):
-    """``task.*``. Sizes are in samples at 16 kHz; validation sees whole clips."""
+    """Settings under ``task.*``. Sizes are in samples at 16 kHz; validation uses whole clips."""
 
     multi_label: bool = field(
         default=False,
         metadata={
-            "help": "clips have several labels: sigmoid per class, mAP and AUC; false: accuracy"
+            "help": "true: clips may have several labels (sigmoid per class; mAP and mAUC); "
+            "false: exactly one label per clip (softmax; accuracy)"
         },
     )
     balanced: bool = field(
-        default=False, metadata={"help": "draw clips of rare classes more often in training"}
+        default=False,
+        metadata={
+            "help": "draw training clips with weights inversely proportional to the frequency of "
+            "their classes"
+        },
     )
     mixup: float = field(
-        default=0.0, metadata={"help": "probability that a clip is mixed with another one"}
+        default=0.0,
+        metadata={"help": "probability that a training clip is mixed with another one (mixup)"},
     )
     mixup_alpha: float = field(
         default=10.0,
-        metadata={"help": "alpha of Beta(alpha, alpha), from which the mixing ratio is drawn"},
+        metadata={
+            "help": "alpha of the distribution Beta(alpha, alpha) from which mixup draws the "
+            "mixing ratio"
+        },
     )
     freq_mask: int = field(
-        default=0, metadata={"help": "SpecAugment hides fewer mel bins than this"}
+        default=0,
+        metadata={
+            "help": "SpecAugment: mask a band of fewer than this many of the 128 mel bins in "
+            "training; 0: none"
+        },
     )
     time_mask: int = field(
-        default=0, metadata={"help": "SpecAugment hides fewer frames of 10 ms than this"}
+        default=0,
+        metadata={
+            "help": "SpecAugment: mask a band of fewer than this many frames of 10 ms in "
+            "training; 0: none"
+        },
     )
     shift_samples: int = field(
-        default=0, metadata={"help": "rotate waveforms by at most this many samples, either way"}
+        default=0,
+        metadata={
+            "help": "rotate training waveforms by at most this many samples at 16 kHz in either "
+            "direction; 0: no shift"
+        },
     )
     noise_snr_db: Optional[float] = field(  # noqa: UP045
         default=None,
-        metadata={"help": "add white noise from this ratio of clip to noise to 30 dB fainter"},
+        metadata={
+            "help": "add white noise to training waveforms, at a signal-to-noise ratio drawn from "
+            "this value to 30 dB above it (dB); null: no noise"
+        },
     )
     roll_mag: bool = field(
         default=False,
-        metadata={"help": "rotate waveforms by any amount and scale them by 0.5 to 1.5"},
+        metadata={
+            "help": "rotate training waveforms by a random offset and scale them by a random "
+            "factor from 0.5 to 1.5 (Audio-MAE's roll-mag)"
+        },
     )
     drop_time: float = field(
         default=0.0,
-        metadata={"help": "fraction of columns of patches that the encoder does not see"},
+        metadata={
+            "help": "fraction of the time steps of the patch grid that are hidden from the encoder "
+            "in training; needs model.pool=tokens; 0: none"
+        },
     )
     drop_mel: float = field(
-        default=0.0, metadata={"help": "fraction of rows of patches that the encoder does not see"}
+        default=0.0,
+        metadata={
+            "help": "fraction of the mel rows of the patch grid that are hidden from the encoder "
+            "in training; needs model.pool=tokens; 0: none"
+        },
     )
 
 
 @register_task("mae_ast_classification", dataclass=MaeAstClassificationConfig)
 class MaeAstClassificationTask(AudioTask):
-    """Classes of clips."""
+    """Classification of clips, with one label each or several."""
 
     cfg: MaeAstClassificationConfig
 
@@ -80,8 +114,8 @@ class MaeAstClassificationTask(AudioTask):
         self.labels = Labels.read(self.folder / LABELS_FILE)
         if len(self.labels) < 2 and not cfg.multi_label:
             raise LabelError(
-                f"{self.folder / LABELS_FILE}: lists one class, which any model gets right; give "
-                "two or more, or set task.multi_label=true"
+                f"{self.folder / LABELS_FILE}: lists a single class; list two or more, or set "
+                "task.multi_label=true"
             )
         self.augmentation = Augmentation(
             cfg.mixup,
@@ -94,7 +128,7 @@ class MaeAstClassificationTask(AudioTask):
         )
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Build the model, whose shortest clip is the data's too."""
+        """Build the model and, for structured masking, what draws its visible patches."""
         self._model = super().build_model(cfg, from_checkpoint)
         encoder = self._model.encoder
         self._drop = None
@@ -115,29 +149,29 @@ class MaeAstClassificationTask(AudioTask):
         return encoder
 
     def data_warnings(self, dataset: AudioClips) -> list[str]:
-        """Add a warning if clips are cropped to a fraction of their length."""
+        """Add a warning if training sees a small fraction of each clip."""
         frames = self.input_encoder().config.input_frames
-        cropped = crop_warning(dataset, frames, self.cfg.max_sample_size)
-        return [*super().data_warnings(dataset), *([] if cropped is None else [cropped])]
+        warning = crop_warning(dataset, frames, self.cfg.max_sample_size)
+        return [*super().data_warnings(dataset), *([] if warning is None else [warning])]
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Build the criterion; now all is known that checkpoints say of the classifier."""
+        """Build the criterion, and put the classifier's description into the task's state."""
         with user_errors():
             criterion = super().build_criterion(cfg, from_checkpoint)
-        description = ClassifierSpec(
+        spec = ClassifierSpec(
             self._model.system,
             self._model.encoder_fields,
             self._model.head_config,
             self.labels,
-            criterion.independent,
+            criterion.uses_sigmoid,
             self.cfg.multi_label,
             self.cfg.max_sample_size or 0,
         )
-        self.state.merge_state_dict({FINETUNING: description.to_dict()})
+        self.state.merge_state_dict({FINETUNING: spec.to_dict()})
         return criterion
 
     def make_dataset(self, split: str, manifest: Manifest) -> ClassificationDataset:
-        """Add the labels of ``{split}.lbl``; only the training split is augmented."""
+        """Create the data set with the labels of ``{split}.lbl``; only training is augmented."""
         is_training = split == self.cfg.train_subset
         path = self.folder / f"{split}.lbl"
         labels = ClipLabels.read(path, self.labels, len(manifest))
@@ -160,7 +194,7 @@ class MaeAstClassificationTask(AudioTask):
         )
 
     def reduce_metrics(self, logging_outputs: Sequence[dict[str, Any]], criterion: Any) -> None:
-        """Log the criterion's values, and in validation figures over all clips."""
+        """Log the criterion's values and, in validation, metrics over all clips."""
         super().reduce_metrics(logging_outputs, criterion)
         if not criterion.training:
             ids, scores, targets = criterion.outputs

@@ -1,6 +1,6 @@
-"""fairseq task ``mae_ast_pretraining``."""
+"""fairseq task ``mae_ast_pretraining``: masked pretraining on the audio of {split}.tsv."""
 
-# No postponed annotations here: fairseq reads the types of the fields.
+# No postponed annotations: fairseq reads the field types at run time.
 import dataclasses
 import logging
 import os
@@ -29,50 +29,63 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FBANK_PLACES = ("auto", "workers", "device")
-NUM_PICTURES = 4
+FBANK_OPTIONS = ("auto", "workers", "device")
+NUM_PLOTTED_CLIPS = 4
 
 
 @dataclass
 class MaeAstPretrainingConfig(AudioTaskConfig):
-    """``task.*``. Sizes are in samples at 16 kHz."""
+    """Settings under ``task.*``. Sizes are in samples at 16 kHz."""
 
     mask_type: str = field(
         default="random_mask",
-        metadata={"help": "random_mask, random_mask_batched, chunk_mask or retain_spans"},
+        metadata={
+            "help": "masking strategy: random_mask (random tokens of each clip), "
+            "random_mask_batched (the same tokens for a whole batch), chunk_mask (square blocks "
+            "of patches) or retain_spans (spans of frame tokens, as in wav2vec 2.0)"
+        },
     )
     pad_audio: bool = field(
         default=False,
-        metadata={"help": "pad to a batch's longest clip; false: crop to its shortest"},
+        metadata={
+            "help": "zero-pad clips to the longest of their batch; false: crop them to the shortest"
+        },
     )
     fbank: str = field(
         default="auto",
         metadata={
-            "help": "where the filterbank runs: 'workers' of the data loader, 'device' (batches "
-            "travel as int16), or 'auto': the device where that is a GPU"
+            "help": "where log-mel features are computed: 'workers' (the data loader's processes), "
+            "'device' (batches are transferred as int16), or 'auto': the device if it is a GPU, "
+            "else the workers"
         },
     )
     roll_mag: bool = field(
         default=False,
         metadata={
-            "help": "rotate training clips by any amount and scale them by 0.5 to 1.5, as "
-            "Audio-MAE's authors do"
+            "help": "rotate training clips by a random offset and scale them by a random factor "
+            "from 0.5 to 1.5 (Audio-MAE's roll-mag)"
         },
     )
     probe_interval_updates: int = field(
         default=0,
-        metadata={"help": "look at the features every so many updates (RankMe, probe); 0: never"},
+        metadata={
+            "help": "log feature metrics (RankMe; with task.probe_data also a linear probe and "
+            "k-NN) every this many updates; 0: never"
+        },
     )
     probe_data: Optional[str] = field(  # noqa: UP045
         default=None,
         metadata={
-            "help": "folder of labels.csv, train.tsv, train.lbl, valid.tsv, valid.lbl, to probe "
-            "the features on; null: RankMe only"
+            "help": "folder with labels.csv, train.tsv, train.lbl, valid.tsv and valid.lbl for "
+            "the linear probe and k-NN; null: log RankMe only"
         },
     )
     probe_clips: int = field(
         default=1000,
-        metadata={"help": "at most so many clips of each manifest, spread evenly over its rows"},
+        metadata={
+            "help": "maximum number of clips per manifest for the feature metrics, spread evenly "
+            "over its rows"
+        },
     )
     cpu: bool = II("common.cpu")
     valid_subset: str = II("dataset.valid_subset")
@@ -81,30 +94,30 @@ class MaeAstPretrainingConfig(AudioTaskConfig):
 
 @register_task("mae_ast_pretraining", dataclass=MaeAstPretrainingConfig)
 class MaeAstPretrainingTask(AudioTask):
-    """Masked autoencoding of audio."""
+    """Masked pretraining of spectrogram transformers."""
 
     cfg: MaeAstPretrainingConfig
 
     def __init__(self, cfg: MaeAstPretrainingConfig) -> None:
         super().__init__(cfg)
-        if cfg.fbank not in FBANK_PLACES:
-            raise ValueError(f"task.fbank={cfg.fbank!r}; it is one of {', '.join(FBANK_PLACES)}")
+        if cfg.fbank not in FBANK_OPTIONS:
+            raise ValueError(f"task.fbank={cfg.fbank!r}: must be one of {', '.join(FBANK_OPTIONS)}")
         self._model: Any = None
         self._writer: SummaryWriter | None = None
-        self._health = self._health_monitor(cfg)
+        self._monitor = self._build_monitor(cfg)
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Build the model; its patches, masks and filterbank are the data's too."""
+        """Build the model, which the data sets need for its patch size, masks and filterbank."""
         self._model = super().build_model(cfg, from_checkpoint)
         return self._model
 
     def input_encoder(self) -> Encoder:
-        """Return the model, whose input statistics are the encoder's."""
+        """Return the model itself, which holds the encoder's input statistics."""
         encoder: Encoder = self._model
         return encoder
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Build the criterion, and take the head of a loss of weight 0 out of training."""
+        """Build the criterion, and disable the head of a loss whose weight is 0."""
         with user_errors():
             criterion = super().build_criterion(cfg, from_checkpoint)
             self._model.train_heads(
@@ -114,9 +127,11 @@ class MaeAstPretrainingTask(AudioTask):
         return criterion
 
     def make_dataset(self, split: str, manifest: Manifest) -> PretrainingDataset:
-        """Make the data set of a split; the training split is shuffled, the others never."""
+        """Create the data set of a split; only the training split is shuffled."""
         if self._model is None:
-            raise RuntimeError("build_model comes first: the data depends on the model's patches")
+            raise RuntimeError(
+                "call build_model before load_dataset: the data depends on the model's patch size"
+            )
         return PretrainingDataset(
             manifest,
             Collater(
@@ -136,7 +151,7 @@ class MaeAstPretrainingTask(AudioTask):
         )
 
     def post_validate(self, model: Any, stats: dict[str, Any], agg: Any) -> None:
-        """Put a picture of a few validation clips into TensorBoard."""
+        """Plot the reconstruction of a few validation clips in TensorBoard."""
         is_first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
         if not self.cfg.tensorboard_logdir or not is_first:
             return
@@ -145,31 +160,34 @@ class MaeAstPretrainingTask(AudioTask):
         for split, dataset in self.datasets.items():
             if split == self.cfg.train_subset:
                 continue
-            rebuilt = _reconstruct_some(model, dataset)
-            if rebuilt is not None:
-                picture = to_array(reconstruction_figure(rebuilt))
-                self._writer.add_image(split, picture, stats["num_updates"], dataformats="HWC")
+            reconstruction = _reconstruct_first_clips(model, dataset)
+            if reconstruction is not None:
+                image = to_array(reconstruction_figure(reconstruction))
+                self._writer.add_image(split, image, stats["num_updates"], dataformats="HWC")
         self._writer.flush()
 
     def after_update(self, model: Any, num_updates: int) -> None:
-        """Now and then look at the features."""
-        if self._health is not None:
-            self._health.after_update(model, num_updates)
+        """Log feature metrics every ``task.probe_interval_updates`` updates."""
+        if self._monitor is not None:
+            self._monitor.after_update(model, num_updates)
 
-    def _health_monitor(self, cfg: MaeAstPretrainingConfig) -> "PeriodicMonitor | None":
+    def _build_monitor(self, cfg: MaeAstPretrainingConfig) -> "PeriodicMonitor | None":
         if cfg.probe_interval_updates < 0:
-            raise ValueError(f"task.probe_interval_updates={cfg.probe_interval_updates}; 0: never")
+            raise ValueError(
+                f"task.probe_interval_updates={cfg.probe_interval_updates}: must be positive, or "
+                "0 for never"
+            )
         if cfg.probe_interval_updates == 0:
             return None
-        from mae_ast.evaluate.feature_monitor import (  # scikit-learn takes its time
+        from mae_ast.evaluate.feature_monitor import (  # scikit-learn is slow to import
             FeatureMonitor,
             PeriodicMonitor,
         )
 
         clips = self.folder / f"{cfg.valid_subset.split(',')[0]}.tsv"
         labelled = None if cfg.probe_data is None else absolute(cfg.probe_data)
-        check = FeatureMonitor.read(clips, labelled, cfg.probe_clips)
-        return PeriodicMonitor(check, cfg.probe_interval_updates, cfg.tensorboard_logdir)
+        monitor = FeatureMonitor.read(clips, labelled, cfg.probe_clips)
+        return PeriodicMonitor(monitor, cfg.probe_interval_updates, cfg.tensorboard_logdir)
 
     def _fbank_in_workers(self) -> bool:
         if self.cfg.fbank == "auto":
@@ -178,10 +196,10 @@ class MaeAstPretrainingTask(AudioTask):
 
 
 @torch.no_grad()
-def _reconstruct_some(model: Any, dataset: PretrainingDataset) -> Reconstruction | None:
-    """Reconstruct the first few readable clips; ``None`` if none or not finite."""
-    read = map(dataset.__getitem__, range(len(dataset)))
-    clips = list(islice((clip for clip in read if isinstance(clip, Clip)), NUM_PICTURES))
+def _reconstruct_first_clips(model: Any, dataset: PretrainingDataset) -> Reconstruction | None:
+    """Reconstruct the first readable clips; ``None`` without any, or if values are not finite."""
+    items = map(dataset.__getitem__, range(len(dataset)))
+    clips = list(islice((clip for clip in items if isinstance(clip, Clip)), NUM_PLOTTED_CLIPS))
     if not clips:
         return None
     collate = dataclasses.replace(dataset.collate, pad=False, compute_fbank=False)
@@ -190,6 +208,6 @@ def _reconstruct_some(model: Any, dataset: PretrainingDataset) -> Reconstruction
     mask = MaskIds(batch.mask.visible_ids.to(device), batch.mask.masked_ids.to(device))
     try:
         return reconstruct(model.eval(), batch.source.to(device), mask)
-    except ValueError as error:  # training diverges, which the trainer says at its next step
+    except ValueError as error:  # training has diverged; the trainer reports it at its next step
         logger.warning("no plot of validation clips: %s", error)
         return None

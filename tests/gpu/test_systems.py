@@ -1,4 +1,4 @@
-"""On a GPU each system gives the losses and gradients of float32 on the CPU."""
+"""Losses and gradients of each system on a GPU, compared with float32 on the CPU."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
 ]
 
-# Heads of 64, as at full width.
+# Attention heads of width 64, as in the full-size models.
 WIDTH = {
     "encoder_layers": 3,
     "encoder_embed_dim": 192,
@@ -97,9 +97,9 @@ class Batch:
     """Clips with a mask for each.
 
     Args:
-        source: (B, L) int16.
-        lengths: (B,), or ``None``: they are alike.
-        mask: of the batch.
+        source: (B, L) int16 at 16 kHz.
+        lengths: (B,) samples of each clip; ``None``: all L.
+        mask: mask ids of the batch.
     """
 
     source: Tensor
@@ -120,12 +120,12 @@ def batch_for(model: Any, lengths: tuple[int, ...]) -> Batch:
     masks = [random_mask(1, grid, 0.75, generator) for grid in grids]
     waves = [pcm16(speech_like(n, seed)) for seed, n in enumerate(lengths)]
     source = nn.utils.rnn.pad_sequence(waves, batch_first=True)
-    told = torch.tensor(lengths) if len(set(lengths)) > 1 else None
-    return Batch(source, told, pad_mask_ids(masks))
+    lengths_or_none = torch.tensor(lengths) if len(set(lengths)) > 1 else None
+    return Batch(source, lengths_or_none, pad_mask_ids(masks))
 
 
 def loss_of(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the training loss, or a stand-in that depends on all outputs."""
+    """Return the training loss, or a substitute that depends on all outputs."""
     if isinstance(model, (MaeAst, Ssast, AudioMae)):
         mask = batch.mask
         out = model(batch.source, batch.lengths, mask.visible_ids, mask.masked_ids, mask.padded)
@@ -146,17 +146,17 @@ def step(
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     loss_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Loss, and all gradients in a row, in float64 on the CPU.
+    """Return the loss and the concatenated gradients, in float64 on the CPU.
 
-    A ``loss_scale`` keeps small gradients within the range of float16, as fairseq's does.
+    ``loss_scale`` keeps small gradients within the range of float16, as fairseq does.
     """
     model.zero_grad()
     with context():
         loss = loss_of(model, batch)
     (loss * loss_scale).backward()
     gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-    in_a_row = torch.cat([g.double().cpu() for g in gradients]) / loss_scale
-    return loss.detach().double().cpu(), in_a_row
+    concatenated = torch.cat([g.double().cpu() for g in gradients]) / loss_scale
+    return loss.detach().double().cpu(), concatenated
 
 
 def build(name: str) -> nn.Module:
@@ -165,7 +165,7 @@ def build(name: str) -> nn.Module:
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    """||found - expected|| / ||expected||."""
+    """Return the relative error ||found - expected|| / ||expected||."""
     return float((found - expected).detach().norm() / expected.detach().norm())
 
 
@@ -177,7 +177,7 @@ def set_precision(model: nn.Module, precision: str) -> None:
 
 @contextmanager
 def no_synchronisation() -> Iterator[None]:
-    """An error where the host waits for the device."""
+    """Raise an error if the host waits for the device."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -189,10 +189,10 @@ def no_synchronisation() -> Iterator[None]:
 @pytest.mark.parametrize("lengths", [EQUAL, UNEQUAL], ids=["equal", "padded"])
 @pytest.mark.parametrize("how", ["float32", "bfloat16", "float16", "half", "compiled"])
 @ALL_SYSTEMS
-def test_losses_and_gradients_are_those_of_float32_on_the_cpu(
+def test_losses_and_gradients_match_float32_on_the_cpu(
     name: str, how: str, lengths: tuple[int, ...]
 ) -> None:
-    """``float16`` is fairseq's ``common.amp``, ``half`` its ``common.fp16``."""
+    """``float16`` corresponds to fairseq's ``common.amp``, ``half`` to its ``common.fp16``."""
     model = build(name)
     batch = batch_for(model, lengths)
     expected_loss, expected = step(model, batch)
@@ -211,9 +211,9 @@ def test_losses_and_gradients_are_those_of_float32_on_the_cpu(
     loss_scale = 256.0 if how in ("float16", "half") else 1.0
     loss, found = step(model, batch, context, loss_scale)
     bounds = {"float32": (1e-5, 2e-4), "compiled": (1e-5, 2e-4), "bfloat16": (1e-2, 3e-2)}
-    of_loss, of_gradient = bounds.get(how, (2e-3, 1e-2))
-    assert difference(loss, expected_loss) < of_loss
-    assert difference(found, expected) < of_gradient
+    loss_bound, gradient_bound = bounds.get(how, (2e-3, 1e-2))
+    assert difference(loss, expected_loss) < loss_bound
+    assert difference(found, expected) < gradient_bound
 
 
 @pytest.mark.parametrize("lengths", [EQUAL, UNEQUAL], ids=["equal", "padded"])
@@ -222,13 +222,13 @@ def test_a_step_never_waits_for_the_device(name: str, lengths: tuple[int, ...]) 
     model = build(name).to(DEVICE)
     set_precision(model, "bfloat16")
     batch = batch_for(model, lengths).to(DEVICE)
-    loss_of(model, batch).backward()  # libraries prepare themselves
+    loss_of(model, batch).backward()  # warm-up: libraries initialise
     with no_synchronisation():
         loss_of(model, batch).backward()
 
 
 @pytest.mark.parametrize("name", ["mae_ast patch", "mae_ast frame", "ssast one pass"])
-def test_dropout_in_checkpointed_layers_draws_the_same_twice(name: str) -> None:
+def test_activation_checkpointing_keeps_dropout(name: str) -> None:
     model = build(name).to(DEVICE)
     batch = batch_for(model, EQUAL).to(DEVICE)
     results = []
@@ -244,17 +244,17 @@ def test_dropout_in_checkpointed_layers_draws_the_same_twice(name: str) -> None:
     assert difference(found, plain) < 1e-5
 
 
-@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
-def test_the_kernel_for_sequences_of_any_length_equals_a_mask(kind: torch.dtype) -> None:
-    q, k, v = (torch.randn(4, 3, 50, 64, device=DEVICE, dtype=kind) for _ in range(3))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_varlen_attention_equals_masked_attention(dtype: torch.dtype) -> None:
+    q, k, v = (torch.randn(4, 3, 50, 64, device=DEVICE, dtype=dtype) for _ in range(3))
     lengths = torch.tensor([50, 1, 33, 20], device=DEVICE)
     padding_mask = torch.arange(50, device=DEVICE) >= lengths[:, None]
     assert has_varlen(q)
     results = []
-    for use in (True, False):
+    for uses_varlen in (True, False):
         inputs = [x.detach().clone().requires_grad_() for x in (q, k, v)]
         padding = KeyPadding(padding_mask)
-        y = attend(*inputs, padding if use else padding.attention_mask)
+        y = attend(*inputs, padding if uses_varlen else padding.attention_mask)
         y = y.masked_fill(padding_mask[:, None, :, None], 0)
         y.float().square().sum().backward()
         results.append([y, *(x.grad for x in inputs)])
@@ -262,7 +262,7 @@ def test_the_kernel_for_sequences_of_any_length_equals_a_mask(kind: torch.dtype)
         assert difference(found.double(), expected.double()) < 1e-2
 
 
-def test_padding_of_a_batch_is_left_to_that_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padded_batches_use_varlen_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     kernel = attention.attend_by_lengths
     monkeypatch.setattr(
@@ -271,9 +271,9 @@ def test_padding_of_a_batch_is_left_to_that_kernel(monkeypatch: pytest.MonkeyPat
     model = build("mae_ast patch").to(DEVICE)
     set_precision(model, "auto")
     loss_of(model, batch_for(model, UNEQUAL).to(DEVICE)).backward()
-    assert len(calls) == 3 + 2  # layers of encoder and decoder
+    assert len(calls) == 3 + 2  # encoder and decoder layers
 
 
-def test_the_filterbank_is_that_of_the_cpu() -> None:
+def test_filterbank_matches_the_cpu() -> None:
     waves = torch.stack([pcm16(speech_like(160_000, seed)) for seed in range(3)])
     assert_close(fbank(waves.to(DEVICE)).cpu(), fbank(waves), rtol=1e-4, atol=1e-3)

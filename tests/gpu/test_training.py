@@ -1,4 +1,4 @@
-"""``fairseq-hydra-train`` on a GPU, from FLAC files: the losses of the CPU, stopped and resumed."""
+"""``fairseq-hydra-train`` on a GPU: losses as on the CPU, and resuming after signals."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def values(run: Any, key: str) -> dict[int, float]:
     return {update: float(each[key]) for update, each in run.updates.items()}
 
 
-def test_losses_are_those_of_the_cpu(corpus: Path, start: Start) -> None:  # noqa: F811
-    """Plain, in each half precision, padded, compiled; all runs at once."""
+def test_losses_match_the_cpu(corpus: Path, start: Start) -> None:  # noqa: F811
+    """In float32, each half precision, padded and compiled; all runs at the same time."""
     common = (*WIDE, *NARROW_DECODER, *ONLY_TRAINING, "optimization.max_update=8")
     exact = (*common, *WITHOUT_DROPOUT)
     auto = (*exact, "model.precision=auto")
@@ -50,7 +50,7 @@ def test_losses_are_those_of_the_cpu(corpus: Path, start: Start) -> None:  # noq
         "bf16": ((*exact, "common.bf16=true"), 4e-2),
         "amp": ((*exact, "common.amp=true"), 2e-2),
         "compiled": ((*auto, "model.compile=true"), 2e-2),
-        "fbank of workers": ((*exact, "task.fbank=workers", "dataset.num_workers=2"), 1e-3),
+        "fbank in workers": ((*exact, "task.fbank=workers", "dataset.num_workers=2"), 1e-3),
     }
     on_cpu = start(corpus, *exact, out="cpu")
     padded_on_cpu = start(corpus, *exact, "task.pad_audio=true", out="padded_cpu")
@@ -65,7 +65,7 @@ def test_losses_are_those_of_the_cpu(corpus: Path, start: Start) -> None:  # noq
         found = values(runs[kind].finish(), "loss")
         assert sorted(found)[-1] == 8, kind
         for update in found:
-            if kind not in ("fp16", "amp"):  # whose loss scale skips its first updates
+            if kind not in ("fp16", "amp"):  # their loss scale skips the first updates
                 assert found[update] == pytest.approx(expected[update], rel=bound), kind
         assert all(np.isfinite(list(found.values()))), kind
     expected = values(padded_on_cpu.finish(), "loss")
@@ -87,12 +87,15 @@ def test_other_systems_train(corpus: Path, start: Start, name: str) -> None:  # 
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL], ids=["SIGUSR1", "SIGKILL"])
-def test_a_run_that_is_stopped_and_resumed_is_the_run_that_never_stopped(
+def test_resumes_after_sigusr1_and_sigkill(
     corpus: Path,  # noqa: F811
     start: Start,  # noqa: F811
     number: signal.Signals,
 ) -> None:
-    """With dropout, and draws of crops and masks; to rounding, since kernels add in any order."""
+    """Compare with an uninterrupted run, to rounding: GPU kernels add in any order.
+
+    Dropout, crops and masks are random.
+    """
     common = (
         *WIDE,
         *NARROW_DECODER,

@@ -1,4 +1,4 @@
-"""AST and SSAST as classifiers: where they start, and that what they learn is read back."""
+"""Fine-tuning of AST and SSAST: initial weights, training and loading of the result."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def ssast(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def finetune(train_here: Any, caplog: pytest.LogCaptureFixture, tones: Path) -> Finetune:
-    """``finetune(overrides)``: the AST of the ESC-50 preset made tiny, new weights by default."""
+    """``finetune(overrides)``: AST's ESC-50 preset at tiny size, by default from random weights."""
 
     def run(*overrides: str) -> Log:
         return finetune_here(caplog, "ast_esc50", tones, *TINY_AST, *overrides)
@@ -69,7 +69,7 @@ def finetune(train_here: Any, caplog: pytest.LogCaptureFixture, tones: Path) -> 
 def finetune_ssast(
     train_here: Any, caplog: pytest.LogCaptureFixture, tones: Path, ssast: Path
 ) -> Finetune:
-    """Likewise SSAST's preset, from a tiny published file."""
+    """``finetune_ssast(overrides)``: SSAST's ESC-50 preset, from a tiny released file."""
 
     def run(*overrides: str) -> Log:
         given = (f"model.checkpoint={ssast}", "model.input_frames=100", *overrides)
@@ -80,14 +80,14 @@ def finetune_ssast(
 
 @pytest.fixture
 def clips(tones: Path) -> tuple[Tensor, Tensor]:
-    """Two waveforms in a batch, and their lengths."""
+    """Return two waveforms, zero-padded to a batch, and their lengths."""
     waves = [read_audio(tones / f"valid_0{number}.flac") for number in range(2)]
     lengths = torch.tensor([len(wave) for wave in waves])
     return torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), lengths
 
 
 def refusal(start: Finetune, *overrides: str) -> str:
-    """What a person reads of a training that must be refused."""
+    """Return the one-line error of a training that must not start."""
     with pytest.raises(SystemExit) as error:
         start("checkpoint.no_save=true", *overrides)
     text = str(error.value.code)
@@ -97,7 +97,7 @@ def refusal(start: Finetune, *overrides: str) -> str:
 
 
 def image_net(heads: int = 1, distilled: bool = True) -> Any:
-    """timm's network for images of 64 x 64 in three colours, as small as ``TINY_AST``."""
+    """Build a timm ViT for RGB images of 64 x 64, as small as ``TINY_AST``."""
     pytest.importorskip("timm")
     from timm.models.deit import VisionTransformerDistilled
     from timm.models.vision_transformer import VisionTransformer
@@ -109,7 +109,10 @@ def image_net(heads: int = 1, distilled: bool = True) -> Any:
 
 @pytest.fixture
 def timm_has(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[Any]]:
-    """Let timm give a network of any name, or raise an error; what it was asked for."""
+    """``timm_has(found)``: make timm return this model, or raise this error, for any name.
+
+    Returns the list of requests, to which each call of ``timm.create_model`` is added.
+    """
     timm = pytest.importorskip("timm")
 
     def has(found: Any) -> list[Any]:
@@ -128,7 +131,7 @@ def timm_has(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[Any]]:
 
 
 def tiny_ast(**fields: Any) -> Ast:
-    """What ``TINY_AST`` describes."""
+    """Build the model that ``TINY_AST`` describes."""
     sizes = {
         "encoder_layers": 2,
         "encoder_embed_dim": 64,
@@ -144,7 +147,7 @@ def tiny_ast(**fields: Any) -> Ast:
 def assert_logits_are_those_of(
     found: FineTuned, encoder: Vit, clips: tuple[Tensor, Tensor]
 ) -> None:
-    """The classifier's own head on an encoder that was made by hand."""
+    """Compare with the logits of the classifier's head on an encoder built by the test."""
     layer_norm, _, linear = found.model.head
     with torch.no_grad():
         expected = linear(layer_norm(encoder.pooled(*clips)))
@@ -155,13 +158,13 @@ def assert_logits_are_those_of(
 # --- AST ----------------------------------------------------------------------------------------
 
 
-def test_tones_are_learnt_from_new_weights(
+def test_learns_tones_from_random_weights(
     finetune: Finetune, tmp_path: Path, clips: tuple[Tensor, Tensor]
 ) -> None:
-    soon = ("optimization.max_update=40", "optimization.lr=[0.003]", "optimizer.weight_decay=0")
-    alike = ("task.freq_mask=0", "task.time_mask=0", "task.shift_samples=0")
+    short = ("optimization.max_update=40", "optimization.lr=[0.003]", "optimizer.weight_decay=0")
+    plain = ("task.freq_mask=0", "task.time_mask=0", "task.shift_samples=0")
     given = ("model.head_dropout=0.1", "model.input_mean=-9", "model.input_std=5")
-    log = finetune(*soon, *alike, *given, "dataset.disable_validation=true")
+    log = finetune(*short, *plain, *given, "dataset.disable_validation=true")
     losses = [float(update["loss"]) for update in log["train_inner"]]
     assert np.mean(losses[-6:]) < 0.7 * losses[0]
     found = load_finetuned(tmp_path)
@@ -181,7 +184,7 @@ def test_tones_are_learnt_from_new_weights(
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_start_from_a_file_of_timms(
+def test_initialises_from_a_timm_file(
     finetune: Finetune, tmp_path: Path, clips: tuple[Tensor, Tensor], suffix: str
 ) -> None:
     network = image_net()
@@ -200,7 +203,7 @@ def test_a_start_from_a_file_of_timms(
     assert statistics.running_var.item() == pytest.approx(AUDIOSET_STD**2)
 
 
-def test_a_start_from_a_name_of_timms(
+def test_initialises_from_a_timm_name(
     finetune: Finetune, tmp_path: Path, clips: tuple[Tensor, Tensor], timm_has: Any
 ) -> None:
     network = image_net(distilled=False)
@@ -209,13 +212,13 @@ def test_a_start_from_a_name_of_timms(
     finetune("optimization.max_update=3", *given, "checkpoint.no_save=true")
     finetune(*IDLE, *given)
     assert asked == [(NAME, True), (NAME, True)]
-    mean, std = -6.6268077, 5.358466  # of the preset
+    mean, std = -6.6268077, 5.358466  # as in the preset
     by_hand = tiny_ast(prefix_tokens=1, input_mean=mean, input_std=std)
     by_hand.load_state_dict(from_timm(by_hand.config, network.state_dict()), strict=False)
     assert_logits_are_those_of(load_finetuned(tmp_path), by_hand, clips)
 
 
-def test_a_start_from_ssast_and_from_what_came_of_it(
+def test_initialises_from_ssast_and_from_the_fine_tuned_ast(
     finetune: Finetune, tmp_path: Path, clips: tuple[Tensor, Tensor], ssast: Path
 ) -> None:
     kept = ("model.input_mean=null", "model.input_std=null")
@@ -225,7 +228,7 @@ def test_a_start_from_ssast_and_from_what_came_of_it(
     found = load_finetuned(tmp_path / "first" / "checkpoint_last.pt")
     assert_logits_are_those_of(found, by_hand, clips)
 
-    # A longer one from that, whose statistics stay too.
+    # A longer AST from that checkpoint, which also keeps its input statistics.
     first = tmp_path / "first" / "checkpoint_last.pt"
     again = (f"model.checkpoint={first}", "model.position_frames=100", "model.input_frames=null")
     finetune(*IDLE, *kept, *again, "checkpoint.save_dir=second")
@@ -235,7 +238,9 @@ def test_a_start_from_ssast_and_from_what_came_of_it(
     assert_logits_are_those_of(found, longer, clips)
 
 
-def test_only_the_statistics_of_a_start(finetune: Finetune, tmp_path: Path, timm_has: Any) -> None:
+def test_architecture_of_copies_input_statistics_but_no_weights(
+    finetune: Finetune, tmp_path: Path, timm_has: Any
+) -> None:
     own = tmp_path / "own"
     finetune(*IDLE, "model.input_mean=-7", f"checkpoint.save_dir={own}")
     given = ("model.checkpoint=null", "model.input_mean=null", "model.input_std=null")
@@ -250,17 +255,17 @@ def test_only_the_statistics_of_a_start(finetune: Finetune, tmp_path: Path, timm
     assert asked == [(NAME, False)]
 
 
-def test_the_command_hands_on_a_name_of_timms(tmp_path: Path) -> None:
+def test_command_quotes_a_timm_name(tmp_path: Path) -> None:
     command = train_command(
         tmp_path, "ast_esc50", tmp_path, [f"model.checkpoint=timm:{NAME}"], "finetune"
     )
     assert command[-1] == f"model.checkpoint='timm:{NAME}'"
 
 
-# --- SSAST, seen for fine-tuning ----------------------------------------------------------------
+# --- SSAST --------------------------------------------------------------------------------------
 
 
-def test_ssast_is_fine_tuned_with_overlap(
+def test_ssast_fine_tunes_with_overlapping_patches(
     finetune_ssast: Finetune, tmp_path: Path, clips: tuple[Tensor, Tensor]
 ) -> None:
     log = finetune_ssast("optimization.max_update=3", "checkpoint.no_save=true")
@@ -275,17 +280,17 @@ def test_ssast_is_fine_tuned_with_overlap(
     assert_logits_are_those_of(found, by_hand, clips)
 
 
-def test_an_ssast_that_stays_as_it_was(
+def test_ssast_keeps_its_patches_and_length(
     finetune_ssast: Finetune, tmp_path: Path, clips: tuple[Tensor, Tensor]
 ) -> None:
-    as_it_was = ("model.overlap=false", "model.input_frames=null")
-    finetune_ssast(*IDLE, *as_it_was, "model.input_mean=null", "model.input_std=null")
+    unchanged = ("model.overlap=false", "model.input_frames=null")
+    finetune_ssast(*IDLE, *unchanged, "model.input_mean=null", "model.input_std=null")
     found = load_finetuned(tmp_path)
     assert type(found.model.encoder) is Ssast
     assert_logits_are_those_of(found, tiny_ssast(), clips)
 
 
-def test_an_ast_of_another_length_stays_an_ast(
+def test_ast_stays_ast_at_another_input_length(
     finetune: Finetune, finetune_ssast: Finetune, tmp_path: Path, clips: tuple[Tensor, Tensor]
 ) -> None:
     finetune(*IDLE, "checkpoint.save_dir=ast")
@@ -300,10 +305,10 @@ def test_an_ast_of_another_length_stays_an_ast(
     assert_logits_are_those_of(found, by_hand, clips)
 
 
-# --- what does not fit --------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------
 
 
-def test_sizes_that_do_not_fit_are_named(
+def test_mismatched_sizes_are_named(
     finetune: Finetune, tmp_path: Path, ssast: Path, timm_has: Any
 ) -> None:
     path = tmp_path / "images.pth"
@@ -330,13 +335,13 @@ def test_sizes_that_do_not_fit_are_named(
     assert "missing: patch_embed.proj.weight" in text
 
 
-def test_names_that_timm_does_not_have(finetune: Finetune, timm_has: Any) -> None:
+def test_unknown_timm_name_gets_a_suggestion(finetune: Finetune, timm_has: Any) -> None:
     text = refusal(finetune, "model.checkpoint=timm:deit_tiny_destilled_patch16_224")
     assert "has no model 'deit_tiny_destilled_patch16_224'; it has deit_tiny_distilled" in text
 
 
 @pytest.mark.parametrize("is_online", [True, False])
-def test_weights_of_timm_that_cannot_be_loaded(
+def test_timm_weights_that_cannot_be_downloaded(
     is_online: bool, finetune: Finetune, timm_has: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with WebServer() as server:
@@ -351,14 +356,16 @@ def test_weights_of_timm_that_cannot_be_loaded(
     assert f"timm:{NAME}: cannot load its weights {reason}" in text
 
 
-def test_timm_is_missing(finetune: Finetune, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_timm_package_says_how_to_install_it(
+    finetune: Finetune, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     text = refusal(finetune, f"model.checkpoint=timm:{NAME}")
     assert "needs the package timm" in text
     assert "pip install 'mae-ast[timm]'" in text
 
 
-def test_mae_ast_is_no_start_for_ast_and_does_not_overlap(
+def test_mae_ast_neither_initialises_ast_nor_overlaps(
     finetune: Finetune, finetune_ssast: Finetune, tmp_path: Path
 ) -> None:
     start = f"model.checkpoint={write_pretrained(tmp_path / 'mae_ast.pt')}"
@@ -378,9 +385,9 @@ def test_mae_ast_is_no_start_for_ast_and_does_not_overlap(
         ("model.encoder_attention_heads=5", "encoder_embed_dim=64 is not divided by its 5"),
         ("model.head_dropout=1", "head dropout 1"),
         ("model.precision=double", "model.precision='double'"),
-        ("model.architecture_of=a", "set one of them"),
+        ("model.architecture_of=a", "model.checkpoint=b and model.architecture_of=a"),
     ],
 )
-def test_settings_that_cannot_be(finetune: Finetune, override: str, words: str) -> None:
+def test_invalid_settings(finetune: Finetune, override: str, words: str) -> None:
     given = ("model.checkpoint=b", override) if "architecture_of" in override else (override,)
     assert words in refusal(finetune, *given)

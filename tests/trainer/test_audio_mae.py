@@ -1,4 +1,4 @@
-"""Audio-MAE is pretrained and fine-tuned by the same programs, from presets of its own."""
+"""Pretraining and fine-tuning of Audio-MAE with its presets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SMALL_DECODER = (
 )
 
 
-def test_the_preset_hides_80_percent_and_is_a_vit_b() -> None:
+def test_preset_masks_80_percent_and_is_a_vit_b() -> None:
     settings = preset("audio_mae")
     mask_type = settings["task"]["mask_type"]
     config = parse_config(settings["model"])
@@ -51,7 +51,7 @@ def test_the_preset_hides_80_percent_and_is_a_vit_b() -> None:
 
 @pytest.fixture
 def logged(corpus: Path, train_here: Train) -> Train:
-    """What each of four updates logged."""
+    """``logged(overrides)``: train for four updates and return the values that each logged."""
 
     def logged(*overrides: str, config: str = "audio_mae") -> list[dict[str, str]]:
         return train_here(
@@ -71,7 +71,7 @@ def logged(corpus: Path, train_here: Train) -> Train:
 
 
 @pytest.mark.parametrize("attention", ["global", "local", "hybrid"])
-def test_every_decoder_trains_all_of_its_parameters(
+def test_every_parameter_of_each_decoder_gets_a_gradient(
     logged: Train, monkeypatch: pytest.MonkeyPatch, attention: str
 ) -> None:
     without: list[str] = []
@@ -96,28 +96,28 @@ def test_every_decoder_trains_all_of_its_parameters(
 @pytest.mark.usefixtures("fp16_without_a_gpu")
 @pytest.mark.parametrize("half", ["common.fp16=true", "common.bf16=true"])
 def test_half_precision_of_fairseq(losses: Losses, half: str) -> None:
-    """With an optimizer of groups, which fairseq would give all parameters in one vector."""
+    """The optimizer has parameter groups, which fairseq would flatten into one vector."""
     exact, rough = losses(), losses(half)
     assert rough != exact
     assert rough == pytest.approx(exact, rel=0.05)
 
 
-def test_filterbank_in_workers_or_on_the_device(losses: Losses) -> None:
+def test_filterbank_in_workers_equals_device(losses: Losses) -> None:
     assert losses("task.fbank=device") == pytest.approx(losses("task.fbank=workers"), abs=1e-3)
 
 
-def test_clips_are_rolled_and_scaled_in_training_alone(losses: Losses, logged: Train) -> None:
-    varied = losses()
-    assert varied == losses()
+def test_roll_mag_augments_training_deterministically(losses: Losses, logged: Train) -> None:
+    augmented = losses()
+    assert augmented == losses()
     plain = losses("task.roll_mag=false")
-    assert varied != plain
+    assert augmented != plain
     both = ("dataset.disable_validation=false", "dataset.validate_interval_updates=1")
     idle = ("optimization.max_update=1", "optimization.lr=[1e-20]", *both)
     assert logged(*idle)  # validation ran
 
 
 @pytest.mark.parametrize(("size", "width", "layers"), [("S", 384, 12), ("L", 1024, 24)])
-def test_the_other_sizes_that_the_preset_names(size: str, width: int, layers: int) -> None:
+def test_other_sizes_named_in_the_preset(size: str, width: int, layers: int) -> None:
     text = (CONFIG_DIR / "audio_mae.yaml").read_text()
     (line,) = re.findall(rf"^#   ViT-{size}: (.*)$", text, re.MULTILINE)
     settings = OmegaConf.merge(preset("audio_mae"), OmegaConf.from_dotlist(line.split()))
@@ -129,7 +129,7 @@ def test_the_other_sizes_that_the_preset_names(size: str, width: int, layers: in
     assert config.decoder_embed_dim == 512
 
 
-def test_a_run_is_saved_goes_on_and_is_read_back(corpus: Path, train_here: Train) -> None:
+def test_a_run_resumes_and_loads(corpus: Path, train_here: Train) -> None:
     run = (
         *("optimization.max_update=6", "dataset.num_workers=0", "lr_scheduler.warmup_updates=2"),
         *("checkpoint.save_interval_updates=3", "checkpoint.keep_interval_updates=-1"),
@@ -152,7 +152,7 @@ def test_a_run_is_saved_goes_on_and_is_read_back(corpus: Path, train_here: Train
     assert (model.config.encoder_embed_dim, model.config.decoder_layers) == (64, 3)
 
 
-def test_a_start_from_weights_of_timms(corpus: Path, train_here: Train, tmp_path: Path) -> None:
+def test_initialises_the_encoder_from_timm(corpus: Path, train_here: Train, tmp_path: Path) -> None:
     config = VitConfig(
         encoder_layers=2,
         encoder_embed_dim=64,
@@ -186,7 +186,7 @@ def test_a_start_from_weights_of_timms(corpus: Path, train_here: Train, tmp_path
     ],
     ids=lambda value: value[0] if "=" in value[0] else "",
 )
-def test_what_cannot_work_is_said_in_one_line(
+def test_invalid_settings_give_a_one_line_error(
     logged: Train, overrides: list[str], words: list[str]
 ) -> None:
     with pytest.raises(SystemExit) as refusal:
@@ -213,7 +213,7 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finetune(
     train_here: Any, caplog: pytest.LogCaptureFixture, tones: Path, tmp_path: Path
 ) -> Callable[..., Any]:
-    """The ESC-50 preset on a tiny published file, whose clips stay as they are."""
+    """``finetune(overrides)``: the ESC-50 preset, from a tiny released file."""
     source = write_tiny_audio_mae(tmp_path / "audio_mae.pth")
 
     def run(*overrides: str) -> Any:
@@ -223,7 +223,7 @@ def finetune(
     return run
 
 
-def test_the_encoder_sees_what_a_structured_mask_leaves(
+def test_structured_masks_apply_in_training_only(
     finetune: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
@@ -248,7 +248,7 @@ def test_the_encoder_sees_what_a_structured_mask_leaves(
     assert losses(finetune(*SHORT, "task.drop_time=0", "task.drop_mel=0")) != losses(first)
 
 
-def test_what_was_fine_tuned_is_read_back(finetune: Callable[..., Any], tmp_path: Path) -> None:
+def test_fine_tuned_checkpoint_loads(finetune: Callable[..., Any], tmp_path: Path) -> None:
     finetune("optimization.max_update=3")
     found = load_finetuned(tmp_path)
     assert isinstance(found.model.encoder, AudioMae)
@@ -257,10 +257,10 @@ def test_what_was_fine_tuned_is_read_back(finetune: Callable[..., Any], tmp_path
 
 
 @pytest.mark.parametrize("override", ["model.pool=time_steps", "model.pool=encoder"])
-def test_leaving_patches_out_wants_a_mean_of_tokens(
+def test_structured_masks_need_mean_pooling_of_tokens(
     finetune: Callable[..., Any], override: str
 ) -> None:
     with pytest.raises(SystemExit) as refusal:
         finetune(*SHORT, override)
-    assert "task.drop_time and task.drop_mel leave patches out" in str(refusal.value.code)
+    assert "task.drop_time and task.drop_mel" in str(refusal.value.code)
     assert override in str(refusal.value.code)

@@ -73,7 +73,7 @@ def message(train_here: Train) -> Callable[..., str]:
         (["criterion.classification_weight=-1"], ["classification_weight=-1", "negative"]),
         (
             ["checkpoint.best_checkpoint_metric=mae", "criterion.classification_weight=0"],
-            ["best_checkpoint_metric=mae: validation says loss, mask_ratio, mse"],
+            ["best_checkpoint_metric=mae:", "loss, mask_ratio, mse"],
         ),
         (["model.encoder_layers=0"], ["encoder_layers=0", "at least 1"]),
         (["model.encoder_attention_heads=5"], ["5 attention heads", "64"]),
@@ -85,7 +85,7 @@ def message(train_here: Train) -> Callable[..., str]:
         (["task.max_sample_size=100"], ["task.max_sample_size=100", "task.min_sample_size=8000"]),
         (
             ["task.min_sample_size=500000", "task.max_sample_size=null"],
-            ["train.tsv", "no clip is left of 3", "min_sample_size=500000"],
+            ["train.tsv", "all 3 clips", "min_sample_size=500000"],
         ),
     ],
     ids=lambda value: " ".join(value) if "=" in value[0] else "",

@@ -1,4 +1,4 @@
-"""Fine-tuning in this process: what is learnt, resumed, saved and said."""
+"""Fine-tuning in this process: learning, resuming, checkpoints, evaluation and errors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Finetune = Callable[..., Log]
 def finetune(
     train_here: Any, pretrained: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> Finetune:
-    """``finetune(data, overrides)`` in this process, on the demo preset; what it logged."""
+    """``finetune(data, overrides)``: fine-tune with the demo preset; return the logged values."""
 
     def run(data: Path, *overrides: str, preset: str = "demo") -> Log:
         given = {o.partition("=")[0] for o in overrides}
@@ -60,7 +60,7 @@ def finetune(
 
 @pytest.fixture
 def refusal(finetune: Finetune) -> Callable[..., str]:
-    """What a person reads of a training that must be refused."""
+    """``refusal(data, overrides)``: return the one-line error of a training that must not start."""
 
     def run(data: Path, *overrides: str) -> str:
         with pytest.raises(SystemExit) as error:
@@ -80,33 +80,33 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 # --- learning -----------------------------------------------------------------------------------
 
 
-SOON = (
+SHORT = (
     *("optimization.max_update=40", "optimization.lr=[0.003]", "model.layer_decay=1"),
     *("task.freq_mask=0", "task.time_mask=0", "checkpoint.save_interval=1000"),
 )
 
 
-def test_tones_are_learnt_from_new_weights(
+def test_learns_tones_from_random_weights(
     finetune: Finetune, tones: Path, pretrained: Path, tmp_path: Path
 ) -> None:
-    log = finetune(tones, *SOON, f"model.architecture_of={pretrained}")
+    log = finetune(tones, *SHORT, f"model.architecture_of={pretrained}")
     assert len(log["train_inner"]) == 40
     assert float(log["valid"][-1]["valid_accuracy"]) > 0.9
     trained, before = weights(tmp_path / "checkpoints/checkpoint_last.pt"), weights(pretrained)
     statistics = trained["encoder.batch_norm.running_mean"]
     assert torch.equal(statistics, before["batch_norm.running_mean"])
-    # What it saved says as much, without fairseq, and knows its labels.
+    # The checkpoint describes the classifier and its labels, and loads without fairseq.
     found = load_finetuned(tmp_path)
     assert found.labels == LABELS
     assert found.description.clip_samples == 8_000
     assert not found.description.independent
 
 
-def test_several_labels(finetune: Finetune, tmp_path: Path) -> None:
+def test_learns_multi_label_classification(finetune: Finetune, tmp_path: Path) -> None:
     data = write_corpus(tmp_path / "data", multi_label=True)
     log = finetune(
         data,
-        *(*SOON, "optimization.max_update=60", "criterion.label_smoothing=0"),
+        *(*SHORT, "optimization.max_update=60", "criterion.label_smoothing=0"),
         *("task.multi_label=true", "task.balanced=true"),
     )
     last = log["valid"][-1]
@@ -115,7 +115,7 @@ def test_several_labels(finetune: Finetune, tmp_path: Path) -> None:
     assert float(last["valid_d_prime"]) > 1
     assert "valid_accuracy" not in last
     assert load_finetuned(tmp_path).description.independent
-    # The best checkpoint is chosen by mAP, without a key for that.
+    # By default the best checkpoint is chosen by mAP.
     saved = torch.load(tmp_path / "checkpoints/checkpoint_best.pt", weights_only=True)
     for section in ("checkpoint", "task"):
         assert saved["cfg"][section]["best_checkpoint_metric"] == "mAP"
@@ -126,7 +126,7 @@ def test_several_labels(finetune: Finetune, tmp_path: Path) -> None:
     ("preset", "multi_label", "metric", "independent"),
     [("esc50", True, "mAP", True), ("audioset", False, "accuracy", False)],
 )
-def test_labels_bring_metric_and_loss_in_any_preset(
+def test_multi_label_sets_metric_and_loss_in_any_preset(
     finetune: Finetune,
     tmp_path: Path,
     preset: str,
@@ -134,7 +134,7 @@ def test_labels_bring_metric_and_loss_in_any_preset(
     metric: str,
     independent: bool,
 ) -> None:
-    """The preset is made for the other kind of labels; one key says that these differ."""
+    """Each preset is made for the other kind of labels; one key is enough to change that."""
     log = finetune(
         write_corpus(tmp_path / "data", multi_label),
         *("optimization.max_update=2", "dataset.validate_interval_updates=1"),
@@ -147,10 +147,10 @@ def test_labels_bring_metric_and_loss_in_any_preset(
     assert load_finetuned(tmp_path).description.independent is independent
 
 
-def test_validation_equals_what_the_saved_classifier_says(
+def test_validation_metrics_equal_those_of_the_loaded_classifier(
     finetune: Finetune, tones: Path, tmp_path: Path
 ) -> None:
-    """Whole clips in batches of four, against each clip alone."""
+    """Validation batches four whole clips; the loaded classifier scores each clip alone."""
     from mae_ast.core.io.audio import read_audio
     from mae_ast.core.io.manifest import Manifest
 
@@ -171,10 +171,10 @@ def test_validation_equals_what_the_saved_classifier_says(
     assert float(log["valid"][-1]["valid_loss"]) == pytest.approx(float(loss), abs=2e-3)
 
 
-def test_validation_hears_clips_to_their_end(
+def test_validation_scores_whole_clips_in_windows(
     finetune: Finetune, tones: Path, tmp_path: Path
 ) -> None:
-    """Clips that begin with 0.4 s of noise; the network takes 0.32 s at once."""
+    """The clips begin with 0.4 s of noise, longer than the encoder's input of 0.32 s."""
     from mae_ast.core.io.audio import read_audio
 
     data = tmp_path / "late"
@@ -198,11 +198,11 @@ def test_validation_hears_clips_to_their_end(
     loss = torch.nn.functional.nll_loss(whole.log(), wanted)
     assert float(log["valid"][-1]["valid_loss"]) == pytest.approx(float(loss), abs=2e-3)
     with torch.no_grad():
-        begun = torch.cat([found.model(clip) for clip in clips])
-    assert abs(torch.nn.functional.cross_entropy(begun, wanted) - loss) > 0.05
+        first_window = torch.cat([found.model(clip) for clip in clips])
+    assert abs(torch.nn.functional.cross_entropy(first_window, wanted) - loss) > 0.05
 
 
-def test_a_frozen_encoder_does_not_move(
+def test_freeze_encoder_keeps_its_weights(
     finetune: Finetune, tones: Path, pretrained: Path, tmp_path: Path
 ) -> None:
     finetune(tones, "optimization.max_update=3", "model.freeze_encoder=true", "model.dropout=0.1")
@@ -214,7 +214,7 @@ def test_a_frozen_encoder_does_not_move(
     assert trained["head.2.weight"].std() > 0
 
 
-def test_input_statistics_never_move(
+def test_input_statistics_stay_fixed(
     finetune: Finetune, tones: Path, pretrained: Path, tmp_path: Path
 ) -> None:
     finetune(tones, "optimization.max_update=3")
@@ -237,10 +237,10 @@ def test_input_statistics_never_move(
 
 @pytest.mark.usefixtures("fp16_without_a_gpu")
 @pytest.mark.parametrize("half", [(), ("common.bf16=true",), ("common.fp16=true",)])
-def test_lower_layers_learn_slower(
+def test_layer_decay_scales_learning_rates(
     finetune: Finetune, tones: Path, pretrained: Path, tmp_path: Path, half: tuple[str, ...]
 ) -> None:
-    """Adam's first step moves each weight by its learning rate; biases begin at 0."""
+    """Adam's first step changes each weight by its learning rate; biases start at 0."""
     finetune(
         tones,
         *half,
@@ -257,25 +257,27 @@ def test_lower_layers_learn_slower(
     assert moved("encoder.layers.1.fc2.bias") == pytest.approx(1e-4, rel=0.02)
     assert moved("encoder.layers.0.fc2.bias") == pytest.approx(1e-5, rel=0.1)
     assert moved("post_extract_proj.bias") == pytest.approx(1e-6, rel=0.3)
-    # Of its layer norm, which begins with ones and zeros.
+    # The bias of the head's layer norm, which starts at 0.
     assert trained["head.0.bias"].abs().max().item() == pytest.approx(1e-2, rel=0.02)
 
 
 # --- resuming -----------------------------------------------------------------------------------
 
 
-def test_a_run_goes_on_digit_for_digit(finetune: Finetune, tones: Path, tmp_path: Path) -> None:
-    varied = (
+def test_resumes_bit_exactly_within_an_epoch(
+    finetune: Finetune, tones: Path, tmp_path: Path
+) -> None:
+    settings = (
         *("task.mixup=0.5", "task.freq_mask=20", "task.time_mask=10", "task.shift_samples=800"),
         *("task.noise_snr_db=20", "task.balanced=true", "task.max_sample_size=5000"),
         *("model.dropout=0.1", "dataset.validate_interval=1"),
-        # Three updates an epoch; what is saved lies within one, after validations.
-        # The rate follows a period of its own, whatever the number of updates.
+        # An epoch has three updates, so the checkpoint is saved within one, after validations.
+        # The learning rate has a fixed period, so it does not depend on max_update.
         *("optimization.max_update=8", "lr_scheduler.lr_period_updates=20"),
     )
-    whole = finetune(tones, *varied, "checkpoint.save_dir=whole")["train_inner"]
-    finetune(tones, *varied, "checkpoint.save_dir=parts", "optimization.max_update=5")
-    log = finetune(tones, *varied, "checkpoint.save_dir=parts")
+    whole = finetune(tones, *settings, "checkpoint.save_dir=whole")["train_inner"]
+    finetune(tones, *settings, "checkpoint.save_dir=parts", "optimization.max_update=5")
+    log = finetune(tones, *settings, "checkpoint.save_dir=parts")
     assert [valid["valid_num_updates"] for valid in log["valid"]] == ["6", "8"]
     assert all(0 <= float(valid["valid_accuracy"]) <= 1 for valid in log["valid"])
     rest = log["train_inner"]
@@ -286,7 +288,9 @@ def test_a_run_goes_on_digit_for_digit(finetune: Finetune, tones: Path, tmp_path
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_averaging(finetune: Finetune, tones: Path, tmp_path: Path) -> None:
+def test_averages_the_last_epoch_checkpoints(
+    finetune: Finetune, tones: Path, tmp_path: Path
+) -> None:
     finetune(
         tones,
         *("optimization.max_update=9", "checkpoint.no_epoch_checkpoints=false"),
@@ -302,11 +306,11 @@ def test_averaging(finetune: Finetune, tones: Path, tmp_path: Path) -> None:
         load_finetuned(tmp_path, num_averaged=7)
 
 
-# --- what comes after ---------------------------------------------------------------------------
+# --- evaluation ---------------------------------------------------------------------------------
 
 
-def test_learn_evaluate_and_predict(finetune: Finetune, tones: Path, tmp_path: Path) -> None:
-    log = finetune(tones, *SOON, "checkpoint.save_dir=run/checkpoints")
+def test_fine_tune_evaluate_and_predict(finetune: Finetune, tones: Path, tmp_path: Path) -> None:
+    log = finetune(tones, *SHORT, "checkpoint.save_dir=run/checkpoints")
     assert float(log["valid"][-1]["valid_accuracy"]) > 0.9
     app = typer.Typer()
     app.command("evaluate")(evaluate.evaluate)
@@ -325,7 +329,7 @@ def test_learn_evaluate_and_predict(finetune: Finetune, tones: Path, tmp_path: P
     assert recall == pytest.approx(summary["accuracy"], abs=1e-4)
     assert (out / "confusion.png").stat().st_size > 1_000
 
-    # Bad files are named, and the others go on.
+    # Bad files are named and skipped.
     bad = tmp_path / "bad"
     shutil.copytree(tones, bad)
     (bad / "valid_00.flac").write_bytes(b"no sound")
@@ -340,7 +344,7 @@ def test_learn_evaluate_and_predict(finetune: Finetune, tones: Path, tmp_path: P
     with pytest.raises(ValueError, match=r"--device nowhere: "):
         predict.predict(run, [tones / "valid_00.flac"], device="nowhere")
 
-    # Its encoder, to use.
+    # The encoder of the fine-tuned checkpoint.
     waveform = torch.from_numpy(soundfile.read(tones / "valid_00.flac", dtype="float32")[0])[None]
     fine_tuned, encoder = load_finetuned(run).model.encoder, mae_ast.load(run)
     for ours, theirs in zip(
@@ -348,7 +352,7 @@ def test_learn_evaluate_and_predict(finetune: Finetune, tones: Path, tmp_path: P
     ):
         assert torch.equal(ours, theirs)
 
-    # Elsewhere, without the data.
+    # The checkpoint alone, moved out of its run.
     checkpoint = tmp_path / "moved.pt"
     (run / "checkpoints" / "checkpoint_last.pt").rename(checkpoint)
     files = [str(tones / f"valid_0{number}.flac") for number in range(3)]
@@ -359,7 +363,7 @@ def test_learn_evaluate_and_predict(finetune: Finetune, tones: Path, tmp_path: P
     assert [line[2] for line in lines[::2]] == list(LABELS.names)
     assert all(float(a[1]) >= float(b[1]) for a, b in zip(lines[::2], lines[1::2], strict=True))
 
-    # To other classes: the encoder is the fine-tuned one, the head is new.
+    # Fine-tuning it on other classes keeps the encoder and creates a new head.
     more = (*LABELS.mids, "more")
     data = write_corpus(tmp_path / "more")
     Labels(more, more).write(data / "labels.csv")
@@ -375,10 +379,10 @@ def test_learn_evaluate_and_predict(finetune: Finetune, tones: Path, tmp_path: P
         report.evaluate(load_finetuned(checkpoint), tmp_path, "valid")
 
 
-def test_a_validation_clip_longer_than_a_batch_is_a_batch(
+def test_validation_batches_grow_to_the_longest_clip(
     finetune: Finetune, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Training crops; validation sees whole clips, all of them, whatever a batch holds."""
+    """Training crops clips; validation uses all clips whole, even those above max_tokens."""
     data = write_corpus(tmp_path / "data")
     samples = tone([0], 1.5, 7)
     soundfile.write(data / "valid_00.flac", samples, 16_000)
@@ -390,21 +394,21 @@ def test_a_validation_clip_longer_than_a_batch_is_a_batch(
     assert int(log["train_inner"][0]["bsz"]) == 2  # of 8000 samples
     (valid,) = log["valid"]
     num_correct = 9 * float(valid["valid_accuracy"])
-    assert num_correct == pytest.approx(round(num_correct), abs=1e-2)  # of all nine
-    assert "valid.tsv: batches hold 24000 samples, as its longest clip has" in caplog.text
+    assert num_correct == pytest.approx(round(num_correct), abs=1e-2)  # of nine clips
+    assert "valid.tsv: dataset.max_tokens_valid raised from 16000 to 24000" in caplog.text
 
 
 # --- errors -------------------------------------------------------------------------------------
 
 
-def test_a_pretrained_file_is_no_classifier(pretrained: Path, tmp_path: Path) -> None:
+def test_pretrained_checkpoint_is_no_classifier(pretrained: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a fine-tuned checkpoint"):
         load_finetuned(pretrained)
     with pytest.raises(FileNotFoundError, match=r"checkpoint_last\.pt"):
         load_finetuned(tmp_path)
 
 
-def test_labels_that_are_missing(refusal: Callable[..., str], tmp_path: Path) -> None:
+def test_missing_label_files_are_named(refusal: Callable[..., str], tmp_path: Path) -> None:
     data = write_corpus(tmp_path / "data")
     (data / "valid.lbl").unlink()
     assert "valid.lbl" in refusal(data)
@@ -412,13 +416,15 @@ def test_labels_that_are_missing(refusal: Callable[..., str], tmp_path: Path) ->
     assert "labels.csv" in refusal(data)
 
 
-def test_several_labels_where_one_is_wanted(refusal: Callable[..., str], tmp_path: Path) -> None:
+def test_clip_with_several_labels_needs_multi_label(
+    refusal: Callable[..., str], tmp_path: Path
+) -> None:
     data = write_corpus(tmp_path / "data", multi_label=True)
     text = refusal(data)
     assert "valid.lbl:7: 2 labels; task.multi_label=false" in text
 
 
-def test_other_classes_than_in_the_checkpoint(
+def test_number_of_classes_must_match_the_checkpoint(
     finetune: Finetune, refusal: Callable[..., str], tmp_path: Path
 ) -> None:
     data = write_corpus(tmp_path / "data")
@@ -431,19 +437,19 @@ def test_other_classes_than_in_the_checkpoint(
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("model.checkpoint=null", "set one of them"),
+        ("model.checkpoint=null", "model.checkpoint and model.architecture_of are both null"),
         ("model.head=deep", "head kind 'deep'; it is one of linear, mlp"),
         ("optimizer._name=adam", "optimizer._name=mae_ast_adamw"),
         ("task.mixup=2", "mixup=2"),
         (
             "checkpoint.best_checkpoint_metric=mAP",
-            "metric=mAP: validation says loss, accuracy; auto chooses",
+            "metric=mAP: validation logs loss, accuracy; use one of these, or auto",
         ),
         ("criterion.loss=hinge", "criterion.loss='hinge'"),
         ("optimizer.adam_betas=0.9", "optimizer.adam_betas=0.9"),
     ],
 )
-def test_settings_that_cannot_be(
+def test_invalid_settings(
     refusal: Callable[..., str], tones: Path, override: str, words: str
 ) -> None:
     assert words in refusal(tones, override)
@@ -453,7 +459,7 @@ def test_settings_that_cannot_be(
 
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in FINETUNE_DIR.glob("*.yaml")))
-def test_presets_run(finetune: Finetune, preset: str, tmp_path: Path) -> None:
+def test_preset_trains(finetune: Finetune, preset: str, tmp_path: Path) -> None:
     settings = yaml.safe_load((FINETUNE_DIR / f"{preset}.yaml").read_text())
     data = write_corpus(tmp_path / "data", multi_label=settings["task"]["multi_label"])
     network: tuple[str, ...] = ()
@@ -463,19 +469,19 @@ def test_presets_run(finetune: Finetune, preset: str, tmp_path: Path) -> None:
         network = (f"model.checkpoint={write_tiny_ssast(tmp_path / 'ssast.pth')}",)
     elif preset.startswith("audio_mae_"):
         network = (f"model.checkpoint={write_tiny_audio_mae(tmp_path / 'audio_mae.pth')}",)
-    soon = ("optimization.max_update=2", "checkpoint.no_save=true")
-    log = finetune(data, *soon, *network, preset=preset)
+    short = ("optimization.max_update=2", "checkpoint.no_save=true")
+    log = finetune(data, *short, *network, preset=preset)
     metric = "mAP" if settings["task"]["multi_label"] else "accuracy"
     assert np.isfinite(float(log["valid"][-1][f"valid_{metric}"]))
 
 
-# --- how layers are computed --------------------------------------------------------------------
+# --- activation checkpointing and torch.compile -------------------------------------------------
 
 FOUR = ("optimization.max_update=4", "model.precision=float32", "dataset.disable_validation=true")
 
 
 @pytest.mark.parametrize("system", ["mae_ast", "ssast"])
-def test_checkpointed_layers_give_the_same_losses(
+def test_activation_checkpointing_keeps_the_losses(
     finetune: Finetune, tones: Path, tmp_path: Path, system: str
 ) -> None:
     start = (f"model.checkpoint={write_tiny_ssast(tmp_path / 's.pth')}",) * (system == "ssast")
@@ -488,10 +494,10 @@ def test_checkpointed_layers_give_the_same_losses(
     assert losses[0] == losses[1]
 
 
-def test_compiled_layers_give_the_same_losses_and_checkpoint(
+def test_compile_keeps_losses_and_checkpoint_keys(
     finetune: Finetune, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With torch.compile, but without its code generator, which takes a minute."""
+    """torch.compile traces the layers but generates no code, which would take a minute."""
     compiled = []
     compile_function = torch.compile
 

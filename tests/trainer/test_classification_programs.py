@@ -1,4 +1,4 @@
-"""``mae-ast finetune`` as a program: killed, stopped, and in two processes; then resumed."""
+"""``mae-ast finetune`` as a process: killed or interrupted and resumed, and on two ranks."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from .ranks import TWO, free_port, rank_overrides
 MAX_UPDATE = 16
 RUN = (
     *("common.cpu=true", "common.log_interval=1", "common.tensorboard_logdir=null"),
-    # 36 clips make 9 batches and, of the two processes' pairs, 5 updates an epoch.
+    # 36 clips give 9 batches, and 5 updates per epoch with two batches in each.
     *("dataset.num_workers=1", "dataset.batch_size=4", "dataset.validate_interval=1"),
     *("task.multi_label=true", "task.balanced=true", "task.mixup=0.5", "task.shift_samples=500"),
     *("task.noise_snr_db=20", "task.max_sample_size=5000", "criterion.label_smoothing=0"),
     "lr_scheduler.warmup_updates=2",
     f"optimization.max_update={MAX_UPDATE}",
 )
-FIGURES = ("valid_loss", "valid_mAP", "valid_mAUC", "valid_d_prime", "valid_best_mAP")
+METRICS = ("valid_loss", "valid_mAP", "valid_mAUC", "valid_d_prime", "valid_best_mAP")
 
 
 @dataclass(frozen=True)
 class Runs:
     whole: Training
-    parts: list[Training]  # the first is killed, the second one stopped by Ctrl-C
+    parts: list[Training]  # the first is killed, the second is interrupted by Ctrl-C
     stopped: Training
     ranks: list[Training]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    """The same training in one go, in two, and by two processes."""
+    """Run the same training without a stop, with stops, and on two ranks."""
     folder = tmp_path_factory.mktemp("programs")
     data = write_corpus(folder / "data", multi_label=True)
     pretrained = write_pretrained(folder / "tiny.pt")
@@ -75,7 +75,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
             run.kill()
 
 
-def test_a_killed_and_a_stopped_run_resume_digit_for_digit(runs: Runs) -> None:
+def test_resumes_bit_exactly_after_sigkill_and_sigint(runs: Runs) -> None:
     assert sorted(runs.whole.updates) == list(range(1, MAX_UPDATE + 1))
     _, interrupted, last = runs.parts
     assert min(interrupted.updates) == 6  # after the first epoch
@@ -89,14 +89,14 @@ def test_a_killed_and_a_stopped_run_resume_digit_for_digit(runs: Runs) -> None:
     whole, resumed = (run.stats("valid") for run in (runs.whole, last))
     assert len(whole) == 4
     for one, other in zip(whole[-len(resumed) :], resumed, strict=True):
-        assert {k: one[k] for k in FIGURES if k in one} == {
-            k: other[k] for k in FIGURES if k in other
+        assert {k: one[k] for k in METRICS if k in one} == {
+            k: other[k] for k in METRICS if k in other
         }
     assert float(whole[-1]["valid_mAP"]) > 0.3
 
 
-def test_two_processes_that_resume_train_and_validate_as_one(runs: Runs) -> None:
-    assert runs.ranks[1].updates == {}  # only the first process prints
+def test_two_resumed_ranks_match_one_process(runs: Runs) -> None:
+    assert runs.ranks[1].updates == {}  # only rank 0 prints
     before, after = runs.stopped, runs.ranks[0]
     assert max(before.updates) + 1 == min(after.updates)
     found = before.updates | after.updates
@@ -107,6 +107,6 @@ def test_two_processes_that_resume_train_and_validate_as_one(runs: Runs) -> None
     whole, parts = runs.whole.stats("valid"), before.stats("valid") + after.stats("valid")
     assert len(whole) == len(parts)
     for one, other in zip(whole, parts, strict=True):
-        for key in FIGURES:
+        for key in METRICS:
             if key in one:
                 assert float(other[key]) == pytest.approx(float(one[key]), abs=2e-4), key

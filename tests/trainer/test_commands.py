@@ -1,5 +1,5 @@
-# ruff: noqa: E501  (the commands stand as they were published)
-"""The three published pretraining commands, word for word, at full width."""
+# ruff: noqa: E501  (the commands are quoted as published)
+"""The three published pretraining commands, verbatim and at full model size."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ fairseq-hydra-train \\
 
 
 def start_published(command: str, folder: Path, name: str, *appended: str) -> Training:
-    """Run a command in a shell; only its paths are replaced, and short-run overrides appended."""
+    """Run a command in a shell with its paths replaced and overrides for a short run appended."""
     assert command.count("/path/to/output_model_directory") == 1
     out = folder / name
     setup = SETUP.format(
@@ -84,16 +84,16 @@ def start_published(command: str, folder: Path, name: str, *appended: str) -> Tr
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Training]]:
-    """The three commands, cut short after two updates, at once."""
+    """Start the three commands at the same time, limited to two updates."""
     folder = tmp_path_factory.mktemp("published")
     data = folder / "data"
     data.mkdir()
-    write_clips(data, "train", [2.1, 2.3, 2.2, 1.9])  # the preset leaves out the last
+    write_clips(data, "train", [2.1, 2.3, 2.2, 1.9])  # the preset skips the last
     write_clips(data, "valid", [2.1, 2.2], first_seed=10)
     short = ("optimization.max_update=2", "common.log_interval=1")
     no_save, no_validation = ONLY_TRAINING
     runs = {
-        # Saves once: 1.2 GB.
+        # Saves one checkpoint, 1.2 GB.
         "patches": start_published(
             PATCH_CHUNK, folder, "patches", *short, no_validation, "checkpoint.save_interval=9"
         ),
@@ -122,7 +122,7 @@ def assert_losses_are_finite(run: Training) -> None:
 
 
 @pytest.mark.slow
-def test_patches_with_chunks(published: dict[str, Training]) -> None:
+def test_patch_chunk_command(published: dict[str, Training]) -> None:
     run = published["patches"].finish()
     assert_losses_are_finite(run)
     assert {values["mask_ratio"] for values in run.updates.values()} == {"0.75"}
@@ -143,7 +143,7 @@ def test_patches_with_chunks(published: dict[str, Training]) -> None:
 
 
 @pytest.mark.slow
-def test_random_frames(published: dict[str, Training]) -> None:
+def test_frame_random_command(published: dict[str, Training]) -> None:
     run = published["random"].finish()
     assert_losses_are_finite(run)
     assert {values["mask_ratio"] for values in run.updates.values()} == {"0.75"}
@@ -153,10 +153,10 @@ def test_random_frames(published: dict[str, Training]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["patches", "random"])
-def test_stock_s3prl_gives_the_same(
+def test_exported_checkpoint_gives_equal_features_in_s3prl(
     published: dict[str, Training], tmp_path: Path, name: str
 ) -> None:
-    """After the conversion, on what was trained here."""
+    """Compare with the stock s3prl expert on a checkpoint trained here and exported."""
     hubconf = pytest.importorskip("s3prl.upstream.mae_ast.hubconf", reason="needs s3prl")
     run = published[name].finish()
     model = mae_ast.load(run.log.with_suffix("") / "checkpoints" / "checkpoint_last.pt")
@@ -174,7 +174,7 @@ def test_stock_s3prl_gives_the_same(
 
 
 @pytest.mark.slow
-def test_spans_of_frames(published: dict[str, Training]) -> None:
+def test_frame_spans_command(published: dict[str, Training]) -> None:
     run = published["spans"].finish()
     assert_losses_are_finite(run)
     for values in run.updates.values():
@@ -189,7 +189,9 @@ def test_spans_of_frames(published: dict[str, Training]) -> None:
         ((128, 2), "retain_spans", 1.45),
     ],
 )
-def test_six_layers_build(patch: tuple[int, int], mask_type: str, random_mask_prob: float) -> None:
+def test_published_settings_build_with_six_layers(
+    patch: tuple[int, int], mask_type: str, random_mask_prob: float
+) -> None:
     plugin.register()
     chan, time = patch
     cfg = OmegaConf.merge(
@@ -211,8 +213,8 @@ def test_six_layers_build(patch: tuple[int, int], mask_type: str, random_mask_pr
     assert model.post_extract_proj.weight.shape == (768, chan * time)
 
 
-def test_any_program_can_register() -> None:
-    """Also one that imported ``mae_ast`` first, which makes fairseq pass over a user_dir."""
+def test_register_works_after_importing_the_package() -> None:
+    """fairseq ignores a user_dir whose package is already imported."""
     program = f"""
 import mae_ast, mae_ast.core.models.mae_ast
 from argparse import Namespace

@@ -166,7 +166,7 @@ def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., st
         (["checkpoint.restore_file=/no/such.pt"], "/no/such.pt: no such file"),
         (["checkpoint.finetune_from_model=/no/such.pt"], "/no/such.pt"),
         (["dataset.max_tokens=null"], "dataset.max_tokens or dataset.batch_size"),
-        (["task.min_sample_size=500000", "task.max_sample_size=null"], "no clip is left"),
+        (["task.min_sample_size=500000", "task.max_sample_size=null"], "min_sample_size=500000"),
         (["common.fp16=true"], "common.fp16=true needs a GPU"),
     ],
 )
@@ -182,7 +182,7 @@ def test_pretraining_that_cannot_start(
         (["model.checkpoint=/no/such.pt"], "/no/such.pt"),
         (["model.checkpoint=null"], "model.checkpoint"),
         (["model.pool=nothing"], "nothing"),
-        (["checkpoint.best_checkpoint_metric=mAP"], "metric=mAP: validation says loss, accuracy"),
+        (["checkpoint.best_checkpoint_metric=mAP"], "metric=mAP: validation logs loss, accuracy"),
     ],
 )
 def test_fine_tuning_that_cannot_start(

@@ -1,4 +1,4 @@
-"""``mae-ast crossvalidate`` as a person runs it: stopped, and gone on with."""
+"""``mae-ast crossvalidate`` as a process: interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RUN = (
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of ESC-50's layout, two of the folds, with two clips of each of three classes."""
+    """Two folds in ESC-50's layout, each with two clips of three classes."""
     root = tmp_path_factory.mktemp("esc50") / "ESC-50-master"
     (root / "audio").mkdir(parents=True)
     (root / "meta").mkdir()
@@ -50,13 +50,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "meta" / "esc50.csv").write_text(HEADER + "".join(lines))
     out = root.parent / "manifests"
     esc50.prepare(root, out)
-    for fold in (3, 4, 5):  # two are enough
-        (out / f"fold{fold}").rename(out / f"left_out{fold}")
+    for fold in (3, 4, 5):  # two folds are enough
+        (out / f"fold{fold}").rename(out / f"unused{fold}")
     return out
 
 
 class Programs:
-    """``mae-ast crossvalidate`` again and again, into the same folder."""
+    """Start ``mae-ast crossvalidate`` repeatedly with the same output folder."""
 
     def __init__(self, folder: Path, data: Path) -> None:
         self.folder, self.out, self.data = folder, folder / "out", data
@@ -70,7 +70,7 @@ class Programs:
         return self.running[-1]
 
     def updates(self, fold: str) -> int:
-        """In the last checkpoint; 0: there is none."""
+        """Return the number of updates in the last checkpoint; 0 without a checkpoint."""
         path = self.out / fold / "checkpoints" / "checkpoint_last.pt"
         if not path.is_file():
             return 0
@@ -89,7 +89,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[P
 
 
 def stop_in(run: Training, fold: str, number: int) -> int:
-    """Signal the program alone, not its training, while a fold trains; its exit status."""
+    """Signal the command, but not its training process, during a fold; return its exit status."""
     end = time.monotonic() + DEADLINE_S
     while '"num_updates": "3"' not in run.output.partition(f"{fold}: training")[2]:
         assert run.process.poll() is None, run.tail
@@ -99,7 +99,7 @@ def stop_in(run: Training, fold: str, number: int) -> int:
     return run.wait()
 
 
-def test_folds_in_turn_stopped_and_gone_on_with(programs: Programs) -> None:
+def test_resumes_an_interrupted_fold_and_writes_the_scores(programs: Programs) -> None:
     first = programs.start()
     assert stop_in(first, "fold2", signal.SIGINT) == 0, first.tail
     assert "stopped on SIGINT; the same command resumes" in first.output
@@ -128,7 +128,7 @@ def test_folds_in_turn_stopped_and_gone_on_with(programs: Programs) -> None:
 
 
 def refusal(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
-    """The one line of a command that is refused."""
+    """Return the one-line error of a command."""
     monkeypatch.setattr("sys.argv", ["mae-ast", "crossvalidate", "tiny.pt", *arguments])
     with pytest.raises(SystemExit) as end:
         main.main()
@@ -139,7 +139,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
     return text
 
 
-def test_other_settings_want_another_folder(
+def test_refuses_to_resume_with_other_settings(
     programs: Programs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(programs.folder)
@@ -147,7 +147,9 @@ def test_other_settings_want_another_folder(
     assert "was begun with overrides" in line
 
 
-def test_a_folder_without_folds(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_arguments_give_a_one_line_error(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     line = refusal(monkeypatch, str(data / "fold1"))
     assert "0 folders fold* in it; two at least" in line
     line = refusal(monkeypatch, str(data), "--config", "esc50", "hydra.run.dir=x")

@@ -1,4 +1,4 @@
-"""Files whose header, suffix or content misleads, through every command that reads audio."""
+"""Files with a wrong header, suffix or content, in every command that reads audio."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.hub.test_encoder_of_finetuned import CONFIGS, save_run
 from .conftest import ONLY_TRAINING
 
 FAULTS = Path(__file__).parents[1] / "faulty_audio"
-OUT_OF_RANGE = "float_in_int16_range.wav"  # is listed, and every read says what is wrong
+OUT_OF_RANGE = "float_in_int16_range.wav"  # listed in manifests, but every read is an error
 SECONDS = {
     "flac_total_too_small.flac": 3.0,
     "flac_unknown_total.flac": 3.0,
@@ -38,7 +38,7 @@ SECONDS = {
     "wav_data_size_0.wav": 3.0,
     "webm_named.wav": 3.0,
 }
-PACKET_S = 0.07  # of a lossy codec, which pads
+PACKET_S = 0.07  # lossy codecs pad to whole packets
 WRONG_HEADERS = {
     *("flac_total_too_small.flac", "flac_unknown_total.flac", "live_without_duration.webm"),
     *("raw_vbr_24s.aac", "two_links_6s.ogg", "vbr_without_xing_20s.mp3", "wav_data_size_0.wav"),
@@ -47,7 +47,7 @@ GOOD = sorted(SECONDS.keys() - {OUT_OF_RANGE})
 
 
 def run(*arguments: object) -> Result:
-    """A command in this process."""
+    """Run a command in this process."""
     result = CliRunner().invoke(app, list(map(str, arguments)))
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -56,7 +56,7 @@ def run(*arguments: object) -> Result:
 
 @pytest.fixture(scope="module")
 def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the manifest."""
+    """Folder with the files and the manifest that ``mae-ast manifest`` writes for them."""
     out = tmp_path_factory.mktemp("listed")
     for name in SECONDS:
         (out / name).symlink_to(FAULTS / name)
@@ -65,11 +65,11 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lengths(path: Path) -> list[float]:
-    """Seconds of each row."""
+    """Return the length of each row in seconds."""
     return (Manifest.load(path).num_samples / 16_000).tolist()
 
 
-def test_manifest_lists_each_at_its_length(listed: Path) -> None:
+def test_manifest_lists_true_lengths(listed: Path) -> None:
     manifest = Manifest.load(listed / "train.tsv")
     names = [manifest.row_path(row) for row in range(len(manifest))]
     assert names == sorted(SECONDS)
@@ -83,7 +83,7 @@ def test_manifest_lists_each_at_its_length(listed: Path) -> None:
     assert not (listed / "left_out.txt").exists()
 
 
-def test_packed_files_are_those_of_the_folder(listed: Path, tmp_path: Path) -> None:
+def test_packed_clips_decode_to_the_same_samples(listed: Path, tmp_path: Path) -> None:
     result = run("pack", listed / "train.tsv", tmp_path, "--verify")
     assert "13 clips verified" in result.output
     packed = Manifest.load(tmp_path / "train.tsv")
@@ -93,10 +93,10 @@ def test_packed_files_are_those_of_the_folder(listed: Path, tmp_path: Path) -> N
             assert torch.equal(whole, read_audio(FAULTS / name)), name
             part = read_audio(packed.audio_path(row), 20_000, 9_000)
             difference = part.int() - whole[20_000:29_000].int()
-            assert difference.abs().max() <= 1, name  # what resampling rounds
+            assert difference.abs().max() <= 1, name  # rounding when resampling
 
 
-def test_transcoded_files_are_verified_to_their_true_end(listed: Path, tmp_path: Path) -> None:
+def test_transcoded_clips_have_their_true_length(listed: Path, tmp_path: Path) -> None:
     result = run("pack", listed / "train.tsv", tmp_path, "--transcode", "--verify")
     assert "12 clips verified" in result.output
     packed = Manifest.load(tmp_path / "train.tsv")
@@ -111,7 +111,7 @@ def test_transcoded_files_are_verified_to_their_true_end(listed: Path, tmp_path:
     assert "16-bit values" in skipped
 
 
-def test_stats_are_over_all_but_the_one_out_of_range(listed: Path) -> None:
+def test_stats_skips_samples_out_of_range(listed: Path) -> None:
     output = run("stats", listed / "train.tsv").output
     assert f"skipped: {listed / OUT_OF_RANGE}: contains float samples up to" in output
     hours = sum(SECONDS[name] for name in GOOD) / 3600
@@ -119,7 +119,7 @@ def test_stats_are_over_all_but_the_one_out_of_range(listed: Path) -> None:
     assert "model.input_stats=fixed" in output
 
 
-def test_pretraining_reads_any_part_of_them(
+def test_pretraining_reads_all_crops(
     listed: Path, train_here: Callable[..., list[dict[str, str]]], caplog: pytest.LogCaptureFixture
 ) -> None:
     updates = train_here(
@@ -134,15 +134,15 @@ def test_pretraining_reads_any_part_of_them(
     assert OUT_OF_RANGE in skipped
     epochs = [json.loads(r.getMessage()) for r in caplog.records if r.name == "train"]
     assert [round(float(epoch["train_bsz"]) * len(SECONDS)) for epoch in epochs] == [len(GOOD)] * 3
-    # Whole crops of 1 s, though they begin anywhere.
+    # All crops have their full length of 1 s.
     assert float(updates[-1]["audio_hours"]) == pytest.approx(3 * len(GOOD) / 3600, abs=1e-4)
 
 
-def test_predict_hears_all_of_them(tmp_path: Path) -> None:
+def test_predict_reads_all_files(tmp_path: Path) -> None:
     encoder = with_random_weights(encoder_only(Ssast(CONFIGS["ssast"]))).eval()
     classifier = save_run(tmp_path / "run", "ssast", encoder, "time_steps")
     result = run("predict", classifier, *(FAULTS / name for name in SECONDS), "--top", 1)
-    heard = [line.split("\t")[0] for line in result.output.splitlines() if "\t" in line]
-    assert sorted(Path(path).name for path in heard) == GOOD
+    predicted = [line.split("\t")[0] for line in result.output.splitlines() if "\t" in line]
+    assert sorted(Path(path).name for path in predicted) == GOOD
     assert "16-bit values" in result.output
     assert "1 of 13 files" in str(result.exception.code if result.exception else "")

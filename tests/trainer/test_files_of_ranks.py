@@ -1,4 +1,4 @@
-"""Several processes count bad files together, and train on the same clips (gloo, on the CPU)."""
+"""Several ranks add up their bad files and check that they have the same clips (gloo on a CPU)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RUN = ("dataset.max_tokens=null", "dataset.num_workers=0", *ONLY_TRAINING)
 
 
 def corpus_with(folder: Path, num_good: int, num_bad: int) -> list[Path]:
-    """Clips of which some are bad, for two processes."""
+    """Write good and bad clips; return the folder of each of two ranks."""
     write_manifest(
         folder / "train.tsv", good_rows(folder, number=num_good) + garbage_rows(folder, num_bad)
     )
@@ -37,20 +37,20 @@ def corpus_with(folder: Path, num_good: int, num_bad: int) -> list[Path]:
 
 
 def message(run: Training) -> str:
-    """The one line of an error."""
+    """Return the one-line error of a failed training."""
     assert run.wait() == 1, run.tail
     assert "Traceback" not in run.output
     (line,) = [line for line in run.errors.splitlines() if line.startswith("mae-ast: error: ")]
     return line
 
 
-def test_bad_files_of_all_processes_are_added_up(tmp_path: Path, start: Start) -> None:
-    """In one epoch of 5 steps, in which neither process finds more than 20."""
+def test_bad_files_of_all_ranks_are_added_up(tmp_path: Path, start: Start) -> None:
+    """In one epoch of 5 steps, neither rank finds more than 20."""
     options = ("dataset.batch_size=4", "optimization.max_update=5")
     runs = start_ranks(start, corpus_with(tmp_path, 12, 24), *RUN, *options, out="run")
     messages = [message(run) for run in runs]
     assert messages[0] == messages[1]
-    found = re.search(r"train\.tsv: (\d+) of \d+ files read are bad: all, or more", messages[0])
+    found = re.search(r"train\.tsv: (\d+) of \d+ files read are bad", messages[0])
     assert found is not None
     assert 20 < int(found[1]) <= 24
     listed = [set(re.findall(r"garbage_\d+", run.errors.partition("error:")[2])) for run in runs]
@@ -59,23 +59,21 @@ def test_bad_files_of_all_processes_are_added_up(tmp_path: Path, start: Start) -
     assert len(listed[0] | listed[1]) == int(found[1])
 
 
-def test_all_files_are_bad_where_no_process_reads_all(tmp_path: Path) -> None:
+def test_stops_when_all_files_of_an_epoch_are_bad(tmp_path: Path) -> None:
     corpus_with(tmp_path, 2, 4)
     task = task_with(tmp_path, "train", seed=1)
-    task.dataset("train").batch_by_size(np.arange(2, 6), max_sentences=1)  # the others are filtered
-    task._judge_bad_files([{"num_bad_train": 3.0, "num_read_train": 4.0}])
+    task.dataset("train").batch_by_size(np.arange(2, 6), max_sentences=1)  # only the bad clips
+    task._check_bad_files([{"num_bad_train": 3.0, "num_read_train": 4.0}])
     assert not task.should_stop
-    task._judge_bad_files([{"num_bad_train": 4.0, "num_read_train": 4.0}])
+    task._check_bad_files([{"num_bad_train": 4.0, "num_read_train": 4.0}])
     assert task.should_stop
     assert task.failed
     with pytest.raises(SystemExit, match=r"4 of 4 files read are bad"):
         task.before_exit()
 
 
-def test_a_bad_file_is_counted_and_logged_once_by_all_processes(
-    tmp_path: Path, start: Start
-) -> None:
-    """Though in another epoch another process reads it: 20 bad files stay 20."""
+def test_a_bad_file_is_counted_and_logged_by_one_rank_only(tmp_path: Path, start: Start) -> None:
+    """Another rank may read it in another epoch, yet 20 bad files are still 20."""
     runs = start_ranks(
         start,
         corpus_with(tmp_path, 4, 20),
@@ -92,9 +90,9 @@ def test_a_bad_file_is_counted_and_logged_once_by_all_processes(
     assert sorted(logged[0] + logged[1]) == [f"garbage_{number:02d}" for number in range(20)]
 
 
-# --- the same clips -----------------------------------------------------------------------------
+# --- clips of all ranks -------------------------------------------------------------------------
 
-# Loads a split as one of two processes; the second cannot read headers.
+# Loads a split as one of two ranks; rank 1 cannot read file headers.
 LOAD = """
 import sys
 from pathlib import Path
@@ -120,7 +118,7 @@ print(load(data, "valid").sizes.tolist())
 
 
 def load_in_two(*folders: Path) -> list[str]:
-    """The last line that each process prints."""
+    """Load one folder on each of two ranks; return the last line that each prints."""
     port = free_port()
     processes = [
         subprocess.Popen(
@@ -141,7 +139,7 @@ def load_in_two(*folders: Path) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three clips of 1 s at 48 kHz, whose rates the manifest does not give."""
+    """Folder with three clips of 1 s at 48 kHz and a manifest without sample rates."""
     folder = tmp_path / "folder"
     folder.mkdir()
     names = [f"{number}.flac" for number in range(3)]
@@ -152,8 +150,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("can_write", [True, False])
-def test_one_process_reads_the_headers_for_all(folder: Path, can_write: bool) -> None:
-    """With and without a cache of rates; rank 1 cannot read the headers."""
+def test_rank_0_reads_the_headers_for_all(folder: Path, can_write: bool) -> None:
+    """With and without a cache of sample rates; rank 1 cannot read the headers."""
     cache = folder / "valid.tsv.rates.npz"
     if not can_write:
         cache.mkdir()
@@ -161,7 +159,7 @@ def test_one_process_reads_the_headers_for_all(folder: Path, can_write: bool) ->
     assert cache.is_file() == can_write
 
 
-def test_processes_with_other_clips_end_in_one_line(folder: Path, tmp_path: Path) -> None:
+def test_ranks_with_different_clips_give_a_one_line_error(folder: Path, tmp_path: Path) -> None:
     other = shutil.copytree(folder, tmp_path / "other")
     lines = (folder / "valid.tsv").read_text().splitlines(keepends=True)
     (other / "valid.tsv").write_text("".join([*lines[:-1], "0.flac\t48000\n"]))
@@ -171,9 +169,7 @@ def test_processes_with_other_clips_end_in_one_line(folder: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_manifest_that_one_process_lacks_ends_both(
-    folder: Path, tmp_path: Path, rank: int
-) -> None:
+def test_a_manifest_missing_on_one_rank_stops_both(folder: Path, tmp_path: Path, rank: int) -> None:
     folders = [folder, folder]
     folders[rank] = tmp_path / "none"
     lines = load_in_two(*folders)

@@ -1,4 +1,4 @@
-"""Training from shards: the same batches as from loose files, each clip once, damage survived."""
+"""Training from tar shards: the same batches as from loose files; tolerates damaged clips."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mae_ast.prepare.pack import pack
 from mae_ast.trainer.fairseq_patches import training_loop
 
 from .conftest import ONLY_TRAINING, write_clips
-from .test_dataset import Seen, batches, seen, task_with
+from .test_dataset import Contents, batches, contents, task_with
 
 NUM_CLIPS = 24
 
@@ -22,14 +22,14 @@ Train = Callable[..., list[dict[str, str]]]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _repaired() -> None:
-    """As in a training: else each loader's workers take 5 s to end."""
+def _patched_fairseq() -> None:
+    """Apply the patches of a training; without them each loader's workers take 5 s to stop."""
     training_loop.apply()
 
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """Loose files of 0.5 to 1.65 s, and the same in several shards."""
+    """Folder of loose files of 0.5 to 1.65 s, and folder with the same clips in several shards."""
     loose, packed = tmp_path / "loose", tmp_path / "packed"
     loose.mkdir()
     write_clips(loose, "train", [0.5 + number / 20 for number in range(NUM_CLIPS)])
@@ -38,12 +38,12 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return loose, packed
 
 
-def epochs(data: Path, num_epochs: int = 2, **options: int) -> list[Seen]:
+def epochs(data: Path, num_epochs: int = 2, **options: int) -> list[Contents]:
     task = task_with(data, "train", 1, max_sample_size=12_000)
-    return [seen(epoch) for epoch in batches(task, "train", num_epochs, **options)]
+    return [contents(epoch) for epoch in batches(task, "train", num_epochs, **options)]
 
 
-def test_batches_are_those_of_the_loose_files(folders: tuple[Path, Path]) -> None:
+def test_batches_equal_those_of_loose_files(folders: tuple[Path, Path]) -> None:
     expected = epochs(folders[0], num_workers=0)
     assert [len(epoch) for epoch in expected] == [NUM_CLIPS] * 2
     assert epochs(folders[1], num_workers=0) == expected
@@ -60,29 +60,29 @@ def test_ranks_and_workers_read_each_clip_once(folders: tuple[Path, Path]) -> No
 
 
 def flip_a_bit(packed: Path, row: int) -> None:
-    """In the middle of a clip."""
-    place = Member.parse(Manifest.load(packed / "train.tsv").audio_path(row))
-    assert place is not None
-    with Path(place.archive).open("r+b") as file:
-        file.seek(place.offset + place.length // 2)
+    """Flip a bit in the middle of a packed clip."""
+    member = Member.parse(Manifest.load(packed / "train.tsv").audio_path(row))
+    assert member is not None
+    with Path(member.archive).open("r+b") as file:
+        file.seek(member.offset + member.length // 2)
         (byte,) = file.read(1)
         file.seek(-1, 1)
         file.write(bytes([byte ^ 16]))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_flipped_byte_is_one_bad_clip(folders: tuple[Path, Path], num_workers: int) -> None:
+def test_a_flipped_bit_is_one_bad_clip(folders: tuple[Path, Path], num_workers: int) -> None:
     flip_a_bit(folders[1], 7)
     expected = epochs(folders[0], num_workers=0)
     task = task_with(folders[1], "train", 1, max_sample_size=12_000)
     found = []
     for epoch in batches(task, "train", 2, num_workers=num_workers):
-        found.append(seen(epoch))
+        found.append(contents(epoch))
         assert [file.id for batch in epoch for file in batch["files"].bad] == [7]
     assert found == [{row: clip for row, clip in each.items() if row != 7} for each in expected]
 
 
-def test_a_flipped_byte_ends_no_run(
+def test_training_skips_a_clip_with_a_flipped_bit(
     folders: tuple[Path, Path], train_here: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
     def run(data: Path) -> list[float]:

@@ -1,4 +1,4 @@
-"""SSAST is pretrained by the same programs, from presets of its own."""
+"""Pretraining of SSAST with its presets."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HEADS = ("final_proj_reconstruction", "final_proj_classification")
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_hide_400_of_512_patches(name: str) -> None:
+def test_presets_mask_400_of_512_patches(name: str) -> None:
     settings = preset(name)
     mask_type = settings["task"]["mask_type"]
     config = parse_config(settings["model"])
@@ -56,16 +56,16 @@ def test_presets_hide_400_of_512_patches(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_list_what_the_command_line_may_override(name: str) -> None:
-    settings, of_mae_ast = preset(name), preset("mae_ast")
+def test_presets_list_every_key_to_override(name: str) -> None:
+    settings, mae_ast_settings = preset(name), preset("mae_ast")
     fields = {f.name for f in dataclasses.fields(SsastConfig)}
     fields |= TRAINING_KEYS
     assert set(settings["model"]) == fields | {"_name"}
     for section in ("task", "criterion", "optimizer", "lr_scheduler"):
-        assert set(settings[section]) == set(of_mae_ast[section])
+        assert set(settings[section]) == set(mae_ast_settings[section])
 
 
-# --- the programs -------------------------------------------------------------------------------
+# --- in processes of their own ------------------------------------------------------------------
 
 SHORT = ("optimization.max_update=3", "dataset.num_workers=1")
 
@@ -74,7 +74,10 @@ SHORT = ("optimization.max_update=3", "dataset.num_workers=1")
 def programs(
     corpus: Path, start_for_all: Start, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Training]]:
-    """All at once; but for frames, what ``mae-ast pretrain DATA --config NAME`` starts."""
+    """Trainings that run at the same time.
+
+    All but "frame" use the command line that ``mae-ast pretrain DATA --config NAME`` builds.
+    """
 
     def pretrain(config: str, *overrides: str) -> Training:
         out = tmp_path_factory.mktemp(config)
@@ -85,7 +88,7 @@ def programs(
     runs = {
         "frame": start_for_all(corpus, *SHORT, *ONLY_TRAINING, config="ssast_frame"),
         "patch": pretrain("ssast_patch"),
-        "preset of another": pretrain("mae_ast", "model._name=ssast"),
+        "preset of another system": pretrain("mae_ast", "model._name=ssast"),
     }
     yield runs
     for run in runs.values():
@@ -93,20 +96,20 @@ def programs(
 
 
 @pytest.mark.parametrize(("name", "num_patches"), [("patch", 6 * 8), ("frame", 49)])
-def test_programs_train(programs: dict[str, Training], name: str, num_patches: int) -> None:
+def test_presets_train(programs: dict[str, Training], name: str, num_patches: int) -> None:
     run = programs[name].finish()
     assert sorted(run.updates) == [1, 2, 3]
-    share = 1 - count_visible(num_patches, 0.78125) / num_patches
+    ratio = 1 - count_visible(num_patches, 0.78125) / num_patches
     for values in run.updates.values():
         loss, mse, info_nce = (float(values[key]) for key in ("loss", "mse", "info_nce"))
         assert math.isfinite(loss)
         assert loss == pytest.approx(10 * mse + info_nce, rel=1e-3)
         assert 0 < float(values["gnorm"]) < 1e3
-        assert float(values["mask_ratio"]) == pytest.approx(share, abs=0.01)
+        assert float(values["mask_ratio"]) == pytest.approx(ratio, abs=0.01)
     assert len(set(run.losses)) == 3
 
 
-def test_a_checkpoint_describes_its_model(programs: dict[str, Training]) -> None:
+def test_a_checkpoint_loads(programs: dict[str, Training]) -> None:
     out = programs["patch"].finish().log.parent
     checkpoint = out / "checkpoints" / "checkpoint_last.pt"
     model_cfg = torch.load(checkpoint, weights_only=True)["cfg"]["model"]
@@ -119,16 +122,16 @@ def test_a_checkpoint_describes_its_model(programs: dict[str, Training]) -> None
     assert not model.training
 
 
-def test_validation_gives_a_picture(programs: dict[str, Training]) -> None:
+def test_validation_writes_a_plot(programs: dict[str, Training]) -> None:
     run = programs["patch"].finish()
     assert math.isfinite(float(run.stats("valid")[0]["valid_loss"]))
     assert list((run.log.parent / "tblog" / "pictures").glob("events.out.tfevents.*"))
 
 
-def test_the_preset_of_another_system_is_refused_in_one_line(
+def test_the_preset_of_another_system_gives_a_one_line_error(
     programs: dict[str, Training],
 ) -> None:
-    run = programs["preset of another"]
+    run = programs["preset of another system"]
     assert run.wait() == 1
     assert "Traceback" not in run.output
     (line,) = [line for line in run.errors.splitlines() if line.startswith("mae-ast: error: ")]
@@ -140,7 +143,7 @@ def test_the_preset_of_another_system_is_refused_in_one_line(
 
 @pytest.fixture
 def logged(corpus: Path, train_here: Train) -> Train:
-    """What each of four updates logged."""
+    """``logged(overrides)``: train for four updates and return the values that each logged."""
 
     def logged(*overrides: str, config: str = "ssast_patch") -> list[dict[str, str]]:
         return train_here(
@@ -157,22 +160,22 @@ def logged(corpus: Path, train_here: Train) -> Train:
 
 
 @pytest.mark.parametrize("config", PRESETS)
-def test_one_pass_trains_as_two_do(losses: Losses, config: str) -> None:
+def test_one_pass_equals_two_passes(losses: Losses, config: str) -> None:
     one, two = (losses(f"model.two_pass={two}", config=config) for two in ("false", "true"))
     assert one[0] == two[0]
     assert one == pytest.approx(two, rel=1e-4)
 
 
-# Clips of 0.9 to 1.7 s: input_frames cuts some and fills up others.
+# Clips of 0.9 to 1.7 s: input_frames cuts some and zero-pads others.
 @pytest.mark.parametrize(
     "lengths",
     [
         ("task.pad_audio=false",),
         ("task.pad_audio=true", "model.input_frames=128", "task.max_sample_size=null"),
     ],
-    ids=["cropped", "filled up"],
+    ids=["cropped", "zero-padded"],
 )
-def test_filterbank_in_workers_or_on_the_device(losses: Losses, lengths: tuple[str, ...]) -> None:
+def test_filterbank_in_workers_equals_device(losses: Losses, lengths: tuple[str, ...]) -> None:
     in_workers = losses("task.fbank=workers", *lengths)
     on_device = losses("task.fbank=device", *lengths)
     assert on_device == pytest.approx(in_workers, abs=1e-3)
@@ -189,7 +192,7 @@ def test_filterbank_in_workers_or_on_the_device(losses: Losses, lengths: tuple[s
     ],
     ids=["both", "classification", "reconstruction"],
 )
-def test_every_parameter_of_a_loss_gets_a_gradient(
+def test_only_heads_without_a_loss_get_no_gradient(
     logged: Train,
     monkeypatch: pytest.MonkeyPatch,
     overrides: tuple[str, ...],
@@ -212,7 +215,7 @@ def test_every_parameter_of_a_loss_gets_a_gradient(
         assert {name.partition(".")[0] for name in names} == set(untrained)
 
 
-def test_goes_on_as_if_it_had_never_stopped(corpus: Path, train_here: Train) -> None:
+def test_resumes_bit_exactly(corpus: Path, train_here: Train) -> None:
     run = (
         "optimization.max_update=6",
         "dataset.num_workers=0",
@@ -246,7 +249,7 @@ def test_goes_on_as_if_it_had_never_stopped(corpus: Path, train_here: Train) -> 
     ],
     ids=lambda value: value[0] if "=" in value[0] else "",
 )
-def test_what_cannot_work_is_said_in_one_line(
+def test_invalid_settings_give_a_one_line_error(
     logged: Train, overrides: list[str], words: list[str]
 ) -> None:
     with pytest.raises(SystemExit) as refusal:

@@ -1,4 +1,4 @@
-"""A run starts from weights alone: released files, exports, and checkpoints of other runs."""
+"""Pretraining from given weights: released files, exports, and checkpoints of other runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mae_ast.hub.load import PretrainedMaeAst
 from .conftest import write_clips
 
 Train = Callable[..., list[dict[str, str]]]
-# A step whose learning rate is 0 leaves the weights as they were read.
+# With a learning rate of 0 a step keeps the weights as loaded.
 ONE_IDLE_STEP = (
     "optimization.max_update=1",
     "optimization.lr=[0.0]",
@@ -47,7 +47,8 @@ def source() -> PretrainedMaeAst:
     return PretrainedMaeAst(config, "chunk_mask")
 
 
-def written(source: PretrainedMaeAst, kind: str, folder: Path) -> Path:
+def write(source: PretrainedMaeAst, kind: str, folder: Path) -> Path:
+    """Export a model as a file or folder of this kind; return its path."""
     if kind in ("safetensors", "folder"):
         export.to_safetensors(source, folder / "hub")
         return folder / "hub" / ("model.safetensors" if kind == "safetensors" else "")
@@ -65,10 +66,10 @@ def written(source: PretrainedMaeAst, kind: str, folder: Path) -> Path:
 @pytest.mark.parametrize(
     "kind", ["released", "released in half precision", "safetensors", "folder"]
 )
-def test_weights_alone(
+def test_starts_from_weights(
     train_here: Train, few_clips: Path, source: PretrainedMaeAst, tmp_path: Path, kind: str
 ) -> None:
-    path = written(source, kind, tmp_path)
+    path = write(source, kind, tmp_path)
     train_here(few_clips, *ONE_IDLE_STEP, f"checkpoint.finetune_from_model={path}")
     trained = mae_ast.load(tmp_path / "checkpoints" / "checkpoint_last.pt").state_dict()
     for name, value in source.state_dict().items():
@@ -78,14 +79,14 @@ def test_weights_alone(
     assert trained["batch_norm.num_batches_tracked"] == 1
 
 
-def test_a_released_model_by_its_name(
+def test_starts_from_a_released_model_by_name(
     train_here: Train,
     few_clips: Path,
     source: PretrainedMaeAst,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = written(source, "released", tmp_path)
+    path = write(source, "released", tmp_path)
     monkeypatch.setattr(pretrained, "download", lambda *_: path)
     train_here(few_clips, *ONE_IDLE_STEP, "checkpoint.finetune_from_model=mae_ast_patch")
     trained = mae_ast.load(tmp_path)
@@ -93,13 +94,13 @@ def test_a_released_model_by_its_name(
         assert torch.equal(trained.state_dict()[name], value), name
 
 
-def test_fixed_input_statistics_are_this_run_s(
+def test_fixed_input_statistics_are_those_of_the_settings(
     train_here: Train, few_clips: Path, source: PretrainedMaeAst, tmp_path: Path
 ) -> None:
-    path = written(source, "released", tmp_path)
+    path = write(source, "released", tmp_path)
     fixed = ("model.input_stats=fixed", "model.input_mean=-6", "model.input_std=4")
     start = f"checkpoint.finetune_from_model={path}"
-    for updates in (1, 2):  # the second time from the run's own checkpoint
+    for updates in (1, 2):  # the second time it resumes from its own checkpoint
         limit = f"optimization.max_update={updates}"
         train_here(few_clips, *ONE_IDLE_STEP, limit, *fixed, start)
         trained = mae_ast.load(tmp_path / "checkpoints" / "checkpoint_last.pt")
@@ -107,9 +108,11 @@ def test_fixed_input_statistics_are_this_run_s(
         assert trained.batch_norm.running_var.item() == 16
 
 
-def test_a_run_of_ones_own_starts_anew(train_here: Train, few_clips: Path, tmp_path: Path) -> None:
+def test_starts_at_update_0_from_the_weights_of_a_run(
+    train_here: Train, few_clips: Path, tmp_path: Path
+) -> None:
     train_here(few_clips, *ONE_IDLE_STEP, "optimization.lr=[0.01]", "lr_scheduler.warmup_updates=0")
-    first = tmp_path / "first"  # the folder of a run
+    first = tmp_path / "first"  # folder of the first run
     first.mkdir()
     (tmp_path / "checkpoints").rename(first / "checkpoints")
     updates = train_here(few_clips, *ONE_IDLE_STEP, f"checkpoint.finetune_from_model={first}")
@@ -120,10 +123,10 @@ def test_a_run_of_ones_own_starts_anew(train_here: Train, few_clips: Path, tmp_p
         assert torch.equal(value, weights[name]), name
 
 
-def test_weights_that_do_not_fit_are_one_line(
+def test_mismatched_weights_give_a_one_line_error(
     train_here: Train, few_clips: Path, source: PretrainedMaeAst, tmp_path: Path
 ) -> None:
-    path = written(source, "released", tmp_path)
+    path = write(source, "released", tmp_path)
     with pytest.raises(SystemExit) as refusal:
         train_here(
             few_clips,
@@ -138,7 +141,7 @@ def test_weights_that_do_not_fit_are_one_line(
 
 
 @pytest.mark.parametrize("content", [None, b"no checkpoint", b""])
-def test_a_file_that_is_none_is_one_line(
+def test_a_missing_or_invalid_file_gives_a_one_line_error(
     train_here: Train, few_clips: Path, tmp_path: Path, content: bytes | None
 ) -> None:
     path = tmp_path / "weights.pt"

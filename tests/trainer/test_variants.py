@@ -1,4 +1,4 @@
-"""Ways to compute the same training, or to train on other batches, give the losses they should."""
+"""Losses under other precisions, padding, filterbank devices, checkpointing and torch.compile."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ Losses = Callable[..., list[float]]
 
 @pytest.fixture
 def losses(corpus: Path, train_here: Callable[..., list[dict[str, str]]]) -> Losses:
+    """``losses(overrides)``: train for eight updates and return their losses."""
+
     def losses(*overrides: str) -> list[float]:
         logged = train_here(
             corpus,
@@ -36,52 +38,52 @@ def losses(corpus: Path, train_here: Callable[..., list[dict[str, str]]]) -> Los
 
 
 @pytest.mark.parametrize("pad", ["false", "true"])
-def test_filterbank_in_workers_or_on_the_device(losses: Losses, pad: str) -> None:
+def test_filterbank_in_workers_equals_device(losses: Losses, pad: str) -> None:
     in_workers = losses("task.fbank=workers", f"task.pad_audio={pad}")
     on_device = losses("task.fbank=device", f"task.pad_audio={pad}")
     assert on_device == pytest.approx(in_workers, abs=1e-3)
 
 
-def test_padding_sees_more_of_the_clips(losses: Losses) -> None:
-    # Clips of 0.9 to 1 s: cropped they lose their ends, padded they keep them.
+def test_padding_keeps_whole_clips(losses: Losses) -> None:
+    # Clips of 0.9 to 1 s: cropping removes their ends, padding keeps them.
     cropped, padded = losses("task.pad_audio=false"), losses("task.pad_audio=true")
     assert cropped != padded
-    # Nothing of the padding is a target: silence would be rebuilt with another error.
+    # Padding is never a target: silence would have another reconstruction error.
     assert padded == pytest.approx(cropped, rel=0.1)
 
 
 @pytest.mark.parametrize("pad", ["false", "true"])
-def test_bfloat16_is_near_float32(losses: Losses, pad: str) -> None:
+def test_bfloat16_is_close_to_float32(losses: Losses, pad: str) -> None:
     exact = losses("model.precision=float32", f"task.pad_audio={pad}")
     rough = losses("model.precision=bfloat16", f"task.pad_audio={pad}")
     assert rough != exact
     assert rough == pytest.approx(exact, rel=0.02)
 
 
-# Flattened gradients are fairseq's only part of half precision that asks for a GPU.
+# Flattened gradients are the only part of fairseq's half precision that needs a GPU.
 @pytest.mark.usefixtures("fp16_without_a_gpu")
 @pytest.mark.parametrize(
     "half", [("common.fp16=true", "common.fp16_no_flatten_grads=true"), ("common.bf16=true",)]
 )
-@pytest.mark.parametrize("place", ["workers", "device"])
-def test_half_precision_of_fairseq(losses: Losses, half: tuple[str, ...], place: str) -> None:
+@pytest.mark.parametrize("fbank", ["workers", "device"])
+def test_half_precision_of_fairseq(losses: Losses, half: tuple[str, ...], fbank: str) -> None:
     exact = losses()
-    rough = losses(f"task.fbank={place}", *half)
+    rough = losses(f"task.fbank={fbank}", *half)
     assert rough != exact
     assert rough == pytest.approx(exact, rel=0.05)
 
 
 @pytest.mark.parametrize("pad", ["false", "true"])
-def test_checkpointed_layers(losses: Losses, pad: str) -> None:
+def test_activation_checkpointing_keeps_the_losses(losses: Losses, pad: str) -> None:
     plain = losses(f"task.pad_audio={pad}")
     checkpointed = losses(f"task.pad_audio={pad}", "model.checkpoint_activations=true")
     assert checkpointed == plain
 
 
-def test_compiled_layers(losses: Losses, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torch makes of a layer is tested elsewhere; here, that all layers come to it."""
+def test_compile_covers_all_layers(losses: Losses, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the calls of torch.compile are counted; compiled layers are tested elsewhere."""
     plain = losses()
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda compute: compiled.append(compute) or compute)
     assert losses("model.compile=true") == plain
-    assert len(compiled) == 3  # two layers of the encoder, one of the decoder
+    assert len(compiled) == 3  # two encoder layers and one decoder layer

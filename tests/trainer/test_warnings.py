@@ -1,4 +1,4 @@
-"""Settings that train badly without failing are named in one warning each, with their keys."""
+"""Warnings about settings that train badly without failing: one line each, naming the keys."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ ONE_UPDATE = (
 FIXED = "model.input_stats=fixed"
 
 
-def of_this_project(records: list[logging.LogRecord]) -> list[str]:
+def warnings_of_mae_ast(records: list[logging.LogRecord]) -> list[str]:
+    """Return the warnings and errors logged by this package."""
     return [
         record.getMessage()
         for record in records
@@ -34,11 +35,11 @@ def of_this_project(records: list[logging.LogRecord]) -> list[str]:
 
 @pytest.fixture
 def pretrain(train_here: Train, caplog: pytest.LogCaptureFixture) -> Warnings:
-    """Warnings of a pretraining of one update."""
+    """``pretrain(data, overrides)``: return the warnings of a pretraining of one update."""
 
     def pretrain(data: Path, *overrides: str, config: str = "mae_ast") -> list[str]:
         train_here(data, *ONE_UPDATE, *overrides, config=config)
-        return of_this_project(caplog.records)
+        return warnings_of_mae_ast(caplog.records)
 
     return pretrain
 
@@ -47,35 +48,35 @@ def pretrain(train_here: Train, caplog: pytest.LogCaptureFixture) -> Warnings:
 def finetune(
     train_here: Train, caplog: pytest.LogCaptureFixture, tones: Path, pretrained: Path
 ) -> Warnings:
-    """Warnings of a fine-tuning of one update."""
+    """``finetune(overrides)``: return the warnings of a fine-tuning of one update."""
 
     def finetune(*overrides: str, preset: str = "demo") -> list[str]:
         start = f"model.checkpoint={pretrained}"
         finetune_here(caplog, preset, tones, *ONE_UPDATE, start, *overrides)
-        return of_this_project(caplog.records)
+        return warnings_of_mae_ast(caplog.records)
 
     return finetune
 
 
-def test_settings_that_fit_give_no_warning(pretrain: Warnings, corpus: Path) -> None:
+def test_suitable_pretraining_settings_give_no_warning(pretrain: Warnings, corpus: Path) -> None:
     assert pretrain(corpus) == []
 
 
-def test_finetuning_settings_that_fit_give_no_warning(finetune: Warnings) -> None:
+def test_suitable_finetuning_settings_give_no_warning(finetune: Warnings) -> None:
     assert finetune() == []
 
 
 # --- learning rate ------------------------------------------------------------------------------
 
 
-def test_warmup_beyond_the_end(pretrain: Warnings, corpus: Path) -> None:
+def test_warmup_longer_than_training(pretrain: Warnings, corpus: Path) -> None:
     (text,) = pretrain(corpus, "lr_scheduler.warmup_updates=32000", "optimization.max_update=2")
     assert text.startswith("lr_scheduler.warmup_updates=32000: training ends after 2 updates")
     assert "\n" not in text
 
 
-def test_warmup_beyond_the_last_epoch(finetune: Warnings) -> None:
-    """24 clips in batches of 8 are 3 updates an epoch, 2 with update_freq 2."""
+def test_warmup_longer_than_the_last_epoch(finetune: Warnings) -> None:
+    """24 clips in batches of 8 give 3 updates per epoch, or 2 with update_freq 2."""
     overrides = ["optimization.max_update=0", "optimization.max_epoch=2"]
     overrides += ["optimization.update_freq=[1,2]"]
     assert finetune(*overrides, "lr_scheduler.warmup_updates=4", preset="esc50") == []
@@ -83,7 +84,7 @@ def test_warmup_beyond_the_last_epoch(finetune: Warnings) -> None:
     assert text.startswith("lr_scheduler.warmup_updates=5: training ends after 5 updates")
 
 
-def test_a_rate_that_falls_to_zero_too_early(pretrain: Warnings, corpus: Path) -> None:
+def test_learning_rate_reaches_zero_before_the_end(pretrain: Warnings, corpus: Path) -> None:
     (text,) = pretrain(corpus, "lr_scheduler.total_num_update=2", "optimization.max_update=3")
     assert "lr_scheduler.total_num_update=2" in text
     assert "training ends after 3 updates" in text
@@ -96,10 +97,10 @@ def test_a_rate_that_falls_to_zero_too_early(pretrain: Warnings, corpus: Path) -
         (["lr_scheduler.warmup_updates=1"], ["warmup_updates=1", "optimization.max_update=1"]),
     ],
 )
-def test_a_cosine_without_an_end(
+def test_cosine_schedule_without_an_end(
     finetune: Warnings, overrides: list[str], words: list[str]
 ) -> None:
-    """fairseq answers with an assertion, and with a division by zero in the last update."""
+    """fairseq would fail with an assertion, or divide by zero in the last update."""
     with pytest.raises(SystemExit) as refusal:
         finetune(*overrides)
     assert str(refusal.value.code).startswith("mae-ast: error: lr_scheduler")
@@ -110,7 +111,7 @@ def test_a_cosine_without_an_end(
 @pytest.mark.parametrize(
     ("metric", "maximize"), [("info_nce_accuracy", "false"), ("loss", "true"), ("mse", "true")]
 )
-def test_the_worst_checkpoint_kept_as_the_best(
+def test_best_checkpoint_metric_in_the_wrong_direction(
     pretrain: Warnings, corpus: Path, metric: str, maximize: str
 ) -> None:
     key = "checkpoint.maximize_best_checkpoint_metric"
@@ -125,7 +126,7 @@ def test_the_worst_checkpoint_kept_as_the_best(
 
 
 def test_many_clips_skipped(pretrain: Warnings, tmp_path: Path) -> None:
-    """62 % of a corpus is worth a warning, in validation too; a tenth of it is not."""
+    """Warn if 4 of 10 clips are skipped, in validation too, but not if a tenth is."""
     data = tmp_path / "data"
     data.mkdir()
     write_clips(data, "train", [0.3] * 3 + [1.0] * 6 + [1.6])
@@ -147,15 +148,15 @@ def test_all_clips_skipped(pretrain: Warnings, corpus: Path) -> None:
     with pytest.raises(SystemExit) as refusal:
         pretrain(corpus, "task.min_sample_size=32000", "task.max_sample_size=32000")
     text = str(refusal.value.code)
-    assert f"{corpus / 'train.tsv'}: no clip is left of 26: 26 shorter than 2 s" in text
-    assert "task.min_sample_size=32000" in text
+    assert f"{corpus / 'train.tsv'}: all 26 clips" in text
+    assert "26 shorter than 2 s (task.min_sample_size=32000)" in text
     assert "lengths are 0.9" in text
 
 
 def test_clips_longer_than_a_batch(
     pretrain: Warnings, corpus: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Said once, not in each epoch."""
+    """The warning is logged once, not in each epoch."""
     (text,) = pretrain(
         corpus,
         *("task.max_sample_size=null", "dataset.max_tokens=20000", "optimization.max_update=20"),
@@ -167,25 +168,25 @@ def test_clips_longer_than_a_batch(
 # --- input statistics ---------------------------------------------------------------------------
 
 
-def test_fixed_statistics_left_at_their_defaults(pretrain: Warnings, corpus: Path) -> None:
+def test_fixed_input_statistics_at_their_defaults(pretrain: Warnings, corpus: Path) -> None:
     (text,) = pretrain(corpus, FIXED)
     assert text.startswith("model.input_mean=0 and model.input_std=1 are far from the data")
     assert f"mae-ast stats {corpus / 'train.tsv'} --window povey" in text
-    # What it advises is close enough to be silent.
+    # The advised values give no warning.
     advised = text.partition("; set ")[2].split(" (")[0].split()
     assert [key.split("=")[0] for key in advised] == ["model.input_mean", "model.input_std"]
     assert pretrain(corpus, FIXED, *advised) == []
 
 
-def test_a_started_program_warns_once(start: Start, corpus: Path) -> None:
-    """It checks a run on a model without weights before it begins."""
+def test_a_training_process_warns_once(start: Start, corpus: Path) -> None:
+    """The preflight check, on a model without weights, logs no warning."""
     run = start(corpus, *ONE_UPDATE, FIXED, program=LAUNCHER).finish()
     assert run.output.count("are far from the data") == 1
 
 
 @pytest.mark.parametrize("config", ["ssast_patch", "audio_mae"])
-def test_the_same_of_other_systems(pretrain: Warnings, corpus: Path, config: str) -> None:
-    """Their default is AudioSet's, which is close to these clips."""
+def test_input_statistics_of_other_systems(pretrain: Warnings, corpus: Path, config: str) -> None:
+    """Their defaults are AudioSet's statistics, which are close to these clips."""
     small = ["model.decoder_embed_dim=64"] if config == "audio_mae" else []
     assert pretrain(corpus, *small, config=config) == []
     (text,) = pretrain(corpus, *small, "model.input_mean=0", "model.input_std=1", config=config)
@@ -193,14 +194,14 @@ def test_the_same_of_other_systems(pretrain: Warnings, corpus: Path, config: str
     assert "--window hanning" in text
 
 
-def test_statistics_of_a_checkpoint_on_other_data(finetune: Warnings) -> None:
+def test_input_statistics_in_fine_tuning(finetune: Warnings) -> None:
     (text,) = finetune("model.input_mean=4", "model.input_std=4.5")
     assert text.startswith("model.input_mean=4 and model.input_std=4.5 are far from the data")
     assert "log-mel of 24 clips" in text
 
 
-def test_what_is_far() -> None:
-    """AST's data sets are alike; audio 23 dB quieter, or half as varied, is not."""
+def test_are_far() -> None:
+    """AST's data sets are close; audio that is 23 dB quieter or has half the std is far."""
     audioset, esc50, commands = (-4.268, 4.569), (-6.627, 5.358), (-6.846, 5.565)
     for data in (esc50, commands):
         assert not are_far(*data, *audioset)
@@ -214,7 +215,7 @@ def test_what_is_far() -> None:
 
 
 def test_clips_cropped_to_a_fraction(finetune: Warnings) -> None:
-    """Clips of 0.3 to 0.5 s, of which 0.18 s are used."""
+    """Training uses 0.18 s of clips of 0.3 to 0.5 s."""
     (text,) = finetune("task.max_sample_size=2880")
     assert "each epoch uses 4" in text  # percent
     assert "at most 0.18 s of each clip (median 0.4" in text
@@ -224,18 +225,18 @@ def test_clips_cropped_to_a_fraction(finetune: Warnings) -> None:
 def test_clips_cut_by_the_network(
     train_here: Train, caplog: pytest.LogCaptureFixture, tones: Path
 ) -> None:
-    """Without a crop, its input is always the first part."""
+    """Without random crops the network always gets the beginning."""
     finetune_here(
         *(caplog, "ast_esc50", tones, *ONE_UPDATE, *TINY_AST),
         *("task.max_sample_size=null", "model.input_frames=16", "model.position_frames=16"),
     )
-    (text,) = of_this_project(caplog.records)
+    (text,) = warnings_of_mae_ast(caplog.records)
     assert "training uses 4" in text  # percent
     assert "the first 0.175 s of each clip" in text
     assert text.endswith("raise model.input_frames=16 to use more")
 
 
-def test_other_ranks_repeat_nothing(
+def test_other_ranks_log_no_warnings(
     pretrain: Warnings, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ranks, "is_first", lambda: False)

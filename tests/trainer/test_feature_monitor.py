@@ -1,4 +1,4 @@
-"""A pretraining that looks at its features: same weights, figures in log and TensorBoard."""
+"""Feature monitor in pretraining: metrics in log and TensorBoard, unchanged weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mae_ast.core.io.labels import write_clip_labels
 
 from .classification import write_corpus
 from .conftest import ONLY_TRAINING, Start, write_clips
-from .test_pictures import read_events
+from .test_plots import read_events
 
 Train = Callable[..., list[dict[str, str]]]
 RUN = (
@@ -38,7 +38,7 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 def scalars(folder: Path, number: int) -> dict[tuple[int, str], float]:
-    """By step and tag, once so many are written; another thread does it."""
+    """Return scalars by step and tag, once ``number`` are there (another thread writes them)."""
     end = time.monotonic() + 30
     while True:
         found = {
@@ -51,12 +51,12 @@ def scalars(folder: Path, number: int) -> dict[tuple[int, str], float]:
         time.sleep(0.2)
 
 
-def test_figures_appear_and_weights_are_the_same(
+def test_metrics_are_logged_and_weights_are_unchanged(
     data: Path, train_here: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
     train_here(data, *RUN, f"checkpoint.save_dir={data}/without")
-    looked = ("task.probe_interval_updates=2", f"task.probe_data={data}/labelled")
-    train_here(data, *RUN, f"checkpoint.save_dir={data}/with", *looked)
+    monitor = ("task.probe_interval_updates=2", f"task.probe_data={data}/labelled")
+    train_here(data, *RUN, f"checkpoint.save_dir={data}/with", *monitor)
     lines = [json.loads(r.getMessage()) for r in caplog.records if r.name == "health"]
     assert [line["num_updates"] for line in lines] == [2, 4]
     for line in lines:
@@ -67,20 +67,20 @@ def test_figures_appear_and_weights_are_the_same(
         assert line["layer"] in (1, 2)
         assert line["left_out"] == 0
         assert line["seconds"] < 30
-    wanted = {
+    logged = {
         (line["num_updates"], name) for line in lines for name in line if name != "num_updates"
     }
-    shown = scalars(data / "tblog" / "health", len(wanted))
-    assert set(shown) == wanted
+    written = scalars(data / "tblog" / "health", len(logged))
+    assert set(written) == logged
     for line in lines:
         expected = pytest.approx(line["rank_me"], abs=1e-3)
-        assert shown[line["num_updates"], "rank_me"] == expected
+        assert written[line["num_updates"], "rank_me"] == expected
     one, other = weights_of(data / "without"), weights_of(data / "with")
     for name, value in one.items():
         assert torch.equal(value, other[name]), name
 
 
-def test_it_never_looks_by_default(
+def test_monitor_is_off_by_default(
     data: Path, train_here: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
     train_here(data, *RUN, "checkpoint.no_save=true")
@@ -88,12 +88,12 @@ def test_it_never_looks_by_default(
     assert not (data / "tblog" / "health").exists()
 
 
-def test_a_broken_clip_ends_nothing(
+def test_skips_an_unreadable_clip(
     data: Path, train_here: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
     (data / "labelled" / "valid_03.flac").write_bytes(b"no music")
-    looked = ("task.probe_interval_updates=5", f"task.probe_data={data}/labelled")
-    assert len(train_here(data, *RUN, "checkpoint.no_save=true", *looked)) == 5
+    monitor = ("task.probe_interval_updates=5", f"task.probe_data={data}/labelled")
+    assert len(train_here(data, *RUN, "checkpoint.no_save=true", *monitor)) == 5
     (line,) = [json.loads(r.getMessage()) for r in caplog.records if r.name == "health"]
     assert line["left_out"] == 1
 
@@ -101,7 +101,7 @@ def test_a_broken_clip_ends_nothing(
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["task.probe_interval_updates=-1"], "task.probe_interval_updates=-1; 0: never"),
+        (["task.probe_interval_updates=-1"], "task.probe_interval_updates=-1"),
         (["task.probe_clips=5"], "task.probe_clips=5; at least 20"),
         (["task.probe_data=/no/such"], "/no/such/train.tsv: no such manifest"),
         (["task.probe_data=DATA/unlabelled"], "labels.csv"),
@@ -109,7 +109,7 @@ def test_a_broken_clip_ends_nothing(
         (["dataset.valid_subset=held", "dataset.disable_validation=true"], "held.tsv: no such"),
     ],
 )
-def test_wrong_settings_are_refused_at_the_start(
+def test_invalid_settings_exit_before_training(
     data: Path, train_here: Train, overrides: list[str], words: str
 ) -> None:
     for name in ("unlabelled", "one_class"):
@@ -124,7 +124,7 @@ def test_wrong_settings_are_refused_at_the_start(
     assert "\n" not in str(refusal.value.code)
 
 
-def test_a_path_is_relative_to_where_the_program_was_started(data: Path, start: Start) -> None:
+def test_probe_data_is_relative_to_the_working_directory(data: Path, start: Start) -> None:
     training = start(
         data, *RUN, *ONLY_TRAINING, "task.probe_interval_updates=3", "task.probe_data=labelled"
     )

@@ -1,9 +1,11 @@
-"""Pictures of validation clips in TensorBoard."""
+"""Plots of reconstructed validation clips in TensorBoard."""
 
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -17,25 +19,34 @@ Train = Callable[..., list[dict[str, str]]]
 
 
 def read_events(folder: Path) -> Iterator[Event]:
-    """Events of all files below a folder: length, its checksum, data, its checksum, again."""
+    """Read the events of all files below a folder.
+
+    Each record is: length, checksum of the length, data, checksum of the data. The last one may be
+    incomplete, since another thread writes them.
+    """
     for path in sorted(folder.rglob("events.out.tfevents.*")):
         records = path.read_bytes()
-        while records:
+        while len(records) >= 8:
             (length,) = struct.unpack("<Q", records[:8])
+            if len(records) < 16 + length:
+                break
             yield Event.FromString(records[12 : 12 + length])
             records = records[16 + length :]
 
 
-def read_pictures(folder: Path) -> list[tuple[int, str, np.ndarray]]:
-    """Step, tag and pixels of each image."""
-    pictures = []
-    for event in read_events(folder):
-        for value in event.summary.value:
-            if value.HasField("image"):
-                png = folder / "picture.png"
-                png.write_bytes(value.image.encoded_image_string)
-                pictures.append((event.step, value.tag, imread(png)))
-    return pictures
+def read_images(folder: Path, number: int = 2) -> list[tuple[int, str, np.ndarray]]:
+    """Return step, tag and pixels of each image, once ``number`` are there."""
+    end = time.monotonic() + 30
+    while True:
+        images = [
+            (event.step, value.tag, imread(BytesIO(value.image.encoded_image_string)))
+            for event in read_events(folder)
+            for value in event.summary.value
+            if value.HasField("image")
+        ]
+        if len(images) >= number or time.monotonic() > end:
+            return images
+        time.sleep(0.2)
 
 
 @pytest.fixture
@@ -58,7 +69,7 @@ def train(train_here: Train, data: Path, *overrides: str) -> None:
 
 
 def add_bad_clips(manifest: Path, number: int, keep_good: bool) -> None:
-    """Put clips that cannot be decoded first."""
+    """Insert clips that cannot be decoded before the others."""
     rows = [line.split("\t") for line in manifest.read_text().splitlines()[1:]]
     for each in range(number):
         (manifest.parent / f"bad_{each}.flac").write_bytes(b"no music")
@@ -67,33 +78,28 @@ def add_bad_clips(manifest: Path, number: int, keep_good: bool) -> None:
 
 
 @pytest.mark.parametrize(("pad", "precision"), [("false", "float32"), ("true", "bfloat16")])
-def test_each_validation_gives_a_picture(
+def test_each_validation_writes_a_plot(
     data: Path, train_here: Train, pad: str, precision: str
 ) -> None:
     train(train_here, data, f"task.pad_audio={pad}", f"model.precision={precision}")
-    pictures = read_pictures(data / "tblog")
-    assert [(step, tag) for step, tag, _ in pictures] == [(1, "valid"), (2, "valid")]
-    for _, _, pixels in pictures:
+    images = read_images(data / "tblog")
+    assert [(step, tag) for step, tag, _ in images] == [(1, "valid"), (2, "valid")]
+    for _, _, pixels in images:
         height, width, _ = pixels.shape
         assert height > 400  # four clips
-        assert width > 800  # original, visible, rebuilt
+        assert width > 800  # original, visible patches, reconstruction
         assert pixels[..., :3].std() > 0.1
-    assert not np.array_equal(pictures[0][2], pictures[1][2])
+    assert not np.array_equal(images[0][2], images[1][2])
 
 
-def test_some_bad_clips_are_left_out_of_the_picture(data: Path, train_here: Train) -> None:
-    add_bad_clips(data / "valid.tsv", 3, keep_good=True)
+@pytest.mark.parametrize("num_bad", [3, 4])  # four clips are plotted
+def test_bad_clips_are_skipped_in_plots(data: Path, train_here: Train, num_bad: int) -> None:
+    add_bad_clips(data / "valid.tsv", num_bad, keep_good=True)
     train(train_here, data)
-    assert len(read_pictures(data / "tblog")) == 2
+    assert len(read_images(data / "tblog")) == 2
 
 
-def test_validation_where_the_first_four_clips_are_bad(data: Path, train_here: Train) -> None:
-    add_bad_clips(data / "valid.tsv", 4, keep_good=True)
-    train(train_here, data)
-    assert len(read_pictures(data / "tblog")) == 2
-
-
-def test_validation_where_all_clips_are_bad(data: Path, train_here: Train) -> None:
+def test_validation_exits_when_all_clips_are_bad(data: Path, train_here: Train) -> None:
     add_bad_clips(data / "valid.tsv", 4, keep_good=False)
     with pytest.raises(
         SystemExit, match=r"^mae-ast: error: .*valid.tsv: 4 of 4 files read are bad"
@@ -101,7 +107,7 @@ def test_validation_where_all_clips_are_bad(data: Path, train_here: Train) -> No
         train(train_here, data)
 
 
-def test_validation_subset_of_another_name(data: Path, train_here: Train) -> None:
+def test_plots_are_tagged_with_the_validation_subset(data: Path, train_here: Train) -> None:
     (data / "valid.tsv").rename(data / "test.tsv")
     train(train_here, data, "dataset.valid_subset=test")
-    assert [tag for _, tag, _ in read_pictures(data / "tblog")] == ["test", "test"]
+    assert [tag for _, tag, _ in read_images(data / "tblog")] == ["test", "test"]
