@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 FBANK_OPTIONS = ("auto", "workers", "device")
 NUM_PLOTTED_CLIPS = 4
+FLUSH_S = 2  # seconds until a plot is on disk
 
 
 @dataclass
@@ -156,7 +157,9 @@ class MaeAstPretrainingTask(AudioTask):
         if not self.cfg.tensorboard_logdir or not is_first:
             return
         if self._writer is None:
-            self._writer = SummaryWriter(os.path.join(self.cfg.tensorboard_logdir, "pictures"))
+            # Its flush() ignores plots that another thread has not yet written to the file.
+            folder = os.path.join(self.cfg.tensorboard_logdir, "pictures")
+            self._writer = SummaryWriter(folder, flush_secs=FLUSH_S)
         for split, dataset in self.datasets.items():
             if split == self.cfg.train_subset:
                 continue
@@ -164,7 +167,6 @@ class MaeAstPretrainingTask(AudioTask):
             if reconstruction is not None:
                 image = to_array(reconstruction_figure(reconstruction))
                 self._writer.add_image(split, image, stats["num_updates"], dataformats="HWC")
-        self._writer.flush()
 
     def after_update(self, model: Any, num_updates: int) -> None:
         """Log feature metrics every ``task.probe_interval_updates`` updates."""
