@@ -1,4 +1,4 @@
-"""Where s3prl looks for an upstream's class."""
+"""s3prl upstream: the class that s3prl imports from ``upstream/mae_ast/expert.py``."""
 
 from mae_ast.superb.expert import UpstreamExpert
 

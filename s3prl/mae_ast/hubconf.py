@@ -1,4 +1,4 @@
-"""For s3prl (copied to its ``upstream/mae_ast``) and ``torch.hub.load(..., source="local")``."""
+"""Entry points for s3prl (copy to ``upstream/mae_ast``) and ``torch.hub`` (source="local")."""
 
 from mae_ast.superb.hub import (
     mae_ast_frame,
