@@ -124,11 +124,11 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
         """
         self._prepare_worker()
         row = int(self.rows[index])
-        wanted = int(self.sizes[index])
-        room = int(self.lengths[index]) - wanted if self.random_crop else 0
+        num_samples = int(self.sizes[index])
+        slack = int(self.lengths[index]) - num_samples if self.random_crop else 0
         path = self.manifest.audio_path(row)
         try:
-            return self._read(path, draw_start(room, generator), wanted)
+            return self._read(path, draw_start(slack, generator), num_samples)
         except (AudioError, OSError) as error:
             return BadFile(row, str(error))
 
@@ -136,25 +136,27 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
         """Read at most ``max_samples`` (L,) int16 from the middle of a clip."""
         row = int(self.rows[index])
         length = int(self.lengths[index])
-        wanted = min(length, max(max_samples, self._min_samples))
+        num_samples = min(length, max(max_samples, self._min_samples))
         try:
-            return self._read(self.manifest.audio_path(row), (length - wanted) // 2, wanted)
+            return self._read(
+                self.manifest.audio_path(row), (length - num_samples) // 2, num_samples
+            )
         except (AudioError, OSError) as error:
             return BadFile(row, str(error))
 
-    def _read(self, path: str, start: int, wanted: int) -> torch.Tensor:
+    def _read(self, path: str, start: int, num_samples: int) -> torch.Tensor:
         """Read a part, or the beginning of a file that is shorter than the manifest says.
 
         Whether a file counts as bad thus depends on its content and not on the crop drawn.
         """
         try:
-            samples = read_audio(path, start, wanted)
+            samples = read_audio(path, start, num_samples)
         except AudioError:
             if start == 0:
                 raise
             samples = torch.empty(0)
         if len(samples) < self._min_samples and start > 0:
-            samples = read_audio(path, 0, wanted)
+            samples = read_audio(path, 0, num_samples)
         if len(samples) < self._min_samples:
             raise AudioError(
                 f"{path}: decodes to {len(samples)} samples at 16 kHz, at least "

@@ -333,7 +333,7 @@ class AudioTask(InterruptibleTask):
     def _check_bad_files(self, logging_outputs: Sequence[dict[str, Any]]) -> None:
         """Stop training if too many files are bad.
 
-        The decision uses sums over all processes, so all of them decide alike.
+        The counts are sums over all processes, so all of them reach the same decision.
         """
 
         def total(key: str) -> int:

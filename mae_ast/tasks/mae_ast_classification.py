@@ -128,7 +128,7 @@ class MaeAstClassificationTask(AudioTask):
         )
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Build the model and, for structured masking, what draws its visible patches."""
+        """Build the model and, if patches are dropped in training, the sampler of visible ones."""
         self._model = super().build_model(cfg, from_checkpoint)
         encoder = self._model.encoder
         self._drop = None

@@ -106,7 +106,7 @@ def test_too_many_bad_files_stop_a_run(with_too_many: Training) -> None:
     assert "Traceback" not in run.output
     (message,) = [line for line in run.errors.splitlines() if line.startswith("mae-ast: error: ")]
     assert "/train.tsv: " in message
-    assert "max(20, 0.01 of them)" in message
+    assert "max(20, 0.01 of the files read)" in message
     assert "task.max_bad_fraction" in message
     told = [Path(line.strip()).name for line in run.errors.partition(message)[2].splitlines()]
     told = [name for name in told if name]

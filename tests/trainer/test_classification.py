@@ -164,9 +164,9 @@ def test_validation_metrics_equal_those_of_the_loaded_classifier(
     lines = (tones / "valid.lbl").read_text().split()
     clips = [read_audio(manifest.audio_path(row)) for row in range(len(manifest))]
     scores = torch.cat([found.scores(clip[None]) for clip in clips])
-    wanted = torch.tensor([LABELS.index(line) for line in lines])
-    loss = torch.nn.functional.nll_loss(scores.log(), wanted)
-    accuracy = (scores.argmax(1) == wanted).float().mean()
+    targets = torch.tensor([LABELS.index(line) for line in lines])
+    loss = torch.nn.functional.nll_loss(scores.log(), targets)
+    accuracy = (scores.argmax(1) == targets).float().mean()
     assert float(log["valid"][-1]["valid_accuracy"]) == pytest.approx(float(accuracy), abs=1e-4)
     assert float(log["valid"][-1]["valid_loss"]) == pytest.approx(float(loss), abs=2e-3)
 
@@ -193,13 +193,15 @@ def test_validation_scores_whole_clips_in_windows(
     )
     found = load_finetuned(tmp_path)
     clips = [read_audio(path)[None] for path in paths]
-    wanted = torch.tensor([LABELS.index(line) for line in (data / "valid.lbl").read_text().split()])
+    targets = torch.tensor(
+        [LABELS.index(line) for line in (data / "valid.lbl").read_text().split()]
+    )
     whole = torch.cat([found.scores(clip) for clip in clips])
-    loss = torch.nn.functional.nll_loss(whole.log(), wanted)
+    loss = torch.nn.functional.nll_loss(whole.log(), targets)
     assert float(log["valid"][-1]["valid_loss"]) == pytest.approx(float(loss), abs=2e-3)
     with torch.no_grad():
         first_window = torch.cat([found.model(clip) for clip in clips])
-    assert abs(torch.nn.functional.cross_entropy(first_window, wanted) - loss) > 0.05
+    assert abs(torch.nn.functional.cross_entropy(first_window, targets) - loss) > 0.05
 
 
 def test_freeze_encoder_keeps_its_weights(

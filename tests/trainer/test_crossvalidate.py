@@ -21,7 +21,7 @@ from mae_ast.prepare import esc50
 from .classification import LABELS, tone, write_pretrained
 from .conftest import DEADLINE_S, Training
 
-PROGRAM = Path(sys.executable).with_name("mae-ast")
+COMMAND = Path(sys.executable).with_name("mae-ast")
 HEADER = "filename,fold,target,category,esc10,src_file,take\n"
 UPDATES = 60
 RUN = (
@@ -55,7 +55,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-class Programs:
+class Commands:
     """Start ``mae-ast crossvalidate`` repeatedly with the same output folder."""
 
     def __init__(self, folder: Path, data: Path) -> None:
@@ -64,7 +64,7 @@ class Programs:
         self.running: list[Training] = []
 
     def start(self, *overrides: str) -> Training:
-        command = [str(PROGRAM), "crossvalidate", str(self.checkpoint), str(self.data)]
+        command = [str(COMMAND), "crossvalidate", str(self.checkpoint), str(self.data)]
         command += ["--out", str(self.out), *RUN, *overrides]
         self.running.append(Training(command, self.folder / f"{len(self.running)}.log"))
         return self.running[-1]
@@ -79,12 +79,12 @@ class Programs:
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Programs]:
-    programs = Programs(tmp_path_factory.mktemp("folds"), data)
+def commands(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Commands]:
+    commands = Commands(tmp_path_factory.mktemp("folds"), data)
     try:
-        yield programs
+        yield commands
     finally:
-        for each in programs.running:
+        for each in commands.running:
             each.kill()
 
 
@@ -99,18 +99,18 @@ def stop_in(run: Training, fold: str, number: int) -> int:
     return run.wait()
 
 
-def test_resumes_an_interrupted_fold_and_writes_the_scores(programs: Programs) -> None:
-    first = programs.start()
+def test_resumes_an_interrupted_fold_and_writes_the_scores(commands: Commands) -> None:
+    first = commands.start()
     assert stop_in(first, "fold2", signal.SIGINT) == 0, first.tail
     assert "stopped on SIGINT; the same command resumes" in first.output
-    assert programs.updates("fold1") == UPDATES
-    assert 3 <= programs.updates("fold2") < UPDATES
-    assert not (programs.out / "folds.csv").exists()
+    assert commands.updates("fold1") == UPDATES
+    assert 3 <= commands.updates("fold2") < UPDATES
+    assert not (commands.out / "folds.csv").exists()
 
-    second = programs.start().finish()
+    second = commands.start().finish()
     assert "fold1: training" not in second.output
-    assert programs.updates("fold2") == UPDATES
-    with (programs.out / "folds.csv").open(newline="") as file:
+    assert commands.updates("fold2") == UPDATES
+    with (commands.out / "folds.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
     assert header == ["fold", "clips", "accuracy"]
     assert [row[:2] for row in rows[:2]] == [["fold1", "6"], ["fold2", "6"]]
@@ -121,7 +121,7 @@ def test_resumes_an_interrupted_fold_and_writes_the_scores(programs: Programs) -
     assert second.output.count(f"{'mean':27}{mean:>10}") == 1
     for number, score in enumerate(scores, start=1):
         assert f"fold{number}: accuracy {score:.4f} of 6 clips" in second.output
-        report = programs.out / f"fold{number}" / "report"
+        report = commands.out / f"fold{number}" / "report"
         assert {path.name for path in report.iterdir()} == {
             *("summary.json", "classes.csv", "confusion.png")
         }
@@ -140,10 +140,10 @@ def refusal(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
 
 
 def test_refuses_to_resume_with_other_settings(
-    programs: Programs, monkeypatch: pytest.MonkeyPatch
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(programs.folder)
-    line = refusal(monkeypatch, str(programs.data), "--out", "out", *RUN, "task.mixup=0.5")
+    monkeypatch.chdir(commands.folder)
+    line = refusal(monkeypatch, str(commands.data), "--out", "out", *RUN, "task.mixup=0.5")
     assert "was begun with overrides" in line
 
 

@@ -65,13 +65,13 @@ def test_presets_list_every_key_to_override(name: str) -> None:
         assert set(settings[section]) == set(mae_ast_settings[section])
 
 
-# --- in processes of their own ------------------------------------------------------------------
+# --- in separate processes ----------------------------------------------------------------------
 
 SHORT = ("optimization.max_update=3", "dataset.num_workers=1")
 
 
 @pytest.fixture(scope="module")
-def programs(
+def runs(
     corpus: Path, start_for_all: Start, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Training]]:
     """Trainings that run at the same time.
@@ -96,8 +96,8 @@ def programs(
 
 
 @pytest.mark.parametrize(("name", "num_patches"), [("patch", 6 * 8), ("frame", 49)])
-def test_presets_train(programs: dict[str, Training], name: str, num_patches: int) -> None:
-    run = programs[name].finish()
+def test_presets_train(runs: dict[str, Training], name: str, num_patches: int) -> None:
+    run = runs[name].finish()
     assert sorted(run.updates) == [1, 2, 3]
     ratio = 1 - count_visible(num_patches, 0.78125) / num_patches
     for values in run.updates.values():
@@ -109,8 +109,8 @@ def test_presets_train(programs: dict[str, Training], name: str, num_patches: in
     assert len(set(run.losses)) == 3
 
 
-def test_a_checkpoint_loads(programs: dict[str, Training]) -> None:
-    out = programs["patch"].finish().log.parent
+def test_a_checkpoint_loads(runs: dict[str, Training]) -> None:
+    out = runs["patch"].finish().log.parent
     checkpoint = out / "checkpoints" / "checkpoint_last.pt"
     model_cfg = torch.load(checkpoint, weights_only=True)["cfg"]["model"]
     assert model_cfg["_name"] == "ssast"
@@ -122,16 +122,16 @@ def test_a_checkpoint_loads(programs: dict[str, Training]) -> None:
     assert not model.training
 
 
-def test_validation_writes_a_plot(programs: dict[str, Training]) -> None:
-    run = programs["patch"].finish()
+def test_validation_writes_a_plot(runs: dict[str, Training]) -> None:
+    run = runs["patch"].finish()
     assert math.isfinite(float(run.stats("valid")[0]["valid_loss"]))
     assert list((run.log.parent / "tblog" / "pictures").glob("events.out.tfevents.*"))
 
 
 def test_the_preset_of_another_system_gives_a_one_line_error(
-    programs: dict[str, Training],
+    runs: dict[str, Training],
 ) -> None:
-    run = programs["preset of another system"]
+    run = runs["preset of another system"]
     assert run.wait() == 1
     assert "Traceback" not in run.output
     (line,) = [line for line in run.errors.splitlines() if line.startswith("mae-ast: error: ")]

@@ -39,7 +39,7 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """Run the same training without a stop, with stops, and on two ranks."""
-    folder = tmp_path_factory.mktemp("programs")
+    folder = tmp_path_factory.mktemp("runs")
     data = write_corpus(folder / "data", multi_label=True)
     pretrained = write_pretrained(folder / "tiny.pt")
     running: list[Training] = []
