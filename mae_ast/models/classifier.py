@@ -44,7 +44,8 @@ class ClassifierConfig(FairseqDataclass):  # type: ignore[misc]
         },
     )
     freeze_encoder: bool = field(
-        default=False, metadata={"help": "train the head only and keep the encoder's weights"}
+        default=False,
+        metadata={"help": "train the head only; false: train the encoder's weights as well"},
     )
     head_dropout: float = field(
         default=0.0, metadata={"help": "dropout probability before the head's last linear layer"}
@@ -83,13 +84,15 @@ class ClassifierConfig(FairseqDataclass):  # type: ignore[misc]
     input_mean: Optional[float] = field(  # noqa: UP045
         default=None,
         metadata={
-            "help": "mean of the log-mel input, for its normalisation; null: the checkpoint's value"
+            "help": "mean of the log-mel input, for its normalisation; null: the checkpoint's value "
+            "(AudioSet's if it has none)"
         },
     )
     input_std: Optional[float] = field(  # noqa: UP045
         default=None,
         metadata={
-            "help": "std of the log-mel input, for its normalisation; null: the checkpoint's value"
+            "help": "std of the log-mel input, for its normalisation; null: the checkpoint's value "
+            "(AudioSet's if it has none)"
         },
     )
     precision: str = field(
