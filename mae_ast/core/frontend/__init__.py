@@ -1,1 +1,1 @@
-"""Turn samples into masked patches: filterbank, normalisation, patches, masks, batches."""
+"""From waveforms to masked patches: filterbank, normalisation, patchify, masking, collation."""

@@ -1,8 +1,8 @@
-"""Augmentation for classification: waveforms (L,) int16 in the dataset, log-mel (B, T, F) after.
+"""Augmentation for fine-tuning: waveforms (L,) int16 in the dataset, log-mel (B, T, F) on device.
 
-Waveforms are mixed, shifted and made noisy one clip at a time, where they are read. What
-SpecAugment hides is drawn there too and travels as numbers; the hiding is done for a whole batch
-on the device. All draws come from the generators that are passed in (see
+Mixup, time shifts and noise are applied to one waveform at a time in the dataset. The SpecAugment
+bands are also drawn there, but :func:`mask_bands` applies them to a whole batch on the device. All
+random numbers come from the generators that are passed in (see
 :mod:`mae_ast.core.frontend.collate`).
 """
 
@@ -18,26 +18,26 @@ from mae_ast.core.frontend.fbank import NUM_MEL_BINS
 from mae_ast.core.frontend.masking import structured_mask
 from mae_ast.core.frontend.patches import PatchShape
 
-NOISE_RANGE_DB = 30.0  # how much fainter than the loudest the faintest noise is
+NOISE_RANGE_DB = 30.0  # the weakest noise is this far below the strongest
 _INT16 = torch.iinfo(torch.int16)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training clips are varied; the defaults leave them alone.
+    """Augmentation of training clips; by default, none.
 
     Args:
-        mixup: probability that a clip is mixed with another one.
-        mixup_alpha: of Beta(alpha, alpha), from which the first clip's share is drawn.
-        freq_mask: SpecAugment hides fewer mel bins than this, 0: none.
-        time_mask: likewise, frames of 10 ms.
-        shift_samples: waveforms are rotated by at most so much, either way.
-        noise_snr_db: the loudest white noise, as the ratio of the clip to it; up to 30 dB fainter
-            noise is as likely. ``None``: no noise.
-        roll_mag: :func:`roll_and_scale` each clip.
+        mixup: probability of mixing a clip with another one.
+        mixup_alpha: alpha of Beta(alpha, alpha), from which the first clip's weight is drawn.
+        freq_mask: SpecAugment masks a band of fewer mel bins than this; 0: none.
+        time_mask: SpecAugment masks a band of fewer 10 ms frames than this; 0: none.
+        shift_samples: maximum circular shift of a waveform in samples, in either direction.
+        noise_snr_db: lowest signal-to-noise ratio of added white noise, in dB; the ratio is
+            uniform between this and 30 dB more. ``None``: no noise.
+        roll_mag: apply :func:`roll_and_scale` to each clip.
 
     Raises:
-        ValueError: a value cannot be.
+        ValueError: a value is out of range.
     """
 
     mixup: float = 0.0
@@ -50,20 +50,20 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if not 0 <= self.mixup <= 1:
-            raise ValueError(f"mixup={self.mixup}; a probability from 0 to 1")
+            raise ValueError(f"mixup={self.mixup}; must be a probability from 0 to 1")
         if not self.mixup_alpha > 0:
-            raise ValueError(f"mixup_alpha={self.mixup_alpha}; a positive number")
+            raise ValueError(f"mixup_alpha={self.mixup_alpha}; must be positive")
         if not 0 <= self.freq_mask <= NUM_MEL_BINS:
-            raise ValueError(f"freq_mask={self.freq_mask}; 0 to {NUM_MEL_BINS} mel bins")
+            raise ValueError(f"freq_mask={self.freq_mask}; must be 0 to {NUM_MEL_BINS} mel bins")
         for name in ("time_mask", "shift_samples"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}; 0 or more")
+                raise ValueError(f"{name}={getattr(self, name)}; must be 0 or more")
 
     def draw_mixing(self, num_clips: int, generator: torch.Generator) -> tuple[int, float] | None:
-        """The clip to mix in, each equally likely, and the first clip's share of 1; or ``None``.
+        """Draw the index of the clip to mix in and the first clip's weight, or ``None``.
 
-        The method is mixup (Zhang et al. 2018, arXiv 1710.09412) as AST uses it: not all clips
-        are mixed.
+        This is mixup (Zhang et al. 2018, arXiv 1710.09412) as in AST, where only some of the clips
+        are mixed. The index is uniform; the weight is between 0 and 1.
         """
         if not self.mixup or float(torch.rand((), generator=generator)) >= self.mixup:
             return None
@@ -72,45 +72,48 @@ class Augmentation:
         return partner, float(np.random.default_rng(seed).beta(self.mixup_alpha, self.mixup_alpha))
 
     def augment(self, samples: Tensor, generator: torch.Generator) -> Tensor:
-        """Rotate a waveform (L,) int16, scale it and add noise."""
+        """Apply roll-mag, circular shift and noise to a waveform (L,) int16, as configured."""
         if self.roll_mag:
             samples = roll_and_scale(samples, generator)
         if self.shift_samples:
-            most = self.shift_samples
-            by = int(torch.randint(-most, most + 1, (), generator=generator))
-            samples = samples.roll(by)
+            limit = self.shift_samples
+            shift = int(torch.randint(-limit, limit + 1, (), generator=generator))
+            samples = samples.roll(shift)
         if self.noise_snr_db is not None:
-            fainter = NOISE_RANGE_DB * float(torch.rand((), generator=generator))
-            samples = add_noise(samples, self.noise_snr_db + fainter, generator)
+            attenuation = NOISE_RANGE_DB * float(torch.rand((), generator=generator))
+            samples = add_noise(samples, self.noise_snr_db + attenuation, generator)
         return samples
 
     def draw_hidden(self, num_frames: int, generator: torch.Generator) -> Tensor:
-        """What SpecAugment hides of a clip: (2, 2) int64, begin and end in mel bins and frames.
+        """Draw the SpecAugment bands of a clip, one of mel bins and one of frames.
 
-        Widths are uniform from 0 to the greatest, places uniform (Park et al. 2019, arXiv
-        1904.08779; one band of each kind).
+        Width and position are uniform (Park et al. 2019, arXiv 1904.08779).
+
+        Returns:
+            (2, 2) int64: start and end (exclusive) of the mel bins, then of the frames; equal where
+            nothing is masked.
         """
-        spans = [(self.freq_mask, NUM_MEL_BINS), (self.time_mask, num_frames)]
-        hidden = torch.zeros(2, 2, dtype=torch.int64)
-        for row, (most, room) in zip(hidden, spans, strict=True):
-            if most:
-                width = int(torch.randint(min(most, room), (), generator=generator))
-                begin = int(torch.randint(room - width + 1, (), generator=generator))
-                row[0], row[1] = begin, begin + width
-        return hidden
+        axes = [(self.freq_mask, NUM_MEL_BINS), (self.time_mask, num_frames)]
+        bands = torch.zeros(2, 2, dtype=torch.int64)
+        for band, (max_width, size) in zip(bands, axes, strict=True):
+            if max_width:
+                width = int(torch.randint(min(max_width, size), (), generator=generator))
+                begin = int(torch.randint(size - width + 1, (), generator=generator))
+                band[0], band[1] = begin, begin + width
+        return bands
 
 
 @dataclass(frozen=True)
 class StructuredDrop:
-    """Columns and rows of patches that an encoder does not see of a clip in training.
+    """Structured patch dropout: drop whole time steps and whole mel rows of patches in training.
 
     Args:
-        shape: of the patches.
-        input_frames: that the encoder cuts or fills clips up to; ``None``: their own.
-        drop_time, drop_mel: fractions of columns and of rows, from 0 to below 1.
+        shape: size and stride of the patches.
+        input_frames: frames that the encoder crops or pads clips to; ``None``: it does neither.
+        drop_time, drop_mel: fractions of time steps and of mel rows to drop, from 0 to below 1.
 
     Raises:
-        ValueError: a fraction cannot be.
+        ValueError: a fraction is out of range.
     """
 
     shape: PatchShape
@@ -121,41 +124,43 @@ class StructuredDrop:
     def __post_init__(self) -> None:
         for name in ("drop_time", "drop_mel"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}; a fraction from 0 to below 1")
+                raise ValueError(
+                    f"{name}={getattr(self, name)}; must be a fraction from 0 to below 1"
+                )
 
     def draw_visible(self, num_frames: int, generator: torch.Generator) -> Tensor:
-        """(V,) int64, the patches of a clip that are left (:func:`structured_mask`)."""
+        """Draw the ids (V,) int64 of the patches to keep (see :func:`structured_mask`)."""
         grid = self.shape.grid(self.input_frames or num_frames)
         mask = structured_mask(1, grid, self.drop_time, self.drop_mel, generator)
         return mask.visible_ids[0]
 
 
-def mix(first: Tensor, second: Tensor, share: float) -> Tensor:
-    """``share * first + (1 - share) * second`` of waveforms int16, as long as the first.
+def mix(first: Tensor, second: Tensor, weight: float) -> Tensor:
+    """Mix two int16 waveforms: ``weight * first + (1 - weight) * second``.
 
-    A shorter second one is followed by silence, of a longer one the beginning is taken.
+    The result is as long as ``first``; ``second`` is zero-padded or cut at its end.
     """
-    mixed = first.float() * share
+    mixed = first.float() * weight
     length = min(len(first), len(second))
-    mixed[:length] += second[:length].float() * (1 - share)
-    return mixed.round_().to(torch.int16)  # the shares' sum is 1: nothing overflows
+    mixed[:length] += second[:length].float() * (1 - weight)
+    return mixed.round_().to(torch.int16)  # the weights sum to 1: no overflow
 
 
 def roll_and_scale(samples: Tensor, generator: torch.Generator) -> Tensor:
-    """Rotate a waveform (L,) int16 by any amount, and multiply it by 0.5 + Beta(10, 10).
+    """Shift a waveform (L,) int16 circularly by any amount and scale it by 0.5 + Beta(10, 10).
 
-    Audio-MAE's "roll-mag" (Huang et al. 2022), which keeps its length. What it makes louder than
-    16 bits hold is clipped.
+    This is the "roll-mag" augmentation of Audio-MAE (Huang et al. 2022). Values beyond the int16
+    range are clipped.
     """
-    by = int(torch.randint(len(samples), (), generator=generator))
+    shift = int(torch.randint(len(samples), (), generator=generator))
     seed = int(torch.randint(2**62, (), generator=generator))
     scale = 0.5 + float(np.random.default_rng(seed).beta(10, 10))
-    scaled = samples.roll(by).float() * scale
+    scaled = samples.roll(shift).float() * scale
     return scaled.round_().clamp_(_INT16.min, _INT16.max).to(torch.int16)
 
 
 def add_noise(samples: Tensor, snr_db: float, generator: torch.Generator) -> Tensor:
-    """Add white noise to a waveform (L,) int16, ``snr_db`` below its mean power."""
+    """Add white noise to a waveform (L,) int16 at a signal-to-noise ratio of ``snr_db``."""
     wave = samples.float()
     level = wave.square().mean().sqrt() * 10 ** (-snr_db / 20)
     noisy = wave + level * torch.randn(wave.shape, generator=generator)
@@ -163,12 +168,15 @@ def add_noise(samples: Tensor, snr_db: float, generator: torch.Generator) -> Ten
 
 
 def mask_bands(log_mel: Tensor, hidden: Tensor, value: Tensor) -> Tensor:
-    """Put ``value`` into a band of mel bins and one of frames of each clip.
+    """Fill a band of mel bins and a band of frames of each clip with ``value`` (SpecAugment).
 
     Args:
         log_mel: (B, T, F).
-        hidden: (B, 2, 2) int64, from :meth:`Augmentation.draw_hidden`.
+        hidden: (B, 2, 2) int64, from :meth:`Augmentation.draw_hidden` for each clip.
         value: (1,), such as the mean of the input.
+
+    Returns:
+        (B, T, F).
     """
     _, frames, bins = log_mel.shape
     bin_, frame = (torch.arange(n, device=log_mel.device) for n in (bins, frames))

@@ -1,7 +1,7 @@
-"""Clips to a batch that a model takes: crop or pad, filterbank if wanted, masks.
+"""Collate clips into a batch: crop or pad, compute the filterbank if wanted, draw masks.
 
-All chance comes from a generator keyed by (seed, epoch, clip): which part of a clip is seen and
-what is hidden does not depend on workers, ranks, or how a run was interrupted.
+All randomness comes from generators keyed by (seed, epoch, clip), so that the crop and the mask of
+a clip do not depend on the number of workers or ranks, or on whether a run was interrupted.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _FOR_CROPS, _FOR_MASK = 0, 1
 
 
 def clip_generator(seed: int, epoch: int, clip: int, purpose: int = 0) -> torch.Generator:
-    """A generator that gives the same draws for the same (seed, epoch, clip), anywhere."""
+    """Return a generator keyed by (seed, epoch, clip): same key, same draws, in any process."""
     key = np.random.SeedSequence((seed, epoch, clip, purpose)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(key >> np.uint64(1)))
 
 
 def draw_start(room: int, generator: torch.Generator) -> int:
-    """A start from 0 to ``room``, each equally likely."""
+    """Draw the start of a crop, uniform from 0 to ``room``."""
     return int(torch.randint(room + 1, (), generator=generator)) if room > 0 else 0
 
 
@@ -37,10 +37,10 @@ class Clip:
     """One decoded clip.
 
     Args:
-        id: its row in the manifest.
+        id: row in the manifest.
         samples: (L,) int16 at 16 kHz.
-        generator: the clip's own, for crops.
-        mask_generator: likewise, for its mask.
+        generator: generator of the clip's crop.
+        mask_generator: generator of the clip's mask.
     """
 
     id: int
@@ -50,7 +50,7 @@ class Clip:
 
     @classmethod
     def of(cls, id: int, samples: Tensor, seed: int, epoch: int) -> Clip:  # noqa: A002
-        """A clip with its generators."""
+        """Return a clip with its generators."""
         return cls(
             id,
             samples,
@@ -61,15 +61,15 @@ class Clip:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a pretraining step needs.
+    """Inputs of one pretraining step.
 
     Args:
         ids: (B,) int64, rows in the manifest.
         source: (B, L) int16 waveforms, or (B, T, 128) float32 log-mel.
-        lengths: (B,) int64, valid samples or frames; ``None`` where nothing is padded.
+        lengths: (B,) int64, valid samples or frames of each clip; ``None``: no clip is padded.
         mask: visible and masked patches.
-        num_visible, num_masked: patches over the whole batch.
-        num_samples: valid samples over the whole batch.
+        num_visible, num_masked: number of such patches in the batch.
+        num_samples: number of valid samples in the batch.
     """
 
     ids: Tensor
@@ -82,35 +82,36 @@ class Batch:
 
 
 class InputConfig(Protocol):
-    """What a batch must suit of a model's configuration; fields as described there."""
+    """Fields of a model's configuration that a batch depends on (see its help texts)."""
 
     random_mask_prob: float
     mask_length: int
 
     @property
     def patch_shape(self) -> PatchShape:
-        """How spectrograms are cut."""
+        """Size and stride of the patches."""
 
     @property
     def window_type(self) -> str:
-        """Of the filterbank."""
+        """Window of the filterbank, "povey" or "hanning"."""
 
     @property
     def input_frames(self) -> int | None:
-        """Frames that the model cuts clips to; ``None``: it takes clips of any length."""
+        """Frames that the model crops or pads clips to; ``None``: clips of any length."""
 
 
 @dataclass(frozen=True)
 class Collater:
-    """Makes batches.
+    """Collate function that crops or pads clips and draws their masks.
 
     Args:
-        config: of the model: its patches, mask ratio, filterbank and longest clip.
-        mask_type: name of a strategy.
-        pad: pad clips to the longest, instead of cropping them to the shortest. Either way, what
-            exceeds the model's ``input_frames`` is cropped.
-        random_crop: crop anywhere, instead of at the beginning.
-        compute_fbank: run the filterbank here, instead of in the model.
+        config: the model's configuration: patches, mask ratio, filterbank, maximum length.
+        mask_type: name of a masking strategy, a key of
+            :data:`~mae_ast.core.frontend.masking.MASK_TYPES`.
+        pad: pad clips to the longest one instead of cropping them to the shortest. In both cases
+            clips are cropped to the model's ``input_frames``.
+        random_crop: crop at a random position instead of at the beginning.
+        compute_fbank: compute the filterbank here instead of in the model.
     """
 
     config: InputConfig
@@ -120,13 +121,13 @@ class Collater:
     compute_fbank: bool = False
 
     def __call__(self, clips: Sequence[Clip]) -> Batch:
-        """Collate; an empty sequence gives a batch of nothing, whose losses are 0.
+        """Collate clips; an empty sequence gives an empty batch, whose losses are 0.
 
         Raises:
             ValueError: a clip is shorter than one patch.
         """
         if not clips:
-            return self._nothing()
+            return self._empty_batch()
         lengths = [len(clip.samples) for clip in clips]
         if min(lengths) < self.config.patch_shape.min_samples:
             raise ValueError(
@@ -150,8 +151,8 @@ class Collater:
     def _draw_masks(self, clips: Sequence[Clip], lengths: list[int]) -> MaskIds:
         strategy = mask_strategy(self.mask_type, self.config.mask_length)
         shape, ratio = self.config.patch_shape, self.config.random_mask_prob
-        # Each mask comes from a generator of its own, so that it does not depend on whether its
-        # clip was cropped for the sake of the others.
+        # Masks have generators of their own, so that they do not depend on whether the clip had to
+        # be cropped, which draws from the other generator.
         generators = [clip.mask_generator for clip in clips]
         if self.mask_type == "random_mask_batched":
             state = generators[0].get_state()
@@ -180,10 +181,11 @@ class Collater:
             num_samples=sum(lengths),
         )
 
-    def _nothing(self) -> Batch:
-        """One silent clip that counts for nothing: no valid frame, no masked patch.
+    def _empty_batch(self) -> Batch:
+        """Return a silent clip without valid frames or masked patches.
 
-        A worker whose clips are all bad, or a rank that has run out, still takes part in the step.
+        It lets a worker whose clips are all unreadable, or a rank that has run out of clips, take
+        part in the step.
         """
         shape = self.config.patch_shape
         visible = torch.arange(shape.per_column).unsqueeze(0)

@@ -1,12 +1,13 @@
-"""Kaldi log-mel filterbanks for a whole batch: (B, L) samples -> (B, T, 128) float32.
+"""Kaldi log-mel filterbank of a whole batch: (B, L) samples -> (B, T, 128) float32.
 
-25 ms windows every 10 ms, DC removed, pre-emphasis 0.97, power spectrum, no dither, no energy: the
-values of ``torchaudio.compliance.kaldi.fbank(use_energy=False, num_mel_bins=128)`` within 1e-3, on
-any device. Its order of operations is kept on purpose: folded into one matrix they miss by 1.8e-3.
+25 ms windows every 10 ms, DC offset removed, pre-emphasis 0.97, power spectrum, no dither, no
+energy. The values match ``torchaudio.compliance.kaldi.fbank(use_energy=False, num_mel_bins=128)``
+within 1e-3 on any device. The order of operations is torchaudio's on purpose: folding the linear
+steps into one matrix gives differences of up to 1.8e-3.
 
-MAE-AST has povey windows. SSAST, AST and Audio-MAE have hanning windows; that they set
-``htk_compat`` moves the energy only, and that they first subtract the clip's mean changes nothing,
-since each frame's own mean is removed.
+MAE-AST uses povey windows; SSAST, AST and Audio-MAE use hanning windows. The original
+implementations of the latter also set ``htk_compat``, which only moves the energy, and subtract the
+clip's mean, which has no effect because each frame's mean is removed.
 """
 
 from __future__ import annotations
@@ -26,40 +27,40 @@ FRAME_SHIFT = 160  # samples, 10 ms
 FFT_LENGTH = 512
 PREEMPHASIS = 0.97
 LOW_FREQUENCY = 20.0  # Hz
-WINDOW_POWERS = {"povey": 0.85, "hanning": 1.0}  # of a Hann window
+WINDOW_POWERS = {"povey": 0.85, "hanning": 1.0}  # exponent of a Hann window
 
-# On a CPU, frames go through in blocks whose intermediate values stay in the cache.
+# On a CPU, frames are processed in blocks whose intermediate values fit the cache.
 _CPU_BLOCK_FRAMES = 1024
 
 
 def num_frames(num_samples: int) -> int:
-    """Frames of a clip of ``num_samples`` at 16 kHz; 0 where it is shorter than one window."""
+    """Return the number of frames of a clip at 16 kHz; 0 if it is shorter than one window."""
     return max(0, 1 + (num_samples - FRAME_LENGTH) // FRAME_SHIFT)
 
 
 def num_frames_of(num_samples: Tensor) -> Tensor:
-    """:func:`num_frames` for a (B,) int64 tensor."""
+    """Apply :func:`num_frames` to a (B,) int64 tensor."""
     return (1 + (num_samples - FRAME_LENGTH).div(FRAME_SHIFT, rounding_mode="floor")).clamp(min=0)
 
 
 def num_samples_of_frames(frames: int) -> int:
-    """The fewest samples at 16 kHz that give ``frames`` frames."""
+    """Return the minimum number of samples at 16 kHz that gives ``frames`` frames."""
     return FRAME_LENGTH + (frames - 1) * FRAME_SHIFT
 
 
 def fbank(waveform: Tensor, window_type: str = "povey") -> Tensor:
-    """Log-mel filterbank of a batch.
+    """Compute the log-mel filterbank of a batch.
 
     Args:
-        waveform: (B, L) int16, or float in [-1, 1], at 16 kHz. A clip that is padded on the right
-            has the frames it has alone in its first ``num_frames(its samples)`` rows.
+        waveform: (B, L) int16, or float in [-1, 1], at 16 kHz. Padding on the right does not change
+            the first ``num_frames(n)`` frames of a clip of n samples.
         window_type: "povey" or "hanning".
 
     Returns:
         (B, T, 128) float32 with T = 1 + (L - 400) // 160.
 
     Raises:
-        ValueError: L is shorter than one window of 400 samples; there is no such window.
+        ValueError: L is less than one window of 400 samples, or ``window_type`` is unknown.
     """
     length = waveform.shape[-1]
     if length < FRAME_LENGTH:
@@ -83,12 +84,12 @@ def fbank(waveform: Tensor, window_type: str = "povey") -> Tensor:
 
 
 def fit_frames(spectrogram: Tensor, num_frames: Tensor | None, target: int) -> Tensor:
-    """Log-mel (B, T, F) cut or filled up with zeros to (B, target, F), as AST's recipes do.
+    """Crop or zero-pad log-mel (B, T, F) to (B, target, F), as the AST recipes do.
 
     Args:
-        spectrogram: not normalised yet: these zeros are loud, not silent.
+        spectrogram: log-mel before normalisation; there a value of 0 is loud, not silent.
         num_frames: (B,) int64, valid frames of each clip; ``None``: all.
-        target: frames that are wanted.
+        target: number of frames of the result.
     """
     fitted = F.pad(spectrogram[:, :target], (0, 0, 0, max(0, target - spectrogram.shape[1])))
     if num_frames is None:
@@ -98,7 +99,7 @@ def fit_frames(spectrogram: Tensor, num_frames: Tensor | None, target: int) -> T
 
 
 def _log_mel(frames: Tensor, window_type: str) -> Tensor:
-    """(..., 400) samples to (..., 128) log-mel energies."""
+    """Compute log-mel energies: (..., 400) samples -> (..., 128)."""
     window, mel_banks = _constants(frames.device, window_type)
     if frames.dtype == torch.int16:
         frames = frames.float() / 32768.0
@@ -107,18 +108,18 @@ def _log_mel(frames: Tensor, window_type: str) -> Tensor:
     first = frames[..., :1]
     frames = frames - PREEMPHASIS * torch.cat((first, frames[..., :-1]), dim=-1)
     spectrum = torch.fft.rfft(frames * window, n=FFT_LENGTH)
-    # abs().square(), not real^2 + imag^2: torchaudio's rounding.
+    # abs().square(), not real^2 + imag^2, to round as torchaudio does.
     energies = F.linear(spectrum.abs().square_(), mel_banks)
     return energies.clamp_(min=torch.finfo(torch.float32).eps).log_()
 
 
 @lru_cache(maxsize=8)
 def _constants(device: torch.device, window_type: str) -> tuple[Tensor, Tensor]:
-    """The window (400,) and the mel matrix (128, 257), on ``device``."""
+    """Return the window (400,) and the mel matrix (128, 257) on ``device``."""
     if window_type not in WINDOW_POWERS:
-        raise ValueError(f"window {window_type!r}; it is one of {', '.join(WINDOW_POWERS)}")
+        raise ValueError(f"window {window_type!r}; must be one of {', '.join(WINDOW_POWERS)}")
     window = torch.hann_window(FRAME_LENGTH, periodic=False).pow(WINDOW_POWERS[window_type])
     banks, _ = get_mel_banks(
         NUM_MEL_BINS, FFT_LENGTH, float(SAMPLE_RATE), LOW_FREQUENCY, 0.0, 100.0, -500.0, 1.0
     )
-    return window.to(device), F.pad(banks, (0, 1)).to(device)  # nothing at the Nyquist bin
+    return window.to(device), F.pad(banks, (0, 1)).to(device)  # no filter covers the Nyquist bin

@@ -1,4 +1,4 @@
-"""The input's normalisation to N(0, 0.5^2): (B, T, F) -> (B, T, F), always in float32."""
+"""Normalise log-mel input to mean 0 and std 0.5: (B, T, F) -> (B, T, F), always in float32."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ MOMENTUM = 0.1
 
 
 class InputNorm(nn.Module):
-    """Non-affine batch norm over the valid frames of one "channel", times 0.5.
+    """Batch norm of the input: one channel, not affine, over valid frames only, scaled by 0.5.
 
-    Buffers are named and updated as ``nn.BatchNorm2d(1, affine=False)`` does.
+    Buffers are named and updated as in ``nn.BatchNorm2d(1, affine=False)``.
 
     If ``torch.distributed`` is initialised, each rank normalises a training batch by its own
-    statistics, and all ranks track the statistics of every rank, in the order of ranks, as one
-    process does that sees these batches one after another. So every rank must take part in each
-    training step, as with ``nn.SyncBatchNorm`` (with ``num_frames`` of 0 if it has run out of
-    clips).
+    statistics, and every rank tracks the statistics of all ranks in rank order, as a single process
+    would that sees these batches one after another. As with ``nn.SyncBatchNorm``, every rank must
+    therefore take part in each training step, with ``num_frames`` of 0 if it has run out of clips.
 
     Args:
-        update: normalise a training batch by its own statistics and track them. ``False`` keeps
-            the running ones fixed, so that a clip's values do not depend on its batch.
-        mean, std: initial running statistics, of log-mel values.
+        update: normalise a training batch by its own statistics and track them. ``False``: always
+            use the initial statistics, so that a clip's values do not depend on its batch.
+        mean, std: initial running mean and std of log-mel values.
 
     Raises:
         ValueError: ``std`` is not positive.
@@ -39,7 +38,7 @@ class InputNorm(nn.Module):
     def __init__(self, update: bool = True, mean: float = 0.0, std: float = 1.0) -> None:
         super().__init__()
         if not std > 0:
-            raise ValueError(f"the input's standard deviation is {std}; it must be positive")
+            raise ValueError(f"input_std={std}; must be positive")
         self.update = update
         self.register_buffer("running_mean", torch.tensor([float(mean)]))
         self.register_buffer("running_var", torch.tensor([float(std) ** 2]))
@@ -51,6 +50,9 @@ class InputNorm(nn.Module):
         Args:
             spectrogram: (B, T, F) float32 log-mel.
             num_frames: (B,) int64, valid frames of each clip; ``None``: all.
+
+        Returns:
+            (B, T, F) float32.
         """
         mean, var = self.running_mean, self.running_var
         if self.training and self.update:
@@ -61,15 +63,18 @@ class InputNorm(nn.Module):
     def _track(self, x: Tensor, num_frames: Tensor | None) -> tuple[Tensor, Tensor]:
         count, mean, var = _statistics(x, num_frames)
         unbiased = var * count / (count - 1).clamp(min=1)
-        counts, means, variances = _of_all_ranks(torch.stack([count, mean, unbiased])).unbind(1)
-        self._move_to(counts, means, variances)
+        counts, means, variances = _all_gather(torch.stack([count, mean, unbiased])).unbind(1)
+        self._update_running(counts, means, variances)
         is_empty = count == 0
         return mean.where(~is_empty, self.running_mean), var.where(~is_empty, self.running_var)
 
-    def _move_to(self, counts: Tensor, means: Tensor, variances: Tensor) -> None:
-        """Move the running statistics to those of each batch (N,) in turn, all at once."""
+    def _update_running(self, counts: Tensor, means: Tensor, variances: Tensor) -> None:
+        """Update the running statistics by N batches, (N,) each, in closed form.
+
+        The result equals N successive updates with momentum 0.1.
+        """
         weights = MOMENTUM * (counts > 0)  # an empty batch changes nothing
-        kept = (1 - weights).flip(0).cumprod(0).flip(0)  # after a batch and those that follow it
+        kept = (1 - weights).flip(0).cumprod(0).flip(0)  # fraction left by batches n to N
         weights = weights * torch.cat([kept[1:], kept.new_ones(1)])
         total = weights.sum()
         weights = weights / total.clamp(min=torch.finfo(total.dtype).tiny)
@@ -78,7 +83,7 @@ class InputNorm(nn.Module):
         self.num_batches_tracked += (counts > 0).sum()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InputNorm:
-        """Move to a device, but stay in float32 when the model around is made half precision."""
+        """Follow the model to a device, but keep the buffers' dtype when it is cast."""
         exact = dict(self.named_buffers())
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in exact.items():
@@ -89,7 +94,7 @@ class InputNorm(nn.Module):
 
 
 def _statistics(x: Tensor, num_frames: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return number, mean and biased variance of the valid values of (B, T, F), each ()."""
+    """Return count, mean and biased variance, each (), of the valid values of (B, T, F)."""
     if num_frames is None:
         count = torch.full((), x.numel(), dtype=torch.float32, device=x.device)
         var, mean = torch.var_mean(x, correction=0)
@@ -102,10 +107,11 @@ def _statistics(x: Tensor, num_frames: Tensor | None) -> tuple[Tensor, Tensor, T
     return count, mean, var
 
 
-def _of_all_ranks(values: Tensor) -> Tensor:
-    """Gather (K,) of each rank: (ranks, K), in the order of ranks.
+def _all_gather(values: Tensor) -> Tensor:
+    """Gather (K,) from each rank: (ranks, K), in rank order.
 
-    Sums each rank's row with zeros, which is exact and works with every backend.
+    Implemented as an all-reduce of rows that are zero on the other ranks: exact, and available in
+    every backend.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return values[None]

@@ -1,11 +1,12 @@
-"""Which patches to hide: a strategy draws ``MaskIds`` for a batch of equal grids.
+"""Masking strategies: draw :class:`MaskIds` for a batch of equal grids of patches.
 
-One idea covers all strategies: give each patch a score and hide the M patches with the lowest.
-For random masks the score is noise. For chunks and spans, K blocks are dropped at random places
-and a patch's score is the number of the first block that covers it, so the blocks are hidden in
-the order in which they fell until M is reached.
+All strategies follow one scheme: give each patch a score and hide the M patches with the lowest
+scores. For random masks the scores are noise. For chunks and spans, K blocks are placed at random,
+and the score of a patch is the index of the first block that covers it, so that blocks are hidden
+in the order of their draws until M patches are hidden.
 
-No loop over clips, patches or blocks; every draw comes from the ``generator`` that is passed in.
+There is no loop over clips, patches or blocks. All random numbers come from the ``generator`` that
+is passed in.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ Grid = tuple[int, int]  # patches along time, patches along mel
 
 CHUNK_SIZES = (3, 5)  # smallest and largest side of a chunk, in patches (SSAST)
 
-# The share of patches that K blocks leave uncovered is exp(-K p); K aims this much above the mark.
+# K blocks leave a fraction exp(-K p) of the patches uncovered; K is this much larger than needed.
 _COVER_MARGIN = 1.5
 
 
 @dataclass(frozen=True)
 class MaskIds:
-    """The two halves of a partition of each clip's patches, each half in ascending order.
+    """Partition of each clip's patches into visible and masked ones.
 
     Args:
-        visible_ids: (B, V) int64, what the encoder sees.
-        masked_ids: (B, M) int64, what is hidden and to be predicted.
-        padded: clips have different numbers of patches, and rows end in -1. ``False`` promises
-            that no -1 occurs, so that no padding mask needs to be built.
+        visible_ids: (B, V) int64, the patches that the encoder sees, in ascending order.
+        masked_ids: (B, M) int64, the patches that are hidden and predicted, in ascending order.
+        padded: the clips have different numbers of patches, and rows are padded with -1. ``False``
+            guarantees that there is no -1, so that no padding mask is needed.
     """
 
     visible_ids: Tensor
@@ -43,7 +44,7 @@ class MaskIds:
 
 
 def count_visible(num_patches: int, ratio: float) -> int:
-    """V of a clip with N patches of which ``ratio`` are hidden: at least one stays visible."""
+    """Return V for N patches and the given mask ratio; at least one patch stays visible."""
     return max(1, int((1 - ratio) * num_patches))
 
 
@@ -54,14 +55,14 @@ def random_mask(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> MaskIds:
-    """Hide random patches, each clip its own (He et al. 2022).
+    """Hide random patches, drawn independently for each clip (He et al. 2022, MAE).
 
     Args:
         batch_size: B.
         grid: patches along time and mel; N is their product.
-        ratio: fraction hidden, between 0 and 1.
-        generator: source of the draw, on ``device``.
-        device: where the ids are wanted.
+        ratio: fraction of patches to hide, between 0 and 1.
+        generator: random number generator on ``device``; ``None``: torch's default.
+        device: device of the ids.
     """
     num_patches = grid[0] * grid[1]
     scores = torch.rand(batch_size, num_patches, generator=generator, device=device)
@@ -75,9 +76,10 @@ def random_mask_batched(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> MaskIds:
-    """:func:`random_mask`, the same for the whole batch."""
-    one = random_mask(1, grid, ratio, generator, device)
-    return MaskIds(one.visible_ids.expand(batch_size, -1), one.masked_ids.expand(batch_size, -1))
+    """Hide the same random patches in all clips of the batch (see :func:`random_mask`)."""
+    shared = random_mask(1, grid, ratio, generator, device)
+    visible, masked = shared.visible_ids, shared.masked_ids
+    return MaskIds(visible.expand(batch_size, -1), masked.expand(batch_size, -1))
 
 
 def chunk_mask(
@@ -89,8 +91,8 @@ def chunk_mask(
 ) -> MaskIds:
     """Hide s x s chunks of patches, s drawn from 3..5 for each clip (Gong et al. 2022, SSAST).
 
-    Chunks may hang over the edges, so that every patch is equally likely to be hidden.
-    Arguments as in :func:`random_mask`.
+    Chunks may extend beyond the edges of the grid, so that every patch is hidden with the same
+    probability. The arguments are those of :func:`random_mask`.
     """
     num_patches = grid[0] * grid[1]
     num_masked = num_patches - count_visible(num_patches, ratio)
@@ -112,32 +114,33 @@ def retain_spans(
     device: torch.device | str = "cpu",
     span_length: int = 10,
 ) -> MaskIds:
-    """Hide spans of frame tokens (Baevski et al. 2020, wav2vec 2.0).
+    """Hide spans of frame tokens, which may overlap (Baevski et al. 2020, wav2vec 2.0).
 
-    Spans fall with replacement until exactly M tokens are hidden, and the last one is cut.
+    Spans are drawn with replacement until exactly M tokens are hidden; the last one is cut.
 
     Args:
         batch_size: B.
-        grid: (N, 1): spans lie along time.
-        density: span starts a token, times the span's length: M = round(N (1 - exp(-density))).
-        generator: source of the draw, on ``device``.
-        device: where the ids are wanted.
-        span_length: tokens of a span.
+        grid: (N, 1), since spans extend along time only.
+        density: span starts per token, times the span length. It determines the number of hidden
+            tokens: M = round(N (1 - exp(-density))).
+        generator: random number generator on ``device``; ``None``: torch's default.
+        device: device of the ids.
+        span_length: length of a span in tokens.
 
     Raises:
-        ValueError: the grid has several patches above one another.
+        ValueError: the grid has more than one patch along mel.
     """
     num_patches = grid[0]
     if grid[1] != 1:
         raise ValueError(
-            "mask_type retain_spans hides spans of time and needs frame tokens "
-            f"(128 mel bins each); here {grid[1]} patches lie above one another"
+            "mask_type retain_spans hides spans of time and needs frame tokens of 128 mel bins; "
+            f"this grid has {grid[1]} patches along mel"
         )
     num_masked = min(num_patches - 1, round(num_patches * (1 - math.exp(-density))))
     length = torch.full((batch_size, 1), span_length, device=device)
     num_blocks = _blocks_needed(num_masked / num_patches, grid, (span_length, 1))
     first = first_cover(grid, length, torch.ones_like(length), num_blocks, generator)
-    # Within the last span, the earliest tokens are hidden first: it is cut at its end.
+    # Within the last span, earlier tokens are hidden first, so that it is cut at its end.
     in_order = torch.linspace(0, 0.9, num_patches, device=device)
     return hide_lowest(first.flatten(1) + in_order, num_masked)
 
@@ -151,7 +154,7 @@ MASK_TYPES: dict[str, Callable[..., MaskIds]] = {
 
 
 def mask_strategy(mask_type: str, span_length: int) -> Callable[..., MaskIds]:
-    """The strategy of that name; ``span_length`` is for spans only."""
+    """Return the strategy with the name ``mask_type``; only spans use ``span_length``."""
     strategy = MASK_TYPES[mask_type]
     is_spans = strategy is retain_spans
     return partial(strategy, span_length=span_length) if is_spans else strategy
@@ -165,23 +168,23 @@ def structured_mask(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> MaskIds:
-    """Hide whole columns and whole rows of patches (Huang et al. 2022, Audio-MAE).
+    """Hide whole time steps and whole mel rows of patches (Huang et al. 2022, Audio-MAE).
 
-    Each clip has its own. What stays is where the columns that stay meet the rows that stay. It is
-    used in fine-tuning.
+    A patch is visible if both its time step and its mel row are kept. Each clip has a mask of its
+    own. This mask is used in fine-tuning.
 
     Args:
         batch_size: B.
-        grid: patches along time (columns) and mel (rows).
-        ratio_time, ratio_mel: fractions of columns and of rows hidden, from 0 to below 1.
-        generator: source of the draw, on ``device``.
-        device: where the ids are wanted.
+        grid: patches along time and mel.
+        ratio_time, ratio_mel: fractions of time steps and of mel rows to hide, from 0 to below 1.
+        generator: random number generator on ``device``; ``None``: torch's default.
+        device: device of the ids.
     """
-    stay = []
+    kept = []
     for size, ratio in zip(grid, (ratio_time, ratio_mel), strict=True):
         scores = torch.rand(batch_size, size, generator=generator, device=device)
-        stay.append(hide_lowest(scores, size - count_visible(size, ratio)).visible_ids)
-    visible = (stay[0].unsqueeze(2) * grid[1] + stay[1].unsqueeze(1)).flatten(1)
+        kept.append(hide_lowest(scores, size - count_visible(size, ratio)).visible_ids)
+    visible = (kept[0].unsqueeze(2) * grid[1] + kept[1].unsqueeze(1)).flatten(1)
     num_patches = grid[0] * grid[1]
     scores = torch.zeros(batch_size, num_patches, device=device).scatter(1, visible, 1.0)
     return hide_lowest(scores, num_patches - visible.shape[1])
@@ -190,21 +193,21 @@ def structured_mask(
 def scatter_tokens(
     visible: Tensor, mask_token: Tensor, mask: MaskIds, num_patches: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Visible tokens in their places, and the mask token in all others.
+    """Put visible tokens back in position and the mask token in all other positions.
 
     Args:
         visible: (B, V, D).
         mask_token: (D,).
-        mask: V and M.
-        num_patches: N, of the longest clip.
+        mask: partition of the patches.
+        num_patches: N of the longest clip.
 
     Returns:
-        (B, N, D), and (B, N) bool, True = padding; ``None``: there is none.
+        The tokens (B, N, D) and the padding mask (B, N) bool, True = padding; ``None``: no padding.
     """
     batch, _, width = visible.shape
     slots, padding_mask, ids = num_patches, None, mask.visible_ids
     if mask.padded:
-        # Padding goes to one slot more, which is cut off again.
+        # Padding is scattered to an extra slot, which is then removed.
         slots, ids = num_patches + 1, ids.where(ids >= 0, num_patches)
         per_clip = (mask.visible_ids >= 0).sum(1) + (mask.masked_ids >= 0).sum(1)
         padding_mask = torch.arange(num_patches, device=ids.device) >= per_clip[:, None]
@@ -214,7 +217,7 @@ def scatter_tokens(
 
 
 def hide_lowest(scores: Tensor, num_masked: int) -> MaskIds:
-    """(B, N) scores to the M lowest as masked ids and the rest as visible ids."""
+    """Mask the ``num_masked`` patches with the lowest scores (B, N); the rest is visible."""
     lowest = scores.topk(num_masked, dim=1, largest=False, sorted=False).indices
     hidden = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, lowest, True)
     ids = hidden.to(torch.uint8).argsort(dim=1, stable=True)
@@ -229,24 +232,24 @@ def first_cover(
     num_blocks: int,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Number of the first of K random blocks that covers each patch; K where none does.
+    """Place K random blocks and return the index of the first one that covers each patch.
 
-    A block's corner lies anywhere from ``1 - side`` to the last patch, so each patch is covered
-    with the same probability, corners included.
+    A block starts anywhere from ``1 - side`` to the last patch of an axis, so that each patch is
+    covered with the same probability, those in the corners of the grid included.
 
     Args:
-        grid: patches along time and mel.
-        sides_time, sides_mel: (B, 1) int64, size of a clip's blocks.
+        grid: (T', F'), patches along time and mel.
+        sides_time, sides_mel: (B, 1) int64, size of the blocks of each clip.
         num_blocks: K.
-        generator: source of the draw.
+        generator: random number generator on the device of the sides.
 
     Returns:
-        (B, T', F') int16, or int32 where K wants it.
+        (B, T', F') int16, or int32 if K exceeds its range; K where no block covers the patch.
     """
     in_time = _covered(grid[0], sides_time, num_blocks, generator)
     in_mel = _covered(grid[1], sides_mel, num_blocks, generator)
-    # Blocks are numbered down from K, so that the first is a maximum: in small integers, many fold
-    # faster than the first of several ones is found.
+    # Blocks are ranked from K down, so that the first one is a maximum: a maximum over small
+    # integers is many times faster than an argmax.
     dtype = torch.int16 if num_blocks < 2**15 else torch.int32
     rank = torch.arange(num_blocks, 0, -1, dtype=dtype, device=in_time.device)
     ranked = (in_time * rank[:, None]).unsqueeze(3) * in_mel.unsqueeze(2)  # (B, K, T', F')
@@ -256,24 +259,24 @@ def first_cover(
 def _covered(
     size: int, sides: Tensor, num_blocks: int, generator: torch.Generator | None
 ) -> Tensor:
-    """(B, K, size) bool: which places along one axis each block covers."""
+    """Draw K blocks along one axis and return (B, K, size) bool, True where a block covers it."""
     draw = torch.rand(len(sides), num_blocks, generator=generator, device=sides.device)
     corners = (draw * (size + sides - 1)).long() + 1 - sides  # (B, K)
     offset = torch.arange(size, device=sides.device) - corners.unsqueeze(2)
     return (offset >= 0) & (offset < sides.unsqueeze(2))
 
 
-def _blocks_needed(share: float, grid: Grid, side: tuple[int, int]) -> int:
-    """K so that K blocks of ``side`` cover more than ``share`` of the patches."""
-    chance = 1.0
+def _blocks_needed(ratio: float, grid: Grid, side: tuple[int, int]) -> int:
+    """Return K such that K blocks of size ``side`` cover more than ``ratio`` of the patches."""
+    probability = 1.0  # that a block covers a given patch
     for size, length in zip(grid, side, strict=True):
-        chance *= min(1.0, length / (size + length - 1))
-    share = min(share, 1 - 1 / (grid[0] * grid[1] + 1))
-    return 4 + math.ceil(-math.log(1 - share) / chance * _COVER_MARGIN)
+        probability *= min(1.0, length / (size + length - 1))
+    ratio = min(ratio, 1 - 1 / (grid[0] * grid[1] + 1))
+    return 4 + math.ceil(-math.log(1 - ratio) / probability * _COVER_MARGIN)
 
 
 def pad_mask_ids(masks: Sequence[MaskIds]) -> MaskIds:
-    """Stack the masks of single clips; rows of clips with fewer patches end in -1."""
+    """Stack masks of single clips into a batch; shorter rows are padded with -1."""
     visible = [mask.visible_ids[0] for mask in masks]
     masked = [mask.masked_ids[0] for mask in masks]
     padded = len({(len(v), len(m)) for v, m in zip(visible, masked, strict=True)}) > 1
@@ -285,28 +288,28 @@ def pad_mask_ids(masks: Sequence[MaskIds]) -> MaskIds:
 
 
 def check_mask(mask_type: str, ratio: float, patches_per_column: int) -> None:
-    """Refuse a strategy that does not exist or cannot work, before any data is read.
+    """Validate a masking strategy and its ratio before any data is read.
 
     Raises:
-        ValueError: with the value and what would be right.
+        ValueError: the strategy is unknown, or does not work with this ratio or these patches.
     """
     if mask_type not in MASK_TYPES:
         raise ValueError(
-            f"mask_type {mask_type!r} is not known; it is one of {', '.join(MASK_TYPES)}"
+            f"mask_type {mask_type!r} is unknown; must be one of {', '.join(MASK_TYPES)}"
         )
     if mask_type == "retain_spans":
         if patches_per_column != 1:
             raise ValueError(
-                "mask_type retain_spans needs frame tokens (ast_kernel_size_chan=128); here "
-                f"{patches_per_column} patches lie above one another"
+                "mask_type retain_spans needs frame tokens (ast_kernel_size_chan=128); this "
+                f"configuration has {patches_per_column} patches along mel"
             )
         if not 0 < ratio < 10:
             raise ValueError(
-                f"random_mask_prob {ratio} is no span density; with retain_spans it lies between "
-                "0 and 10 (1.45 hides 76.5 % of the tokens, 0.74 hides 52.3 %)"
+                f"random_mask_prob {ratio} is not a span density; with mask_type retain_spans it "
+                "must be between 0 and 10 (1.45 hides 76.5 % of the tokens, 0.74 hides 52.3 %)"
             )
     elif not 0 < ratio < 1:
         raise ValueError(
-            f"random_mask_prob {ratio} hides all or nothing; with {mask_type} it is the fraction "
-            "hidden and lies between 0 and 1 (0.75 is usual)"
+            f"random_mask_prob {ratio} is out of range; with mask_type {mask_type} it is the "
+            "fraction of patches to hide, between 0 and 1 (0.75 is usual)"
         )

@@ -1,10 +1,10 @@
 """AST (Gong et al. 2021, arXiv 2104.01778): a convolution-free classifier of spectrograms.
 
     patches (B, N, P), overlapping -> tokens (B, N, D) -> encoder
-    -> mean of CLS and distillation token, or of the patches' tokens (B, D)
+    -> mean of CLS and distillation token, or of the patch tokens (B, D)
     -> layer norm, linear -> logits (B, C)
 
-C is the number of classes.
+C is the number of classes. Each class has a logit of its own; softmax or sigmoid follow outside.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mae_ast.core.nn.transformer import init_linear
 
 
 class AstHead(nn.Module):
-    """Layer norm and linear: (B, D) -> (B, C)."""
+    """Classification head: layer norm and linear, (B, D) -> (B, C)."""
 
     def __init__(self, width: int, num_classes: int, layer_norm_eps: float) -> None:
         super().__init__()
@@ -28,23 +28,23 @@ class AstHead(nn.Module):
         self.linear = nn.Linear(width, num_classes)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Logits."""
+        """Compute logits: (B, D) -> (B, C)."""
         logits: Tensor = self.linear(self.layer_norm(pooled))
         return logits
 
 
 class Ast(Vit):
-    """The model.
+    """AST: the ViT encoder with overlapping patches, and a classification head.
 
     Args:
-        config: what it is made of.
+        config: its configuration.
 
     Raises:
-        ValueError: the configuration cannot work.
+        ValueError: the configuration is invalid.
     """
 
     config: AstConfig
-    only_for_pretraining: ClassVar[tuple[str, ...]] = ("head",)  # of another task's classes
+    only_for_pretraining: ClassVar[tuple[str, ...]] = ("head",)  # the classes of another task
 
     def __init__(self, config: AstConfig) -> None:
         super().__init__(config)
@@ -54,16 +54,19 @@ class Ast(Vit):
         self.head.apply(init_linear)
 
     def forward(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """:meth:`logits`."""
+        """Return the logits (B, C); see :meth:`logits`."""
         return self.logits(source, lengths)
 
     def logits(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, C) float32.
+        """Classify clips.
 
         Args:
-            source: (B, L) int16 or float waveforms at 16 kHz, or (B, T, 128) log-mel, of any length
-                that fills a patch.
+            source: (B, L) int16 or float waveforms at 16 kHz, or (B, T, 128) log-mel; at least one
+                patch long.
             lengths: (B,) int64, valid samples (or frames) of each clip; ``None``: all.
+
+        Returns:
+            Logits (B, C) float32.
         """
         pooled = self.pooled(source, lengths)
         with compute_in(self.precision, self.post_extract_proj.weight):
@@ -71,7 +74,7 @@ class Ast(Vit):
         return logits.float()
 
     def pooled(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, D): the mean of the tokens that ``config.pool`` names; see :meth:`logits`."""
+        """Return the mean (B, D) of the tokens selected by ``config.pool``; see :meth:`logits`."""
         if self.config.pool == "tokens":
             return super().pooled(source, lengths)
         return self.encode(source, lengths).prefix.float().mean(1)

@@ -1,15 +1,15 @@
-"""Audio-MAE (Huang et al. 2022, arXiv 2207.06405): a masked autoencoder that only reconstructs.
+"""Audio-MAE (Huang et al. 2022, arXiv 2207.06405): a masked autoencoder on log-mel patches.
 
-The encoder sees the visible patches only. A deep and narrow decoder sees the encoder's output put
-back in place, one learned token wherever a patch is hidden; its layers attend within windows, or
-everywhere.
+The encoder sees the visible patches only. A deep and narrow decoder sees the encoder output in its
+original positions, with a learned mask token in place of each masked patch, and reconstructs the
+masked patches. Its layers use window or global attention.
 
-    visible patches (B, V, P) -> tokens, CLS before them (B, 1 + V, D) -> encoder
+    visible patches (B, V, P) -> CLS and tokens (B, 1 + V, D) -> encoder (B, 1 + V, D)
     -> with mask tokens (B, N, D_dec), a grid of time x mel -> decoder -> (B, M, D_dec)
     -> head (B, M, P)
 
-CLS has no place on the grid. A decoder all of whose layers are global keeps it, as MAE's does; one
-with windows goes without, as the authors' local decoder does.
+CLS has no position on the grid. A decoder with global attention only keeps it, as in MAE; a decoder
+with window attention drops it, as the local decoder of the original implementation does.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ TARGET_EPS = 1e-6  # added to the variance of a patch, as in MAE
 
 
 class AudioMae(Vit):
-    """The model.
+    """Audio-MAE: encoder, and the decoder of pretraining unless ``decoder_layers`` is 0.
 
     Args:
-        config: what it is made of.
+        config: its configuration.
 
     Raises:
-        ValueError: the configuration cannot work.
+        ValueError: the configuration is invalid.
     """
 
     config: AudioMaeConfig
@@ -82,12 +82,11 @@ class AudioMae(Vit):
             source: (B, L) int16 or float waveforms at 16 kHz, or (B, T, 128) log-mel.
             lengths: (B,) int64, valid samples (or frames) of each clip; ``None``: all.
             visible_ids, masked_ids, padded: as in :class:`~mae_ast.core.frontend.masking.MaskIds`.
-            What
-                ``input_frames`` fills up is neither seen nor predicted.
+                The padding that ``input_frames`` adds is neither visible nor predicted.
 
         Raises:
-            ValueError: patches overlap, there is no decoder, or ``input_frames`` cuts off patches
-                that ids name.
+            ValueError: patches overlap, there is no decoder, or ``input_frames`` crops patches that
+                the ids refer to.
         """
         mask = MaskIds(visible_ids, masked_ids, padded)
         patches = self.patches(source, lengths)
@@ -108,9 +107,9 @@ class AudioMae(Vit):
         """Predict patches from the visible ones.
 
         Args:
-            patches: (B, N, P), of which those that the mask hides do not matter.
-            mask: what is hidden.
-            ids: (B, K) int64, the patches that are wanted; ``None``: all.
+            patches: (B, N, P); the masked ones are not used.
+            mask: partition into visible and masked patches.
+            ids: (B, K) int64, the patches to predict; ``None``: all.
 
         Returns:
             (B, K, P), or (B, N, P).
@@ -119,7 +118,7 @@ class AudioMae(Vit):
             ValueError: there is no decoder.
         """
         if self.config.decoder_layers == 0:
-            raise ValueError("decoder_layers=0: an encoder alone predicts no patches")
+            raise ValueError("decoder_layers=0; predicting patches needs a decoder")
         encoded = self.encode_visible(patches, mask.visible_ids, mask.padded)
         decoded = self.decode(encoded, mask, patches.shape[1], ids)
         predicted: Tensor = self.final_proj_reconstruction(decoded)
@@ -128,9 +127,16 @@ class AudioMae(Vit):
     def decode(
         self, encoded: Tensor, mask: MaskIds, num_patches: int, ids: Tensor | None = None
     ) -> Tensor:
-        """Encoder output (B, 1 + V, D), put back among mask tokens -> (B, K or N, D_dec).
+        """Decode patches from the encoder output.
 
-        ``ids`` (B, K) are the patches that are wanted.
+        Args:
+            encoded: (B, 1 + V, D), CLS and the visible patches.
+            mask: partition into visible and masked patches.
+            num_patches: N.
+            ids: (B, K) int64, the patches to return; ``None``: all.
+
+        Returns:
+            (B, K, D_dec), or (B, N, D_dec).
         """
         num_prefix = self.config.prefix_tokens
         visible = self.post_enc_proj(encoded)
@@ -144,8 +150,8 @@ class AudioMae(Vit):
             decoded: Tensor = self.decoder(x, grid, padding_mask, ids)
             return decoded
         if padding_mask is not None:
-            own = padding_mask.new_zeros(len(padding_mask), num_prefix)
-            padding_mask = torch.cat((own, padding_mask), dim=1)
+            prefix_mask = padding_mask.new_zeros(len(padding_mask), num_prefix)
+            padding_mask = torch.cat((prefix_mask, padding_mask), dim=1)
         x = torch.cat((visible[:, :num_prefix], tokens), dim=1) + positions
         if ids is not None:
             out: Tensor = self.decoder(x, grid, padding_mask, ids + num_prefix)
@@ -154,13 +160,13 @@ class AudioMae(Vit):
         return everything[:, num_prefix:]
 
     def train_heads(self, reconstruction: bool, classification: bool) -> None:
-        """Refuse losses that there is no head for.
+        """Check that the loss is reconstruction only, the one head that Audio-MAE has.
 
         Raises:
-            ValueError: the loss is not that of reconstruction alone.
+            ValueError: any other combination of losses.
         """
         if classification or not reconstruction:
             raise ValueError(
-                "Audio-MAE reconstructs and does nothing else: criterion.classification_weight=0 "
-                "and criterion.reconstruction_weight above 0 are wanted"
+                "Audio-MAE has a reconstruction loss only; set criterion.classification_weight=0 "
+                "and criterion.reconstruction_weight above 0"
             )

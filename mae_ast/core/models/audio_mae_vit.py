@@ -1,7 +1,7 @@
-"""Audio-MAE by the names of its unofficial implementation: ``loss, pred, mask = model(mels)``.
+"""Audio-MAE with the interface of an unofficial implementation: ``loss, pred, mask = model(x)``.
 
-A face on the parts of :mod:`mae_ast.core.models.audio_mae`, for log-mel that is normalised already.
-Models to train, save and load are there and in :func:`mae_ast.load`.
+This is a wrapper around :mod:`mae_ast.core.models.audio_mae` for log-mel that is already
+normalised. To train, save and load models, use that module and :func:`mae_ast.load`.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from mae_ast.core.nn.transformer import gather_tokens
 
 
 class AudioMaskedAutoencoderViT(nn.Module):
-    """Audio-MAE with a local decoder, every second layer's windows shifted along time.
+    """Audio-MAE with a local decoder whose windows are shifted along time in every second layer.
 
     Args:
-        num_mels: 128.
-        mel_len: frames of a clip, a multiple of ``patch_size``.
-        in_chans: 1.
-        patch_size: frames and mel bins of a patch; divides 128.
-        embed_dim, encoder_depth, num_heads: of the encoder.
-        decoder_embed_dim, decoder_depth, decoder_num_heads: of the decoder.
-        mlp_ratio: hidden width of feed-forward blocks over the width, in both.
-        norm_layer: makes a ``LayerNorm`` of a width.
+        num_mels: number of mel bins; must be 128.
+        mel_len: length of a clip in frames; must be a multiple of ``patch_size``.
+        in_chans: number of input channels; must be 1.
+        patch_size: frames and mel bins of a patch; must divide 128.
+        embed_dim, encoder_depth, num_heads: width, layers and attention heads of the encoder.
+        decoder_embed_dim, decoder_depth, decoder_num_heads: the same for the decoder.
+        mlp_ratio: hidden width of the feed-forward blocks divided by the width.
+        norm_layer: callable that returns an ``nn.LayerNorm`` of a given width.
 
     Raises:
-        ValueError: a value cannot be.
+        ValueError: a value is not supported.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class AudioMaskedAutoencoderViT(nn.Module):
         norm = norm_layer(embed_dim)
         if (num_mels, in_chans) != (NUM_MEL_BINS, 1):
             raise ValueError(
-                f"num_mels={num_mels}, in_chans={in_chans}; {NUM_MEL_BINS} mel bins and one "
-                "channel are known"
+                f"num_mels={num_mels}, in_chans={in_chans}; only {NUM_MEL_BINS} mel bins and one "
+                "channel are supported"
             )
         if mel_len < 1 or mel_len % patch_size:
-            raise ValueError(f"mel_len={mel_len}; a multiple of patch_size={patch_size} is wanted")
+            raise ValueError(f"mel_len={mel_len}; must be a multiple of patch_size={patch_size}")
         if not isinstance(norm, nn.LayerNorm):
-            raise ValueError(f"norm_layer makes a {type(norm).__name__}; a LayerNorm is wanted")
+            raise ValueError(f"norm_layer returns {type(norm).__name__}; must return a LayerNorm")
         self.mel_len = mel_len
         self.model = AudioMae(
             AudioMaeConfig(
@@ -89,28 +89,30 @@ class AudioMaskedAutoencoderViT(nn.Module):
         mask_ratio: float = 0.8,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Hide patches and predict them.
+        """Mask random patches and predict them.
 
         Args:
             audio_mels: (B, 1, mel_len, num_mels) float, normalised.
-            mask_ratio: fraction of patches hidden, between 0 and 1.
-            generator: source of the mask, on the input's device; default: torch's own.
+            mask_ratio: fraction of patches to hide, between 0 and 1.
+            generator: random number generator of the mask, on the device of the input; default:
+                torch's default generator.
 
         Returns:
-            The mean squared error over hidden patches (); the prediction of all patches, time
-            first (B, N, P); (B, N) float32, 1 where a patch was hidden, else 0.
+            loss: scalar, mean squared error of the masked patches.
+            pred: (B, N, P), prediction of all patches, ordered time step by time step.
+            mask: (B, N) float32, 1 where a patch is masked, else 0.
 
         Raises:
-            ValueError: the input is of another shape, or the ratio hides all or nothing.
+            ValueError: the input has another shape, or the ratio is out of range.
         """
         shape = self.model.patch_shape
         if audio_mels.shape[1:] != (1, self.mel_len, NUM_MEL_BINS):
             raise ValueError(
-                f"audio_mels of shape {tuple(audio_mels.shape)}; (B, 1, {self.mel_len}, "
-                f"{NUM_MEL_BINS}) is wanted"
+                f"audio_mels has shape {tuple(audio_mels.shape)}; must be (B, 1, {self.mel_len}, "
+                f"{NUM_MEL_BINS})"
             )
         if not 0 < mask_ratio < 1:
-            raise ValueError(f"mask_ratio={mask_ratio}; a fraction between 0 and 1")
+            raise ValueError(f"mask_ratio={mask_ratio}; must be between 0 and 1")
         patches = patchify(audio_mels.squeeze(1), shape)
         batch, num_patches, _ = patches.shape
         grid = shape.grid(self.mel_len)

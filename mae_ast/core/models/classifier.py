@@ -1,9 +1,9 @@
-"""A classifier on a pretrained encoder: waveforms (B, L) -> logits (B, C).
+"""Classifier on a pretrained encoder: waveforms (B, L) -> logits (B, C).
 
-    hidden states (B, N, D) -> time steps (B, T', columns * D), or the tokens themselves
-    -> mean over each clip's own (B, W) -> head (B, C)
+    last hidden state (B, N, D) -> time steps (B, T', F' D), or the tokens as they are
+    -> mean over each clip's valid time steps or tokens (B, W) -> head (B, C)
 
-Letters beside the house's: C classes, T' time steps (columns of patches), W the head's input width.
+C classes, T' time steps of F' patches each, W input width of the head.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mae_ast.core.models.encoder import (
     Encoder,
     last_hidden_state,
     mark_weight_decay,
-    num_columns_of,
+    num_time_steps,
 )
 from mae_ast.core.nn.transformer import init_linear
 
@@ -31,18 +31,19 @@ _LAYER = re.compile(r"encoder\.encoder\.layers\.(\d+)\.")
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """What stands on the encoder.
+    """Configuration of the classification head.
 
     Args:
         num_classes: C.
-        kind: "linear": layer norm and one linear layer; "mlp": with a hidden layer of width D.
-        pool: what is averaged over time: "time_steps", the tokens of a column side by side (where
-            a sound lies in mel says what it is), or single "tokens"; "encoder": no mean but what
-            the network itself makes of a clip, such as AST's prefix tokens.
-        dropout: before the last layer.
+        kind: "linear": layer norm and linear; "mlp": layer norm, linear, GELU and linear, with a
+            hidden width of D.
+        pool: "time_steps": mean over time of the concatenated tokens of a time step, which keeps
+            the position along mel; "tokens": mean over all tokens; "encoder": the encoder's own
+            pooling, such as AST's prefix tokens.
+        dropout: dropout probability before the last layer.
 
     Raises:
-        ValueError: a value is none of these.
+        ValueError: a value is invalid.
     """
 
     num_classes: int
@@ -52,30 +53,32 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         if self.num_classes < 1:
-            raise ValueError(f"{self.num_classes} classes; one at least")
+            raise ValueError(f"num_classes={self.num_classes}; must be at least 1")
         for name, options in (("kind", HEADS), ("pool", POOLS)):
             if getattr(self, name) not in options:
                 raise ValueError(
-                    f"head {name} {getattr(self, name)!r}; it is one of {', '.join(options)}"
+                    f"head {name} {getattr(self, name)!r}; must be one of {', '.join(options)}"
                 )
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"head dropout {self.dropout}; a probability from 0 to below 1")
+            raise ValueError(
+                f"head dropout {self.dropout}; must be a probability from 0 to below 1"
+            )
 
 
 class Classifier(nn.Module):
-    """An encoder and a head.
+    """Encoder with a classification head.
 
-    The input is normalised by the encoder's statistics, which never move: a clip's logits do not
-    depend on its batch.
+    The input is normalised by the fixed statistics of the encoder, so that the logits of a clip do
+    not depend on its batch.
 
     Args:
-        encoder: what :func:`mae_ast.core.models.encoder.encoder_only` leaves of a model.
-        width: D, of its hidden states.
-        head: what stands on it.
+        encoder: an encoder, as returned by :func:`mae_ast.core.models.encoder.encoder_only`.
+        width: D, the width of its hidden states.
+        head: configuration of the head.
         freeze_encoder: train the head only; the encoder stays in eval mode.
 
     Raises:
-        ValueError: the encoder has no way of its own to pool.
+        ValueError: ``head.pool`` is "encoder", but the encoder has no pooling of its own.
     """
 
     def __init__(
@@ -84,8 +87,8 @@ class Classifier(nn.Module):
         super().__init__()
         if head.pool == "encoder" and not hasattr(encoder, "pooled"):
             raise ValueError(
-                f"head pool 'encoder': {type(encoder).__name__} does not pool by itself; "
-                "time_steps and tokens are means of its hidden states"
+                f"head pool 'encoder' is not supported by {type(encoder).__name__}, which has no "
+                "pooling of its own; use time_steps or tokens"
             )
         self.encoder = encoder
         self.head_config = head
@@ -108,14 +111,18 @@ class Classifier(nn.Module):
         hidden: Tensor | None = None,
         visible_ids: Tensor | None = None,
     ) -> Tensor:
-        """Logits (B, C) float32.
+        """Classify clips.
 
         Args:
             source: (B, L) int16 or float waveforms at 16 kHz, or (B, T, F) log-mel.
             lengths: (B,) int64, valid samples (or frames) of each clip; ``None``: all.
-            hidden: (B, 2, 2) int64, what SpecAugment hides; ``None``: nothing.
-            visible_ids: (B, V) int64, the patches that the encoder sees, -1 being padding;
-                ``None``: all. See :meth:`check_drop`.
+            hidden: (B, 2, 2) int64, SpecAugment bands to mask (see
+                :func:`~mae_ast.core.frontend.augment.mask_bands`); ``None``: no masking.
+            visible_ids: (B, V) int64, the patches that the encoder sees; -1 is padding. ``None``:
+                all patches. See :meth:`check_drop`.
+
+        Returns:
+            Logits (B, C) float32.
         """
         if hidden is not None:
             if source.ndim == 2:
@@ -127,34 +134,34 @@ class Classifier(nn.Module):
         return logits.float()
 
     def check_drop(self) -> None:
-        """Refuse an encoder that cannot see a part of the patches only.
+        """Check that this model supports structured patch dropout.
 
         Raises:
-            ValueError: it is no ViT, or what is averaged is not single tokens.
+            ValueError: the encoder is not a ViT, or ``pool`` is not "tokens".
         """
         if not hasattr(self.encoder, "pooled_visible") or self.head_config.pool != "tokens":
             raise ValueError(
-                "task.drop_time and task.drop_mel leave patches out: that is for encoders of "
-                "Audio-MAE, SSAST and AST, and for model.pool=tokens, the mean over what is left; "
-                f"this is {type(self.encoder).__name__} with model.pool={self.head_config.pool}"
+                "task.drop_time and task.drop_mel drop patches, which needs an Audio-MAE, SSAST or "
+                f"AST encoder and model.pool=tokens; this is {type(self.encoder).__name__} "
+                f"with model.pool={self.head_config.pool}"
             )
 
     def pooled(
         self, source: Tensor, lengths: Tensor | None = None, visible_ids: Tensor | None = None
     ) -> Tensor:
-        """(B, W): the mean of the encoder's output over each clip's own time steps."""
+        """Return the pooled encoder output (B, W); arguments as in :meth:`forward`."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
             if visible_ids is not None:
-                part: Tensor = self.encoder.pooled_visible(  # type: ignore[attr-defined]
+                visible: Tensor = self.encoder.pooled_visible(  # type: ignore[attr-defined]
                     source, lengths, visible_ids
                 )
-                return part
+                return visible
             if self.head_config.pool == "encoder":
                 whole: Tensor = self.encoder.pooled(source, lengths)  # type: ignore[attr-defined]
                 return whole.float()
             states = self.encoder.hidden_states(source, lengths)
             steps = self._steps(last_hidden_state(self.encoder, states).float())
-        own = num_columns_of(self.encoder, source, lengths)
+        own = num_time_steps(self.encoder, source, lengths)
         if own is None:
             return steps.mean(1)
         if self.head_config.pool == "tokens":
@@ -165,30 +172,31 @@ class Classifier(nn.Module):
         return total / own[:, None]
 
     def train(self, mode: bool = True) -> Classifier:
-        """Torch's, but a frozen encoder stays in eval mode."""
+        """Set training or evaluation mode; a frozen encoder stays in eval mode."""
         super().train(mode)
         if self.freeze_encoder:
             self._encoder_module().eval()
         return self
 
     def scale_learning_rates(self, layer_decay: float, head_scale: float = 1.0) -> None:
-        """Mark parameters for an optimizer that honours it, ``p.lr_scale`` and ``p.no_decay``.
+        """Set ``p.lr_scale`` for layer-wise learning rate decay, and ``p.no_decay``.
 
-        A layer learns ``layer_decay`` times as fast as the one above it, of which the head is the
-        uppermost and the patches' projection the lowest (BEiT, Bao et al. 2021, arXiv 2106.08254).
-        Weight decay is marked by :func:`mae_ast.core.models.encoder.mark_weight_decay`.
+        The learning rate of each layer is ``layer_decay`` times that of the layer above it, from
+        the head down to the patch projection (BEiT, Bao et al. 2021, arXiv 2106.08254). The
+        optimizer must support both attributes. ``p.no_decay`` is set as in
+        :func:`mae_ast.core.models.encoder.mark_weight_decay`.
 
         Args:
-            layer_decay: above 0, at most 1, which means all alike.
-            head_scale: multiplies the head's rate.
+            layer_decay: above 0 and at most 1; 1: the same learning rate for all layers.
+            head_scale: factor of the head's learning rate.
 
         Raises:
-            ValueError: a value cannot be.
+            ValueError: a value is out of range.
         """
         if not 0 < layer_decay <= 1:
-            raise ValueError(f"layer_decay={layer_decay}; above 0 and at most 1")
+            raise ValueError(f"layer_decay={layer_decay}; must be above 0 and at most 1")
         if not head_scale > 0:
-            raise ValueError(f"head_lr_scale={head_scale}; a positive number")
+            raise ValueError(f"head_lr_scale={head_scale}; must be positive")
         mark_weight_decay(self)
         stack = self.encoder.encoder
         depth = len(stack.layers)
@@ -205,7 +213,7 @@ class Classifier(nn.Module):
             parameter.lr_scale = scale  # type: ignore[attr-defined]
 
     def _steps(self, tokens: Tensor) -> Tensor:
-        """(B, N, D), with the tokens of a column side by side where that is wanted."""
+        """Concatenate the tokens of each time step if pooled so: (B, N, D) -> (B, T', F' D)."""
         if self.head_config.pool == "tokens":
             return tokens
         batch, _, width = tokens.shape
@@ -216,6 +224,6 @@ class Classifier(nn.Module):
         return self.encoder
 
 
-def to_scores(logits: Tensor, independent: bool) -> Tensor:
-    """Logits (B, C) to scores from 0 to 1."""
-    return logits.sigmoid() if independent else logits.softmax(1)
+def to_scores(logits: Tensor, multi_label: bool) -> Tensor:
+    """Convert logits (B, C) to scores from 0 to 1: sigmoid if multi-label, else softmax."""
+    return logits.sigmoid() if multi_label else logits.softmax(1)

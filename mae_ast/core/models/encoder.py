@@ -1,6 +1,15 @@
-"""What a pretrained model is good for afterwards: an encoder, (B, L) -> hidden states (B, N, D).
+"""Encoder interface of all systems, and the ViT encoder that SSAST, AST and Audio-MAE share.
 
-Every system of this project offers the same few things, and what stands on top uses no others.
+Interface: :class:`Encoder` and :class:`MaskedEncoder` are the protocols that every system
+implements and that classifiers, feature extraction and export rely on; they rely on nothing else.
+The functions below them work on any encoder. :class:`Prediction` is the output of pretraining.
+
+    waveforms (B, L) -> log-mel (B, T, F) -> patches (B, N, P) -> hidden states (B, N, D) per layer
+
+ViT: :class:`Vit` is a pre-norm transformer with K prefix tokens (CLS, distillation token).
+
+    patches (B, N, P) -> tokens (B, N, D) -> with prefix tokens and positions (B, K + N, D)
+    -> encoder (B, K + N, D)
 """
 
 from __future__ import annotations
@@ -30,10 +39,10 @@ from mae_ast.core.nn.transformer import (
 
 
 class Encoder(Protocol):
-    """What is asked of a system: a module with these parts and methods.
+    """Encoder interface: the attributes and methods that every system provides.
 
-    Its configuration has ``encoder_layers``, ``encoder_embed_dim`` and ``input_frames``, which is
-    ``None`` where clips of any length are taken as they are.
+    The configuration has ``encoder_layers``, ``encoder_embed_dim`` and ``input_frames`` (``None``:
+    clips of any length, which are neither cropped nor padded).
     """
 
     only_for_pretraining: ClassVar[tuple[str, ...]]
@@ -45,41 +54,42 @@ class Encoder(Protocol):
     training: bool
 
     def hidden_states(self, source: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
-        """Per layer (B, N, D) of waveforms (B, L) or log-mel (B, T, F)."""
+        """Return the output of each layer, (B, N, D), for waveforms (B, L) or log-mel (B, T, F)."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Of a module."""
+        """Return the state dict, as ``nn.Module`` does."""
 
     def train(self, mode: bool = True) -> Any:
-        """Of a module."""
+        """Set training mode, as ``nn.Module`` does."""
 
     def eval(self) -> Any:
-        """Of a module."""
+        """Set evaluation mode, as ``nn.Module`` does."""
 
     def log_mel(self, waveforms: Tensor) -> Tensor:
-        """(B, L) -> (B, T, F) float32, not normalised."""
+        """Compute log-mel: (B, L) -> (B, T, F) float32, not normalised."""
 
 
 class MaskedEncoder(Encoder, Protocol):
-    """A system in pretraining: it says of patches that a mask hides what they are."""
+    """Encoder that is pretrained by masking: calling it predicts the masked patches."""
 
     __call__: Callable[..., Any]
 
     def patches(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Normalised patches (B, N, P) float32 of waveforms or log-mel."""
+        """Return the normalised patches (B, N, P) float32 of waveforms or log-mel."""
 
 
 E = TypeVar("E", bound=Encoder)
 
 
 def encoder_only(model: E) -> E:
-    """Leave of a model what ``hidden_states`` needs, in float32 and independent of the batch.
+    """Remove pretraining-only modules and disable batch-dependent behaviour, in place.
 
-    Without the rest, no parameter stays without a gradient (but the stack's norm of pre-norm
-    layers, where only ``hidden_states`` are used).
+    Layerdrop and the update of input statistics are switched off, and precision is float32. All
+    remaining parameters get a gradient from the last hidden state (with pre-norm layers, after the
+    final layer norm).
     """
     for name in model.only_for_pretraining:
-        if hasattr(model, name):  # a file may have held the encoder alone
+        if hasattr(model, name):  # a checkpoint may contain the encoder only
             delattr(model, name)
     model.precision = "float32"
     model.batch_norm.update = False
@@ -88,16 +98,23 @@ def encoder_only(model: E) -> E:
 
 
 def last_hidden_state(model: Encoder, states: list[Tensor]) -> Tensor:
-    """The encoder's output (B, N, D): the last layer's, of pre-norm layers after the final norm."""
+    """Return the encoder output (B, N, D): the last state, after the final norm if pre-norm."""
     stack = model.encoder
     out: Tensor = stack.layer_norm(states[-1].float()) if stack.norm_first else states[-1]
     return out
 
 
-def num_columns_of(model: Encoder, source: Tensor, lengths: Tensor | None) -> Tensor | None:
-    """(B,) int64: columns of patches (time steps) that are each clip's own; ``None``: all are.
+def num_time_steps(model: Encoder, source: Tensor, lengths: Tensor | None) -> Tensor | None:
+    """Return the number of valid time steps of patches of each clip, (B,) int64.
 
-    So they are in a network that fills clips up to a fixed length, and attends to all of it.
+    Args:
+        model: an encoder.
+        source: (B, L) waveforms, or (B, T, F) log-mel.
+        lengths: (B,) int64, valid samples (or frames) of each clip; ``None``: all.
+
+    Returns:
+        (B,) int64; ``None``: all time steps, also if the model pads clips to a fixed length and
+        attends to all of it.
     """
     if lengths is None or model.config.input_frames is not None:
         return None
@@ -106,9 +123,10 @@ def num_columns_of(model: Encoder, source: Tensor, lengths: Tensor | None) -> Te
 
 
 def mark_weight_decay(model: nn.Module) -> None:
-    """Mark what an optimizer that honours ``p.no_decay`` leaves without weight decay.
+    """Set ``p.no_decay`` for all parameters but the weight matrices of linear layers.
 
-    That is all but the matrices of linear layers: biases, norms, tokens, learned positions.
+    Biases, layer norms, special tokens and learned positions are thus exempt from weight decay, if
+    the optimizer supports ``no_decay``.
     """
     matrices = {id(part.weight) for part in model.modules() if isinstance(part, nn.Linear)}
     for parameter in model.parameters():
@@ -122,20 +140,20 @@ def set_dropout(
     activation_dropout: float,
     layerdrop: float,
 ) -> None:
-    """Give an encoder's layers other regularisation than they were pretrained with.
+    """Set the dropout and layerdrop probabilities of an encoder, e.g. for fine-tuning.
 
     Raises:
-        ValueError: one is no probability.
+        ValueError: a probability is out of range.
     """
-    given = {
+    probabilities = {
         "dropout": dropout,
         "attention_dropout": attention_dropout,
         "activation_dropout": activation_dropout,
         "layerdrop": layerdrop,
     }
-    for name, value in given.items():
+    for name, value in probabilities.items():
         if not 0 <= value < 1:
-            raise ValueError(f"{name}={value}; a probability from 0 to below 1")
+            raise ValueError(f"{name}={value}; must be a probability from 0 to below 1")
     for module in model.encoder.modules():
         if isinstance(module, Transformer):
             module.dropout.p = dropout
@@ -147,35 +165,37 @@ def set_dropout(
             module.dropout = attention_dropout
 
 
-# What :class:`Vit` holds; whatever else a model has stands on it.
+# Modules and parameters of :class:`Vit`; the rest of a model are heads and decoders.
 PARTS = ("batch_norm", "post_extract_proj", "prefix_tokens", "positions", "encoder")
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The encoder's output, after its last layer norm.
+    """Output of the encoder after the final layer norm.
 
     Args:
-        prefix: (B, K, D).
-        patches: (B, N, D).
-        columns: (B,) int64, each clip's own patches along time; ``None``: all are.
+        prefix: (B, K, D), the prefix tokens.
+        patches: (B, N, D), the patch tokens.
+        num_steps: (B,) int64, valid time steps of each clip; ``None``: all.
     """
 
     prefix: Tensor
     patches: Tensor
-    columns: Tensor | None
+    num_steps: Tensor | None
 
 
 class Vit(nn.Module):
-    """The encoder alone; with other strides than in pretraining, the view for fine-tuning.
+    """Pre-norm ViT on patches of a log-mel spectrogram: the encoder of SSAST, AST and Audio-MAE.
+
+    For fine-tuning, it may have other (overlapping) strides than in pretraining.
 
     Args:
-        config: what it is made of.
-        positions: called with a grid and each clip's own columns; default: learned ones, as DeiT
-            has them.
+        config: its configuration.
+        positions: module that returns position embeddings for a grid and the time steps of each
+            clip; default: learned ones, as in DeiT.
 
     Raises:
-        ValueError: the configuration cannot work.
+        ValueError: the configuration is invalid.
     """
 
     only_for_pretraining: ClassVar[tuple[str, ...]] = ()
@@ -212,46 +232,48 @@ class Vit(nn.Module):
         self.apply(init_linear)
 
     def log_mel(self, waveforms: Tensor) -> Tensor:
-        """(B, L) -> (B, T, F) float32, not normalised: what may stand for ``source``."""
+        """Compute log-mel: (B, L) -> (B, T, F) float32, not normalised; a valid ``source``."""
         return fbank(waveforms, self.config.window_type)
 
     def spectrogram(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Normalised log-mel (B, T, F) float32 of waveforms or log-mel, T = ``input_frames``."""
+        """Return normalised log-mel (B, T, F) float32; T = ``input_frames`` if that is set."""
         target = self.config.input_frames
         with torch.autocast(source.device.type, enabled=False):
             if source.ndim == 2:
                 source = self.log_mel(source)
                 lengths = None if lengths is None else num_frames_of(lengths)
             if target is not None:
-                if lengths is None:  # what is filled up does not count in a batch's statistics
+                if lengths is None:  # exclude padding from the batch statistics
                     lengths = torch.full((len(source),), source.shape[1], device=source.device)
                 source, lengths = fit_frames(source, lengths, target), lengths.clamp(max=target)
             normalised: Tensor = self.batch_norm(source, lengths)
             return normalised
 
     def patches(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Normalised patches (B, N, P) float32 of waveforms or log-mel."""
+        """Return the normalised patches (B, N, P) float32 of waveforms or log-mel."""
         return patchify(self.spectrogram(source, lengths), self.patch_shape)
 
     def embed(self, patches: Tensor) -> Tensor:
-        """Patches (B, N, P) -> tokens (B, N, D), before positions."""
+        """Project patches to tokens, (B, N, P) -> (B, N, D), without positions."""
         tokens: Tensor = self.post_extract_proj(patches.to(self.post_extract_proj.weight.dtype))
         return tokens
 
     def encode_tokens(
         self,
         tokens: Tensor,
-        columns: Tensor | None = None,
+        num_steps: Tensor | None = None,
         hidden_states: list[Tensor] | None = None,
         ids: Tensor | None = None,
     ) -> Tensor:
-        """Prefix tokens before, positions added, and all through the encoder.
+        """Prepend prefix tokens, add positions and run the encoder.
 
         Args:
-            tokens: (B, N, D) of patches.
-            columns: (B,) int64, each clip's own patches along time; ``None``: all are.
-            hidden_states: when given, each layer's output (B, K + N, D) is appended to it.
-            ids: (B, M) int64, patches whose tokens are wanted; ``None``: all, prefix and all.
+            tokens: (B, N, D), tokens of the patches.
+            num_steps: (B,) int64, valid time steps of each clip; ``None``: all.
+            hidden_states: if given, the output (B, K + N, D) of each layer is appended to this
+                list.
+            ids: (B, M) int64, patches whose tokens are returned; ``None``: all tokens, including
+                the prefix.
 
         Returns:
             (B, K + N, D), or (B, M, D).
@@ -259,32 +281,32 @@ class Vit(nn.Module):
         batch, num_patches, _ = tokens.shape
         per_column, num_prefix = self.patch_shape.per_column, self.config.prefix_tokens
         padding_mask = None
-        if columns is not None:
+        if num_steps is not None:
             index = torch.arange(-num_prefix, num_patches, device=tokens.device)
-            padding_mask = index >= (columns * per_column)[:, None]
+            padding_mask = index >= (num_steps * per_column)[:, None]
         x = torch.cat((self.prefix_tokens.expand(batch, -1, -1), tokens), dim=1)
-        x = x + self.positions((num_patches // per_column, per_column), columns)
+        x = x + self.positions((num_patches // per_column, per_column), num_steps)
         ids = None if ids is None else ids + num_prefix
         encoded: Tensor = self.encoder(x, padding_mask, hidden_states, ids)
         return encoded
 
     def encode_visible(
-        self, patches: Tensor, ids: Tensor, padded: bool, columns: Tensor | None = None
+        self, patches: Tensor, ids: Tensor, padded: bool, num_steps: Tensor | None = None
     ) -> Tensor:
-        """Some of the patches through the encoder; it does not see the others.
+        """Encode the visible patches only.
 
         Args:
-            patches: (B, N, P), all.
-            ids: (B, V) int64, those to encode; -1 is padding.
-            padded: whether there is such padding.
-            columns: as in :meth:`encode_tokens`, of the positions.
+            patches: (B, N, P), all patches.
+            ids: (B, V) int64, the visible patches; -1 is padding.
+            padded: True if ``ids`` contains padding.
+            num_steps: (B,) int64, valid time steps of each clip, for the positions; ``None``: all.
 
         Returns:
             (B, K + V, D).
         """
         batch, num_patches, _ = patches.shape
         per_column, num_prefix = self.patch_shape.per_column, self.config.prefix_tokens
-        positions = self.positions((num_patches // per_column, per_column), columns)
+        positions = self.positions((num_patches // per_column, per_column), num_steps)
         positions = positions.expand(batch, -1, -1)
         tokens = self.embed(gather_tokens(patches, ids)) + gather_tokens(
             positions[:, num_prefix:], ids
@@ -297,82 +319,82 @@ class Vit(nn.Module):
         return encoded
 
     def pooled_visible(self, source: Tensor, lengths: Tensor | None, visible_ids: Tensor) -> Tensor:
-        """(B, D): the mean of some patches' tokens, where the encoder sees those only.
+        """Encode the visible patches only and return the mean of their tokens, (B, D).
 
         Args:
             source, lengths: as in :meth:`encode`.
-            visible_ids: (B, V) int64; -1 is padding.
+            visible_ids: (B, V) int64, the visible patches; -1 is padding.
         """
-        columns = self._columns(source, lengths)
+        num_steps = self._num_steps(source, lengths)
         patches = self.patches(source, lengths)
         with compute_in(self.precision, self.post_extract_proj.weight):
-            encoded = self.encode_visible(patches, visible_ids, True, columns)
+            encoded = self.encode_visible(patches, visible_ids, True, num_steps)
         tokens = encoded[:, self.config.prefix_tokens :].float()
-        is_one = visible_ids >= 0
-        total = tokens.where(is_one.unsqueeze(2), 0.0).sum(1)
-        return total / is_one.sum(1, keepdim=True).clamp(min=1)
+        is_valid = visible_ids >= 0
+        total = tokens.where(is_valid.unsqueeze(2), 0.0).sum(1)
+        return total / is_valid.sum(1, keepdim=True).clamp(min=1)
 
     def encode(self, source: Tensor, lengths: Tensor | None = None) -> Encoded:
-        """The encoder's output of clips of which nothing is hidden.
+        """Encode clips with all patches visible.
 
         Args:
             source: (B, L) int16 or float waveforms at 16 kHz, or (B, T, 128) log-mel.
             lengths: (B,) int64, valid samples (or frames) of each clip; ``None``: all.
         """
-        columns = self._columns(source, lengths)
+        num_steps = self._num_steps(source, lengths)
         patches = self.patches(source, lengths)
         with compute_in(self.precision, self.post_extract_proj.weight):
-            encoded = self.encode_tokens(self.embed(patches), columns)
+            encoded = self.encode_tokens(self.embed(patches), num_steps)
         num_prefix = self.config.prefix_tokens
-        return Encoded(encoded[:, :num_prefix], encoded[:, num_prefix:], columns)
+        return Encoded(encoded[:, :num_prefix], encoded[:, num_prefix:], num_steps)
 
     def pooled(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, D): the mean of each clip's own patch tokens; arguments as in :meth:`encode`."""
+        """Return the mean of each clip's valid patch tokens (B, D); arguments as :meth:`encode`."""
         encoded = self.encode(source, lengths)
         tokens = encoded.patches.float()
-        if encoded.columns is None:
+        if encoded.num_steps is None:
             return tokens.mean(1)
-        own = (encoded.columns * self.patch_shape.per_column)[:, None]
-        is_own = torch.arange(tokens.shape[1], device=tokens.device) < own
-        return tokens.where(is_own.unsqueeze(2), 0.0).sum(1) / own.clamp(min=1)
+        count = (encoded.num_steps * self.patch_shape.per_column)[:, None]
+        is_valid = torch.arange(tokens.shape[1], device=tokens.device) < count
+        return tokens.where(is_valid.unsqueeze(2), 0.0).sum(1) / count.clamp(min=1)
 
     def hidden_states(self, source: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
-        """The encoder's layers, as they are, without the stack's last layer norm.
+        """Return the output of each encoder layer, before the final layer norm.
 
         Args:
             source, lengths: as in :meth:`encode`.
 
         Returns:
-            Per layer (B, N, D), patches only, time first; what lies past a clip's own patches is
-            of no meaning.
+            Per layer (B, N, D), without prefix tokens. Tokens beyond a clip's own patches are
+            meaningless.
         """
         states: list[Tensor] = []
-        columns = self._columns(source, lengths)
+        num_steps = self._num_steps(source, lengths)
         patches = self.patches(source, lengths)
         with compute_in(self.precision, self.post_extract_proj.weight):
-            self.encode_tokens(self.embed(patches), columns, states)
+            self.encode_tokens(self.embed(patches), num_steps, states)
         return [state[:, self.config.prefix_tokens :] for state in states]
 
     def check_mask(self, mask: MaskIds, num_patches: int) -> None:
-        """Refuse what pretraining cannot do.
+        """Check that a mask can be used for pretraining.
 
         Raises:
-            ValueError: patches overlap, or ``input_frames`` cuts off patches that ids name.
+            ValueError: patches overlap, or ``input_frames`` crops patches that the mask refers to.
         """
         if self.patch_shape.overlaps:
             raise ValueError(
-                "patches overlap, so that visible ones would show what is hidden; pretraining "
-                "wants ast_kernel_stride_* equal to ast_kernel_size_*"
+                "patches overlap, so that visible patches would reveal masked ones; pretraining "
+                "needs ast_kernel_stride_* equal to ast_kernel_size_*"
             )
         wanted = mask.visible_ids.shape[1] + mask.masked_ids.shape[1]
         if self.config.input_frames is not None and not mask.padded and wanted > num_patches:
             raise ValueError(
-                f"input_frames={self.config.input_frames} leaves {num_patches} patches of clips "
-                f"that have {wanted}; crop clips to at most so many frames"
+                f"input_frames={self.config.input_frames} gives {num_patches} patches, but the "
+                f"mask has {wanted}; crop clips to at most input_frames frames"
             )
 
-    def _columns(self, source: Tensor, lengths: Tensor | None) -> Tensor | None:
-        """Each clip's own patches along time; where padding is attended to, all are own."""
+    def _num_steps(self, source: Tensor, lengths: Tensor | None) -> Tensor | None:
+        """Return the valid time steps of each clip; see :func:`num_time_steps`."""
         if lengths is None or self.config.input_frames is not None:
             return None
         return self.patch_shape.grid(num_frames_of(lengths) if source.ndim == 2 else lengths)[0]
@@ -380,15 +402,15 @@ class Vit(nn.Module):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the decoder says of the masked patches.
+    """Prediction of the masked patches in pretraining, with its target.
 
     Args:
-        reconstruction: (B, M, P), or ``None`` where that head is out of training.
-        classification: (B, M, P), likewise.
-        target: (B, M, P) float32, the normalised patches themselves, or what is left of them
-            once ``offset`` is subtracted and the rest divided by ``scale``.
+        reconstruction: (B, M, P), output of the reconstruction head; ``None`` if it is not trained.
+        classification: (B, M, P), output of the classification head; ``None`` if it is not trained.
+        target: (B, M, P) float32, the masked patches of the normalised input, minus ``offset`` and
+            divided by ``scale``.
         valid: (B, M) bool, False = padding; ``None``: all valid.
-        offset, scale: (B, M, 1) float32, of each patch; ``None``: 0 and 1.
+        offset, scale: (B, M, 1) float32, mean and std of each patch; ``None``: 0 and 1.
     """
 
     reconstruction: Tensor | None
@@ -399,8 +421,8 @@ class Prediction:
     scale: Tensor | None = None
 
     def rebuilt(self) -> Tensor:
-        """The reconstruction as patches, (B, M, P) float32."""
-        assert self.reconstruction is not None  # in eval mode, it never is
+        """Return the reconstruction with ``scale`` and ``offset`` undone, (B, M, P) float32."""
+        assert self.reconstruction is not None  # in eval mode, it is never None
         patches = self.reconstruction.float()
         if self.scale is not None and self.offset is not None:
             patches = patches * self.scale + self.offset

@@ -1,7 +1,7 @@
-"""The two pretraining losses, summed over masked patches: (B, M, P) twice -> scalars.
+"""Pretraining losses, summed over masked patches: predictions and targets (B, M, P) -> scalars.
 
-Sums, not means: divided by the number of masked patches of *all* workers they give exact means,
-whatever batch a clip is in. Always in float32.
+They are sums so that dividing them by the number of masked patches of *all* workers gives the exact
+mean, however clips are distributed over batches. They are always computed in float32.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class InfoNCE:
-    """InfoNCE over a batch.
+    """InfoNCE loss of a batch.
 
     Args:
         loss: scalar, in nats, summed over masked patches.
-        num_correct: scalar, masked patches whose own target scored highest.
+        num_correct: scalar, number of masked patches whose own target has the highest score.
     """
 
     loss: Tensor
@@ -26,7 +26,7 @@ class InfoNCE:
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Mean squared error of each patch, summed over masked patches.
+    """Compute the mean squared error of each patch, summed over masked patches.
 
     Args:
         prediction, target: (B, M, P).
@@ -38,18 +38,19 @@ def reconstruction_loss(prediction: Tensor, target: Tensor, valid: Tensor | None
 
 
 def info_nce_loss(prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> InfoNCE:
-    """Tell each masked patch's target from those of the clip's other masked patches.
+    """Compute the InfoNCE loss: classify each masked patch among the masked patches of its clip.
 
-    logits[i, j] = prediction_i . target_j, softmax over j; raw targets, no temperature
-    (Baade et al. 2022, MAE-AST; SSAST's own program takes the softmax over i).
+    logits[i, j] = prediction_i . target_j with a softmax over j, on raw targets and without
+    temperature (Baade et al. 2022, MAE-AST; the original SSAST implementation uses a softmax over
+    i).
 
     Args:
         prediction, target: (B, M, P).
         valid: (B, M) bool, False = padding; ``None``: all valid.
     """
-    if target.shape[1] == 0:  # nothing is masked, as in a clip of one patch
-        nothing = prediction.float().sum()
-        return InfoNCE(nothing, nothing.detach())
+    if target.shape[1] == 0:  # no patch is masked, as in a clip of one patch
+        zero = prediction.float().sum()
+        return InfoNCE(zero, zero.detach())
     with torch.autocast(target.device.type, enabled=False):
         logits = prediction.float() @ target.float().transpose(1, 2)  # (B, M, M)
         if valid is not None:

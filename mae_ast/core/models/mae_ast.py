@@ -1,11 +1,15 @@
 """MAE-AST (Baade et al. 2022, arXiv 2203.16691): a masked autoencoder on log-mel patches.
 
-A deep encoder sees the visible patches only. A shallow decoder sees the encoder's output put back
-in place, one learned token wherever a patch is hidden, and predicts the hidden patches.
+A deep encoder sees the visible patches only. A shallow decoder sees the encoder output in its
+original positions, with a learned mask token in place of each masked patch, and predicts the masked
+patches.
 
-    waveform (B, L) -> fbank (B, T, F) -> normalised (B, T, F) -> patches (B, N, P)
+    waveform (B, L) -> filterbank (B, T, F) -> normalised (B, T, F) -> patches (B, N, P)
     visible patches (B, V, P) -> tokens (B, V, D) -> encoder (B, V, D)
     -> with mask tokens (B, N, D_dec) -> decoder (B, M, D_dec) -> two heads (B, M, P)
+
+One head reconstructs the masked patches, the other classifies them among all masked patches of the
+clip (see :mod:`mae_ast.core.models.losses`).
 """
 
 from __future__ import annotations
@@ -28,13 +32,13 @@ from mae_ast.core.nn.transformer import Transformer, gather_tokens, init_linear
 
 
 class MaeAst(nn.Module):
-    """The model.
+    """MAE-AST: encoder, decoder and the two pretraining heads.
 
     Args:
-        config: what it is made of.
+        config: its configuration.
 
     Raises:
-        ValueError: the configuration cannot work.
+        ValueError: the configuration is invalid.
     """
 
     only_for_pretraining: ClassVar[tuple[str, ...]] = (
@@ -118,11 +122,11 @@ class MaeAst(nn.Module):
         )
 
     def log_mel(self, waveforms: Tensor) -> Tensor:
-        """(B, L) -> (B, T, F) float32, not normalised: what may stand for ``source``."""
+        """Compute log-mel: (B, L) -> (B, T, F) float32, not normalised; a valid ``source``."""
         return fbank(waveforms, self.config.window_type)
 
     def spectrogram(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Normalised log-mel (B, T, F) float32 of waveforms or log-mel."""
+        """Return the normalised log-mel (B, T, F) float32 of waveforms or log-mel."""
         with torch.autocast(source.device.type, enabled=False):
             if source.ndim == 2:
                 source = self.log_mel(source)
@@ -131,11 +135,11 @@ class MaeAst(nn.Module):
             return normalised
 
     def patches(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Normalised patches (B, N, P) float32 of waveforms or log-mel."""
+        """Return the normalised patches (B, N, P) float32 of waveforms or log-mel."""
         return patchify(self.spectrogram(source, lengths), self.patch_shape)
 
     def encode_visible(self, patches: Tensor, mask: MaskIds) -> Tensor:
-        """Visible patches (B, V, P) -> (B, V, D)."""
+        """Encode the visible patches: (B, V, P) -> (B, V, D)."""
         ids = mask.visible_ids
         padding_mask = ids < 0 if mask.padded else None
         num_positions = ids.shape[1] + mask.masked_ids.shape[1]
@@ -145,12 +149,12 @@ class MaeAst(nn.Module):
         return encoded
 
     def embed(self, patches: Tensor) -> Tensor:
-        """Patches (B, N, P) -> tokens (B, N, D), before positions."""
+        """Project patches to tokens, (B, N, P) -> (B, N, D), without positions."""
         tokens: Tensor = self.post_extract_proj(patches.to(self.post_extract_proj.weight.dtype))
         return tokens
 
     def decode(self, encoded: Tensor, mask: MaskIds, num_patches: int) -> Tensor:
-        """Encoder output (B, V, D), put back among mask tokens -> masked tokens (B, M, D_dec)."""
+        """Decode the masked tokens (B, M, D_dec) from the encoder output (B, V, D)."""
         tokens, padding_mask = scatter_tokens(
             self.post_enc_proj(encoded), self.decoder_mask_emb, mask, num_patches
         )
@@ -162,14 +166,14 @@ class MaeAst(nn.Module):
         """Return the output of each encoder layer, with all patches visible.
 
         ``dropout_input`` is part of pretraining (:meth:`encode_visible`) and is not applied here,
-        in training mode either; the other dropouts are.
+        not even in training mode; the other dropouts are.
 
         Args:
             source, lengths: as in :meth:`forward`.
 
         Returns:
-            Per layer (B, N, D); tokens past a clip's own patches are meaningless. Pre-norm layers
-            are returned without the stack's last layer norm.
+            Per layer (B, N, D), before the final layer norm of a pre-norm encoder. Tokens beyond a
+            clip's own patches are meaningless.
         """
         patches = self.patches(source, lengths)
         padding_mask = None
@@ -185,7 +189,7 @@ class MaeAst(nn.Module):
         return states
 
     def train_heads(self, reconstruction: bool, classification: bool) -> None:
-        """Take a head whose loss has weight 0 out of training: no forward, no gradient."""
+        """Select the heads to train; the others, whose loss has weight 0, are not computed."""
         self.final_proj_reconstruction.requires_grad_(reconstruction)
         self.final_proj_classification.requires_grad_(classification)
 

@@ -1,4 +1,4 @@
-"""The systems of this project by name: what describes each, and what is built of that."""
+"""Registry of systems: name, configuration class and model class."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ from mae_ast.core.models.ssast import Ssast
 
 @dataclass(frozen=True)
 class System:
-    """A kind of model.
+    """Classes of one system.
 
     Args:
-        config: a dataclass with ``validate`` and ``from_mapping``, the keys of ``model.*``.
-        network: takes such a configuration; an :class:`mae_ast.core.models.encoder.Encoder`.
+        config: configuration dataclass with ``validate`` and ``from_mapping``; its fields are the
+            keys of ``model.*``.
+        network: model class, an :class:`mae_ast.core.models.encoder.Encoder`, constructed from a
+            configuration.
     """
 
     config: type[Any]
     network: type[Any]
 
 
-# "vit" is the encoder that AST and SSAST share, such as SSAST's view for fine-tuning.
+# "vit" is the shared ViT encoder without heads, such as SSAST in fine-tuning.
 SYSTEMS = {
     "mae_ast": System(MaeAstConfig, MaeAst),
     "ssast": System(SsastConfig, Ssast),
@@ -43,31 +45,33 @@ SYSTEMS = {
 
 
 def system_name(config: Any) -> str:
-    """The name of the system that a configuration describes; it may be of a derived class.
+    """Return the name of the system of a configuration, which may be of a derived class.
 
     Raises:
-        ValueError: it describes none.
+        ValueError: the configuration belongs to no system.
     """
     for kind in type(config).__mro__:
         for name, system in SYSTEMS.items():
             if system.config is kind:
                 return name
-    raise ValueError(f"{type(config).__name__} describes none of {', '.join(SYSTEMS)}")
+    raise ValueError(
+        f"{type(config).__name__} is not a configuration of any system ({', '.join(SYSTEMS)})"
+    )
 
 
 def parse_config(values: Any, default: str = "mae_ast") -> Any:
-    """The configuration in ``model.*`` or a checkpoint's copy of it, validated.
+    """Parse and validate a model configuration from ``model.*`` or a checkpoint.
 
     Args:
-        values: a mapping; its ``_name`` or ``system`` names the system.
-        default: the system of a mapping that names none, such as the released files'.
+        values: mapping of keys to values; ``system`` or ``_name`` gives the name of the system.
+        default: name of the system if the mapping gives none, as in the released MAE-AST files.
 
     Raises:
-        ValueError: no such system, or the configuration cannot work.
+        ValueError: the system is unknown, or the configuration is invalid.
     """
     name = values.get("system") or values.get("_name") or default
     if name not in SYSTEMS:
-        raise ValueError(f"describes a model of kind {name!r}; {', '.join(SYSTEMS)} are known")
+        raise ValueError(f"unknown system {name!r}; must be one of {', '.join(SYSTEMS)}")
     config = SYSTEMS[name].config.from_mapping(values)
     config.validate()
     return config

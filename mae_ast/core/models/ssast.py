@@ -1,10 +1,11 @@
-"""SSAST (Gong et al. 2022, arXiv 2110.09784): AST pretrained like BERT on masked patches.
+"""SSAST (Gong et al. 2022, arXiv 2110.09784): AST pretrained on masked patches, as BERT on words.
 
-All tokens go through the encoder; a learned token stands where a patch is hidden. Two heads
-predict the hidden patches.
+The encoder sees all tokens, with a learned mask token in place of each masked patch. Two heads
+predict the masked patches: one reconstructs them, the other classifies them among all masked
+patches of the clip.
 
-    patches (B, N, P) -> tokens (B, N, D), the mask token at hidden ones -> encoder
-    -> hidden ones (B, M, D) -> two heads (B, M, P)
+    patches (B, N, P) -> tokens (B, N, D), masked ones replaced by the mask token -> encoder
+    -> masked tokens (B, M, D) -> two heads (B, M, P)
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from mae_ast.core.models.encoder import Prediction, Vit
 from mae_ast.core.nn.precision import compute_in
 from mae_ast.core.nn.transformer import gather_tokens, init_linear
 
-FINETUNING_STRIDES = {16: 10, 2: 1}  # by a patch's size along an axis; other sizes keep theirs
+FINETUNING_STRIDES = {16: 10, 2: 1}  # size of a patch along an axis: its stride in fine-tuning
 
 
 class TwoLayerHead(nn.Module):
-    """Linear, ReLU, linear: (..., D) -> (..., P)."""
+    """Prediction head: linear, ReLU, linear, (..., D) -> (..., P)."""
 
     def __init__(self, width: int, patch_dim: int) -> None:
         super().__init__()
@@ -33,19 +34,19 @@ class TwoLayerHead(nn.Module):
         self.fc2 = nn.Linear(width, patch_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Predict patches."""
+        """Predict patches: (..., D) -> (..., P)."""
         out: Tensor = self.fc2(F.relu(self.fc1(x)))
         return out
 
 
 class Ssast(Vit):
-    """The model in pretraining.
+    """SSAST in pretraining: encoder, mask token and the two pretraining heads.
 
     Args:
-        config: what it is made of.
+        config: its configuration.
 
     Raises:
-        ValueError: the configuration cannot work.
+        ValueError: the configuration is invalid.
     """
 
     config: SsastConfig
@@ -77,11 +78,10 @@ class Ssast(Vit):
             source: (B, L) int16 or float waveforms at 16 kHz, or (B, T, 128) log-mel.
             lengths: (B,) int64, valid samples (or frames) of each clip; ``None``: all.
             visible_ids, masked_ids, padded: as in :class:`~mae_ast.core.frontend.masking.MaskIds`.
-            Under
-                ``input_frames``, padding beyond a clip's own patches is visible.
+                With ``input_frames``, the padding beyond a clip's own patches is visible.
 
         Raises:
-            ValueError: patches overlap, or ``input_frames`` cuts off patches that ids name.
+            ValueError: patches overlap, or ``input_frames`` crops patches that the ids refer to.
         """
         mask = MaskIds(visible_ids, masked_ids, padded)
         patches = self.patches(source, lengths)
@@ -96,23 +96,23 @@ class Ssast(Vit):
         )
 
     def encode_masked(self, patches: Tensor, mask: MaskIds) -> Tensor:
-        """Patches (B, N, P), hidden where the mask says -> masked tokens (B, M, D)."""
-        tokens, columns = self.embed(patches), None
+        """Encode patches (B, N, P), masked ones hidden; return the masked tokens (B, M, D)."""
+        tokens, num_steps = self.embed(patches), None
         batch, num_patches, _ = tokens.shape
         ids, slots = mask.masked_ids, num_patches
         if mask.padded:
-            # Padding goes to one slot more, which is cut off again.
+            # Padding is scattered to an extra slot, which is then removed.
             ids, slots = ids.where(ids >= 0, num_patches), num_patches + 1
             if self.config.input_frames is None:
                 per_clip = (mask.visible_ids >= 0).sum(1) + (mask.masked_ids >= 0).sum(1)
-                columns = per_clip // self.patch_shape.per_column
+                num_steps = per_clip // self.patch_shape.per_column
         hidden = torch.zeros(batch, slots, dtype=torch.bool, device=tokens.device)
         hidden = hidden.scatter(1, ids, True)[:, :num_patches]
         tokens = torch.where(hidden.unsqueeze(2), self.mask_emb.to(tokens.dtype), tokens)
-        return self.encode_tokens(tokens, columns, ids=mask.masked_ids)
+        return self.encode_tokens(tokens, num_steps, ids=mask.masked_ids)
 
     def train_heads(self, reconstruction: bool, classification: bool) -> None:
-        """Take a head whose loss has weight 0 out of training: no forward, no gradient."""
+        """Select the heads to train; the others, whose loss has weight 0, are not computed."""
         self.final_proj_reconstruction.requires_grad_(reconstruction)
         self.final_proj_classification.requires_grad_(classification)
 

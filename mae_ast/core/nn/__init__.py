@@ -1,1 +1,1 @@
-"""Layers of the networks: attention, transformer, positions, dropout."""
+"""Network layers: attention, transformer, position embeddings, dropout, precision."""

@@ -1,11 +1,11 @@
-"""Scaled dot-product attention: (B, H, Q, D), (B, H, N, D) twice -> (B, H, Q, D), D a head's width.
+"""Scaled dot-product attention: q (B, H, Q, D), k and v (B, H, N, D) -> (B, H, Q, D).
 
-It is torch's, which is fused wherever a device can. Two cases are made apart:
+D is the width of a head here. This is ``F.scaled_dot_product_attention``, except in two cases:
 
-- on a CPU, where dropout takes the fused kernel away and bfloat16 gains nothing by it, scores are
-  held as one matrix, in the number format of the queries;
-- on a GPU in half precision, padded batches go through the kernel for sequences of any length,
-  which computes no score of padding and holds no mask.
+- On a CPU, with attention dropout (for which there is no fused kernel) or in bfloat16 (where the
+  fused kernel is not faster), the scores are computed as one matrix in the dtype of the queries.
+- On a GPU in half precision, padded batches use the kernel for sequences of variable length, which
+  computes no scores of padding and needs no mask.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ try:
 except ImportError:  # before torch 2.10
     varlen_attn = None  # type: ignore[assignment]
 
-MAX_SCORES = 2**25  # B H Q N; above, the fused kernel saves more memory than it takes time
+MAX_SCORES = 2**25  # B H Q N; above it, the memory that the fused kernel saves is worth its time
 _HALF = (torch.float16, torch.bfloat16)
-_WIDTH_MULTIPLE, _MAX_WIDTH = 8, 256  # of a head, in Flash's kernel for sequences of any length
+_WIDTH_MULTIPLE, _MAX_WIDTH = 8, 256  # head widths of FlashAttention's variable-length kernel
 
 
 class KeyPadding:
-    """Keys that nothing attends to, which come after a clip's own.
+    """Padding of the keys, at the end of each clip.
 
     Args:
         padding_mask: (B, N) bool, True = padding.
     """
 
     def __init__(self, padding_mask: Tensor) -> None:
-        self._own = ~padding_mask
+        self._valid = ~padding_mask
 
     @property
     def attention_mask(self) -> Tensor:
-        """(B, 1, 1, N) bool, True where to attend."""
-        return self._own[:, None, None, :]
+        """Attention mask (B, 1, 1, N) bool, True where to attend."""
+        return self._valid[:, None, None, :]
 
     @cached_property
     def ends(self) -> Tensor:
-        """(2 B + 1,) int32: where own keys end and padding ends, clip by clip, of B N in a row."""
-        batch, num_keys = self._own.shape
-        begins = torch.arange(batch, device=self._own.device) * num_keys
-        pairs = torch.stack((begins + self._own.sum(1), begins + num_keys), dim=1)
+        """(2 B + 1,) int32: 0, then for each clip the end of its keys and of its padding."""
+        batch, num_keys = self._valid.shape
+        begins = torch.arange(batch, device=self._valid.device) * num_keys
+        pairs = torch.stack((begins + self._valid.sum(1), begins + num_keys), dim=1)
         return F.pad(pairs.flatten(), (1, 0)).int()
 
 
@@ -61,14 +61,17 @@ def attend(
     mask: Tensor | KeyPadding | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """Attend.
+    """Compute scaled dot-product attention.
 
     Args:
         q: (B, H, Q, D).
         k, v: (B, H, N, D).
-        mask: bool, (B, H, Q, N) or what spreads to it, True where to attend; or which keys are
-            padding; ``None``: everywhere.
-        dropout_p: probability of dropping a weight.
+        mask: bool tensor broadcastable to (B, H, Q, N), True where to attend; or the padding of the
+            keys; ``None``: attend everywhere.
+        dropout_p: dropout probability of the attention weights.
+
+    Returns:
+        (B, H, Q, D).
     """
     if isinstance(mask, KeyPadding):
         if has_varlen(q, dropout_p):
@@ -80,29 +83,29 @@ def attend(
         return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout_p)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if mask is not None:
-        # The least number, not minus infinity: a clip of padding alone gives no NaN.
+        # The minimum of the dtype, not -inf, so that a clip of nothing but padding gives no NaN.
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return dropout(scores.softmax(-1), dropout_p) @ v
 
 
 def attend_by_lengths(q: Tensor, k: Tensor, v: Tensor, padding: KeyPadding) -> Tensor:
-    """:func:`attend` as sequences of different lengths, one after the other, without dropout.
+    """Compute :func:`attend` with the kernel for packed sequences of variable length.
 
-    Nothing is moved: a clip's queries see its own keys, and no query the padding after them, which
-    is a sequence by itself. So the lengths need not be known to the host.
+    The padding stays where it is, as a sequence of keys without queries between the clips.
+    Therefore nothing is copied, and the host need not know the lengths. There is no dropout.
     """
     batch, _, num_queries, _ = q.shape
     begins = torch.arange(batch + 1, device=q.device, dtype=torch.int32) * num_queries
     query_ends = begins.repeat_interleave(2)[1:]  # 0, Q, Q, 2 Q, 2 Q, ...
     rows = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]  # (B N, H, D)
-    kernel = cast(Callable[..., Tensor], varlen_attn)  # torch leaves its type half unsaid
+    kernel = cast(Callable[..., Tensor], varlen_attn)  # torch types it incompletely
     y: Tensor = kernel(*rows, query_ends, padding.ends, num_queries, k.shape[2])
     attended: Tensor = y.unflatten(0, (batch, num_queries))
     return attended.transpose(1, 2)
 
 
 def has_varlen(q: Tensor, dropout_p: float = 0.0) -> bool:
-    """Return whether torch's kernel for sequences of different lengths takes these queries."""
+    """Return whether torch's variable-length attention kernel supports these queries."""
     if q.device.type != "cuda" or q.dtype not in _HALF or dropout_p or varlen_attn is None:
         return False
     head_width = q.shape[-1]

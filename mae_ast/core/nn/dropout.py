@@ -1,7 +1,7 @@
-"""Dropout that is cheap on a CPU: (...) -> (...).
+"""Dropout with a fast CPU implementation: (...) -> (...).
 
-PyTorch draws a float for each element there, on one thread, which takes half as long as a small
-transformer's products. Here four elements share one draw of 64 bits.
+On a CPU, PyTorch draws one float per element on a single thread, which takes half as long as the
+matrix products of a small transformer. Here, four elements share one draw of 64 bits.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_STEPS = 2**16  # of a probability: 16 bits an element
+_STEPS = 2**16  # resolution of the probability: 16 random bits per element
 
 
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
-    """Zero each element with probability ``p``, and scale the others to the same mean.
+    """Zero each element with probability ``p`` and scale the others by 1 / (1 - p).
 
-    On a CPU ``p`` is taken to the next 65,536th; numbers come from torch's default generator.
+    On a CPU, ``p`` is rounded to a multiple of 1 / 65,536. Random numbers come from torch's default
+    generator.
     """
     if p == 0 or not training:
         return x
@@ -36,7 +37,7 @@ class Dropout(nn.Dropout):
     """:func:`dropout` as a module."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(...) -> (...)."""
+        """Apply dropout in training mode: (...) -> (...)."""
         return dropout(x, self.p, self.training)
 
 
@@ -50,8 +51,8 @@ def _scale(num_dropped: int) -> float:
     return _STEPS / (_STEPS - num_dropped) if num_dropped < _STEPS else 0.0
 
 
-# The draw is opaque to the compiler, which therefore does not repeat it in the backward pass. Its
-# argument is x itself: two draws for the same shape would be merged into one.
+# A custom op is opaque to the compiler, which therefore does not recompute the draw in the backward
+# pass. It takes x itself: as a function of the shape, two draws would be merged into one.
 @torch.library.custom_op(
     "mae_ast::keep", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
 )

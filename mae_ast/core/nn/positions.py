@@ -1,7 +1,8 @@
-"""Positions of tokens: fixed sinusoids in 1-D (N, D) and on a grid of time x mel, and learned ones.
+"""Position embeddings: fixed sinusoids in 1-D (N, D) and on a grid of time x mel, and learned ones.
 
-Those in 1-D are of Vaswani et al. 2017, sine and cosine interleaved, those on a grid of MAE (He et
-al. 2022). The learned ones are fitted to other grids as AST and SSAST do (Gong et al. 2021).
+The 1-D sinusoids follow Vaswani et al. 2017 (sine and cosine interleaved), those on a grid follow
+MAE (He et al. 2022). Learned embeddings are cropped or interpolated to other grids as in AST and
+SSAST (Gong et al. 2021).
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from mae_ast.core.nn.transformer import INIT_STD
 
 
 def sinusoidal_positions(num_positions: int, dim: int) -> Tensor:
-    """Position n, channel 2i: sin(n / 10000^(2i/dim)); channel 2i + 1: the cosine.
+    """Compute 1-D sinusoidal position embeddings.
+
+    Channel 2i of position n is sin(n / 10000^(2i / dim)), channel 2i + 1 is the cosine.
 
     Returns:
         (num_positions, dim) float32.
@@ -32,9 +35,9 @@ def sinusoidal_positions(num_positions: int, dim: int) -> Tensor:
 
 
 class SinusoidalPositions(nn.Module):
-    """The same table on a module's device, grown when a longer clip comes.
+    """Table of :func:`sinusoidal_positions` on the module's device; it grows for longer clips.
 
-    It can be computed, so it is no part of a checkpoint.
+    The table is not part of the state dict, since it can be computed.
     """
 
     table: Tensor
@@ -45,7 +48,7 @@ class SinusoidalPositions(nn.Module):
         self.register_buffer("table", sinusoidal_positions(0, dim), persistent=False)
 
     def forward(self, num_positions: int) -> Tensor:
-        """Positions 0 .. num_positions - 1 as (num_positions, D)."""
+        """Return the embeddings of positions 0 to num_positions - 1: (num_positions, D)."""
         if num_positions > len(self.table):
             # Powers of two: clips of all lengths grow the table a few times, not at each step.
             rows = 1 << (num_positions - 1).bit_length()
@@ -54,23 +57,25 @@ class SinusoidalPositions(nn.Module):
 
 
 def grid_positions(grid: tuple[int, int], dim: int) -> Tensor:
-    """Sinusoids of a place's mel row in the first half of the channels, of its time in the other.
+    """Compute sinusoidal position embeddings on a grid of time x mel.
 
-    Within a half, channel i is sin(n / 10000^(i / (dim / 4))), and channel dim / 4 + i the cosine.
-    On square grids these are MAE's, where its first axis is time.
+    The first half of the channels encodes the position along mel, the second half the position
+    along time. Within a half, channel i is sin(n / 10000^(i / (dim / 4))), and channel dim / 4 + i
+    is the cosine. On a square grid these are the embeddings of MAE, with time as the rows of the
+    image.
 
     Args:
-        grid: (T', F'), places along time and along mel.
+        grid: (T', F'), patches along time and mel.
         dim: D.
 
     Returns:
-        (T' F', dim) float32, place t * F' + f.
+        (T' F', dim) float32; row t * F' + f is the embedding of position (t, f).
 
     Raises:
-        ValueError: 4 does not divide ``dim``.
+        ValueError: ``dim`` is not divisible by 4.
     """
     if dim % 4:
-        raise ValueError(f"positions on a grid need a width that 4 divides, not {dim}")
+        raise ValueError(f"positions on a grid need a width divisible by 4, not {dim}")
     quarter = dim // 4
     frequency = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
 
@@ -84,18 +89,18 @@ def grid_positions(grid: tuple[int, int], dim: int) -> Tensor:
 
 
 class GridPositions(nn.Module):
-    """:func:`grid_positions` on a module's device, grown when a longer clip comes.
+    """Table of :func:`grid_positions` on the module's device; it grows for longer clips.
 
-    Prefix tokens (CLS) have no place: theirs are zeros. It can be computed, so it is no part of a
-    checkpoint.
+    Prefix tokens (CLS) have no position; their embeddings are zero. The table is not part of the
+    state dict, since it can be computed.
 
     Args:
-        num_prefix: K.
-        along_mel: F'.
+        num_prefix: K, number of prefix tokens.
+        along_mel: F', patches along mel.
         dim: D.
 
     Raises:
-        ValueError: 4 does not divide ``dim``.
+        ValueError: ``dim`` is not divisible by 4.
     """
 
     table: Tensor
@@ -105,35 +110,35 @@ class GridPositions(nn.Module):
         self.num_prefix = num_prefix
         self.along_mel = along_mel
         self.dim = dim
-        self.register_buffer("table", self._of(0), persistent=False)
+        self.register_buffer("table", self._build(0), persistent=False)
 
-    def forward(self, grid: tuple[int, int], columns: Tensor | None = None) -> Tensor:
-        """Positions of prefix tokens and of a grid, (1, K + T' F', D).
+    def forward(self, grid: tuple[int, int], num_steps: Tensor | None = None) -> Tensor:
+        """Return the embeddings of the prefix tokens and a grid: (1, K + T' F', D).
 
         Args:
             grid: (T', F') of the batch.
-            columns: of no matter: a clip's positions begin with the same ones, however long it is.
+            num_steps: ignored, since fixed positions do not depend on the length of a clip.
         """
         num_rows = self.num_prefix + grid[0] * self.along_mel
         if num_rows > len(self.table):
             # Powers of two: clips of all lengths grow the table a few times, not at each step.
-            self.table = self._of(1 << (grid[0] - 1).bit_length()).to(self.table)
+            self.table = self._build(1 << (grid[0] - 1).bit_length()).to(self.table)
         return self.table[:num_rows].unsqueeze(0)
 
-    def _of(self, along_time: int) -> Tensor:
-        places = grid_positions((along_time, self.along_mel), self.dim)
-        return torch.cat((places.new_zeros(self.num_prefix, self.dim), places))
+    def _build(self, along_time: int) -> Tensor:
+        patches = grid_positions((along_time, self.along_mel), self.dim)
+        return torch.cat((patches.new_zeros(self.num_prefix, self.dim), patches))
 
 
 class LearnedPositions(nn.Module):
-    """A vector for each prefix token (CLS, distillation) and each place of a grid.
+    """Learned embeddings of the prefix tokens (CLS, distillation) and of a grid of patches.
 
-    Another grid gets them cut or interpolated, each axis by itself: an axis that is shorter takes
-    the middle part of the table, one that is longer takes it stretched, bilinearly.
+    For another grid, each axis is adapted separately: a shorter axis uses the centre of the learned
+    one, a longer axis interpolates it linearly.
 
     Args:
-        num_prefix: K, prefix tokens.
-        grid: places along time and along mel; N is their product, place n = t * F' + f.
+        num_prefix: K, number of prefix tokens.
+        grid: (T', F'), patches along time and mel; N = T' F', patch n = t * F' + f.
         dim: D.
     """
 
@@ -144,57 +149,65 @@ class LearnedPositions(nn.Module):
         self.table = nn.Parameter(torch.empty(1, num_prefix + grid[0] * grid[1], dim))
         nn.init.trunc_normal_(self.table, std=INIT_STD)
 
-    def forward(self, grid: tuple[int, int], columns: Tensor | None = None) -> Tensor:
-        """Positions for a grid.
+    def forward(self, grid: tuple[int, int], num_steps: Tensor | None = None) -> Tensor:
+        """Return the embeddings for a grid.
 
         Args:
             grid: (T', F') of the batch.
-            columns: (B,) int64, each clip's own T', by which its positions are cut or stretched:
-                they do not depend on its batch. ``None``: all clips fill the grid.
+            num_steps: (B,) int64, the time steps T' of each clip, to which its embeddings are
+                adapted, so that they do not depend on the batch; ``None``: T' for all clips.
 
         Returns:
-            (1, K + T' F', D), or (B, K + T' F', D) where ``columns`` are given.
+            (1, K + T' F', D), or (B, K + T' F', D) if ``num_steps`` is given.
         """
-        if columns is None and grid == self.grid:
+        if num_steps is None and grid == self.grid:
             return self.table
-        prefix, places = self.table.split(
+        prefix, patches = self.table.split(
             [self.num_prefix, self.table.shape[1] - self.num_prefix], dim=1
         )
-        fitted = fit_positions(places, self.grid, grid, columns)
+        fitted = fit_positions(patches, self.grid, grid, num_steps)
         return torch.cat((prefix.expand(len(fitted), -1, -1), fitted), dim=1)
 
 
 def fit_positions(
-    places: Tensor, have: tuple[int, int], want: tuple[int, int], columns: Tensor | None = None
+    table: Tensor, have: tuple[int, int], want: tuple[int, int], num_steps: Tensor | None = None
 ) -> Tensor:
-    """(1, N, D) of the grid ``have`` -> (1 or B, N', D) of the grid ``want``, time first in both.
+    """Crop or interpolate embeddings (1, N, D) of a grid to another grid: (1 or B, N', D).
 
-    ``columns`` as in :class:`LearnedPositions`.
+    Args:
+        table: (1, N, D), N = T F.
+        have: (T, F), the grid of ``table``.
+        want: (T', F'), the new grid; N' = T' F'.
+        num_steps: (B,) int64, time steps of each clip; see :meth:`LearnedPositions.forward`.
     """
-    device = places.device
-    if columns is None:
-        columns = torch.full((1,), want[0], device=device)
-    table = places.reshape(*have, -1)
+    device = table.device
+    if num_steps is None:
+        num_steps = torch.full((1,), want[0], device=device)
+    table = table.reshape(*have, -1)
     if want[1] != have[1]:
-        where = _where(torch.full((1,), want[1], device=device), want[1], have[1])[0]
-        table = _read(table.transpose(0, 1), where).transpose(0, 1)  # (T, F', D)
-    fitted = _read(table, _where(columns, want[0], have[0]))  # (B, T', F', D)
+        rows = _source_rows(torch.full((1,), want[1], device=device), want[1], have[1])[0]
+        table = _interpolate(table.transpose(0, 1), rows).transpose(0, 1)  # (T, F', D)
+    fitted = _interpolate(table, _source_rows(num_steps, want[0], have[0]))  # (B, T', F', D)
     return fitted.flatten(1, 2)
 
 
-def _where(own: Tensor, num: int, have: int) -> Tensor:
-    """Places 0 .. num - 1 of axes of lengths ``own`` (B,), on an axis of length ``have``."""
-    index = torch.arange(num, device=own.device)
-    own = own.unsqueeze(1)
-    middle = (have // 2 - own // 2 + index).float()
-    stretched = (index + 0.5) * (have / own.clamp(min=1)) - 0.5
-    return torch.where(own < have, middle, stretched).clamp(0, have - 1)
+def _source_rows(lengths: Tensor, num: int, have: int) -> Tensor:
+    """Map positions 0 to num - 1 of axes of ``lengths`` (B,) to an axis of length ``have``.
+
+    Returns:
+        (B, num) float32, fractional row indices.
+    """
+    index = torch.arange(num, device=lengths.device)
+    lengths = lengths.unsqueeze(1)
+    centre = (have // 2 - lengths // 2 + index).float()
+    stretched = (index + 0.5) * (have / lengths.clamp(min=1)) - 0.5
+    return torch.where(lengths < have, centre, stretched).clamp(0, have - 1)
 
 
-def _read(table: Tensor, where: Tensor) -> Tensor:
-    """(num, ..., D) at places between its rows, (...,) -> (..., ..., D)."""
-    low = where.floor()
-    weight = (where - low).to(table.dtype)
+def _interpolate(table: Tensor, rows: Tensor) -> Tensor:
+    """Interpolate the rows of a table (num, ..., D) linearly at fractional indices ``rows``."""
+    low = rows.floor()
+    weight = (rows - low).to(table.dtype)
     low = low.long()
     high = (low + 1).clamp(max=len(table) - 1)
     weight = weight.reshape(*weight.shape, *[1] * (table.ndim - 1))

@@ -1,4 +1,7 @@
-"""Which number format the transformers compute in; parameters and losses stay in float32."""
+"""Compute dtype of the transformers: float32 or bfloat16 autocast.
+
+Parameters, input statistics and losses are in float32 either way.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +15,26 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def compute_in(precision: str, weight: Tensor) -> AbstractContextManager[object]:
-    """A context for the forward pass of a model with this ``weight``.
+    """Return the context manager in which to run the forward pass of a model.
 
     Args:
-        precision: "bfloat16": under autocast; "float32": not; "auto": under autocast where the
-            weight's device has matrix units for it. Where the weight itself is in half precision,
-            whoever made it so has decided.
-        weight: any of the model's.
+        precision: "float32": no autocast; "bfloat16": autocast to bfloat16; "auto": autocast if the
+            device of ``weight`` multiplies bfloat16 matrices in hardware. A model that was cast to
+            half precision keeps its own dtype.
+        weight: any parameter of the model.
     """
     kind = weight.device.type
     wanted = precision == "bfloat16" or (precision == "auto" and has_bfloat16_units(kind))
     if wanted and weight.dtype == torch.float32:
         return torch.autocast(kind, dtype=torch.bfloat16)
-    return nullcontext()  # whatever the trainer has chosen
+    return nullcontext()  # float32, or the autocast that the trainer has entered
 
 
 @lru_cache
 def has_bfloat16_units(device_type: str) -> bool:
-    """Whether a kind of device multiplies bfloat16 matrices in hardware.
+    """Return whether a type of device multiplies bfloat16 matrices in hardware.
 
-    A processor that does not (no AMX, no AVX-512 BF16) can take a hundred times as long as in
-    float32.
+    A CPU that does not (no AMX, no AVX-512 BF16) can be a hundred times slower than in float32.
     """
     if device_type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

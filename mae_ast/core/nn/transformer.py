@@ -1,8 +1,9 @@
-"""A standard transformer encoder, (B, N, D) -> (B, N, D), on scaled_dot_product_attention.
+"""Standard transformer encoder: (B, N, D) -> (B, N, D).
 
-``norm_first=False`` is the post-norm kind of BERT and wav2vec 2.0 (the stack's own layer norm
-then runs before the first layer), ``True`` the pre-norm kind (it runs after the last). Names of
-modules are those of fairseq's ``TransformerSentenceEncoder``, for easy loading.
+``norm_first=False`` gives post-norm layers, as in BERT and wav2vec 2.0, with one more layer norm
+before the first layer. ``norm_first=True`` gives pre-norm layers, as in ViT, with one more layer
+norm after the last layer. Modules are named as in fairseq's ``TransformerSentenceEncoder``, so that
+its checkpoints load without renaming.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from mae_ast.core.nn.attention import KeyPadding, attend
 from mae_ast.core.nn.dropout import Dropout
 
 INIT_STD = 0.02
-LAYER_NORM_EPS = 1e-5  # torch's own
+LAYER_NORM_EPS = 1e-5  # torch's default
 
 
 def init_linear(module: nn.Module) -> None:
-    """Linear layers: weights N(0, 0.02), biases 0. Use with ``module.apply``."""
+    """Initialise a linear layer: weight std 0.02, zero bias. Use with ``module.apply``."""
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=INIT_STD)
         nn.init.zeros_(module.bias)
 
 
 def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
-    """(B, N, C) at ``ids`` (B, K) -> (B, K, C); ids of -1, which are padding, give some token."""
+    """Gather tokens (B, N, C) at ``ids`` (B, K): (B, K, C). Ids of -1 (padding) give any token."""
     return tokens.gather(1, ids.clamp(min=0).unsqueeze(2).expand(-1, -1, tokens.shape[2]))
 
 
@@ -37,10 +38,10 @@ class SelfAttention(nn.Module):
     Args:
         embed_dim: D.
         num_heads: H.
-        dropout: probability of dropping an attention weight.
+        dropout: dropout probability of the attention weights.
 
     Raises:
-        ValueError: H does not divide D.
+        ValueError: D is not divisible by H.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0) -> None:
@@ -60,11 +61,17 @@ class SelfAttention(nn.Module):
         mask: Tensor | KeyPadding | None = None,
         queries: Tensor | None = None,
     ) -> Tensor:
-        """Attend from ``queries`` (B, Q, D), or from ``x`` itself, to ``x`` (B, N, D).
+        """Compute multi-head self-attention.
 
-        ``mask`` is as in :func:`mae_ast.core.nn.attention.attend`.
+        Args:
+            x: (B, N, D), keys and values.
+            mask: as in :func:`mae_ast.core.nn.attention.attend`.
+            queries: (B, Q, D); ``None``: ``x``.
+
+        Returns:
+            (B, Q, D).
         """
-        if torch.is_autocast_enabled(x.device.type):  # once, not in each projection
+        if torch.is_autocast_enabled(x.device.type):  # cast once, not in each projection
             x = x.to(torch.get_autocast_dtype(x.device.type))
         q = self._heads(self.q_proj(x if queries is None else queries))
         k, v = self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
@@ -73,26 +80,26 @@ class SelfAttention(nn.Module):
         return out
 
     def _heads(self, y: Tensor) -> Tensor:
-        """(B, N, D) -> (B, H, N, D / H)."""
+        """Split into heads: (B, N, D) -> (B, H, N, D / H)."""
         head_dim = y.shape[2] // self.num_heads
         return y.reshape(*y.shape[:2], self.num_heads, head_dim).transpose(1, 2)
 
 
 class TransformerLayer(nn.Module):
-    """Self-attention and a feed-forward block with residuals.
+    """Transformer layer: self-attention and a feed-forward block, each with a residual connection.
+
+    Set ``checkpoint_activations`` for activation checkpointing: only the input of the layer is
+    stored, and the backward pass recomputes the rest.
 
     Args:
         embed_dim: D.
-        ffn_embed_dim: width of the feed-forward block's hidden layer.
+        ffn_embed_dim: hidden width of the feed-forward block.
         num_heads: H.
         norm_first: pre-norm instead of post-norm.
-        dropout: on both branches.
-        attention_dropout: on attention weights.
-        activation_dropout: after the feed-forward block's activation.
-        layer_norm_eps: added to the variance in layer norms; timm's ViTs have 1e-6.
-
-    ``checkpoint_activations`` may be set: then nothing of a layer but its input is kept
-    for the backward, which computes the rest again.
+        dropout: dropout probability of the output of both residual branches.
+        attention_dropout: dropout probability of the attention weights.
+        activation_dropout: dropout probability after the activation in the feed-forward block.
+        layer_norm_eps: epsilon of the layer norms; 1e-6 in timm's ViTs.
     """
 
     checkpoint_activations = False
@@ -121,14 +128,14 @@ class TransformerLayer(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | KeyPadding | None = None, ids: Tensor | None = None
     ) -> Tensor:
-        """(B, N, D) -> (B, N, D), or (B, K, D) of the tokens ``ids`` (B, K) only."""
+        """Compute the layer: (B, N, D) -> (B, N, D), or (B, K, D) for the tokens ``ids`` (B, K)."""
         if self.checkpoint_activations and torch.is_grad_enabled():
-            again: Tensor = checkpoint(self.compute, x, mask, ids, use_reentrant=False)
-            return again
+            out: Tensor = checkpoint(self.compute, x, mask, ids, use_reentrant=False)
+            return out
         return self.compute(x, mask, ids)
 
     def compute(self, x: Tensor, mask: Tensor | KeyPadding | None, ids: Tensor | None) -> Tensor:
-        """What :meth:`forward` gives."""
+        """Compute the layer without activation checkpointing; see :meth:`forward`."""
         if self.norm_first:
             normed = self.self_attn_layer_norm(x)
             queries = None if ids is None else gather_tokens(normed, ids)
@@ -141,17 +148,18 @@ class TransformerLayer(nn.Module):
         return out
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """Linear, GELU, linear."""
+        """Apply the feed-forward block: linear, GELU, linear."""
         hidden = self.activation_dropout(F.gelu(self.fc1(x)))
         out: Tensor = self.dropout(self.fc2(hidden))
         return out
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Let ``torch.compile`` make kernels of each layer of a model's transformers, all alike.
+    """Apply ``torch.compile`` to each transformer layer of a model, in place.
 
-    Layers of one stack share what is compiled. It pays where batches have one shape or a few: each
-    new one is compiled again, which takes a minute, or for all lengths at once.
+    The layers of a stack share the compiled code. This is worthwhile if batches have one shape or a
+    few: a new shape triggers a recompilation, which takes about a minute, unless it is already
+    covered by code for dynamic lengths.
     """
     for layer in model.modules():
         if isinstance(layer, TransformerLayer):
@@ -159,15 +167,16 @@ def compile_layers(model: nn.Module) -> None:
 
 
 class Transformer(nn.Module):
-    """A stack of layers.
+    """Stack of transformer layers with one more layer norm.
 
     Args:
-        num_layers: depth.
+        num_layers: number of layers.
         embed_dim, ffn_embed_dim, num_heads, norm_first: as in :class:`TransformerLayer`.
-        dropout, attention_dropout, activation_dropout: likewise; ``dropout`` also on the input.
-        layerdrop: probability that a layer passes its input on unchanged in a training step.
-            Which ones is drawn on the device, and every layer stays in the graph, so that each
-            parameter has a gradient in each step.
+        dropout: as in :class:`TransformerLayer`; also applied to the input of the stack.
+        attention_dropout, activation_dropout: as in :class:`TransformerLayer`.
+        layerdrop: probability of skipping a layer in a training step. The draw happens on the
+            device, and every layer stays in the graph, so that each parameter has a gradient in
+            each step.
         layer_norm_eps: as in :class:`TransformerLayer`.
     """
 
@@ -214,10 +223,11 @@ class Transformer(nn.Module):
 
         Args:
             x: (B, N, D).
-            padding_mask: (B, N) bool, True = padding, after a clip's own tokens; ``None``: there is
-                none. What is not padding is not influenced by it.
-            hidden_states: when given, the output of each layer is appended to it.
-            ids: (B, K) int64, the tokens that are wanted; the last layer computes no others.
+            padding_mask: (B, N) bool, True = padding, at the end of each clip; ``None``: no
+                padding. Padding does not influence the other tokens.
+            hidden_states: if given, the output of each layer is appended to this list.
+            ids: (B, K) int64, the tokens to return; the last layer computes no others. ``None``:
+                all tokens.
 
         Returns:
             (B, N, D), or (B, K, D).
@@ -227,11 +237,11 @@ class Transformer(nn.Module):
             x = self.layer_norm(x)
         x = self.dropout(x)
         for layer in self.layers:
-            wanted = ids if layer is self.layers[-1] else None
-            y = layer(x, mask, wanted)
+            layer_ids = ids if layer is self.layers[-1] else None
+            y = layer(x, mask, layer_ids)
             if self.training and self.layerdrop > 0:
                 keep = torch.rand((), device=x.device) >= self.layerdrop
-                y = torch.where(keep, y, x if wanted is None else gather_tokens(x, wanted))
+                y = torch.where(keep, y, x if layer_ids is None else gather_tokens(x, layer_ids))
             x = y
             if hidden_states is not None:
                 hidden_states.append(x)

@@ -1,12 +1,12 @@
-"""A transformer on a grid whose layers may attend within windows, (B, N, D) -> (B, N, D).
+"""Transformer with window attention on a grid of patches: (B, N, D) -> (B, N, D).
 
-A window is a rectangle of S neighbouring places, such as 4 x 4 (Liu et al. 2021, Swin). Windows are
-batched: a layer sees (B W, S, D), W windows a clip, so that its cost grows with the clip's length
-and not with its square. Nothing but attention mixes tokens, so whole layers run on windows.
+A window is a rectangle of S adjacent positions, such as 4 x 4 (Liu et al. 2021, Swin). Windows are
+batched: a layer computes (B W, S, D) with W windows per clip, so that the cost of attention is
+linear in the length of the clip. Since only attention mixes tokens, whole layers run on windows.
 
-Every second layer's windows may be shifted, so that what one layer's windows part the next one's
-join. At the edges of the grid windows are cut off, which is what Swin's cyclic shift and its mask
-come to.
+The windows of every second layer may be shifted, so that information crosses the borders of the
+windows. Windows are cropped at the edges of the grid, which is equivalent to Swin's cyclic shift
+with an attention mask.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from mae_ast.core.nn.transformer import LAYER_NORM_EPS, TransformerLayer, gather
 
 @dataclass(frozen=True)
 class Windows:
-    """A grid cut into windows.
+    """Partition of a grid into windows.
 
     Args:
-        grid: (T', F'), places along time and along mel; N is their product.
-        size: places of a window along time and along mel; S is their product.
-        shift: a window begins at this place of each axis, and others side by side with it.
+        grid: (T', F'), patches along time and mel; N is their product.
+        size: patches of a window along time and mel; S is their product.
+        shift: offset of the windows along time and mel.
     """
 
     grid: Grid
@@ -39,17 +39,17 @@ class Windows:
 
     @property
     def fits(self) -> bool:
-        """Whether no window hangs over an edge."""
+        """True if no window extends beyond the edges of the grid."""
         return not any(self._overhang)
 
     @property
     def num_places(self) -> int:
-        """W S of a clip, those that hang over an edge included."""
+        """W S, the number of positions in all windows of a clip, beyond the edges included."""
         before_t, after_t, before_f, after_f = self._overhang
         return (self.grid[0] + before_t + after_t) * (self.grid[1] + before_f + after_f)
 
     def cut(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B W, S, C); zeros where a window hangs over an edge."""
+        """Cut into windows: (B, N, C) -> (B W, S, C), with zeros beyond the edges of the grid."""
         (time, mel), (before_t, after_t, before_f, after_f) = self.size, self._overhang
         x = x.unflatten(1, self.grid)
         if not self.fits:
@@ -58,7 +58,7 @@ class Windows:
         return x.transpose(2, 3).reshape(-1, time * mel, x.shape[-1])
 
     def join(self, windows: Tensor) -> Tensor:
-        """(B W, S, C) -> (B, N, C)."""
+        """Put windows back together: (B W, S, C) -> (B, N, C)."""
         (time, mel), (before_t, after_t, before_f, after_f) = self.size, self._overhang
         along_time = (self.grid[0] + before_t + after_t) // time
         along_mel = (self.grid[1] + before_f + after_f) // mel
@@ -70,40 +70,43 @@ class Windows:
     def attention_mask(
         self, batch: int, padding_mask: Tensor | None, like: Tensor
     ) -> Tensor | None:
-        """(B W, 1, 1, S) bool, True where to attend; ``None``: everywhere.
+        """Build the attention mask (B W, 1, 1, S) bool, True where to attend.
 
         Args:
             batch: B.
-            padding_mask: (B, N) bool, True = padding; ``None``: there is none.
-            like: on the device where it is wanted.
+            padding_mask: (B, N) bool, True = padding; ``None``: no padding.
+            like: a tensor on the device of the mask.
+
+        Returns:
+            The mask, or ``None`` if all positions attend to each other.
         """
         if padding_mask is None:
             if self.fits:
                 return None
             padding_mask = torch.zeros(1, self.grid[0] * self.grid[1], device=like.device).bool()
-        own = self.cut((~padding_mask).unsqueeze(2)).squeeze(2)  # (B W, S)
-        # A window of nothing but padding attends to itself: a softmax over nothing is no number.
-        own = own | ~own.any(1, keepdim=True)
-        own = own.repeat(batch // len(padding_mask), 1)
-        return own[:, None, None, :]
+        valid = self.cut((~padding_mask).unsqueeze(2)).squeeze(2)  # (B W, S)
+        # A window of nothing but padding attends to itself: a softmax over no keys gives NaN.
+        valid = valid | ~valid.any(1, keepdim=True)
+        valid = valid.repeat(batch // len(padding_mask), 1)
+        return valid[:, None, None, :]
 
     @property
     def _overhang(self) -> tuple[int, int, int, int]:
-        """Places that windows reach over: before and after in time, before and after in mel."""
-        found: list[int] = []
-        for places, size, shift in zip(self.grid, self.size, self.shift, strict=True):
+        """Positions beyond the edges: before and after along time, before and after along mel."""
+        overhang: list[int] = []
+        for length, size, shift in zip(self.grid, self.size, self.shift, strict=True):
             before = -shift % size
-            found += [before, -(before + places) % size]
-        return found[0], found[1], found[2], found[3]
+            overhang += [before, -(before + length) % size]
+        return overhang[0], overhang[1], overhang[2], overhang[3]
 
 
 class GridTransformer(nn.Module):
-    """A stack of pre-norm layers on a grid.
+    """Stack of pre-norm transformer layers on a grid, with window or global attention.
 
     Args:
-        shifts: for each layer where its windows begin, along time and along mel; ``None``: it
-            attends to all places.
-        window: places of a window, along time and along mel.
+        shifts: for each layer, the offset of its windows along time and mel; ``None``: global
+            attention.
+        window: patches of a window along time and mel.
         embed_dim, ffn_embed_dim, num_heads, layer_norm_eps: as in
             :class:`mae_ast.core.nn.transformer.TransformerLayer`.
     """
@@ -130,7 +133,7 @@ class GridTransformer(nn.Module):
 
     @property
     def is_global(self) -> bool:
-        """Whether no layer has windows; only then can there be tokens beside those of the grid."""
+        """True if all layers are global; only then may there be tokens besides the grid (CLS)."""
         return all(shift is None for shift in self.shifts)
 
     def forward(
@@ -143,26 +146,27 @@ class GridTransformer(nn.Module):
         """Run all layers.
 
         Args:
-            x: (B, N, D), N places of the grid; more tokens where all layers are global.
-            grid: (T', F').
-            padding_mask: (B, N) bool, True = padding, after a clip's own tokens; ``None``: there is
-                none. What is not padding is not influenced by it.
-            ids: (B, K) int64, the tokens that are wanted; ``None``: all.
+            x: (B, N, D), one token per patch of the grid; with prefix tokens if all layers are
+                global.
+            grid: (T', F'), patches along time and mel.
+            padding_mask: (B, N) bool, True = padding, at the end of each clip; ``None``: no
+                padding. Padding does not influence the other tokens.
+            ids: (B, K) int64, the tokens to return; ``None``: all tokens.
 
         Returns:
             (B, N, D), or (B, K, D).
         """
-        everywhere = None if padding_mask is None else KeyPadding(padding_mask)
+        global_mask = None if padding_mask is None else KeyPadding(padding_mask)
         masks: dict[tuple[int, int], Tensor | None] = {}
         for layer, shift in zip(self.layers, self.shifts, strict=True):
-            wanted = ids if layer is self.layers[-1] else None
+            layer_ids = ids if layer is self.layers[-1] else None
             if shift is None:
-                x = layer(x, everywhere, wanted)
+                x = layer(x, global_mask, layer_ids)
                 continue
             windows = Windows(grid, self.window, shift)
             if shift not in masks:
                 masks[shift] = windows.attention_mask(len(x), padding_mask, x)
             x = windows.join(layer(windows.cut(x), masks[shift]))
-            x = x if wanted is None else gather_tokens(x, wanted)
+            x = x if layer_ids is None else gather_tokens(x, layer_ids)
         out: Tensor = self.layer_norm(x)
         return out
