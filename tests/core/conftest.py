@@ -1,4 +1,4 @@
-"""What all tests of the core share."""
+"""Fixtures of all core tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture(autouse=True, scope="package")
 def _one_thread() -> Iterator[None]:
-    """One thread: the models are small, and on a busy machine threads wait for one another."""
+    """Use one thread: the models are small, and on a busy machine threads wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

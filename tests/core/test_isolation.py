@@ -1,4 +1,4 @@
-"""The core works where nothing is installed but what it needs."""
+"""The core works without the packages that only other parts of the project need."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ print("trained", found)
 """
 
 
-def test_trains_a_step_without_foreign_packages():
+def test_trains_without_foreign_packages():
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, ",".join(FOREIGN)],
         capture_output=True,
@@ -89,26 +89,26 @@ def test_trains_a_step_without_foreign_packages():
 
 
 def imported(path: Path) -> set[str]:
-    """Names of the modules that a file imports, anywhere in it."""
+    """Return the names of all modules that a file imports, anywhere in it."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}: imports name the package"
+            assert node.level == 0, f"{path.name}: relative import"
             names.add(node.module or "")
     return names
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_imports_nothing_foreign_and_nothing_of_the_adapters(path):
+def test_imports_neither_foreign_packages_nor_adapters(path):
     names = imported(path)
     assert not {name.split(".")[0] for name in names} & set(FOREIGN)
     own = {name for name in names if name.split(".")[0] == "mae_ast"}
     assert all(name.startswith("mae_ast.core") for name in own)
 
 
-def test_all_files_are_looked_at():
+def test_all_files_are_checked():
     paths = {str(path.relative_to(CORE)) for path in FILES}
     assert {"models/mae_ast.py", "io/audio.py", "frontend/masking.py"} <= paths
     assert "torch" in imported(CORE / "models" / "mae_ast.py")

@@ -1,4 +1,4 @@
-"""Small models of the AST family with weights that show errors, and their published recipe."""
+"""Small ViT models with random weights, clips with masks, and the published interpolation."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ FRAME_TOKENS = {
 
 
 def with_random_weights(model: M) -> M:
-    """Norms that do something, and attention that is not uniform."""
+    """Draw random weights, so that norms have an effect and attention is not uniform."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, value in model.named_parameters():
-            is_scale = value.ndim == 1 and name.endswith("weight")  # of a layer norm
+            is_scale = value.ndim == 1 and name.endswith("weight")  # scale of a layer norm
             noise = torch.randn(value.shape, generator=generator)
             value.copy_(1 + 0.2 * noise if is_scale else noise * value.shape[-1] ** -0.5)
     return model
 
 
 class Clips:
-    """Some clips with a mask for each, together and one by one.
+    """Clips with a mask for each, single and as a padded batch.
 
     Args:
-        model: a system that is pretrained.
-        lengths: samples of the clips.
+        model: a system in pretraining.
+        lengths: samples of each clip.
     """
 
     def __init__(self, model: Any, *lengths: int) -> None:
@@ -70,7 +70,7 @@ class Clips:
 
 
 def assert_padding_changes_nothing(model: Any, clips: Clips, predicted: Iterable[str]) -> None:
-    """Clips in one batch give what each gives alone: predictions, hidden states and their mean."""
+    """Check that a padded batch equals single clips: predictions, hidden states and their mean."""
     together = clips.predict(model)
     states = model.hidden_states(clips.source, clips.lengths)
     pooled = model.pooled(clips.source, clips.lengths)
@@ -90,16 +90,16 @@ def assert_padding_changes_nothing(model: Any, clips: Clips, predicted: Iterable
 
 
 def log_mel_like(*shape: int, seed: int = 0) -> Tensor:
-    """Far from mean 0 and deviation 1, like log-mel."""
+    """Draw values like log-mel: far from mean 0 and std 1."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator) * 4.2 - 6.5
 
 
-def positions_of_the_recipe(table: Tensor, have: tuple[int, int], want: tuple[int, int]) -> Tensor:
-    """(1, N, D) mel-first -> (1, N', D), step by step as published; grids are (mel, time).
+def interpolate_as_published(table: Tensor, have: tuple[int, int], want: tuple[int, int]) -> Tensor:
+    """Fit mel-first positions (1, N, D) to another grid as published: (1, N', D).
 
-    An axis that is shorter is cut around its middle, one that is not goes through torch's own
-    bilinear interpolation. (Published, the cut along mel ends where one along time would.)
+    Grids are (mel, time). A shorter axis is cropped around its centre, a longer one is interpolated
+    with torch's bilinear interpolation. (The published crop along mel uses the end index of time.)
     """
     x = table.transpose(1, 2).reshape(1, -1, *have)
     (mel, time), (mel_wanted, time_wanted) = have, want
@@ -117,5 +117,5 @@ def positions_of_the_recipe(table: Tensor, have: tuple[int, int], want: tuple[in
 
 
 def mel_first(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, N, D) in the order of time x mel -> in the order of mel x time."""
+    """Reorder tokens (B, N, D) from time x mel to mel x time."""
     return tokens.unflatten(1, grid).transpose(1, 2).flatten(1, 2)

@@ -108,7 +108,7 @@ def test_of_a_published_local_decoder_the_encoder_loads(tmp_path, caplog, sound,
     for ours, theirs in zip(model.hidden_states(wave), whole.hidden_states(wave), strict=True):
         assert torch.equal(ours, theirs)
     _, message = mae_ast_command("reconstruct", path, sound, "-o", tmp_path / "a.png")
-    assert "decoder_layers=0: an encoder alone predicts no patches" in message
+    assert "decoder_layers=0; predicting patches needs a decoder" in message
 
 
 def test_a_damaged_file_is_named(tmp_path):

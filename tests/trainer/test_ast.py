@@ -382,7 +382,7 @@ def test_mae_ast_neither_initialises_ast_nor_overlaps(
     ("override", "words"),
     [
         ("model.checkpoint=nowhere.pth", "nowhere.pth: no such checkpoint"),
-        ("model.encoder_attention_heads=5", "encoder_embed_dim=64 is not divided by its 5"),
+        ("model.encoder_attention_heads=5", "(encoder_attention_heads=5)"),
         ("model.head_dropout=1", "head dropout 1"),
         ("model.precision=double", "model.precision='double'"),
         ("model.architecture_of=a", "model.checkpoint=b and model.architecture_of=a"),

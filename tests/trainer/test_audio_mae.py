@@ -177,10 +177,16 @@ def test_initialises_the_encoder_from_timm(corpus: Path, train_here: Train, tmp_
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["criterion.classification_weight=1"], ["criterion.classification_weight=0", "wanted"]),
-        (["model.decoder_layers=0"], ["decoder_layers=0: there is nothing to pretrain with"]),
+        (
+            ["criterion.classification_weight=1"],
+            ["criterion.classification_weight=0", "criterion.reconstruction_weight"],
+        ),
+        (["model.decoder_layers=0"], ["decoder_layers=0; pretraining needs a decoder"]),
         (["model.decoder_attention=swin"], ["decoder_attention='swin'", "global, local, hybrid"]),
-        (["model.ast_kernel_stride_time=10"], ["without overlap"]),
+        (
+            ["model.ast_kernel_stride_time=10"],
+            ["ast_kernel_stride_time=10", "ast_kernel_size_time=16"],
+        ),
         (["model.encoder_weights=no.pth"], ["model.encoder_weights=no.pth", "timm:NAME"]),
         (["+model.prefix_tokens=2"], ["prefix_tokens"]),
     ],

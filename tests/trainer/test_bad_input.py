@@ -57,7 +57,7 @@ def message(train_here: Train) -> Callable[..., str]:
         ),
         (
             ["model.ast_kernel_stride_time=8"],
-            ["ast_kernel_stride_time=8", "ast_kernel_size_time=16", "set both alike"],
+            ["ast_kernel_stride_time=8", "ast_kernel_size_time=16", "equal"],
         ),
         (["task.mask_type=retain_spans"], ["retain_spans", "ast_kernel_size_chan=128"]),
         (["dataset.max_tokens=9000"], ["dataset.max_tokens=9000", "train.tsv (16000 samples"]),
@@ -75,8 +75,11 @@ def message(train_here: Train) -> Callable[..., str]:
             ["checkpoint.best_checkpoint_metric=mae", "criterion.classification_weight=0"],
             ["best_checkpoint_metric=mae:", "loss, mask_ratio, mse"],
         ),
-        (["model.encoder_layers=0"], ["encoder_layers=0", "at least 1"]),
-        (["model.encoder_attention_heads=5"], ["5 attention heads", "64"]),
+        (["model.encoder_layers=0"], ["encoder_layers=0", ">= 1"]),
+        (
+            ["model.encoder_attention_heads=5"],
+            ["encoder_attention_heads=5", "encoder_embed_dim=64"],
+        ),
         (["model.precision=half"], ["precision='half'", "auto, float32, bfloat16"]),
         (["model.input_stats=none"], ["input_stats='none'", "batch, fixed"]),
         (["model.dropout=1"], ["dropout=1.0", "from 0 to below 1"]),

@@ -241,11 +241,11 @@ def test_resumes_bit_exactly(corpus: Path, train_here: Train) -> None:
         (["+model.decoder_layers=2"], ["decoder_layers", "no such setting"]),
         (
             ["model.ast_kernel_stride_time=10"],
-            ["ast_kernel_stride_time=10", "ast_kernel_size_time=16", "without overlap"],
+            ["ast_kernel_stride_time=10", "ast_kernel_size_time=16", "equal"],
         ),
         (["task.mask_type=retain_spans"], ["retain_spans", "ast_kernel_size_chan=128"]),
         (["model.random_mask_prob=400"], ["random_mask_prob 400", "between 0 and 1"]),
-        (["model.input_frames=9"], ["input_frames=9", "less than one patch"]),
+        (["model.input_frames=9"], ["input_frames=9", "ast_kernel_size_time=16"]),
     ],
     ids=lambda value: value[0] if "=" in value[0] else "",
 )

@@ -223,5 +223,5 @@ def test_a_classifier_on_the_patches_tokens():
     wave = speech_like(16_000)[None]
     expected = model.head(model.encode(wave).patches.mean(1))
     assert_close(model.logits(wave), expected, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="pool='cls'; it is one of prefix, tokens"):
+    with pytest.raises(ValueError, match="pool='cls'; must be one of prefix, tokens"):
         AstConfig(pool="cls").validate()

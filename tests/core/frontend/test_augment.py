@@ -1,4 +1,4 @@
-"""What is drawn for augmentation, and what is done with it."""
+"""Augmentation: distribution of the draws, and their effect on waveforms and log-mel."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def draws(augmentation: Augmentation, num_clips: int, count: int) -> list[tuple[
     ]
 
 
-def test_mixup_draws_how_often_whom_and_how_much() -> None:
+def test_mixup_probability_partner_and_weight() -> None:
     drawn = draws(Augmentation(mixup=0.4, mixup_alpha=10.0), 5, 4_000)
     mixed = [each for each in drawn if each is not None]
     assert len(mixed) / len(drawn) == pytest.approx(0.4, abs=0.03)
     partners = np.bincount([partner for partner, _ in mixed], minlength=5)
     np.testing.assert_allclose(partners / len(mixed), 0.2, atol=0.04)
-    shares = np.array([share for _, share in mixed])
-    # Of Beta(10, 10): mean 1/2, variance 1 / (4 * 21).
-    assert shares.mean() == pytest.approx(0.5, abs=0.01)
-    assert shares.std() == pytest.approx((1 / 84) ** 0.5, abs=0.01)
-    assert abs(np.corrcoef([p for p, _ in mixed], shares)[0, 1]) < 0.1
+    weights = np.array([weight for _, weight in mixed])
+    # Beta(10, 10) has mean 1/2 and variance 1 / (4 * 21).
+    assert weights.mean() == pytest.approx(0.5, abs=0.01)
+    assert weights.std() == pytest.approx((1 / 84) ** 0.5, abs=0.01)
+    assert abs(np.corrcoef([p for p, _ in mixed], weights)[0, 1]) < 0.1
 
     wide = [d[1] for d in draws(Augmentation(mixup=1.0, mixup_alpha=0.5), 5, 2_000) if d]
     assert np.std(wide) == pytest.approx(8**-0.5, abs=0.02)
     assert not any(draws(Augmentation(), 5, 50))
 
 
-def test_the_same_clip_draws_the_same_again() -> None:
+def test_same_key_gives_the_same_augmentation() -> None:
     one = Augmentation(mixup=0.5, shift_samples=100, noise_snr_db=10, freq_mask=30, time_mask=9)
     samples = (torch.randn(4_000) * 3_000).to(torch.int16)
     first, again = (one.augment(samples, clip_generator(1, 2, 3)) for _ in range(2))
@@ -54,7 +54,7 @@ def test_the_same_clip_draws_the_same_again() -> None:
     )
 
 
-def test_mixing_waveforms() -> None:
+def test_mix_weights_pads_and_crops() -> None:
     first = torch.tensor([32767, -32768, 1000, 7], dtype=torch.int16)
     assert torch.equal(mix(first, first, 0.3), first)
     shorter = torch.tensor([-1000, 1000], dtype=torch.int16)
@@ -65,7 +65,7 @@ def test_mixing_waveforms() -> None:
     assert mixed.dtype == torch.int16
 
 
-def test_shifts_are_rotations_of_all_sizes() -> None:
+def test_shifts_are_circular_and_cover_all_offsets() -> None:
     samples = torch.arange(50, dtype=torch.int16)
     augmentation = Augmentation(shift_samples=3)
     firsts = [int(augmentation.augment(samples, clip_generator(0, 0, n))[0]) for n in range(700)]
@@ -76,7 +76,7 @@ def test_shifts_are_rotations_of_all_sizes() -> None:
     assert sorted(shifted.tolist()) == list(range(50))
 
 
-def test_noise_has_the_level_that_is_wanted() -> None:
+def test_noise_has_the_requested_snr() -> None:
     wave = (torch.sin(torch.arange(40_000) / 7) * 8_000).to(torch.int16)
     noise = (add_noise(wave, 20.0, clip_generator(0, 0, 0)) - wave).double()
     ratio = 10 * torch.log10(wave.double().square().mean() / noise.square().mean())
@@ -84,10 +84,10 @@ def test_noise_has_the_level_that_is_wanted() -> None:
     loud = torch.full((100,), 32767, dtype=torch.int16)
     noisy = add_noise(loud, 0.0, clip_generator(0, 0, 0))
     assert noisy.max() == 32767
-    assert (noisy >= 0).float().mean() > 0.7  # cut off, not wrapped around
+    assert (noisy >= 0).float().mean() > 0.7  # clipped, not wrapped around
 
 
-def test_spec_augment_draws_widths_and_places() -> None:
+def test_specaugment_widths_and_positions_cover_their_ranges() -> None:
     augmentation = Augmentation(freq_mask=24, time_mask=200)
     drawn = torch.stack(
         [augmentation.draw_hidden(60, clip_generator(0, 0, n)) for n in range(3000)]
@@ -103,7 +103,7 @@ def test_spec_augment_draws_widths_and_places() -> None:
     assert nothing[0].tolist() == [0, 0]
 
 
-def test_hiding_puts_the_value_where_it_was_drawn() -> None:
+def test_mask_bands_fills_exactly_the_drawn_bands() -> None:
     log_mel = torch.randn(3, 20, 128)
     hidden = torch.tensor([[[5, 9], [0, 2]], [[0, 0], [19, 20]], [[0, 0], [0, 0]]])
     found = mask_bands(log_mel, hidden, torch.tensor([-7.0]))
@@ -124,42 +124,44 @@ def test_hiding_puts_the_value_where_it_was_drawn() -> None:
         ({"shift_samples": -1}, "shift_samples=-1"),
     ],
 )
-def test_values_that_cannot_be(values: dict[str, Any], words: str) -> None:
+def test_invalid_values_are_refused(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Augmentation(**values)
 
 
-def test_rolling_and_scaling_keep_the_clip() -> None:
+def test_roll_and_scale_is_a_shift_and_a_factor() -> None:
     samples = 20 * torch.arange(1, 1_001).to(torch.int16)
     begins, scales = [], []
     for clip in range(600):
-        varied = roll_and_scale(samples, clip_generator(1, 1, clip))
-        assert varied.dtype == torch.int16
-        assert len(varied) == len(samples)
-        begin = int(varied.argmax()) + 1 - len(samples)  # of the loudest, which was the last
-        scale = float(varied.max()) / 20_000
+        augmented = roll_and_scale(samples, clip_generator(1, 1, clip))
+        assert augmented.dtype == torch.int16
+        assert len(augmented) == len(samples)
+        begin = int(augmented.argmax()) + 1 - len(samples)  # the maximum was the last sample
+        scale = float(augmented.max()) / 20_000
         expected = (samples.roll(begin).float() * scale).round()
-        assert (varied - expected).abs().max() <= 1
+        assert (augmented - expected).abs().max() <= 1
         begins.append(begin % len(samples))
         scales.append(scale)
     assert np.histogram(begins, 4, (0, 1_000))[0].min() > 110
-    # Of 0.5 + Beta(10, 10): mean 1, variance 1 / (4 * 21).
+    # 0.5 + Beta(10, 10) has mean 1 and variance 1 / (4 * 21).
     assert np.mean(scales) == pytest.approx(1.0, abs=0.02)
     assert np.std(scales) == pytest.approx((1 / 84) ** 0.5, abs=0.01)
     loud = torch.full((50,), -32768, dtype=torch.int16)
     assert roll_and_scale(loud, clip_generator(1, 1, int(np.argmax(scales)))).min() == -32768
-    varied = [Augmentation(roll_mag=True).augment(samples, clip_generator(1, 1, 7)) for _ in "ab"]
-    assert torch.equal(*varied)
-    assert not torch.equal(varied[0], samples)
+    augmented = [
+        Augmentation(roll_mag=True).augment(samples, clip_generator(1, 1, 7)) for _ in "ab"
+    ]
+    assert torch.equal(*augmented)
+    assert not torch.equal(augmented[0], samples)
 
 
-def test_columns_and_rows_that_are_left_of_a_clip() -> None:
+def test_structured_drop_keeps_the_requested_fraction() -> None:
     drop = StructuredDrop(PatchShape(16, 16), None, drop_time=0.3, drop_mel=0.5)
     ids = drop.draw_visible(6 * 16 + 3, clip_generator(1, 1, 1))
     assert len(ids) == 4 * 4
     assert ids.max() < 6 * 8
     assert torch.equal(ids, drop.draw_visible(6 * 16 + 3, clip_generator(1, 1, 1)))
-    filled = StructuredDrop(PatchShape(16, 16), 1024, drop_time=0.3, drop_mel=0.3)
-    assert len(filled.draw_visible(99, clip_generator(1, 1, 1))) == 44 * 5
-    with pytest.raises(ValueError, match="drop_mel=1; a fraction from 0 to below 1"):
+    padded = StructuredDrop(PatchShape(16, 16), 1024, drop_time=0.3, drop_mel=0.3)
+    assert len(padded.draw_visible(99, clip_generator(1, 1, 1))) == 44 * 5
+    with pytest.raises(ValueError, match=r"drop_mel=1; .* from 0 to below 1"):
         StructuredDrop(PatchShape(16, 16), None, drop_mel=1)

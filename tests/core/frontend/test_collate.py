@@ -1,4 +1,4 @@
-"""Batches: keyed draws, cropping, padding, and batches of nothing."""
+"""Collation: keyed generators, cropping, padding, masks, empty batches."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def loss_of(model: MaeAst | Ssast, batch: Batch) -> Tensor:
 
 
 def start_of(row: Tensor, whole: Tensor) -> int:
-    """Where in a clip a batch's row was taken from."""
+    """Return the position in a clip from which a row of a batch was cropped."""
     windows = whole.unfold(0, len(row), 1)
     (places,) = (windows == row).all(dim=1).nonzero(as_tuple=True)
     assert len(places) == 1
@@ -54,31 +54,31 @@ def test_the_same_key_gives_the_same_draws():
     assert torch.equal(torch.rand(20, generator=one), torch.rand(20, generator=other))
 
 
-def test_each_key_has_draws_of_its_own():
+def test_different_keys_give_different_draws():
     keys = [(s, e, c) for s in (0, 1, 1337) for e in (0, 1, 2, 50) for c in (0, 1, 2, 10**9)]
     draws = {torch.rand(2, generator=clip_generator(*key)).numpy().tobytes() for key in keys}
     assert len(draws) == len(keys)
 
 
-def test_first_draws_of_neighbouring_keys_are_spread_evenly():
+def test_first_draws_of_successive_keys_are_uniform_and_uncorrelated():
     draws = torch.tensor(
         [float(torch.rand((), generator=clip_generator(1, 1, clip))) for clip in range(2_000)]
     )
-    share = torch.histc(draws, bins=10, min=0, max=1) / 2_000
-    assert bool(((share - 0.1).abs() < 0.03).all())
-    neighbours = torch.corrcoef(torch.stack((draws[:-1], draws[1:])))[0, 1]
-    assert abs(neighbours) < 0.1
+    frequency = torch.histc(draws, bins=10, min=0, max=1) / 2_000
+    assert bool(((frequency - 0.1).abs() < 0.03).all())
+    correlation = torch.corrcoef(torch.stack((draws[:-1], draws[1:])))[0, 1]
+    assert abs(correlation) < 0.1
 
 
-def test_each_start_is_equally_likely():
+def test_crop_starts_are_uniform():
     generator = clip_generator(0, 0, 0)
     starts = torch.tensor([draw_start(4, generator) for _ in range(3_000)])
-    share = torch.bincount(starts, minlength=5) / 3_000
-    assert len(share) == 5
-    assert bool(((share - 0.2).abs() < 0.03).all())
+    frequency = torch.bincount(starts, minlength=5) / 3_000
+    assert len(frequency) == 5
+    assert bool(((frequency - 0.2).abs() < 0.03).all())
 
 
-def test_without_room_nothing_is_drawn():
+def test_nothing_is_drawn_if_nothing_is_cropped():
     generator = clip_generator(0, 0, 0)
     before = generator.get_state()
     assert draw_start(0, generator) == 0
@@ -108,7 +108,7 @@ def test_crops_to_the_shortest(small_config, mask_type):
         start_of(row, clip.samples)
 
 
-def test_crops_anywhere_or_at_the_beginning(small_config):
+def test_crops_at_random_or_at_the_beginning(small_config):
     starts = set()
     for epoch in range(30):
         clips = clips_of(4_200, 4_000, epoch=epoch)
@@ -135,7 +135,7 @@ def test_the_same_clips_give_the_same_batch(small_config, mask_type):
 
 @pytest.mark.parametrize("mask_type", ["random_mask", "chunk_mask", "retain_spans"])
 @pytest.mark.parametrize("pad", [True, False])
-def test_a_clip_does_not_depend_on_its_companions(small_config, mask_type, pad):
+def test_mask_does_not_depend_on_the_other_clips(small_config, mask_type, pad):
     kernel = (2, 128) if mask_type == "retain_spans" else (16, 16)
     collate = Collater(small_config(kernel), mask_type, pad=pad)
     together = collate(clips_of(8_000, 8_000, 8_000))
@@ -149,7 +149,7 @@ def test_a_clip_does_not_depend_on_its_companions(small_config, mask_type, pad):
 
 
 @pytest.mark.parametrize("mask_type", ["random_mask", "chunk_mask"])
-def test_crop_and_mask_do_not_depend_on_companions_of_the_same_lengths(small_config, mask_type):
+def test_crop_and_mask_do_not_depend_on_other_clips_of_the_same_lengths(small_config, mask_type):
     collate = Collater(small_config(), mask_type)
     one = collate(clips_of(9_000, 8_000))
     other = collate([clips_of(9_000)[0], *clips_of(8_000, first=33)])
@@ -158,7 +158,7 @@ def test_crop_and_mask_do_not_depend_on_companions_of_the_same_lengths(small_con
     assert not torch.equal(one.mask.masked_ids[1], other.mask.masked_ids[1])
 
 
-def test_a_mask_does_not_depend_on_whether_its_clip_is_cropped(small_config):
+def test_mask_does_not_depend_on_whether_its_clip_is_cropped(small_config):
     config = small_config()
     cropped = Collater(config, "chunk_mask")(clips_of(9_000, 8_000))
     for pad, random_crop in [(True, True), (False, False)]:
@@ -167,14 +167,14 @@ def test_a_mask_does_not_depend_on_whether_its_clip_is_cropped(small_config):
         assert torch.equal(cropped.mask.masked_ids, whole.mask.masked_ids)
 
 
-def test_batched_random_masks_are_the_same_for_all(small_config):
+def test_batched_random_masks_are_the_same_for_all_clips(small_config):
     for lengths in ((8_000, 8_000, 8_000), (12_000, 8_000, 9_500)):
         batch = Collater(small_config(), "random_mask_batched")(clips_of(*lengths))
         assert bool((batch.mask.masked_ids == batch.mask.masked_ids[0]).all())
         assert bool((batch.mask.visible_ids == batch.mask.visible_ids[0]).all())
 
 
-def test_spans_have_the_length_of_the_configuration(small_config):
+def test_span_length_comes_from_the_configuration(small_config):
     config = small_config((2, 128), random_mask_prob=0.74, mask_length=25)
     batch = Collater(config, "retain_spans")(clips_of(40_000))
     grid = config.patch_shape.grid(num_frames(40_000))
@@ -242,7 +242,7 @@ def test_clips_that_differ_by_less_than_a_patch(small_config):
 
 @pytest.mark.parametrize("pad", [True, False])
 @pytest.mark.parametrize("stats", ["batch", "fixed"])
-def test_filterbanks_give_the_losses_of_waveforms(small_config, pad, stats):
+def test_computing_the_filterbank_here_gives_equal_losses(small_config, pad, stats):
     config = small_config(input_stats=stats, input_mean=-8.0, input_std=4.0)
     lengths = (12_000, 9_000)
     waves = Collater(config, "chunk_mask", pad=pad)(clips_of(*lengths))
@@ -261,7 +261,7 @@ def test_filterbanks_give_the_losses_of_waveforms(small_config, pad, stats):
 
 @pytest.mark.parametrize("pad", [True, False])
 @pytest.mark.parametrize("input_frames", [None, 64, 128])
-def test_filterbanks_of_ssast_have_its_window(pad, input_frames):
+def test_computing_the_filterbank_here_uses_the_window_of_ssast(pad, input_frames):
     config = SsastConfig(**(SMALL | {"input_frames": input_frames}))
     waves = Collater(config, "chunk_mask", pad=pad)(clips_of(12_000, 9_000))
     collate = Collater(config, "chunk_mask", pad=pad, compute_fbank=True)
@@ -275,11 +275,11 @@ def test_filterbanks_of_ssast_have_its_window(pad, input_frames):
     assert loss != pytest.approx(loss_of(model, povey).item(), rel=1e-5)
 
 
-# -- models of a fixed length -------------------------------------------------------------------
+# -- input_frames -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pad", [True, False])
-def test_crops_to_what_the_model_takes(pad):
+def test_crops_to_input_frames(pad):
     config = SsastConfig(**(SMALL | {"input_frames": 64}))
     longest = num_samples_of_frames(64)
     collate = Collater(config, "chunk_mask", pad=pad)
@@ -308,7 +308,7 @@ def test_a_shorter_clip_is_masked_on_its_own_grid():
     assert loss_of(Ssast(config), batch).isfinite()
 
 
-# -- nothing ------------------------------------------------------------------------------------
+# -- empty batches and short clips --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stats", ["batch", "fixed"])
@@ -317,7 +317,9 @@ def test_a_shorter_clip_is_masked_on_its_own_grid():
 @pytest.mark.parametrize(
     ("kernel", "mask_type"), [((16, 16), "chunk_mask"), ((2, 128), "retain_spans")]
 )
-def test_a_batch_of_nothing(small_config, stats, compute_fbank, precision, kernel, mask_type):
+def test_empty_batch_has_zero_loss_and_zero_gradients(
+    small_config, stats, compute_fbank, precision, kernel, mask_type
+):
     config: MaeAstConfig = small_config(
         kernel,
         input_stats=stats,
@@ -345,7 +347,7 @@ def test_a_batch_of_nothing(small_config, stats, compute_fbank, precision, kerne
 
 
 @pytest.mark.parametrize("mask_type", ["random_mask", "retain_spans"])
-def test_a_clip_of_a_single_token(small_config, mask_type):
+def test_clip_of_a_single_token_has_zero_loss(small_config, mask_type):
     config = small_config((2, 128))
     model = MaeAst(config)
     batch = Collater(config, mask_type)(clips_of(config.patch_shape.min_samples))

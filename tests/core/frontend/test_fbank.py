@@ -1,4 +1,4 @@
-"""The filterbank equals torchaudio's, in any batch."""
+"""The filterbank equals torchaudio's, for single clips and batches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WAVES = {
     "silence": torch.zeros(8_000),
     "full scale": full_scale(16_000),
     "a constant": torch.full((8_000,), 0.7),
-    "the least bit": torch.full((8_000,), 1 / 32768) * (torch.arange(8_000) % 2),
+    "least significant bit": torch.full((8_000,), 1 / 32768) * (torch.arange(8_000) % 2),
     "25 ms": speech_like(WINDOW, seed=1),
     "longer than a block of frames": speech_like(16 * 16_000, seed=2),
 }
@@ -51,7 +51,7 @@ def test_int16_equals_torchaudio_on_the_same_samples(name):
 
 
 @pytest.mark.parametrize("batch_size", [2, 21])
-def test_a_batch_gives_what_its_clips_give_alone(batch_size):
+def test_batch_equals_single_clips(batch_size):
     waves = torch.stack([speech_like(20_000, seed) for seed in range(batch_size)])
     together = fbank(waves)
     assert together.shape == (batch_size, 123, 128)
@@ -60,7 +60,7 @@ def test_a_batch_gives_what_its_clips_give_alone(batch_size):
 
 
 @pytest.mark.parametrize("length", [WINDOW, 559, 560, 7_999])
-def test_a_padded_clip_has_its_own_frames(length):
+def test_padding_does_not_change_the_frames_of_a_clip(length):
     wave = speech_like(length, seed=3)
     padded = torch.stack((torch.nn.functional.pad(wave, (0, 16_000 - length)), speech_like(16_000)))
     own = torchaudio_fbank(wave)
@@ -69,12 +69,12 @@ def test_a_padded_clip_has_its_own_frames(length):
 
 
 @pytest.mark.parametrize("length", [0, 1, WINDOW - 1])
-def test_shorter_than_a_window_is_refused(length):
+def test_clip_shorter_than_a_window_is_refused(length):
     with pytest.raises(ValueError, match=f"{length} samples is shorter than one window of 400"):
         fbank(torch.zeros(1, length))
 
 
-def test_precision_does_not_follow_autocast():
+def test_output_is_float32_under_autocast():
     wave = speech_like(16_000).unsqueeze(0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours = fbank(wave)
@@ -91,7 +91,7 @@ def test_number_of_frames(samples, frames):
 
 
 @pytest.mark.parametrize("frames", [1, 2, 16, 998])
-def test_fewest_samples_of_some_frames(frames):
+def test_num_samples_of_frames_is_minimal(frames):
     samples = num_samples_of_frames(frames)
     assert num_frames(samples) == frames
     assert num_frames(samples - 1) == frames - 1

@@ -1,4 +1,4 @@
-"""The input's normalisation equals ``nn.BatchNorm2d(1, affine=False) * 0.5`` on valid frames."""
+"""The input normalisation equals ``nn.BatchNorm2d(1, affine=False) * 0.5`` on valid frames."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mae_ast.core.frontend.input_norm import InputNorm
 
 
 def spectrograms(*shape: int) -> torch.Tensor:
-    """Like log-mel: far from mean 0 and deviation 1."""
+    """Draw values like log-mel: far from mean 0 and std 1."""
     return torch.randn(*shape) * 4.2 - 6.5
 
 
@@ -35,14 +35,14 @@ def test_equals_batch_norm_over_steps_and_in_eval():
     assert_same_statistics(norm, reference)
 
 
-def test_its_state_is_batch_norms():
+def test_state_dict_is_compatible_with_batch_norm():
     norm, reference = InputNorm(), nn.BatchNorm2d(1, affine=False)
     norm.load_state_dict(reference.state_dict())
     reference.load_state_dict(norm.state_dict())
     assert norm.state_dict().keys() == reference.state_dict().keys()
 
 
-def test_a_training_batch_becomes_mean_0_deviation_one_half():
+def test_training_batch_has_mean_0_and_std_one_half():
     y = InputNorm()(spectrograms(4, 100, 128))
     assert_close(y.mean(), torch.tensor(0.0), rtol=0, atol=1e-5)
     assert_close(y.std(), torch.tensor(0.5), rtol=0, atol=1e-4)
@@ -63,7 +63,7 @@ def test_padded_frames_do_not_count():
     assert_close(norm.running_var, alone.running_var, rtol=1e-5, atol=0)
 
 
-def test_padding_that_is_not_finite_stays_where_it_is():
+def test_nan_in_padding_does_not_spread():
     x = spectrograms(2, 10, 128)
     x[1, 5:] = float("nan")
     norm = InputNorm()
@@ -89,7 +89,7 @@ def test_fixed_statistics_stay_and_are_used_in_training():
         assert torch.equal(value, before[key]), key
 
 
-def test_eval_keeps_the_statistics():
+def test_eval_uses_and_keeps_the_statistics():
     norm = InputNorm(mean=-6.5, std=4.2).eval()
     x = spectrograms(2, 30, 128)
     assert_close(norm(x), (x + 6.5) / 4.2 * 0.5, rtol=0, atol=1e-4)
@@ -97,7 +97,7 @@ def test_eval_keeps_the_statistics():
     assert norm.running_var.item() == pytest.approx(4.2**2)
 
 
-def test_a_batch_of_nothing_moves_nothing():
+def test_empty_batch_does_not_change_the_statistics():
     norm = InputNorm(mean=-6.5, std=4.2)
     mean, var = norm.running_mean.clone(), norm.running_var.clone()
     silence = torch.full((1, 16, 128), -15.9)
@@ -114,33 +114,33 @@ def test_an_empty_batch_is_not_counted():
 
 
 @pytest.mark.parametrize("count", [3, 64])
-def test_every_rank_tracks_what_one_process_tracks_of_all_batches(monkeypatch, count):
+def test_each_rank_tracks_the_batches_of_all_ranks(monkeypatch, count):
     """Every third rank has run out of clips."""
     frames = [(20, 0, 11)[n % 3] for n in range(count)]
     batches = [
         (spectrograms(2, 20, 128) + n % 7, torch.full((2,), frames[n])) for n in range(count)
     ]
     gathered = []
-    monkeypatch.setattr(input_norm, "_of_all_ranks", lambda row: gathered.append(row) or row[None])
+    monkeypatch.setattr(input_norm, "_all_gather", lambda row: gathered.append(row) or row[None])
     alone = InputNorm()
     expected = [alone(*batch) for batch in batches]
 
-    monkeypatch.setattr(input_norm, "_of_all_ranks", lambda row: torch.stack(gathered))
+    monkeypatch.setattr(input_norm, "_all_gather", lambda row: torch.stack(gathered))
     for batch, own in zip(batches, expected, strict=True):
         rank = InputNorm()
         normalised = rank(*batch)
-        if batch[1][0]:  # by its own statistics
+        if batch[1][0]:  # normalised by its own statistics
             assert torch.equal(normalised, own)
         assert_close(rank.running_mean, alone.running_mean, rtol=1e-6, atol=0)
         assert_close(rank.running_var, alone.running_var, rtol=1e-6, atol=0)
         assert rank.num_batches_tracked == alone.num_batches_tracked
 
 
-def test_a_step_of_many_ranks_takes_as_many_operations_as_one_of_two(monkeypatch):
-    """On a GPU each would be a kernel to launch, in every training step."""
+def test_number_of_operations_does_not_grow_with_ranks(monkeypatch):
+    """Each operation is a kernel launch on a GPU, in every training step."""
 
     def num_operations(count: int) -> int:
-        monkeypatch.setattr(input_norm, "_of_all_ranks", lambda row: row.expand(count, -1))
+        monkeypatch.setattr(input_norm, "_all_gather", lambda row: row.expand(count, -1))
         norm, x = InputNorm(), spectrograms(1, 20, 128)
         with torch.autograd.profiler.profile() as profile:
             norm(x)
@@ -150,7 +150,7 @@ def test_a_step_of_many_ranks_takes_as_many_operations_as_one_of_two(monkeypatch
 
 
 @pytest.mark.parametrize("change", [nn.Module.half, nn.Module.bfloat16, nn.Module.double])
-def test_statistics_stay_in_float32_when_the_model_around_changes(change):
+def test_statistics_stay_float32_when_the_model_is_cast(change):
     norm = InputNorm(mean=-6.4321, std=4.2)
     before = {key: value.clone() for key, value in norm.state_dict().items()}
     change(nn.Sequential(norm))
@@ -162,6 +162,6 @@ def test_statistics_stay_in_float32_when_the_model_around_changes(change):
 
 
 @pytest.mark.parametrize("std", [0.0, -1.0, float("nan")])
-def test_a_deviation_that_is_not_positive_is_refused(std):
-    with pytest.raises(ValueError, match=f"standard deviation is {std}"):
+def test_std_that_is_not_positive_is_refused(std):
+    with pytest.raises(ValueError, match=f"input_std={std}; must be positive"):
         InputNorm(std=std)

@@ -1,4 +1,4 @@
-"""What the masks hide: how much, where, and the same again from the same generator."""
+"""Masking strategies: number, distribution and reproducibility of the hidden patches."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def hidden(mask: MaskIds, num_patches: int) -> Tensor:
-    """(B, N) bool, from the masked ids."""
+    """Return (B, N) bool, True at the masked ids."""
     where = torch.zeros(len(mask.masked_ids), num_patches, dtype=torch.bool)
     return where.scatter_(1, mask.masked_ids, True)
 
 
 def runs(is_hidden: Tensor) -> list[tuple[int, int]]:
-    """(first, end) of each run of True in an (N,) tensor."""
+    """Return (first, end) of each run of True in an (N,) tensor."""
     found, first = [], None
     for place, value in enumerate([*is_hidden.tolist(), False]):
         if value and first is None:
@@ -75,7 +75,7 @@ def test_visible_and_masked_are_a_partition(strategy, ratio, grid):
     assert_partition(strategy(9, grid, ratio, seeded()), num_patches, num_masked)
 
 
-def test_ten_seconds_in_numbers():
+def test_patch_counts_of_ten_seconds():
     mask = chunk_mask(1, TEN_SECONDS, 0.75, seeded())
     assert mask.visible_ids.shape == (1, 124)
     assert mask.masked_ids.shape == (1, 372)
@@ -89,15 +89,15 @@ def test_each_patch_is_hidden_equally_often(strategy, ratio):
     times = torch.zeros(496)
     for _ in range(10):
         times += hidden(strategy(400, TEN_SECONDS, ratio, generator), 496).sum(0)
-    share = times / 4_000
-    assert share.min() > ratio - 0.05
-    assert share.max() < ratio + 0.05
-    corners = share.view(TEN_SECONDS)[[0, 0, -1, -1], [0, -1, 0, -1]]
+    rate = times / 4_000
+    assert rate.min() > ratio - 0.05
+    assert rate.max() < ratio + 0.05
+    corners = rate.view(TEN_SECONDS)[[0, 0, -1, -1], [0, -1, 0, -1]]
     assert bool(((corners - ratio).abs() < 0.05).all())
 
 
-def neighbours_hidden_together(strategy, ratio: float) -> tuple[float, float]:
-    """Chance that the patch after (above) a hidden one is hidden too."""
+def adjacent_hidden_rates(strategy, ratio: float) -> tuple[float, float]:
+    """Return the rates at which the patch after (above) a hidden one is hidden too."""
     where = hidden(strategy(300, TEN_SECONDS, ratio, seeded()), 496).view(300, *TEN_SECONDS)
     after = (where[:, 1:] & where[:, :-1]).sum() / where[:, :-1].sum()
     above = (where[:, :, 1:] & where[:, :, :-1]).sum() / where[:, :, :-1].sum()
@@ -105,10 +105,10 @@ def neighbours_hidden_together(strategy, ratio: float) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("ratio", [0.25, 0.5])
-def test_chunks_hide_neighbours_together(ratio):
-    for random in neighbours_hidden_together(random_mask, ratio):
+def test_chunks_hide_adjacent_patches_together(ratio):
+    for random in adjacent_hidden_rates(random_mask, ratio):
         assert random == pytest.approx(ratio, abs=0.02)
-    for chunk in neighbours_hidden_together(chunk_mask, ratio):
+    for chunk in adjacent_hidden_rates(chunk_mask, ratio):
         assert chunk > 0.75
 
 
@@ -119,10 +119,10 @@ def test_chunks_are_squares_of_3_to_5_patches():
     along_time, along_mel = mask.masked_ids // grid[1], mask.masked_ids % grid[1]
     extent_time = along_time.amax(1) - along_time.amin(1) + 1
     extent_mel = along_mel.amax(1) - along_mel.amin(1) + 1
-    share = torch.bincount(torch.maximum(extent_time, extent_mel)).float() / 2_000
-    # Equally often each, but for the chunks that hang over an edge and need a second one.
-    assert bool(((share[3:6] > 0.25) & (share[3:6] < 1 / 3 + 0.03)).all())
-    assert share[3:6].sum() > 0.85
+    rate = torch.bincount(torch.maximum(extent_time, extent_mel)).float() / 2_000
+    # All sizes are equally likely, except that chunks cut by an edge need a second chunk.
+    assert bool(((rate[3:6] > 0.25) & (rate[3:6] < 1 / 3 + 0.03)).all())
+    assert rate[3:6].sum() > 0.85
 
 
 def test_clips_differ_in_random_masks_and_chunks():
@@ -131,7 +131,7 @@ def test_clips_differ_in_random_masks_and_chunks():
         assert len({tuple(row) for row in masked.tolist()}) == 8
 
 
-def test_clips_are_alike_in_batched_random_masks():
+def test_batched_random_masks_are_the_same_for_all_clips():
     mask = random_mask_batched(8, TEN_SECONDS, 0.75, seeded())
     assert mask.masked_ids.shape == (8, 372)
     assert mask.visible_ids.shape == (8, 124)
@@ -143,7 +143,7 @@ def test_clips_are_alike_in_batched_random_masks():
     ("density", "num_tokens", "num_masked"),
     [(1.45, 499, 382), (0.74, 499, 261), (1.45, 100, 77), (0.1, 499, 47), (9.0, 40, 39)],
 )
-def test_spans_hide_what_their_density_says(density, num_tokens, num_masked):
+def test_density_determines_the_number_of_hidden_tokens(density, num_tokens, num_masked):
     expected = min(num_tokens - 1, round(num_tokens * (1 - math.exp(-density))))
     assert num_masked == expected
     mask = retain_spans(20, (num_tokens, 1), density, seeded())
@@ -158,7 +158,7 @@ def test_span_densities_of_the_presets():
 
 @pytest.mark.parametrize("span_length", [4, 10])
 @pytest.mark.parametrize("density", [0.74, 1.45])
-def test_spans_are_whole_but_for_the_last_and_the_edges(span_length, density):
+def test_all_spans_are_whole_except_the_last_and_those_at_the_edges(span_length, density):
     mask = retain_spans(300, (FRAME_TOKENS, 1), density, seeded(), span_length=span_length)
     for row in hidden(mask, FRAME_TOKENS):
         cut = [
@@ -188,9 +188,9 @@ def test_each_token_is_in_a_span_equally_often():
     for _ in range(20):
         mask = retain_spans(200, (FRAME_TOKENS, 1), 1.45, generator)
         times += hidden(mask, FRAME_TOKENS).sum(0)
-    share = times / 4_000
-    assert share.min() > 0.765 - 0.05
-    assert share.max() < 0.765 + 0.05
+    rate = times / 4_000
+    assert rate.min() > 0.765 - 0.05
+    assert rate.max() < 0.765 + 0.05
 
 
 @pytest.mark.parametrize("num_tokens", [1, 2, 3, 9])
@@ -200,12 +200,12 @@ def test_spans_longer_than_the_clip(num_tokens):
     assert_partition(mask, num_tokens, num_masked)
 
 
-def test_spans_refuse_patches():
-    with pytest.raises(ValueError, match="8 patches lie above one another"):
+def test_spans_need_frame_tokens():
+    with pytest.raises(ValueError, match="8 patches along mel"):
         retain_spans(1, TEN_SECONDS, 1.45, seeded())
 
 
-def test_a_strategy_by_its_name():
+def test_mask_strategy_by_name():
     for name, strategy in MASK_TYPES.items():
         grid, ratio = (FRAME_TOKENS, 1), 0.7
         fields = {"span_length": 4} if name == "retain_spans" else {}
@@ -215,7 +215,7 @@ def test_a_strategy_by_its_name():
 
 
 @pytest.mark.parametrize("name", MASK_TYPES)
-def test_the_generator_decides(name):
+def test_masks_depend_on_the_generator_only(name):
     grid, ratio = ((499, 1), 1.45) if name == "retain_spans" else (TEN_SECONDS, 0.75)
     torch.manual_seed(1)
     first = MASK_TYPES[name](3, grid, ratio, seeded(5))
@@ -228,7 +228,7 @@ def test_the_generator_decides(name):
 
 
 @pytest.mark.parametrize("name", MASK_TYPES)
-def test_the_default_generator_is_left_alone(name):
+def test_the_default_generator_is_not_used(name):
     grid, ratio = ((499, 1), 1.45) if name == "retain_spans" else (TEN_SECONDS, 0.75)
     before = torch.get_rng_state()
     MASK_TYPES[name](3, grid, ratio, seeded())
@@ -236,7 +236,7 @@ def test_the_default_generator_is_left_alone(name):
 
 
 @pytest.mark.parametrize(("strategy", "limit_ms"), [(random_mask, 0.3), (chunk_mask, 1.5)])
-def test_one_clip_is_quick(strategy, limit_ms):
+def test_masking_one_clip_is_fast(strategy, limit_ms):
     generator = seeded()
     seconds = []
     for _ in range(200):
@@ -247,8 +247,8 @@ def test_one_clip_is_quick(strategy, limit_ms):
 
 
 @pytest.mark.parametrize("num_blocks", [1, 20, 40_000])
-def test_the_first_block_over_a_patch(num_blocks):
-    """Against a loop over blocks that finds their corners in the same draws."""
+def test_first_cover_equals_a_loop_over_blocks(num_blocks):
+    """Compare with a loop over blocks whose corners come from the same draws."""
     grid, sides = (40, 3), (4, 2)
     generator = seeded(7)
     corners = [
@@ -272,11 +272,11 @@ def test_hide_lowest():
     assert mask.visible_ids.tolist() == [[0, 2], [2, 3]]
 
 
-def test_hide_lowest_counts_exactly_among_equals():
+def test_hide_lowest_is_exact_with_ties():
     assert_partition(hide_lowest(torch.zeros(3, 100), 37), 100, 37)
 
 
-def test_masks_of_clips_of_one_length_stack_without_padding():
+def test_masks_of_equal_clips_are_stacked_without_padding():
     masks = [random_mask(1, (6, 8), 0.75, seeded(seed)) for seed in range(3)]
     stacked = pad_mask_ids(masks)
     assert not stacked.padded
@@ -285,7 +285,7 @@ def test_masks_of_clips_of_one_length_stack_without_padding():
         assert torch.equal(stacked.masked_ids[row], mask.masked_ids[0])
 
 
-def test_masks_of_clips_of_several_lengths_end_in_minus_one():
+def test_masks_of_unequal_clips_are_padded_with_minus_one():
     masks = [random_mask(1, (columns, 8), 0.75, seeded()) for columns in (6, 2, 4)]
     stacked = pad_mask_ids(masks)
     assert stacked.padded
@@ -309,18 +309,18 @@ def test_masks_that_differ_in_the_visible_count_only_are_padded():
 @pytest.mark.parametrize(
     ("mask_type", "ratio", "per_column", "message"),
     [
-        ("chunk_patch", 0.75, 8, "'chunk_patch' is not known; .*random_mask, .*chunk_mask"),
+        ("chunk_patch", 0.75, 8, "'chunk_patch' is unknown; .*random_mask, .*chunk_mask"),
         ("random_mask", 0, 8, "random_mask_prob 0 .*between 0 and 1"),
         ("chunk_mask", 1, 8, "random_mask_prob 1 .*between 0 and 1"),
         ("random_mask_batched", -0.1, 8, "random_mask_prob -0.1 "),
         ("random_mask", 1.45, 1, "random_mask_prob 1.45 "),
         ("random_mask", float("nan"), 1, "random_mask_prob nan "),
         ("retain_spans", 0.75, 8, "ast_kernel_size_chan=128.* 8 patches"),
-        ("retain_spans", 0, 1, "random_mask_prob 0 is no span density"),
-        ("retain_spans", 10, 1, "random_mask_prob 10 is no span density"),
+        ("retain_spans", 0, 1, "random_mask_prob 0 .*between 0 and 10"),
+        ("retain_spans", 10, 1, "random_mask_prob 10 .*between 0 and 10"),
     ],
 )
-def test_check_refuses(mask_type, ratio, per_column, message):
+def test_check_mask_refuses(mask_type, ratio, per_column, message):
     with pytest.raises(ValueError, match=message):
         check_mask(mask_type, ratio, per_column)
 
@@ -334,11 +334,11 @@ def test_check_refuses(mask_type, ratio, per_column, message):
         ("retain_spans", 1.45, 1),
     ],
 )
-def test_check_lets_pass(mask_type, ratio, per_column):
+def test_check_mask_accepts(mask_type, ratio, per_column):
     check_mask(mask_type, ratio, per_column)
 
 
-# Whole columns and rows.
+# Structured masks.
 
 
 @pytest.mark.parametrize(
@@ -352,7 +352,7 @@ def test_check_lets_pass(mask_type, ratio, per_column):
     ],
     ids=str,
 )
-def test_whole_columns_and_rows_are_hidden(grid, ratios, kept):
+def test_structured_masks_hide_whole_time_steps_and_mel_rows(grid, ratios, kept):
     mask = structured_mask(9, grid, *ratios, seeded())
     num_patches = grid[0] * grid[1]
     assert_partition(mask, num_patches, num_patches - kept[0] * kept[1])
@@ -363,18 +363,18 @@ def test_whole_columns_and_rows_are_hidden(grid, ratios, kept):
         assert torch.equal(clip, columns[:, None] & rows[None, :])
 
 
-def test_columns_and_rows_are_drawn_evenly_and_again_from_the_same_generator():
+def test_structured_masks_are_uniform_and_reproducible():
     mask = structured_mask(4_000, (6, 4), 0.3, 0.5, seeded())
     visible = ~hidden(mask, 24).view(-1, 6, 4)
-    shares = visible.float().mean(0)
-    assert shares.mean().item() == pytest.approx(4 / 6 * 2 / 4)
-    assert (shares - shares.mean()).abs().max() < 0.03
+    rates = visible.float().mean(0)
+    assert rates.mean().item() == pytest.approx(4 / 6 * 2 / 4)
+    assert (rates - rates.mean()).abs().max() < 0.03
     assert len(visible.flatten(1).unique(dim=0)) == 15 * 6  # all ways to choose 4 of 6 and 2 of 4
     again = structured_mask(4_000, (6, 4), 0.3, 0.5, seeded())
     assert torch.equal(again.visible_ids, mask.visible_ids)
 
 
-def test_tokens_are_put_back_among_mask_tokens():
+def test_scatter_tokens_puts_tokens_back_in_position():
     tokens = torch.arange(1.0, 13).view(2, 2, 3)
     mask = MaskIds(torch.tensor([[1, 3], [0, -1]]), torch.tensor([[0, 2], [1, -1]]), padded=True)
     everything, padding_mask = scatter_tokens(tokens, torch.full((3,), -9.0), mask, 4)

@@ -1,4 +1,4 @@
-"""Patches: their order, their values and their way back."""
+"""Patches: order, values, inverse, overlap."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_equals_unfold(shape, frames):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_patch_n_lies_where_the_index_says(shape):
+def test_patches_are_ordered_time_step_by_time_step(shape):
     spectrogram = torch.randn(2, 130, 128)
     patches = patchify(spectrogram, shape)
     per_column = 128 // shape.mel
@@ -44,7 +44,7 @@ def test_unpatchify_inverts_and_drops_trailing_frames(shape):
 
 
 @pytest.mark.parametrize("mel", [0, -16, 3, 48, 256])
-def test_a_kernel_that_does_not_divide_is_refused(mel):
+def test_mel_size_that_does_not_divide_128_is_refused(mel):
     with pytest.raises(ValueError, match=rf"a patch of {mel} mel bins does not divide the 128"):
         PatchShape(16, mel)
 
@@ -54,7 +54,7 @@ def test_a_patch_without_frames_is_refused():
         PatchShape(0, 16)
 
 
-def test_ten_seconds():
+def test_patch_counts_of_ten_seconds():
     frames = num_frames(160_000)
     assert PatchShape(16, 16).grid(frames) == (62, 8)
     assert patchify(torch.zeros(1, frames, 128), PatchShape(16, 16)).shape == (1, 496, 256)
@@ -63,7 +63,7 @@ def test_ten_seconds():
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_shortest_clip_fills_one_column(shape):
+def test_min_samples_gives_one_time_step(shape):
     assert shape.grid(num_frames(shape.min_samples)) == (1, shape.per_column)
     assert shape.grid(num_frames(shape.min_samples - 1))[0] == 0
 
@@ -89,14 +89,14 @@ def test_overlapping_patches_equal_unfold(sizes, frames):
     assert patchify(spectrogram[:, : shape.time - 1], shape).shape == (3, 0, shape.dim)
 
 
-def test_a_stride_as_large_as_the_patch_is_no_overlap():
+def test_stride_equal_to_the_patch_is_no_overlap():
     assert PatchShape(16, 16, 16, 16) == PatchShape(16, 16)
     assert not PatchShape(16, 16).overlaps
     assert PatchShape(16, 16, 10).overlaps
 
 
 @pytest.mark.parametrize("sizes", OVERLAPPING, ids=str)
-def test_overlapping_patches_do_not_go_back_together(sizes):
+def test_unpatchify_refuses_overlapping_patches(sizes):
     shape = PatchShape(*sizes)
     with pytest.raises(ValueError, match=f"{sizes[0]} x {sizes[1]} with strides .* overlap"):
         unpatchify(torch.zeros(1, shape.per_column, shape.dim), shape)
@@ -104,5 +104,5 @@ def test_overlapping_patches_do_not_go_back_together(sizes):
 
 @pytest.mark.parametrize("strides", [(17, 16), (16, 20), (-1, 16)], ids=str)
 def test_gaps_between_patches_are_refused(strides):
-    with pytest.raises(ValueError, match=r"1 to 16, the size of a patch, leave no gap"):
+    with pytest.raises(ValueError, match=r"must be 1 to 16, the size of a patch"):
         PatchShape(16, 16, *strides)

@@ -1,4 +1,4 @@
-"""AST equals Hugging Face's, whatever the length of a clip and whatever its batch."""
+"""AST equals Hugging Face's AST, for clips of any length, single and in a batch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def build(**fields: Any) -> Ast:
     return with_random_weights(Ast(AstConfig(**(AST_SMALL | fields)))).eval()
 
 
-# Against Hugging Face's.
+# Equality with Hugging Face's AST.
 
 
 def hugging_face_model(**fields: Any) -> nn.Module:
@@ -53,7 +53,7 @@ def hugging_face_model(**fields: Any) -> nn.Module:
 
 @pytest.mark.parametrize("stride", [10, 16])
 @pytest.mark.parametrize("place", ["memory", "file"])
-def test_logits_equal_hugging_faces_on_its_weights(tmp_path: Path, place, stride):
+def test_logits_equal_hugging_face_with_its_weights(tmp_path: Path, place, stride):
     theirs = hugging_face_model(frequency_stride=stride, time_stride=stride)
     fields, state = theirs.config.to_dict(), theirs.state_dict()
     if place == "file":
@@ -78,8 +78,8 @@ def test_logits_equal_hugging_faces_on_its_weights(tmp_path: Path, place, stride
 
 
 @pytest.mark.parametrize("mean", [-4.2677393, -6.6])
-def test_hugging_face_gives_our_logits_on_our_weights(tmp_path: Path, mean):
-    """From a waveform, through its own preprocessing, its own reader and its own network."""
+def test_hugging_face_gives_our_logits_with_our_weights(tmp_path: Path, mean):
+    """Use Hugging Face's preprocessing, loading and model, starting from a waveform."""
     transformers = pytest.importorskip("transformers", reason="needs transformers")
     from safetensors.torch import save_file
 
@@ -96,7 +96,7 @@ def test_hugging_face_gives_our_logits_on_our_weights(tmp_path: Path, mean):
     theirs = transformers.ASTForAudioClassification.from_pretrained(tmp_path).eval()
     assert tuple(theirs.config.id2label.values()) == LABELS
     extractor = transformers.ASTFeatureExtractor.from_pretrained(tmp_path)
-    for samples in (9_000, 16_000, 30_000):  # filled up, filled up, cut
+    for samples in (9_000, 16_000, 30_000):  # padded, padded, cropped
         wave = speech_like(samples)
         inputs = extractor(wave.numpy(), sampling_rate=16_000, return_tensors="pt")
         with torch.no_grad():
@@ -106,7 +106,7 @@ def test_hugging_face_gives_our_logits_on_our_weights(tmp_path: Path, mean):
         assert_close(model.logits(inputs["input_values"] * 10 + mean), expected, rtol=0, atol=1e-4)
 
 
-def test_a_configuration_survives_the_way_there_and_back():
+def test_configuration_round_trip():
     config = AstConfig(
         **AST_SMALL,
         input_frames=128,
@@ -125,11 +125,11 @@ def test_a_configuration_survives_the_way_there_and_back():
         ({"num_mel_bins": 80}, "num_mel_bins is 80; only 128 is supported"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'; only 'gelu' is supported"),
         ({"patch_size": [16, 16]}, "only square patches"),
-        ({"hidden_size": 25}, "encoder_embed_dim=25 is not divided"),
+        ({"hidden_size": 25}, "encoder_embed_dim=25; must be divisible"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_configuration_that_is_another_network_is_refused(fields, message):
+def test_unsupported_hugging_face_configuration_is_refused(fields, message):
     known, _ = config_to_hugging_face(AstConfig(**AST_SMALL))
     with pytest.raises(ValueError, match=message):
         config_from_hugging_face(known | fields)
@@ -147,12 +147,12 @@ def test_a_configuration_that_is_another_network_is_refused(fields, message):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_hugging_faces_network_cannot_be_is_refused(fields, labels, message):
+def test_configuration_unsupported_by_hugging_face_is_refused(fields, labels, message):
     with pytest.raises(ValueError, match=message):
         config_to_hugging_face(AstConfig(**(AST_SMALL | fields)), labels)
 
 
-# What Hugging Face's files say of input and scores.
+# Input and scores in Hugging Face's files.
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_what_hugging_faces_network_cannot_be_is_refused(fields, labels, message
     ],
     ids=str,
 )
-def test_the_input_is_what_hugging_faces_extractor_makes(preprocessor):
+def test_input_equals_hugging_face_feature_extractor(preprocessor):
     transformers = pytest.importorskip("transformers", reason="needs transformers")
     fields, _ = config_to_hugging_face(AstConfig(**AST_SMALL, input_frames=128))
     config = config_from_hugging_face(fields, preprocessor)
@@ -173,7 +173,7 @@ def test_the_input_is_what_hugging_faces_extractor_makes(preprocessor):
     extractor = transformers.ASTFeatureExtractor(**({"max_length": 128} | preprocessor))
     _, written = config_to_hugging_face(config)
     again = transformers.ASTFeatureExtractor(**written)
-    for samples in (9_000, 30_000):  # padded, cut
+    for samples in (9_000, 30_000):  # padded, cropped
         wave = speech_like(samples)
         theirs, back = (
             there(wave.numpy(), sampling_rate=16_000, return_tensors="pt")["input_values"]
@@ -197,13 +197,13 @@ def test_the_input_is_what_hugging_faces_extractor_makes(preprocessor):
     ],
     ids=str,
 )
-def test_an_input_that_ours_cannot_make_is_refused(preprocessor, message):
+def test_unsupported_preprocessor_is_refused(preprocessor, message):
     fields, _ = config_to_hugging_face(AstConfig(**AST_SMALL))
     with pytest.raises(ValueError, match=message):
         config_from_hugging_face(fields, preprocessor)
 
 
-def test_a_problem_type_says_how_scores_are_computed():
+def test_problem_type_determines_the_scores():
     fields = {"problem_type": "multi_label_classification"}
     assert is_independent(fields)
     assert not is_independent({"problem_type": "single_label_classification"})
@@ -216,7 +216,7 @@ def test_a_problem_type_says_how_scores_are_computed():
         assert is_independent(written) == independent
 
 
-def test_names_of_classes_come_from_either_mapping():
+def test_class_names_come_from_id2label_or_label2id():
     names = ("rain", "bird")
     for fields in (
         {"id2label": {"0": "rain", "1": "bird"}},
@@ -241,7 +241,7 @@ def test_names_of_classes_come_from_either_mapping():
 
 
 @pytest.mark.parametrize("seconds", [1, 5, 10])
-def test_number_of_patches_is_the_papers(seconds):
+def test_number_of_patches_is_that_of_the_paper(seconds):
     """N = 12 ceil((100 t - 16) / 10); without padding, t seconds give 100 t - 2 frames."""
     config = AstConfig()
     frames = num_frames(16_000 * seconds)
@@ -257,7 +257,7 @@ def test_audioset_clips_have_1212_patches():
     assert build(input_frames=1024).patches(torch.zeros(1, 160_000)).shape[1] == 1212
 
 
-def test_logits_of_a_padded_batch_are_each_clips_own():
+def test_padded_batch_equals_single_clips():
     model = build()
     waves = [pcm16(speech_like(n, seed)) for seed, n in enumerate((33_000, 16_000, 2_800))]
     source = nn.utils.rnn.pad_sequence(waves, batch_first=True)
@@ -272,7 +272,7 @@ def test_logits_of_a_padded_batch_are_each_clips_own():
     assert not torch.allclose(model.logits(source)[2], together[2], atol=1e-2)
 
 
-def test_logits_of_clips_fitted_to_some_frames_do_not_depend_on_the_batch():
+def test_logits_with_input_frames_do_not_depend_on_the_batch():
     model = build(input_frames=128)
     waves = [pcm16(speech_like(n, seed)) for seed, n in enumerate((33_000, 16_000, 2_800))]
     lengths = torch.tensor([len(wave) for wave in waves])
@@ -282,7 +282,7 @@ def test_logits_of_clips_fitted_to_some_frames_do_not_depend_on_the_batch():
 
 
 @pytest.mark.parametrize("prefix_tokens", [1, 2])
-def test_the_classifier_stands_on_the_mean_of_the_prefix_tokens(prefix_tokens):
+def test_logits_use_the_mean_of_the_prefix_tokens(prefix_tokens):
     model = build(prefix_tokens=prefix_tokens)
     source = speech_like(16_000)[None]
     prefix = model.encode(source).prefix
@@ -301,11 +301,11 @@ def test_every_parameter_gets_a_gradient():
     model(source, torch.tensor([16_000, 9_000])).square().sum().backward()
     for name, parameter in model.named_parameters():
         assert bool(torch.isfinite(parameter.grad).all()), name
-        if not name.endswith("k_proj.bias"):  # moves all scores of a query alike: no effect
+        if not name.endswith("k_proj.bias"):  # shifts all scores of a query equally: no effect
             assert bool(parameter.grad.any()), name
 
 
-def test_the_encoder_alone_has_no_classifier():
+def test_encoder_only_removes_the_head():
     model = build()
     source = speech_like(16_000)[None]
     before = model.hidden_states(source)
@@ -314,7 +314,7 @@ def test_the_encoder_alone_has_no_classifier():
     assert not any(name.startswith("head") for name in left.state_dict())
 
 
-def test_bfloat16_gives_float32_logits_near_the_exact_ones():
+def test_bfloat16_logits_are_float32_and_close():
     exact, model = build(), build(precision="bfloat16")
     source = speech_like(16_000)[None]
     logits = model.logits(source)
@@ -325,11 +325,11 @@ def test_bfloat16_gives_float32_logits_near_the_exact_ones():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_classes": 0}, "num_classes=0; a whole number"),
-        ({"head_layer_norm_eps": 0.0}, "head_layer_norm_eps=0.0; it must be positive"),
+        ({"num_classes": 0}, "num_classes=0; must be an integer"),
+        ({"head_layer_norm_eps": 0.0}, "head_layer_norm_eps=0.0; must be positive"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_work_is_refused(fields, message):
+def test_invalid_configuration_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         build(**fields)

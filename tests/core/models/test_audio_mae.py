@@ -1,4 +1,4 @@
-"""Audio-MAE equals timm's blocks and a slow implementation, and nothing leaks."""
+"""Audio-MAE equals timm's blocks and a slow implementation; masked patches do not leak."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def loss_of(prediction: Prediction) -> Tensor:
     return reconstruction_loss(prediction.reconstruction, prediction.target, prediction.valid)
 
 
-# Against timm.
+# Equality with timm.
 
 
 def timm_vit(config: AudioMaeConfig, frames: int) -> nn.Module:
-    """timm's own network for a spectrogram (B, 1, time, mel)."""
+    """Build timm's ViT for a spectrogram (B, 1, time, mel)."""
     pytest.importorskip("timm")
     from timm.models.vision_transformer import VisionTransformer
 
@@ -83,7 +83,7 @@ def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def test_the_encoder_equals_timms_on_visible_tokens():
+def test_encoder_equals_timm_on_visible_tokens():
     model = build(decoder_attention="global", input_frames=1024).eval()
     theirs = timm_vit(model.config, 1024)
     state = write_audio_mae(model.config, model.state_dict())["model"]
@@ -102,7 +102,7 @@ def test_the_encoder_equals_timms_on_visible_tokens():
     assert_close(ours, expected, rtol=0, atol=1e-4)
     assert expected.std() > 0.3
 
-    # Of all patches, as features are.
+    # All patches, as in feature extraction.
     whole = theirs.forward_features(model.spectrogram(source).unsqueeze(1))
     encoded = model.encode(source)
     assert_close(torch.cat((encoded.prefix, encoded.patches), dim=1), whole, rtol=0, atol=1e-4)
@@ -111,7 +111,7 @@ def test_the_encoder_equals_timms_on_visible_tokens():
 
 
 @torch.no_grad()
-def test_the_global_decoder_equals_timms_blocks():
+def test_global_decoder_equals_timm_blocks():
     pytest.importorskip("timm")
     from timm.models.vision_transformer import Block
 
@@ -144,7 +144,7 @@ def test_the_global_decoder_equals_timms_blocks():
 
 @torch.no_grad()
 def slow_loss(model: AudioMae, clips: Clips) -> float:
-    """One clip after the other, with the model's modules."""
+    """Compute the loss clip by clip with the modules of the model."""
     total = 0.0
     mean, std = -4.2677393, 4.5689974
     for wave, mask in zip(clips.waves, clips.masks, strict=True):
@@ -196,12 +196,12 @@ def test_every_parameter_gets_a_gradient(decoder, lengths):
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert bool(torch.isfinite(parameter.grad).all()), name
-        if not name.endswith("k_proj.bias"):  # moves all scores of a query alike: no effect
+        if not name.endswith("k_proj.bias"):  # shifts all scores of a query equally: no effect
             assert bool(parameter.grad.any()), name
 
 
 @decoders
-def test_what_is_hidden_has_no_influence(decoder):
+def test_masked_patches_do_not_influence_the_prediction(decoder):
     model = build(**decoder, normalise_targets=False).train()
     mask = random_mask(2, (4, 8), 0.8, torch.Generator().manual_seed(0))
     source = log_mel_like(2, 64, 128)
@@ -224,14 +224,14 @@ def test_what_is_hidden_has_no_influence(decoder):
 
 
 @decoders
-def test_a_padded_batch_gives_what_each_clip_gives_alone(decoder):
+def test_padded_batch_equals_single_clips(decoder):
     model = build(**decoder).eval()
     clips = Clips(model, 25_000, 9_000, 2_800)
     predicted = ("reconstruction", "target", "offset", "scale")
     assert_padding_changes_nothing(model, clips, predicted)
 
 
-def test_targets_are_normalised_patch_by_patch_and_rebuilt_from():
+def test_targets_are_normalised_per_patch_and_reconstructed():
     model = build().eval()
     source = log_mel_like(1, 96, 128)
     mask = random_mask(1, (6, 8), 0.8, torch.Generator().manual_seed(0))
@@ -245,29 +245,29 @@ def test_targets_are_normalised_patch_by_patch_and_rebuilt_from():
     plain = build(normalise_targets=False).eval()
     assert_close(plain(source, None, mask.visible_ids, mask.masked_ids).target[0], wanted)
 
-    pictures = reconstruct(model, source, mask)
-    assert pictures.rebuilt.shape == pictures.original.shape == (1, 96, 128)
-    is_visible = ~pictures.visible.isnan()
-    assert torch.equal(pictures.rebuilt[is_visible], pictures.original[is_visible])
-    assert not torch.equal(pictures.rebuilt, pictures.original)
+    result = reconstruct(model, source, mask)
+    assert result.rebuilt.shape == result.original.shape == (1, 96, 128)
+    is_visible = ~result.visible.isnan()
+    assert torch.equal(result.rebuilt[is_visible], result.original[is_visible])
+    assert not torch.equal(result.rebuilt, result.original)
 
 
-def test_what_input_frames_fills_up_is_neither_seen_nor_predicted():
-    filled, plain = build(input_frames=128).eval(), build().eval()
+def test_padding_of_input_frames_is_neither_visible_nor_predicted():
+    padding, plain = build(input_frames=128).eval(), build().eval()
     for lengths in ((9_000, 9_000), (9_000, 6_000)):
         clips = Clips(plain, *lengths)
         expected = clips.predict(plain).reconstruction
-        found = clips.predict(filled).reconstruction
+        found = clips.predict(padding).reconstruction
         own = clips.mask.masked_ids >= 0
         assert_close(found[own], expected[own], rtol=0, atol=1e-4)
-    with pytest.raises(ValueError, match="input_frames=128 leaves 64 patches of clips that have"):
-        Clips(plain, 32_000).predict(filled)
-    assert filled.hidden_states(clips.source)[0].shape == (2, 64, 24)  # there it is
+    with pytest.raises(ValueError, match="input_frames=128 gives 64 patches, but the mask has"):
+        Clips(plain, 32_000).predict(padding)
+    assert padding.hidden_states(clips.source)[0].shape == (2, 64, 24)  # includes padding
 
 
 @decoders
-def test_clips_of_other_lengths_than_in_pretraining(decoder):
-    """Positions go on; so do windows."""
+def test_clips_longer_than_1024_frames(decoder):
+    """Positions and windows extend to longer clips."""
     model = build(**decoder).eval()
     short = model.positions((4, 8)).clone()
     wave = pcm16(speech_like(11 * 16_000)).unsqueeze(0)  # 68 columns, beyond 1024 frames
@@ -279,7 +279,7 @@ def test_clips_of_other_lengths_than_in_pretraining(decoder):
     assert classifier(wave).shape == (1, 3)
 
 
-def test_a_batch_of_nothing_has_finite_gradients():
+def test_empty_batch_has_zero_loss_and_finite_gradients():
     model = build().train()
     visible, masked = torch.arange(8).unsqueeze(0), torch.full((1, 1), -1)
     source = torch.zeros(1, model.patch_shape.min_samples, dtype=torch.int16)
@@ -306,7 +306,7 @@ def test_half_precision_is_close_to_float32(decoder):
 # Fine-tuning.
 
 
-def test_what_is_left_without_pretrainings_parts_still_encodes():
+def test_encoder_only_keeps_the_hidden_states():
     model = build().eval()
     source = speech_like(16_000).unsqueeze(0)
     before = model.hidden_states(source)
@@ -315,7 +315,7 @@ def test_what_is_left_without_pretrainings_parts_still_encodes():
     assert not any(name.startswith(("decoder", "final")) for name in left.state_dict())
 
 
-def test_an_encoder_alone():
+def test_model_without_decoder():
     model = build(decoder_layers=0).eval()
     whole = build().eval()
     names = model.state_dict().keys()
@@ -324,11 +324,11 @@ def test_an_encoder_alone():
     source = speech_like(16_000).unsqueeze(0)
     assert_close(model.hidden_states(source), whole.hidden_states(source))
     assert encoder_only(model) is model
-    with pytest.raises(ValueError, match="decoder_layers=0: an encoder alone predicts no patches"):
+    with pytest.raises(ValueError, match="decoder_layers=0; predicting patches needs a decoder"):
         Clips(model, 16_000).predict(model)
 
 
-def test_the_encoder_sees_no_more_than_a_structured_mask_leaves():
+def test_pooled_visible_encodes_only_the_visible_patches():
     model = build().eval()
     source = torch.stack([speech_like(16_000, seed) for seed in range(2)])
     generator = torch.Generator().manual_seed(0)
@@ -341,7 +341,7 @@ def test_the_encoder_sees_no_more_than_a_structured_mask_leaves():
     assert_close(
         model.pooled_visible(source, None, everything), model.pooled(source), rtol=0, atol=1e-5
     )
-    # Clips that keep different numbers.
+    # Clips with different numbers of visible patches.
     padded = ids.clone()
     padded[1, 12:] = -1
     assert_close(model.pooled_visible(source, None, padded)[0], pooled[0], rtol=0, atol=1e-5)
@@ -349,10 +349,10 @@ def test_the_encoder_sees_no_more_than_a_structured_mask_leaves():
     assert_close(model.pooled_visible(source, None, padded)[1:], expected, rtol=0, atol=1e-5)
 
 
-# What it is made of.
+# Configuration.
 
 
-def test_the_decoder_as_published():
+def test_default_decoder_is_the_published_one():
     config = AudioMaeConfig()
     assert config.shifts == ((0, 0), (2, 0)) * 8
     assert AudioMaeConfig(decoder_attention="global").shifts == (None,) * 16
@@ -372,26 +372,26 @@ def test_the_decoder_as_published():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"decoder_attention": "swin"}, "decoder_attention='swin'; it is one of global, local"),
-        ({"decoder_shift": "mel"}, "decoder_shift='mel'; it is one of none, time, both"),
-        ({"decoder_attention": "hybrid"}, "decoder_global_layers=4 of 3 leaves no hybrid"),
-        ({"decoder_layers": -1}, "decoder_layers=-1; a whole number"),
-        ({"decoder_embed_dim": 0}, "decoder_embed_dim=0; a whole number"),
-        ({"decoder_embed_dim": 18}, "decoder_embed_dim=18 is not divided by 4"),
-        ({"encoder_embed_dim": 27}, "encoder_embed_dim=27 is not divided by 4"),
-        ({"decoder_attention_heads": 3}, "by its 3 attention heads .decoder_attention_heads"),
-        ({"mask_length": 0}, "mask_length=0; a whole number"),
+        ({"decoder_attention": "swin"}, "decoder_attention='swin'; must be one of global, local"),
+        ({"decoder_shift": "mel"}, "decoder_shift='mel'; must be one of none, time, both"),
+        ({"decoder_attention": "hybrid"}, "decoder_global_layers=4 with decoder_layers=3"),
+        ({"decoder_layers": -1}, "decoder_layers=-1; must be an integer"),
+        ({"decoder_embed_dim": 0}, "decoder_embed_dim=0; must be an integer"),
+        ({"decoder_embed_dim": 18}, "decoder_embed_dim=18; must be divisible by 4"),
+        ({"encoder_embed_dim": 27}, "encoder_embed_dim=27; must be divisible by 4"),
+        ({"decoder_attention_heads": 3}, "decoder_attention_heads=3"),
+        ({"mask_length": 0}, "mask_length=0; must be an integer"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_work_is_refused(fields, message):
+def test_invalid_configuration_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         AudioMae(AudioMaeConfig(**(SMALL | fields)))
 
 
-def test_what_cannot_be_pretrained_is_refused():
+def test_pretraining_refuses_unsuitable_configurations():
     AudioMaeConfig(decoder_layers=0).validate()
-    with pytest.raises(ValueError, match="decoder_layers=0: there is nothing to pretrain with"):
+    with pytest.raises(ValueError, match="decoder_layers=0; pretraining needs a decoder"):
         AudioMaeConfig(decoder_layers=0).validate("random_mask")
     overlap = AudioMaeConfig(ast_kernel_stride_time=10, ast_kernel_stride_chan=10)
     overlap.validate()
@@ -406,10 +406,10 @@ def test_what_cannot_be_pretrained_is_refused():
     build().train_heads(True, False)
 
 
-# The face.
+# Wrapper with the interface of the unofficial implementation.
 
 
-# As printed, with the imports that are missing there.
+# Its example, with the missing imports added.
 EXAMPLE = """
 from functools import partial
 from torch import nn
@@ -430,7 +430,7 @@ loss, pred, mask = model(audio_mels)
 """  # noqa: W293
 
 
-def test_the_example_of_the_readme():
+def test_example_of_the_unofficial_implementation():
     names: dict[str, Any] = {}
     exec(EXAMPLE, names)
     assert names["loss"].shape == ()
@@ -441,7 +441,7 @@ def test_the_example_of_the_readme():
     assert bool(torch.isfinite(names["loss"]))
 
 
-def face(**fields: Any) -> Any:
+def build_wrapper(**fields: Any) -> Any:
     from audio_mae import AudioMaskedAutoencoderViT
 
     small = {"embed_dim": 24, "encoder_depth": 2, "num_heads": 3, "decoder_embed_dim": 16}
@@ -449,8 +449,8 @@ def face(**fields: Any) -> Any:
     return AudioMaskedAutoencoderViT(**(small | fields))
 
 
-def test_the_face_hides_and_scores_what_its_mask_says():
-    model = with_random_weights(face())
+def test_wrapper_masks_and_scores_the_same_patches():
+    model = with_random_weights(build_wrapper())
     x = torch.randn(3, 1, 64, 128)
     generator = torch.Generator().manual_seed(0)
     loss, pred, mask = model(x, 0.75, generator)
@@ -471,19 +471,19 @@ def test_the_face_hides_and_scores_what_its_mask_says():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_mels": 64}, "num_mels=64, in_chans=1; 128 mel bins and one channel"),
-        ({"in_chans": 3}, "in_chans=3; 128 mel bins and one channel"),
-        ({"mel_len": 1000}, "mel_len=1000; a multiple of patch_size=16"),
-        ({"norm_layer": nn.Identity}, "norm_layer makes a Identity; a LayerNorm"),
+        ({"num_mels": 64}, "num_mels=64, in_chans=1; only 128 mel bins and one channel"),
+        ({"in_chans": 3}, "in_chans=3; only 128 mel bins and one channel"),
+        ({"mel_len": 1000}, "mel_len=1000; must be a multiple of patch_size=16"),
+        ({"norm_layer": nn.Identity}, "norm_layer returns Identity; must return a LayerNorm"),
     ],
 )
-def test_the_face_refuses_what_it_cannot_be(fields, message):
+def test_wrapper_refuses_unsupported_values(fields, message):
     with pytest.raises(ValueError, match=message):
-        face(**fields)
+        build_wrapper(**fields)
 
 
-def test_the_face_refuses_other_input():
-    with pytest.raises(ValueError, match=r"\(2, 64, 128\); \(B, 1, 64, 128\) is wanted"):
-        face()(torch.zeros(2, 64, 128))
-    with pytest.raises(ValueError, match="mask_ratio=1; a fraction between 0 and 1"):
-        face()(torch.zeros(2, 1, 64, 128), 1)
+def test_wrapper_refuses_other_input():
+    with pytest.raises(ValueError, match=r"\(2, 64, 128\); must be \(B, 1, 64, 128\)"):
+        build_wrapper()(torch.zeros(2, 64, 128))
+    with pytest.raises(ValueError, match="mask_ratio=1; must be between 0 and 1"):
+        build_wrapper()(torch.zeros(2, 1, 64, 128), 1)

@@ -1,4 +1,4 @@
-"""A classifier's pooling, its padding, what is trained, and how fast."""
+"""Classifier: pooling, padding, frozen encoder, learning rate decay."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Build = Callable[..., Classifier]
 
 @pytest.fixture
 def build(small_config: Callable[..., MaeAstConfig]) -> Build:
-    """``build(kind=..., pool=..., freeze_encoder=..., config fields)``."""
+    """Return ``build(kind=..., pool=..., freeze_encoder=..., **config_fields)``."""
 
     def build(
         kind: str = "linear", pool: str = "time_steps", freeze_encoder: bool = False, **fields: Any
@@ -68,8 +68,10 @@ def test_padding_does_not_change_a_clips_logits(build: Build, kind: dict[str, An
 
 @pytest.mark.parametrize("pool", ["time_steps", "tokens", "encoder"])
 @pytest.mark.parametrize("input_frames", [None, 30, 48, 200])
-def test_clips_of_all_lengths_where_patches_overlap(pool: str, input_frames: int | None) -> None:
-    """The clips have 54, 17 and 36 frames; those that are filled up may be shorter than a patch."""
+def test_padding_does_not_change_logits_with_overlapping_patches(
+    pool: str, input_frames: int | None
+) -> None:
+    """The clips have 54, 17 and 36 frames; those that are padded may be shorter than a patch."""
     encoder = with_random_weights(Ast(AstConfig(**SMALL, input_frames=input_frames)))
     model = Classifier(encoder_only(encoder), 24, HeadConfig(5, pool=pool)).eval()
     lengths = torch.tensor([9_000, 3_000, 6_123, 3_000 if input_frames is None else 700])
@@ -81,16 +83,16 @@ def test_clips_of_all_lengths_where_patches_overlap(pool: str, input_frames: int
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(model(fbank(own, "hanning")), alone, atol=1e-6, rtol=1e-5)
     assert not torch.allclose(together[0], together[1], atol=1e-2)
-    if input_frames is not None:  # all of it is a clip's own, also what was filled up
+    if input_frames is not None:  # padding counts as part of the clip
         log_mel = fbank(source[1:2, :3_000], "hanning")
-        filled = torch.nn.functional.pad(log_mel, (0, 0, 0, max(0, input_frames - 17)))
-        torch.testing.assert_close(together[1:2], model(filled), atol=1e-4, rtol=1e-4)
-    # What SpecAugment hides may lie in what is cut off.
+        padded = torch.nn.functional.pad(log_mel, (0, 0, 0, max(0, input_frames - 17)))
+        torch.testing.assert_close(together[1:2], model(padded), atol=1e-4, rtol=1e-4)
+    # SpecAugment bands may lie in the cropped part.
     hidden = torch.tensor([[[32, 48], [40, 54]]]).expand(4, -1, -1)
     assert bool(model(source, lengths, hidden).isfinite().all())
 
 
-def test_time_steps_are_columns_of_tokens(build: Build) -> None:
+def test_time_steps_concatenate_tokens_along_mel(build: Build) -> None:
     model = build().eval()
     source = torch.randn(2, 9_000) * 0.1
     tokens = last_hidden_state(model.encoder, model.encoder.hidden_states(source))
@@ -101,7 +103,7 @@ def test_time_steps_are_columns_of_tokens(build: Build) -> None:
     torch.testing.assert_close(by_token.pooled(source), tokens.mean(1))
 
 
-def test_a_pre_norm_encoder_ends_with_its_own_norm(build: Build) -> None:
+def test_pre_norm_encoder_output_is_after_the_final_norm(build: Build) -> None:
     model = build(layer_norm_first=True, pool="tokens").eval()
     source = torch.randn(1, 9_000) * 0.1
     states = model.encoder.hidden_states(source)
@@ -109,7 +111,7 @@ def test_a_pre_norm_encoder_ends_with_its_own_norm(build: Build) -> None:
     torch.testing.assert_close(model.pooled(source), expected)
 
 
-def test_hidden_bands_cannot_influence_the_logits(build: Build) -> None:
+def test_masked_bands_do_not_influence_the_logits(build: Build) -> None:
     model = build().eval()
     log_mel = fbank(torch.randn(2, 16_000) * 0.1)
     hidden = torch.tensor([[[32, 48], [16, 48]], [[0, 0], [0, 0]]])
@@ -119,7 +121,7 @@ def test_hidden_bands_cannot_influence_the_logits(build: Build) -> None:
     one, two = model(log_mel, None, hidden), model(other, None, hidden)
     torch.testing.assert_close(one[0], two[0])
     assert not torch.allclose(one[1], two[1])
-    # Of waveforms, too, with padding.
+    # Also for waveforms with padding.
     waves = torch.randn(2, 16_000) * 0.1
     lengths = torch.tensor([16_000, 9_000])
     torch.testing.assert_close(
@@ -132,11 +134,11 @@ def test_every_parameter_has_a_gradient(build: Build, kind: dict[str, Any]) -> N
     model = build(**kind, dropout=0.1)
     model(torch.randn(2, 9_000), torch.tensor([9_000, 5_000])).square().sum().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    # Keys' biases have none by their nature: they move all of a query's weights alike.
+    # Biases of keys have no effect: they shift all scores of a query equally.
     assert [name for name in without if not name.endswith("k_proj.bias")] == []
 
 
-def test_a_frozen_encoder(build: Build) -> None:
+def test_frozen_encoder_is_not_trained(build: Build) -> None:
     model = build(freeze_encoder=True, dropout=0.5).train()
     assert model.head.training
     assert not model.encoder.training
@@ -147,7 +149,7 @@ def test_a_frozen_encoder(build: Build) -> None:
     assert all(p.grad is not None for p in model.head.parameters())
 
 
-def test_input_statistics_stay(build: Build) -> None:
+def test_input_statistics_stay_fixed(build: Build) -> None:
     model = build().train()
     before = {name: value.clone() for name, value in model.encoder.batch_norm.named_buffers()}
     model(torch.randn(2, 9_000))
@@ -155,7 +157,7 @@ def test_input_statistics_stay(build: Build) -> None:
         assert torch.equal(value, before[name])
 
 
-def test_learning_rates_by_depth(build: Build) -> None:
+def test_layer_wise_learning_rate_decay(build: Build) -> None:
     model = build(layer_norm_first=True, encoder_layers=3)
     model.scale_learning_rates(0.5, head_scale=4.0)
     scales = {name: p.lr_scale for name, p in model.named_parameters()}
@@ -166,7 +168,7 @@ def test_learning_rates_by_depth(build: Build) -> None:
     assert scales["encoder.post_extract_proj.weight"] == 0.0625
     post = build()
     post.scale_learning_rates(0.5)
-    assert post.encoder.encoder.layer_norm.weight.lr_scale == 0.125  # before the first of two
+    assert post.encoder.encoder.layer_norm.weight.lr_scale == 0.125  # before two layers
     assert model.head[2].bias.no_decay
     assert not model.head[2].weight.no_decay
     with pytest.raises(ValueError, match="layer_decay=0"):
@@ -175,7 +177,7 @@ def test_learning_rates_by_depth(build: Build) -> None:
         model.scale_learning_rates(1.0, -1)
 
 
-def test_other_dropout_than_in_pretraining(build: Build) -> None:
+def test_set_dropout(build: Build) -> None:
     model = build(dropout=0.1, attention_dropout=0.1)
     set_dropout(model.encoder, 0.2, 0.3, 0.4, 0.5)
     layer = model.encoder.encoder.layers[1]
@@ -187,7 +189,7 @@ def test_other_dropout_than_in_pretraining(build: Build) -> None:
         set_dropout(model.encoder, 0, 0, 0, 1)
 
 
-def test_bfloat16(build: Build) -> None:
+def test_bfloat16_is_close_to_float32(build: Build) -> None:
     model = build().eval()
     source = torch.randn(2, 9_000) * 0.1
     exact = model(source)
@@ -198,8 +200,8 @@ def test_bfloat16(build: Build) -> None:
     assert not torch.equal(rough, exact)
 
 
-def test_pooling_by_the_encoder(build: Build) -> None:
-    with pytest.raises(ValueError, match="MaeAst does not pool by itself"):
+def test_pooling_of_the_encoder(build: Build) -> None:
+    with pytest.raises(ValueError, match="MaeAst, which has no pooling of its own"):
         build(pool="encoder")
 
     class Pooling(MaeAst):
@@ -216,18 +218,18 @@ def test_pooling_by_the_encoder(build: Build) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ((0,), "0 classes"),
+        ((0,), "num_classes=0"),
         ((2, "deep"), "linear, mlp"),
         ((2, "mlp", "max"), "time_steps, tokens, encoder"),
         ((2, "mlp", "tokens", 1.0), "head dropout 1.0"),
     ],
 )
-def test_heads_that_cannot_be(values: tuple[Any, ...], words: str) -> None:
+def test_invalid_heads_are_refused(values: tuple[Any, ...], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         HeadConfig(*values)
 
 
-def test_weight_decay_is_for_matrices_alone():
+def test_weight_decay_applies_to_matrices_only():
     model = Vit(VitConfig(**SMALL))
     mark_weight_decay(model)
     decayed = {name for name, p in model.named_parameters() if not p.no_decay}

@@ -1,4 +1,4 @@
-"""A configuration that cannot work is refused with the key, its value and what would be right."""
+"""An invalid configuration is refused with the key, its value and what is valid."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mae_ast.core.frontend.patches import PatchShape
 from mae_ast.core.models.config import MaeAstConfig
 
 
-def test_the_default_works():
+def test_default_configuration_is_valid():
     config = MaeAstConfig()
     config.validate("chunk_mask")
     assert config.patch_shape == PatchShape(time=16, mel=16)
@@ -24,8 +24,8 @@ def test_the_default_works():
         ({"ast_kernel_stride_chan": 8}, "ast_kernel_stride_chan=8 .*ast_kernel_size_chan=16"),
         ({"encoder_layers": 0}, "encoder_layers=0"),
         ({"decoder_layers": -1}, "decoder_layers=-1"),
-        ({"input_stats": "running"}, "input_stats='running'; it is one of batch, fixed"),
-        ({"precision": "fp16"}, "precision='fp16'; it is one of auto, float32, bfloat16"),
+        ({"input_stats": "running"}, "input_stats='running'; must be one of batch, fixed"),
+        ({"precision": "fp16"}, "precision='fp16'; must be one of auto, float32, bfloat16"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"attention_dropout": -0.1}, "attention_dropout=-0.1"),
         ({"activation_dropout": 2}, "activation_dropout=2"),
@@ -33,7 +33,7 @@ def test_the_default_works():
         ({"encoder_layerdrop": 1.0}, "encoder_layerdrop=1.0"),
         ({"decoder_layerdrop": float("nan")}, "decoder_layerdrop=nan"),
         ({"mask_length": 0}, "mask_length=0"),
-        ({"encoder_layers": "2"}, "encoder_layers='2'; a whole number"),
+        ({"encoder_layers": "2"}, "encoder_layers='2'; must be an integer"),
         ({"encoder_embed_dim": 0}, "encoder_embed_dim=0"),
         ({"decoder_embed_dim": -4}, "decoder_embed_dim=-4"),
         ({"encoder_ffn_embed_dim": 0}, "encoder_ffn_embed_dim=0"),
@@ -42,7 +42,7 @@ def test_the_default_works():
         ({"decoder_attention_heads": 0}, "decoder_attention_heads=0"),
     ],
 )
-def test_what_cannot_work_is_refused(fields, message):
+def test_invalid_configuration_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         MaeAstConfig(**fields).validate()
 
@@ -52,7 +52,7 @@ def test_what_cannot_work_is_refused(fields, message):
     [
         ("retain_spans", {"random_mask_prob": 1.45}, "ast_kernel_size_chan=128"),
         ("chunk_mask", {"random_mask_prob": 1.45}, "random_mask_prob 1.45"),
-        ("chunk_patch", {}, "'chunk_patch' is not known"),
+        ("chunk_patch", {}, "'chunk_patch' is unknown"),
     ],
 )
 def test_masks_that_do_not_fit_the_patches_are_refused(mask_type, fields, message):
@@ -62,7 +62,7 @@ def test_masks_that_do_not_fit_the_patches_are_refused(mask_type, fields, messag
         config.validate(mask_type)
 
 
-def test_from_a_mapping_with_keys_of_others():
+def test_from_mapping_ignores_other_keys():
     values = dataclasses.asdict(MaeAstConfig(encoder_layers=3, dropout=0.2))
     values |= {"_name": "mae_ast", "conv_pos": 128, "enc_sine_pos": True}
     assert MaeAstConfig.from_mapping(values) == MaeAstConfig(encoder_layers=3, dropout=0.2)

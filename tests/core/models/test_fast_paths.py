@@ -1,4 +1,4 @@
-"""Each faster way to compute something trains to the losses of the plain one, in float32."""
+"""Each optimised implementation gives the training losses of the plain one, in float32."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CONFIG = MaeAstConfig(
 
 
 def losses(fused: bool = True, checkpointed: bool = False) -> list[float]:
-    """Of each update, always on the same data, from the same weights, with the same masks."""
+    """Return the loss of each update, with the same data, initial weights and masks each time."""
     torch.manual_seed(0)
     model = MaeAst(CONFIG).train()
     for layer in model.modules():
@@ -64,7 +64,7 @@ def plain_attention(
 
 
 class AllTokens(Transformer):
-    """Computes all tokens in its last layer, and leaves those out that are not wanted."""
+    """Transformer that computes all tokens in its last layer and then selects some."""
 
     def forward(self, x, padding_mask=None, hidden_states=None, ids=None):
         y = super().forward(x, padding_mask, hidden_states)
@@ -74,7 +74,7 @@ class AllTokens(Transformer):
 def plain_scatter_tokens(
     visible: Tensor, mask_token: Tensor, mask: MaskIds, num_patches: int
 ) -> tuple[Tensor, None]:
-    """A clip and a patch at a time."""
+    """Scatter tokens one clip and one patch at a time."""
     rows = []
     for clip, ids in zip(visible, mask.visible_ids.tolist(), strict=True):
         places = {place: clip[number] for number, place in enumerate(ids)}
@@ -83,7 +83,7 @@ def plain_scatter_tokens(
 
 
 def plain_first_cover(grid, sides_time, sides_mel, num_blocks, generator):
-    """By searching a matrix of what each block covers."""
+    """Find the first covering block by an argmax over a matrix of the covered patches."""
     in_time = masking._covered(grid[0], sides_time, num_blocks, generator)
     in_mel = masking._covered(grid[1], sides_mel, num_blocks, generator)
     covered = in_time.unsqueeze(3) & in_mel.unsqueeze(2)
@@ -99,7 +99,7 @@ def fast() -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("where", "name", "plain"),
+    ("module", "name", "plain"),
     [
         (transformer, "attend", plain_attention),
         (mae_ast, "Transformer", AllTokens),
@@ -107,16 +107,16 @@ def fast() -> list[float]:
         (masking, "first_cover", plain_first_cover),
     ],
 )
-def test_losses_are_those_of_the_plain_way(monkeypatch, fast, where, name, plain):
+def test_losses_equal_the_plain_implementation(monkeypatch, fast, module, name, plain):
     calls = []
-    monkeypatch.setattr(where, name, lambda *a, **k: calls.append(0) or plain(*a, **k))
+    monkeypatch.setattr(module, name, lambda *a, **k: calls.append(0) or plain(*a, **k))
     assert losses() == pytest.approx(fast, rel=1e-6)
     assert calls
 
 
-def test_losses_are_those_of_an_optimizer_that_is_not_fused(fast):
+def test_losses_equal_those_of_the_unfused_optimizer(fast):
     assert losses(fused=False) == pytest.approx(fast, rel=1e-6)
 
 
-def test_losses_are_those_of_checkpointed_layers(fast):
+def test_losses_equal_those_with_activation_checkpointing(fast):
     assert losses(checkpointed=True) == fast

@@ -38,7 +38,7 @@ def slow_info_nce(prediction: Tensor, target: Tensor, counts: list[int]) -> tupl
 
 
 def draw() -> tuple[Tensor, Tensor]:
-    """A prediction that is right more often than by chance, and its target."""
+    """Draw targets, and predictions that are correct more often than by chance."""
     target = 0.5 * torch.randn(B, M, P)
     return 0.5 * target + 0.5 * torch.randn(B, M, P), target
 
@@ -55,7 +55,7 @@ def garbage_in_padding(values: Tensor, counts: list[int]) -> Tensor:
     ("counts", "pass_valid"),
     [([M, M, M], False), ([M, M, M], True), ([M, 1, 4], True), ([2, M, 0], True)],
 )
-def test_equal_a_slow_implementation(counts, pass_valid):
+def test_losses_equal_a_slow_implementation(counts, pass_valid):
     valid = valid_first(counts) if pass_valid else None
     prediction, target = (garbage_in_padding(values, counts) for values in draw())
     mse = reconstruction_loss(prediction, target, valid)
@@ -67,7 +67,7 @@ def test_equal_a_slow_implementation(counts, pass_valid):
     assert 0 < correct < sum(counts)
 
 
-def test_info_nce_tells_targets_apart_not_predictions():
+def test_info_nce_softmax_is_over_targets():
     target = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
     prediction = torch.tensor([[[5.0, 0.0], [0.0, 0.0], [0.0, 0.0]]])
     over_targets = sum(
@@ -77,7 +77,7 @@ def test_info_nce_tells_targets_apart_not_predictions():
     assert info_nce_loss(prediction, target).loss.item() == pytest.approx(over_targets, rel=1e-5)
 
 
-def test_a_perfect_answer():
+def test_perfect_prediction_has_zero_loss():
     target = 10 * torch.eye(M, P).expand(B, M, P)
     assert reconstruction_loss(target, target).item() == 0
     nce = info_nce_loss(target, target)
@@ -85,7 +85,7 @@ def test_a_perfect_answer():
     assert nce.num_correct.item() == B * M
 
 
-def test_gradient_is_that_of_the_valid_part_and_zero_in_padding():
+def test_padding_has_zero_gradient_and_does_not_change_the_rest():
     counts = [M, 1, 4]
     valid = valid_first(counts)
     prediction, target = (garbage_in_padding(values, counts) for values in draw())
@@ -99,7 +99,7 @@ def test_gradient_is_that_of_the_valid_part_and_zero_in_padding():
         assert_close(gradient[clip, :count], alone.grad[0], rtol=1e-4, atol=1e-6)
 
 
-def test_a_batch_of_nothing_is_zero_with_zero_gradient():
+def test_empty_batch_has_zero_loss_and_zero_gradient():
     prediction, target = draw()
     prediction.requires_grad_()
     valid = torch.zeros(B, M, dtype=torch.bool)
@@ -113,7 +113,7 @@ def test_a_batch_of_nothing_is_zero_with_zero_gradient():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_predictions_are_taken_to_float32(dtype):
+def test_half_precision_predictions_are_cast_to_float32(dtype):
     prediction, target = draw()
     prediction = 200 * prediction  # squares and products that half precision cannot hold
     valid = valid_first([M, 5, M])
@@ -135,7 +135,7 @@ def test_info_nce_is_float32_under_autocast():
     assert torch.equal(loss, expected)
 
 
-def test_clips_of_which_nothing_is_masked():
-    nothing = torch.zeros(B, 0, P)
-    assert reconstruction_loss(nothing, nothing).item() == 0
-    assert info_nce_loss(nothing, nothing).loss.item() == 0
+def test_no_masked_patches_give_zero_loss():
+    empty = torch.zeros(B, 0, P)
+    assert reconstruction_loss(empty, empty).item() == 0
+    assert info_nce_loss(empty, empty).loss.item() == 0

@@ -1,4 +1,4 @@
-"""The model equals a slow implementation of it, and nothing leaks from where nothing must."""
+"""MAE-AST equals a slow implementation; masked patches and padding do not leak."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STATS = {"input_stats": "fixed", "input_mean": -8.0, "input_std": 4.0}
 
 
 def build(config: MaeAstConfig) -> MaeAst:
-    """A model whose weights are larger than at initialisation, so that errors show."""
+    """Build a model with weights larger than at initialisation, so that errors are visible."""
     model = MaeAst(config)
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -36,7 +36,7 @@ def build(config: MaeAstConfig) -> MaeAst:
 
 
 class Clips:
-    """Some clips with a mask for each, together and one by one."""
+    """Clips with a mask for each, single and as a padded batch."""
 
     def __init__(self, config: MaeAstConfig, *lengths: int, ratio: float = 0.75) -> None:
         self.waves = [pcm16(speech_like(n, seed)) for seed, n in enumerate(lengths)]
@@ -70,7 +70,7 @@ def position(n: int, dim: int) -> Tensor:
 
 @torch.no_grad()
 def slow_loss(model: MaeAst, config: MaeAstConfig, clips: Clips) -> float:
-    """One clip after the other, one patch after the other, with the model's modules."""
+    """Compute the loss clip by clip and patch by patch with the modules of the model."""
     spectra = [fbank(wave.unsqueeze(0))[0] for wave in clips.waves]
     mean, var = model.batch_norm.running_mean, model.batch_norm.running_var
     if model.training and config.input_stats == "batch":
@@ -167,7 +167,7 @@ def test_no_gradient_is_zero_without_layerdrop(small_config):
     model = build(config).train()
     Clips(config, 8_000, 8_000).loss(model).backward()
     for name, parameter in model.named_parameters():
-        if name.endswith("k_proj.bias"):  # moves all scores of a query alike: no effect
+        if name.endswith("k_proj.bias"):  # shifts all scores of a query equally: no effect
             continue
         assert bool(parameter.grad.any()), name
 
@@ -181,7 +181,7 @@ def capture_encoder_output(model: MaeAst, source: Tensor, mask: MaskIds) -> Tens
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=str)
-def test_hidden_patches_do_not_reach_the_encoder(small_config, kernel):
+def test_masked_patches_do_not_reach_the_encoder(small_config, kernel):
     config = small_config(kernel, **STATS)
     model = build(config).train()
     shape = config.patch_shape
@@ -203,7 +203,7 @@ def test_hidden_patches_do_not_reach_the_encoder(small_config, kernel):
     assert bool((source.grad[~hidden] != 0).all())
 
 
-def test_the_prediction_of_a_patch_does_not_see_its_target(small_config):
+def test_prediction_of_a_patch_does_not_depend_on_its_target(small_config):
     config = small_config(**STATS)
     model = build(config).train()
     clips = Clips(config, 8_000)
@@ -221,7 +221,7 @@ def test_the_prediction_of_a_patch_does_not_see_its_target(small_config):
 
 @pytest.mark.parametrize("fields", VARIANTS[:3], ids=lambda fields: ",".join(fields) or "plain")
 @pytest.mark.parametrize("kernel", [(16, 16), (2, 128)], ids=str)
-def test_a_padded_batch_gives_each_clips_own_loss(small_config, kernel, fields):
+def test_loss_of_a_padded_batch_equals_single_clips(small_config, kernel, fields):
     config = small_config(kernel, **fields, **STATS)
     model = build(config).train()
     lengths = (16_000, 9_000, 2_800)
@@ -242,7 +242,7 @@ def test_a_padded_batch_gives_each_clips_own_loss(small_config, kernel, fields):
 
 @pytest.mark.parametrize("norm_first", [False, True], ids=["post-norm", "pre-norm"])
 @pytest.mark.parametrize("kernel", [(16, 16), (2, 128)], ids=str)
-def test_a_padded_batch_gives_each_clips_own_hidden_states(small_config, kernel, norm_first):
+def test_hidden_states_of_a_padded_batch_equal_single_clips(small_config, kernel, norm_first):
     config = small_config(kernel, layer_norm_first=norm_first, **STATS)
     model = build(config).eval()
     clips = Clips(config, 16_000, 9_000, 2_800)
@@ -291,7 +291,7 @@ def test_waveforms_and_their_filterbanks_give_the_same_losses(small_config, leng
     assert as_fbank == pytest.approx(as_int16, abs=1e-5)
 
 
-def test_lengths_that_say_all_is_valid_change_nothing(small_config):
+def test_full_lengths_equal_no_lengths(small_config):
     config = small_config(**STATS)
     model = build(config)
     clips = Clips(config, 8_000, 8_000)
@@ -333,7 +333,7 @@ def test_bfloat16_is_close_to_float32_with_losses_and_parameters_in_float32(smal
 
 
 def test_autocast_from_outside_reaches_the_transformer_only(small_config):
-    """As the trainer's own ``common.amp`` does it."""
+    """The trainer does this with ``common.amp``."""
     config = small_config()
     model = build(config).eval()
     clips = Clips(config, 8_000, 8_000)
@@ -348,7 +348,7 @@ def test_autocast_from_outside_reaches_the_transformer_only(small_config):
 
 @pytest.mark.parametrize("lengths", [(8_000, 8_000), (8_000, 3_000)], ids=str)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_half_precision_model_runs_and_trains(small_config, lengths, precision):
+def test_half_precision_model_runs_and_trains(small_config, lengths, precision):
     config = small_config(precision=precision)
     model = build(config).train()
     clips = Clips(config, *lengths)
@@ -366,7 +366,7 @@ def test_a_half_precision_model_runs_and_trains(small_config, lengths, precision
         assert bool(torch.isfinite(parameter.grad).all()), name
 
 
-def test_a_head_out_of_training_has_no_forward_and_no_gradient(small_config):
+def test_head_that_is_not_trained_has_no_forward_and_no_gradient(small_config):
     config = small_config()
     model = build(config).train()
     clips = Clips(config, 8_000, 8_000)
@@ -393,7 +393,7 @@ def test_a_head_out_of_training_has_no_forward_and_no_gradient(small_config):
         model.train()
 
 
-def test_the_model_draws_nothing(small_config):
+def test_model_without_dropout_draws_no_random_numbers(small_config):
     config = small_config()
     model = build(config)
     clips = Clips(config, 8_000, 8_000)
@@ -414,7 +414,7 @@ def test_the_model_draws_nothing(small_config):
     ],
     ids=lambda fields: next(iter(fields)),
 )
-def test_each_dropout_reaches_its_place(small_config, fields):
+def test_each_dropout_acts_in_training_only(small_config, fields):
     config = small_config(**fields, **STATS)
     model = build(config)
     plain = build(small_config(**STATS))
@@ -448,7 +448,7 @@ def test_initialisation():
 
 
 def released_state() -> dict[str, tuple[int, ...]]:
-    """Names and shapes that a released 12 + 2 layer file has and the model needs."""
+    """Return names and shapes of the weights that a released 12 + 2 layer file provides."""
     dim, ffn, patch = 768, 3072, 256
     state: dict[str, tuple[int, ...]] = {
         "decoder_mask_emb": (dim,),
@@ -480,7 +480,7 @@ def released_state() -> dict[str, tuple[int, ...]]:
     return state
 
 
-def test_state_of_the_default_model_is_that_of_released_files():
+def test_state_dict_of_the_default_model_is_that_of_released_files():
     with torch.device("meta"):
         state = MaeAst(MaeAstConfig()).state_dict()
     assert {name: tuple(value.shape) for name, value in state.items()} == released_state()
@@ -489,14 +489,14 @@ def test_state_of_the_default_model_is_that_of_released_files():
     )
 
 
-def test_widths_that_differ_add_one_projection(small_config):
+def test_different_widths_add_one_projection(small_config):
     same = MaeAst(small_config()).state_dict().keys()
     other = MaeAst(small_config(decoder_embed_dim=48)).state_dict().keys()
     assert other - same == {"post_enc_proj.weight", "post_enc_proj.bias"}
     assert same <= other
 
 
-def test_the_decoder_has_sizes_of_its_own_or_those_of_the_encoder(small_config):
+def test_decoder_sizes_default_to_those_of_the_encoder(small_config):
     for fields, ffn, heads in [
         ({}, 64, 4),
         ({"decoder_ffn_embed_dim": 20, "decoder_attention_heads": 8}, 20, 8),
@@ -512,15 +512,15 @@ def test_the_decoder_has_sizes_of_its_own_or_those_of_the_encoder(small_config):
             assert layer.self_attn.num_heads == 4
 
 
-def test_a_configuration_that_cannot_work_is_refused(small_config):
+def test_invalid_configuration_is_refused(small_config):
     for fields, message in [
         (
             {"encoder_embed_dim": 33, "encoder_attention_heads": 3},
-            "encoder_embed_dim=33 is not even",
+            "encoder_embed_dim=33; must be even",
         ),
-        ({"encoder_attention_heads": 5}, "encoder_embed_dim=32 .* its 5 attention heads"),
-        ({"decoder_attention_heads": 7}, "decoder_embed_dim=32 .* its 7 attention heads"),
-        ({"input_std": 0.0}, "standard deviation is 0"),
+        ({"encoder_attention_heads": 5}, "encoder_embed_dim=32; .*encoder_attention_heads=5"),
+        ({"decoder_attention_heads": 7}, "decoder_embed_dim=32; .*decoder_attention_heads=7"),
+        ({"input_std": 0.0}, "input_std=0.0; must be positive"),
         ({"precision": "float16"}, "precision='float16'"),
     ]:
         with pytest.raises(ValueError, match=message):

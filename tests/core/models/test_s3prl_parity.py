@@ -1,4 +1,4 @@
-"""Equal to the implementation of MAE-AST that s3prl carries, an independent one."""
+"""MAE-AST equals the independent implementation in s3prl."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.sounds import speech_like
 hubconf = pytest.importorskip("s3prl.upstream.mae_ast.hubconf", reason="needs s3prl")
 theirs = pytest.importorskip("s3prl.upstream.mae_ast.mae_ast", reason="needs s3prl")
 
-MAX_TOKENS = 1_024  # rows of s3prl's table of positions
+MAX_TOKENS = 1_024  # rows of s3prl's position table
 PATCHES, FRAMES = (16, 16), (2, 128)  # frames, mel bins
 SECONDS = (1.0, 2.3)
 
@@ -37,7 +37,7 @@ def frame_config() -> dict[str, int]:
 
 
 def model_with_random_weights(config: MaeAstConfig) -> MaeAst:
-    """Norms that do something, statistics of log-mel, attention that is not uniform."""
+    """Build a model with non-trivial norms, log-mel statistics and non-uniform attention."""
     model = MaeAst(config).eval()
     with torch.no_grad():
         for name, value in model.named_parameters():
@@ -60,7 +60,7 @@ def table(dim: int) -> Tensor:
 
 
 def s3prl_checkpoint(model: MaeAst, config: MaeAstConfig) -> dict[str, Any]:
-    """What s3prl reads: our weights, the keys of its own, and its whole configuration."""
+    """Return a checkpoint for s3prl: our weights, its additional keys and its configuration."""
     extra = {
         "layer_norm.weight": torch.ones(128),
         "layer_norm.bias": torch.zeros(128),
@@ -84,7 +84,7 @@ def s3prl_checkpoint(model: MaeAst, config: MaeAstConfig) -> dict[str, Any]:
 
 
 def expert_of(model: MaeAst, config: MaeAstConfig, folder: Path) -> nn.Module:
-    """s3prl's upstream with the weights of ``model``."""
+    """Build s3prl's upstream with the weights of ``model``."""
     path = folder / "for_s3prl.pt"
     torch.save(s3prl_checkpoint(model, config), path)
     expert = hubconf.mae_ast_local(str(path)).eval()
@@ -93,7 +93,7 @@ def expert_of(model: MaeAst, config: MaeAstConfig, folder: Path) -> nn.Module:
 
 
 def assert_same_features(model: MaeAst, expert: nn.Module, fold: int) -> None:
-    """Of each clip alone in s3prl; in ours also of both together."""
+    """Compare single clips with s3prl; our model also computes both clips as a padded batch."""
     waves = [speech_like(round(16_000 * s), seed) for seed, s in enumerate(SECONDS)]
     lengths = torch.tensor([len(wave) for wave in waves])
     with torch.no_grad():
@@ -113,7 +113,7 @@ def assert_same_features(model: MaeAst, expert: nn.Module, fold: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["patches", "frames"])
-def test_hidden_states_of_the_full_model(tmp_path, kind):
+def test_hidden_states_of_full_size_models(tmp_path, kind):
     fields = frame_config() if kind == "frames" else {}
     config = MaeAstConfig(decoder_layers=1, **fields)
     model = model_with_random_weights(config)
@@ -142,7 +142,7 @@ def test_hidden_states_in_training_mode(tmp_path, small_config, kernel):
 
 
 def predict_with_s3prl(model: nn.Module, source: Tensor, mask: MaskIds) -> dict[str, Tensor]:
-    """s3prl's pretraining forward, with the mask given instead of drawn."""
+    """Run s3prl's pretraining forward with a given mask instead of a random one."""
     visible, masked = mask.visible_ids.tolist(), mask.masked_ids.tolist()
     model.forward_mask = lambda features, padding_mask: (visible, masked, len(masked[0]))
     padding_mask = torch.zeros(source.shape[:2], dtype=torch.bool)
@@ -159,7 +159,7 @@ def predict_with_s3prl(model: nn.Module, source: Tensor, mask: MaskIds) -> dict[
     ],
     ids=str,
 )
-def test_the_pretraining_forward(small_config, kernel, fields, training):
+def test_pretraining_forward(small_config, kernel, fields, training):
     config = small_config(kernel, **fields, encoder_layers=3, decoder_layers=2)
     model = model_with_random_weights(config).train(training)
     state = s3prl_checkpoint(model, config)

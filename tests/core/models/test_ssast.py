@@ -1,4 +1,4 @@
-"""SSAST equals timm's and s3prl's encoders and a slow implementation, and nothing leaks."""
+"""SSAST equals timm's and s3prl's encoders and a slow implementation; nothing leaks."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from tests.core.vits import (
     SMALL,
     Clips,
     assert_padding_changes_nothing,
+    interpolate_as_published,
     log_mel_like,
     mel_first,
-    positions_of_the_recipe,
     with_random_weights,
 )
 from tests.sounds import speech_like
 
-AUDIOSET = (-4.2677393, 4.5689974)  # mean and deviation
+AUDIOSET = (-4.2677393, 4.5689974)  # mean and std
 
 
 def build(**fields: Any) -> Ssast:
@@ -45,7 +45,7 @@ def build(**fields: Any) -> Ssast:
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.3])
-def test_the_hanning_filterbank_equals_torchaudios_on_a_clip_without_its_mean(offset):
+def test_hanning_filterbank_equals_torchaudio_on_mean_free_clips(offset):
     wave = speech_like(32_000).unsqueeze(0) * 0.5 + offset
     expected = kaldi.fbank(
         wave - wave.mean(),
@@ -61,12 +61,12 @@ def test_the_hanning_filterbank_equals_torchaudios_on_a_clip_without_its_mean(of
     assert not torch.allclose(fbank(wave)[0], expected, atol=0.1)
 
 
-def test_another_window_is_refused():
-    with pytest.raises(ValueError, match="window 'hamming'; it is one of povey, hanning"):
+def test_unknown_window_is_refused():
+    with pytest.raises(ValueError, match="window 'hamming'; must be one of povey, hanning"):
         fbank(torch.zeros(1, 400), "hamming")
 
 
-def test_log_mel_is_cut_or_filled_up_with_zeros_before_it_is_normalised():
+def test_log_mel_is_cropped_or_zero_padded_before_normalisation():
     x = log_mel_like(2, 50, 128)
     assert torch.equal(fit_frames(x, None, 40), x[:, :40])
     longer = fit_frames(x, torch.tensor([50, 30]), 64)
@@ -82,11 +82,11 @@ def test_log_mel_is_cut_or_filled_up_with_zeros_before_it_is_normalised():
     assert normalised[1, 40, 7].item() == pytest.approx(0.467, abs=1e-3)
 
 
-# Against others.
+# Equality with other implementations.
 
 
 def timm_vit(config: SsastConfig, distilled: bool = True) -> nn.Module:
-    """timm's own network in the size of ``config``, for a spectrogram (B, 1, mel, time)."""
+    """Build timm's model in the size of ``config``, for a spectrogram (B, 1, mel, time)."""
     pytest.importorskip("timm")
     from timm.models.deit import VisionTransformerDistilled
     from timm.models.vision_transformer import VisionTransformer
@@ -106,7 +106,7 @@ def timm_vit(config: SsastConfig, distilled: bool = True) -> nn.Module:
 
 @pytest.mark.parametrize("prefix_tokens", [1, 2])
 @pytest.mark.parametrize("kernel", [{}, FRAME_TOKENS], ids=["patches", "frames"])
-def test_the_encoder_equals_timms_distilled_deit(kernel, prefix_tokens):
+def test_encoder_equals_timm_distilled_deit(kernel, prefix_tokens):
     model = build(**kernel, prefix_tokens=prefix_tokens, encoder_ffn_embed_dim=96).eval()
     theirs = timm_vit(model.config, distilled=prefix_tokens == 2)
     theirs.load_state_dict(to_timm(model.config, model.state_dict()))
@@ -121,18 +121,18 @@ def test_the_encoder_equals_timms_distilled_deit(kernel, prefix_tokens):
     assert expected.std() > 0.3
 
 
-def test_the_epsilon_of_layer_norms_is_timms_unless_told():
+def test_default_layer_norm_epsilon_is_that_of_timm():
     norms = [m for m in build().modules() if isinstance(m, nn.LayerNorm)]
     assert {norm.eps for norm in norms} == {1e-6}
     assert len(norms) == 5
 
 
 @pytest.mark.parametrize("kind", ["p", "f"])
-def test_s3prls_expert_gives_the_same_features(tmp_path: Path, monkeypatch, kind):
-    """On one of its 1-second windows; of the smallest published size.
+def test_features_equal_s3prl(tmp_path: Path, monkeypatch, kind):
+    """Compare the smallest published size on one of s3prl's 1-second windows.
 
-    It was written for timm 0.4.5, whose names of models had a prefix and whose patches took
-    images of any size.
+    s3prl's code is for timm 0.4.5, in which model names have no prefix and the patch embedding
+    accepts images of any size.
     """
     timm = pytest.importorskip("timm")
     create = timm.create_model
@@ -161,10 +161,10 @@ def test_s3prls_expert_gives_the_same_features(tmp_path: Path, monkeypatch, kind
     wave = speech_like(16_000)
     with torch.no_grad():
         expected = expert([wave])["hidden_states"]
-        # It fills a window up after normalising, where the authors do before: with the mean.
+        # s3prl pads after normalisation (that is, with the mean), the original before it.
         log_mel = model.log_mel(wave.unsqueeze(0))
-        filling = log_mel.new_full((1, 100 - log_mel.shape[1], 128), config.input_mean)
-        states = model.hidden_states(torch.cat((log_mel, filling), dim=1))
+        padding = log_mel.new_full((1, 100 - log_mel.shape[1], 128), config.input_mean)
+        states = model.hidden_states(torch.cat((log_mel, padding), dim=1))
     assert len(states) == len(expected) == 12
     columns = {"p": 9, "f": 99}[kind]
     for ours, theirs in zip(states, expected, strict=True):
@@ -184,7 +184,7 @@ def loss_of(prediction: Prediction) -> Tensor:
 
 @torch.no_grad()
 def slow_loss(model: Ssast, clips: Clips) -> float:
-    """One clip after the other, one patch after the other, with the model's modules."""
+    """Compute the loss clip by clip and patch by patch with the modules of the model."""
     mean, std = AUDIOSET
     p_t, p_f = model.patch_shape.time, model.patch_shape.mel
     total = 0.0
@@ -223,7 +223,7 @@ def test_loss_equals_a_slow_implementation(kernel, lengths, two_pass):
     assert loss == pytest.approx(slow_loss(model, clips), rel=1e-5)
 
 
-def test_one_pass_has_the_losses_and_gradients_of_two():
+def test_one_pass_gives_the_losses_and_gradients_of_two():
     one, two = build().train(), build(two_pass=True).train()
     two.load_state_dict(one.state_dict())
     clips = Clips(one, 16_000, 9_000)
@@ -239,7 +239,7 @@ def test_one_pass_has_the_losses_and_gradients_of_two():
         assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n} {m}")
 
 
-def test_two_passes_draw_dropout_for_themselves():
+def test_two_passes_draw_independent_dropout():
     model = build(two_pass=True, dropout=0.3).train()
     clips = Clips(model, 16_000)
     caught: list[Tensor] = []
@@ -256,11 +256,11 @@ def test_every_parameter_gets_a_gradient(fields, lengths):
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert bool(torch.isfinite(parameter.grad).all()), name
-        if not name.endswith("k_proj.bias"):  # moves all scores of a query alike: no effect
+        if not name.endswith("k_proj.bias"):  # shifts all scores of a query equally: no effect
             assert bool(parameter.grad.any()), name
 
 
-def test_a_head_can_be_left_out():
+def test_head_that_is_not_trained_is_not_computed():
     for reconstruction in (True, False):
         model = build(two_pass=True).train()
         model.train_heads(reconstruction, not reconstruction)
@@ -273,7 +273,7 @@ def test_a_head_can_be_left_out():
 
 
 @pytest.mark.parametrize("kernel", [{}, FRAME_TOKENS], ids=["patches", "frames"])
-def test_what_is_hidden_influences_through_its_position_only(kernel):
+def test_masked_patches_influence_by_their_position_only(kernel):
     model = build(**kernel).train()
     shape = model.patch_shape
     mask = chunk_mask(2, shape.grid(64), 0.75, torch.Generator().manual_seed(0))
@@ -294,7 +294,7 @@ def test_what_is_hidden_influences_through_its_position_only(kernel):
     predict(source).reconstruction.square().sum().backward()
     assert not source.grad[hidden].any()
     assert bool((source.grad[~hidden] != 0).all())
-    # Two hidden patches differ by their positions and by nothing else.
+    # Masked patches differ by their positions only.
     with torch.no_grad():
         model.positions.table[:, 2:] = 0
         alike = predict(source).reconstruction
@@ -303,14 +303,14 @@ def test_what_is_hidden_influences_through_its_position_only(kernel):
 
 
 @pytest.mark.parametrize("kernel", [{}, FRAME_TOKENS], ids=["patches", "frames"])
-def test_a_padded_batch_gives_what_each_clip_gives_alone(kernel):
+def test_padded_batch_equals_single_clips(kernel):
     model = build(**kernel).eval()
     clips = Clips(model, 25_000, 9_000, 2_800)
     predicted = ("reconstruction", "classification", "target")
     assert_padding_changes_nothing(model, clips, predicted)
 
 
-def test_padding_to_a_number_of_frames_is_attended_to():
+def test_padding_of_input_frames_is_attended_to():
     model = build(input_frames=128).eval()
     clips = Clips(model, 16_000, 9_000)
     together = clips.predict(model)
@@ -328,7 +328,7 @@ def test_padding_to_a_number_of_frames_is_attended_to():
     assert not torch.allclose(states[-1][1, : unpadded.shape[1]], unpadded[0], atol=1e-2)
 
 
-def test_what_is_filled_up_does_not_count_in_a_batchs_statistics():
+def test_padding_is_excluded_from_batch_statistics():
     model = build(input_frames=128, input_stats="batch").train()
     x = log_mel_like(2, 70, 128)
     for lengths in (None, torch.tensor([70, 70])):
@@ -337,13 +337,13 @@ def test_what_is_filled_up_does_not_count_in_a_batchs_statistics():
         assert normalised[:, :70].std().item() == pytest.approx(0.5, abs=1e-4)
 
 
-def test_clips_that_would_be_cut_are_refused():
+def test_clips_longer_than_input_frames_are_refused():
     model = build(input_frames=64)
-    with pytest.raises(ValueError, match="input_frames=64 leaves 32 patches of clips that have 48"):
+    with pytest.raises(ValueError, match="input_frames=64 gives 32 patches, but the mask has 48"):
         Clips(model, 16_000).predict(model)
 
 
-def test_a_batch_of_nothing_has_finite_gradients():
+def test_empty_batch_has_zero_loss_and_finite_gradients():
     model = build().train()
     visible, masked = torch.arange(8).unsqueeze(0), torch.full((1, 1), -1)
     source = torch.zeros(1, model.patch_shape.min_samples, dtype=torch.int16)
@@ -365,7 +365,7 @@ def test_bfloat16_is_close_to_float32():
     assert loss_of(prediction).item() == pytest.approx(expected, rel=2e-2)
 
 
-def test_a_model_in_half_precision_computes_in_it_on_exact_log_mel():
+def test_half_precision_model_uses_float32_log_mel():
     exact, model = build().eval(), build().eval().bfloat16()
     clips = Clips(model, 16_000, 9_000)
     prediction = clips.predict(model)
@@ -378,7 +378,7 @@ def test_a_model_in_half_precision_computes_in_it_on_exact_log_mel():
 # Fine-tuning.
 
 
-def test_the_view_for_finetuning_overlaps_and_shares_the_encoder():
+def test_finetuning_encoder_has_overlapping_patches_and_pretrained_weights():
     pretrained = build().eval()
     config = finetuning_config(pretrained.config, frames=100)
     assert type(config) is not SsastConfig
@@ -389,7 +389,7 @@ def test_the_view_for_finetuning_overlaps_and_shares_the_encoder():
     for name, value in model.state_dict().items():
         theirs = pretrained.state_dict()[name]
         assert torch.equal(value, theirs) == (name != "positions.table"), name
-    expected = positions_of_the_recipe(
+    expected = interpolate_as_published(
         mel_first(pretrained.positions.table[:, 2:], (8, 8)), (8, 8), (12, 9)
     )
     assert_close(mel_first(model.positions.table[:, 2:], (9, 12)), expected, rtol=0, atol=1e-6)
@@ -400,13 +400,13 @@ def test_the_view_for_finetuning_overlaps_and_shares_the_encoder():
     assert_close(tokens, model.encoder.layer_norm(model.hidden_states(source)[-1]))
 
 
-def test_frame_tokens_are_finetuned_at_every_frame():
+def test_frame_tokens_have_stride_one_in_finetuning():
     config = finetuning_config(SsastConfig(**(SMALL | FRAME_TOKENS)))
     assert config.patch_shape == PatchShape(2, 128, 1, 128)
     assert (config.position_frames, config.input_frames) == (128, None)
 
 
-def test_what_is_left_without_pretrainings_parts_still_encodes():
+def test_encoder_only_keeps_the_hidden_states():
     model = build().eval()
     source = speech_like(16_000).unsqueeze(0)
     before = model.hidden_states(source)
@@ -429,21 +429,21 @@ def test_pretraining_refuses_patches_that_overlap():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"prefix_tokens": 3}, "prefix_tokens=3; it is one of 1, 2"),
-        ({"window_type": "hamming"}, "window_type='hamming'; it is one of povey, hanning"),
-        ({"input_frames": 0}, "input_frames=0; a whole number"),
-        ({"input_frames": 9}, "input_frames=9 is less than one patch"),
-        ({"encoder_layers": 0}, "encoder_layers=0; a whole number"),
-        ({"ast_kernel_stride_time": 0}, "ast_kernel_stride_time=0; at least 1"),
-        ({"ast_kernel_stride_time": 20}, "a stride of 20 frames; 1 to 16"),
-        ({"encoder_attention_heads": 5}, "encoder_embed_dim=24 is not divided by its 5"),
-        ({"layer_norm_eps": 0.0}, "layer_norm_eps=0.0; it must be positive"),
-        ({"dropout": 1.0}, "dropout=1.0; a probability"),
-        ({"precision": "half"}, "precision='half'; it is one of auto"),
-        ({"mask_length": 0}, "mask_length=0; a whole number"),
+        ({"prefix_tokens": 3}, "prefix_tokens=3; must be one of 1, 2"),
+        ({"window_type": "hamming"}, "window_type='hamming'; must be one of povey, hanning"),
+        ({"input_frames": 0}, "input_frames=0; must be an integer"),
+        ({"input_frames": 9}, "input_frames=9; must be at least one patch"),
+        ({"encoder_layers": 0}, "encoder_layers=0; must be an integer"),
+        ({"ast_kernel_stride_time": 0}, "ast_kernel_stride_time=0; must be at least 1"),
+        ({"ast_kernel_stride_time": 20}, "a stride of 20 frames; must be 1 to 16"),
+        ({"encoder_attention_heads": 5}, "encoder_embed_dim=24; .*encoder_attention_heads=5"),
+        ({"layer_norm_eps": 0.0}, "layer_norm_eps=0.0; must be positive"),
+        ({"dropout": 1.0}, "dropout=1.0; must be a probability"),
+        ({"precision": "half"}, "precision='half'; must be one of auto"),
+        ({"mask_length": 0}, "mask_length=0; must be an integer"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_work_is_refused(fields, message):
+def test_invalid_configuration_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         Ssast(SsastConfig(**(SMALL | fields)))

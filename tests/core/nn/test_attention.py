@@ -1,4 +1,4 @@
-"""Attention equals torch's in each number format, with masks, and drops weights as told."""
+"""Attention equals torch's in each dtype, with masks and attention dropout."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def draw(num_queries: int = 37, num_tokens: int = 50, dtype=torch.float32) -> li
 
 
 def padding() -> Tensor:
-    """True where to attend; the second clip has 20 tokens of 50."""
+    """Return an attention mask, True where to attend; the second clip has 20 tokens of 50."""
     return torch.arange(50).expand(2, 1, 1, 50) < torch.tensor([50, 20]).view(2, 1, 1, 1)
 
 
 @pytest.mark.parametrize("mask", [None, padding()], ids=["whole", "padded"])
-def test_bfloat16_is_as_near_to_float32_as_torchs_own(mask):
+def test_bfloat16_is_as_accurate_as_torch(mask):
     q, k, v = draw(dtype=torch.bfloat16)
     wide = [x.detach().float().requires_grad_() for x in (q, k, v)]
     exact = F.scaled_dot_product_attention(*wide, mask)
@@ -46,7 +46,7 @@ def test_bfloat16_is_as_near_to_float32_as_torchs_own(mask):
     assert all(mine < 2 * theirs for mine, theirs in zip(ours, fused, strict=True))
 
 
-def test_many_scores_and_float32_are_torchs(monkeypatch):
+def test_float32_and_large_inputs_use_torch(monkeypatch):
     for dtype in (torch.float32, torch.bfloat16):
         q, k, v = draw(dtype=dtype)
         monkeypatch.setattr(attention, "MAX_SCORES", 10)
@@ -55,8 +55,8 @@ def test_many_scores_and_float32_are_torchs(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropped_weights(dtype):
-    """Values are ones, so each output is the sum of the weights that were kept, scaled."""
+def test_attention_dropout_rescales_the_kept_weights(dtype):
+    """Values are ones, so that each output is the sum of the kept and rescaled weights."""
     torch.manual_seed(0)
     q, k, _ = draw(200, 50, dtype)
     v = torch.ones(2, 3, 50, 24, dtype=dtype)
@@ -77,7 +77,7 @@ def test_a_clip_of_padding_alone_gives_no_nan():
 
 
 def varlen(q, k, v, query_ends, key_ends, max_q, max_k):
-    """What torch's kernel is told to do, sequence by sequence; (rows, H, D)."""
+    """Compute what torch's variable-length kernel does, one sequence at a time; (rows, H, D)."""
     assert query_ends.dtype == key_ends.dtype == torch.int32
     out = torch.zeros_like(q)
     for n in range(len(query_ends) - 1):
@@ -94,7 +94,7 @@ def varlen(q, k, v, query_ends, key_ends, max_q, max_k):
 
 @pytest.mark.parametrize("num_queries", [50, 37])
 @pytest.mark.parametrize("lengths", [(50, 20), (1, 50), (50, 50)])
-def test_sequences_by_their_lengths_are_attention_with_a_mask(monkeypatch, num_queries, lengths):
+def test_variable_length_attention_equals_masked_attention(monkeypatch, num_queries, lengths):
     monkeypatch.setattr(attention, "varlen_attn", varlen)
     q, k, v = (x.detach() for x in draw(num_queries))
     padding_mask = torch.arange(50) >= torch.tensor(lengths)[:, None]
@@ -105,13 +105,13 @@ def test_sequences_by_their_lengths_are_attention_with_a_mask(monkeypatch, num_q
 
 
 @pytest.mark.parametrize(
-    ("width", "is_taken"), [(64, True), (256, True), (8, True), (12, False), (264, False)]
+    ("width", "is_supported"), [(64, True), (256, True), (8, True), (12, False), (264, False)]
 )
-def test_widths_that_flash_takes(monkeypatch, width, is_taken):
-    """As on a GPU, of which no tensor can be made here."""
+def test_head_widths_supported_by_flash_attention(monkeypatch, width, is_supported):
+    """The queries stand in for a GPU tensor, which cannot be created here."""
     queries = SimpleNamespace(
         device=torch.device("cuda"), dtype=torch.bfloat16, shape=(2, 3, 50, width)
     )
     monkeypatch.setattr(attention, "varlen_attn", varlen)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert has_varlen(queries) is is_taken
+    assert has_varlen(queries) is is_supported

@@ -1,4 +1,4 @@
-"""Fixed positions equal their formula, grow, and are not stored; learned ones fit other grids."""
+"""Position embeddings: fixed ones equal their formula and grow; learned ones fit other grids."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mae_ast.core.nn.positions import (
     grid_positions,
     sinusoidal_positions,
 )
-from tests.core.vits import mel_first, positions_of_the_recipe
+from tests.core.vits import interpolate_as_published, mel_first
 
 
 def formula(position: int, channel: int, dim: int) -> float:
@@ -25,7 +25,7 @@ def formula(position: int, channel: int, dim: int) -> float:
 
 
 @pytest.mark.parametrize("dim", [2, 6, 64])
-def test_equal_the_formula(dim):
+def test_sinusoids_equal_the_formula(dim):
     table = sinusoidal_positions(600, dim)
     expected = torch.tensor([[formula(n, c, dim) for c in range(dim)] for n in range(600)])
     assert table.dtype == torch.float32
@@ -37,7 +37,7 @@ def test_an_odd_width_is_refused():
         SinusoidalPositions(33)
 
 
-def test_grow_and_keep_what_they_had():
+def test_table_grows_and_keeps_its_values():
     positions = SinusoidalPositions(16)
     short = positions(7).clone()
     long = positions(1_500)
@@ -47,7 +47,7 @@ def test_grow_and_keep_what_they_had():
     assert_close(long, sinusoidal_positions(1_500, 16), rtol=0, atol=0)
 
 
-def test_do_not_grow_at_each_new_length():
+def test_table_grows_in_powers_of_two():
     positions = SinusoidalPositions(16)
     tables = set()
     held = []  # tables that stay alive have addresses of their own
@@ -58,14 +58,14 @@ def test_do_not_grow_at_each_new_length():
     assert len(tables) == 11
 
 
-def test_are_no_part_of_a_checkpoint():
+def test_table_is_not_in_the_state_dict():
     positions = SinusoidalPositions(16)
     positions(40)
     assert positions.state_dict() == {}
     assert list(positions.parameters()) == []
 
 
-def test_growth_follows_the_type_of_the_module():
+def test_grown_table_has_the_dtype_of_the_module():
     positions = SinusoidalPositions(16)
     positions(4)
     positions.half()
@@ -76,9 +76,9 @@ def test_growth_follows_the_type_of_the_module():
 GRIDS = [  # time, mel
     ((64, 8), (64, 8)),
     ((64, 8), (31, 8)),
-    ((64, 8), (101, 12)),  # SSAST to fine-tuning on AudioSet
-    ((64, 8), (9, 12)),  # and on a second of speech
-    ((24, 24), (101, 12)),  # images to AST
+    ((64, 8), (101, 12)),  # SSAST, fine-tuning on AudioSet
+    ((64, 8), (9, 12)),  # SSAST, fine-tuning on one second of speech
+    ((24, 24), (101, 12)),  # AST, initialised from an image ViT
     ((24, 24), (12, 12)),
     ((7, 5), (6, 4)),
     ((512, 1), (99, 1)),
@@ -87,10 +87,10 @@ GRIDS = [  # time, mel
 
 
 @pytest.mark.parametrize(("have", "want"), GRIDS, ids=str)
-def test_positions_are_cut_and_interpolated_as_in_the_recipe(have, want):
+def test_learned_positions_are_cropped_and_interpolated_as_in_ast(have, want):
     positions = LearnedPositions(2, have, 6)
     places = positions.table[:, 2:]
-    expected = positions_of_the_recipe(mel_first(places, have), have[::-1], want[::-1])
+    expected = interpolate_as_published(mel_first(places, have), have[::-1], want[::-1])
     fitted = positions(want)
     assert fitted.shape == (1, 2 + want[0] * want[1], 6)
     assert torch.equal(fitted[:, :2], positions.table[:, :2])
@@ -98,24 +98,24 @@ def test_positions_are_cut_and_interpolated_as_in_the_recipe(have, want):
     assert_close(fit_positions(places, have, want), fitted[:, 2:], rtol=0, atol=0)
 
 
-def test_each_clip_of_a_batch_has_the_positions_it_has_alone():
+def test_learned_positions_do_not_depend_on_the_batch():
     positions = LearnedPositions(1, (20, 4), 6)
-    columns = torch.tensor([33, 20, 7, 1, 0])
-    together = positions((33, 6), columns)
+    num_steps = torch.tensor([33, 20, 7, 1, 0])
+    together = positions((33, 6), num_steps)
     assert together.shape == (5, 1 + 33 * 6, 6)
     assert bool(torch.isfinite(together).all())
-    for row, own in enumerate(columns[:4].tolist()):
+    for row, own in enumerate(num_steps[:4].tolist()):
         alone = positions((own, 6))[0]
         assert_close(together[row, : len(alone)], alone, rtol=0, atol=1e-6)
 
 
-# On a grid.
+# Grid positions.
 
 
 def formula_of_mae(side: int, dim: int) -> torch.Tensor:
-    """MAE's table of a square image, place by place (He et al. 2022, its published program).
+    """Compute MAE's table for a square image, one patch at a time (He et al. 2022).
 
-    The first half of the channels is of the place in its row, the other of the row; in each, sines
+    The first half of the channels encodes the column, the second half the row; in each half, sines
     come before cosines.
     """
     rows = []
@@ -129,25 +129,25 @@ def formula_of_mae(side: int, dim: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("side", "dim"), [(4, 8), (14, 24)])
-def test_those_on_a_square_grid_are_maes(side, dim):
+def test_positions_on_a_square_grid_equal_mae(side, dim):
     assert_close(grid_positions((side, side), dim), formula_of_mae(side, dim), rtol=0, atol=1e-5)
 
 
-def test_those_on_a_grid_differ_in_time_and_mel():
+def test_grid_positions_separate_time_and_mel():
     places = grid_positions((64, 8), 24).view(64, 8, 24)
     assert places.dtype == torch.float32
-    # Either half tells one axis, and nothing of the other.
+    # Each half of the channels encodes one axis only.
     mel, time = places.split(12, dim=2)
     assert torch.equal(mel, mel[:1].expand_as(mel))
     assert torch.equal(time, time[:, :1].expand_as(time))
     assert not torch.equal(places[3, 5], places[5, 3])
     assert len(places.flatten(0, 1).unique(dim=0)) == 64 * 8
-    # The sizes of the grid are separate: of another one, it is a part.
+    # The table of a smaller grid is part of the table of a larger one.
     assert torch.equal(grid_positions((70, 8), 24).view(70, 8, 24)[:64], places)
     assert torch.equal(grid_positions((64, 4), 24).view(64, 4, 24), places[:, :4])
 
 
-def test_those_on_a_grid_grow_behind_those_of_prefix_tokens():
+def test_grid_positions_grow_and_are_zero_for_prefix_tokens():
     positions = GridPositions(1, 8, 16)
     short = positions((3, 8)).clone()
     assert short.shape == (1, 1 + 24, 16)
@@ -162,6 +162,6 @@ def test_those_on_a_grid_grow_behind_those_of_prefix_tokens():
     assert half((3, 8)).dtype == torch.bfloat16
 
 
-def test_a_width_that_four_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match="a width that 4 divides, not 18"):
+def test_width_not_divisible_by_four_is_refused():
+    with pytest.raises(ValueError, match="width divisible by 4, not 18"):
         GridPositions(1, 8, 18)

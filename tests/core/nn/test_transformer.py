@@ -1,4 +1,4 @@
-"""The transformer equals torch's own with shared weights; padding and layerdrop do as promised."""
+"""The transformer equals torch's with the same weights; padding, dropout, layerdrop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def with_random_weights(module: nn.Module) -> nn.Module:
 
 
 def torch_layer(layer: TransformerLayer) -> nn.TransformerEncoderLayer:
-    """torch's own layer with the weights of ours."""
+    """Build torch's layer with the weights of ours."""
     theirs = nn.TransformerEncoderLayer(
         DIM, HEADS, FFN, 0.0, "gelu", batch_first=True, norm_first=layer.norm_first
     )
@@ -48,20 +48,20 @@ def torch_layer(layer: TransformerLayer) -> nn.TransformerEncoderLayer:
     return theirs
 
 
-def last_places(*padding: int, length: int = 7) -> Tensor:
-    """(B, length) bool, True in the last ``padding[b]`` places of row b."""
+def padding_at_end(*padding: int, length: int = 7) -> Tensor:
+    """Return (B, length) bool, True in the last ``padding[b]`` positions of row b."""
     return torch.arange(length) >= (length - torch.tensor(padding))[:, None]
 
 
 @BOTH_KINDS
-def test_layer_equals_torchs(norm_first):
+def test_layer_equals_torch(norm_first):
     layer = with_random_weights(TransformerLayer(DIM, FFN, HEADS, norm_first))
     x = torch.randn(2, 7, DIM)
     assert_close(layer(x), torch_layer(layer)(x), rtol=0, atol=1e-5)
 
 
 @BOTH_KINDS
-def test_gradient_of_a_layer_equals_torchs(norm_first):
+def test_layer_gradient_equals_torch(norm_first):
     layer = with_random_weights(TransformerLayer(DIM, FFN, HEADS, norm_first))
     weights = torch.randn(2, 7, DIM)
     gradients = []
@@ -73,17 +73,17 @@ def test_gradient_of_a_layer_equals_torchs(norm_first):
 
 
 @BOTH_KINDS
-def test_layer_equals_torchs_where_there_is_padding(norm_first):
+def test_layer_equals_torch_with_padding(norm_first):
     layer = with_random_weights(TransformerLayer(DIM, FFN, HEADS, norm_first))
     x = torch.randn(3, 7, DIM)
-    padding = last_places(0, 2, 6)
+    padding = padding_at_end(0, 2, 6)
     ours = layer(x, ~padding[:, None, None, :])
     theirs = torch_layer(layer)(x, src_key_padding_mask=padding)
     assert_close(ours[~padding], theirs[~padding], rtol=0, atol=1e-5)
 
 
 @BOTH_KINDS
-def test_stack_equals_torchs_with_the_norm_before_or_after(norm_first):
+def test_stack_equals_torch_layers_and_one_more_norm(norm_first):
     stack = with_random_weights(Transformer(3, DIM, FFN, HEADS, norm_first))
     x = torch.randn(2, 7, DIM)
     states: list[Tensor] = []
@@ -97,9 +97,9 @@ def test_stack_equals_torchs_with_the_norm_before_or_after(norm_first):
 
 
 @BOTH_KINDS
-def test_padding_does_not_influence_the_rest(norm_first):
+def test_padding_does_not_influence_valid_tokens(norm_first):
     stack = with_random_weights(Transformer(3, DIM, FFN, HEADS, norm_first)).eval()
-    padding = last_places(0, 3, 6)
+    padding = padding_at_end(0, 3, 6)
     x = torch.randn(3, 7, DIM)
     other = torch.where(padding.unsqueeze(2), 100 * torch.randn(3, 7, DIM), x)
     assert torch.equal(stack(x, padding)[~padding], stack(other, padding)[~padding])
@@ -109,14 +109,14 @@ def test_padding_does_not_influence_the_rest(norm_first):
         assert_close(stack(x, padding)[row, :valid], alone, rtol=0, atol=1e-5)
 
 
-def test_no_padding_mask_is_the_same_as_one_without_padding():
+def test_no_padding_mask_equals_a_mask_without_padding():
     stack = with_random_weights(Transformer(2, DIM, FFN, HEADS)).eval()
     x = torch.randn(2, 7, DIM)
     assert_close(stack(x), stack(x, torch.zeros(2, 7, dtype=torch.bool)), rtol=0, atol=1e-5)
 
 
 @BOTH_KINDS
-def test_a_dropped_layer_passes_its_input_on_and_keeps_its_gradients(norm_first):
+def test_skipped_layer_is_the_identity_and_has_zero_gradients(norm_first):
     stack = with_random_weights(Transformer(6, DIM, FFN, HEADS, norm_first, layerdrop=0.5)).train()
     kept = []
     for seed in range(20):
@@ -170,7 +170,7 @@ def test_dropout_also_acts_on_the_input_of_a_stack():
 
 
 @pytest.mark.parametrize("heads", [5, 0, -1, 48])
-def test_heads_that_do_not_divide_are_refused(heads):
+def test_heads_that_do_not_divide_the_width_are_refused(heads):
     with pytest.raises(ValueError, match=f"{heads} attention heads do not divide a width of 24"):
         SelfAttention(DIM, heads)
 
@@ -185,7 +185,7 @@ def test_initialisation():
     assert bool((norm.weight == 1).all())
 
 
-def test_the_epsilon_of_layer_norms_is_torchs_unless_told():
+def test_layer_norm_epsilon():
     for options, eps in (({}, 1e-5), ({"layer_norm_eps": 0.5}, 0.5)):
         stack = Transformer(2, DIM, FFN, HEADS, **options)
         norms = [m.eps for m in stack.modules() if isinstance(m, nn.LayerNorm)]
@@ -193,13 +193,13 @@ def test_the_epsilon_of_layer_norms_is_torchs_unless_told():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_checkpointed_layers_keep_their_inputs_alone_and_compute_the_same(dtype):
+def test_activation_checkpointing_saves_memory_and_computes_the_same(dtype):
     stack = Transformer(4, DIM, FFN, HEADS, dropout=0.2, attention_dropout=0.2)
     with_random_weights(stack)
     x = torch.randn(2, 50, DIM)
 
     def run() -> tuple[list[Tensor], int]:
-        """All gradients, and the bytes that the forward keeps."""
+        """Return all gradients and the number of bytes stored for the backward pass."""
         kept: dict[int, int] = {}
 
         def pack(tensor: Tensor) -> Tensor:

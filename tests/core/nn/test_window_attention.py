@@ -1,4 +1,4 @@
-"""Windows equal a slow full attention under a mask, on any grid, and cost what they should."""
+"""Window attention equals masked full attention on any grid, at linear cost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mae_ast.core.nn.window_attention import GridTransformer, Windows
 from tests.core.vits import with_random_weights
 
 WIDTH, HEADS = 16, 2
-GRIDS = [(8, 8), (7, 8), (13, 6)]  # windows of 4 x 4 fit, hang over in time, in both
+GRIDS = [(8, 8), (7, 8), (13, 6)]  # 4 x 4 windows fit; exceed the grid along time; along both axes
 SHIFTS = [(2, 0), (2, 2)]
 
 
@@ -26,7 +26,7 @@ def tokens(grid: tuple[int, int], batch: int = 2, seed: int = 0) -> Tensor:
 
 
 def window_of(place: int, grid: tuple[int, int], shift: tuple[int, int]) -> tuple[int, int]:
-    """The window that a place lies in: they begin at the shift, and each 4 further on."""
+    """Return the window that contains a position; windows of 4 x 4 start at the shift."""
     t, f = divmod(place, grid[1])
     return (t - shift[0]) // 4, (f - shift[1]) // 4
 
@@ -34,7 +34,7 @@ def window_of(place: int, grid: tuple[int, int], shift: tuple[int, int]) -> tupl
 def slow(
     model: GridTransformer, x: Tensor, grid: tuple[int, int], own: Tensor | None = None
 ) -> Tensor:
-    """Query by query, over the keys of its own window that are no padding."""
+    """Compute attention query by query, over the valid keys in the window of each query."""
     num = grid[0] * grid[1]
     for layer, shift in zip(model.layers, model.shifts, strict=True):
         assert isinstance(layer, TransformerLayer)
@@ -53,7 +53,7 @@ def slow(
                     and (own is None or bool(own[b, m]))
                 ]
                 if not seen:
-                    continue  # padding among padding
+                    continue  # a window of nothing but padding
                 for h in range(HEADS):
                     scores = k[b, seen, h] @ q[b, n, h] / (WIDTH // HEADS) ** 0.5
                     mixed[b, n, h] = scores.softmax(0) @ v[b, seen, h]
@@ -65,7 +65,7 @@ def slow(
 @pytest.mark.parametrize("shift", SHIFTS, ids=str)
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 @torch.no_grad()
-def test_windows_equal_full_attention_under_a_mask(grid, shift):
+def test_window_attention_equals_masked_full_attention(grid, shift):
     model, x = build((0, 0), shift, None), tokens(grid)
     expected = slow(model, x, grid)
     assert_close(model(x, grid), expected, rtol=0, atol=1e-5)
@@ -105,32 +105,32 @@ def test_windows_of_padding_have_finite_gradients():
 
 @pytest.mark.parametrize("shift", [(0, 0), *SHIFTS], ids=str)
 @pytest.mark.parametrize("grid", [*GRIDS, (1, 8), (3, 1)], ids=str)
-def test_cut_and_joined_again(grid, shift):
+def test_cut_and_join_are_inverse(grid, shift):
     windows = Windows(grid, (4, 4), shift)
     x = tokens(grid)
     cut = windows.cut(x)
     assert cut.shape[1:] == (16, WIDTH)
     assert torch.equal(windows.join(cut), x)
     assert windows.fits == (grid == (8, 8) and shift == (0, 0))
-    # Each window is whole, in order: its places are those that lie in it.
+    # All positions in a window belong to this window.
     places = torch.arange(1.0, grid[0] * grid[1] + 1).reshape(1, -1, 1)
     for window in windows.cut(places).squeeze(2):
         there = [int(n) - 1 for n in window if n > 0]
         assert len({window_of(n, grid, shift) for n in there}) <= 1
 
 
-def test_what_lies_in_another_window_does_not_matter_in_one_layer():
+def test_one_layer_does_not_see_other_windows():
     model, x = build((0, 0)), tokens((8, 8), 1)
     other = x.clone()
-    other[:, 4 * 8 :] += 1  # the later half of the time
+    other[:, 4 * 8 :] += 1  # the second half along time
     assert torch.equal(model(x, (8, 8))[:, : 4 * 8], model(other, (8, 8))[:, : 4 * 8])
-    shifted = build((0, 0), (2, 0))  # windows of the second layer cover places 2 to 5 of the time
+    shifted = build((0, 0), (2, 0))  # the second layer's windows cover time steps 2 to 5
     changed = (shifted(x, (8, 8)) != shifted(other, (8, 8))).any(2).view(8, 8).all(1)
     assert changed.tolist() == [False] * 2 + [True] * 6
 
 
 @torch.no_grad()
-def test_a_global_stack_is_the_transformer():
+def test_global_stack_equals_the_transformer():
     model = build(None, None)
     theirs = Transformer(2, WIDTH, 24, HEADS, norm_first=True).eval()
     theirs.load_state_dict(model.state_dict())
@@ -143,8 +143,8 @@ def test_a_global_stack_is_the_transformer():
         assert torch.equal(model(x, (7, 8), **arguments), theirs(x, **arguments))
 
 
-def test_attention_costs_linearly():
-    """Windows of twice the clip are twice as many and no larger."""
+def test_cost_is_linear_in_the_length():
+    """The number of windows grows linearly with the clip; their size does not grow."""
     sizes = []
     model = build((0, 0), (2, 0))
     model.layers[1].self_attn.register_forward_hook(lambda *args: sizes.append(args[1][0].shape))
