@@ -1,4 +1,4 @@
-"""Collate clips into a batch: crop or pad, compute the filterbank if wanted, draw masks.
+"""Collate clips into a batch: crop or pad, optionally compute the filterbank, draw masks.
 
 All randomness comes from generators keyed by (seed, epoch, clip), so that the crop and the mask of
 a clip do not depend on the number of workers or ranks, or on whether a run was interrupted.

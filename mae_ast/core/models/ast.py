@@ -4,7 +4,8 @@
     -> mean of CLS and distillation token, or of the patch tokens (B, D)
     -> layer norm, linear -> logits (B, C)
 
-C is the number of classes. Each class has a logit of its own; softmax or sigmoid follow outside.
+C is the number of classes. The logits are to be followed by a softmax, or by a sigmoid for
+multi-label classification.
 """
 
 from __future__ import annotations

@@ -161,15 +161,15 @@ class Classifier(nn.Module):
                 return whole.float()
             states = self.encoder.hidden_states(source, lengths)
             steps = self._steps(last_hidden_state(self.encoder, states).float())
-        own = num_time_steps(self.encoder, source, lengths)
-        if own is None:
+        count = num_time_steps(self.encoder, source, lengths)
+        if count is None:
             return steps.mean(1)
         if self.head_config.pool == "tokens":
-            own = own * self.encoder.patch_shape.per_column
-        own = own.clamp(min=1)
-        is_own = torch.arange(steps.shape[1], device=steps.device) < own[:, None]
-        total = steps.where(is_own[:, :, None], 0.0).sum(1)
-        return total / own[:, None]
+            count = count * self.encoder.patch_shape.per_column
+        count = count.clamp(min=1)
+        is_valid = torch.arange(steps.shape[1], device=steps.device) < count[:, None]
+        total = steps.where(is_valid[:, :, None], 0.0).sum(1)
+        return total / count[:, None]
 
     def train(self, mode: bool = True) -> Classifier:
         """Set training or evaluation mode; a frozen encoder stays in eval mode."""

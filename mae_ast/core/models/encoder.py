@@ -1,8 +1,8 @@
 """Encoder interface of all systems, and the ViT encoder that SSAST, AST and Audio-MAE share.
 
-Interface: :class:`Encoder` and :class:`MaskedEncoder` are the protocols that every system
-implements and that classifiers, feature extraction and export rely on; they rely on nothing else.
-The functions below them work on any encoder. :class:`Prediction` is the output of pretraining.
+Interface: :class:`Encoder` is the protocol that every system implements and that classifiers,
+feature extraction and export are written for; :class:`MaskedEncoder` adds masked prediction, which
+returns a :class:`Prediction`. The functions in this module work on any encoder.
 
     waveforms (B, L) -> log-mel (B, T, F) -> patches (B, N, P) -> hidden states (B, N, D) per layer
 
@@ -386,11 +386,11 @@ class Vit(nn.Module):
                 "patches overlap, so that visible patches would reveal masked ones; pretraining "
                 "needs ast_kernel_stride_* equal to ast_kernel_size_*"
             )
-        wanted = mask.visible_ids.shape[1] + mask.masked_ids.shape[1]
-        if self.config.input_frames is not None and not mask.padded and wanted > num_patches:
+        num_needed = mask.visible_ids.shape[1] + mask.masked_ids.shape[1]
+        if self.config.input_frames is not None and not mask.padded and num_needed > num_patches:
             raise ValueError(
                 f"input_frames={self.config.input_frames} gives {num_patches} patches, but the "
-                f"mask has {wanted}; crop clips to at most input_frames frames"
+                f"mask has {num_needed}; crop clips to at most input_frames frames"
             )
 
     def _num_steps(self, source: Tensor, lengths: Tensor | None) -> Tensor | None:

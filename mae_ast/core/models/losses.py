@@ -55,8 +55,8 @@ def info_nce_loss(prediction: Tensor, target: Tensor, valid: Tensor | None = Non
         logits = prediction.float() @ target.float().transpose(1, 2)  # (B, M, M)
         if valid is not None:
             logits = logits.masked_fill(~valid[:, None, :], torch.finfo(logits.dtype).min)
-        own = logits.diagonal(dim1=1, dim2=2)
-        per_patch = logits.logsumexp(dim=-1) - own
+        positive = logits.diagonal(dim1=1, dim2=2)
+        per_patch = logits.logsumexp(dim=-1) - positive
         correct = logits.argmax(dim=-1) == torch.arange(logits.shape[1], device=logits.device)
         return InfoNCE(_sum(per_patch, valid), _sum(correct.float().detach(), valid))
 

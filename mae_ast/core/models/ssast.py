@@ -118,11 +118,11 @@ class Ssast(Vit):
 
     def _predict(self, patches: Tensor, mask: MaskIds) -> tuple[Tensor | None, Tensor | None]:
         heads = (self.final_proj_reconstruction, self.final_proj_classification)
-        wanted = [head.fc1.weight.requires_grad or not self.training for head in heads]
+        active = [head.fc1.weight.requires_grad or not self.training for head in heads]
         encoded: Tensor | None = None
         predicted: list[Tensor | None] = []
-        for head, is_wanted in zip(heads, wanted, strict=True):
-            if is_wanted and (encoded is None or self.two_pass):
+        for head, is_active in zip(heads, active, strict=True):
+            if is_active and (encoded is None or self.two_pass):
                 encoded = self.encode_masked(patches, mask)
-            predicted.append(head(encoded) if is_wanted else None)
+            predicted.append(head(encoded) if is_active else None)
         return predicted[0], predicted[1]

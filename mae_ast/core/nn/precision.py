@@ -24,8 +24,8 @@ def compute_in(precision: str, weight: Tensor) -> AbstractContextManager[object]
         weight: any parameter of the model.
     """
     kind = weight.device.type
-    wanted = precision == "bfloat16" or (precision == "auto" and has_bfloat16_units(kind))
-    if wanted and weight.dtype == torch.float32:
+    use_bfloat16 = precision == "bfloat16" or (precision == "auto" and has_bfloat16_units(kind))
+    if use_bfloat16 and weight.dtype == torch.float32:
         return torch.autocast(kind, dtype=torch.bfloat16)
     return nullcontext()  # float32, or the autocast that the trainer has entered
 
