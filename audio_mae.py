@@ -1,4 +1,4 @@
-"""``from audio_mae import AudioMaskedAutoencoderViT``: :mod:`mae_ast.core.models.audio_mae_vit`."""
+"""Alias that makes ``from audio_mae import AudioMaskedAutoencoderViT`` work."""
 
 from mae_ast.core.models.audio_mae_vit import AudioMaskedAutoencoderViT
 

@@ -1,4 +1,4 @@
-"""Where fine-tuning starts: an encoder of another network, made to what a training wants of it."""
+"""Initialise an encoder for fine-tuning from a timm, SSAST, AST or Audio-MAE checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mae_ast.core.checkpoints.reader import read_state
 from mae_ast.core.checkpoints.timm import (
     SHARED_KEYS,
     Weights,
-    check_alike,
+    check_same,
     from_timm,
     is_timm,
     without,
@@ -29,22 +29,22 @@ from mae_ast.core.models.ssast import FINETUNING_STRIDES, Ssast
 from mae_ast.finetune.checkpoint import encoder_of
 from mae_ast.hub.offline import cache_if_unreachable, offline_advice
 
-TIMM = "timm:"  # before the name of a model of the package timm
+TIMM = "timm:"  # prefix of names of timm models
 _TORCH_FILES = (".pth", ".pt", ".bin")
 
 
 def ast_encoder(config: AstConfig, source: str | None, random_weights: bool = False) -> Ast:
-    """AST without its head, whose weights are those of another network.
+    """Build an AST encoder without its head, initialised from another model.
 
     Args:
-        config: what it is made of. Its input statistics hold where the source has none.
-        source: ``timm:NAME``, with timm's weights of that name; a file with the state dict of a
-            ViT of timm's; whatever :func:`mae_ast.finetune.checkpoint.encoder_of` takes, if SSAST
-            or AST. ``None``: new weights.
-        random_weights: of the source, no more than the input's statistics.
+        config: configuration of the encoder. Its input statistics are used if the source has none.
+        source: ``timm:NAME`` for a timm model with its pretrained weights; a file with the state
+            dict of a timm ViT; or any source of
+            :func:`mae_ast.finetune.checkpoint.encoder_of` with a ViT. ``None``: random weights.
+        random_weights: use only the input statistics of the source.
 
     Raises:
-        ValueError, FileNotFoundError: there is no such source, or it is of another size or kind.
+        ValueError, FileNotFoundError: the source does not exist, or is of another size or kind.
     """
     weights: Weights = {}
     if source is not None:
@@ -52,53 +52,54 @@ def ast_encoder(config: AstConfig, source: str | None, random_weights: bool = Fa
     model = Ast(config)
     if random_weights:
         weights = {name: v for name, v in weights.items() if name.startswith("batch_norm.")}
-    model.load_state_dict(weights, strict=False)  # compared before; the head has none
+    model.load_state_dict(weights, strict=False)  # checked before; the head is not in it
     return encoder_only(model)
 
 
 def start_encoder(model: AudioMae, source: str) -> None:
-    """Give Audio-MAE's encoder the weights of a ViT of timm's; its decoder stays as it is.
+    """Initialise Audio-MAE's encoder from a timm ViT; the decoder is unchanged.
 
-    Positions are computed and stay; what the ViT had learned for CLS is added to CLS.
+    Positions are fixed and unchanged; the ViT's learned position of CLS is added to the CLS token.
 
     Args:
-        model: whose weights are replaced.
-        source: ``timm:NAME``, with timm's weights of that name, or a file with a state dict.
+        model: the model whose encoder weights are replaced.
+        source: ``timm:NAME`` for a timm model with its pretrained weights, or a file with a state
+            dict.
 
     Raises:
-        ValueError, FileNotFoundError: there is no such source, or it is of another size or kind.
+        ValueError, FileNotFoundError: the source does not exist, or is of another size or kind.
     """
     key = "model.encoder_weights"
     found = _timm_weights(model.config, source, key)
     if found is None:
-        raise ValueError(f"{key}={source}: is neither {TIMM}NAME nor a file of timm's")
+        raise ValueError(f"{key}={source}: neither {TIMM}NAME nor a file of timm weights")
     found["prefix_tokens"] = found["prefix_tokens"] + found.pop("positions.table")[:, :1]
     model.load_state_dict({**model.state_dict(), **found})
 
 
 def finetuning_view(encoder: Encoder, overlap: bool, frames: int | None) -> Encoder:
-    """An encoder whose patches overlap, or whose clips have another length; weights are copied.
+    """Return a copy of an encoder with overlapping patches or another input length.
 
-    Learned positions are cut or interpolated to the new grid, as SSAST's authors do.
+    Learned positions are cropped or interpolated to the new grid, as SSAST's authors do.
 
     Args:
-        encoder: of a pretrained model; returned as it is where nothing is to change.
-        overlap: patches of 16 follow one another by 10, those of 2 by 1.
-        frames: clips are cut or zero-padded to so many; ``None``: as they were.
+        encoder: encoder of a pretrained model; returned unchanged if no change is requested.
+        overlap: patches of 16 get a stride of 10, patches of 2 a stride of 1.
+        frames: clips are cut or zero-padded to this length; ``None``: unchanged.
 
     Raises:
-        ValueError: the encoder is no ViT, or the frames fill no patch.
+        ValueError: the encoder is not a ViT, or ``frames`` is shorter than a patch.
     """
     if not overlap and frames is None:
         return encoder
     if not isinstance(encoder, Vit):
         raise ValueError(
-            f"model.overlap={str(overlap).lower()} and model.input_frames={frames} are for SSAST, "
-            f"AST and Audio-MAE; {system_name(encoder.config)} keeps its patches and positions: "
-            "false and null"
+            f"model.overlap={str(overlap).lower()} and model.input_frames={frames} are supported "
+            f"for SSAST, AST and Audio-MAE only; set false and null for "
+            f"{system_name(encoder.config)}"
         )
     found = dataclasses.asdict(finetuning_config(encoder.config, frames, overlap))
-    # Of SSAST, what pretraining adds has no use where patches overlap.
+    # SSAST's pretraining modules do not support overlapping patches.
     kind = VitConfig if isinstance(encoder, Ssast) else SYSTEMS[system_name(encoder.config)].config
     config = kind.from_mapping({**dataclasses.asdict(encoder.config), **found})
     view: Vit = encoder_only(SYSTEMS[system_name(config)].network(config))
@@ -107,26 +108,27 @@ def finetuning_view(encoder: Encoder, overlap: bool, frames: int | None) -> Enco
 
 
 def _weights_for(config: AstConfig, source: str, random_weights: bool) -> tuple[AstConfig, Weights]:
-    """The encoder's weights out of a source, and the configuration with its input statistics."""
+    """Read encoder weights from a source; set its input statistics in the configuration."""
     found = _timm_weights(config, source, "model.checkpoint", random_weights)
     if found is not None:
         return config, found
     pretrained = encoder_of(source)
     if not isinstance(pretrained, Vit):
         raise ValueError(
-            f"model.checkpoint={source} is of kind {system_name(pretrained.config)!r}; AST starts "
-            "from a ViT: SSAST, AST or timm's. For others there is model._name=mae_ast_classifier"
+            f"model.checkpoint={source} is of kind {system_name(pretrained.config)!r}; AST can be "
+            "initialised from a ViT only (SSAST, AST, timm); for other systems set "
+            "model._name=mae_ast_classifier"
         )
     statistics = {key: getattr(pretrained.config, key) for key in ("input_mean", "input_std")}
     config = dataclasses.replace(config, **statistics)
-    started = Ast(config)
+    model = Ast(config)
     try:
-        start_from(started, pretrained)
+        start_from(model, pretrained)
     except ValueError as error:
         raise ValueError(f"model.checkpoint={source}: {error}") from error
     return config, {
         name: value
-        for name, value in started.state_dict().items()
+        for name, value in model.state_dict().items()
         if not name.startswith(Ast.only_for_pretraining)
     }
 
@@ -134,7 +136,7 @@ def _weights_for(config: AstConfig, source: str, random_weights: bool) -> tuple[
 def _timm_weights(
     config: VitConfig, source: str, key: str, random_weights: bool = False
 ) -> Weights | None:
-    """An encoder's weights out of a name or file of timm's; ``None``: the source is neither.
+    """Read encoder weights from a timm model or file; ``None`` if the source is neither.
 
     Errors name the source and its ``key``.
     """
@@ -155,24 +157,24 @@ def _timm_weights(
 
 
 def _from_timm_package(name: str, key: str, pretrained: bool) -> Any:
-    """A network of timm's; its weights are downloaded into timm's own cache."""
+    """Create a timm model; its weights are downloaded to timm's own cache."""
     try:
         import timm
-    except Exception as error:  # also torchvision, which it imports: it may not fit torch
+    except Exception as error:  # timm imports torchvision, which may not match torch
         raise ValueError(
             f"{key}={TIMM}{name} needs the package timm, which cannot be imported "
             f"({_one_line(error)}); pip install 'mae-ast[timm]'"
         ) from error
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"; it has {', '.join(near)}" if near else ""
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise ValueError(f"{key}={TIMM}{name}: timm {timm.__version__} has no model {name!r}{hint}")
     if not pretrained:
         return timm.create_model(name, pretrained=False)
     with cache_if_unreachable() as offline:
         try:
             return timm.create_model(name, pretrained=True)
-        except Exception as error:  # of the network, the hub, or its cache: of many classes
+        except Exception as error:  # network, hub or cache errors, of many classes
             reason = _one_line(error)
             if offline:
                 reason = f"not in the cache, and {offline}; {offline_advice()}"
@@ -182,7 +184,7 @@ def _from_timm_package(name: str, key: str, pretrained: bool) -> Any:
 
 
 def _timm_state(path: Path) -> Mapping[str, Any] | None:
-    """The state dict in a file of timm's; ``None``: it is of another kind, or there is none."""
+    """Read a timm state dict from a file; ``None`` if it does not exist or is of another kind."""
     if not path.is_file():
         return None
     if path.suffix == ".safetensors":
@@ -193,7 +195,7 @@ def _timm_state(path: Path) -> Mapping[str, Any] | None:
                 names = list(file.keys())
                 return {name: file.get_tensor(name) for name in names} if is_timm(names) else None
         except SafetensorError:
-            return None  # which is said elsewhere
+            return None  # reported when the file is read as a checkpoint of ours
     if path.suffix not in _TORCH_FILES:
         return None
     state = read_state(path).get(MODEL)
@@ -207,15 +209,15 @@ def _one_line(error: Exception) -> str:
 def finetuning_config(
     config: VitConfig, frames: int | None = None, overlap: bool = True
 ) -> VitConfig:
-    """The encoder of a pretrained model as SSAST's authors fine-tune it, with overlap.
+    """Return an encoder's configuration for fine-tuning with overlap, as SSAST's authors do.
 
-    :func:`mae_ast.finetune.initialize.start_from` fills it.
+    :func:`start_from` copies the weights into such an encoder.
 
     Args:
-        config: of the pretrained model.
-        frames: clips are cut or zero-padded to so many, and positions are a grid of them;
-            ``None``: as they were.
-        overlap: ``False``: strides as they were.
+        config: configuration of the pretrained model.
+        frames: clips are cut or zero-padded to this length, which the position grid covers;
+            ``None``: unchanged.
+        overlap: use overlapping patches; ``False``: keep the strides.
     """
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(VitConfig)}
     for axis in ("time", "chan") if overlap else ():
@@ -228,21 +230,21 @@ def finetuning_config(
 
 @torch.no_grad()
 def start_from(model: Vit, pretrained: Vit) -> None:
-    """Copy an encoder into another that may have other strides or frames; heads stay as they are.
+    """Copy the encoder weights of a model into one that may have other strides or frames.
 
-    The patches' projection is copied, positions are those that the other has on the new grid. The
-    input's statistics are copied too, unless the configurations differ in them.
+    Positions are cropped or interpolated to the new grid. Input statistics are copied only if both
+    configurations have the same. Heads are unchanged.
 
     Args:
-        model: whose encoder is replaced.
-        pretrained: where it comes from.
+        model: the model whose encoder weights are replaced.
+        pretrained: the model that they are copied from.
 
     Raises:
-        ValueError: they differ in width, depth, the size of patches or the filterbank's window, or
-            the model has a distillation token that is not in the other.
+        ValueError: the models differ in width, depth, heads, patch size or window type, or only
+            ``model`` has a distillation token.
     """
     new, old = model.config, pretrained.config
-    check_alike(new, {key: getattr(old, key) for key in SHARED_KEYS})
+    check_same(new, {key: getattr(old, key) for key in SHARED_KEYS})
     if new.prefix_tokens > old.prefix_tokens:
         raise ValueError("prefix_tokens=2, but the pretrained model has no distillation token")
     weights = {
@@ -250,7 +252,7 @@ def start_from(model: Vit, pretrained: Vit) -> None:
         for name, value in pretrained.state_dict().items()
         if name.split(".")[0] in PARTS
     }
-    table = pretrained.positions(new.position_grid)  # of no use where ours can be computed
+    table = pretrained.positions(new.position_grid)  # ignored if our positions are fixed
     weights["positions.table"] = torch.cat(
         (table[:, : new.prefix_tokens], table[:, old.prefix_tokens :]), dim=1
     )

@@ -136,7 +136,7 @@ def test_mismatched_weights_give_a_one_line_error(
         )
     text = str(refusal.value.code)
     assert text.startswith("mae-ast: error: ")
-    assert f"{path}: the weights do not fit its model; missing: encoder.layers.2." in text
+    assert f"{path}: the weights do not match the model; missing: encoder.layers.2." in text
     assert "\n" not in text
 
 

@@ -1,14 +1,15 @@
-"""Files that the authors of AST and SSAST published, to and from ours.
+"""Convert between our weights and the published layouts of AST and SSAST.
 
-Both hold timm's layout under ``v.``; a SSAST file adds the mask token, the two pretraining heads
+Both layouts hold timm's under ``v.``; a SSAST file adds the mask token, the two pretraining heads
 and the spectrogram size, an AST file its classifier. Neither contains the number of attention
 heads, the strides or the input statistics: these default to the published ones.
 
 A SSAST fine-tuned with its authors' code has AST's weight names, but averages the patch tokens
-where AST averages the CLS and distillation tokens; :func:`doubt` reports files that may be either.
+where AST averages the CLS and distillation tokens; :func:`ambiguity` reports files that may be
+either.
 
-Published names begin with DataParallel's ``module.``. It is written, and removed before a file is
-read here (:func:`mae_ast.core.checkpoints.wrappers.unwrap`).
+Published names begin with DataParallel's ``module.``. It is written here; when reading, it has
+already been removed by :func:`mae_ast.core.checkpoints.wrappers.unwrap`.
 """
 
 from __future__ import annotations
@@ -41,15 +42,16 @@ from mae_ast.core.models.ssast import FINETUNING_STRIDES, Ssast
 WRAPPER = "module."
 ENCODER = "v."
 STRIDE = FINETUNING_STRIDES[16]  # stride of AST's patches in most published files
-HEAD_DIM = 64  # of all published sizes
-FRAMES = (1024, 512, 128)  # of AudioSet, ESC-50 and Speech Commands clips
+HEAD_DIM = 64  # in all published sizes
+FRAMES = (1024, 512, 128)  # input lengths for AudioSet, ESC-50 and Speech Commands
 
 _HEADS = {"cpredlayer": "final_proj_classification", "gpredlayer": "final_proj_reconstruction"}
 _AST_HEAD = {"mlp_head.0": "head.layer_norm", "mlp_head.1": "head.linear"}
 _KINDS = ("weight", "bias")
 _UNUSED = tuple(ENCODER + head for head in IMAGE_HEADS)
-_AST_KERNEL = (16, 16)  # of every AST
-# Trained on ImageNet, zero if new; AST starts from image weights, SSAST from random ones.
+_AST_KERNEL = (16, 16)  # patch size of every AST
+# Biases of ImageNet classifiers: nonzero in AST, which starts from image weights, and zero in
+# SSAST, which starts from random ones.
 _IMAGE_BIASES = (f"{ENCODER}head.bias", f"{ENCODER}head_dist.bias")
 
 
@@ -63,17 +65,17 @@ def is_ast(state: State) -> bool:
     return _has(state, "mlp_head.1.weight")
 
 
-def doubt(state: State) -> str | None:
+def ambiguity(state: State) -> str | None:
     """Describe which of AST and fine-tuned SSAST a file is assumed to be; ``None`` if certain."""
     pool, is_sure = _pooling(state[MODEL])
     if is_sure:
         return None
-    taken, other = ("AST", "a fine-tuned SSAST") if pool == "prefix" else ("a SSAST", "AST")
-    otherwise = "tokens" if pool == "prefix" else "prefix"
+    assumed, other = ("AST", "a fine-tuned SSAST") if pool == "prefix" else ("a SSAST", "AST")
+    other_pool = "tokens" if pool == "prefix" else "prefix"
     return (
-        f"may be AST or a SSAST fine-tuned by its authors' program; its scores are computed as "
-        f"{taken}'s, pool={pool!r}. If it is {other}, run 'mae-ast convert' with --to safetensors "
-        f'and set "pool": "{otherwise}" in its config.json'
+        f"may be AST or a SSAST fine-tuned with its authors' code; scores are computed as for "
+        f"{assumed}, pool={pool!r}. If it is {other}, run 'mae-ast convert' with --to safetensors "
+        f'and set "pool": "{other_pool}" in its config.json'
     )
 
 
@@ -82,7 +84,7 @@ def read_ssast(state: State, attention_heads: int | None = None) -> tuple[SsastC
 
     Args:
         state: the file's content, unwrapped.
-        attention_heads: H; default: the width over 64, as in all published sizes.
+        attention_heads: H; default: D / 64, as in all published sizes.
 
     Raises:
         ValueError: a key is missing, unknown, or of another shape; it is named.
@@ -115,7 +117,7 @@ def read_ssast(state: State, attention_heads: int | None = None) -> tuple[SsastC
 
 
 def write_ssast(config: SsastConfig, weights: State) -> Weights:
-    """Return the state dict of a SSAST file as its authors' program and s3prl read it."""
+    """Return the state dict of a SSAST file as its authors' code and s3prl read it."""
     return _wrapped(_ssast_names(config, weights))
 
 
@@ -128,7 +130,7 @@ def read_ast(
         state: the file's content, unwrapped.
         stride: patch stride in frames and mel bins; default: as published, 10 for patches of 16.
             The file does not contain it, and other strides may match the number of positions.
-        attention_heads: H; default: the width over 64, as in all published sizes.
+        attention_heads: H; default: D / 64, as in all published sizes.
 
     Raises:
         ValueError: a key is missing, unknown, or of another shape; it is named.
@@ -141,12 +143,12 @@ def read_ast(
     along_time, rest = divmod(table.shape[1] - sizes["prefix_tokens"], shape.per_column)
     if rest or along_time < 1:
         raise ValueError(
-            f"{ENCODER}pos_embed is {tuple(table.shape)}; with a stride of {shape.mel_stride}, its "
-            f"places beside {sizes['prefix_tokens']} prefix tokens are a multiple of "
-            f"{shape.per_column}"
+            f"{ENCODER}pos_embed is {tuple(table.shape)}; with a stride of {shape.mel_stride}, the "
+            f"number of positions without the {sizes['prefix_tokens']} prefix tokens must be a "
+            f"multiple of {shape.per_column}"
         )
-    least = shape.num_frames_of(along_time)
-    frames = next((n for n in FRAMES if shape.grid(n)[0] == along_time), least)
+    min_frames = shape.num_frames_of(along_time)
+    frames = next((n for n in FRAMES if shape.grid(n)[0] == along_time), min_frames)
     config = AstConfig(
         **sizes,
         ast_kernel_stride_chan=shape.mel_stride,
@@ -166,7 +168,7 @@ def read_ast(
 
 
 def write_ast(config: AstConfig, weights: State) -> Weights:
-    """Return the state dict of an AST file as its authors' program reads it."""
+    """Return the state dict of an AST file as its authors' code reads it."""
     return _wrapped(_ast_names(config, weights))
 
 
@@ -176,7 +178,7 @@ def _has(state: State, key: str) -> bool:
 
 
 def _pooling(weights: State) -> tuple[str, bool]:
-    """Return the tokens that a classifier with AST's names averages, and if that is certain."""
+    """Return the pooling of a classifier with AST's names, and whether that is certain."""
     kernel = tensor_of(weights, f"{ENCODER}patch_embed.proj.weight", 4)
     if tuple(kernel.shape[2:]) != _AST_KERNEL:
         return "tokens", True
@@ -215,7 +217,7 @@ def _ast_names(config: AstConfig, weights: State) -> Weights:
 
 
 def _sizes(state: State, attention_heads: int | None) -> dict[str, Any]:
-    """Fields of the configuration that shapes tell."""
+    """Derive fields of the configuration from the shapes of the weights."""
     sizes = sizes_of(state, ENCODER)
     return {
         **sizes,
@@ -230,16 +232,16 @@ def _encoder(state: State) -> dict[str, Any]:
 
 
 def _patches_to_time_first(rows: Tensor, shape: PatchShape) -> Tensor:
-    """(mel * time, ...) -> (time * mel, ...): a head's outputs are a patch's values."""
+    """Reorder the patch values that a head outputs: (mel * time, ...) -> (time * mel, ...)."""
     return _swap(rows, shape.mel, shape.time)
 
 
 def _patches_to_mel_first(rows: Tensor, shape: PatchShape) -> Tensor:
-    """The way back."""
+    """Invert :func:`_patches_to_time_first`."""
     return _swap(rows, shape.time, shape.mel)
 
 
 def _swap(rows: Tensor, first: int, second: int) -> Tensor:
-    """(first * second, ...) -> (second * first, ...)."""
-    apart: Tensor = rows.unflatten(0, (first, second))
-    return apart.transpose(0, 1).flatten(0, 1)
+    """Transpose the factors of the first axis: (first * second, ...) -> (second * first, ...)."""
+    grid: Tensor = rows.unflatten(0, (first, second))
+    return grid.transpose(0, 1).flatten(0, 1)

@@ -1,12 +1,13 @@
-"""Files that the authors of Audio-MAE published, to and from ours.
+"""Convert between our weights and the published layout of Audio-MAE.
 
-A file holds, under ``model``, a ViT in timm's layout and a decoder beside it, whose blocks are
-timm's too (a global decoder) or Swin V2's: the norm after each branch, scores of cosines over a
-learned ``attn.tau``, and a bias that ``attn.meta_mlp`` makes of places. The published weights have
-that one. It is not built here; of such a file the encoder is read, and what is left out is told.
+A file holds, under ``model``, a ViT in timm's layout and a decoder. The decoder's blocks are timm's
+(global attention) or Swin V2's: post-norm, cosine attention with a learned temperature
+``attn.tau``, and a relative position bias computed by ``attn.meta_mlp``. The published weights have
+Swin V2 blocks, which are not implemented here: of such a file only the encoder is read, and the
+skipped weights are returned.
 
-Patches run time first, as ours do. Positions are tables of what can be computed. A file says
-neither with how many attention heads nor with which input statistics: those are the published ones.
+Patches run time first, as ours do. Position tables are constants that can be computed. The number
+of attention heads and the input statistics are not stored; they default to the published ones.
 """
 
 from __future__ import annotations
@@ -59,26 +60,26 @@ def is_audio_mae(state: State) -> bool:
 def read_audio_mae(
     state: State, attention_heads: int | None = None, decoder_attention_heads: int = DECODER_HEADS
 ) -> tuple[AudioMaeConfig, Weights, list[str]]:
-    """Configuration and weights out of a published file.
+    """Return configuration and weights from a published file.
 
     Args:
         state: the file's content, unwrapped (:func:`mae_ast.core.checkpoints.wrappers.unwrap`).
-        attention_heads: of the encoder; default: the width over 64, as in all published sizes.
-        decoder_attention_heads: of the decoder.
+        attention_heads: of the encoder; default: D / 64, as in all published sizes.
+        decoder_attention_heads: of the decoder; the file does not store it.
 
     Returns:
-        The configuration, the weights, and the names of skipped weights: all of the decoder if it
-        is Swin V2's.
+        The configuration, the weights, and the names of skipped weights: those of the decoder if
+        its blocks are Swin V2's, else none.
 
     Raises:
-        ValueError: a key is missing, unknown, of another shape, or a table holds other positions;
-            it is named.
+        ValueError: a key is missing, unknown, of another shape, or a table does not hold the
+            positions expected; it is named.
     """
     found: dict[str, Any] = dict(state[MODEL])
-    left_out = []
+    skipped = []
     if any(_SWIN.fullmatch(str(key)) for key in found):
-        left_out = [key for key in found if key.startswith(_DECODER) or key == "mask_token"]
-        found = {key: value for key, value in found.items() if key not in left_out}
+        skipped = [key for key in found if key.startswith(_DECODER) or key == "mask_token"]
+        found = {key: value for key, value in found.items() if key not in skipped}
     config = _config(found, attention_heads, decoder_attention_heads)
     check(write_audio_mae(config, meta_weights(AudioMae, config))[MODEL], found)
     _check_positions(config, found)
@@ -95,19 +96,19 @@ def read_audio_mae(
         for theirs, ours in _LINEAR.items():
             for kind in _KINDS:
                 weights[f"{ours}.{kind}"] = found[f"{theirs}.{kind}"]
-    return config, weights, left_out
+    return config, weights, skipped
 
 
 def write_audio_mae(config: AudioMaeConfig, weights: State) -> dict[str, Weights]:
-    """The content of a file as the authors' program reads it.
+    """Return the content of a file as the authors' code reads it.
 
     Raises:
-        ValueError: the decoder has windows; of these their layout has Swin V2's only.
+        ValueError: the decoder has window attention; the layout supports global attention only.
     """
     if any(shift is not None for shift in config.shifts):
         raise ValueError(
-            f"decoder_attention={config.decoder_attention}: the published layout has no such "
-            "decoder; decoder_attention=global goes into it"
+            f"decoder_attention={config.decoder_attention}: the published layout supports "
+            "decoder_attention=global only"
         )
     shape = config.patch_shape
     grid, device = config.position_grid, weights["post_extract_proj.weight"].device
@@ -129,23 +130,23 @@ def write_audio_mae(config: AudioMaeConfig, weights: State) -> dict[str, Weights
     return {MODEL: state}
 
 
-def in_words(left_out: list[str]) -> str:
-    """What a decoder of Swin V2's was left out of, in one line."""
-    kinds = sorted({match[1] for key in left_out if (match := _SWIN.fullmatch(key))})
+def describe_skipped(skipped: list[str]) -> str:
+    """Describe in one line which weights of a decoder were skipped, and why."""
+    kinds = sorted({match[1] for key in skipped if (match := _SWIN.fullmatch(key))})
     return (
-        f"only the encoder is read: the decoder is Swin V2's ({', '.join(kinds)} in each of its "
-        f"blocks), which is not built here; left out: {len(left_out)} of its weights, "
-        f"decoder_blocks.* and {', '.join(sorted(k for k in left_out if 'blocks' not in k))}"
+        f"reading the encoder only: the decoder has Swin V2 blocks ({', '.join(kinds)}), which are "
+        f"not supported; skipped {len(skipped)} weights: decoder_blocks.*, "
+        f"{', '.join(sorted(k for k in skipped if 'blocks' not in k))}"
     )
 
 
 def _config(
     found: State, attention_heads: int | None, decoder_attention_heads: int
 ) -> AudioMaeConfig:
-    """What shapes tell, and what all published files have."""
+    """Derive the configuration from the shapes, and from what all published files share."""
     kernel = tensor_of(found, "patch_embed.proj.weight", 4)
     sizes: dict[str, Any] = sizes_of(found)
-    time, mel = kernel.shape[2], kernel.shape[3]  # of AST's files, the other way around
+    time, mel = kernel.shape[2], kernel.shape[3]  # AST's files have (mel, time)
     sizes["ast_kernel_size_time"], sizes["ast_kernel_size_chan"] = time, mel
     sizes["ast_kernel_stride_time"], sizes["ast_kernel_stride_chan"] = time, mel
     width = sizes["encoder_embed_dim"]
@@ -159,13 +160,14 @@ def _config(
             "decoder_ffn_embed_dim": len(tensor_of(found, "decoder_blocks.0.mlp.fc1.weight", 2)),
             "decoder_attention_heads": decoder_attention_heads,
         }
-    places = tensor_of(found, "pos_embed", 3).shape[1] - 1
+    num_positions = tensor_of(found, "pos_embed", 3).shape[1] - 1
     per_column = max(1, NUM_MEL_BINS // mel)
-    frames = places // per_column * time
+    frames = num_positions // per_column * time
     if frames != AudioMaeConfig.position_frames:
         raise ValueError(
-            f"pos_embed has {places} places beside CLS; {AudioMaeConfig.position_frames} frames in "
-            f"patches of {time} x {mel} have {AudioMaeConfig.position_frames // time * per_column}"
+            f"pos_embed has {num_positions} positions besides CLS; "
+            f"{AudioMaeConfig.position_frames} frames in patches of {time} x {mel} have "
+            f"{AudioMaeConfig.position_frames // time * per_column}"
         )
     config = AudioMaeConfig(**sizes, **decoder, decoder_attention="global", input_frames=frames)
     config.validate()
@@ -177,10 +179,10 @@ def _check_positions(config: AudioMaeConfig, found: State) -> None:
         if key in found:
             expected = _table(config.position_grid, getattr(config, width))
             if not torch.allclose(found[key].float(), expected, rtol=0, atol=POSITIONS_ATOL):
-                raise ValueError(f"{key} holds other positions than sine and cosine on a grid")
+                raise ValueError(f"{key} differs from 2-D sine-cosine positions")
 
 
 def _table(grid: tuple[int, int], dim: int) -> Tensor:
-    """(1, 1 + N, D): zeros for CLS, then the grid's."""
-    places = grid_positions(grid, dim)
-    return torch.cat((places.new_zeros(1, dim), places)).unsqueeze(0)
+    """Return the position table (1, 1 + N, D): zeros for CLS, then the positions of the grid."""
+    positions = grid_positions(grid, dim)
+    return torch.cat((positions.new_zeros(1, dim), positions)).unsqueeze(0)

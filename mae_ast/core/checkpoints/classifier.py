@@ -1,4 +1,4 @@
-"""Description of a classifier, as fine-tuned checkpoints hold it."""
+"""Specification of a classifier, as stored in fine-tuned checkpoints."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mae_ast.core.models.classifier import HeadConfig
 
 @dataclass(frozen=True)
 class ClassifierSpec:
-    """All that a classifier is made of, but its weights.
+    """Everything needed to build a classifier, except its weights.
 
     Args:
         system: a key of ``SYSTEMS``.
         encoder: fields of that system's configuration.
-        head: what stands on the encoder.
-        labels: what the outputs are called.
-        independent: scores are sigmoids, each class by itself; else a softmax over all.
+        head: configuration of the classification head.
+        labels: names of the outputs.
+        independent: scores are sigmoids (multi-label); else a softmax over all classes.
         multi_label: a clip may have several classes.
-        clip_samples: longest clips seen in training, at 16 kHz.
+        clip_samples: length of the longest clips seen in training, in samples at 16 kHz.
     """
 
     system: str
@@ -34,7 +34,7 @@ class ClassifierSpec:
     clip_samples: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain containers, for a checkpoint."""
+        """Return plain containers to store in a checkpoint."""
         return {
             "system": self.system,
             "encoder": dict(self.encoder),
@@ -48,10 +48,10 @@ class ClassifierSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ClassifierSpec:
-        """What :meth:`to_dict` gave.
+        """Invert :meth:`to_dict`.
 
         Raises:
-            KeyError, TypeError, ValueError: something is missing or wrong.
+            KeyError, TypeError, ValueError: a field is missing or invalid.
         """
         return cls(
             str(values["system"]),

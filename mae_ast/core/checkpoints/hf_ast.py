@@ -1,8 +1,8 @@
-"""Hugging Face's ``ASTForAudioClassification``, to and from ours.
+"""Convert weights to and from Hugging Face's ``ASTForAudioClassification``.
 
-Weights; for what describes the model see :mod:`mae_ast.core.checkpoints.hf_ast_config`. Names are
-written as they are on the hub, which every version of transformers reads; transformers 5 has
-shorter names in memory, and both are read.
+For the configuration see :mod:`mae_ast.core.checkpoints.hf_ast_config`. Names are written as they
+are on the hub, which every version of transformers reads. transformers 5 uses shorter names in
+memory; both forms are read.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CLS, _DIST = f"{_EMBEDDINGS}cls_token", f"{_EMBEDDINGS}distillation_token"
 _POSITIONS = f"{_EMBEDDINGS}position_embeddings"
 _PATCHES = f"{_EMBEDDINGS}patch_embeddings.projection"
 
-# A layer's modules, as on the hub and ours.
+# Modules of a layer: names on the hub -> ours.
 _LAYER = {
     "attention.attention.query": "self_attn.q_proj",
     "attention.attention.key": "self_attn.k_proj",
@@ -48,7 +48,7 @@ _MODULES = {
     "classifier.layernorm": "head.layer_norm",
     "classifier.dense": "head.linear",
 }
-# The same modules in the memory of transformers 5, where they differ.
+# Names of these modules in memory in transformers 5, where they differ -> names on the hub.
 _SHORT = {
     "attention.q_proj": "attention.attention.query",
     "attention.k_proj": "attention.attention.key",
@@ -61,19 +61,19 @@ _SHORT_KEY = re.compile(re.escape(_ROOT) + r"layers\.(\d+)\.(.+)\.(weight|bias)"
 
 
 def is_hugging_face(state: State) -> bool:
-    """Return whether the unwrapped content of a file has the weights of such a model."""
+    """Return whether the unwrapped content of a file holds a Hugging Face AST."""
     weights = state.get(MODEL)
     return isinstance(weights, Mapping) and _CLS in weights
 
 
 def to_hugging_face(config: AstConfig, weights: State) -> Weights:
-    """Weights by the hub's names."""
+    """Return the weights under the names used on the hub."""
     shape, table = config.patch_shape, weights["positions.table"]
-    places = swap_axes(table[:, 2:], config.position_grid)
+    positions = swap_axes(table[:, 2:], config.position_grid)
     state = {
         _CLS: weights["prefix_tokens"][:, :1],
         _DIST: weights["prefix_tokens"][:, 1:],
-        _POSITIONS: torch.cat((table[:, :2], places), dim=1),
+        _POSITIONS: torch.cat((table[:, :2], positions), dim=1),
         f"{_PATCHES}.weight": kernel_of(weights["post_extract_proj.weight"], shape.time, shape.mel),
         f"{_PATCHES}.bias": weights["post_extract_proj.bias"],
     }
@@ -82,7 +82,7 @@ def to_hugging_face(config: AstConfig, weights: State) -> Weights:
 
 
 def from_hugging_face(config: AstConfig, state: State) -> Weights:
-    """Weights by our names.
+    """Return the weights under our names.
 
     Raises:
         ValueError: a key is missing, unknown, or of another shape; it is named.
@@ -91,12 +91,12 @@ def from_hugging_face(config: AstConfig, state: State) -> Weights:
     check(to_hugging_face(config, meta_weights(Ast, config)), found)
     along_time, along_mel = config.position_grid
     table = found[_POSITIONS]
-    places = swap_axes(table[:, 2:], (along_mel, along_time))
+    positions = swap_axes(table[:, 2:], (along_mel, along_time))
     names = _names(config.encoder_layers)
     return {
         **statistics(config),
         "prefix_tokens": torch.cat((found[_CLS], found[_DIST]), dim=1),
-        "positions.table": torch.cat((table[:, :2], places), dim=1),
+        "positions.table": torch.cat((table[:, :2], positions), dim=1),
         "post_extract_proj.weight": rows_of(found[f"{_PATCHES}.weight"]),
         "post_extract_proj.bias": found[f"{_PATCHES}.bias"],
         **{ours: found[theirs] for theirs, ours in names.items()},
@@ -104,7 +104,7 @@ def from_hugging_face(config: AstConfig, state: State) -> Weights:
 
 
 def _names(num_layers: int) -> dict[str, str]:
-    """Names of theirs to ours, of what is copied as it is."""
+    """Map names on the hub to ours, for weights that are copied unchanged."""
     modules = dict(_MODULES)
     for layer in range(num_layers):
         for theirs, ours in _LAYER.items():

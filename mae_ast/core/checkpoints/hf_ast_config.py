@@ -1,7 +1,7 @@
-"""The JSON files that describe Hugging Face's ``ASTForAudioClassification``, to and from ours.
+"""Convert configurations to and from Hugging Face's ``ASTForAudioClassification``.
 
-``config.json`` has the network, the names of the classes and how scores are computed;
-``preprocessor_config.json`` how the input is normalised and padded.
+``config.json`` describes the network, the class names and how scores are computed;
+``preprocessor_config.json`` describes how the input is normalised and padded.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from mae_ast.core.models.config import AUDIOSET_MEAN, AUDIOSET_STD, AstConfig
 
 MODEL_TYPE = "audio-spectrogram-transformer"
 
-# Fields of config.json with the only value for which both networks are equal.
-_SAME_IF = {
+# Fields of config.json that have a single supported value.
+_SUPPORTED = {
     "hidden_act": "gelu",
     "qkv_bias": True,
     "num_mel_bins": NUM_MEL_BINS,
 }
 # The same for preprocessor_config.json.
-_SAME_INPUT_IF = {
+_SUPPORTED_INPUT = {
     "feature_extractor_type": "ASTFeatureExtractor",
     "feature_size": 1,
     "sampling_rate": SAMPLE_RATE,
@@ -52,18 +52,18 @@ def config_from_hugging_face(
     """Return the configuration of a Hugging Face AST.
 
     Args:
-        fields: of ``config.json``.
-        preprocessor: of ``preprocessor_config.json``; default: AudioSet's statistics.
+        fields: content of ``config.json``.
+        preprocessor: content of ``preprocessor_config.json``; default: AudioSet's statistics.
 
     Raises:
-        ValueError: the model is of another kind, or has what ours lacks; the field is named.
+        ValueError: the model is of another kind, or a field has an unsupported value; it is named.
     """
     if fields.get("model_type") != MODEL_TYPE:
         raise ValueError(f"model_type is {fields.get('model_type')!r}, not {MODEL_TYPE!r}")
     given = preprocessor or {}
     for values, supported, where in (
-        (fields, _SAME_IF, ""),
-        (given, _SAME_INPUT_IF, " in preprocessor_config.json"),
+        (fields, _SUPPORTED, ""),
+        (given, _SUPPORTED_INPUT, " in preprocessor_config.json"),
     ):
         for key, value in supported.items():
             if values.get(key, value) != value:
@@ -91,13 +91,14 @@ def config_from_hugging_face(
         attention_dropout=fields.get("attention_probs_dropout_prob", 0.0),
         input_mean=mean,
         input_std=std,
-        num_classes=len(labels_of(fields) or ()) or fields.get("num_labels", 2),  # theirs: 2
+        # 2 is the default in transformers.
+        num_classes=len(labels_of(fields) or ()) or fields.get("num_labels", 2),
     )
     config.validate()
     if _grid_of_input(config) != config.position_grid:
         raise ValueError(
             f"max_length is {config.input_frames} in preprocessor_config.json and {frames} in "
-            "config.json; the positions are of other patches than the input"
+            "config.json; they must give the same number of patches"
         )
     return config
 
@@ -126,7 +127,7 @@ def is_independent(fields: Mapping[str, Any]) -> bool:
     """Return whether scores are sigmoids (multi-label) instead of a softmax over all classes.
 
     Raises:
-        ValueError: the model does something else than classify.
+        ValueError: the model is not a classifier.
     """
     kind = fields.get("problem_type")
     if kind not in _INDEPENDENT:
@@ -172,7 +173,7 @@ def config_to_hugging_face(
     fields = {
         "architectures": ["ASTForAudioClassification"],
         "model_type": MODEL_TYPE,
-        **_SAME_IF,
+        **_SUPPORTED,
         "patch_size": kernel[0],
         "frequency_stride": config.ast_kernel_stride_chan,
         "time_stride": config.ast_kernel_stride_time,
@@ -191,7 +192,7 @@ def config_to_hugging_face(
         ),
     }
     preprocessor = {
-        **_SAME_INPUT_IF,
+        **_SUPPORTED_INPUT,
         "max_length": config.input_frames or config.position_frames,
         "do_normalize": not _is_not_normalised(config),
         "mean": config.input_mean,
@@ -203,7 +204,7 @@ def config_to_hugging_face(
 
 
 def _statistics(preprocessor: Mapping[str, Any]) -> tuple[float, float]:
-    """Mean and standard deviation of the input."""
+    """Return mean and std of the input."""
     if not preprocessor.get("do_normalize", True):
         return _NOT_NORMALISED
     mean = preprocessor.get("mean", AUDIOSET_MEAN)

@@ -1,8 +1,8 @@
-"""The layout of the released MAE-AST files, which stock s3prl reads, to and from ours.
+"""Convert between our weights and the layout of the released MAE-AST files, which s3prl reads.
 
-Theirs is ours plus five entries: a layer norm that nothing uses, an encoder mask token that gets
-no gradient, and two tables of positions that can be computed. Their ``cfg`` has the reference
-implementation's fields, all of them.
+The released layout is ours plus five entries: an unused layer norm (weight and bias), an encoder
+mask token that gets no gradient, and two position tables that can be computed. Its ``cfg`` has all
+fields of the reference implementation.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from mae_ast.core.frontend.fbank import NUM_MEL_BINS
 from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.core.nn.positions import sinusoidal_positions
 
-MAX_TOKENS = 48_000  # rows of their tables of positions
+MAX_TOKENS = 48_000  # rows of the position tables
 TABLES = ("enc_sine_pos_embed.pe", "dec_sine_pos_embed.pe")
 EXTRAS = ("encoder_mask_emb", "layer_norm.weight", "layer_norm.bias", *TABLES)
 
-# Fields of theirs that ours lacks, with the one value under which both are the same network.
-_SAME_IF = {
+# Fields of the released configuration that ours lacks, with the single supported value.
+_SUPPORTED = {
     "activation_fn": "gelu",
     "enc_sine_pos": True,
     "dec_sine_pos": True,
     "enc_conv_pos": False,
     "dec_conv_pos": False,
 }
-# Fields that do not change what the network computes.
-_OF_NO_MATTER = {
+# Fields that do not affect what the network computes.
+_IRRELEVANT = {
     "feature_grad_mult": 1.0,
     "checkpoint_activations": False,
     "mask_selection": "static",
@@ -40,56 +40,60 @@ _OF_NO_MATTER = {
     "mask_min_space": 0,
     "max_token_length": MAX_TOKENS,
 }
-_NOT_THEIRS = (
+_OURS_ONLY = (
     *("random_mask_prob", "decoder_ffn_embed_dim", "decoder_attention_heads", "precision"),
     *("input_stats", "input_mean", "input_std"),
 )
 _TASK = {"sample_rate": 16_000, "feature_type": "fbank", "feature_dim": NUM_MEL_BINS}
-FEATURE_RATE = 100  # frames a second
+FEATURE_RATE = 100  # frames per second
 
 
 def check(model_cfg: Mapping[str, Any], task_cfg: Mapping[str, Any]) -> None:
-    """Refuse a file whose ``cfg`` describes what our model is not; ours have none of these keys.
+    """Refuse a file whose ``cfg`` describes an unsupported network or input.
+
+    Our own files have none of these keys.
 
     Raises:
-        ValueError: names the field.
+        ValueError: a field has an unsupported value; it is named.
     """
-    for cfg, known in ((model_cfg, _SAME_IF), (task_cfg, _TASK)):
+    for cfg, known in ((model_cfg, _SUPPORTED), (task_cfg, _TASK)):
         for key, value in known.items():
             if cfg.get(key, value) != value:
-                raise ValueError(f"was trained with {key}={cfg[key]!r}; only {value!r} is known")
+                raise ValueError(
+                    f"was trained with {key}={cfg[key]!r}; only {value!r} is supported"
+                )
 
 
 def without_extras(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Weights without the five entries that ours do not hold.
+    """Return the weights without the five entries that our layout lacks.
 
     Raises:
-        ValueError: a table holds other positions than ours.
+        ValueError: a table holds other positions than ours; it is named.
     """
     for key in TABLES:
         table = weights.get(key)
         if isinstance(table, Tensor) and not _is_ours(table):
-            raise ValueError(f"{key} holds other positions than sine and cosine")
+            raise ValueError(f"{key} differs from sinusoidal positions")
     return {key: value for key, value in weights.items() if key not in EXTRAS}
 
 
 def to_released(
     config: MaeAstConfig, mask_type: str, weights: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """What stock s3prl's ``mae_ast_local`` loads: ``{"cfg": {"model", "task"}, "model"}``.
+    """Return a file for s3prl's ``mae_ast_local``: ``{"cfg": {"model", "task"}, "model"}``.
 
     Raises:
-        ValueError: the decoder has sizes that their layout has no field for.
+        ValueError: the decoder has sizes that the released layout has no field for.
     """
     for key in ("ffn_embed_dim", "attention_heads"):
         theirs = getattr(config, f"encoder_{key}")
         if (getattr(config, f"decoder_{key}") or theirs) != theirs:
             raise ValueError(
                 f"decoder_{key}={getattr(config, f'decoder_{key}')} differs from encoder_{key}="
-                f"{theirs}; the released layout has one for both"
+                f"{theirs}; the released layout stores one value for both"
             )
-    fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NOT_THEIRS}
-    fields |= {**_SAME_IF, **_OF_NO_MATTER}
+    fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in _OURS_ONLY}
+    fields |= {**_SUPPORTED, **_IRRELEVANT}
     fields["use_post_enc_proj"] = config.encoder_embed_dim != config.decoder_embed_dim
     widths = (config.encoder_embed_dim, config.decoder_embed_dim)
     extras = {
@@ -107,7 +111,8 @@ def to_released(
 
 def _is_ours(table: Tensor) -> bool:
     rows = table.flatten(0, -2).float()
-    # Half precision holds a sine to 2^-11, and their exponentials differ in the last bits.
+    # float16 is accurate to 2^-11; the implementations' exponentials differ in the last bits.
     atol = 1e-3 if table.dtype != torch.float32 else 1e-4
-    some = min(len(rows), 1_024)
-    return torch.allclose(rows[:some], sinusoidal_positions(some, rows.shape[1]), rtol=0, atol=atol)
+    count = min(len(rows), 1_024)
+    expected = sinusoidal_positions(count, rows.shape[1])
+    return torch.allclose(rows[:count], expected, rtol=0, atol=atol)

@@ -3,8 +3,8 @@
 Supported: pretraining checkpoints; fine-tuning checkpoints (the encoder; for AST the full model);
 the layouts of the released files (:mod:`mae_ast.core.checkpoints.mae_ast_release`,
 :mod:`mae_ast.core.checkpoints.ast_release`, :mod:`mae_ast.core.checkpoints.audio_mae_release`),
-also inside the wrappers of other training programs (:mod:`mae_ast.core.checkpoints.wrappers`);
-safetensors with our ``config.json`` beside them; Hugging Face's AST
+also inside the wrappers of other training code (:mod:`mae_ast.core.checkpoints.wrappers`);
+safetensors with our ``config.json`` in the same folder; Hugging Face's AST
 (:mod:`mae_ast.core.checkpoints.hf_ast`).
 """
 
@@ -39,13 +39,13 @@ from mae_ast.core.io.file_kinds import is_safetensors
 from mae_ast.core.io.near_files import suggestion
 from mae_ast.core.models.registry import parse_config, system_name
 
-# Files of a folder in the hub's layout; the last two belong to Hugging Face's own models only.
+# Files of a folder in the hub's layout; the last two are for Hugging Face's own models only.
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 PREPROCESSOR_FILE, TORCH_WEIGHTS_FILE = "preprocessor_config.json", "pytorch_model.bin"
-RUN_FILE = Path("checkpoints", "checkpoint_last.pt")  # of the folder of a run
-FINETUNING = "mae_ast_classification"  # where fine-tuned files describe their network
+RUN_FILE = Path("checkpoints", "checkpoint_last.pt")  # relative to the folder of a run
+FINETUNING = "mae_ast_classification"  # key of the ClassifierSpec in fine-tuned files
 
-# The head of a classifier that pools as AST does, and what those layers are called in AST itself.
+# Layers of a classifier's head -> the same layers in AST, if the classifier pools as AST does.
 _AST_HEAD = {"head.0.": "head.layer_norm.", "head.2.": "head.linear."}
 
 logger = logging.getLogger(__name__)
@@ -55,16 +55,16 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file says of a model.
+    """A model as read from a file: configuration and weights.
 
     Args:
-        config: what the model is made of, of one of the ``SYSTEMS``.
-        mask_type: the masking it was trained with; ``None``: with none, as AST.
-        weights: by its system's names; not looked at yet.
-        labels: what the outputs of a classifier are called, where the file tells.
-        encoder_only: its weights are the encoder's, without what serves pretraining alone.
-        independent: a classifier's scores are sigmoids, each class by itself, as published AST's;
-            else a softmax over all.
+        config: configuration of one of the ``SYSTEMS``.
+        mask_type: type of mask in pretraining; ``None`` for models trained without, such as AST.
+        weights: state dict with the names of the system; not checked yet.
+        labels: class names, if the file contains them.
+        encoder_only: ``weights`` are the encoder's only, without pretraining modules.
+        independent: a classifier's scores are sigmoids (multi-label), as in the published AST; else
+            a softmax over all classes.
     """
 
     config: Any
@@ -76,13 +76,14 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read a file, or a folder in the hub's layout or of a run; nothing in it is executed.
+    """Read a file, a folder in the hub's layout, or the folder of a run, without executing code.
 
     The format is recognised by content, not by name.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: it is damaged, holds objects that could run code, or is not a checkpoint.
+        CheckpointError: the file is damaged, holds objects that could run code, or is not a
+            checkpoint.
     """
     path = file_of(path)
     if is_safetensors(path):
@@ -91,12 +92,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def file_of(path: str | os.PathLike[str]) -> Path:
-    """Return the file itself, or the weights in a folder (the hub's layout, or a run's).
+    """Return the path of a checkpoint file, given the file or its folder (hub layout or run).
 
     For a run, that is its last checkpoint, or the newest intact one if that is missing or damaged.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no checkpoint.
         CheckpointError: all checkpoints of a run are damaged.
     """
     path = Path(path)
@@ -106,7 +107,7 @@ def file_of(path: str | os.PathLike[str]) -> Path:
         found = found or next((file for file in of_hub if file.is_file()), None)
         if found is None:
             raise FileNotFoundError(
-                f"{path}: holds neither {RUN_FILE} nor {WEIGHTS_FILE}, but {_listed(path)}"
+                f"{path}: contains neither {RUN_FILE} nor {WEIGHTS_FILE}, but {_listed(path)}"
             )
         return found
     if not path.is_file():
@@ -115,12 +116,12 @@ def file_of(path: str | os.PathLike[str]) -> Path:
 
 
 def load_weights(model: M, checkpoint: Checkpoint, path: str | os.PathLike[str]) -> M:
-    """Put a checkpoint's weights into a model of its configuration, and that into eval mode.
+    """Load the weights of a checkpoint into a model, and switch it to eval mode.
 
     Args:
-        model: whose weights are replaced, each keeping its type.
-        checkpoint: where they come from.
-        path: of the file, for messages.
+        model: built from the checkpoint's configuration; its weights keep their dtypes.
+        checkpoint: source of the weights.
+        path: the file's path, for error messages.
 
     Raises:
         CheckpointError: as :func:`check_weights`.
@@ -141,7 +142,7 @@ def check_weights(
     """
     problems = mismatches(wanted, found)
     if problems:
-        raise CheckpointError(f"{path}: the weights do not fit its model; {problems}")
+        raise CheckpointError(f"{path}: the weights do not match the model; {problems}")
     if name := first_not_finite(found):
         raise CheckpointError(f"{path}: {name} holds NaN or infinity; its training has diverged")
 
@@ -153,7 +154,7 @@ def config_dict(
     encoder_only: bool = False,
     independent: bool = True,
 ) -> dict[str, Any]:
-    """The content of ``config.json``."""
+    """Return the content of ``config.json``."""
     return {
         "system": system_name(config),
         "mask_type": mask_type,
@@ -168,12 +169,12 @@ def parse_config_file(values: Any, path: str | os.PathLike[str]) -> Checkpoint:
     """Parse ``config.json`` into a checkpoint without weights.
 
     Raises:
-        CheckpointError: it is of another kind of model, or lacks something.
+        CheckpointError: the model is of another kind, or a field is missing or invalid.
     """
     if not isinstance(values, Mapping) or "system" not in values:
         kind = values.get("model_type") if isinstance(values, Mapping) else None
         other = "" if kind is None else f"; its model_type is {kind!r}"
-        raise CheckpointError(f"{path}: describes no model of this project{other}")
+        raise CheckpointError(f"{path}: does not describe a model of this project{other}")
     try:
         mask_type, labels = values["mask_type"], values.get("labels")
         return Checkpoint(
@@ -194,37 +195,37 @@ def is_hugging_face(path: str | os.PathLike[str]) -> bool:
     """Return whether a ``config.json`` describes a Hugging Face model instead of one of ours.
 
     Raises:
-        CheckpointError: it is not JSON.
+        CheckpointError: the file is not JSON.
     """
     return hf_ast_config.is_known(_read_json(Path(path)))
 
 
 def is_finetuned(state: Mapping[str, Any]) -> bool:
-    """Whether a file's content was written by fine-tuning."""
-    kept = state.get("task_state")
-    return isinstance(kept, Mapping) and FINETUNING in kept
+    """Return whether the content of a file was written by fine-tuning."""
+    task_state = state.get("task_state")
+    return isinstance(task_state, Mapping) and FINETUNING in task_state
 
 
 def _read_torch(path: Path) -> Checkpoint:
     state = read_state(path)
     try:
         if is_finetuned(state):
-            return _of_finetuned(state)
+            return _from_finetuned(state)
         if ast_release.is_ssast(state):
             ssast, weights = ast_release.read_ssast(state)
             return Checkpoint(ssast, _published_mask(ssast.patch_shape), weights)
         if ast_release.is_ast(state):
-            if doubt := ast_release.doubt(state):
-                logger.warning("%s: %s", path, doubt)
+            if ambiguity := ast_release.ambiguity(state):
+                logger.warning("%s: %s", path, ambiguity)
             ast, weights = ast_release.read_ast(state)
             return Checkpoint(ast, None, weights)
         if audio_mae_release.is_audio_mae(state):
-            audio_mae, weights, left_out = audio_mae_release.read_audio_mae(state)
-            if left_out:
-                logger.warning("%s: %s", path, audio_mae_release.in_words(left_out))
+            audio_mae, weights, skipped = audio_mae_release.read_audio_mae(state)
+            if skipped:
+                logger.warning("%s: %s", path, audio_mae_release.describe_skipped(skipped))
             return Checkpoint(audio_mae, "random_mask", weights)
         if hf_ast.is_hugging_face(state):
-            return _of_hugging_face(_read_description(path), state[MODEL], path)
+            return _from_hugging_face(_read_description(path), state[MODEL], path)
         model_cfg, task_cfg = state["cfg"]["model"], state["cfg"]["task"]
         mask_type, weights = task_cfg["mask_type"], dict(state[MODEL])
         mae_ast_release.check(model_cfg, task_cfg)
@@ -238,20 +239,20 @@ def _read_torch(path: Path) -> Checkpoint:
 
 
 def _contents(state: Mapping[str, Any]) -> str:
-    """Describe the content of a file of no supported layout."""
+    """Describe the content of a file that matches no supported layout."""
     weights = state.get(MODEL)
     if not isinstance(weights, Mapping) or not weights:
         return "it holds no weights"
     names = ", ".join(str(name) for name in list(weights)[:MAX_NAMED])
-    return f"its {len(weights)} weights ({names}, ...) are of no supported layout"
+    return f"its {len(weights)} weights ({names}, ...) match no supported layout"
 
 
-def _of_finetuned(state: Mapping[str, Any]) -> Checkpoint:
-    """The encoder of a classifier; of AST with the head that belongs to it, all of it."""
+def _from_finetuned(state: Mapping[str, Any]) -> Checkpoint:
+    """Return the encoder of a classifier; for AST with its own head, the full model."""
     network, head = state["task_state"][FINETUNING], state["task_state"][FINETUNING]["head"]
     is_ast = (network["system"], head["pool"], head["kind"]) == ("ast", "encoder", "linear")
-    given = {"num_classes": head["num_classes"]} if is_ast else {}
-    config = parse_config({**network["encoder"], **given, "system": network["system"]})
+    classes = {"num_classes": head["num_classes"]} if is_ast else {}
+    config = parse_config({**network["encoder"], **classes, "system": network["system"]})
     names = {"encoder.": "", **(_AST_HEAD if is_ast else {})}
     weights = {
         ours + name.removeprefix(theirs): value
@@ -265,24 +266,24 @@ def _of_finetuned(state: Mapping[str, Any]) -> Checkpoint:
 
 
 def _published_mask(shape: PatchShape) -> str:
-    """How SSAST was pretrained: clusters of patches, or single frames."""
+    """Return the mask type of published SSAST: chunks of patches, or random frames."""
     return "random_mask" if shape.per_column == 1 else "chunk_mask"
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
     values = _read_description(path)
     if hf_ast_config.is_known(values):
-        return _of_hugging_face(values, read_safetensors(path), path)
+        return _from_hugging_face(values, read_safetensors(path), path)
     found = parse_config_file(values, path.with_name(CONFIG_FILE))
     return dataclasses.replace(found, weights=read_safetensors(path))
 
 
 def _read_description(path: Path) -> Any:
-    """Read the ``config.json`` beside a file of weights."""
+    """Read the ``config.json`` in the folder of a weights file."""
     description = path.with_name(CONFIG_FILE)
     if not description.is_file():
         raise FileNotFoundError(
-            f"{description}: no such file; it has to describe the model in {path.name}"
+            f"{description}: no such file; it must describe the model in {path.name}"
         )
     return _read_json(description)
 
@@ -293,14 +294,14 @@ def _listed(folder: Path) -> str:
     return f"{', '.join(names[:MAX_NAMED])}{more}" if names else "nothing"
 
 
-def _of_hugging_face(
+def _from_hugging_face(
     fields: Mapping[str, Any], weights: Mapping[str, Any], path: Path
 ) -> Checkpoint:
-    """A folder of transformers' ``ASTForAudioClassification``."""
-    beside = path.with_name(PREPROCESSOR_FILE)
+    """Read the files of transformers' ``ASTForAudioClassification``."""
+    preprocessor = path.with_name(PREPROCESSOR_FILE)
     try:
         config = hf_ast_config.config_from_hugging_face(
-            fields, _read_json(beside) if beside.is_file() else None
+            fields, _read_json(preprocessor) if preprocessor.is_file() else None
         )
         labels = hf_ast_config.labels_of(fields)
         independent = hf_ast_config.is_independent(fields)
@@ -314,7 +315,7 @@ def _of_hugging_face(
         raise CheckpointError(f"{path}: {_one_line(error)}") from error
     if fields.get("problem_type") is None:
         logger.warning(
-            "%s: problem_type is not set, so scores are a softmax over all classes, as in "
+            "%s: problem_type is not set; scores are a softmax over all classes, as in "
             "transformers' pipeline; set it to multi_label_classification for sigmoids",
             path.with_name(CONFIG_FILE),
         )
@@ -325,7 +326,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{path}: is no JSON ({_one_line(error)})") from error
+        raise CheckpointError(f"{path}: not valid JSON ({_one_line(error)})") from error
 
 
 def _one_line(error: Exception) -> str:

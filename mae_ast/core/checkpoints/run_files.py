@@ -1,4 +1,4 @@
-"""Find the checkpoints in a run's folder, and the newest one that is intact.
+"""Find the checkpoints in the folder of a run, and the newest intact one.
 
 Names are fairseq's: ``checkpoint_last.pt``, ``checkpoint_best.pt``, ``checkpoint3.pt`` (epoch),
 ``checkpoint_3_500.pt`` (epoch and update), ``checkpoint.best_loss_1.50.pt`` (one of the best).
@@ -28,9 +28,9 @@ class SavedState:
     """A checkpoint that can be read.
 
     Args:
-        path: of the file.
-        num_updates: number of updates; 0 if the file does not say.
-        has_optimizer: training can be resumed from it.
+        path: path of the file.
+        num_updates: number of updates; 0 if the file does not contain it.
+        has_optimizer: the file contains the optimizer state, so training can resume from it.
     """
 
     path: Path
@@ -39,23 +39,23 @@ class SavedState:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run by their names, without opening any."""
+    """Return the checkpoints of a run, recognised by their names, without opening them."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
 
 
 def updates_by_name(path: Path) -> int:
-    """Return the number of updates in a file's name; 0 where it has none."""
+    """Return the number of updates in a file's name; 0 if it contains none."""
     found = _NAME.fullmatch(path.name)
     return int((found and found["updates"]) or 0)
 
 
 def read_saved(path: Path) -> SavedState:
-    """Read a checkpoint's description without its tensors.
+    """Read the metadata of a checkpoint, but not its tensors.
 
     Raises:
-        CheckpointError: it is truncated, or is no checkpoint.
+        CheckpointError: the file is truncated, or not a checkpoint.
     """
     state = read_state(path)
     try:
@@ -68,30 +68,30 @@ def read_saved(path: Path) -> SavedState:
 
 
 def newest_whole(folder: Path, with_optimizer: bool = False) -> SavedState | None:
-    """Return a run's checkpoint with the most updates whose content is intact.
+    """Return the intact checkpoint with the most updates.
 
-    Its content is read and compared with the checksums in it.
+    Files are read in full and verified against the checksums they contain.
 
     Args:
-        folder: of the checkpoints.
-        with_optimizer: only of those that training can be resumed from.
+        folder: folder of the checkpoints.
+        with_optimizer: consider only checkpoints that training can resume from.
 
     Returns:
-        ``None``: there is none.
+        ``None`` if there is no intact checkpoint.
     """
     readable = [saved for saved in _readable(folder) if saved.has_optimizer or not with_optimizer]
     readable.sort(key=lambda saved: saved.num_updates, reverse=True)
-    return next((saved for saved in readable if _is_undamaged(saved.path)), None)
+    return next((saved for saved in readable if _is_intact(saved.path)), None)
 
 
 def latest(folder: Path) -> Path | None:
-    """Return ``checkpoint_last.pt``, or the newest whole checkpoint where that cannot be read.
+    """Return ``checkpoint_last.pt``, or the newest intact checkpoint if that cannot be read.
 
     Returns:
-        ``None``: the folder has no checkpoint.
+        ``None`` if the folder has no checkpoint.
 
     Raises:
-        CheckpointError: it has some, and all are damaged.
+        CheckpointError: the folder has checkpoints, but all are damaged.
     """
     last = folder / LAST
     if last.is_file():
@@ -105,7 +105,7 @@ def latest(folder: Path) -> Path | None:
         return None
     saved = newest_whole(folder)
     if saved is None:
-        raise CheckpointError(f"{problem}; no other checkpoint in {folder} is whole")
+        raise CheckpointError(f"{problem}; no other checkpoint in {folder} is intact")
     logger.warning("%s; using %s (update %d)", problem, saved.path.name, saved.num_updates)
     return saved.path
 
@@ -115,7 +115,7 @@ def _readable(folder: Path) -> Iterator[SavedState]:
     for path in list_checkpoints(folder):
         try:
             status = os.stat(path)
-            if (status.st_dev, status.st_ino) in seen:  # another name of the same file
+            if (status.st_dev, status.st_ino) in seen:  # a hard link to the same file
                 continue
             seen.add((status.st_dev, status.st_ino))
             yield read_saved(path)
@@ -123,8 +123,8 @@ def _readable(folder: Path) -> Iterator[SavedState]:
             logger.warning("skipping a damaged checkpoint: %s", error)
 
 
-def _is_undamaged(path: Path) -> bool:
-    """Compare the content with the checksums that ``torch.save`` stores; older files have none."""
+def _is_intact(path: Path) -> bool:
+    """Verify the checksums stored by ``torch.save``; files in its old format have none."""
     if not zipfile.is_zipfile(path):
         return True
     try:

@@ -1,4 +1,4 @@
-"""Compare the weights of a file with those of its model, and find values that are not finite."""
+"""Compare the weights in a file with those of a model, and find values that are not finite."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ MAX_NAMED = 3  # keys in an error message
 
 
 def mismatches(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """What is missing, unknown, no tensor or of another shape; empty where all fits.
+    """Describe keys that are missing, unknown, not tensors, or of another shape; empty if none.
 
     Args:
-        wanted: weights of the model; their values do not matter.
-        found: weights of the file.
+        wanted: weights of the model; only names and shapes are compared.
+        found: weights in the file.
     """
     wrong = [
-        f"{key} is {_shape(found[key])} in the file and {_shape(value)} in its model"
+        f"{key} is {_shape(found[key])} in the file and {_shape(value)} in the model"
         for key, value in wanted.items()
         if key in found and _shape(found[key]) != _shape(value)
     ]

@@ -1,4 +1,4 @@
-"""Read files of weights without executing anything in them: ``torch.save`` and safetensors."""
+"""Read weights from ``torch.save`` and safetensors files without executing code from them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mae_ast.core.checkpoints.state_dict import MAX_NAMED
 from mae_ast.core.checkpoints.wrappers import unwrap
 from mae_ast.core.io.file_kinds import describe, is_safetensors
 
-# Plain data stored beside weights by training code: options, and numbers of NumPy 1 and 2.
+# Plain data that training code stores with the weights: options, and NumPy 1 and 2 numbers.
 _DATA: list[Any] = [
     *(Namespace, np.ndarray, np.dtype),
     *(type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]),
@@ -31,19 +31,19 @@ _DATA: list[Any] = [
         for function in ("scalar", "_reconstruct")
     ),
 ]
-_MODULES = "torch.nn.modules."  # where classes of networks come from
+_MODULES = "torch.nn.modules."  # prefix of the classes in pickled modules
 _REFUSED = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")  # torch's message
 
 
 class CheckpointError(ValueError):
-    """A file is not a checkpoint of this project; the message names it and says why."""
+    """A file that is not a usable checkpoint; the message names the file and the reason."""
 
 
 def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the dictionary in a file of ``torch.save``; tensors are read when they are accessed.
+    """Read the dictionary in a ``torch.save`` file; tensors are memory-mapped where possible.
 
     Returns:
-        The file's content, its state dict under ``model`` with the wrappers' prefixes removed
+        The file's content, with its state dict under ``model`` and the wrappers' prefixes removed
         (:func:`mae_ast.core.checkpoints.wrappers.unwrap`).
 
     Raises:
@@ -55,10 +55,10 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     if is_safetensors(path):
         raise CheckpointError(f"{path}: a safetensors file; its name must end in .safetensors")
     with safe_globals(_DATA), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's guesses about files that it then refuses
+        warnings.simplefilter("ignore")  # torch warns about files that it then refuses
         try:
             state = _load(path)
-        except Exception as error:  # of many classes, on damaged files
+        except Exception as error:  # damaged files raise exceptions of many classes
             raise CheckpointError(f"{path}: {_reason(path, error)}") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a state dict")
@@ -66,7 +66,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _load(path: Path) -> Any:
-    if path.suffix == ".safetensors":  # torch >= 2.14 would go by the name, whatever the content
+    if path.suffix == ".safetensors":  # torch >= 2.14 decides by the name, not by the content
         with path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
@@ -76,7 +76,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file.
 
     Raises:
-        CheckpointError: it is damaged or of another format.
+        CheckpointError: the file is damaged or of another format.
     """
     from safetensors.torch import load_file
 
@@ -89,10 +89,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def check_format(path: Path) -> None:
-    """Refuse a file whose content shows that it is something else than a checkpoint.
+    """Refuse a file whose content is recognised as something other than a checkpoint.
 
     Raises:
-        CheckpointError: says what it is.
+        CheckpointError: names the kind of file.
     """
     if kind := describe(path):
         raise CheckpointError(f"{path}: not a checkpoint but {kind}")
@@ -108,8 +108,8 @@ def _reason(path: Path, error: Exception) -> str:
         return f"holds a pickled module ({named}); save its state_dict() instead"
     if objects:
         return (
-            f"not read, because it holds objects that could run code ({named}); a checkpoint is "
-            "tensors, numbers, strings and containers of them"
+            f"not read, because it holds objects that could run code ({named}); only "
+            "tensors, numbers, strings and containers of them are supported"
         )
     return f"damaged or incomplete, or not a checkpoint ({path.stat().st_size:,} bytes)"
 
@@ -117,7 +117,7 @@ def _reason(path: Path, error: Exception) -> str:
 def _refused_objects(path: Path, error: Exception) -> list[str]:
     """List the classes and functions in a file that are not plain data."""
     if is_zipfile(path):
-        with suppress(Exception):  # of many classes, where the archive is damaged
+        with suppress(Exception):  # damaged archives raise exceptions of many classes
             return sorted(get_unsafe_globals_in_checkpoint(path))
     refused = _REFUSED.search(str(error))
     return [] if refused is None else [refused[1]]

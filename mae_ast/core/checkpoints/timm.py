@@ -1,7 +1,7 @@
-"""Weights of a ViT in timm's layout, to and from ours, and from one grid of patches to another.
+"""Convert ViT weights between timm's layout and ours, and between grids of patches.
 
-timm (and with it the published AST and SSAST) fuses queries, keys and values, has patches as
-``Conv2d`` kernels over (mel, time), and counts tokens mel-first: n = f * T' + t, ours t * F' + f.
+timm (and with it the published AST and SSAST) fuses queries, keys and values, embeds patches with a
+``Conv2d`` kernel over (mel, time), and orders tokens mel-first: n = f * T' + t; ours: t * F' + f.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mae_ast.core.nn.positions import fit_positions
 State = Mapping[str, Any]
 Weights = dict[str, Tensor]
 
-# A layer's modules, theirs and ours, but for the fused queries, keys and values.
+# Modules of a layer: timm's names -> ours, except the fused queries, keys and values.
 _LAYER = {
     "norm1": "self_attn_layer_norm",
     "attn.proj": "self_attn.out_proj",
@@ -31,16 +31,16 @@ _LAYER = {
 }
 _QKV = "attn.qkv"
 _KINDS = ("weight", "bias")
-# Fields in which a model and what it is started from cannot differ.
+# Fields that must be equal in a model and the one it is initialised from.
 SHARED_KEYS = (
     *("ast_kernel_size_time", "ast_kernel_size_chan", "encoder_layers", "encoder_embed_dim"),
     *("encoder_ffn_embed_dim", "encoder_attention_heads", "window_type"),
 )
-IMAGE_HEADS = ("head.", "head_dist.", "pre_logits.")  # of ImageNet's classes: of no use here
+IMAGE_HEADS = ("head.", "head_dist.", "pre_logits.")  # image classifiers, which are dropped
 
 
 def to_timm(config: VitConfig, weights: State) -> Weights:
-    """An encoder of ours as timm's ``VisionTransformer(in_chans=1)`` of DeiT's kind names it."""
+    """Convert an encoder to the state dict of timm's DeiT ``VisionTransformer(in_chans=1)``."""
     shape, grid = config.patch_shape, config.position_grid
     prefix, table = weights["prefix_tokens"], weights["positions.table"]
     num_prefix = config.prefix_tokens
@@ -60,13 +60,13 @@ def to_timm(config: VitConfig, weights: State) -> Weights:
 def stack_to_timm(
     weights: State, num_layers: int, ours: str = "encoder", prefix: str = ""
 ) -> Weights:
-    """A stack of pre-norm layers of ours as timm names it.
+    """Convert a stack of pre-norm layers to timm's layout.
 
     Args:
-        weights: of a model.
-        num_layers: of the stack.
-        ours: the stack's name in the model.
-        prefix: before timm's names, ``blocks`` and ``norm``.
+        weights: state dict of our model.
+        num_layers: number of layers in the stack.
+        ours: name of the stack in our model.
+        prefix: prefix of timm's names, ``blocks`` and ``norm``.
     """
     state = {theirs: weights[own] for theirs, own in _layer_names(num_layers, ours, prefix).items()}
     for layer in range(num_layers):
@@ -78,19 +78,19 @@ def stack_to_timm(
 
 
 def is_timm(names: Container[str]) -> bool:
-    """Whether names of weights look like those of a ViT of timm's."""
+    """Return whether names of weights look like those of a timm ViT."""
     return "patch_embed.proj.weight" in names and "pos_embed" in names
 
 
 def sizes_of(state: State, prefix: str = "") -> dict[str, int]:
-    """Fields of :class:`VitConfig` that the shapes in a state dict of timm's layout tell.
+    """Derive fields of :class:`VitConfig` from the shapes in a state dict of timm's layout.
 
     Args:
         state: the state dict.
-        prefix: of the layout's names in it.
+        prefix: prefix of timm's names in it.
 
     Raises:
-        ValueError: a key that tells is missing, or has no such shape; it is named.
+        ValueError: a required key is missing, or has another number of dimensions; it is named.
     """
     kernel = tensor_of(state, f"{prefix}patch_embed.proj.weight", 4)
     blocks = f"{prefix}blocks."
@@ -108,14 +108,14 @@ def sizes_of(state: State, prefix: str = "") -> dict[str, int]:
 def from_timm(config: VitConfig, state: State, attention_heads: int | None = None) -> Weights:
     """Build an encoder from a timm ViT or DeiT, such as one trained on images.
 
-    The channels' weights are averaged (as in the AST paper; its code sums them). Positions
-    are cut or bilinearly interpolated to ours. A distillation token is dropped where ``config``
-    has CLS only. The image classifier is dropped.
+    The patch embedding is averaged over the RGB channels (as in the AST paper; its code sums them).
+    Positions are cropped or bilinearly interpolated to our grid. A distillation token is dropped
+    if ``config`` has CLS only. The image classifier is dropped.
 
     Args:
-        config: what the encoder is to be; its sizes must be the file's.
+        config: configuration of the encoder; its sizes must be those of ``state``.
         state: timm's state dict.
-        attention_heads: of that network, where known; its weights do not tell.
+        attention_heads: H of the timm network, if known; it cannot be derived from the weights.
 
     Raises:
         ValueError: width, depth, heads or patches differ, or a key is missing, unknown, of another
@@ -125,9 +125,9 @@ def from_timm(config: VitConfig, state: State, attention_heads: int | None = Non
     sizes = sizes_of(found)
     if attention_heads is not None:
         sizes["encoder_attention_heads"] = attention_heads
-    check_alike(config, sizes)
+    check_same(config, sizes)
     if config.prefix_tokens == 2 and "dist_token" not in found:
-        raise ValueError("missing: dist_token; networks without it want prefix_tokens=1")
+        raise ValueError("missing: dist_token; use prefix_tokens=1 for networks without it")
     kernel, table = found.get("patch_embed.proj.weight"), found.get("pos_embed")
     is_image = False
     if isinstance(kernel, Tensor) and kernel.ndim == 4 and kernel.shape[1] > 1:
@@ -144,7 +144,7 @@ def from_timm(config: VitConfig, state: State, attention_heads: int | None = Non
 
 
 def encoder_from_timm(config: VitConfig, state: State) -> Weights:
-    """The inverse of :func:`to_timm`; keys and shapes must have been checked."""
+    """Invert :func:`to_timm`; keys and shapes must have been checked."""
     num_prefix, (along_time, along_mel) = config.prefix_tokens, config.position_grid
     tokens = [state[name] for name in ("cls_token", "dist_token")[:num_prefix]]
     table = state["pos_embed"]
@@ -164,7 +164,7 @@ def encoder_from_timm(config: VitConfig, state: State) -> Weights:
 def stack_from_timm(
     state: State, num_layers: int, ours: str = "encoder", prefix: str = ""
 ) -> Weights:
-    """The inverse of :func:`stack_to_timm`."""
+    """Invert :func:`stack_to_timm`."""
     weights = {own: state[theirs] for theirs, own in _layer_names(num_layers, ours, prefix).items()}
     for layer in range(num_layers):
         for kind in _KINDS:
@@ -174,24 +174,24 @@ def stack_from_timm(
 
 
 def swap_axes(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(1, N, D) that run along the first axis of ``grid`` -> along its second, or back."""
+    """Reorder tokens (1, N, D) on a grid (A, B) from A-major to B-major order."""
     on_grid: Tensor = tokens.unflatten(1, grid)
     return on_grid.transpose(1, 2).flatten(1, 2)
 
 
 def kernel_of(rows: Tensor, time: int, mel: int) -> Tensor:
-    """Linear weights (D, time * mel) -> a kernel (D, 1, mel, time)."""
+    """Convert linear weights (D, time * mel) to a ``Conv2d`` kernel (D, 1, mel, time)."""
     kernel: Tensor = rows.unflatten(1, (time, mel))
     return kernel.transpose(1, 2).unsqueeze(1)
 
 
 def rows_of(kernel: Tensor) -> Tensor:
-    """A kernel (D, 1, mel, time) -> linear weights (D, time * mel)."""
+    """Convert a ``Conv2d`` kernel (D, 1, mel, time) to linear weights (D, time * mel)."""
     return kernel.squeeze(1).transpose(1, 2).flatten(1)
 
 
 def statistics(config: VitConfig) -> Weights:
-    """The input's statistics; published files leave them to whoever reads them."""
+    """Return the input statistics as buffers; published files do not contain them."""
     return {
         "batch_norm.running_mean": torch.tensor([config.input_mean]),
         "batch_norm.running_var": torch.tensor([config.input_std**2]),
@@ -200,66 +200,70 @@ def statistics(config: VitConfig) -> Weights:
 
 
 def meta_weights(kind: type[Vit], config: Any) -> Weights:
-    """Names and shapes of a model's weights, without their values."""
+    """Return the state dict of a model on the meta device: names and shapes only."""
     with torch.device("meta"):
         weights: Weights = kind(config).state_dict()
     return weights
 
 
 def without(state: State, prefixes: Iterable[str]) -> dict[str, Any]:
-    """A state dict less the keys that begin with one of ``prefixes``."""
-    listed = tuple(prefixes)
-    return {key: value for key, value in state.items() if not str(key).startswith(listed)}
+    """Return a state dict without the keys that begin with one of ``prefixes``."""
+    dropped = tuple(prefixes)
+    return {key: value for key, value in state.items() if not str(key).startswith(dropped)}
 
 
 def check(wanted: State, found: State) -> None:
-    """Compare a file's keys and shapes with those that its configuration has.
+    """Compare the keys and shapes in a file with those of the model.
 
     Raises:
-        ValueError: one is missing, unknown, no tensor, or of another shape; it is named.
+        ValueError: a key is missing, unknown, not a tensor, or of another shape; it is named.
     """
     problems = mismatches(wanted, found)
     if problems:
-        raise ValueError(f"the weights do not fit their model; {problems}")
+        raise ValueError(f"the weights do not match the model; {problems}")
 
 
 def tensor_of(state: State, key: str, ndim: int) -> Tensor:
-    """A tensor of a file.
+    """Return a tensor of a state dict.
 
     Raises:
-        ValueError: it is missing, or none of so many dimensions.
+        ValueError: it is missing, not a tensor, or has not ``ndim`` dimensions.
     """
     value = state.get(key)
     if value is None:
-        raise ValueError(f"the weights do not fit their model; missing: {key}")
+        raise ValueError(f"the weights do not match the model; missing: {key}")
     if not isinstance(value, Tensor) or value.ndim != ndim:
-        raise ValueError(f"{key} is no tensor of {ndim} dimensions")
+        raise ValueError(f"{key} is not a tensor with {ndim} dimensions")
     return value
 
 
-def check_alike(config: VitConfig, pretrained: Mapping[str, Any]) -> None:
-    """Refuse a configuration that differs from the pretrained model's in one of these keys."""
-    wrong = [
+def check_same(config: VitConfig, pretrained: Mapping[str, Any]) -> None:
+    """Refuse a configuration that differs from these fields of the pretrained model.
+
+    Raises:
+        ValueError: names each field that differs, with both values.
+    """
+    differing = [
         f"{key}={getattr(config, key)} differs from the pretrained model's {value}"
         for key, value in pretrained.items()
         if getattr(config, key) != value
     ]
-    if wrong:
-        raise ValueError("; ".join(wrong))
+    if differing:
+        raise ValueError("; ".join(differing))
 
 
 def _fit_image_positions(config: VitConfig, table: Tensor, is_image: bool) -> Tensor:
-    """Positions of a square image, or of a spectrogram like ours, at our grid; mel-first both."""
+    """Fit the positions of a square image, or a spectrogram like ours, to our grid (mel-first)."""
     along_time, along_mel = config.position_grid
     num_prefix = config.prefix_tokens
-    num_places = table.shape[1] - num_prefix
-    if num_places == along_time * along_mel and not is_image:
+    num_positions = table.shape[1] - num_prefix
+    if num_positions == along_time * along_mel and not is_image:
         return table
-    side = math.isqrt(max(num_places, 0))
-    if side < 1 or side * side != num_places:
+    side = math.isqrt(max(num_positions, 0))
+    if side < 1 or side * side != num_positions:
         raise ValueError(
-            f"pos_embed has {num_places} places beside {num_prefix} prefix tokens; neither a "
-            f"square image nor {along_mel} x {along_time} patches have so many"
+            f"pos_embed has {num_positions} positions besides {num_prefix} prefix tokens; expected "
+            f"a square number (images) or {along_mel} x {along_time} patches"
         )
     fitted = fit_positions(
         swap_axes(table[:, num_prefix:], (side, side)), (side, side), (along_time, along_mel)
@@ -268,7 +272,7 @@ def _fit_image_positions(config: VitConfig, table: Tensor, is_image: bool) -> Te
 
 
 def _layer_names(num_layers: int, stack: str, prefix: str) -> dict[str, str]:
-    """Names of theirs to ours, of what is copied as it is."""
+    """Map timm's names to ours, for weights that are copied unchanged."""
     names = {f"{prefix}norm.{kind}": f"{stack}.layer_norm.{kind}" for kind in _KINDS}
     for layer in range(num_layers):
         for theirs, ours in _LAYER.items():
@@ -279,5 +283,5 @@ def _layer_names(num_layers: int, stack: str, prefix: str) -> dict[str, str]:
 
 
 def _projections(layer: int, kind: str, stack: str) -> list[str]:
-    """Queries, keys and values, in the order in which timm fuses them."""
+    """Return the names of our query, key and value projections, in the order timm fuses them."""
     return [f"{stack}.layers.{layer}.self_attn.{name}_proj.{kind}" for name in "qkv"]

@@ -1,4 +1,4 @@
-"""Remove what training frameworks wrap around a state dict: outer keys, prefixes of names."""
+"""Remove what training frameworks add to a state dict: outer keys and prefixes of names."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MODEL = "model"  # the key of the state dict once :func:`unwrap` has found it
+MODEL = "model"  # key of the state dict in what :func:`unwrap` returns
 
-# Keys under which files hold a state dict beside what training needs to resume; Lightning has
-# "state_dict".
+# Keys under which training code stores a state dict, next to what it needs to resume; Lightning
+# uses "state_dict".
 _HOLDERS = (
     *(MODEL, "state_dict", "model_state_dict", "model_state", "weights"),
     *("net", "network", "module"),
 )
 _DEPTH = 3
-# Modules that wrap another one, anywhere in a network: torch.compile, FSDP, activation checkpoints.
+# Modules that wrap another one anywhere in a network: torch.compile, FSDP, activation
+# checkpointing.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-# Attributes that hold the whole network in DataParallel and Lightning modules.
+# Attributes of DataParallel and Lightning modules that hold the whole network.
 _WHOLE = ("module.", "model.", "net.", "network.")
 
 
 def unwrap(content: Mapping[str, Any], depth: int = _DEPTH) -> dict[str, Any]:
-    """Put a file's state dict under ``model``, with the names that its network uses.
+    """Put the state dict of a file under ``model``, without the prefixes of wrapper modules.
 
     Args:
         content: a file's content: a state dict, or a mapping with one under a usual key.
         depth: maximum number of nested keys to look under.
 
     Returns:
-        The content without that key, and ``model``; unchanged where there is no state dict.
+        The content with the state dict moved to ``model``; unchanged if there is no state dict.
     """
     for key in _HOLDERS:
         held = content.get(key)
@@ -44,17 +45,17 @@ def unwrap(content: Mapping[str, Any], depth: int = _DEPTH) -> dict[str, Any]:
 
 
 def _own_names(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Name weights as their network does, without its wrappers; arrays become tensors."""
+    """Strip the prefixes of wrapper modules from the names, and convert arrays to tensors."""
     names = {key: _without_wrappers(str(key)) for key in weights}
     while prefix := _common_prefix(list(names.values())):
         names = {key: name.removeprefix(prefix) for key, name in names.items()}
     if len(set(names.values())) < len(names):
-        names = {key: str(key) for key in weights}  # two of them would be one
+        names = {key: str(key) for key in weights}  # stripped names would collide
     return {names[key]: _as_tensor(value) for key, value in weights.items()}
 
 
 def _is_state(value: Any) -> bool:
-    """Return whether it contains weights directly."""
+    """Return whether a mapping contains weights directly."""
     return isinstance(value, Mapping) and any(
         isinstance(weight, (Tensor, np.ndarray)) for weight in value.values()
     )

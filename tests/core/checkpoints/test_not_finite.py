@@ -1,4 +1,4 @@
-"""Weights that hold NaN or infinity are refused where a checkpoint is read for use."""
+"""Weights with NaN or infinity are refused when a checkpoint is loaded."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ WEIGHT = "encoder.layers.1.fc1.weight"
 
 
 def spoil(state: dict[str, Tensor], name: str, value: float) -> dict[str, Tensor]:
-    """One value of thousands."""
+    """Replace one value of a weight."""
     state[name] = state[name].clone()
     state[name].view(-1)[-1] = value
     return state
@@ -47,7 +47,7 @@ def spoil(state: dict[str, Tensor], name: str, value: float) -> dict[str, Tensor
 
 @pytest.fixture(params=sorted(SYSTEMS))
 def folder(request, small_config, tmp_path) -> Path:
-    """A model in the hub's layout, with NaN in one weight."""
+    """Save a model in the hub's layout, with NaN in one weight."""
     config = CONFIGS.get(request.param) or small_config()
     model = CLASSES[request.param](config, "random_mask")
     model.load_state_dict(spoil(model.state_dict(), WEIGHT, torch.nan))
@@ -59,7 +59,7 @@ def expected(path: Path, name: str = WEIGHT) -> str:
     return f"{path}: {name} holds NaN or infinity; its training has diverged"
 
 
-def test_every_system_is_refused(folder):
+def test_loading_is_refused_for_every_system(folder):
     with pytest.raises(CheckpointError) as refusal:
         mae_ast.load(folder)
     assert str(refusal.value) == expected(folder)
@@ -82,34 +82,34 @@ def test_commands_refuse_and_write_nothing(mae_ast_command, folder, tmp_path):
         assert not out.exists()
 
 
-def test_finite_weights_whose_features_are_not(mae_ast_command, small_config, tmp_path):
+def test_non_finite_features_of_finite_weights_are_refused(mae_ast_command, small_config, tmp_path):
     model = CLASSES["mae_ast"](small_config(), "random_mask")
     model.encoder.layers[1].fc1.weight.data.fill_(1e30)
     model.save_pretrained(tmp_path / "model")
     soundfile.write(tmp_path / "a.wav", speech_like(16_000).numpy(), 16_000)
     write_manifest(tmp_path / "train.tsv", ".", [("a.wav", 16_000, 16_000)])
     source = tmp_path / "model"
-    for what, arguments in (
+    for subject, arguments in (
         ("features are", ("extract", source, tmp_path / "train.tsv", tmp_path / "out")),
         ("prediction is", ("reconstruct", source, tmp_path / "a.wav", "-o", tmp_path / "a.png")),
     ):
         _, message = mae_ast_command(*arguments)
-        assert message.endswith(f"the model's {what} not finite; its training has diverged")
+        assert message.endswith(f"the model's {subject} not finite; its training has diverged")
     assert not (tmp_path / "out" / "train_0_1.npy").exists()
     assert not (tmp_path / "a.png").exists()
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_a_finetuned_classifier_is_refused(small_config, tmp_path, value):
+def test_finetuned_classifier_is_refused(small_config, tmp_path, value):
     encoder = encoder_only(SYSTEMS["mae_ast"].network(small_config()))
     head = HeadConfig(2)
     labels = Labels(("a", "b"), ("a", "b"))
     fields = dataclasses.asdict(encoder.config)
-    description = ClassifierSpec("mae_ast", fields, head, labels, False, False, 16_000)
+    spec = ClassifierSpec("mae_ast", fields, head, labels, False, False, 16_000)
     state = Classifier(encoder, encoder.config.encoder_embed_dim, head).state_dict()
     for epoch in (1, 2):
         weights = spoil(dict(state), "head.2.bias", value) if epoch == 1 else state
-        content = {"model": weights, "task_state": {FINETUNING: description.to_dict()}}
+        content = {"model": weights, "task_state": {FINETUNING: spec.to_dict()}}
         torch.save(content, tmp_path / f"checkpoint{epoch}.pt")
     first = tmp_path / "checkpoint1.pt"
     for source, num_averaged in ((first, 1), (tmp_path, 2)):
@@ -118,7 +118,7 @@ def test_a_finetuned_classifier_is_refused(small_config, tmp_path, value):
         assert str(refusal.value) == expected(first, "head.2.bias")
 
 
-def test_training_neither_resumes_nor_starts_from_it(small_config):
+def test_training_refuses_to_load_it(small_config):
     model = FairseqMaeAst(small_config())
     model.weights_are_from = "runs/a/checkpoints/checkpoint_last.pt"
     state = spoil(dict(model.state_dict()), WEIGHT, torch.nan)
@@ -127,7 +127,7 @@ def test_training_neither_resumes_nor_starts_from_it(small_config):
     assert end.value.code == f"mae-ast: error: {expected(Path(model.weights_are_from))}"
 
 
-def test_a_vit_to_start_from_is_refused(tmp_path):
+def test_timm_vit_is_refused_for_initialisation(tmp_path):
     config = AstConfig(**SMALL)
     state = to_timm(config, SYSTEMS["ast"].network(config).state_dict())
     path = tmp_path / "vit.pth"
@@ -138,8 +138,8 @@ def test_a_vit_to_start_from_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_large_finite_weights_are_not_refused(dtype):
-    """Their sum overflows."""
+def test_large_finite_weights_are_accepted(dtype):
+    """Accept weights whose sum overflows."""
     large = torch.full((100,), torch.finfo(dtype).max, dtype=dtype)
     assert first_not_finite({"count": torch.tensor(3), "large": large}) is None
     large[3] = torch.inf

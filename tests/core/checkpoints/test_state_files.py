@@ -1,4 +1,4 @@
-"""A file that is no checkpoint is refused in one line that says what it is."""
+"""Files that are not checkpoints are refused with a one-line message naming their kind."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def one_line(path: Path) -> str:
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_no_checkpoint_says_what_it_is(tmp_path, capsys, kind, suffix):
+def test_other_formats_are_named(tmp_path, capsys, kind, suffix):
     path = tmp_path / f"a{suffix}"
     KINDS[kind](path)
     message = one_line(path)
@@ -105,13 +105,13 @@ def test_what_is_no_checkpoint_says_what_it_is(tmp_path, capsys, kind, suffix):
     assert capsys.readouterr().err == ""
 
 
-def test_part_of_a_tensorflow_checkpoint_is_known_by_its_name(tmp_path):
+def test_tensorflow_checkpoint_is_recognised_by_name(tmp_path):
     path = tmp_path / "model.ckpt.data-00000-of-00001"
     path.write_bytes(np.random.default_rng(0).bytes(1_000))
     assert "part of a TensorFlow checkpoint" in one_line(path)
 
 
-def test_random_bytes_and_half_a_checkpoint_are_not_mistaken(tmp_path):
+def test_random_bytes_and_truncated_checkpoints_are_damaged(tmp_path):
     path = tmp_path / "a.pt"
     torch.save({"model": {"a": torch.zeros(1_000)}}, path)
     assert describe(path) is None
@@ -123,14 +123,14 @@ def test_random_bytes_and_half_a_checkpoint_are_not_mistaken(tmp_path):
 
 
 class Network(nn.Module):
-    """As a person's own program has it."""
+    """A module defined in user code."""
 
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(2, 2)
 
 
-def test_a_pickled_module_is_told_to_be_saved_otherwise(tmp_path):
+def test_pickled_module_gets_advice_to_save_its_state_dict(tmp_path):
     path = tmp_path / "a.pt"
     torch.save(Network(), path)
     expected = f"holds a pickled module ({Network.__module__}.Network); save its state_dict() "
@@ -149,8 +149,8 @@ def test_objects_that_could_run_code_are_named(tmp_path, is_zip):
     assert not (tmp_path / "ran").exists()
 
 
-def test_arrays_of_objects_hold_no_others(tmp_path):
-    """NumPy's reconstruction is let in; what is in its arrays is held to the same rules."""
+def test_object_arrays_cannot_run_code(tmp_path):
+    """NumPy's reconstruction is allowed, but the contents of arrays are checked as well."""
 
     class Payload:
         def __reduce__(self):
@@ -163,7 +163,7 @@ def test_arrays_of_objects_hold_no_others(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i4", "i8", "u1", "?"])
-def test_numbers_of_numpy_are_read(tmp_path, dtype):
+def test_numpy_numbers_are_read(tmp_path, dtype):
     value = np.ones(3, dtype)
     torch.save({"scalar": value[0], "array": value}, tmp_path / "a.pt")
     found = read_state(tmp_path / "a.pt")
@@ -172,7 +172,7 @@ def test_numbers_of_numpy_are_read(tmp_path, dtype):
     assert np.array_equal(found["model"]["array"].numpy(), value)
 
 
-def test_the_format_is_known_by_content_not_by_name(tmp_path):
+def test_format_is_recognised_by_content(tmp_path):
     save_file({"a": torch.zeros(2)}, tmp_path / "model.pt")
     with pytest.raises(FileNotFoundError, match=r"config\.json: no such file; .* model\.pt"):
         read_checkpoint(tmp_path / "model.pt")
@@ -180,7 +180,7 @@ def test_the_format_is_known_by_content_not_by_name(tmp_path):
     assert "has no 'cfg'" in one_line(tmp_path / "model.safetensors")
 
 
-def test_safetensors_of_something_else(tmp_path):
+def test_safetensors_of_another_model_are_refused(tmp_path):
     save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "wav2vec2"}')
     with pytest.raises(CheckpointError, match=r"of this project; its model_type is 'wav2vec2'$"):

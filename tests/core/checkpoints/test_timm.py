@@ -1,4 +1,4 @@
-"""Weights go to each format and back, and a key that does not fit is named."""
+"""Conversion between our weights and each published format: round trips and errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mae_ast.core.checkpoints.ast_release import (
-    doubt,
+    ambiguity,
     is_ast,
     is_ssast,
     read_ast,
@@ -48,7 +48,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def image_heads(width: int = 24, trained: bool = False) -> dict[str, Tensor]:
-    """Heads of DeiT in published files: trained in AST, never trained in SSAST."""
+    """Return DeiT's heads as in published files: trained in AST, untrained in SSAST."""
     bias = torch.ones(9) if trained else torch.zeros(9)
     return {
         f"module.v.{head}.{kind}": torch.zeros(1000, width) if kind == "weight" else bias
@@ -57,11 +57,11 @@ def image_heads(width: int = 24, trained: bool = False) -> dict[str, Tensor]:
     }
 
 
-# Every format and back.
+# Round trips
 
 
 @pytest.mark.parametrize("fields", [{}, FRAME_TOKENS, {"prefix_tokens": 1}], ids=str)
-def test_a_ssast_file_and_back(fields):
+def test_ssast_round_trip(fields):
     model = ssast(**fields)
     state = write_ssast(model.config, model.state_dict())
     assert state["module.p_input_tdim"].item() == 128
@@ -75,50 +75,50 @@ def test_a_ssast_file_and_back(fields):
 
 @pytest.mark.parametrize("fields", [{}, {"prefix_tokens": 1}], ids=str)
 @pytest.mark.parametrize("stride", [10, 16])
-def test_an_ast_file_and_back(stride, fields):
+def test_ast_round_trip(stride, fields):
     strides = {"ast_kernel_stride_time": stride, "ast_kernel_stride_chan": stride}
     model = ast(**strides, **fields)
     state = write_ast(model.config, model.state_dict())
     content = unwrap(state | image_heads(trained=True))
     assert is_ast(content)
     assert not is_ssast(content)
-    assert doubt(content) is None
+    assert ambiguity(content) is None
     config, weights = read_ast(content, stride, HEADS)
     assert config == model.config
     assert_same(weights, model.state_dict())
 
 
-def test_hugging_face_and_back():
+def test_hugging_face_round_trip():
     model = ast()
     state = to_hugging_face(model.config, model.state_dict())
     assert_same(from_hugging_face(model.config, state), model.state_dict())
 
 
 @pytest.mark.parametrize("fields", [{}, FRAME_TOKENS, {"prefix_tokens": 1}], ids=str)
-def test_timm_and_back(fields):
+def test_timm_round_trip(fields):
     model = with_random_weights(Vit(VitConfig(**(SMALL | fields))))
     state = to_timm(model.config, model.state_dict())
     assert_same(from_timm(model.config, state), model.state_dict())
 
 
-def test_published_files_tell_sizes_by_their_shapes():
+def test_sizes_are_derived_from_the_shapes_of_published_files():
     width = {"encoder_embed_dim": 192, "encoder_ffn_embed_dim": 768, "encoder_attention_heads": 3}
     config = SsastConfig(**width, encoder_layers=1, input_frames=1024)
     weights = Ssast(config).state_dict()
     assert read_ssast(unwrap(write_ssast(config, weights)))[0] == config
 
-    for frames in (1024, 512, 128):  # the sizes of the published recipes are recognised
+    for frames in (1024, 512, 128):  # input lengths of the published recipes
         fields = {"position_frames": frames, "input_frames": frames}
         config = AstConfig(**width, **fields, encoder_layers=1, num_classes=35)
         assert read_ast(unwrap(write_ast(config, Ast(config).state_dict())))[0] == config
     config = AstConfig(**width, position_frames=300, encoder_layers=1)
     found, _ = read_ast(unwrap(write_ast(config, Ast(config).state_dict())))
     assert found.position_grid == config.position_grid == (29, 12)
-    assert found.position_frames == 296  # the fewest with as many patches
+    assert found.position_frames == 296  # the minimum for this number of patches
 
 
-def test_a_ssast_file_has_the_keys_of_its_authors_program(monkeypatch):
-    """As s3prl carries it."""
+def test_ssast_file_has_the_keys_of_the_authors_code(monkeypatch):
+    """Compare with the copy of the authors' code in s3prl."""
     timm = pytest.importorskip("timm")
     create = timm.create_model
     monkeypatch.setattr(timm, "__version__", "0.4.5")
@@ -137,8 +137,8 @@ def test_a_ssast_file_has_the_keys_of_its_authors_program(monkeypatch):
     assert_same(written, {key: state[key] for key in written})
 
 
-def test_the_order_of_patches_and_of_their_values_changes_on_the_way():
-    """Published files count along mel last; a hidden patch's values likewise."""
+def test_patches_and_patch_values_are_reordered():
+    """Published files order patches, and the predicted values of a patch, mel-first."""
     model = ssast()
     state = write_ssast(model.config, model.state_dict())
     shape, grid = model.patch_shape, model.config.position_grid
@@ -154,7 +154,7 @@ def test_the_order_of_patches_and_of_their_values_changes_on_the_way():
     assert torch.equal(fused[24:48], attention.k_proj.weight)
 
 
-# What does not fit.
+# Errors
 
 FORMATS: dict[str, Any] = {
     "ssast": (
@@ -189,7 +189,7 @@ CASES = [(name, key) for name, (_, _, _, keys) in FORMATS.items() for key in key
 
 
 @pytest.mark.parametrize(("name", "key"), CASES, ids=str)
-def test_a_missing_or_misshapen_key_is_named(name, key):
+def test_missing_and_misshapen_keys_are_named(name, key):
     build, write, read, _ = FORMATS[name]
     model = build()
     state = write(model.config, model.state_dict())
@@ -204,7 +204,7 @@ def test_a_missing_or_misshapen_key_is_named(name, key):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_an_unknown_key_is_named(name):
+def test_unknown_key_is_named(name):
     build, write, read, _ = FORMATS[name]
     model = build()
     state = write(model.config, model.state_dict())
@@ -212,18 +212,18 @@ def test_an_unknown_key_is_named(name):
         read(model.config, state | {"blocks.0.ls1.gamma": torch.zeros(24)})
 
 
-def test_an_ast_file_of_another_stride_is_refused():
+def test_ast_file_with_another_stride_is_refused():
     model = ast()
     state = write_ast(model.config, model.state_dict())
     with pytest.raises(ValueError, match=r"pos_embed is .* with a stride of 12"):
         read_ast(unwrap(state), 12, HEADS)
 
 
-# Networks trained on images.
+# Networks trained on images
 
 
 def image_net(distilled: bool) -> Any:
-    """timm's network for images of 64 x 64 in three colours."""
+    """Build a timm network for RGB images of 64 x 64."""
     pytest.importorskip("timm")
     from timm.models.deit import VisionTransformerDistilled
     from timm.models.vision_transformer import VisionTransformer
@@ -235,7 +235,7 @@ def image_net(distilled: bool) -> Any:
 
 
 @pytest.mark.parametrize("distilled", [True, False])
-def test_a_start_from_images_averages_channels_and_fits_positions(distilled):
+def test_image_network_channels_are_averaged_and_positions_fitted(distilled):
     theirs = image_net(distilled)
     prefix_tokens = 2 if distilled else 1
     fields = SMALL | {"encoder_ffn_embed_dim": 48, "prefix_tokens": prefix_tokens}
@@ -258,7 +258,7 @@ def test_a_start_from_images_averages_channels_and_fits_positions(distilled):
     assert_close(model.encoder.layer_norm.weight, theirs.norm.weight)
 
 
-def test_a_square_spectrogram_gives_what_a_grey_image_gives():
+def test_square_spectrogram_equals_greyscale_image():
     theirs = image_net(True)
     fields = {"encoder_ffn_embed_dim": 48, "position_frames": 128}
     config = VitConfig(**(SMALL | fields))
@@ -274,19 +274,21 @@ def test_a_square_spectrogram_gives_what_a_grey_image_gives():
     assert_close(model.encode(source).prefix, expected[:, :2], rtol=0, atol=1e-4)
 
 
-def test_an_image_with_as_many_places_as_ours_is_still_an_image():
+def test_image_positions_are_fitted_even_if_their_number_matches():
     theirs = image_net(True)  # 4 x 4
     fields = {"encoder_ffn_embed_dim": 48, "position_frames": 32}  # 2 x 8
     config = VitConfig(**(SMALL | fields))
     found = from_timm(config, theirs.state_dict())["positions.table"][0, 2:].unflatten(0, (2, 8))
-    along_mel = theirs.pos_embed[0, 2:].unflatten(0, (4, 4))[:, 1:3]  # its middle in time
+    along_mel = theirs.pos_embed[0, 2:].unflatten(0, (4, 4))[
+        :, 1:3
+    ]  # the centre, as time is cropped
     expected = torch.nn.functional.interpolate(
         along_mel.permute(1, 2, 0), size=8, mode="linear"
     ).transpose(1, 2)
     assert_close(found, expected, rtol=0, atol=1e-6)
 
 
-def test_sizes_of_images_networks_that_differ_are_named():
+def test_different_sizes_of_image_networks_are_named():
     state = image_net(True).state_dict()
     config = VitConfig(**(SMALL | {"encoder_layers": 3, "encoder_attention_heads": 4}))
     message = (
@@ -304,7 +306,7 @@ def test_sizes_of_images_networks_that_differ_are_named():
         from_timm(config, state)
 
 
-def test_a_distillation_token_is_left_out_where_none_is_wanted():
+def test_distillation_token_is_dropped_if_not_configured():
     state = image_net(True).state_dict()
     config = VitConfig(**(SMALL | {"encoder_ffn_embed_dim": 48, "prefix_tokens": 1}))
     weights = from_timm(config, state)
@@ -312,14 +314,14 @@ def test_a_distillation_token_is_left_out_where_none_is_wanted():
     assert torch.equal(weights["positions.table"][:, :1], state["pos_embed"][:, :1])
     plain = image_net(False).state_dict()
     config = VitConfig(**(SMALL | {"encoder_ffn_embed_dim": 48}))
-    with pytest.raises(ValueError, match=r"missing: dist_token; .* want prefix_tokens=1"):
+    with pytest.raises(ValueError, match=r"missing: dist_token; .*prefix_tokens=1"):
         from_timm(config, plain)
 
 
-# From one grid to another.
+# Between grids
 
 
-def test_an_encoder_goes_into_another_system_with_another_grid():
+def test_encoder_is_copied_to_another_system_and_grid():
     pretrained = ssast()
     model = ast(position_frames=100, encoder_layers=2, prefix_tokens=1)
     head = model.head.linear.weight.clone()
@@ -333,7 +335,7 @@ def test_an_encoder_goes_into_another_system_with_another_grid():
         assert torch.equal(model.encoder.state_dict()[name], value), name
 
 
-def test_statistics_are_copied_unless_others_are_named():
+def test_input_statistics_are_copied_unless_configured():
     pretrained = ssast(input_stats="batch")
     pretrained.batch_norm.running_mean.fill_(-7)
     model = ast()
@@ -355,6 +357,6 @@ def test_statistics_are_copied_unless_others_are_named():
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_an_encoder_of_another_kind_is_refused(fields, message):
+def test_incompatible_encoder_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         start_from(ast(**fields), ssast(prefix_tokens=1))

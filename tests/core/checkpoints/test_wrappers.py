@@ -1,4 +1,4 @@
-"""Checkpoints load the same from inside the wrappers of other training programs."""
+"""Checkpoints load equally from the wrappers of other training code."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def below(key: str, **others: Any) -> Callable[[Weights], dict[str, Any]]:
 
 
 def compiled_layers(weights: Weights) -> dict[str, Any]:
-    """As after ``layer = torch.compile(layer)`` for each layer."""
+    """Rename weights as ``layer = torch.compile(layer)`` does for each layer."""
     inside = {}
     for name, value in weights.items():
         parts = name.split(".")
@@ -89,7 +89,7 @@ WRAPPERS: dict[str, Callable[[Weights], dict[str, Any]]] = {
 
 @cache
 def published(system: str) -> tuple[Any, Weights]:
-    """A model, and its weights as its authors' program names them without any wrapper."""
+    """Return a model, and its weights in the published layout without any wrapper."""
     if system == "ssast":
         model: Any = with_random_weights(Ssast(SsastConfig(**PUBLISHED)))
         return model, unwrap(write_ssast(model.config, model.state_dict()))["model"]
@@ -110,7 +110,7 @@ def assert_reads_as(path: Path, model: Any) -> None:
 
 @pytest.mark.parametrize("system", ["ssast", "ast", "audio_mae"])
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_a_published_model_in_a_wrapper(tmp_path, system, wrapper):
+def test_published_model_in_a_wrapper(tmp_path, system, wrapper):
     model, weights = published(system)
     torch.save(WRAPPERS[wrapper](weights), tmp_path / "a.pth")
     assert_reads_as(tmp_path / "a.pth", model)
@@ -119,7 +119,7 @@ def test_a_published_model_in_a_wrapper(tmp_path, system, wrapper):
 @pytest.mark.parametrize(
     "wrapper", ["DataParallel", "torch.compile", "compiled in DataParallel", "compiled layers"]
 )
-def test_a_checkpoint_of_ours_in_a_wrapper(tmp_path, small_config, wrapper):
+def test_own_checkpoint_in_a_wrapper(tmp_path, small_config, wrapper):
     model = with_random_weights(MaeAst(small_config()))
     cfg = {"model": dataclasses.asdict(model.config), "task": {"mask_type": "chunk_mask"}}
     state = {"cfg": cfg, "model": WRAPPERS[wrapper](model.state_dict()), "best": np.float64(0.5)}
@@ -127,8 +127,8 @@ def test_a_checkpoint_of_ours_in_a_wrapper(tmp_path, small_config, wrapper):
     assert_reads_as(tmp_path / "a.pt", model)
 
 
-def test_the_wrappers_that_torch_makes(tmp_path, small_config):
-    """No compilation happens before the first forward."""
+def test_wrapper_modules_of_torch(tmp_path, small_config):
+    """Nothing is compiled here, as no forward pass is run."""
     model = with_random_weights(MaeAst(small_config()))
     cfg = {"model": dataclasses.asdict(model.config), "task": {"mask_type": "chunk_mask"}}
     wrapped = torch.compile(nn.DataParallel(model))
@@ -138,8 +138,8 @@ def test_the_wrappers_that_torch_makes(tmp_path, small_config):
     assert_reads_as(tmp_path / "a.pt", model)
 
 
-def test_numbers_of_numpy_1(tmp_path, small_config):
-    """They are pickled by the name of a module that NumPy 2 renamed."""
+def test_numpy_1_numbers_are_read(tmp_path, small_config):
+    """NumPy 1 pickles them with a module name that NumPy 2 changed."""
     model, weights = published("ast")
     path, old = tmp_path / "new.pth", tmp_path / "old.pth"
     torch.save(
@@ -151,33 +151,33 @@ def test_numbers_of_numpy_1(tmp_path, small_config):
     assert_reads_as(old, model)
 
 
-def test_names_that_would_become_one_are_kept():
+def test_prefixes_are_kept_if_names_would_collide():
     two = {"module.a": torch.zeros(1), "module._orig_mod.a": torch.ones(1)}
     assert unwrap(two)["model"].keys() == two.keys()
 
 
 @pytest.mark.parametrize("content", [{}, {"a": 1}, {"cfg": {}, "model": {}}, {"model": "vit"}])
-def test_what_holds_no_weights_stays_as_it_is(content):
+def test_content_without_weights_is_unchanged(content):
     assert unwrap(content) == content
 
 
-def test_a_content_that_holds_itself_ends():
+def test_recursive_content_terminates():
     content: dict[str, Any] = {"epoch": 1}
     content["model"] = content
     assert unwrap(content) == content
 
 
-def test_weights_of_an_unknown_network_are_named(tmp_path):
+def test_weights_of_unknown_network_are_named(tmp_path):
     torch.save({"state_dict": {"conv1.weight": torch.zeros(2)}}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=r"has no 'cfg'; its 1 weights \(conv1\.weight, "):
         read_checkpoint(tmp_path / "a.pt")
 
 
-# AST and fine-tuned SSAST have one layout.
+# AST and fine-tuned SSAST share a layout
 
 
 def classifier(bias: float | None, **fields: Any) -> tuple[AstConfig, dict[str, Tensor]]:
-    """A file of AST's layout, with the image classifier that timm puts into it."""
+    """Return a file in AST's layout, including timm's image classifier."""
     model = with_random_weights(Ast(AstConfig(**(PUBLISHED | {"num_classes": 3} | fields))))
     state = write_ast(model.config, model.state_dict())
     if bias is not None:
@@ -191,12 +191,12 @@ def classifier(bias: float | None, **fields: Any) -> tuple[AstConfig, dict[str, 
     ("bias", "pool", "warning"),
     [
         (0.5, "prefix", ""),
-        (0.0, "tokens", "computed as a SSAST's, pool='tokens'. If it is AST"),
-        (None, "prefix", "computed as AST's, pool='prefix'. If it is a fine-tuned SSAST"),
+        (0.0, "tokens", "for a SSAST, pool='tokens'. If it is AST"),
+        (None, "prefix", "for AST, pool='prefix'. If it is a fine-tuned SSAST"),
     ],
     ids=["from images", "from random weights", "unknown"],
 )
-def test_ast_or_finetuned_ssast(tmp_path, caplog, bias, pool, warning):
+def test_ast_is_distinguished_from_finetuned_ssast(tmp_path, caplog, bias, pool, warning):
     _, state = classifier(bias)
     torch.save(state, tmp_path / "a.pth")
     with caplog.at_level(logging.WARNING):
@@ -208,8 +208,8 @@ def test_ast_or_finetuned_ssast(tmp_path, caplog, bias, pool, warning):
     assert all(m.startswith(f"{tmp_path / 'a.pth'}: ") and "\n" not in m for m in messages)
 
 
-def test_a_finetuned_ssast_of_frames_is_one_without_doubt(tmp_path, caplog):
-    """Its frames follow one another by 1, as its authors fine-tune."""
+def test_finetuned_frame_ssast_is_unambiguous(tmp_path, caplog):
+    """Frame models are fine-tuned with a stride of 1 by their authors."""
     fields = FRAME_TOKENS | {"ast_kernel_stride_time": 1, "pool": "tokens"}
     config, state = classifier(None, **fields)
     torch.save(state, tmp_path / "a.pth")
@@ -218,7 +218,7 @@ def test_a_finetuned_ssast_of_frames_is_one_without_doubt(tmp_path, caplog):
     assert not caplog.records
 
 
-def test_a_classifier_on_the_patches_tokens():
+def test_classifier_that_pools_the_patch_tokens():
     model = with_random_weights(Ast(AstConfig(**PUBLISHED, num_classes=3, pool="tokens"))).eval()
     wave = speech_like(16_000)[None]
     expected = model.head(model.encode(wave).patches.mean(1))
