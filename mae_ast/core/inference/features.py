@@ -1,7 +1,7 @@
-"""Features of recordings of any length: waveforms or files -> (B, N, D) of each layer.
+"""Extract features of recordings of any length: waveforms or files -> (B, N, D) per layer.
 
-A long recording goes through in windows that overlap (:mod:`mae_ast.core.inference.windows`); of
-each, the centre is kept. A window's features are what it gives alone.
+Long recordings are processed in overlapping windows (:mod:`mae_ast.core.inference.windows`), and
+the centre of each is kept. Batching does not change the features of a window.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from mae_ast.core.models.encoder import Encoder
 
 __all__ = ["Features", "Waveform", "extract_features"]
 
-WINDOW_S = 10.0  # as long as the clips of pretraining
+WINDOW_S = 10.0  # length of the clips in pretraining
 OVERLAP_S = 2.0
-BATCH_S = 80.0  # audio that goes through the model at a time
+BATCH_S = 80.0  # audio per forward pass
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,14 @@ class Features:
     """Features of B recordings, on the CPU, in float32.
 
     Args:
-        layers: which ones, counted from 1.
-        hidden_states: for each of ``layers`` (B, N, D), a token for each patch, time first; zeros
-            past a recording's own. Empty where only ``pooled`` was asked for.
-        lengths: (B,) int64, each recording's own time steps; its tokens are ``per_column`` times
-            as many.
-        times_s: (T',) float64, the centre of each time step, in seconds.
-        pooled: (B, layers, C D), the mean of ``time_steps`` over each recording's own. (Where a
-            sound lies in mel says what it is: the mean over all tokens tells far less.)
-        per_column: tokens of a time step, one above the other in mel; 1 for frame models.
+        layers: the layers, counted from 1.
+        hidden_states: for each of ``layers`` (B, N, D), one token per patch, time first;
+            zero-padded to the longest recording. Empty if only ``pooled`` was requested.
+        lengths: (B,) int64, valid time steps of each recording, of ``per_column`` tokens each.
+        times_s: (T',) float64, centre of each time step in seconds.
+        pooled: (B, layers, C D), mean of ``time_steps`` over the valid time steps. (Averaging over
+            mel as well would discard the position in mel, which carries much information.)
+        per_column: C, tokens per time step, along mel; 1 for frame models.
     """
 
     layers: tuple[int, ...]
@@ -55,14 +54,14 @@ class Features:
 
     @property
     def time_steps(self) -> tuple[Tensor, ...]:
-        """``hidden_states`` with a column's tokens side by side, lowest mel first: (B, T', C D)."""
+        """Hidden states (B, T', C D): the C tokens of a time step concatenated, low mel first."""
         return tuple(
             states.reshape(len(states), -1, self.per_column * states.shape[2])
             for states in self.hidden_states
         )
 
     def __repr__(self) -> str:
-        """Return shapes, layers, and the rate of the time steps instead of all values."""
+        """Summarise layers, shapes and the rate of the time steps, without values."""
         states = self.hidden_states
         shapes = f"{len(states)} x {tuple(states[0].shape)}" if states else "()"
         steps = self.times_s
@@ -90,35 +89,34 @@ def extract_features(
     """Extract features of recordings, without gradients.
 
     Args:
-        model: any system, on any device; its training mode is restored. A model with
-            ``input_frames`` sees shorter clips zero-padded to that; features of the padding are
-            dropped.
+        model: any system, on any device; its training mode is restored. For a model with
+            ``input_frames``, shorter clips are zero-padded to that length, and the features of the
+            padding are dropped.
         waveforms: one recording or several of any lengths, each (L,) int16 or float in [-1, 1],
             the path of a file, a tuple (waveform, sample rate) as ``torchaudio.load`` returns it,
             (L,) or (channels, L), or an item of an audio column of Hugging Face's ``datasets``:
             ``{"array", "sampling_rate"}``, ``{"bytes", "path"}``, or its decoder.
-        sample_rate: sample rate of arrays, in Hz; the other forms have their own.
+        sample_rate: sample rate of arrays, in Hz; the other forms contain their own.
         layers: counted from 1, -1 being the last; default: all.
-        pooled_only: leave ``hidden_states`` empty, which saves their memory.
+        pooled_only: leave ``hidden_states`` empty to save memory.
         folder: write the hidden states to ``layer_<n>.npy`` in it, and return them memory-mapped.
-        window_s: longer recordings go through in windows of so many seconds, or of the model's
-            ``input_frames`` where those are fewer.
-        overlap_s: what neighbouring windows share, in seconds; shorter windows share as great a
-            part.
-        batch_s: seconds of audio that go through the model at a time.
+        window_s: length in seconds of the windows that longer recordings are split into, at most
+            the model's ``input_frames``.
+        overlap_s: overlap of adjacent windows in seconds; scaled down with shorter windows.
+        batch_s: maximum seconds of audio per forward pass.
 
     Raises:
         ValueError: a recording has a wrong shape, holds values that are not finite or not in
-            [-1, 1], or is shorter than one patch; there is no such layer; windows or sample rate
-            cannot be.
-        FileNotFoundError, AudioError: a file is not there, or cannot be decoded.
+            [-1, 1], or is shorter than one patch; a layer does not exist; window, overlap or
+            sample rate is invalid.
+        FileNotFoundError, AudioError: a file does not exist, or cannot be decoded.
     """
     length, overlap = window_columns(model, window_s, overlap_s)
     chosen = _layers(layers, model.config.encoder_layers)
     is_one = is_one_recording(waveforms)
     listed: list[Waveform] = [waveforms] if is_one else list(waveforms)  # type: ignore[list-item,arg-type]
     if not listed:
-        raise ValueError("no waveform is given; one at least is needed")
+        raise ValueError("no waveform given; at least one is required")
     clips = [read_recording(item, sample_rate, f"waveform {n}") for n, item in enumerate(listed)]
     shape = model.patch_shape
     for number, clip in enumerate(clips):
@@ -150,15 +148,15 @@ def extract_features(
 def _batches(
     model: Encoder, columns: list[int], length: int, overlap: int, batch_s: float
 ) -> Iterator[list[Part]]:
-    """Windows of all clips, together as many as fit; the longest clips first."""
+    """Group the windows of all clips into batches of at most ``batch_s``, longest clips first."""
     shape, input_frames = model.patch_shape, model.config.input_frames
-    filled_up_to = 0 if input_frames is None else shape.grid(input_frames)[0]
-    most = max(1, round(batch_s * SAMPLE_RATE / (FRAME_SHIFT * shape.time_stride)))
+    padded_columns = 0 if input_frames is None else shape.grid(input_frames)[0]
+    max_columns = max(1, round(batch_s * SAMPLE_RATE / (FRAME_SHIFT * shape.time_stride)))
     batch: list[Part] = []
     for clip in sorted(range(len(columns)), key=lambda n: -columns[n]):
         for window in windows(columns[clip], length, overlap):
             widths = [p.window.end - p.window.start for p in (*batch, Part(clip, window))]
-            if batch and max(filled_up_to, *widths) * len(widths) > most:
+            if batch and max(padded_columns, *widths) * len(widths) > max_columns:
                 yield batch
                 batch = []
             batch.append(Part(clip, window))
@@ -177,7 +175,7 @@ def _run(model: Encoder, clips: list[Tensor], batch: list[Part], out: _Collected
 
 
 class _Collected:
-    """Where kept tokens go."""
+    """Collector of the kept tokens, in memory or in files, and of their sums."""
 
     def __init__(
         self, layers: tuple[int, ...], columns: Tensor, per_column: int, width: int
@@ -199,7 +197,7 @@ class _Collected:
             self._files.append(_StatesFile(Path(folder) / f"layer_{layer}.npy", self._shape))
 
     def add(self, index: int, clip: int, start: int, tokens: Tensor) -> None:
-        """(K, D) tokens of a clip, from its ``start``-th on."""
+        """Add tokens (K, D) of a clip, at offset ``start``."""
         if self._files:
             self._files[index].write(clip, start, tokens)
         elif self._states:
@@ -228,10 +226,10 @@ class _Collected:
 
 
 class _StatesFile:
-    """A (B, N, D) float32 ``.npy`` that is written in parts, none of which stays in memory."""
+    """A (B, N, D) float32 ``.npy`` file that is written in parts, without holding it in memory."""
 
     def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
-        # Under another name until it is whole; whoever has mapped an older file keeps that.
+        # Renamed once complete, so that an older file that is still memory-mapped stays intact.
         self._path, self._part = path, path.with_name(f".{path.name}.{os.getpid()}.part")
         array = np.lib.format.open_memmap(self._part, "w+", np.float32, shape)
         self._begin, self._shape = array.offset, shape
@@ -244,13 +242,13 @@ class _StatesFile:
         self._file.write(tokens.contiguous().numpy().data)
 
     def close(self) -> Tensor:
-        """End writing; the file, memory-mapped."""
+        """Close and rename the file, and return it memory-mapped."""
         self._file.close()
         os.replace(self._part, self._path)
         return torch.from_numpy(np.load(self._path, mmap_mode="c"))
 
     def discard(self) -> None:
-        """Remove what is not whole."""
+        """Remove the incomplete file."""
         with suppress(OSError):
             self._file.close()
         self._part.unlink(missing_ok=True)

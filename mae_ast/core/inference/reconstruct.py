@@ -1,4 +1,4 @@
-"""Rebuild what was hidden: original, visible part and answer, (B, T', 128) each."""
+"""Reconstruct masked spectrograms: original, visible patches and reconstruction, (B, T', 128)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mae_ast.core.models.encoder import MaskedEncoder
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Normalised log-mel spectrograms, T' frames without those that fill no patch.
+    """Normalised log-mel spectrograms, T' frames: those covered by patches.
 
     Args:
         original: (B, T', 128).
-        visible: the same, NaN where hidden.
-        rebuilt: the visible patches, and the model's prediction where hidden.
+        visible: (B, T', 128), NaN at masked patches.
+        rebuilt: (B, T', 128), with the model's prediction at masked patches.
     """
 
     original: Tensor
@@ -29,28 +29,28 @@ class Reconstruction:
 
 @torch.no_grad()
 def reconstruct(model: MaskedEncoder, source: Tensor, mask: MaskIds) -> Reconstruction:
-    """Run a model on clips of equal length.
+    """Reconstruct the masked patches of clips of equal length.
 
     Args:
         model: in eval mode.
         source: (B, L) int16 or float waveforms at 16 kHz, or (B, T, 128) log-mel.
-        mask: what to hide.
+        mask: ids of the visible and masked patches.
 
     Raises:
         ValueError: the prediction is not finite.
     """
     num_own = mask.visible_ids.shape[1] + mask.masked_ids.shape[1]
-    patches = model.patches(source, None)[:, :num_own]  # not what input_frames fills up
+    patches = model.patches(source, None)[:, :num_own]  # without padding to input_frames
     prediction = model(source, None, mask.visible_ids, mask.masked_ids).rebuilt()
     if not bool(prediction.isfinite().all()):
         raise ValueError("the model's prediction is not finite; its training has diverged")
-    where = mask.masked_ids.unsqueeze(2).expand(-1, -1, patches.shape[2])
+    index = mask.masked_ids.unsqueeze(2).expand(-1, -1, patches.shape[2])
 
-    def picture(values: Tensor) -> Tensor:
+    def spectrogram(values: Tensor) -> Tensor:
         return unpatchify(values, model.patch_shape)
 
     return Reconstruction(
-        picture(patches),
-        picture(patches.scatter(1, where, float("nan"))),
-        picture(patches.scatter(1, where, prediction)),
+        spectrogram(patches),
+        spectrogram(patches.scatter(1, index, float("nan"))),
+        spectrogram(patches.scatter(1, index, prediction)),
     )

@@ -18,8 +18,8 @@ from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.models.classifier import Classifier
 from mae_ast.core.models.encoder import Encoder
 
-LONGEST_S = 30.0  # window of a model that takes any length, unless it was trained on longer clips
-BATCH_SAMPLES = 160 * SAMPLE_RATE  # that go through the model at a time, if clips are fewer
+LONGEST_S = 30.0  # window of a model without input_frames, unless trained on longer clips
+BATCH_SAMPLES = 160 * SAMPLE_RATE  # per forward pass; at least as many windows as clips
 
 
 def clip_logits(
@@ -31,31 +31,31 @@ def clip_logits(
 ) -> Tensor:
     """Return the logits (B, C) float32 of whole clips of any length, for evaluation.
 
-    A clip longer than the encoder takes at once is scored in windows; its probabilities are the
-    mean over them.
+    A clip longer than the encoder's maximum input is scored in windows, and its probabilities are
+    averaged over them.
 
     Args:
         model: the classifier, in eval mode.
         source: (B, L) int16 or float waveforms at 16 kHz.
-        lengths: (B,) int64, valid samples of each clip, at least one patch; ``None``: all.
-        independent: probabilities are sigmoids, else a softmax over the classes.
+        lengths: (B,) int64, valid samples of each clip, at least one patch; default: all.
+        independent: probabilities are sigmoids (multi-label), else a softmax over all classes.
         trained_samples: longest clips seen in training; 0: unknown.
     """
     num_clips, longest = source.shape
     encoder = model.encoder
     if len(clip_windows(encoder, [longest], trained_samples)) < 2:
-        whole: Tensor = model(source, lengths)
-        return whole
-    each = [longest] * num_clips if lengths is None else lengths.tolist()
-    waves = [row[:count] for row, count in zip(source, each, strict=True)]
-    parts = clip_windows(encoder, each, trained_samples)
+        logits: Tensor = model(source, lengths)
+        return logits
+    sizes = [longest] * num_clips if lengths is None else lengths.tolist()
+    waves = [row[:size] for row, size in zip(source, sizes, strict=True)]
+    parts = clip_windows(encoder, sizes, trained_samples)
     columns = max(part.window.end - part.window.start for part in parts)
     step = FRAME_SHIFT * encoder.patch_shape.time_stride
-    size = max(num_clips, BATCH_SAMPLES // (columns * step))
+    batch_size = max(num_clips, BATCH_SAMPLES // (columns * step))
     logits = torch.cat(
         [
-            model(*cut_parts(encoder, waves, parts[begin : begin + size]))
-            for begin in range(0, len(parts), size)
+            model(*cut_parts(encoder, waves, parts[begin : begin + batch_size]))
+            for begin in range(0, len(parts), batch_size)
         ]
     )
     clips = torch.tensor([part.clip for part in parts], device=logits.device)
@@ -63,10 +63,9 @@ def clip_logits(
 
 
 def clip_windows(encoder: Encoder, num_samples: list[int], trained_samples: int = 0) -> list[Part]:
-    """Split clips into windows of at most what the encoder takes.
+    """Split clips into windows of at most the encoder's maximum input.
 
-    That is ``input_frames``, or 30 s or ``trained_samples``, whichever is longer, for an encoder
-    that takes clips of any length.
+    That is ``input_frames`` if set, else the longer of 30 s and ``trained_samples``.
 
     Args:
         encoder: of any system.
@@ -93,7 +92,7 @@ def mean_logits(logits: Tensor, clips: Tensor, num_clips: int, independent: bool
         logits: (W, C) float32.
         clips: (W,) int64, the clip that each window belongs to.
         num_clips: B; each clip has at least one window.
-        independent: probabilities are sigmoids, else a softmax over the classes.
+        independent: probabilities are sigmoids (multi-label), else a softmax over all classes.
 
     Returns:
         (B, C), whose sigmoid or softmax is the mean probability.

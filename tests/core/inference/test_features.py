@@ -1,4 +1,4 @@
-"""Features of recordings of any length are those of their windows, each time step once."""
+"""Features of recordings of any length equal those of their windows."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ OF_VIT = SMALL | {"encoder_embed_dim": 32, "encoder_attention_heads": 4}
 VITS = {
     "ast": lambda: Ast(AstConfig(**OF_VIT)),
     "ssast": lambda: Ssast(SsastConfig(**OF_VIT, **FRAME_TOKENS)),
-    "filled": lambda: Vit(finetuning_config(SsastConfig(**OF_VIT), frames=300)),
-    "filled_frames": lambda: Vit(finetuning_config(SsastConfig(**OF_VIT, **FRAME_TOKENS), 300)),
+    "padded": lambda: Vit(finetuning_config(SsastConfig(**OF_VIT), frames=300)),
+    "padded_frames": lambda: Vit(finetuning_config(SsastConfig(**OF_VIT, **FRAME_TOKENS), 300)),
 }
 
 
 @pytest.fixture(params=["patch", "frame", *VITS])
 def model(request, small_config) -> Encoder:
-    """Of each system; the filled ones cut or fill up their input to 3 s, and overlap."""
+    """Build a model of each system; padded ones cut or pad to 3 s, with overlapping patches."""
     if request.param in VITS:
         return with_random_weights(VITS[request.param]()).eval()
     model = MaeAst(small_config(FRAME if request.param == "frame" else PATCH)).eval()
@@ -48,7 +48,7 @@ def model(request, small_config) -> Encoder:
     return model
 
 
-def test_one_waveform_is_its_hidden_states(model):
+def test_features_of_one_waveform_are_the_hidden_states(model):
     wave = speech_like(40_000)
     found = model_features(model, wave)
     expected = model.hidden_states(wave.unsqueeze(0))
@@ -67,7 +67,7 @@ def model_features(model, waveforms, *args, **options):
     return extract_features(model, waveforms, *args, **options)
 
 
-def test_both_views_of_the_same(model):
+def test_time_steps_concatenate_the_tokens_of_a_column(model):
     found = model_features(model, speech_like(30_000))
     tokens, steps = found.hidden_states[-1], found.time_steps[-1]
     column = model.patch_shape.per_column
@@ -76,7 +76,7 @@ def test_both_views_of_the_same(model):
     assert torch.equal(steps[0, 3, -32:], tokens[0, 3 * column + column - 1])
 
 
-def test_a_list_of_different_lengths_is_each_alone(model):
+def test_batch_of_different_lengths_equals_single_recordings(model):
     waves = [speech_like(n, seed) for seed, n in enumerate((3_000, 40_000, 16_000, 250_000))]
     together = model_features(model, waves, batch_s=12.0)
     alone = [model_features(model, wave) for wave in waves]
@@ -89,13 +89,13 @@ def test_a_list_of_different_lengths_is_each_alone(model):
         assert_close(together.pooled[n], one.pooled[0], rtol=0, atol=ATOL)
 
 
-def test_each_window_is_what_it_gives_alone(model):
+def test_features_equal_those_of_each_window_alone(model):
     wave = speech_like(33 * 16_000)
     found = model_features(model, wave, window_s=4.0, overlap_s=1.0)
     shape = model.patch_shape
     columns, step = int(found.lengths), 160 * shape.time_stride
     length, overlap = shape.grid(398)[0], round(16_000 / step)
-    if model.config.input_frames is not None:  # of 3 s
+    if model.config.input_frames is not None:  # 3 s
         at_most = shape.grid(300)[0]
         assert at_most < length
         length, overlap = at_most, overlap * at_most // length
@@ -115,8 +115,8 @@ def test_each_window_is_what_it_gives_alone(model):
     assert bool((found.times_s.diff() > 0).all())
 
 
-def test_times_are_where_the_sound_is(model):
-    """A click moves the features of the time step whose centre is nearest."""
+def test_times_match_the_position_of_a_click(model):
+    """A click changes most the features of the time step with the nearest centre."""
     quiet, click = torch.zeros(48_000), torch.zeros(48_000)
     click[30_000] = 1.0
     with_click, without = (
@@ -133,8 +133,8 @@ def test_times_are_where_the_sound_is(model):
     assert found.times_s[[0, -1]].tolist() == [samples / 32_000, (last + samples / 2) / 16_000]
 
 
-def test_what_is_filled_up_counts_in_a_batch(model, monkeypatch):
-    """Short clips fill it by what the model makes of them."""
+def test_padding_counts_towards_the_batch_size(model, monkeypatch):
+    """Short clips count with the length that the model pads them to."""
     rows = []
     hidden_states = model.hidden_states
 
@@ -148,7 +148,7 @@ def test_what_is_filled_up_counts_in_a_batch(model, monkeypatch):
     assert max(rows) == (20 if model.config.input_frames is None else 12.1 // 3)
 
 
-def test_only_pooled(model):
+def test_pooled_only(model):
     waves = [speech_like(16_000), speech_like(200_000, 1)]
     everything = model_features(model, waves)
     found = model_features(model, waves, layers=[2], pooled_only=True)
@@ -165,7 +165,7 @@ def test_layers_are_counted_from_one(model):
     assert torch.equal(found.hidden_states[1], everything.hidden_states[0])
 
 
-def test_on_disk_they_are_the_same(model, tmp_path):
+def test_features_on_disk_equal_those_in_memory(model, tmp_path):
     waves = [speech_like(16_000), speech_like(200_000, 1)]
     expected = model_features(model, waves)
     found = model_features(model, waves, folder=tmp_path / "new")
@@ -177,7 +177,7 @@ def test_on_disk_they_are_the_same(model, tmp_path):
         assert np.array_equal(stored, theirs.numpy())
 
 
-def test_what_was_mapped_stays_when_the_folder_is_used_again(small_config, tmp_path):
+def test_memory_mapped_features_survive_a_second_call(small_config, tmp_path):
     model = MaeAst(small_config()).eval()
     first = model_features(model, speech_like(40_000), folder=tmp_path).hidden_states[0]
     before = first.clone()
@@ -185,15 +185,15 @@ def test_what_was_mapped_stays_when_the_folder_is_used_again(small_config, tmp_p
     assert torch.equal(first, before)
 
 
-def test_a_full_disk_is_one_line_and_nothing_is_left(small_config, small_disk):
+def test_full_disk_leaves_no_files(small_config, small_disk):
     model = MaeAst(small_config()).eval()
     with pytest.raises(OSError, match=r"small disk: could not be written \(.*\)$"):
         model_features(model, speech_like(480_000), folder=small_disk)
     assert list(small_disk.iterdir()) == []
 
 
-def test_an_odd_rate_takes_no_giant_filter(small_config):
-    """22,254 and 16,000 Hz have a common divisor of 2 only: a filter of 89 million values."""
+def test_odd_sample_rate_is_resampled(small_config):
+    """An exact filter for 22,254 Hz, whose common divisor with 16 kHz is 2, has 89 M values."""
     model = MaeAst(small_config()).eval()
     found, usual = (
         model_features(model, 0.3 * torch.sin(torch.arange(rate) / rate * 4_000), rate).pooled
@@ -202,7 +202,7 @@ def test_an_odd_rate_takes_no_giant_filter(small_config):
     assert (found - usual).norm() < 0.05 * usual.norm()
 
 
-def test_files_arrays_and_other_rates(model, tmp_path):
+def test_files_and_arrays_of_other_rates_agree(model, tmp_path):
     wave = speech_like(48_000, rate=48_000)
     path = tmp_path / "a.wav"
     soundfile.write(path, wave.numpy(), 48_000, subtype="PCM_16")
@@ -215,16 +215,16 @@ def test_files_arrays_and_other_rates(model, tmp_path):
         atol=0,
     )
     given = model_features(model, wave.numpy(), 48_000).hidden_states[-1]
-    # Rounded to 16 bits before and after resampling, or not; random pre-norm layers feel it more.
+    # Rounding to 16 bits before and after resampling; random pre-norm layers amplify it.
     bound = 0.01 if isinstance(model, MaeAst) else 0.02
     assert (from_file.hidden_states[-1] - given).norm() < bound * given.norm()
     as_int16 = model_features(model, to_pcm16(wave), 48_000).hidden_states[-1]
     assert (as_int16 - given).norm() < bound * given.norm()
-    # Without the rate it is another, slower recording.
+    # Without its rate, the recording is longer.
     assert model_features(model, wave).lengths > 2 * from_file.lengths
 
 
-def test_items_of_hugging_face_data_sets(small_config, tmp_path):
+def test_items_of_hugging_face_datasets(small_config, tmp_path):
     model = MaeAst(small_config()).eval()
     waves = [0.5 * speech_like(n, n, 8_000) for n in (8_000, 12_000)]
     expected = model_features(model, [wave.numpy() for wave in waves], 8_000)
@@ -260,7 +260,7 @@ def test_waveforms_with_their_sample_rate(small_config, tmp_path):
         [{"array": wave, "sampling_rate": 24_000} for wave in (stereo, mono[:20_000])],
     ):
         assert_close(model_features(model, given).pooled, expected, rtol=0, atol=1e-5)
-        # The rate of other recordings says nothing about these.
+        # The sample_rate argument does not apply to these.
         assert_close(model_features(model, given, 8_000).pooled, expected, rtol=0, atol=1e-5)
     alone = model_features(model, (stereo, 24_000))
     assert_close(alone.pooled, expected[:1], rtol=0, atol=1e-5)
@@ -272,7 +272,7 @@ def test_waveforms_with_their_sample_rate(small_config, tmp_path):
     assert (as_int16 - from_file).norm() < 0.01 * from_file.norm()
 
 
-def test_channels_that_cancel_are_warned_about(small_config, caplog, monkeypatch):
+def test_cancelling_channels_are_logged(small_config, caplog, monkeypatch):
     monkeypatch.setattr(audio_file, "_warned", set())
     wave = speech_like(20_000, 5)
     model_features(MaeAst(small_config()).eval(), [wave, (torch.stack((wave, -wave)), 16_000)])
@@ -280,7 +280,7 @@ def test_channels_that_cancel_are_warned_about(small_config, caplog, monkeypatch
     assert message.startswith("waveform 1: its channels are in opposite phase")
 
 
-def test_features_are_printed_as_shapes(small_config):
+def test_repr_shows_shapes(small_config):
     model = MaeAst(small_config()).eval()
     found = model_features(model, [speech_like(40_000), speech_like(16_000)])
     assert repr(found) == (
@@ -295,7 +295,7 @@ def test_features_are_printed_as_shapes(small_config):
 
 
 class StereoDecoder:
-    """As ``datasets`` 4 gives them, of a sound in the middle."""
+    """Decoder as in ``datasets`` 4, with two equal channels."""
 
     def __init__(self, wave: torch.Tensor, rate: int) -> None:
         self.samples = SimpleNamespace(data=torch.stack((wave, wave)), sample_rate=rate)
@@ -305,25 +305,25 @@ class StereoDecoder:
 
 
 @pytest.mark.parametrize("rate", [44_100.0, np.float32(44_100), np.int64(44_100)])
-def test_a_whole_sample_rate_may_be_a_float(small_config, rate):
+def test_integral_sample_rate_may_be_a_float(small_config, rate):
     model, wave = MaeAst(small_config()).eval(), speech_like(22_050, rate=44_100)
     expected = model_features(model, wave, 44_100).pooled
     assert torch.equal(model_features(model, wave, rate).pooled, expected)
 
 
 @pytest.mark.parametrize("rate", [16_000, 48_000])
-def test_what_is_beyond_full_scale_is_clipped_in_arrays_as_in_files(model, tmp_path, rate):
+def test_values_beyond_full_scale_are_clipped(model, tmp_path, rate):
     wave = speech_like(2 * rate, rate=rate)
     wave *= 1.9 / wave.abs().max()
     path = tmp_path / "a.wav"
     soundfile.write(path, wave.numpy(), rate, subtype="FLOAT")
     from_file = model_features(model, path).hidden_states[-1]
     from_array = model_features(model, wave, rate).hidden_states[-1]
-    bound = 0.01 if isinstance(model, MaeAst) else 0.02  # 16 bits, or not
+    bound = 0.01 if isinstance(model, MaeAst) else 0.02  # rounding to 16 bits
     assert (from_file - from_array).norm() < bound * from_array.norm()
 
 
-def test_a_model_in_training_comes_back_so_and_gives_the_same(small_config):
+def test_training_mode_is_restored_and_does_not_matter(small_config):
     model = MaeAst(small_config(dropout=0.5)).train()
     wave = speech_like(16_000)
     before = model.batch_norm.running_mean.clone()
@@ -373,15 +373,15 @@ def test_a_model_in_training_comes_back_so_and_gives_the_same(small_config):
         (torch.zeros(16_000), {"layers": [0]}, r"layers \[0\]"),
         (torch.zeros(16_000), {"layers": []}, r"layers \[\]"),
         (torch.zeros(16_000), {"window_s": 0.01}, "windows of 0.01 s"),
-        (torch.zeros(16_000), {"window_s": 2, "overlap_s": 2}, "share 2 s"),
+        (torch.zeros(16_000), {"window_s": 2, "overlap_s": 2}, "overlap of 2 s"),
     ],
 )
-def test_what_cannot_be_is_refused(model, waveforms, options, message):
+def test_invalid_input_is_refused(model, waveforms, options, message):
     with pytest.raises(ValueError, match=message):
         model_features(model, waveforms, **options)
 
 
-def test_a_missing_and_a_bad_file_are_named(model, tmp_path):
+def test_missing_and_damaged_files_are_named(model, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.wav"):
         model_features(model, tmp_path / "none.wav")
     (tmp_path / "bad.flac").write_bytes(b"not audio")
@@ -412,10 +412,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 
 
 @pytest.mark.slow
-def test_an_hour_fits_into_four_gigabytes(tmp_path: Path) -> None:
-    """One layer as wide as the released models', from a stereo file at 44.1 kHz.
+def test_an_hour_of_audio_fits_into_four_gigabytes(tmp_path: Path) -> None:
+    """Use one layer of the released models' width and a stereo file at 44.1 kHz.
 
-    With an eighth of their tokens, for time's sake: theirs take 0.5 GB more.
+    To save time it has an eighth of their tokens; all tokens take 0.5 GB more.
     """
     done = subprocess.run(
         [sys.executable, "-c", AN_HOUR, str(tmp_path / "hour.wav")],

@@ -1,4 +1,4 @@
-"""Rebuilt spectrograms: what is kept, what is hidden, what the model says."""
+"""Reconstruction: original, visible and predicted patches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.sounds import pcm16, speech_like
 
 @pytest.mark.parametrize("kernel", [(16, 16), (2, 128), (8, 32)], ids=str)
 @pytest.mark.parametrize("as_fbank", [False, True])
-def test_three_pictures(small_config, kernel, as_fbank):
+def test_masked_patches_are_predicted_and_visible_ones_kept(small_config, kernel, as_fbank):
     config = small_config(kernel, input_stats="fixed", input_mean=-8.0, input_std=4.0)
     model = MaeAst(config).eval()
     source = torch.stack([pcm16(speech_like(12_345, seed)) for seed in range(2)])
@@ -39,18 +39,18 @@ def test_three_pictures(small_config, kernel, as_fbank):
             visible[clip, time, mel] = torch.nan
     torch.testing.assert_close(result.rebuilt, rebuilt, rtol=0, atol=1e-6)
     torch.testing.assert_close(result.visible, visible, rtol=0, atol=0, equal_nan=True)
-    hidden_share = result.visible.isnan().float().mean().item()
+    masked_ratio = result.visible.isnan().float().mean().item()
     num_patches = mask.visible_ids.shape[1] + mask.masked_ids.shape[1]
-    assert hidden_share == pytest.approx(mask.masked_ids.shape[1] / num_patches)
+    assert masked_ratio == pytest.approx(mask.masked_ids.shape[1] / num_patches)
 
 
-def test_is_float32_and_outside_of_training(small_config):
+def test_result_is_float32_without_gradients(small_config):
     model = MaeAst(small_config(precision="bfloat16")).eval()
     source = pcm16(speech_like(8_000)).unsqueeze(0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     result = reconstruct(model, source, random_mask(1, (3, 8), 0.5))
-    for picture in (result.original, result.visible, result.rebuilt):
-        assert picture.dtype == torch.float32
-        assert not picture.requires_grad
+    for spectrogram in (result.original, result.visible, result.rebuilt):
+        assert spectrogram.dtype == torch.float32
+        assert not spectrogram.requires_grad
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name

@@ -1,4 +1,4 @@
-"""Clips longer than the encoder takes at once are heard to their end."""
+"""Logits of clips longer than the encoder's maximum input."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ both = pytest.mark.parametrize("independent", [False, True], ids=["softmax", "si
 
 @pytest.fixture
 def model() -> Classifier:
-    """It cuts or pads clips to 1.28 s; patches overlap."""
+    """Build a classifier that cuts or pads clips to 1.28 s, with overlapping patches."""
     encoder = with_random_weights(Ast(AstConfig(**SMALL, input_frames=FRAMES, input_mean=-6.0)))
     return with_random_weights(Classifier(encoder_only(encoder), 24, HeadConfig(5))).eval()
 
@@ -33,8 +33,8 @@ def probabilities(logits: Tensor, independent: bool) -> Tensor:
 
 
 @both
-def test_the_mean_over_windows(model: Classifier, independent: bool) -> None:
-    """Two whole windows and one that ends with the clip, each as the network takes it alone."""
+def test_probabilities_are_averaged_over_windows(model: Classifier, independent: bool) -> None:
+    """Compare with two full windows and one that ends with the clip, each scored alone."""
     wave = speech_like(2 * WINDOW + 9_000)
     columns = ((len(wave) - 400) // 160 + 1 - 16) // 10 + 1
     starts = [0, WINDOW, (columns - 12) * 1_600]
@@ -47,7 +47,7 @@ def test_the_mean_over_windows(model: Classifier, independent: bool) -> None:
 
 
 @pytest.mark.parametrize("second", [1, 2, 5, 7])
-def test_a_sound_at_any_second_is_heard(model: Classifier, second: int) -> None:
+def test_sound_at_any_second_changes_the_scores(model: Classifier, second: int) -> None:
     quiet = 1e-3 * torch.randn(1, 8 * 16_000)
     loud = quiet.clone()
     loud[:, second * 16_000 : (second + 1) * 16_000] += speech_like(16_000)
@@ -56,10 +56,12 @@ def test_a_sound_at_any_second_is_heard(model: Classifier, second: int) -> None:
 
 
 @both
-def test_a_batch_gives_what_each_clip_gives_alone(
+def test_batch_equals_single_clips(
     model: Classifier, independent: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(whole_clips, "BATCH_SAMPLES", 2 * WINDOW)  # at most 5 windows at a time
+    monkeypatch.setattr(
+        whole_clips, "BATCH_SAMPLES", 2 * WINDOW
+    )  # at most 5 windows per forward pass
     waves = [pcm16(speech_like(n, n)) for n in (3_000, 90_000, WINDOW + 1_400, WINDOW + 3_000, 700)]
     lengths = torch.tensor([len(wave) for wave in waves])
     together = clip_logits(
@@ -73,13 +75,13 @@ def test_a_batch_gives_what_each_clip_gives_alone(
         torch.testing.assert_close(together[row], expected, rtol=0, atol=1e-5)
 
 
-def test_clips_that_fit_are_the_network_s_own(model: Classifier) -> None:
+def test_logits_of_short_clips_are_the_model_s(model: Classifier) -> None:
     source = torch.stack([speech_like(WINDOW + 1_400), speech_like(WINDOW + 1_400, 1)])
     lengths = torch.tensor([WINDOW + 1_400, 9_000])
     assert torch.equal(clip_logits(model, source, lengths), model(source, lengths))
 
 
-def test_windows_of_an_encoder_that_takes_any_length(small_config) -> None:
+def test_windows_of_an_encoder_without_maximum_input(small_config) -> None:
     encoder = MaeAst(small_config())
     second = 16_000
 
@@ -98,7 +100,7 @@ def test_windows_of_an_encoder_that_takes_any_length(small_config) -> None:
 
 @both
 def test_logits_of_mean_probabilities(independent: bool) -> None:
-    """Also where probabilities are too small for float32."""
+    """Probabilities may be too small for float32."""
     logits = torch.tensor([[300.0, -300.0, 0.0], [280.0, -320.0, 2.0], [5.0, 1.0, -1.0]])
     found = mean_logits(logits, torch.tensor([0, 0, 1]), 2, independent)
     exact = logits.double()

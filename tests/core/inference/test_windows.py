@@ -1,4 +1,4 @@
-"""Windows cover a recording once, and never hold more than the model takes."""
+"""Windows cover a recording and do not exceed the model's maximum input."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.sounds import pcm16, speech_like
 
 @pytest.mark.parametrize("num_columns", [1, 9, 10, 11, 12, 17, 18, 19, 100, 1_003])
 @pytest.mark.parametrize(("length", "overlap"), [(10, 2), (10, 0), (10, 9), (1, 0), (7, 3)])
-def test_windows_cover_everything_once(num_columns, length, overlap):
+def test_each_column_is_kept_once(num_columns, length, overlap):
     cover = windows(num_columns, length, overlap)
     kept = [n for w in cover for n in range(w.keep_from, w.keep_to)]
     assert kept == list(range(num_columns))
     for w in cover:
         assert 0 <= w.start <= w.keep_from < w.keep_to <= w.end <= num_columns
         assert w.end - w.start == min(length, num_columns)
-        # What is kept lies inside, except where the recording itself ends.
+        # The kept part lies inside the window, except at the ends of the recording.
         margin = overlap // 2
         assert w.keep_from - w.start >= margin or w.start == 0
         assert w.end - w.keep_to >= margin or w.end == num_columns
@@ -34,20 +34,20 @@ def test_windows_cover_everything_once(num_columns, length, overlap):
     [
         ({}, (99, 20)),  # 998 frames: (998 - 16) // 10 + 1
         ({"input_frames": 1024}, (99, 20)),
-        ({"input_frames": 128}, (12, 2)),  # a fifth is shared as before
+        ({"input_frames": 128}, (12, 2)),  # the overlap is still a fifth
         ({"input_frames": 20}, (1, 0)),
         ({**FRAME_TOKENS, "input_frames": 1024}, (499, 100)),
         ({**FRAME_TOKENS, "ast_kernel_stride_time": 1}, (997, 200)),
         ({**FRAME_TOKENS, "ast_kernel_stride_time": 1, "input_frames": 128}, (127, 25)),
     ],
 )
-def test_ten_seconds_that_share_two(fields, expected):
+def test_length_and_overlap_of_ten_second_windows(fields, expected):
     model = Ast(AstConfig(**SMALL | fields))
     assert window_columns(model, 10.0, 2.0) == expected
 
 
 @pytest.mark.parametrize("input_frames", [None, 60, 200])
-def test_a_part_is_the_same_beside_others(input_frames):
+def test_parts_in_a_batch_equal_single_parts(input_frames):
     model = with_random_weights(
         Vit(VitConfig(**SMALL, ast_kernel_stride_time=10, input_frames=input_frames))
     ).eval()
@@ -60,7 +60,7 @@ def test_a_part_is_the_same_beside_others(input_frames):
     ]
     together = states_of_parts(model, clips, parts)
     assert together[0].requires_grad
-    # From frame 30 on; the frames before the eighth patch would be whole are there, too.
+    # From frame 30, with the frames before the eighth patch would be complete.
     waves = [clips[0][30 * 160 : (30 + 16 + 40 - 1) * 160 + 399], clips[0][(first - 2) * 1_600 :]]
     for row, wave in enumerate([*waves, clips[1]]):
         own = model.patch_shape.grid(num_frames(len(wave)))[0] * 8
@@ -70,8 +70,8 @@ def test_a_part_is_the_same_beside_others(input_frames):
             torch.testing.assert_close(ours[row, :size], theirs[0, :size], rtol=0, atol=1e-4)
 
 
-def test_what_is_filled_up_begins_where_each_clip_ends():
-    """Also where clips of different lengths have as many columns."""
+def test_padding_begins_at_the_end_of_each_clip():
+    """Clips of different lengths may have the same number of columns."""
     model = with_random_weights(Ast(AstConfig(**SMALL, input_frames=200))).eval()
     clips = [speech_like(9_000), speech_like(7_700, 1)]
     together = states_of_parts(model, clips, [Part(n, Window(0, 4, 0, 4)) for n in range(2)])
