@@ -1,4 +1,4 @@
-"""Weight averaging: one model of the checkpoints of several epochs (AST does it on AudioSet)."""
+"""Weight averaging over the checkpoints of several epochs, as AST does on AudioSet."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from mae_ast.core.checkpoints.reader import CheckpointError, check_weights, read
 
 
 def average(paths: Sequence[Path]) -> dict[str, Tensor]:
-    """The mean of each weight over some checkpoints.
+    """Return the mean of each weight over checkpoints.
 
-    Whole numbers, such as counts, are the last one's.
+    Integer tensors, such as counters, are taken from the last checkpoint.
 
     Args:
-        paths: files that a training wrote, at least one.
+        paths: checkpoints written by training, at least one.
 
     Raises:
-        CheckpointError: one cannot be read, or its weights are not those of the others.
+        CheckpointError: a checkpoint cannot be read, or its weights have other names or shapes.
     """
     last = _weights(paths[-1])
     if len(paths) == 1:

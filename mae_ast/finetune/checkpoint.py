@@ -1,7 +1,7 @@
-"""Classifiers: built on a checkpoint to be trained, and read back from what training wrote.
+"""Load encoders for fine-tuning, and fine-tuned classifiers.
 
-A fine-tuned checkpoint holds, beside its weights, a :class:`ClassifierSpec`: the network and the
-names of its outputs. So it needs neither the checkpoint it was started from nor the labels' file.
+A fine-tuned checkpoint contains a :class:`ClassifierSpec` with the architecture and the class
+names, so that neither the pretrained checkpoint nor the label file is needed to load it.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from mae_ast.hub.load import PretrainedAst, load
 
 
 class FineTuned:
-    """A classifier in eval mode, and what its outputs are called.
+    """A fine-tuned classifier in eval mode, with its class names.
 
     Args:
         model: the classifier.
-        description: of it.
+        description: its architecture, class names and type of scores.
     """
 
     def __init__(self, model: Classifier, description: ClassifierSpec) -> None:
@@ -51,14 +51,14 @@ class FineTuned:
 
     @torch.no_grad()
     def scores(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Score whole clips, (B, C) from 0 to 1.
+        """Return the scores (B, C) of whole clips, from 0 to 1.
 
-        The scores of a clip longer than the network takes at once are the mean over its windows,
+        The scores of a clip longer than the model's maximum input are the mean over its windows,
         see :func:`mae_ast.core.inference.whole_clips.clip_logits`.
 
         Args:
             source: (B, L) int16 or float waveforms at 16 kHz.
-            lengths: (B,) int64, valid samples of each clip; ``None``: all.
+            lengths: (B,) int64, valid samples of each clip; default: all.
         """
         device = next(self.model.parameters()).device
         lengths = None if lengths is None else lengths.to(device)
@@ -68,11 +68,11 @@ class FineTuned:
 
 
 def encoder_of(source: str, random_weights: bool = False) -> Encoder:
-    """The encoder of a pretrained or fine-tuned model, to be trained further.
+    """Load the encoder of a pretrained or fine-tuned model for further training.
 
     Args:
-        source: whatever :func:`mae_ast.load` takes.
-        random_weights: the same network and input statistics, with new weights.
+        source: any source of :func:`mae_ast.load`.
+        random_weights: keep the architecture and input statistics, but initialise the weights.
 
     Raises:
         ValueError, FileNotFoundError: as :func:`mae_ast.load`.
@@ -89,31 +89,31 @@ def load_finetuned(source: str | os.PathLike[str], num_averaged: int = 1) -> Fin
     """Read a fine-tuned classifier.
 
     Args:
-        source: a checkpoint of ``mae-ast finetune``; the folder of a run: its last one; or an AST
-            that others trained, which is whatever :func:`mae_ast.load` takes.
-        num_averaged: of a run, average the weights of so many of its last epochs.
+        source: a checkpoint of ``mae-ast finetune``; the folder of a run, whose last checkpoint is
+            read; or an AST trained elsewhere, from any source of :func:`mae_ast.load`.
+        num_averaged: average the weights of the last N epoch checkpoints of a run.
 
     Raises:
-        FileNotFoundError: there is no such file, or the run has none.
-        CheckpointError: it is not a fine-tuned checkpoint.
+        FileNotFoundError: the file does not exist, or the run has no checkpoint.
+        CheckpointError: the file is not a fine-tuned checkpoint.
         ValueError: the run has too few checkpoints to average.
     """
     if _is_published(source):
         return _published(source)
     paths = _files(Path(source), num_averaged)
-    description = _description(paths[-1])
+    spec = _read_spec(paths[-1])
     weights = average(paths)
-    system = SYSTEMS[description.system]
-    encoder = encoder_only(system.network(system.config.from_mapping(description.encoder)))
+    system = SYSTEMS[spec.system]
+    encoder = encoder_only(system.network(system.config.from_mapping(spec.encoder)))
     width = encoder.config.encoder_embed_dim
-    model = Classifier(encoder, width, description.head)
+    model = Classifier(encoder, width, spec.head)
     check_weights(model.state_dict(), weights, paths[-1])
     model.load_state_dict(weights)
-    return FineTuned(model, description)
+    return FineTuned(model, spec)
 
 
 def _is_published(source: str | os.PathLike[str]) -> bool:
-    """Whether it is for :func:`mae_ast.load`: not a file of a training of ours, or its folder."""
+    """Return whether a source is for :func:`mae_ast.load`: not a checkpoint or run of ours."""
     path = Path(source)
     if path.is_dir():
         return (path / CONFIG_FILE).is_file()
@@ -123,17 +123,17 @@ def _is_published(source: str | os.PathLike[str]) -> bool:
 
 
 def _published(source: str | os.PathLike[str]) -> FineTuned:
-    """AST as its authors trained it, on its own pooled output; usually every class by itself."""
+    """Load a published AST, whose head uses the encoder's own pooled output."""
     model = load(source)
     if not isinstance(model, PretrainedAst) or model.encoder_only:
         raise CheckpointError(
-            f"{os.fspath(source)}: is not a fine-tuned checkpoint; 'mae-ast finetune' writes one"
+            f"{os.fspath(source)}: not a fine-tuned checkpoint, as 'mae-ast finetune' writes it"
         )
     config = model.config
     mids = tuple(f"class_{n}" for n in range(config.num_classes))
     head = HeadConfig(config.num_classes, pool="encoder")
     frames = config.input_frames or config.position_frames
-    description = ClassifierSpec(
+    spec = ClassifierSpec(
         "ast",
         dataclasses.asdict(config),
         head,
@@ -147,33 +147,35 @@ def _published(source: str | os.PathLike[str]) -> FineTuned:
     for layer, weights in ((classifier.head[0], norm), (classifier.head[-1], linear)):
         layer.load_state_dict(weights.state_dict())
     classifier.head[0].eps = config.head_layer_norm_eps  # type: ignore[assignment]
-    return FineTuned(classifier, description)
+    return FineTuned(classifier, spec)
 
 
-def _description(path: Path) -> ClassifierSpec:
+def _read_spec(path: Path) -> ClassifierSpec:
     try:
         values = read_state(path)["task_state"][FINETUNING]
-        description = ClassifierSpec.from_dict(values)
-        if description.system not in SYSTEMS:
-            raise ValueError(f"is made of {description.system!r}; {', '.join(SYSTEMS)} are known")
-        return description
+        spec = ClassifierSpec.from_dict(values)
+        if spec.system not in SYSTEMS:
+            raise ValueError(f"unknown system {spec.system!r}; supported: {', '.join(SYSTEMS)}")
+        return spec
     except CheckpointError:
         raise
     except (KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: is not a fine-tuned checkpoint; 'mae-ast finetune' writes one"
+            f"{path}: not a fine-tuned checkpoint, as 'mae-ast finetune' writes it"
         ) from error
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
 def _files(source: Path, num_averaged: int) -> Sequence[Path]:
-    """The checkpoints to average, oldest first."""
+    """Return the checkpoints to average, oldest first."""
     if num_averaged < 1:
-        raise ValueError(f"--average {num_averaged}; at least 1")
+        raise ValueError(f"--average {num_averaged}: must be at least 1")
     if not source.is_dir():
         if num_averaged > 1:
-            raise ValueError(f"--average {num_averaged}: {source} is no run's folder but one file")
+            raise ValueError(
+                f"--average {num_averaged}: {source} is a file, not the folder of a run"
+            )
         if not source.is_file():
             raise FileNotFoundError(f"{source}: no such checkpoint or run{suggestion(source)}")
         return [source]
@@ -183,13 +185,14 @@ def _files(source: Path, num_averaged: int) -> Sequence[Path]:
         if last is None:
             raise FileNotFoundError(f"{folder / LAST}: no such file; {source} has no checkpoint")
         return [last]
-    of_epochs = sorted(
+    epoch_files = sorted(
         (path for path in folder.glob("checkpoint*.pt") if path.stem[10:].isdigit()),
         key=lambda path: int(path.stem[10:]),
     )
-    if len(of_epochs) < num_averaged:
+    if len(epoch_files) < num_averaged:
         raise ValueError(
-            f"--average {num_averaged}: {folder} has {plural(len(of_epochs), 'epoch checkpoint')}; "
+            f"--average {num_averaged}: {folder} has "
+            f"{plural(len(epoch_files), 'epoch checkpoint')}; "
             "train with checkpoint.no_epoch_checkpoints=false and checkpoint.keep_last_epochs"
         )
-    return of_epochs[-num_averaged:]
+    return epoch_files[-num_averaged:]

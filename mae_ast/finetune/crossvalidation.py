@@ -1,8 +1,8 @@
-"""Cross-validation: a classifier for each fold of a data set, and how far their scores spread.
+"""Cross-validation: train a classifier per fold, and report the mean and std of the scores.
 
-Each fold is a folder of manifests whose ``valid`` is held out. A fold is trained by a process of
-its own that goes on where it was stopped, then the last checkpoint is scored (the best one would
-have been chosen by the clips that it is scored on).
+Each fold is a folder of manifests whose ``valid`` split is held out. Each fold is trained by its
+own process, which resumes an interrupted run; then the last checkpoint is scored (the best one
+would have been selected on the clips that it is scored on).
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from mae_ast.trainer.resume_guard import assert_same_run
 
 HELD_OUT = "valid"
 FILES_OF_A_FOLD = (LABELS_FILE, "train.tsv", "train.lbl", f"{HELD_OUT}.tsv", f"{HELD_OUT}.lbl")
-# Each fold has its own; shared, a fold would go on with the weights of another one.
+# Set per fold; if shared, a fold would resume with the weights of another one.
 OWN_KEYS = (
     *("task.data", "hydra.run.dir", "checkpoint.save_dir", "checkpoint.restore_file"),
     "common.tensorboard_logdir",
 )
 SETTINGS_FILE, SCORES_FILE = "settings.json", "folds.csv"
-DIGITS = 4  # of scores, shown and written
+DIGITS = 4  # decimal places of scores
 _TASK = "MaeAstClassificationTask"  # checkpoints store the task's state under this name
 
 
 @dataclass(frozen=True)
 class FoldScore:
-    """What was reached on a fold's held-out clips.
+    """Score on the held-out clips of a fold.
 
     Args:
-        fold: its name.
-        clips: number of them.
-        score: accuracy or mean average precision, rounded to four digits.
+        fold: name of the fold.
+        clips: number of held-out clips.
+        score: accuracy or mean average precision, rounded to four decimal places.
     """
 
     fold: str
@@ -52,43 +52,43 @@ class FoldScore:
 
 
 def find_folds(data: Path) -> list[Path]:
-    """The folders ``fold*`` of a data set, by number.
+    """Return the folders ``fold*`` of a data set, sorted by number.
 
     Raises:
-        FileNotFoundError: there are not at least two, or one of their files is not there.
+        FileNotFoundError: there are fewer than two folds, or a file is missing in one.
     """
     found = [path for path in data.glob("fold*") if path.is_dir()]
     if len(found) < 2:
         raise FileNotFoundError(
-            f"{data}: {plural(len(found), 'folder')} fold* in it; two at least are needed, fold1, "
-            "fold2, ..., such as 'mae-ast prepare esc50' writes"
+            f"{data}: contains {plural(len(found), 'folder')} fold*; at least two are required "
+            "(fold1, fold2, ...), as 'mae-ast prepare esc50' writes them"
         )
     for folder in found:
         for name in FILES_OF_A_FOLD:
             if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder / name}: no such file; each fold has one")
+                raise FileNotFoundError(f"{folder / name}: no such file; every fold needs it")
     return sorted(found, key=lambda path: (int("0" + _digits(path.name)), path.name))
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Refuse settings that all folds would share.
+    """Refuse settings that must differ between folds.
 
     Raises:
-        ValueError: one is among them.
+        ValueError: such a setting is given; it is named.
     """
     if sweep.is_multirun(overrides):
-        raise ValueError("--multirun: the folds are the jobs; leave it out")
+        raise ValueError("--multirun is not supported: each fold is a job already")
     for override in overrides:
         key, _, value = override.partition("=")
         if key.lstrip("+") in OWN_KEYS and value != "null":
-            raise ValueError(f"{override}: each fold has its own; --out is the folder of all")
+            raise ValueError(f"{override}: each fold has its own; set --out for all folds")
 
 
 def is_trained(run: Path) -> bool:
-    """Return whether a run is complete: its last update, epoch or hour, or early stopping.
+    """Return whether a run reached its limit of updates, epochs or hours, or stopped early.
 
     Raises:
-        CheckpointError: all its checkpoints are damaged.
+        CheckpointError: all checkpoints of the run are damaged.
     """
     state = _last_state(run)
     if state is None:
@@ -97,17 +97,17 @@ def is_trained(run: Path) -> bool:
     extra: dict[str, Any] = state["extra_state"]
     updates = state["optimizer_history"][-1]["num_updates"]
     hours = extra.get("previous_training_time", 0) / 3600
-    without_gain = extra.get(_TASK, {}).get("early_stopping", {}).get("num_runs", 0)
+    without_improvement = extra.get(_TASK, {}).get("early_stopping", {}).get("num_runs", 0)
     return bool(
         0 < limits["max_update"] <= updates
         or 0 < limits["max_epoch"] < extra["train_iterator"]["epoch"]
         or 0 < (limits.get("stop_time_hours") or 0) < hours
-        or 0 < state["cfg"].get("checkpoint", {}).get("patience", -1) <= without_gain
+        or 0 < state["cfg"].get("checkpoint", {}).get("patience", -1) <= without_improvement
     )
 
 
 def was_interrupted(run: Path) -> bool:
-    """Return whether a run was last saved on a signal, or never."""
+    """Return whether a run has no checkpoint, or its last one was saved on a signal."""
     state = _last_state(run)
     return state is None or bool(state["extra_state"].get(_TASK, {}).get("interrupted", False))
 
@@ -119,13 +119,13 @@ def _last_state(run: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def working_in(out: Path, settings: dict[str, Any]) -> Iterator[int]:
-    """Make the folder of all folds, for one program at a time and one kind of training.
+    """Create and lock the folder of all folds, and check that its settings are unchanged.
 
     Yields:
-        A file descriptor: whoever has it open keeps others out.
+        The file descriptor of the lock, which is held while any process has it open.
 
     Raises:
-        ValueError: another program is at work there, or its folds were trained otherwise.
+        ValueError: another process holds the lock, or folds were trained with other settings.
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out / SETTINGS_FILE
@@ -134,34 +134,34 @@ def working_in(out: Path, settings: dict[str, Any]) -> Iterator[int]:
         yield lock
 
 
-def mean_and_spread(scores: Sequence[FoldScore]) -> tuple[float, float]:
-    """Mean and standard deviation (of a sample: n - 1), rounded as the scores are."""
+def mean_and_std(scores: Sequence[FoldScore]) -> tuple[float, float]:
+    """Return the mean and the sample std (n - 1) of the scores, rounded like the scores."""
     values = np.array([each.score for each in scores])
     return round(float(values.mean()), DIGITS), round(float(values.std(ddof=1)), DIGITS)
 
 
 def table(scores: Sequence[FoldScore], measure: str) -> str:
-    """Folds, mean and standard deviation, for people."""
-    mean, spread = mean_and_spread(scores)
+    """Format the scores of all folds with their mean and std as a text table."""
+    mean, std = mean_and_std(scores)
     lines = [f"{'fold':20}{'clips':>7}{measure:>10}"]
     lines += [f"{each.fold:20}{each.clips:7}{each.score:10.4f}" for each in scores]
-    lines += [f"{name:27}{value:10.4f}" for name, value in _summary(mean, spread)]
+    lines += [f"{name:27}{value:10.4f}" for name, value in _summary(mean, std)]
     return "\n".join(lines)
 
 
 def write_scores(path: Path, scores: Sequence[FoldScore], measure: str) -> None:
-    """The same as CSV: a row for each fold, then mean and standard deviation."""
+    """Write a CSV file: one row per fold, then the mean and std."""
     clips = sum(each.clips for each in scores)
     with atomic_write(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("fold", "clips", measure))
         writer.writerows((each.fold, each.clips, f"{each.score:.4f}") for each in scores)
-        summary = _summary(*mean_and_spread(scores))
+        summary = _summary(*mean_and_std(scores))
         writer.writerows((name, clips, f"{value:.4f}") for name, value in summary)
 
 
-def _summary(mean: float, spread: float) -> tuple[tuple[str, float], ...]:
-    return ("mean", mean), ("standard deviation", spread)
+def _summary(mean: float, std: float) -> tuple[tuple[str, float], ...]:
+    return ("mean", mean), ("std", std)
 
 
 def _digits(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Folds, their settings, their scores; trainings are replaced by short programs."""
+"""Folds, their settings and scores; training runs are replaced by short programs."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def data(tmp_path: Path) -> Path:
         for name in folds.FILES_OF_A_FOLD:
             (folder / name).touch()
     (tmp_path / "labels.csv").touch()
-    (tmp_path / "folded").touch()  # no folder
+    (tmp_path / "folded").touch()  # not a folder
     return tmp_path
 
 
-def test_folds_are_found_by_number(data: Path) -> None:
+def test_folds_are_sorted_by_number(data: Path) -> None:
     assert [path.name for path in folds.find_folds(data)] == ["fold1", "fold2", "fold10"]
 
 
-def test_a_folder_without_folds(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"0 folders fold\* in it; two at least"):
+def test_fewer_than_two_folds_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"0 folders fold\*.* two"):
         folds.find_folds(tmp_path)
     (tmp_path / "fold1").mkdir()
     with pytest.raises(FileNotFoundError, match=r"1 folder fold\*"):
@@ -44,35 +44,35 @@ def test_a_folder_without_folds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", folds.FILES_OF_A_FOLD)
-def test_what_the_last_fold_lacks_is_said_at_once(data: Path, name: str) -> None:
+def test_missing_file_of_the_last_fold_is_named(data: Path, name: str) -> None:
     (data / "fold10" / name).unlink()
     with pytest.raises(FileNotFoundError, match=rf"fold10/{name}: no such file"):
         folds.find_folds(data)
 
 
 @pytest.mark.parametrize("key", folds.OWN_KEYS)
-def test_what_folds_must_not_share_is_refused(key: str) -> None:
-    with pytest.raises(ValueError, match=f"{key}=x: each fold has its own"):
+def test_settings_that_must_differ_between_folds_are_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=f"{key}=x: each fold"):
         folds.check_overrides(["task.mixup=0.5", f"{key}=x"])
     folds.check_overrides(["common.tensorboard_logdir=null", "optimization.max_epoch=3"])
 
 
 @pytest.mark.parametrize("count", [2, 5])
-def test_mean_and_spread_are_numpys_of_what_is_printed(tmp_path: Path, count: int) -> None:
+def test_mean_and_std_are_computed_from_the_rounded_scores(tmp_path: Path, count: int) -> None:
     values = np.random.default_rng(count).uniform(size=count).round(folds.DIGITS)
     scores = [FoldScore(f"fold{n + 1}", 400, float(value)) for n, value in enumerate(values)]
     printed = [line.split() for line in folds.table(scores, "accuracy").splitlines()]
     shown = np.array([float(row[2]) for row in printed[1 : 1 + count]])
     assert shown.tolist() == values.tolist()
-    mean, spread = f"{np.mean(shown):.4f}", f"{np.std(shown, ddof=1):.4f}"
-    assert printed[1 + count :] == [["mean", mean], ["standard", "deviation", spread]]
+    mean, std = f"{np.mean(shown):.4f}", f"{np.std(shown, ddof=1):.4f}"
+    assert printed[1 + count :] == [["mean", mean], ["std", std]]
     folds.write_scores(tmp_path / "folds.csv", scores, "accuracy")
     with (tmp_path / "folds.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
     assert header == ["fold", "clips", "accuracy"]
     assert rows[:count] == [[s.fold, "400", f"{s.score:.4f}"] for s in scores]
     total = str(400 * count)
-    assert rows[count:] == [["mean", total, mean], ["standard deviation", total, spread]]
+    assert rows[count:] == [["mean", total, mean], ["std", total, std]]
 
 
 TASK = "MaeAstClassificationTask"
@@ -94,10 +94,10 @@ NEVER = {"max_update": 0, "max_epoch": 0, "stop_time_hours": 0.0}
         ({}, -1, False),
     ],
 )
-def test_a_run_is_trained_at_one_of_its_limits(
+def test_run_is_complete_at_any_of_its_limits(
     tmp_path: Path, limits: dict[str, float], patience: int, trained: bool
 ) -> None:
-    """After 90 updates, 3 epochs, 1 hour, and 2 validations without an improvement."""
+    """The run has 90 updates, 3 epochs, 1 hour and 2 validations without improvement."""
     assert not folds.is_trained(tmp_path)
     assert folds.was_interrupted(tmp_path)
     (tmp_path / "checkpoints").mkdir()
@@ -118,7 +118,7 @@ def test_a_run_is_trained_at_one_of_its_limits(
     assert folds.was_interrupted(tmp_path)
 
 
-def test_folds_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
+def test_folds_trained_with_other_settings_are_refused(tmp_path: Path) -> None:
     with working_in(tmp_path, {"config": "esc50", "overrides": ["a=1"]}):
         pass
     with working_in(tmp_path, {"config": "esc50", "overrides": ["a=2"]}):
@@ -144,8 +144,8 @@ def lock(tmp_path: Path) -> Iterator[int]:
         yield lock
 
 
-def test_only_one_program_works_in_a_folder_even_when_it_was_killed(tmp_path: Path) -> None:
-    """A killed program's training may live on."""
+def test_folder_is_locked_while_a_killed_program_s_child_lives(tmp_path: Path) -> None:
+    """The training process of a killed program may still be running."""
     out = tmp_path / "out"
     text = f"""
 import os, signal, sys

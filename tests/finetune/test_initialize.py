@@ -1,4 +1,4 @@
-"""Fine-tuning trains the plain encoder: what belongs to pretraining is off."""
+"""Fine-tuning trains the plain encoder, with pretraining-only behaviour disabled."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mae_ast.finetune.initialize import finetuning_view
 from tests.core.vits import SMALL
 from tests.sounds import speech_like
 
-# Of pretraining, as strong as can be seen.
+# Pretraining settings with a visible effect.
 DROPOUTS = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.5)
 PRETRAINING = DROPOUTS | {"encoder_layerdrop": 0.5, "input_mean": -6.0, "input_std": 3.0}
 OF_VIT = SMALL | {"encoder_embed_dim": 48, "encoder_attention_heads": 4} | PRETRAINING
@@ -34,7 +34,7 @@ SYSTEMS = {
 
 
 @pytest.mark.parametrize("system", ["mae_ast", "mae_ast pre-norm", *SYSTEMS])
-def test_training_passes_without_dropout_are_equal(small_config: Any, system: str) -> None:
+def test_training_is_deterministic_without_dropout(small_config: Any, system: str) -> None:
     if system in SYSTEMS:
         encoder: Any = SYSTEMS[system]()
     else:

@@ -151,6 +151,6 @@ def test_invalid_arguments_give_a_one_line_error(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = refusal(monkeypatch, str(data / "fold1"))
-    assert "0 folders fold* in it; two at least" in line
+    assert "0 folders fold*; at least two" in line
     line = refusal(monkeypatch, str(data), "--config", "esc50", "hydra.run.dir=x")
     assert "hydra.run.dir=x: each fold has its own" in line
