@@ -1,7 +1,7 @@
-"""Files from the web in a cache: ``download(urls, name) -> Path``.
+"""Download files to a cache: ``download(urls, name) -> Path``.
 
-A file keeps its checksum beside it, in ``<name>.sha256``: the one that was given, or else the one
-that the first download had. Once there, it is used without any access to the network.
+The SHA-256 of a file is stored in ``<name>.sha256``: the one given by the caller, else that of the
+first download. Cached files are used without network access.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from mae_ast.hub.partial_file import DownloadError
 __all__ = ["DownloadError", "cache_folder", "download", "name_from_url"]
 
 CACHE_VARIABLE = "MAE_AST_CACHE"
-PATIENCE = 5.0  # s of waiting for another process before a word about it
+PATIENCE = 5.0  # s to wait for another process before logging it
 MAX_NAME = 100  # characters
 
 logger = logging.getLogger(__name__)
-pooch.get_logger().setLevel(logging.WARNING)  # it tells of every fetch
+pooch.get_logger().setLevel(logging.WARNING)  # it logs every fetch
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: ``MAE_AST_CACHE``, else the user's cache folder."""
+    """Return the folder of downloads: ``MAE_AST_CACHE``, else the user's cache folder."""
     chosen = os.environ.get(CACHE_VARIABLE)
     return Path(chosen).expanduser() if chosen else pooch.os_cache("mae-ast")
 
 
 def name_from_url(url: str) -> str:
-    """A name for the cache: that of the file, with a hash of the whole address in it.
+    """Return a file name for the cache: the name in the URL with a hash of the URL.
 
     Raises:
-        ValueError: it is no http address.
+        ValueError: not an http or https URL.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{url}: no address of the kind https://host/path/file")
+        raise ValueError(f"{url}: not a URL of the form https://host/path/file")
     last = unquote(parts.path).rpartition("/")[2]
     safe = Path(re.sub(r"[^A-Za-z0-9._-]", "_", last).lstrip(".")[-MAX_NAME:] or "file")
     return f"{safe.stem}-{hashlib.sha256(url.encode()).hexdigest()[:12]}{safe.suffix}"
@@ -54,28 +54,29 @@ def name_from_url(url: str) -> str:
 def download(
     urls: Sequence[str], name: str, sha256: str | None = None, folder: Path | None = None
 ) -> Path:
-    """The path of a file, downloaded if it is not there.
+    """Return the path of a cached file, which is downloaded if necessary.
 
-    Of several processes one downloads, and the others wait for it.
+    If several processes need the same file, one downloads it and the others wait.
 
     Args:
-        urls: where the file lies, in the order in which they are tried.
-        name: what it is called in the folder.
-        sha256: its checksum in hexadecimal digits. Without it that of the first download counts.
-        folder: where it is kept; default: :func:`cache_folder`.
+        urls: URLs of the file, tried in this order.
+        name: file name in the folder.
+        sha256: expected SHA-256 in hexadecimal digits; default: that of the first download.
+        folder: folder of the file; default: :func:`cache_folder`.
 
     Raises:
-        ValueError: ``sha256`` is no checksum.
-        DownloadError: no mirror gave the file, or not the right one, or it cannot be written.
+        ValueError: ``sha256`` is not a SHA-256.
+        DownloadError: no mirror returned the file with the expected SHA-256, or it cannot be
+            written.
     """
-    if sha256 is not None and not _is_sum(sha256 := sha256.strip().lower()):
-        raise ValueError(f"sha256 {sha256!r}: 64 hexadecimal digits are wanted")
+    if sha256 is not None and not _is_sha256(sha256 := sha256.strip().lower()):
+        raise ValueError(f"sha256 {sha256!r}: expected 64 hexadecimal digits")
     target = (folder or cache_folder()).absolute() / name
     try:
-        if not _is_there(target, sha256):
+        if not _is_cached(target, sha256):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(target):
-                if not _is_there(target, sha256):
+            with _download_lock(target):
+                if not _is_cached(target, sha256):
                     _fetch(urls, target, sha256)
     except DownloadError:
         raise
@@ -84,8 +85,8 @@ def download(
     return target
 
 
-def _is_there(target: Path, given: str | None) -> bool:
-    """Whether the file is there and right; it may lie in a folder that cannot be written to."""
+def _is_cached(target: Path, given: str | None) -> bool:
+    """Return whether the file exists with the expected SHA-256; the folder may be read-only."""
     try:
         actual = pooch.file_hash(str(target))
     except FileNotFoundError:
@@ -103,7 +104,7 @@ def _fetch(urls: Sequence[str], target: Path, given: str | None) -> None:
     recorded = _recorded(target)
     expected, advice = given or recorded, ""
     if given is None:
-        # What is there is not what was recorded. It must not be taken for good if its record goes.
+        # The file differs from its recorded SHA-256; it must not be accepted if that is deleted.
         target.unlink(missing_ok=True)
         advice = f"; delete {_record_path(target)} to accept the new file"
     downloader = MirrorDownloader(urls, target, expected, advice)
@@ -117,18 +118,18 @@ def _fetch(urls: Sequence[str], target: Path, given: str | None) -> None:
 
 
 @contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Wait until no other process downloads this file, and keep others waiting."""
+def _download_lock(target: Path) -> Iterator[None]:
+    """Hold the lock for downloading a file, so that other processes wait."""
     lock = FileLock(target.with_name(f"{target.name}.lock"))
     try:
         lock.acquire(timeout=PATIENCE)
     except Timeout:
-        logger.warning("waiting for another process that downloads %s", target)
+        logger.warning("waiting for another process to download %s", target)
         lock.acquire()
     try:
         yield
     finally:
-        # Whoever waits for the lock of a file that is gone is told so by filelock, and tries anew.
+        # A process waiting for the lock is told by filelock that the file is gone, and retries.
         with suppress(OSError):
             Path(lock.lock_file).unlink()
         lock.release()
@@ -139,26 +140,26 @@ def _record_path(target: Path) -> Path:
 
 
 def _recorded(target: Path) -> str | None:
-    """The checksum in ``<name>.sha256``, as ``sha256sum`` writes it."""
+    """Read the checksum in ``<name>.sha256``, which has the format of ``sha256sum``."""
     path = _record_path(target)
     try:
-        words = path.read_text(errors="replace").lower().split()
+        fields = path.read_text(errors="replace").lower().split()
     except FileNotFoundError:
         return None
-    if not words or not _is_sum(words[0]):
-        raise DownloadError(f"{path}: holds no checksum as sha256sum writes it; delete it")
-    return words[0]
+    if not fields or not _is_sha256(fields[0]):
+        raise DownloadError(f"{path}: not in the format of sha256sum; delete it")
+    return fields[0]
 
 
 def _record(target: Path, sha256: str) -> None:
     path = _record_path(target)
-    written = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        written.write_text(f"{sha256}  {target.name}\n")
-        written.replace(path)
+        temporary.write_text(f"{sha256}  {target.name}\n")
+        temporary.replace(path)
     finally:
-        written.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _is_sum(text: str) -> bool:
+def _is_sha256(text: str) -> bool:
     return re.fullmatch("[0-9a-f]{64}", text) is not None

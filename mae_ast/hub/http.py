@@ -1,7 +1,7 @@
-"""A file over HTTP, from the first of its mirrors that gives it, resumed where it broke off.
+"""Download a file over HTTP from the first mirror that works, resuming partial downloads.
 
-A part is resumed only if the server has a validator for this version of the file, a strong ETag or
-else Last-Modified, and says by it that the version is still the same (RFC 9110, 13.1.5 and 14).
+A partial file is resumed only if the server sent a validator for its version of the file, a strong
+ETag or else Last-Modified, and confirms that it is unchanged (RFC 9110, 13.1.5 and 14).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from mae_ast.console import progress_bar
 from mae_ast.core.io.file_kinds import PLACEHOLDERS, describe
 from mae_ast.hub.partial_file import DownloadError, PartialFile, Source, readable
 
-CONNECT_SECONDS = 10.0  # to reach a server
-SILENT_SECONDS = 30.0  # that a server may take for the next bytes
-ATTEMPTS = 20  # at one mirror, as long as each of them brings something
-ATTEMPTS_FROM_START = 3  # the same where a part cannot be resumed
+CONNECT_SECONDS = 10.0  # timeout of connecting
+SILENT_SECONDS = 30.0  # timeout of reading: maximum time without data
+ATTEMPTS = 20  # per mirror, as long as each attempt receives data
+ATTEMPTS_FROM_START = 3  # the same, if the partial file cannot be resumed
 PAUSE = 1.0  # s between two attempts
 CHUNK = 1 << 20  # bytes
 # Time until progress is shown, in seconds: on a terminal, elsewhere.
@@ -36,52 +36,52 @@ PROGRESS_DELAYS_S = (0.5, 10.0)
 
 
 class _MirrorError(Exception):
-    """Why a mirror does not give the file; another attempt would end the same."""
+    """A mirror that does not provide the file; retrying would not help."""
 
 
-class _WrongSumError(_MirrorError):
-    """The bytes are whole, but not those that are wanted."""
+class _ChecksumError(_MirrorError):
+    """A complete file with the wrong checksum."""
 
 
-class _BrokenError(Exception):
-    """Why an attempt ended before the file did."""
+class _RetryableError(Exception):
+    """A download that was interrupted; another attempt may succeed."""
 
 
-class _StalePartError(_BrokenError):
-    """The server does not go on with the part as it is."""
+class _StalePartError(_RetryableError):
+    """The server does not continue the partial file."""
 
 
-_BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError, _BrokenError)
+_RETRIED = (requests.RequestException, urllib3.exceptions.HTTPError, _RetryableError)
 
 
 class MirrorDownloader:
-    """Several mirrors behind pooch's downloader protocol.
+    """Downloader for pooch that tries several mirrors and resumes partial files.
 
     Args:
-        urls: where the file lies, in the order in which they are tried; the mirror that a part
-            of an earlier call came from goes first.
-        target: what the file will be called; parts lie beside it.
-        sha256: what the file must have, in hexadecimal digits; ``None`` takes what comes. After a
-            call it is what the file has.
-        wrong_sum_advice: what to tell a person if no mirror has a file with this sum.
+        urls: URLs of the file, tried in this order, except that the mirror of a partial file from
+            an earlier call is tried first.
+        target: final path of the file; the partial file is written to the same folder.
+        sha256: expected SHA-256 in hexadecimal digits; ``None`` accepts any. After a call, it is
+            that of the file.
+        checksum_advice: added to the error message if no mirror has a file with this SHA-256.
     """
 
     def __init__(
-        self, urls: Sequence[str], target: Path, sha256: str | None, wrong_sum_advice: str = ""
+        self, urls: Sequence[str], target: Path, sha256: str | None, checksum_advice: str = ""
     ) -> None:
         self.urls = urls
         self.part = PartialFile(target)
         self.sha256 = sha256
-        self.wrong_sum_advice = wrong_sum_advice
-        self._received = 0  # bytes, in the current attempt
+        self.checksum_advice = checksum_advice
+        self._received = 0  # bytes received in the current attempt
 
     def __call__(self, url: str, output_file: str, pooch: object, check_only: bool = False) -> None:
-        """Download to ``output_file``; ``url`` is one of the mirrors, and all of them are tried.
+        """Download to ``output_file``, trying all mirrors; ``url`` is ignored.
 
         Raises:
-            DownloadError: no mirror gave the file, or the disk is full.
+            DownloadError: no mirror provided the file, or the disk is full.
         """
-        Path(output_file).unlink(missing_ok=True)  # empty; a kill would leave it for good
+        Path(output_file).unlink(missing_ok=True)  # pooch's empty file, which would stay if killed
         mirrors = deque(sorted(self.urls, key=lambda mirror: self.part.source(mirror) is None))
         failures: dict[str, str] = {}
         advice = ""
@@ -89,27 +89,29 @@ class MirrorDownloader:
             mirror = mirrors.popleft()
             resumed = self.part.source(mirror) is not None
             try:
-                self._fill(mirror)
+                self._complete(mirror)
                 self._check_content()
                 self._check_sum()
             except _MirrorError as error:
                 failures[mirror] = str(error)
-                if isinstance(error, _WrongSumError):
-                    advice = self.wrong_sum_advice
-                    if resumed:  # what an earlier call left may be to blame
+                if isinstance(error, _ChecksumError):
+                    advice = self.checksum_advice
+                    if resumed:  # the part of an earlier call may be damaged
                         mirrors.appendleft(mirror)
             else:
                 return self.part.finish(output_file)
         reasons = "; ".join(f"{mirror}: {reason}" for mirror, reason in failures.items())
-        raise DownloadError(f"{self.part.name}: not downloaded: {reasons}{advice}{self._kept()}")
+        raise DownloadError(
+            f"{self.part.name}: not downloaded: {reasons}{advice}{self._describe_part()}"
+        )
 
-    def _fill(self, url: str) -> None:
-        """Make the part whole from one mirror, in as many attempts as bring something."""
+    def _complete(self, url: str) -> None:
+        """Complete the partial file from one mirror; retry while attempts receive data."""
         for attempt in range(1, ATTEMPTS + 1):
             self._received = 0
             try:
                 return self._attempt(url)
-            except _BROKEN as error:
+            except _RETRIED as error:
                 reason = _reason(error)
                 if isinstance(error, _StalePartError):
                     self.part.discard()
@@ -123,15 +125,15 @@ class MirrorDownloader:
     def _attempt(self, url: str) -> None:
         source = self.part.source(url)
         if source and self.part.size == source.total:
-            return  # an earlier call ended between the last byte and the check
+            return  # an earlier call ended before the check
         headers = {"Accept-Encoding": "identity"}
         if source and source.validator:
             headers |= {"Range": f"bytes={self.part.size}-", "If-Range": source.validator}
         timeout = (CONNECT_SECONDS, SILENT_SECONDS)
         with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
             if source and response.status_code in (206, 416):
-                if not _goes_on(response, source, self.part.size):
-                    raise _StalePartError("does not go on where the part ends")
+                if not _continues(response, source, self.part.size):
+                    raise _StalePartError("does not resume where the partial file ends")
             elif response.status_code == 200:
                 source = _source(url, response.headers)
                 self._refuse(response, source)
@@ -142,14 +144,14 @@ class MirrorDownloader:
             self._receive(response, source)
 
     def _refuse(self, response: requests.Response, source: Source) -> None:
-        """Turn away what has status 200 and yet cannot be the file, or could be half of it."""
+        """Refuse a 200 response that is not the file, or that could be truncated unnoticed."""
         if response.headers.get("Content-Type", "").lower().startswith("text/html"):
-            raise _MirrorError("gives a web page instead of the file")
+            raise _MirrorError("returned a web page instead of the file")
         if (encoding := response.headers.get("Content-Encoding", "")) not in ("", "identity"):
-            raise _MirrorError(f"gives the file in {encoding} encoding, which was not asked for")
+            raise _MirrorError(f"returned Content-Encoding {encoding}, which was not requested")
         has_end = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
         if source.total is None and not has_end and self.sha256 is None:
-            raise _MirrorError("does not say how long the file is; it takes a checksum to know")
+            raise _MirrorError("sent no Content-Length; without it, a SHA-256 must be given")
 
     def _receive(self, response: requests.Response, source: Source) -> None:
         with (
@@ -157,47 +159,47 @@ class MirrorDownloader:
             open(self.part.path, "ab") as file,
             _progress(self.part.name, self.part.size, source.total) as progress,
         ):
-            # read1 gives what there is, so that nothing is lost when the rest does not come.
+            # read1 returns the data available, so that none is lost if the connection breaks.
             while chunk := response.raw.read1(CHUNK, decode_content=False):
                 file.write(chunk)
-                file.flush()  # what a kill -9 leaves can be resumed
+                file.flush()  # can be resumed after kill -9
                 self._received += len(chunk)
                 progress.update(len(chunk))
-            os.fsync(file.fileno())  # no power cut may leave its final name without its bytes
+            os.fsync(file.fileno())  # complete on disk before it is renamed
         if source.total not in (None, self.part.size):
-            raise _BrokenError(f"ended at {self.part.size} of {source.total} bytes")
+            raise _RetryableError(f"ended at {self.part.size} of {source.total} bytes")
 
     def _check_content(self) -> None:
-        """Refuse what servers send instead of the file, whatever its Content-Type."""
+        """Refuse placeholders that servers send instead of the file, whatever the Content-Type."""
         if self.sha256 is None and (kind := describe(self.part.path)) in PLACEHOLDERS:
             self.part.discard()
-            raise _MirrorError(f"gives {kind}")
+            raise _MirrorError(f"returned {kind}")
 
     def _check_sum(self) -> None:
         actual = pooch.file_hash(str(self.part.path))
         if self.sha256 not in (None, actual):
             self.part.discard()
-            raise _WrongSumError(f"wrong checksum: expected sha256 {self.sha256}, got {actual}")
+            raise _ChecksumError(f"wrong checksum: expected sha256 {self.sha256}, got {actual}")
         self.sha256 = actual
 
-    def _kept(self) -> str:
-        """What to say about the part; one that cannot be resumed is removed."""
+    def _describe_part(self) -> str:
+        """Describe the partial file for the error message; remove it if it cannot be resumed."""
         if not any(self.part.source(url) for url in self.urls):
             self.part.discard()
             return ""
         kept = f"{readable(self.part.size)} are kept in {self.part.path}"
-        return f"; {kept}, and the next call goes on from there"
+        return f"; {kept}; the next call resumes from there"
 
 
 def _source(url: str, headers: Mapping[str, str]) -> Source:
-    etag = headers.get("ETag", "")  # a weak one, W/"...", does not promise the same bytes
+    etag = headers.get("ETag", "")  # a weak ETag, W/"...", does not guarantee the same bytes
     validator = etag if etag.startswith('"') else headers.get("Last-Modified")
     length = headers.get("Content-Length", "")
     return Source(url, validator, int(length) if length.isdecimal() else None)
 
 
-def _goes_on(response: requests.Response, source: Source, size: int) -> bool:
-    """Whether the answer to a Range continues the part; not every server heeds If-Range."""
+def _continues(response: requests.Response, source: Source, size: int) -> bool:
+    """Return whether an answer continues the partial file; some servers ignore If-Range."""
     is_etag = (source.validator or "").startswith('"')
     sent = response.headers.get("ETag" if is_etag else "Last-Modified", source.validator)
     found = re.match(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
@@ -217,17 +219,17 @@ def _progress(name: str, initial: int, total: int | None) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """What was wrong, in a few words: requests and urllib3 wrap it several times."""
+    """Describe an error briefly; requests and urllib3 wrap the cause several times."""
     if isinstance(error, requests.ConnectTimeout):
         return f"no connection within {CONNECT_SECONDS:g} s"
     if isinstance(error, requests.ReadTimeout | urllib3.exceptions.ReadTimeoutError):
-        return f"nothing came for {SILENT_SECONDS:g} s"
-    cut_short = http.client.IncompleteRead  # below it lie details of the protocol
-    while not isinstance(error, cut_short) and (inner := error.__cause__ or error.__context__):
+        return f"no data for {SILENT_SECONDS:g} s"
+    incomplete = http.client.IncompleteRead  # its causes are details of the protocol
+    while not isinstance(error, incomplete) and (inner := error.__cause__ or error.__context__):
         error = inner
-    if isinstance(error, cut_short):
+    if isinstance(error, incomplete):
         return "the connection ended early"
     if isinstance(error, socket.gaierror):
         return "host not found"
-    words = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-    return " ".join(words.split())
+    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""Models to use: ``mae_ast.load(source)`` from anywhere, features, and Hugging Face's hub."""
+"""``mae_ast.load(source)``: models from files, URLs and the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from mae_ast.hub.offline import cache_if_unreachable, offline_advice
 from mae_ast.hub.registry import RELEASED
 from mae_ast.hub.sources import is_path
 
-ENCODER_ALONE = (
-    "an encoder alone, as fine-tuned files hold it; heads of pretraining, or of AST, are not there"
+ENCODER_ONLY = (
+    "an encoder only, from a fine-tuned checkpoint; the pretraining or AST heads are missing"
 )
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -46,17 +46,19 @@ class HubModel(
     tags=["audio", "spectrogram-transformer"],
     model_card_template=TEMPLATE,
 ):
-    """A model, how it was trained, and what people do with it; first base of each system's class.
+    """Mixin of the pretrained models: feature extraction and the Hugging Face hub.
 
-    ``save_pretrained(folder)``, ``from_pretrained(folder or hub id)`` and ``push_to_hub(id)`` are
-    huggingface_hub's: ``model.safetensors`` and ``config.json``.
+    It is the first base of the class of each system. ``save_pretrained(folder)``,
+    ``from_pretrained(folder or hub id)`` and ``push_to_hub(id)`` are huggingface_hub's, with
+    ``model.safetensors`` and ``config.json``.
 
     Args:
-        config: what it is made of.
-        mask_type: the masking it was trained with; ``None``: with none, as AST.
-        labels: what a classifier's outputs are called, where that is known.
-        encoder_only: without what serves pretraining alone, as :func:`encoder.encoder_only` has it.
-        independent: a classifier's scores are sigmoids, each class by itself; else a softmax.
+        config: configuration of the system.
+        mask_type: type of mask in pretraining; ``None`` for models trained without, such as AST.
+        labels: class names, if known.
+        encoder_only: without pretraining modules, as :func:`encoder.encoder_only` leaves it.
+        independent: a classifier's scores are sigmoids (multi-label); else a softmax over all
+            classes.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class HubModel(
         encoder_only: bool = False,
         independent: bool = True,
     ) -> None:
-        super().__init__(config)  # type: ignore[call-arg]  # of the network, which comes next
+        super().__init__(config)  # type: ignore[call-arg]  # the network is the next base
         self.mask_type = mask_type
         self.labels = None if labels is None else tuple(labels)
         self.encoder_only = encoder_only
@@ -81,7 +83,7 @@ class HubModel(
     extract_features = features.extract_features
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """Return the README.md of the hub; keyword arguments replace fields of its template."""
+        """Return the model card; keyword arguments replace fields of its template."""
         return super().generate_model_card(*args, **{**card_fields(self), **kwargs})
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -94,13 +96,13 @@ class HubModel(
         if Path(model_id).is_dir():
             return from_file(model_id)
         known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-        of_hub = {key: options[key] for key in known if key in options}
+        hub_options = {key: options[key] for key in known if key in options}
 
         def fetch(name: str) -> str | None:
             try:
-                return str(hf_hub_download(model_id, name, **of_hub))
+                return str(hf_hub_download(model_id, name, **hub_options))
             except LocalEntryNotFoundError:
-                raise  # no network, which says nothing about the hub
+                raise  # offline: unknown whether the hub has the file
             except EntryNotFoundError:
                 return None
 
@@ -120,7 +122,7 @@ class PretrainedMaeAst(
     tags=["masked-autoencoder"],
     paper_url="https://arxiv.org/abs/2203.16691",
 ):
-    """MAE-AST, to use."""
+    """Pretrained MAE-AST."""
 
     mask_type: str
 
@@ -128,13 +130,13 @@ class PretrainedMaeAst(
 class PretrainedSsast(
     HubModel, Ssast, tags=["ssast"], paper_url="https://arxiv.org/abs/2110.09784"
 ):
-    """SSAST, to use."""
+    """Pretrained SSAST."""
 
     mask_type: str
 
 
 class PretrainedAst(HubModel, Ast, tags=["ast"], paper_url="https://arxiv.org/abs/2104.01778"):
-    """AST, to use."""
+    """Pretrained AST with its classification head."""
 
 
 class PretrainedAudioMae(
@@ -143,13 +145,13 @@ class PretrainedAudioMae(
     tags=["masked-autoencoder", "audio-mae"],
     paper_url="https://arxiv.org/abs/2207.06405",
 ):
-    """Audio-MAE, to use."""
+    """Pretrained Audio-MAE."""
 
     mask_type: str
 
 
 class PretrainedVit(HubModel, Vit):
-    """The encoder that AST and SSAST share, to use."""
+    """Pretrained ViT encoder, as shared by AST and SSAST."""
 
 
 PretrainedMasked = PretrainedMaeAst | PretrainedSsast | PretrainedAudioMae
@@ -164,10 +166,12 @@ CLASSES: dict[str, Any] = {
 
 
 def write_safetensors(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Write contiguous weights to a file with the mode given by the umask, unlike the library.
+    """Write contiguous weights to a safetensors file, with the permissions given by the umask.
+
+    (``save_file`` alone ignores the umask.)
 
     Raises:
-        OSError: it could not be written.
+        OSError: the file could not be written.
     """
     with atomic_write(path) as part:
         save_file(dict(weights), part, {"format": "pt"})
@@ -177,21 +181,21 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
     """Load a model of any system with plain PyTorch.
 
     Args:
-        source: a released model's name, a file (of this project's training, in the layout of the
-            released MAE-AST, SSAST, AST or Audio-MAE, or safetensors), the folder of a run, a
-            folder that ``save_pretrained`` or transformers' ``ASTForAudioClassification`` wrote, a
-            URL, or an id on the Hugging Face hub.
+        source: name of a released model; a file (a checkpoint of this project, a released MAE-AST,
+            SSAST, AST or Audio-MAE, or safetensors); the folder of a run; a folder written by
+            ``save_pretrained`` or by transformers' ``ASTForAudioClassification``; a URL; or an id
+            on the Hugging Face hub.
 
     Returns:
-        In eval mode, on the CPU, in float32 whatever it was trained in. Of what was fine-tuned here
-        the encoder, but all of AST; :func:`mae_ast.finetune.checkpoint.load_finetuned` reads
-        classifiers.
+        The model in eval mode, on the CPU, in float32 regardless of the dtype in training. For a
+        fine-tuned checkpoint it is the encoder; for AST it is the full classifier.
+        :func:`mae_ast.finetune.checkpoint.load_finetuned` reads classifiers.
 
     Raises:
         ValueError: the source is of none of these kinds.
-        FileNotFoundError: there is no such file, and nothing of that name on the hub.
-        CheckpointError: the file is no checkpoint, or its weights do not fit its model.
-        DownloadError: it could not be downloaded.
+        FileNotFoundError: the file does not exist, nor a model of that name on the hub.
+        CheckpointError: the file is not a checkpoint, or its weights do not match the model.
+        DownloadError: the file could not be downloaded.
     """
     text = os.fspath(source)
     if text in RELEASED:
@@ -208,63 +212,63 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
     near = get_close_matches(text, RELEASED)
     hint = f"; did you mean {near[0]}?" if near else near_names(text)
     raise ValueError(
-        f"{text!r} is not a file, URL, hub id (user/model) or released model; these are "
-        f"{', '.join(RELEASED)}{hint}"
+        f"{text!r} is not a file, URL, hub id (user/model) or released model; the released models "
+        f"are {', '.join(RELEASED)}{hint}"
     )
 
 
 def released_file(name: str) -> Path:
-    """The cached file of a released model, downloaded where it is not there.
+    """Return the cached file of a released model, which is downloaded if necessary.
 
     Raises:
-        DownloadError: it could not be.
+        DownloadError: the file could not be downloaded.
     """
     model = RELEASED[name]
     return download(model.urls, model.file_name, model.sha256)
 
 
 def load_masked(source: str | os.PathLike[str]) -> PretrainedMasked:
-    """:func:`load` for models that rebuild what a mask hides.
+    """Load a model that reconstructs masked patches; see :func:`load`.
 
     Raises:
-        ValueError: it is a model of another kind; or as :func:`load`.
+        ValueError: the model is of another kind; or as :func:`load`.
     """
     model = load(source)
     if not isinstance(model, PretrainedMasked):
         kinds = [name for name, kind in CLASSES.items() if issubclass(kind, PretrainedMasked)]
         raise ValueError(
-            f"{os.fspath(source)}: a model of kind {system_name(model.config)!r} rebuilds nothing; "
-            f"{', '.join(map(repr, kinds))} do"
+            f"{os.fspath(source)}: a model of kind {system_name(model.config)!r} cannot "
+            f"reconstruct masked patches; {', '.join(map(repr, kinds))} can"
         )
     if model.encoder_only:
-        raise ValueError(f"{os.fspath(source)}: {ENCODER_ALONE}")
+        raise ValueError(f"{os.fspath(source)}: {ENCODER_ONLY}")
     return model
 
 
 def from_file(path: str | os.PathLike[str]) -> Pretrained:
-    """:func:`load` for files and folders only."""
+    """Load a model from a file or folder."""
     return from_checkpoint(read_checkpoint(path), path)
 
 
 def from_checkpoint(found: Checkpoint, path: str | os.PathLike[str]) -> Pretrained:
-    """A model of what was read from ``path``."""
+    """Build a model from a checkpoint read from ``path``."""
     kind = CLASSES[system_name(found.config)]
-    empty = kind(found.config, found.mask_type, found.labels, found.encoder_only, found.independent)
-    model: Pretrained = load_weights(empty, found, path)
-    model.precision = "float32"  # features that are alike on every machine
+    new = kind(found.config, found.mask_type, found.labels, found.encoder_only, found.independent)
+    model: Pretrained = load_weights(new, found, path)
+    model.precision = "float32"  # for equal features on every machine
     return model
 
 
 def _from_url(url: str) -> Path:
-    """The cached file of an address; beside safetensors lies the description of the model."""
+    """Return the cached file of a URL; for safetensors, fetch ``config.json`` as well."""
     parts = urlsplit(url)
     name = name_from_url(url)
     if not parts.path.endswith(".safetensors"):
         return download([url], name)
     folder = cache_folder() / Path(name).stem
-    description = f"{parts.path.rpartition('/')[0]}/{reader.CONFIG_FILE}"
-    beside = urlunsplit(parts._replace(path=description))
-    download([beside], reader.CONFIG_FILE, None, folder)
+    config_path = f"{parts.path.rpartition('/')[0]}/{reader.CONFIG_FILE}"
+    config_url = urlunsplit(parts._replace(path=config_path))
+    download([config_url], reader.CONFIG_FILE, None, folder)
     return download([url], reader.WEIGHTS_FILE, None, folder)
 
 
@@ -272,14 +276,14 @@ def _from_hub(model_id: str) -> Pretrained:
     with cache_if_unreachable() as offline:
         try:
             return cast(Pretrained, HubModel.from_pretrained(model_id))
-        except Exception as error:  # of the network, the hub, or its cache: of many classes
-            of_a_file = isinstance(error, (reader.CheckpointError, FileNotFoundError))
-            if of_a_file and not isinstance(error, LocalEntryNotFoundError):  # that is: no network
+        except Exception as error:  # network, hub or cache errors, of many classes
+            is_about_file = isinstance(error, (reader.CheckpointError, FileNotFoundError))
+            if is_about_file and not isinstance(error, LocalEntryNotFoundError):  # else: offline
                 raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             if offline:
                 reason = f"{offline}; {offline_advice()}"
             raise FileNotFoundError(
-                f"{model_id}: no such file{near_names(model_id)}, and not to be had from the "
-                f"Hugging Face hub ({reason})"
+                f"{model_id}: no such file{near_names(model_id)}, and not available from "
+                f"the Hugging Face hub ({reason})"
             ) from error

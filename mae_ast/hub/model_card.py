@@ -15,9 +15,8 @@ TITLES = {
     "audio_mae": "Audio-MAE",
     "vit": "Spectrogram transformer encoder",
 }
-MAX_CLASSES = 10  # that are listed
-# Jinja, as huggingface_hub's own template; what push_to_hub's model_card_kwargs gives takes
-# precedence.
+MAX_CLASSES = 10  # class names listed
+# Jinja, like huggingface_hub's own template; model_card_kwargs of push_to_hub take precedence.
 TEMPLATE = """\
 ---
 {{ card_data }}

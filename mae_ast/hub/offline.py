@@ -1,4 +1,4 @@
-"""A short check that the Hugging Face hub can be reached; its client would retry for a minute."""
+"""Check quickly whether the Hugging Face hub can be reached; its client would retry for long."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def cache_if_unreachable() -> Iterator[str | None]:
     """Limit ``huggingface_hub`` to its cache within the context if the hub cannot be reached.
 
     Yields:
-        Why the hub cannot be reached; ``None`` if it can.
+        The reason why the hub cannot be reached; ``None`` if it can.
     """
     from huggingface_hub import constants
 
@@ -28,7 +28,7 @@ def cache_if_unreachable() -> Iterator[str | None]:
 
 
 def offline_advice() -> str:
-    """Return how to use a model of the hub where there is no network."""
+    """Return advice on using a model of the hub without network access."""
     from huggingface_hub import constants
 
     return (
@@ -38,22 +38,22 @@ def offline_advice() -> str:
 
 
 def _try_once(url: str) -> str | None:
-    """Return why there is no answer from a URL within ``TIMEOUT_S``; any answer will do."""
+    """Return why a URL did not answer within ``TIMEOUT_S``; ``None`` after any answer."""
     from huggingface_hub import get_session
 
     reasons = [f"{url} cannot be reached: no answer within {TIMEOUT_S:g} s"]
 
-    def ask() -> None:
+    def request() -> None:
         try:
             get_session().head(url, timeout=TIMEOUT_S)
-        except Exception as error:  # of whichever HTTP client the library stands on
-            words = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            reasons[0] = f"{url} cannot be reached: {words}"
+        except Exception as error:  # depends on the HTTP client of huggingface_hub
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reasons[0] = f"{url} cannot be reached: {reason}"
         else:
             reasons.clear()
 
-    # The name look-up has no time limit, hence a thread that may outlast it.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(TIMEOUT_S)
+    # DNS look-ups have no timeout, hence a thread, which may run for longer.
+    thread = threading.Thread(target=request, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT_S)
     return next(iter(reasons), None)

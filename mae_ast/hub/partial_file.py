@@ -1,4 +1,4 @@
-"""A file that is not whole yet: ``<name>.part``, and in ``<name>.part.json`` where it came from."""
+"""Partial downloads: ``<name>.part``, and its source in ``<name>.part.json``."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DownloadError(OSError):
-    """A file that could not be had; the message is one line that says why."""
+    """A download that failed; the message gives the reason in one line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where the bytes of a part came from.
+    """Source of a partial file.
 
     Args:
-        url: the mirror.
-        validator: by which its server knows this version of the file; ``None``: it does not.
-        total: length of the whole file in bytes, if known.
+        url: URL of the mirror.
+        validator: ETag or Last-Modified of this version of the file; ``None`` if there is none.
+        total: size of the complete file in bytes, if known.
     """
 
     url: str
@@ -36,56 +36,56 @@ class Source:
 
 
 class PartialFile:
-    """The part of a file that was received, beside where the whole file will lie.
+    """The part of a file received so far, in the folder of the complete file.
 
     Args:
-        target: the path of the whole file.
+        target: path of the complete file.
     """
 
     def __init__(self, target: Path) -> None:
         self.name = target.name
         self.path = target.with_name(f"{target.name}.part")
-        self._notes = target.with_name(f"{target.name}.part.json")
+        self._source_file = target.with_name(f"{target.name}.part.json")
 
     @property
     def size(self) -> int:
-        """Bytes that are there; 0 without a file."""
+        """Size in bytes; 0 if there is no partial file."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def source(self, url: str) -> Source | None:
-        """Where the part came from, if it can be resumed from this mirror."""
+        """Return the source of the partial file if it can be resumed from this mirror."""
         try:
-            source = Source(**json.loads(self._notes.read_text()))
+            source = Source(**json.loads(self._source_file.read_text()))
             fits = 0 < self.size <= (source.total or self.size)
         except (OSError, ValueError, TypeError):
             return None
         return source if fits and source.validator and source.url == url else None
 
     def begin(self, source: Source) -> None:
-        """Begin anew with what comes from ``source``."""
+        """Discard the partial file and start a new one from ``source``."""
         self.discard()
-        self._notes.write_text(json.dumps(dataclasses.asdict(source)))
+        self._source_file.write_text(json.dumps(dataclasses.asdict(source)))
 
     def finish(self, path: str) -> None:
-        """Move the part, which is whole now, to ``path`` on the same disk."""
+        """Move the completed file to ``path`` on the same disk."""
         self.path.replace(path)
         self.discard()
 
     def discard(self) -> None:
-        """Remove the part."""
+        """Remove the partial file."""
         self.path.unlink(missing_ok=True)
-        self._notes.unlink(missing_ok=True)
+        self._source_file.unlink(missing_ok=True)
 
     @contextmanager
     def room_for(self, total: int | None) -> Iterator[None]:
-        """Make sure that a file of ``total`` bytes fits; where it does not, the part is removed.
+        """Check that the disk has room for a file of ``total`` bytes; else remove the partial file.
 
         Raises:
-            DownloadError: the disk is full, or gets full inside of the context.
+            DownloadError: the disk is full, or becomes full within the context.
         """
         try:
             usage = shutil.disk_usage(self.path.parent)
-            # A file system that does not know its size says 0.
+            # File systems of unknown size report 0.
             if total is not None and usage.total and total - self.size > usage.free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             yield
@@ -102,5 +102,5 @@ class PartialFile:
 
 
 def readable(size: int) -> str:
-    """A number of bytes for people, such as 1.23GB."""
+    """Format a number of bytes, such as 1.23GB."""
     return f"{tqdm.format_sizeof(size, divisor=1000)}B"

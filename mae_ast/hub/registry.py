@@ -1,4 +1,4 @@
-"""The released models: where they lie, and what they reached."""
+"""The released models: URLs and published scores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MIRRORS = (
     "https://www.cs.utexas.edu/~harwath/model_checkpoints/mae_ast/",
 )
 
-# Of each task the measure; all of them in percent.
+# Metric of each task, in percent.
 TASKS = MappingProxyType(
     {
         "AS-20K": "mAP",  # AudioSet, balanced
@@ -29,11 +29,11 @@ class ReleasedModel:
     """A checkpoint that can be downloaded.
 
     Args:
-        name: by which people ask for it.
-        urls: where it lies, in the order in which they are tried.
-        sha256: its checksum, where one is published.
-        description: what it is, in a few words.
-        scores: after fine-tuning, for the tasks in ``TASKS``, in percent; a task may be missing.
+        name: name of the model, as :func:`mae_ast.load` takes it.
+        urls: URLs of the file, tried in this order.
+        sha256: SHA-256 of the file, if published.
+        description: short description.
+        scores: scores after fine-tuning on ``TASKS``, in percent; tasks may be missing.
     """
 
     name: str
@@ -44,7 +44,7 @@ class ReleasedModel:
 
     @property
     def file_name(self) -> str:
-        """What it is called in the cache."""
+        """File name in the cache."""
         return self.urls[0].rpartition("/")[2]
 
 
@@ -54,20 +54,20 @@ def _released(name: str, file: str, description: str, *scores: float | None) -> 
     return ReleasedModel(name, urls, None, description, MappingProxyType(known))
 
 
-# The scores of the 12-layer models are the paper's (arXiv:2203.16691).
+# Scores of the 12-layer models as published (arXiv:2203.16691).
 RELEASED = {
     model.name: model
     for model in (
         _released(
             "mae_ast_patch",
             "chunk_patch_75_12LayerEncoder.pt",
-            "12 + 2 layers, patches of 16 x 16, chunk masks, 75 % hidden",
+            "12 + 2 layers, patches of 16 x 16, chunk masks, 75 % masked",
             *(30.6, 90.0, 97.9, 95.8, None, 59.8),
         ),
         _released(
             "mae_ast_frame",
             "random_frame_75_12LayerEncoder.pt",
-            "12 + 2 layers, frames of 128 x 2, random masks, 75 % hidden",
+            "12 + 2 layers, frames of 128 x 2, random masks, 75 % masked",
             *(23.0, 88.9, 98.0, 97.3, 63.3, 62.1),
         ),
     )
@@ -75,11 +75,13 @@ RELEASED = {
 
 
 def find(name: str) -> ReleasedModel:
-    """A released model by its name.
+    """Return a released model by its name.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: there is no model of this name; the message lists them.
     """
     if name not in RELEASED:
-        raise ValueError(f"{name}: not a released model; these are {', '.join(RELEASED)}")
+        raise ValueError(
+            f"{name}: not a released model; the released models are {', '.join(RELEASED)}"
+        )
     return RELEASED[name]

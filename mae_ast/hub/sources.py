@@ -1,4 +1,4 @@
-"""Tell paths from names and hub ids among the sources of a model."""
+"""Distinguish paths from names and hub ids among the sources of a model."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
 def is_path(source: str) -> bool:
-    """Return whether a source is meant as a path, even if there is nothing.
+    """Return whether a source is meant as a path, even if the file does not exist.
 
-    Paths have a checkpoint's suffix, are absolute or begin with a dot, have several slashes, or
-    begin with a folder that exists; a hub id is ``owner/name``.
+    Paths have the suffix of a checkpoint, are absolute, begin with a dot or a tilde, contain
+    several slashes, or begin with a folder that exists; hub ids are ``owner/name``.
     """
-    if re.match(r"\w+:", source):  # a URL, or a model of a package
+    if re.match(r"\w+:", source):  # a URL, or timm:NAME
         return False
     folder, slash, name = source.partition("/")
     return (

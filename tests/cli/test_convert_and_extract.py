@@ -78,7 +78,7 @@ def test_convert_refuses_a_pickle_that_runs_code(mae_ast_command, tmp_path):
 
 @pytest.mark.parametrize(
     ("source", "words"),
-    [("mae_ast_pach", "these are mae_ast_patch, mae_ast_frame"), ("none.pt", "no such checkpoint")],
+    [("mae_ast_pach", "mae_ast_patch, mae_ast_frame"), ("none.pt", "no such checkpoint")],
 )
 def test_convert_refuses_an_unknown_source(mae_ast_command, tmp_path, source, words):
     _, message = mae_ast_command("convert", source, tmp_path / "out", "--to", "onnx")

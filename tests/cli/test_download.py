@@ -67,9 +67,12 @@ def test_a_url_is_downloaded_into_a_given_folder(server, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("huge",), "huge: not a released model; these are mae_ast_patch, mae_ast_frame"),
-        (("ftp://host/file",), "ftp://host/file: no address of the kind https://host/path/file"),
-        (("mae_ast_patch", "--sha256", "1"), "sha256 '1': 64 hexadecimal digits are wanted"),
+        (
+            ("huge",),
+            "huge: not a released model; the released models are mae_ast_patch, mae_ast_frame",
+        ),
+        (("ftp://host/file",), "ftp://host/file: not a URL of the form https://host/path/file"),
+        (("mae_ast_patch", "--sha256", "1"), "sha256 '1': expected 64 hexadecimal digits"),
     ],
 )
 def test_invalid_input_ends_in_one_line(arguments, message):

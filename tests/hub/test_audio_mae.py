@@ -1,4 +1,4 @@
-"""Audio-MAE through the same doors as the other systems, which do not know its name."""
+"""Audio-MAE through the generic interface: load, features, reconstruct, convert, fine-tune."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mae_ast.hub.load import PretrainedAudioMae
 from tests.core.vits import with_random_weights
 from tests.sounds import speech_like
 
-# As the published layout wants it, which does not tell heads.
+# D / 64 heads, as assumed for the published layout, which does not store their number.
 SMALL: dict[str, Any] = {
     "encoder_layers": 2,
     "encoder_embed_dim": 24,
@@ -44,7 +44,7 @@ def audio_mae(**fields: Any) -> PretrainedAudioMae:
 
 
 def published(path: Path) -> PretrainedAudioMae:
-    """A model as its authors save it, with what else they save."""
+    """Save a model as its authors do, with their other entries, and return it."""
     model = audio_mae(**PUBLISHED)
     state: dict[str, Any] = dict(write_audio_mae(model.config, model.state_dict()))
     state |= {"epoch": 32, "args": argparse.Namespace(norm_pix_loss=True, blr=2e-4)}
@@ -70,13 +70,13 @@ def assert_same(found: Any, model: Any) -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, {"decoder_attention": "global"}, {"decoder_layers": 0}])
-def test_a_folder_and_back(fields, tmp_path):
+def test_folder_round_trip(fields, tmp_path):
     model = audio_mae(**fields)
     model.save_pretrained(tmp_path)
     assert_same(mae_ast.load(tmp_path), model)
 
 
-def test_a_published_file_loads_and_goes_back_out_whole(mae_ast_command, tmp_path):
+def test_published_file_round_trip(mae_ast_command, tmp_path):
     path, again = tmp_path / "audio_mae.pth", tmp_path / "again.pth"
     model = published(path)
     assert_same(mae_ast.load(path), model)
@@ -89,10 +89,10 @@ def test_a_published_file_loads_and_goes_back_out_whole(mae_ast_command, tmp_pat
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_of_a_published_local_decoder_the_encoder_loads(tmp_path, caplog, sound, mae_ast_command):
+def test_encoder_of_a_published_local_decoder_is_loaded(tmp_path, caplog, sound, mae_ast_command):
     path = tmp_path / "local.pth"
-    whole = published(path)
-    weights = write_audio_mae(whole.config, whole.state_dict())["model"]
+    full = published(path)
+    weights = write_audio_mae(full.config, full.state_dict())["model"]
     weights["decoder_blocks.0.attn.tau"] = torch.ones(16)
     weights["decoder_blocks.0.attn.meta_mlp.fc1.weight"] = torch.ones(256, 2)
     torch.save({"model": weights}, path)
@@ -100,18 +100,18 @@ def test_of_a_published_local_decoder_the_encoder_loads(tmp_path, caplog, sound,
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     message = record.getMessage()
-    assert message.startswith(f"{path}: only the encoder is read")
+    assert message.startswith(f"{path}: reading the encoder only")
     assert "attn.tau" in message
     assert "attn.meta_mlp.fc1.weight" in message
     assert model.config.decoder_layers == 0
     wave = speech_like(16_000).unsqueeze(0)
-    for ours, theirs in zip(model.hidden_states(wave), whole.hidden_states(wave), strict=True):
+    for ours, theirs in zip(model.hidden_states(wave), full.hidden_states(wave), strict=True):
         assert torch.equal(ours, theirs)
     _, message = mae_ast_command("reconstruct", path, sound, "-o", tmp_path / "a.png")
     assert "decoder_layers=0; predicting patches needs a decoder" in message
 
 
-def test_a_damaged_file_is_named(tmp_path):
+def test_missing_weight_is_named(tmp_path):
     path = tmp_path / "a.pth"
     model = published(path)
     state = write_audio_mae(model.config, model.state_dict())
@@ -121,20 +121,20 @@ def test_a_damaged_file_is_named(tmp_path):
         mae_ast.load(path)
 
 
-def test_a_local_decoder_of_ours_has_no_published_layout(mae_ast_command, tmp_path):
+def test_local_decoder_is_not_exported_to_the_published_layout(mae_ast_command, tmp_path):
     audio_mae().save_pretrained(tmp_path / "a")
     _, message = mae_ast_command("convert", tmp_path / "a", tmp_path / "b.pth", "--to", "released")
-    assert "decoder_attention=local: the published layout has no such decoder" in message
+    assert "decoder_attention=local: the published layout" in message
     assert not (tmp_path / "b.pth").exists()
 
 
 def test_reconstruct(mae_ast_command, tmp_path, sound):
     audio_mae(input_frames=1024).save_pretrained(tmp_path / "a")
-    picture = tmp_path / "a.png"
-    out, message = mae_ast_command("reconstruct", tmp_path / "a", sound, "-o", picture)
+    image = tmp_path / "a.png"
+    out, message = mae_ast_command("reconstruct", tmp_path / "a", sound, "-o", image)
     assert not message, message
     assert "80% hidden" in out or "81% hidden" in out, out
-    assert picture.stat().st_size > 5_000
+    assert image.stat().st_size > 5_000
 
 
 @pytest.mark.parametrize("input_frames", [None, 256])
@@ -152,10 +152,10 @@ def test_features_of_any_length(input_frames, tmp_path):
     assert not torch.equal(fresh.extract_features(clips[0]).pooled, alone.pooled)
 
 
-# Starts.
+# Initialisation
 
 
-def test_an_encoder_to_be_trained_further(tmp_path):
+def test_encoder_for_further_training(tmp_path):
     path = tmp_path / "audio_mae.pth"
     model = published(path)
     encoder = encoder_of(str(path))
@@ -176,7 +176,7 @@ def test_an_encoder_to_be_trained_further(tmp_path):
         assert torch.equal(ours, theirs)
 
 
-def test_an_encoder_with_learned_positions_starts_from_those_on_the_grid():
+def test_learned_positions_are_initialised_from_the_fixed_ones():
     pretrained = encoder_only(audio_mae())
     config = VitConfig(
         **{k: v for k, v in SMALL.items() if k.startswith("encoder")},
@@ -191,7 +191,7 @@ def test_an_encoder_with_learned_positions_starts_from_those_on_the_grid():
 
 
 def image_net() -> Any:
-    """timm's network for images of 64 x 64 in three colours."""
+    """Build a timm network for RGB images of 64 x 64."""
     pytest.importorskip("timm")
     from timm.models.vision_transformer import VisionTransformer
 
@@ -200,7 +200,7 @@ def image_net() -> Any:
     ).eval()
 
 
-def test_timms_weights_start_the_encoder(tmp_path):
+def test_encoder_is_initialised_from_timm(tmp_path):
     theirs = image_net()
     path = tmp_path / "images.pth"
     torch.save(theirs.state_dict(), path)
@@ -215,16 +215,16 @@ def test_timms_weights_start_the_encoder(tmp_path):
     kernel = theirs.patch_embed.proj.weight.mean(1)  # (D, mel, time)
     ours = after["post_extract_proj.weight"].unflatten(1, (16, 16))
     torch.testing.assert_close(ours, kernel.transpose(1, 2), rtol=0, atol=1e-6)
-    # The blocks are theirs: the same tokens give the same output.
+    # Equal blocks: the same tokens give the same output.
     tokens = torch.randn(2, 9, 24)
     with torch.no_grad():
         expected = theirs.norm(theirs.blocks(tokens))
     torch.testing.assert_close(model.encoder(tokens), expected, rtol=0, atol=1e-4)
 
 
-def test_what_cannot_start_the_encoder_is_named(tmp_path):
+def test_invalid_encoder_weights_are_named(tmp_path):
     model = audio_mae()
-    with pytest.raises(ValueError, match=r"model\.encoder_weights=nothing\.pth: is neither timm:"):
+    with pytest.raises(ValueError, match=r"model\.encoder_weights=nothing\.pth: .*timm:"):
         initialize.start_encoder(model, "nothing.pth")
     config = VitConfig(encoder_layers=3, encoder_embed_dim=24, encoder_attention_heads=1)
     torch.save(to_timm(config, Vit(config).state_dict()), tmp_path / "a.pth")

@@ -1,4 +1,4 @@
-"""Downloads against a server that misbehaves: what arrives, what is said, and what stays behind."""
+"""Downloads from a misbehaving server: files received, error messages, files left behind."""
 
 import fcntl
 import hashlib
@@ -61,7 +61,7 @@ def files(folder):
 
 
 def error_of(*arguments):
-    """The message of a download that fails; it has to be one line."""
+    """Return the message of a failing download, which must be one line."""
     with pytest.raises(DownloadError) as raised:
         download(*arguments)
     message = str(raised.value)
@@ -69,15 +69,15 @@ def error_of(*arguments):
     return message
 
 
-def is_whole(folder, data=DATA):
-    """The file and its checksum, and nothing else."""
+def assert_complete(folder, data=DATA):
+    """Assert that the folder contains the file and its checksum, and nothing else."""
     assert files(folder) == [NAME, f"{NAME}.sha256"]
     assert (folder / NAME).read_bytes() == data
     assert (folder / f"{NAME}.sha256").read_text() == f"{sha256(data)}  {NAME}\n"
 
 
 def leave_part(server, folder, data=DATA, size=30_000, path="/file", **headers):
-    """What a server that broke off and died leaves behind."""
+    """Leave a partial file, as after a server that stopped answering."""
     url = server.url(path, gives(data, breaks_after=size, **headers), resets)
     message = error_of([url], NAME, None, folder)
     assert files(folder) == [f"{NAME}.part", f"{NAME}.part.json"]
@@ -86,14 +86,14 @@ def leave_part(server, folder, data=DATA, size=30_000, path="/file", **headers):
     return url, message
 
 
-# What arrives
+# Downloads and resuming
 
 
 @pytest.mark.parametrize("behaviour", [gives(DATA), gives(DATA, **DATED), gives_in_chunks(DATA)])
-def test_a_file_arrives_with_its_checksum_beside_it(server, folder, behaviour):
+def test_file_and_checksum_are_written(server, folder, behaviour):
     path = download([server.url("/file", behaviour)], NAME, None, folder)
     assert path == folder / NAME
-    is_whole(folder)
+    assert_complete(folder)
     (asked,) = server.asked("/file")
     assert asked["Accept-Encoding"] == "identity"
     assert "Range" not in asked
@@ -102,21 +102,21 @@ def test_a_file_arrives_with_its_checksum_beside_it(server, folder, behaviour):
 
 
 @pytest.mark.parametrize("headers", [{}, DATED])
-def test_what_breaks_off_is_resumed_at_once(server, folder, headers):
+def test_broken_connection_is_resumed(server, folder, headers):
     script = [gives(DATA, breaks_after=30_000, **headers), gives(DATA, **headers)]
     download([server.url("/file", *script)], NAME, None, folder)
-    is_whole(folder)
+    assert_complete(folder)
     first, second = server.asked("/file")
     assert "Range" not in first
     assert second["Range"] == "bytes=30000-"
     assert second["If-Range"] == headers.get("Last_Modified", '"1"')
 
 
-def test_attempts_go_on_as_long_as_they_bring_something_but_not_for_ever(server, folder):
+def test_attempts_continue_while_data_is_received_up_to_a_limit(server, folder):
     url = server.url("/file", gives(DATA, breaks_after=10_000))
     download([url], NAME, None, folder)
     assert len(server.asked("/file")) == 10
-    is_whole(folder)
+    assert_complete(folder)
 
     url = server.url("/slow", gives(DATA, breaks_after=100))
     message = error_of([url], "slow.pt", None, folder)
@@ -125,29 +125,29 @@ def test_attempts_go_on_as_long_as_they_bring_something_but_not_for_ever(server,
     assert "the connection ended early" in message
 
 
-def test_a_mirror_that_brings_nothing_is_asked_once(server, folder):
+def test_mirror_without_data_is_tried_once(server, folder):
     error_of([server.url("/file", resets)], NAME, None, folder)
     assert len(server.asked("/file")) == 1
 
 
-def test_the_next_call_resumes_what_a_dead_server_left(server, folder):
+def test_next_call_resumes_the_partial_file(server, folder):
     url, message = leave_part(server, folder)
     assert message == (
         f"{NAME}: not downloaded: {url}: Connection reset by peer; 30.0kB are kept in "
-        f"{folder}/{NAME}.part, and the next call goes on from there"
+        f"{folder}/{NAME}.part; the next call resumes from there"
     )
     url = server.url("/file", gives(DATA))
     download([url], NAME, None, folder)
     (asked,) = server.asked("/file")
     assert asked["Range"] == "bytes=30000-"
-    is_whole(folder)
+    assert_complete(folder)
 
 
 @pytest.mark.parametrize(
     ("answer", "requests"),
     [
         (gives(DATA, heeds_range=False), 1),
-        (gives(DATA, etag='"2"'), 1),  # another version, so If-Range makes it a whole one
+        (gives(DATA, etag='"2"'), 1),  # another version, so If-Range returns the full file
         (gives(DATA, etag='"2"', heeds_if_range=False), 2),
         (gives(DATA, Content_Range="bytes 29999-99999/100000"), 2),
         (gives(DATA, Content_Range="bytes 30000-99999/100001"), 2),
@@ -156,18 +156,20 @@ def test_the_next_call_resumes_what_a_dead_server_left(server, folder):
     ],
     ids=["no Range", "changed", "changed, no If-Range", "start", "total", "no range", "416"],
 )
-def test_a_part_that_does_not_fit_the_answer_starts_anew(server, folder, answer, requests):
+def test_download_restarts_if_the_answer_does_not_continue_the_part(
+    server, folder, answer, requests
+):
     url, _ = leave_part(server, folder, data=OTHER)
     url = server.url("/file", answer, gives(DATA))
     download([url], NAME, None, folder)
     assert [headers.get("Range") for headers in server.asked("/file")] == (
         ["bytes=30000-", None][:requests]
     )
-    is_whole(folder)
+    assert_complete(folder)
 
 
 @pytest.mark.parametrize("etag", [None, 'W/"1"'])
-def test_without_a_validator_nothing_is_resumed_and_nothing_stays(server, folder, etag):
+def test_nothing_is_resumed_or_kept_without_a_validator(server, folder, etag):
     url = server.url("/file", gives(DATA, etag=etag, breaks_after=30_000))
     message = error_of([url], NAME, None, folder)
     assert message == f"{NAME}: not downloaded: {url}: the connection ended early"
@@ -188,55 +190,55 @@ def test_without_a_validator_nothing_is_resumed_and_nothing_stays(server, folder
         lambda notes: json.dumps(notes | {"more": 1}),
     ],
 )
-def test_a_part_of_doubtful_origin_starts_anew(server, folder, change):
+def test_download_restarts_if_the_source_of_the_part_is_invalid(server, folder, change):
     leave_part(server, folder, data=OTHER)
     notes = folder / f"{NAME}.part.json"
     notes.write_text(change(json.loads(notes.read_text())))
     download([server.url("/file", gives(DATA))], NAME, None, folder)
     (asked,) = server.asked("/file")
     assert "Range" not in asked
-    is_whole(folder)
+    assert_complete(folder)
 
 
-def test_a_part_that_is_whole_needs_no_request(server, folder):
+def test_complete_part_needs_no_request(server, folder):
     url, _ = leave_part(server, folder)
     (folder / f"{NAME}.part").write_bytes(DATA)
     download([url], NAME, None, folder)
     assert not server.requests
-    is_whole(folder)
+    assert_complete(folder)
 
 
-def test_a_resumed_file_with_the_wrong_sum_is_fetched_once_more(server, folder):
+def test_resumed_file_with_wrong_checksum_is_downloaded_again(server, folder):
     leave_part(server, folder)
-    (folder / f"{NAME}.part").write_bytes(bytes(30_000))  # as a power cut leaves it
+    (folder / f"{NAME}.part").write_bytes(bytes(30_000))  # as after a power cut
     download([server.url("/file", gives(DATA))], NAME, sha256(DATA), folder)
     assert [headers.get("Range") for headers in server.asked("/file")] == ["bytes=30000-", None]
-    is_whole(folder)
+    assert_complete(folder)
 
 
-def test_an_answer_that_is_too_short_is_noticed(server, folder):
-    short = {"Content_Length": "10000"}  # of a range that should have the rest
+def test_short_ranges_are_continued(server, folder):
+    short = {"Content_Length": "10000"}  # a range that should contain the rest
     script = [gives(DATA, breaks_after=30_000), gives(DATA, breaks_after=10_000, **short)]
     download([server.url("/file", *script)], NAME, None, folder)
     assert [headers.get("Range") for headers in server.asked("/file")][1:] == [
         f"bytes={start}-" for start in range(30_000, 100_000, 10_000)
     ]
-    is_whole(folder)
+    assert_complete(folder)
 
 
-def test_chunks_that_end_early_are_noticed(server, folder):
+def test_truncated_chunked_response_is_an_error(server, folder):
     url = server.url("/file", gives_in_chunks(DATA, breaks_after=30_000))
     assert "the connection ended early" in error_of([url], NAME, None, folder)
     assert files(folder) == []
 
 
-def test_a_file_of_unknown_length_needs_a_checksum(server, folder):
+def test_file_of_unknown_length_needs_a_checksum(server, folder):
     url = server.url("/file", gives(DATA, Content_Length=None))
     message = error_of([url], NAME, None, folder)
-    assert "does not say how long the file is" in message
+    assert "no Content-Length" in message
     assert files(folder) == []
     download([url], NAME, sha256(DATA), folder)
-    is_whole(folder)
+    assert_complete(folder)
 
 
 @pytest.mark.parametrize(
@@ -248,18 +250,18 @@ def test_a_file_of_unknown_length_needs_a_checksum(server, folder):
     ],
     ids=["web page", "Git LFS", "XML"],
 )
-def test_what_a_server_gives_instead_of_a_file_is_not_kept(server, folder, content, kind):
+def test_placeholders_are_not_kept(server, folder, content, kind):
     url = server.url("/file", gives(content))
     assert error_of([url], NAME, None, folder).startswith(
-        f"{NAME}: not downloaded: {url}: gives {kind}"
+        f"{NAME}: not downloaded: {url}: returned {kind}"
     )
     assert files(folder) == []
     download(
         [server.url("/bad", gives(content)), server.url("/good", gives(DATA))], NAME, None, folder
     )
-    is_whole(folder)
+    assert_complete(folder)
     path = download([url], "page.html", sha256(content), folder)
-    assert path.read_bytes() == content  # what a checksum asks for
+    assert path.read_bytes() == content  # accepted, as the checksum matches
 
 
 # Mirrors
@@ -270,28 +272,28 @@ def test_what_a_server_gives_instead_of_a_file_is_not_kept(server, folder, conte
     [
         (fails(404), "404 Not Found"),
         (fails(500), "500 Internal Server Error"),
-        (fails(200, b"moved", Content_Type="text/html"), "gives a web page instead of the file"),
-        (gives(DATA, Content_Encoding="gzip"), "gives the file in gzip encoding"),
+        (fails(200, b"moved", Content_Type="text/html"), "returned a web page instead of the file"),
+        (gives(DATA, Content_Encoding="gzip"), "returned Content-Encoding gzip"),
         (resets, "Connection reset by peer"),
-        (hangs(3), "nothing came for 0.2 s"),
-        (hangs(3, DATA[:10], Content_Length="100000"), "nothing came for 0.2 s"),
+        (hangs(3), "no data for 0.2 s"),
+        (hangs(3, DATA[:10], Content_Length="100000"), "no data for 0.2 s"),
         (gives(OTHER), f"wrong checksum: expected sha256 {sha256(DATA)}, got {sha256(OTHER)}"),
     ],
     ids=["404", "500", "web page", "gzip", "reset", "silent", "falls silent", "wrong bytes"],
 )
-def test_the_second_mirror_stands_in(server, folder, monkeypatch, failure, reason):
+def test_second_mirror_is_used_if_the_first_fails(server, folder, monkeypatch, failure, reason):
     monkeypatch.setattr(http, "SILENT_SECONDS", 0.2)
     urls = [server.url("/bad", failure), server.url("/good", gives(DATA))]
     download(urls, NAME, sha256(DATA), folder)
-    is_whole(folder)
+    assert_complete(folder)
     assert len(server.asked("/bad")) >= 1
     assert len(server.asked("/good")) == 1
     message = error_of(urls[:1], "other.pt", sha256(DATA), folder)
     assert message.startswith(f"other.pt: not downloaded: {urls[0]}: {reason}")
-    is_whole(folder)
+    assert_complete(folder)
 
 
-def test_all_mirrors_dead(server, folder, monkeypatch):
+def test_all_mirrors_failing_is_an_error(server, folder, monkeypatch):
     def no_such_host(host, *arguments, **keywords):
         if host == "nowhere.invalid":
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -308,7 +310,7 @@ def test_all_mirrors_dead(server, folder, monkeypatch):
     assert files(folder) == []
 
 
-def test_a_part_is_not_continued_with_another_mirrors_bytes(server, folder):
+def test_part_is_not_continued_from_another_mirror(server, folder):
     urls = [
         server.url("/one", gives(OTHER, breaks_after=30_000), resets),
         server.url("/two", gives(DATA)),
@@ -316,10 +318,10 @@ def test_a_part_is_not_continued_with_another_mirrors_bytes(server, folder):
     download(urls, NAME, None, folder)
     (asked,) = server.asked("/two")
     assert "Range" not in asked
-    is_whole(folder)
+    assert_complete(folder)
 
 
-def test_a_dead_mirror_does_not_cost_the_part_of_another(server, folder):
+def test_part_survives_failure_of_another_mirror(server, folder):
     first = server.url("/one", resets)
     second, _ = leave_part(server, folder, path="/two")
     server.url("/two", resets)
@@ -329,15 +331,15 @@ def test_a_dead_mirror_does_not_cost_the_part_of_another(server, folder):
     server.url("/one", gives(OTHER))
     server.url("/two", gives(DATA))
     download([first, second], NAME, None, folder)
-    assert not server.asked("/one")  # the mirror of the part goes first
+    assert not server.asked("/one")  # the mirror of the part is tried first
     assert server.asked("/two")[0]["Range"] == "bytes=30000-"
-    is_whole(folder)
+    assert_complete(folder)
 
 
 # Checksums
 
 
-def test_wrong_bytes_with_a_given_checksum_leave_nothing(server, folder):
+def test_file_with_wrong_checksum_is_removed(server, folder):
     url = server.url("/file", gives(OTHER))
     assert error_of([url], NAME, sha256(DATA), folder) == (
         f"{NAME}: not downloaded: {url}: wrong checksum: expected sha256 {sha256(DATA)}, "
@@ -347,12 +349,12 @@ def test_wrong_bytes_with_a_given_checksum_leave_nothing(server, folder):
     assert len(server.asked("/file")) == 1
 
 
-def test_a_damaged_file_is_fetched_again_and_held_to_the_recorded_sum(server, folder):
+def test_damaged_file_is_downloaded_again_and_verified(server, folder):
     url = server.url("/file", gives(DATA))
     path = download([url], NAME, None, folder)
     path.write_bytes(DATA[:-1] + b"?")
     assert download([url], NAME, None, folder) == path
-    is_whole(folder)
+    assert_complete(folder)
     assert len(server.asked("/file")) == 2
 
     path.write_bytes(DATA[:-1] + b"?")
@@ -366,44 +368,44 @@ def test_a_damaged_file_is_fetched_again_and_held_to_the_recorded_sum(server, fo
 
     record.unlink()
     download([url], NAME, None, folder)
-    is_whole(folder, OTHER)
+    assert_complete(folder, OTHER)
 
 
-def test_a_given_checksum_wins_over_the_recorded_one(server, folder):
+def test_given_checksum_takes_precedence_over_the_recorded_one(server, folder):
     url = server.url("/file", gives(DATA))
     download([url], NAME, None, folder)
-    message = error_of([url], NAME, sha256(OTHER), folder)  # perhaps a typing error
+    message = error_of([url], NAME, sha256(OTHER), folder)  # perhaps a typo
     assert f"expected sha256 {sha256(OTHER)}, got {sha256(DATA)}" in message
-    is_whole(folder)
+    assert_complete(folder)
 
     server.url("/file", gives(OTHER))
     download([url], NAME, f" {sha256(OTHER).upper()}\n", folder)
-    is_whole(folder, OTHER)
+    assert_complete(folder, OTHER)
     count = len(server.requests)
     (folder / f"{NAME}.sha256").write_text(f"{sha256(DATA)}  {NAME}\n")
     download([url], NAME, sha256(OTHER), folder)
-    is_whole(folder, OTHER)
+    assert_complete(folder, OTHER)
     assert len(server.requests) == count
 
 
-def test_a_file_put_there_by_hand_is_taken_and_recorded(folder):
+def test_file_copied_by_hand_is_accepted_and_recorded(folder):
     folder.mkdir()
     (folder / NAME).write_bytes(DATA)
     download([f"http://127.0.0.1:{free_port()}/"], NAME, None, folder)
-    is_whole(folder)
+    assert_complete(folder)
 
 
-def test_a_record_that_is_none(folder):
+def test_invalid_checksum_file_is_named(folder):
     folder.mkdir()
     (folder / NAME).write_bytes(DATA)
     (folder / f"{NAME}.sha256").write_text("not found\n")
     message = error_of(["http://127.0.0.1/"], NAME, None, folder)
-    assert message.startswith(f"{folder}/{NAME}.sha256: holds no checksum")
+    assert message.startswith(f"{folder}/{NAME}.sha256: ")
 
 
 @pytest.mark.parametrize("wrong", ["", "abc", "g" * 64, "a" * 63])
-def test_a_checksum_that_is_none(folder, wrong):
-    with pytest.raises(ValueError, match="64 hexadecimal digits are wanted"):
+def test_invalid_checksum_is_refused(folder, wrong):
+    with pytest.raises(ValueError, match="64 hexadecimal digits"):
         download(["http://127.0.0.1/"], NAME, wrong, folder)
     assert not folder.exists()
 
@@ -411,7 +413,7 @@ def test_a_checksum_that_is_none(folder, wrong):
 # The cache
 
 
-def test_what_is_cached_is_used_without_any_network(server, folder, monkeypatch):
+def test_cached_file_is_used_without_network(server, folder, monkeypatch):
     url = server.url("/file", gives(DATA))
     path = download([url], NAME, None, folder)
     server.requests.clear()
@@ -421,7 +423,7 @@ def test_what_is_cached_is_used_without_any_network(server, folder, monkeypatch)
 
     monkeypatch.setattr(socket.socket, "connect", no_network)
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    folder.chmod(0o555)  # nor the right to write
+    folder.chmod(0o555)  # read-only
     try:
         assert download([url], NAME, None, folder) == path
         assert download([url], NAME, sha256(DATA), folder) == path
@@ -430,7 +432,7 @@ def test_what_is_cached_is_used_without_any_network(server, folder, monkeypatch)
     assert not server.requests
 
 
-def test_where_the_cache_lies(monkeypatch, tmp_path):
+def test_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("MAE_AST_CACHE", str(tmp_path / "here"))
     assert cache_folder() == tmp_path / "here"
     monkeypatch.setenv("MAE_AST_CACHE", "~/models")
@@ -440,7 +442,7 @@ def test_where_the_cache_lies(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "mae-ast"
 
 
-def test_names_of_addresses_are_safe_and_do_not_meet():
+def test_names_from_urls_are_safe_and_unique():
     name = name_from_url("https://host/a/b/model%20one.pt?token=/../x#y")
     assert re.fullmatch(r"model_one-[0-9a-f]{12}\.pt", name)
     urls = [
@@ -455,12 +457,12 @@ def test_names_of_addresses_are_safe_and_do_not_meet():
 
 
 @pytest.mark.parametrize("url", ["ftp://host/file", "file:///etc/passwd", "https:///file", "m.pt"])
-def test_an_address_of_another_kind(url):
-    with pytest.raises(ValueError, match="no address of the kind https://host/path/file"):
+def test_other_urls_are_refused(url):
+    with pytest.raises(ValueError, match=r"https://host/path/file"):
         name_from_url(url)
 
 
-def test_a_folder_that_is_none(tmp_path):
+def test_cache_folder_below_a_file_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     message = error_of(["http://127.0.0.1/"], NAME, None, tmp_path / "file" / "cache")
     assert message == f"{tmp_path}/file/cache/{NAME}: cannot be written or read (Not a directory)"
@@ -468,8 +470,7 @@ def test_a_folder_that_is_none(tmp_path):
 
 # Processes
 
-# A program that was started in the background may have been told to ignore SIGINT, and so would be
-# its children.
+# Programs started in the background may ignore SIGINT, and so would their children.
 SCRIPT = textwrap.dedent("""
     import signal
     import sys
@@ -489,7 +490,7 @@ def start(folder, *urls):
     )
 
 
-def test_of_three_processes_one_downloads(server, folder):
+def test_only_one_of_three_processes_downloads(server, folder):
     url = server.url("/file", gives(DATA, takes=0.7))
     running = [start(folder, url) for _ in range(3)]
     for process in running:
@@ -498,21 +499,21 @@ def test_of_three_processes_one_downloads(server, folder):
         assert out == f"{folder}/{NAME}\n"
         assert "Downloading" not in errors  # pooch is quiet
     assert len(server.asked("/file")) == 1
-    is_whole(folder)
+    assert_complete(folder)
 
 
-def test_whoever_waits_says_so(server, folder, monkeypatch, caplog):
+def test_waiting_for_another_process_is_logged(server, folder, monkeypatch, caplog):
     monkeypatch.setattr("mae_ast.hub.download.PATIENCE", 0.05)
     folder.mkdir()
     other = os.open(folder / f"{NAME}.lock", os.O_CREAT | os.O_RDWR)
     fcntl.flock(other, fcntl.LOCK_EX)
     threading.Timer(0.3, os.close, [other]).start()
     download([server.url("/file", gives(DATA))], NAME, None, folder)
-    assert caplog.messages == [f"waiting for another process that downloads {folder / NAME}"]
-    is_whole(folder)
+    assert caplog.messages == [f"waiting for another process to download {folder / NAME}"]
+    assert_complete(folder)
 
 
-def test_when_one_process_fails_the_next_resumes(server, folder):
+def test_next_process_resumes_after_a_failure(server, folder):
     breaks = gives(DATA, breaks_after=30_000)
     url = server.url("/file", breaks, fails(500), gives(DATA))
     codes = sorted(process.wait(60) for process in [start(folder, url) for _ in range(2)])
@@ -522,10 +523,10 @@ def test_when_one_process_fails_the_next_resumes(server, folder):
         "bytes=30000-",
         "bytes=30000-",
     ]
-    is_whole(folder)
+    assert_complete(folder)
 
 
-def test_an_interruption_keeps_the_part(server, folder, monkeypatch):
+def test_keyboard_interrupt_keeps_the_part(server, folder, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
@@ -536,14 +537,14 @@ def test_an_interruption_keeps_the_part(server, folder, monkeypatch):
     assert files(folder) == [f"{NAME}.part", f"{NAME}.part.json"]
     monkeypatch.undo()
     download([url], NAME, None, folder)
-    is_whole(folder)
+    assert_complete(folder)
 
 
 @pytest.mark.parametrize(
     ("number", "stays"),
     [(signal.SIGINT, []), (signal.SIGKILL, [f"{NAME}.lock"])],
 )
-def test_a_process_that_is_signalled_leaves_the_part(server, folder, number, stays):
+def test_signalled_process_leaves_the_part(server, folder, number, stays):
     half = hangs(20, DATA[:30_000], Content_Length="100000", ETag='"1"')
     process = start(folder, server.url("/file", half))
     part = folder / f"{NAME}.part"
@@ -557,13 +558,13 @@ def test_a_process_that_is_signalled_leaves_the_part(server, folder, number, sta
     server.requests.clear()
     download([server.url("/file", gives(DATA))], NAME, None, folder)
     assert server.asked("/file")[0]["Range"] == "bytes=30000-"
-    is_whole(folder)
+    assert_complete(folder)
 
 
 # A full disk
 
 
-def test_a_disk_that_is_too_small_is_known_before_the_first_byte(server, small_disk):
+def test_small_disk_is_noticed_before_the_first_byte(server, small_disk):
     url = server.url("/file", hangs(5, Content_Length="100000"))
     message = error_of([url], NAME, None, small_disk)
     assert message == (
@@ -573,7 +574,7 @@ def test_a_disk_that_is_too_small_is_known_before_the_first_byte(server, small_d
 
 
 @pytest.mark.parametrize("taken", [0, 60 << 10])
-def test_a_disk_that_gets_full_on_the_way(server, small_disk, taken):
+def test_disk_that_becomes_full_during_the_download(server, small_disk, taken):
     (small_disk / "other").write_bytes(bytes(taken))
     url = server.url("/file", gives_in_chunks(DATA, ETag='"1"'))
     message = error_of([url], NAME, None, small_disk)
@@ -584,12 +585,12 @@ def test_a_disk_that_gets_full_on_the_way(server, small_disk, taken):
     assert files(small_disk) == ["other"]
 
 
-def test_the_bar_is_silent_where_it_is_quick_and_no_terminal(server, folder, capsys):
+def test_no_progress_is_shown_for_short_downloads(server, folder, capsys):
     download([server.url("/file", gives(DATA))], NAME, None, folder)
     assert capsys.readouterr().err == ""
 
 
-def test_the_bar_shows_where_it_takes_long(server, folder, capsys, monkeypatch):
+def test_progress_is_shown_for_long_downloads(server, folder, capsys, monkeypatch):
     monkeypatch.setattr(http, "PROGRESS_DELAYS_S", (0.0, 0.0))
     download([server.url("/file", gives(DATA))], NAME, None, folder)
     assert f"{NAME}: 100%" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What was fine-tuned is a pretrained model again, of which the encoder is left."""
+"""``mae_ast.load`` of fine-tuned checkpoints: the encoder; for AST the full classifier."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ CONFIGS: dict[str, Any] = {
 
 def save_run(run: Path, system: str, encoder: Any, pool: str) -> Path:
     head = HeadConfig(len(LABELS.mids), pool=pool)
-    description = ClassifierSpec(
+    spec = ClassifierSpec(
         system, dataclasses.asdict(encoder.config), head, LABELS, False, False, clip_samples=16_000
     )
     classifier = with_random_weights(Classifier(encoder, encoder.config.encoder_embed_dim, head))
     state = {
         "model": classifier.state_dict(),
-        "task_state": {FINETUNING: description.to_dict()},
+        "task_state": {FINETUNING: spec.to_dict()},
         "optimizer_history": [],
     }
     (run / RUN_FILE).parent.mkdir(parents=True)
@@ -51,7 +51,7 @@ def save_run(run: Path, system: str, encoder: Any, pool: str) -> Path:
 
 @pytest.fixture(params=sorted(SYSTEMS))
 def finetuned(request, small_config, tmp_path) -> tuple[str, Encoder, Path]:
-    """System, encoder, and the run whose last checkpoint holds it, as fine-tuning writes that."""
+    """Return a system, an encoder, and a run with a fine-tuned checkpoint of it."""
     system = request.param
     config = CONFIGS.get(system) or small_config()
     encoder = with_random_weights(encoder_only(SYSTEMS[system].network(config))).eval()
@@ -66,7 +66,7 @@ def assert_same_states(found: Any, encoder: Any) -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_the_encoder_is_read_and_goes_to_the_hub_s_layout(finetuned, tmp_path):
+def test_encoder_is_loaded_and_saved_in_the_hub_layout(finetuned, tmp_path):
     system, encoder, run = finetuned
     for source in (run, run / RUN_FILE):
         model = mae_ast.load(source)
@@ -83,7 +83,7 @@ def test_the_encoder_is_read_and_goes_to_the_hub_s_layout(finetuned, tmp_path):
     assert_same_states(encoder_of(str(run)), encoder)
 
 
-def test_commands(mae_ast_command, finetuned, tmp_path):
+def test_commands_accept_encoders_or_refuse_them_in_one_line(mae_ast_command, finetuned, tmp_path):
     system, _, run = finetuned
     soundfile.write(tmp_path / "a.wav", speech_like(16_000).numpy(), 16_000)
     (tmp_path / "train.tsv").write_text(f"{tmp_path}\na.wav\t16000\t16000\n")
@@ -91,22 +91,22 @@ def test_commands(mae_ast_command, finetuned, tmp_path):
     assert not message
     assert out.strip().endswith("train_0_1.len")
 
-    alone = "an encoder alone"
+    refused = "encoder only"
     _, message = mae_ast_command("convert", run, tmp_path / "out", "--to", "released")
-    assert alone in message
+    assert refused in message
     _, message = mae_ast_command("reconstruct", run, tmp_path / "a.wav")
-    assert ("rebuilds nothing" if system in ("ast", "vit") else alone) in message
+    assert ("cannot reconstruct" if system in ("ast", "vit") else refused) in message
     if system == "ast":
         _, message = mae_ast_command("convert", run, tmp_path / "out", "--to", "hugging-face")
-        assert alone in message
+        assert refused in message
         mae_ast.load(run).save_pretrained(tmp_path / "hub")
         _, message = mae_ast_command("predict", tmp_path / "hub", tmp_path / "a.wav")
         assert "not a fine-tuned checkpoint" in message
     assert not (tmp_path / "out").exists()
 
 
-def test_a_classifier_in_the_wrappers_of_torch(finetuned):
-    """As a script of one's own saves it that trains on several GPUs with compiled layers."""
+def test_classifier_in_wrapper_modules_of_torch(finetuned):
+    """Load a checkpoint saved by a user's script for several GPUs with a compiled model."""
     _, _, run = finetuned
     waveform = speech_like(12_000).unsqueeze(0)
     expected = load_finetuned(run).scores(waveform)
@@ -116,11 +116,11 @@ def test_a_classifier_in_the_wrappers_of_torch(finetuned):
     assert torch.equal(load_finetuned(run).scores(waveform), expected)
 
 
-def test_of_ast_all_is_read_and_goes_to_transformers(mae_ast_command, tmp_path):
+def test_full_ast_is_loaded_and_exported_to_transformers(mae_ast_command, tmp_path):
     encoder = encoder_only(
         SYSTEMS["ast"].network(AstConfig(**SMALL, input_frames=128, num_classes=2))
     )
-    encoder.batch_norm.running_mean.fill_(-6.5)  # as model.input_mean has it in fine-tuning
+    encoder.batch_norm.running_mean.fill_(-6.5)  # as fine-tuning sets it with model.input_mean
     run = save_run(tmp_path / "run", "ast", encoder, "encoder")
     waveform = speech_like(12_000).unsqueeze(0)
     expected = load_finetuned(run).model(waveform)

@@ -1,4 +1,4 @@
-"""Files of other kinds hold the same model."""
+"""Exported files compute the same outputs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def states(model: PretrainedMaeAst) -> list[torch.Tensor]:
     return model.hidden_states(speech_like(20_000).unsqueeze(0))
 
 
-def test_released_and_safetensors_come_back(model, tmp_path):
+def test_released_and_safetensors_round_trip(model, tmp_path):
     export.to_released_file(model, tmp_path / "new" / "a.pt")
     export.to_safetensors(model, tmp_path / "folder")
     for path in (tmp_path / "new" / "a.pt", tmp_path / "folder"):
@@ -42,7 +42,7 @@ def test_released_and_safetensors_come_back(model, tmp_path):
     assert os.listdir(tmp_path / "new") == ["a.pt"]
 
 
-def test_onnx_gives_the_last_hidden_state(model, tmp_path):
+def test_onnx_computes_the_last_hidden_state(model, tmp_path):
     path = tmp_path / "a.onnx"
     assert export.to_onnx(model, path) < 1e-3
     graph = onnx.load(path).graph
@@ -61,7 +61,7 @@ def test_onnx_gives_the_last_hidden_state(model, tmp_path):
             waves = torch.stack([speech_like(length, seed) for seed in range(batch)])
             (found,) = session.run(None, {"log_mel": fbank(waves).numpy()})
             with torch.no_grad():
-                # Pre-norm layers are followed by the stack's own norm.
+                # Pre-norm stacks end with a layer norm.
                 expected = model.hidden_states(waves)[-1]
                 if model.config.layer_norm_first:
                     expected = model.encoder.layer_norm(expected)
@@ -74,13 +74,13 @@ def test_onnx_gives_the_last_hidden_state(model, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["to_released_file", "to_safetensors"])
-def test_a_full_disk_is_one_line_and_nothing_is_left(model, small_disk, kind):
+def test_full_disk_leaves_no_files(model, small_disk, kind):
     with pytest.raises(OSError, match=r"disk/a: could not be written, with \d\.\d MB free \(.*\)$"):
         getattr(export, kind)(model, small_disk / "a")
     assert os.listdir(small_disk) == []
 
 
-def test_what_is_there_is_not_overwritten(model, tmp_path):
+def test_existing_files_are_not_overwritten(model, tmp_path):
     for kind, write in (("file", export.to_released_file), ("folder", export.to_safetensors)):
         path = tmp_path / kind
         write(model, path)
@@ -91,11 +91,11 @@ def test_what_is_there_is_not_overwritten(model, tmp_path):
         write(model, path, overwrite=True)
         assert_close(states(mae_ast.load(path)), states(model), rtol=0, atol=0)
     (tmp_path / "folder" / "checkpoints").mkdir()
-    with pytest.raises(FileExistsError, match="holds other files than a model's"):
+    with pytest.raises(FileExistsError, match=r"folder: .*not a model's"):
         export.to_safetensors(model, tmp_path / "folder", overwrite=True)
-    with pytest.raises(FileExistsError, match="is a folder already, but a file is to be written"):
+    with pytest.raises(FileExistsError, match=r"folder: is a folder, .* a file"):
         export.to_released_file(model, tmp_path / "folder", overwrite=True)
-    with pytest.raises(FileExistsError, match="is a file already, but a folder is to be written"):
+    with pytest.raises(FileExistsError, match=r"file: is a file, .* a folder"):
         export.to_safetensors(model, tmp_path / "file", overwrite=True)
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
     (tmp_path / "empty").mkdir()

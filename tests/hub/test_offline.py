@@ -1,4 +1,4 @@
-"""The Hugging Face hub is asked for hub ids only, and once where it cannot be reached."""
+"""The Hugging Face hub is queried for hub ids only, and only once if it cannot be reached."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.web_server import WebServer, gives
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No server at the hub's address, and an empty cache."""
+    """Set a hub URL without a server, and an empty cache."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -40,8 +40,8 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "tests/none",
     ],
 )
-def test_paths(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last one begins with a folder that exists."""
+def test_paths_are_recognised(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last source begins with a folder that exists."""
     monkeypatch.chdir(Path(__file__).parents[2])
     assert is_path(source)
 
@@ -49,11 +49,11 @@ def test_paths(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "source", ["owner/name", "mae_ast_patch", "", "timm:a/b/c", "https://host/a/model.pt"]
 )
-def test_names(source: str) -> None:
+def test_names_are_not_paths(source: str) -> None:
     assert not is_path(source)
 
 
-def test_a_mistyped_path_is_not_looked_for_on_the_hub(
+def test_mistyped_path_is_not_looked_up_on_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "runs/patch").mkdir(parents=True)
@@ -63,10 +63,10 @@ def test_a_mistyped_path_is_not_looked_for_on_the_hub(
         mae_ast.load("runs/ptch")
 
 
-def test_a_mistyped_path_of_a_training_is_one_from_here(
+def test_mistyped_path_is_resolved_from_the_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The training itself works in another folder, where ``runs`` does not exist."""
+    """The training process runs in another folder, where ``runs`` does not exist."""
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
     for source, expected in {
@@ -79,21 +79,23 @@ def test_a_mistyped_path_of_a_training_is_one_from_here(
         assert f"model.checkpoint={expected}" in command
 
 
-def test_a_hub_that_cannot_be_reached_is_asked_once(offline: None, tmp_path: Path) -> None:
-    """Its client would try for 23 s and more."""
+def test_unreachable_hub_is_queried_once(offline: None, tmp_path: Path) -> None:
+    """The hub's client alone would retry for more than 23 s."""
     begin = time.monotonic()
     with pytest.raises(FileNotFoundError) as error:
         mae_ast.load("owner/name")
     assert time.monotonic() - begin < 15
     text = str(error.value)
-    assert text.startswith("owner/name: no such file, and not to be had from the Hugging Face hub")
+    assert text.startswith("owner/name: no such file")
     assert f"{constants.ENDPOINT} cannot be reached" in text
     assert f"copy its folder in {tmp_path / 'cache'} (HF_HOME)" in text
     assert "\n" not in text
     assert constants.HF_HUB_OFFLINE is False  # for others in this process
 
 
-def test_the_same_of_timm(offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_is_queried_once_for_timm(
+    offline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     def create_model(name: str, pretrained: bool) -> None:
@@ -109,7 +111,7 @@ def test_the_same_of_timm(offline: None, monkeypatch: pytest.MonkeyPatch) -> Non
     assert asked == [True]
 
 
-def test_without_the_hub_only_the_cache_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_cache_is_used_without_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -122,7 +124,7 @@ def test_without_the_hub_only_the_cache_is_used(monkeypatch: pytest.MonkeyPatch)
     assert not constants.is_offline_mode()
 
 
-def test_any_answer_of_the_hub_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_answer_means_the_hub_is_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
     with WebServer() as server:
         server.scripts["/"] = [gives(b"")]  # HEAD is answered with 501
         monkeypatch.setattr(constants, "ENDPOINT", server.url("/"))
@@ -131,14 +133,14 @@ def test_any_answer_of_the_hub_is_enough(monkeypatch: pytest.MonkeyPatch) -> Non
             assert not constants.is_offline_mode()
 
 
-def test_offline_mode_stays_as_the_user_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_set_by_the_user_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with cache_if_unreachable() as reason:
         assert reason == "HF_HUB_OFFLINE is set"
     assert constants.is_offline_mode()
 
 
-def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_server_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"

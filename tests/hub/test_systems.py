@@ -1,4 +1,4 @@
-"""SSAST and AST through the same doors as MAE-AST: load, features, convert, predict."""
+"""SSAST and AST through the generic interface: load, features, convert, predict."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from mae_ast.hub.load import CLASSES, PretrainedAst, PretrainedSsast, Pretrained
 from tests.core.vits import FRAME_TOKENS, SMALL, with_random_weights
 from tests.sounds import speech_like
 
-# As the published layouts want it, which tell neither heads nor strides.
+# D / 64 heads and the usual strides, which the published layouts do not store.
 PUBLISHED = SMALL | {"encoder_attention_heads": 1, "input_frames": 128}
 NAMES = ("a bird, singing", "rain", "siren")
 
@@ -63,7 +63,7 @@ def assert_same(found: Any, model: Any) -> None:
         assert torch.equal(found.state_dict()[name], value), name
 
 
-def test_every_system_has_a_class_to_use():
+def test_every_system_has_a_pretrained_class():
     assert CLASSES.keys() == SYSTEMS.keys()
     for name, system in SYSTEMS.items():
         assert issubclass(CLASSES[name], system.network)
@@ -71,7 +71,7 @@ def test_every_system_has_a_class_to_use():
 
 
 @pytest.mark.parametrize("build", [ssast, ast, vit])
-def test_a_folder_and_back(build, tmp_path):
+def test_folder_round_trip(build, tmp_path):
     model = build()
     model.save_pretrained(tmp_path)
     found = mae_ast.load(tmp_path)
@@ -80,7 +80,7 @@ def test_a_folder_and_back(build, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [{}, FRAME_TOKENS], ids=["patch", "frame"])
-def test_a_published_ssast_file_loads_and_goes_back_out(mae_ast_command, kind, tmp_path):
+def test_published_ssast_round_trip(mae_ast_command, kind, tmp_path):
     model = ssast(**kind)
     path, again = tmp_path / "ssast.pth", tmp_path / "again.pth"
     torch.save(write_ssast(model.config, model.state_dict()), path)
@@ -94,7 +94,7 @@ def test_a_published_ssast_file_loads_and_goes_back_out(mae_ast_command, kind, t
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_a_published_ast_file_loads_goes_back_out_and_predicts(mae_ast_command, tmp_path):
+def test_published_ast_round_trip_and_prediction(mae_ast_command, tmp_path):
     model = ast()
     path, again, sound = tmp_path / "ast.pth", tmp_path / "again.pth", tmp_path / "a.wav"
     torch.save(write_ast(model.config, model.state_dict()), path)
@@ -106,10 +106,10 @@ def test_a_published_ast_file_loads_goes_back_out_and_predicts(mae_ast_command, 
     soundfile.write(sound, speech_like(16_000).numpy(), 16_000)
     out, message = mae_ast_command("predict", path, sound)
     assert not message, message
-    assert "class_0" in out  # the layout has no names
+    assert "class_0" in out  # the layout does not store class names
 
 
-def test_transformers_folders_both_ways(mae_ast_command, tmp_path):
+def test_transformers_folder_round_trip(mae_ast_command, tmp_path):
     transformers = pytest.importorskip("transformers", reason="needs transformers")
     fields = {
         "hidden_size": 24,
@@ -158,7 +158,7 @@ def test_transformers_folders_both_ways(mae_ast_command, tmp_path):
     ],
     ids=["multi-label", "single-label", "not set"],
 )
-def test_scores_are_those_of_transformers_pipeline(
+def test_scores_equal_those_of_the_transformers_pipeline(
     mae_ast_command, tmp_path, caplog, problem_type, function
 ):
     transformers = pytest.importorskip("transformers", reason="needs transformers")
@@ -168,11 +168,11 @@ def test_scores_are_those_of_transformers_pipeline(
     mae_ast_command("convert", tmp_path / "own", folder, "--to", "hugging-face")
     path = folder / "config.json"
     fields = json.loads(path.read_text())
-    assert fields["problem_type"] == "multi_label_classification"  # as ours
+    assert fields["problem_type"] == "multi_label_classification"  # as in our model
     path.write_text(json.dumps(fields | {"problem_type": problem_type}))
 
     pipeline = transformers.pipeline("audio-classification", model=str(folder), top_k=None)
-    # What problem_type stands for; the pipelines of early 5.x always take the softmax.
+    # Given explicitly, as pipelines of early 5.x ignore problem_type and use softmax.
     name = "sigmoid" if function is torch.sigmoid else "softmax"
     found_here = pipeline(wave.numpy(), function_to_apply=name)
     expected = {found["label"]: found["score"] for found in found_here}
@@ -182,8 +182,8 @@ def test_scores_are_those_of_transformers_pipeline(
         expected, abs=1e-4
     )
     assert_close(scores[None], function(model.logits(wave[None])), rtol=0, atol=1e-4)
-    told = [record.getMessage() for record in caplog.records]
-    assert [f"{path}: problem_type is not set" in text for text in told] == [True] * (
+    messages = [record.getMessage() for record in caplog.records]
+    assert [f"{path}: problem_type is not set" in text for text in messages] == [True] * (
         problem_type is None
     )
 
@@ -194,8 +194,8 @@ def test_scores_are_those_of_transformers_pipeline(
     assert again["id2label"] == fields["id2label"]
 
 
-def test_clips_with_several_labels_have_no_accuracy(tmp_path):
-    """Whatever the network was trained for: a softmax says nothing about the data."""
+def test_multi_label_clips_have_no_accuracy(tmp_path):
+    """Accuracy depends on the labels of the clips, not on softmax or sigmoid."""
     model = ast()
     PretrainedAst(model.config, None, NAMES, independent=False).save_pretrained(tmp_path / "model")
     soundfile.write(tmp_path / "a.wav", speech_like(16_000).numpy(), 16_000)
@@ -208,7 +208,7 @@ def test_clips_with_several_labels_have_no_accuracy(tmp_path):
         assert (found.confusion is None) == several
 
 
-def test_a_published_classifier_scores_as_the_network_itself(tmp_path):
+def test_scores_of_a_published_classifier_equal_the_model_s(tmp_path):
     model = ast(head_layer_norm_eps=0.1)
     model.save_pretrained(tmp_path)
     classifier = load_finetuned(tmp_path)
@@ -220,7 +220,7 @@ def test_a_published_classifier_scores_as_the_network_itself(tmp_path):
 
 
 @pytest.mark.parametrize("build", [ssast, ast, vit])
-def test_an_encoder_to_be_trained_further(build, tmp_path):
+def test_encoder_for_further_training(build, tmp_path):
     model = build()
     model.save_pretrained(tmp_path)
     encoder = encoder_of(str(tmp_path))
@@ -236,7 +236,7 @@ def test_an_encoder_to_be_trained_further(build, tmp_path):
 
 
 @pytest.mark.parametrize("build", [ssast, ast, vit])
-def test_the_probe_s_baseline_is_the_same_network_untrained(build):
+def test_probe_baseline_is_the_same_network_untrained(build):
     model = build()
     fresh = untrained(model)
     assert type(fresh) is type(model)
@@ -253,7 +253,7 @@ def test_the_probe_s_baseline_is_the_same_network_untrained(build):
         ({"num_hidden_layers": 3}, "missing: "),
     ],
 )
-def test_a_transformers_folder_that_cannot_be_is_named(mae_ast_command, tmp_path, change, words):
+def test_invalid_transformers_config_is_named(mae_ast_command, tmp_path, change, words):
     ast().save_pretrained(tmp_path / "a")
     _, message = mae_ast_command("convert", tmp_path / "a", tmp_path / "b", "--to", "hugging-face")
     assert not message, message
@@ -265,7 +265,7 @@ def test_a_transformers_folder_that_cannot_be_is_named(mae_ast_command, tmp_path
     assert "\n" not in str(refusal.value)
 
 
-def test_a_damaged_published_file_is_named(tmp_path):
+def test_missing_weight_of_a_published_file_is_named(tmp_path):
     model = ssast()
     state = write_ssast(model.config, model.state_dict())
     del state["module.v.blocks.1.attn.qkv.weight"]
@@ -274,39 +274,38 @@ def test_a_damaged_published_file_is_named(tmp_path):
         mae_ast.load(tmp_path / "a.pth")
 
 
-def test_what_a_system_does_not_have_is_said(mae_ast_command, tmp_path):
+def test_unsupported_operations_name_the_system(mae_ast_command, tmp_path):
     ast().save_pretrained(tmp_path / "ast")
     vit().save_pretrained(tmp_path / "vit")
     soundfile.write(tmp_path / "a.wav", speech_like(16_000).numpy(), 16_000)
     _, message = mae_ast_command("reconstruct", tmp_path / "ast", tmp_path / "a.wav")
-    assert message.endswith(
-        "a model of kind 'ast' rebuilds nothing; 'mae_ast', 'ssast', 'audio_mae' do"
-    )
+    assert "a model of kind 'ast' cannot reconstruct" in message
+    assert "'mae_ast', 'ssast', 'audio_mae'" in message
     _, message = mae_ast_command("convert", tmp_path / "vit", tmp_path / "out", "--to", "released")
     assert message.endswith("a model of kind 'vit' has no released layout")
     _, message = mae_ast_command(
         "convert", tmp_path / "vit", tmp_path / "out", "--to", "hugging-face"
     )
-    assert "transformers' AST is 'ast'" in message
+    assert "only 'ast' " in message
     _, message = mae_ast_command("convert", tmp_path / "ast", tmp_path / "out", "--to", "onnx")
-    assert "of 'mae_ast' only" in message
+    assert "only 'mae_ast' " in message
     assert not (tmp_path / "out").exists()
 
 
 def test_reconstruct_with_ssast(mae_ast_command, tmp_path):
     ssast().save_pretrained(tmp_path / "ssast")
     sound: Path = tmp_path / "a.wav"
-    soundfile.write(sound, speech_like(9_000).numpy(), 16_000)  # below input_frames
-    picture = tmp_path / "a.png"
+    soundfile.write(sound, speech_like(9_000).numpy(), 16_000)  # shorter than input_frames
+    image = tmp_path / "a.png"
     out, message = mae_ast_command(
-        "reconstruct", tmp_path / "ssast", sound, "-o", picture, "--mask-type", "random_mask"
+        "reconstruct", tmp_path / "ssast", sound, "-o", image, "--mask-type", "random_mask"
     )
     assert not message, message
     assert "78% hidden" in out or "77% hidden" in out or "79% hidden" in out, out
-    assert picture.stat().st_size > 5_000
+    assert image.stat().st_size > 5_000
 
 
-def test_what_a_published_layout_does_not_say_is_told(mae_ast_command, tmp_path):
+def test_settings_not_stored_in_the_published_layout_are_printed(mae_ast_command, tmp_path):
     model = ssast(input_mean=-2.5, input_std=3.25)
     model.save_pretrained(tmp_path / "own")
     out, message = mae_ast_command(
@@ -320,18 +319,18 @@ def test_what_a_published_layout_does_not_say_is_told(mae_ast_command, tmp_path)
 
 
 @pytest.mark.parametrize("build", [ssast, ast])
-def test_what_a_published_layout_would_misread_is_refused(mae_ast_command, tmp_path, build):
+def test_settings_assumed_by_the_published_layout_are_required(mae_ast_command, tmp_path, build):
     build(encoder_attention_heads=3).save_pretrained(tmp_path / "own")
     _, message = mae_ast_command("convert", tmp_path / "own", tmp_path / "a.pt", "--to", "released")
     assert message.endswith("encoder_attention_heads=3: the released layout supports 1 only")
     assert not (tmp_path / "a.pt").exists()
 
 
-# What else lies on the hub.
+# Hugging Face's own models
 
 
 def hugging_face_folder(folder: Path) -> PretrainedAst:
-    """Without normalisation, and with PyTorch's file instead of safetensors."""
+    """Write the files of a transformers AST, with weights in PyTorch's format."""
     model = ast(input_mean=-6.5, input_std=3.0)
     model.save_pretrained(folder / "own")
     to_hugging_face(mae_ast.load(folder / "own"), folder / "hub")
@@ -340,7 +339,7 @@ def hugging_face_folder(folder: Path) -> PretrainedAst:
     return model
 
 
-def test_a_transformers_folder_with_pytorch_s_file(tmp_path):
+def test_transformers_folder_with_pytorch_weights(tmp_path):
     model = hugging_face_folder(tmp_path)
     for source in (tmp_path / "hub", tmp_path / "hub/pytorch_model.bin"):
         found = mae_ast.load(source)
@@ -366,14 +365,14 @@ class Hub:
         return str(self.folder / filename)
 
 
-def test_a_transformers_model_on_the_hub(tmp_path, monkeypatch):
+def test_transformers_model_on_the_hub(tmp_path, monkeypatch):
     hugging_face_folder(tmp_path)
     monkeypatch.setattr(hub, "_try_once", lambda url: None)
     monkeypatch.setattr(pretrained, "hf_hub_download", Hub(tmp_path / "hub").download)
     monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download", pretrained.hf_hub_download)
     assert mae_ast.load("someone/ast").config.input_mean == -6.5
 
-    # Without its preprocessor_config.json it would be read with AudioSet's statistics.
+    # Not read without preprocessor_config.json, as AudioSet's statistics would be wrong.
     without = Hub(tmp_path / "hub", "preprocessor_config.json")
     monkeypatch.setattr(pretrained, "hf_hub_download", without.download)
     with pytest.raises(FileNotFoundError, match=r"someone/ast: no such file, .* \(no network\)"):
@@ -385,8 +384,8 @@ def test_a_transformers_model_on_the_hub(tmp_path, monkeypatch):
         mae_ast.load("someone/ast")
 
 
-def test_a_finetuned_ssast_predicts_by_its_patches(mae_ast_command, tmp_path):
-    """In the layout of its authors' program, whose image classifier was never trained."""
+def test_finetuned_ssast_pools_the_patch_tokens(mae_ast_command, tmp_path):
+    """Read the layout of the authors' code, in which the image classifier is untrained."""
     model = ast(pool="tokens")
     state = write_ast(model.config, model.state_dict())
     state |= {"module.v.head.weight": torch.ones(10, 24), "module.v.head.bias": torch.zeros(10)}
