@@ -66,9 +66,8 @@ def test_checkpoint_names_are_recognised(folder: Path) -> None:
 
 
 def test_intact_last_checkpoint_is_used(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write(
-        folder, "checkpoint_last.pt", 5
-    )  # fewer updates than other files, as after going back to an earlier state
+    # Fewer updates than other files, as after going back to an earlier state.
+    write(folder, "checkpoint_last.pt", 5)
     assert latest(folder) == folder / "checkpoint_last.pt"
     assert file_of(folder.parent) == folder / "checkpoint_last.pt"
     assert not caplog.records

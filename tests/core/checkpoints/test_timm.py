@@ -279,9 +279,8 @@ def test_image_positions_are_fitted_even_if_their_number_matches():
     fields = {"encoder_ffn_embed_dim": 48, "position_frames": 32}  # 2 x 8
     config = VitConfig(**(SMALL | fields))
     found = from_timm(config, theirs.state_dict())["positions.table"][0, 2:].unflatten(0, (2, 8))
-    along_mel = theirs.pos_embed[0, 2:].unflatten(0, (4, 4))[
-        :, 1:3
-    ]  # the centre, as time is cropped
+    # The centre, as time is cropped.
+    along_mel = theirs.pos_embed[0, 2:].unflatten(0, (4, 4))[:, 1:3]
     expected = torch.nn.functional.interpolate(
         along_mel.permute(1, 2, 0), size=8, mode="linear"
     ).transpose(1, 2)

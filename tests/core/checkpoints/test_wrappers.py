@@ -103,9 +103,9 @@ def published(system: str) -> tuple[Any, Weights]:
 def assert_reads_as(path: Path, model: Any) -> None:
     found = read_checkpoint(path)
     assert found.config == model.config
-    filled = load_weights(type(model)(found.config), found, path)
+    loaded = load_weights(type(model)(found.config), found, path)
     for name, value in model.state_dict().items():
-        assert torch.equal(filled.state_dict()[name], value), name
+        assert torch.equal(loaded.state_dict()[name], value), name
 
 
 @pytest.mark.parametrize("system", ["ssast", "ast", "audio_mae"])

@@ -59,9 +59,7 @@ def test_sound_at_any_second_changes_the_scores(model: Classifier, second: int) 
 def test_batch_equals_single_clips(
     model: Classifier, independent: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        whole_clips, "BATCH_SAMPLES", 2 * WINDOW
-    )  # at most 5 windows per forward pass
+    monkeypatch.setattr(whole_clips, "BATCH_SAMPLES", 2 * WINDOW)  # 5 windows per forward pass
     waves = [pcm16(speech_like(n, n)) for n in (3_000, 90_000, WINDOW + 1_400, WINDOW + 3_000, 700)]
     lengths = torch.tensor([len(wave) for wave in waves])
     together = clip_logits(
