@@ -84,8 +84,8 @@ class ClassifierConfig(FairseqDataclass):  # type: ignore[misc]
     input_mean: Optional[float] = field(  # noqa: UP045
         default=None,
         metadata={
-            "help": "mean of the log-mel input, for its normalisation; null: the checkpoint's value "
-            "(AudioSet's if it has none)"
+            "help": "mean of the log-mel input, for its normalisation; null: the checkpoint's "
+            "value (AudioSet's if it has none)"
         },
     )
     input_std: Optional[float] = field(  # noqa: UP045
