@@ -30,8 +30,10 @@ import torch
 from mae_ast import load
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.models.mae_ast import MaeAst
-from mae_ast.demo.corpus import WORDS
 from mae_ast.superb.tasks import KS_TEST, KS_TRAIN, KS_WORDS
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from scripts.demo.corpus import WORDS
 
 TRAIN_SHARES, DEV_SHARES = (20.0, 100.0), (0.0, 10.0)  # of the speakers' hashes, in percent
 SILENCES_OF_A_NOISE = 4  # test clips of _silence_

@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
@@ -29,11 +30,13 @@ from typing import Any
 from measuring import RESULTS, Report, peak_memory
 
 from mae_ast.core.models.config import AudioMaeConfig, MaeAstConfig, SsastConfig, VitConfig
-from mae_ast.demo.kept import Figures, kept
-from mae_ast.demo.recognition import probe_words
 from mae_ast.finetune.checkpoint import load_finetuned
 from mae_ast.hub.load import Pretrained, PretrainedVit, load
 from mae_ast.trainer.command import train_command
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from scripts.demo.cache import Results, cached
+from scripts.demo.recognition import probe_words
 
 
 def _without(config: type[Any]) -> tuple[str, ...]:
@@ -133,7 +136,7 @@ def main() -> None:
         for name, run in runs.items()
     }
     probes = {
-        name: kept(
+        name: cached(
             run / "probe.json",
             json.loads((run / MEASURED).read_text()),
             lambda name=name, run=run: probe_words(trained(run, SYSTEMS[name]), arguments.corpus),
@@ -215,7 +218,7 @@ def _seconds_an_update(log: str) -> float:
     return (end - begin).total_seconds() / (last - first)
 
 
-def say_table(report: Report, costs: dict[str, Cost], probes: dict[str, Figures]) -> None:
+def say_table(report: Report, costs: dict[str, Cost], probes: dict[str, Results]) -> None:
     """The table, then all that was measured."""
     report.say(
         "| system | training (min) | an update (ms) | over the first's | CPU an update (ms) | "
@@ -229,7 +232,7 @@ def say_table(report: Report, costs: dict[str, Cost], probes: dict[str, Figures]
             f"| {name} | {cost.minutes:.1f} | {1000 * cost.update_s:.0f} | "
             f"{cost.update_s / first.update_s:.2f} | {1000 * cost.update_cpu_s:.0f} | "
             f"{cost.peak_gib:.2f} | {pretrained['linear']:.1%} | {random['linear']:.1%} | "
-            f"{pretrained['neighbours']:.1%} | {pretrained['layer']} |"
+            f"{pretrained['knn']:.1%} | {pretrained['layer']} |"
         )
     log_mel = next(iter(probes.values()))["mean log-mel"]
     report.say(f"\nLinear probe on mean log-mel: {log_mel['linear']:.1%}.")

@@ -1,7 +1,9 @@
-"""``mae-ast demo``: the main job on real audio in minutes."""
+"""``mae-ast demo``: pretrain on synthesised speech within minutes; needs a checkout."""
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +12,23 @@ import typer
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for corpus, runs and results.")] = Path("demo"),
-    updates: Annotated[int, typer.Option(min=1, help="Steps of pretraining.")] = 1500,
-    takes: Annotated[int, typer.Option(min=1, help="Times each voice says each word.")] = 3,
+    updates: Annotated[int, typer.Option(min=1, help="Number of pretraining updates.")] = 1500,
+    takes: Annotated[
+        int, typer.Option(min=1, help="Number of times each voice says each word.")
+    ] = 3,
 ) -> None:
-    """Speak a corpus of words, pretrain a small MAE-AST on it, probe and fine-tune it.
+    """Synthesise a corpus of words, pretrain a small MAE-AST on it, probe and fine-tune it.
 
-    The same command again makes only what is missing.
+    The same command again runs only what is missing. It needs a checkout of the repository, whose
+    folder scripts/demo is not part of an installed package.
     """
-    from mae_ast.demo.run import run_demo
+    import mae_ast
 
-    run_demo(out, updates, takes)
+    checkout = Path(mae_ast.__file__).resolve().parents[1]
+    if not (checkout / "scripts" / "demo" / "run.py").is_file():
+        raise ValueError(
+            f"the demo needs a checkout of the repository, and {checkout} has no scripts/demo; "
+            "clone the repository and run 'make demo' there"
+        )
+    sys.path.insert(0, str(checkout))
+    importlib.import_module("scripts.demo.run").run_demo(out, updates, takes)

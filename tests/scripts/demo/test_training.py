@@ -1,4 +1,4 @@
-"""A training's program: what it logs is kept, and an early end is no result."""
+"""Child process of a training: recorded history, interruption and failure."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import pytest
 import torch
 
 from mae_ast.core.checkpoints.reader import RUN_FILE
-from mae_ast.demo import training
+from scripts.demo import training
 
 LINES = """
 print('[2026-01-01 00:00:00,000][train_inner][INFO] - {"mse": 0.5, "num_updates": "2"}')
-print('[2026-01-01 00:00:00,000][fairseq.trainer][INFO] - {"no": "figures"}')
+print('[2026-01-01 00:00:00,000][fairseq.trainer][INFO] - {"no": "metrics"}')
 print('[2026-01-01 00:00:00,000][valid][INFO] - {"valid_mse": 0.4, "valid_num_updates": "2"}')
 """
 
 
 @pytest.fixture
 def program(monkeypatch):
-    """``program(text)``: what runs instead of the trainer."""
+    """``program(text)``: run this Python program in place of the trainer."""
 
     def set_program(text):
         command = [sys.executable, "-c", text]
@@ -34,7 +34,7 @@ def program(monkeypatch):
 
 @pytest.fixture
 def saved(tmp_path):
-    """``saved(n)``: a checkpoint of ``n`` updates is there."""
+    """``saved(n)``: write a checkpoint of ``n`` updates."""
 
     def save(updates):
         path = tmp_path / RUN_FILE
@@ -45,7 +45,7 @@ def saved(tmp_path):
     return save
 
 
-def test_what_is_logged_is_kept_and_goes_on(program, saved, tmp_path, capsys):
+def test_records_logged_values_and_appends_on_resuming(program, saved, tmp_path, capsys):
     program(LINES)
     saved(2)
     (tmp_path / "history.jsonl").write_text('{"kind": "train_inner", "num_updates": "1"}\n')
@@ -60,7 +60,7 @@ def test_what_is_logged_is_kept_and_goes_on(program, saved, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("updates", [0, 2])
-def test_an_early_end_is_said(program, saved, tmp_path, updates):
+def test_early_exit_is_an_error(program, saved, tmp_path, updates):
     program(LINES)
     if updates:
         saved(updates)
@@ -68,8 +68,8 @@ def test_an_early_end_is_said(program, saved, tmp_path, updates):
         training.train(tmp_path, tmp_path, 3)
 
 
-def test_ctrl_c_lets_the_training_save(program, saved, tmp_path, capsys):
-    """The signal reaches this process alone, and the training only from there."""
+def test_ctrl_c_is_forwarded_so_that_the_training_saves(program, saved, tmp_path, capsys):
+    """The signal is sent to this process only, which forwards it to the training."""
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored if tests run in the background
     program("""
 import signal, sys, time
@@ -99,7 +99,7 @@ def interrupt_when_up(log):
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_failure_names_the_log(program, tmp_path):
+def test_failure_names_the_log(program, tmp_path):
     program("print('no luck'); raise SystemExit(3)")
     with pytest.raises(SystemExit, match=r"training failed, see .*train\.log"):
         training.train(tmp_path, tmp_path, 3)

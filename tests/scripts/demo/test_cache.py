@@ -1,4 +1,4 @@
-"""Figures that are there are not worked out again; tables say what the figures are."""
+"""Cache of the demo's results, and their tables."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from mae_ast.demo.kept import kept
-from mae_ast.demo.report import report
+from scripts.demo.cache import cached
+from scripts.demo.report import report
 
 
 @pytest.fixture
@@ -15,47 +15,54 @@ def calls():
     return []
 
 
-def make(calls, value=1.5):
-    def work():
+def compute(calls, value=1.5):
+    def phase():
         calls.append(value)
         return {"value": value}
 
-    return work
+    return phase
 
 
-def test_made_once(tmp_path, calls):
+def test_second_call_returns_the_cached_results(tmp_path, calls):
     path = tmp_path / "a.json"
-    first = kept(path, {"updates": 3}, make(calls))
-    again = kept(path, {"updates": 3}, make(calls, 2.5))
+    first = cached(path, {"updates": 3}, compute(calls))
+    again = cached(path, {"updates": 3}, compute(calls, 2.5))
     assert first == again
     assert first["value"] == 1.5
     assert first["minutes"] >= 0
     assert calls == [1.5]
 
 
-def test_made_anew_of_other_inputs_or_when_a_file_is_gone(tmp_path, calls):
-    path, picture = tmp_path / "a.json", tmp_path / "a.png"
-    picture.touch()
-    kept(path, {"updates": 3}, make(calls), [picture])
-    assert kept(path, {"updates": 4}, make(calls, 2.5), [picture])["value"] == 2.5
-    picture.unlink()
-    kept(path, {"updates": 4}, make(calls, 3.5), [picture])
+def test_recomputes_for_other_inputs_or_a_missing_file(tmp_path, calls):
+    path, plot = tmp_path / "a.json", tmp_path / "a.png"
+    plot.touch()
+    cached(path, {"updates": 3}, compute(calls), [plot])
+    assert cached(path, {"updates": 4}, compute(calls, 2.5), [plot])["value"] == 2.5
+    plot.unlink()
+    cached(path, {"updates": 4}, compute(calls, 3.5), [plot])
     assert calls == [1.5, 2.5, 3.5]
 
 
-def test_what_fails_leaves_no_figures(tmp_path):
+def test_recomputes_an_entry_of_an_older_format(tmp_path, calls):
+    path = tmp_path / "a.json"
+    path.write_text('{"made_of": {"updates": 3}, "values": {"value": 1.0, "minutes": 0.1}}')
+    assert cached(path, {"updates": 3}, compute(calls))["value"] == 1.5
+    assert set(json.loads(path.read_text())) == {"inputs", "results"}
+
+
+def test_failed_computation_leaves_no_file(tmp_path):
     def fail():
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        kept(tmp_path / "a.json", {}, fail)
+        cached(tmp_path / "a.json", {}, fail)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_tables():
-    score = {"linear": 0.5, "neighbours": 0.25, "layer": 2, "strength": 0.1}
+    score = {"linear": 0.5, "knn": 0.25, "layer": 2}
     summary = {"accuracy": 0.3125, "num_classes_seen": 35, "num_clips": 420}
-    figures = {
+    results = {
         "pretraining": {
             **{
                 "updates": 900,
@@ -77,21 +84,21 @@ def test_tables():
             "random weights": summary,
         },
     }
-    assert json.loads(json.dumps(figures)) == figures
-    lines = report(figures).splitlines()
+    assert json.loads(json.dumps(results)) == results
+    lines = report(results).splitlines()
     assert lines == [
-        "After 900 updates (4.6 min), on voices never heard:",
+        "After 900 updates (4.6 min), on held-out voices:",
         "",
         "| hidden patches | this model | simple guess |",
         "| --- | --- | --- |",
         "| mean squared error | 0.0552 | 0.1756 (each mel bin's mean + the clip's offset) |",
         "| picked among 36 (InfoNCE accuracy) | 45.1% | 2.8% (chance) |",
         "",
-        "35 words told apart, 420 clips of voices never heard (chance 2.9%):",
+        "35-word classification, 420 clips of held-out voices (chance 2.9%):",
         "",
         "| accuracy | random weights | mean log-mel | pretrained |",
         "| --- | --- | --- | --- |",
         "| linear probe | 47.0% | 50.0% | 73.1% |",
-        "| 10 nearest neighbours | 25.0% | 25.0% | 25.0% |",
+        "| k-NN, k = 10 | 25.0% | 25.0% | 25.0% |",
         "| fine-tuned, 150 updates | 31.2% | - | 80.0% |",
     ]

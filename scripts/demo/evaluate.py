@@ -1,4 +1,4 @@
-"""How well a model rebuilds what is hidden, against a simple guess, on unheard voices."""
+"""Evaluate reconstruction on held-out voices, against a simple baseline."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ CLIPS_FOR_MEANS = 1024
 
 @dataclass(frozen=True)
 class Scores:
-    """Over all hidden patches of a split.
+    """Metrics over all hidden patches of a split.
 
     Args:
-        mse: of the model, on normalised log-mel.
-        baseline_mse: of each mel bin's mean in training, plus the clip's own offset from it.
-        accuracy: share of hidden patches whose own content the model picks among the clip's.
-        num_candidates: hidden patches of a clip, what a guess would pick from.
+        mse: mean squared error of the model, on normalised log-mel.
+        baseline_mse: the same for each mel bin's mean over training data, shifted by the clip's
+            offset.
+        accuracy: InfoNCE accuracy, the fraction of hidden patches that the model identifies among
+            all hidden patches of the clip.
+        num_candidates: mean number of hidden patches per clip; chance accuracy is its inverse.
     """
 
     mse: float
@@ -38,7 +40,7 @@ class Scores:
 
 
 def batches(manifest: Manifest, model: PretrainedMaeAst, seed: int = 0) -> Iterator[Batch]:
-    """All clips of a split, with the masks of training, always the same for a seed."""
+    """Yield all clips of a split with masks as in training, fixed by the seed."""
     collate = Collater(model.config, model.mask_type, random_crop=False)
     for first in range(0, len(manifest), BATCH_SIZE):
         rows = range(first, min(first + BATCH_SIZE, len(manifest)))
@@ -49,34 +51,34 @@ def batches(manifest: Manifest, model: PretrainedMaeAst, seed: int = 0) -> Itera
 
 @torch.no_grad()
 def evaluate(model: PretrainedMaeAst, train: Manifest, valid: Manifest) -> Scores:
-    """Score a model and the simple guess on the same hidden patches."""
-    some = islice(batches(train, model), CLIPS_FOR_MEANS // BATCH_SIZE)
-    bin_means = torch.cat([model.spectrogram(b.source).mean(1) for b in some]).mean(0)
+    """Score a model and the baseline on the same hidden patches."""
+    sample = islice(batches(train, model), CLIPS_FOR_MEANS // BATCH_SIZE)
+    bin_means = torch.cat([model.spectrogram(b.source).mean(1) for b in sample]).mean(0)
 
     totals = torch.zeros(5, dtype=torch.float64)
     for batch in batches(valid, model):
         ids = batch.mask
         out = model(batch.source, None, ids.visible_ids, ids.masked_ids)
         patches = model.patches(batch.source, None)
-        guess = _guess(patches, ids.visible_ids, bin_means, model)
+        baseline = _baseline(patches, ids.visible_ids, bin_means, model)
         hidden = ids.masked_ids.unsqueeze(2).expand(-1, -1, patches.shape[2])
         totals += torch.stack(
             [
                 reconstruction_loss(out.reconstruction, out.target),
-                reconstruction_loss(guess.gather(1, hidden), out.target),
+                reconstruction_loss(baseline.gather(1, hidden), out.target),
                 info_nce_loss(out.classification, out.target).num_correct,
                 torch.tensor(float(batch.num_masked)),
                 torch.tensor(float(len(batch.ids))),
             ]
         ).double()
-    mse, baseline, correct, masked, clips = totals.tolist()
-    return Scores(mse / masked, baseline / masked, correct / masked, masked / clips)
+    mse, baseline_mse, correct, masked, clips = totals.tolist()
+    return Scores(mse / masked, baseline_mse / masked, correct / masked, masked / clips)
 
 
-def _guess(
+def _baseline(
     patches: Tensor, visible_ids: Tensor, bin_means: Tensor, model: PretrainedMaeAst
 ) -> Tensor:
-    """Each bin's mean, moved by how far the clip's visible patches lie from theirs."""
+    """Predict each mel bin's mean plus the mean offset of the clip's visible patches, (B, N, P)."""
     shape = model.config.patch_shape
     spectrogram = unpatchify(patches, shape)
     means = patchify(bin_means.expand_as(spectrogram), shape)

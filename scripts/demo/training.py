@@ -1,4 +1,4 @@
-"""Trainings as programs of their own, with their progress shown and what they log kept."""
+"""Train in child processes, with a progress bar and a history of the logged values."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mae_ast.trainer.command import train_command
 
 _JSON_LINE = re.compile(r"\]\[(train_inner|train|valid)\]\[INFO\] - (\{.*\})")
 
-_SHOWN = ("mse", "info_nce_accuracy", "accuracy")  # beside the progress bar
+_SHOWN = ("mse", "info_nce_accuracy", "accuracy")  # next to the progress bar
 
 History = list[dict[str, Any]]
 
 
 def num_updates(checkpoint: Path) -> int:
-    """Steps that a checkpoint of the trainer has behind it; 0 where there is none."""
+    """Return the number of updates of a training checkpoint; 0 if it does not exist."""
     if not checkpoint.is_file():
         return 0
     return int(read_state(checkpoint)["optimizer_history"][-1]["num_updates"])
@@ -35,27 +35,27 @@ def train(
     overrides: list[str] | None = None,
     kind: str = "pretrain",
 ) -> History:
-    """Train with the preset ``demo``; a run that was interrupted resumes.
+    """Train with the preset ``demo``, or resume an interrupted run.
 
     Args:
         corpus: folder of the manifests.
-        run: folder of the training, for its checkpoints, ``train.log`` and ``history.jsonl``.
-        updates: steps, all in all.
-        overrides: further settings.
+        run: folder of the checkpoints, ``train.log`` and ``history.jsonl``.
+        updates: total number of updates.
+        overrides: further settings, ``KEY=VALUE``.
         kind: "pretrain" or "finetune".
 
     Returns:
-        The values that the trainer logged, a mapping a line.
+        The values that the trainer logged, one mapping per line of ``history.jsonl``.
 
     Raises:
-        SystemExit: training failed, and the message names its log; or it was stopped (on Ctrl-C
-            with status 0, once it has saved).
+        SystemExit: training failed (the message names its log), or was stopped (after Ctrl-C, with
+            status 0, once it has saved).
     """
     run.mkdir(parents=True, exist_ok=True)
     history_file, log_file = run / "history.jsonl", run / "train.log"
     settings = [f"optimization.max_update={updates}", *(overrides or [])]
     command = train_command(corpus, "demo", run, settings, kind)
-    # A core is the data worker's: threads that wait for one another are slower than one of them.
+    # One core is for the data worker; threads that compete for a core slow one another down.
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) - 1))
     environment = {
         **os.environ,
@@ -65,35 +65,35 @@ def train(
     }
     last = run / RUN_FILE
     is_new = not last.exists()
-    what = "pretraining" if kind == "pretrain" else f"fine-tuning, {run.name.replace('_', ' ')}"
+    title = "pretraining" if kind == "pretrain" else f"fine-tuning, {run.name.replace('_', ' ')}"
     with (
         log_file.open("a", buffering=1) as log,
         history_file.open("w" if is_new else "a", buffering=1) as history,
-        tqdm(total=updates, desc=what, unit="update") as progress,
+        tqdm(total=updates, desc=title, unit="update") as progress,
         Trainings() as trainings,
     ):
 
-        def keep(line: str) -> None:
+        def record(line: str) -> None:
             log.write(line)
-            found = _JSON_LINE.search(line)
-            if found is None:
+            match = _JSON_LINE.search(line)
+            if match is None:
                 return
-            values = json.loads(found[2])
-            if found[1] == "train_inner":
+            values = json.loads(match[2])
+            if match[1] == "train_inner":
                 progress.update(int(values["num_updates"]) - progress.n)
                 shown = {key: values[key] for key in _SHOWN if key in values}
                 progress.set_postfix(shown)
-            history.write(json.dumps({"kind": found[1], **values}) + "\n")
+            history.write(json.dumps({"kind": match[1], **values}) + "\n")
 
         try:
-            trainings.run(command, environment=environment, on_line=keep)
+            trainings.run(command, environment=environment, on_line=record)
         except ValueError as error:
             raise SystemExit(f"mae-ast: error: training failed, see {log_file}") from error
         except Interrupted:
             progress.close()
             print(_stopped(last, updates))
             raise SystemExit(0) from None
-    if num_updates(last) < updates:  # a signal asked the training itself to save and exit
+    if num_updates(last) < updates:  # the training process itself received a signal
         raise SystemExit(f"mae-ast: error: {_stopped(last, updates)}")
     return [json.loads(line) for line in history_file.read_text().splitlines()]
 

@@ -1,4 +1,4 @@
-"""The demo's corpus, small."""
+"""Demo corpus, with three words."""
 
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -9,7 +9,7 @@ import soundfile
 
 from mae_ast.core.io.audio import probe_audio, read_audio
 from mae_ast.core.io.manifest import Manifest
-from mae_ast.demo import corpus
+from scripts.demo import corpus
 
 pytest.importorskip("espeakng_loader", reason="the demo's synthesiser is not installed")
 
@@ -23,7 +23,7 @@ def made(tmp_path_factory):
         yield folder
 
 
-def test_voices_are_many_and_split_by_voice(made):
+def test_splits_have_no_voice_in_common(made):
     assert len(set(corpus.voices())) >= 30
     speakers = {}
     for split in ("train", "valid", "test"):
@@ -38,7 +38,7 @@ def test_voices_are_many_and_split_by_voice(made):
     assert len(speakers["valid"]) == len(speakers["test"]) == 4
 
 
-def test_clips_are_a_second_of_speech_in_two_formats(made):
+def test_clips_are_one_second_of_speech_in_flac_and_mkv(made):
     listed = Manifest.load(made / "valid.tsv")
     suffixes = Counter()
     for row in range(len(listed)):
@@ -48,12 +48,12 @@ def test_clips_are_a_second_of_speech_in_two_formats(made):
         samples = read_audio(path).float() / 32768
         assert len(samples) == 16_000
         loudness = samples.unfold(0, 400, 160).square().mean(1)
-        assert loudness.max() > 50 * loudness.min() > 0  # a word, and noise where there is none
+        assert loudness.max() > 50 * loudness.min() > 0  # a word, and noise around it
     assert suffixes["mkv"] > 0
     assert suffixes["flac"] > suffixes["mkv"]
 
 
-def speak_three():
+def synthesise_three():
     synthesiser = corpus._synthesiser()
     first, second = corpus.voices()[:2]
     return [
@@ -62,16 +62,16 @@ def speak_three():
     ]
 
 
-def test_takes_and_voices_differ():
-    # In a process of its own: one that is forked off a process with the library loaded hangs.
+def test_speed_and_voice_change_the_waveform():
+    # In a new process: a process forked after espeak-ng was loaded would hang.
     with ProcessPoolExecutor(1) as pool:
-        slow, fast, other = pool.submit(speak_three).result(60)
+        slow, fast, other = pool.submit(synthesise_three).result(60)
     assert len(slow) > 1.2 * len(fast)
     length = min(len(slow), len(other))
     assert np.corrcoef(slow[:length], other[:length])[0, 1] < 0.9
 
 
-def test_speech_commands_layout(made):
+def test_layout_of_speech_commands(made):
     folder = made / "speech_commands"
     lists = {
         name: (folder / f"{name}_list.txt").read_text().split()
@@ -86,6 +86,6 @@ def test_speech_commands_layout(made):
     assert soundfile.info(folder / lists["testing"][0]).frames == 16_000
 
 
-def test_made_once(made, monkeypatch):
+def test_existing_corpus_is_not_made_again(made, monkeypatch):
     monkeypatch.setattr(corpus, "ProcessPoolExecutor", None)
     corpus.make_corpus(made, takes=2, jobs=2, progress=lambda items, total: items)

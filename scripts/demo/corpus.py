@@ -1,13 +1,13 @@
-"""A corpus of spoken words, made on the spot by the speech synthesiser espeak-ng.
+"""Corpus of spoken words, synthesised by espeak-ng.
 
-The 35 words of Speech Commands V2 in 40 voices (language and variant) at drawn pitch and speed, in
-a noisy room, one second each. Voices are split, not clips: what validation and test speak with
-was never heard in training. Laid out twice:
+The 35 words of Speech Commands V2 in 40 voices (language and variant), with random pitch and speed
+and additive noise, one second each. The splits have no voice in common. Two layouts:
 
     corpus/{train,valid,test}.{tsv,lbl}  manifests of corpus/clips (FLAC at 16 kHz, MKV at 48 kHz)
-                                         and the words, which labels.csv lists
-    corpus/speech_commands/<word>/*.wav  as the Speech Commands data set, with _background_noise_,
-                                         validation_list.txt and testing_list.txt
+                                         and their words; labels.csv lists the classes
+    corpus/speech_commands/<word>/*.wav  layout of the Speech Commands data set, with
+                                         _background_noise_, validation_list.txt and
+                                         testing_list.txt
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ LANGUAGES = (
 )
 VARIANTS = ("m1", "f1", "m3", "f2", "m7", "f3", "m2", "f4", "m5", "f5")
 VOICES_PER_LANGUAGE = 5
-NUM_HELD_OUT = 4  # voices of validation, and as many of test
+NUM_HELD_OUT = 4  # voices in the validation split, and in the test split
 MKV_RATE = 48_000
-FILES = 2  # raised when other files are written, so that an old corpus is made anew
+MKV_INTERVAL = 10  # every tenth clip is an MKV file
+VERSION = 2  # increased when the files change, so that an old corpus is made again
 DESCRIPTION_FILE = "corpus.json"
-MKV_SHARE = 10  # one clip in so many is an MKV
 NOISES = ("room_tone", "fan", "street")
 NOISE_SECONDS = 60
 SNR_DB = (25.0, 40.0)
@@ -59,8 +59,8 @@ class Voice:
     """A speaker.
 
     Args:
-        language: espeak-ng's name of a language or accent.
-        variant: its name of a kind of voice.
+        language: language or accent, by espeak-ng's name.
+        variant: kind of voice, by espeak-ng's name.
     """
 
     language: str
@@ -68,12 +68,12 @@ class Voice:
 
     @property
     def name(self) -> str:
-        """One word, for file names."""
+        """Name without hyphens, for file names."""
         return f"{self.language}-{self.variant}".replace("-", "")
 
 
 def voices() -> list[Voice]:
-    """All speakers, in an order in which any few of them differ in language and variant."""
+    """Return all speakers, ordered so that consecutive ones differ in language and variant."""
     return [
         Voice(language, VARIANTS[(turn + 3 * number) % len(VARIANTS)])
         for turn in range(VOICES_PER_LANGUAGE)
@@ -82,16 +82,16 @@ def voices() -> list[Voice]:
 
 
 def split_of(number: int) -> str:
-    """Which split the voice of this number speaks in: four each for valid and test."""
+    """Return the split of a voice, given its index: four are in valid, four in test."""
     step = len(LANGUAGES) * VOICES_PER_LANGUAGE // NUM_HELD_OUT
     return {0: "valid", step // 2: "test"}.get(number % step, "train")
 
 
 class Synthesiser:
-    """espeak-ng through ctypes: a word in 15 ms.
+    """Speech synthesis by espeak-ng, through ctypes: about 15 ms per word.
 
     Raises:
-        SystemExit: the package that carries the library is not installed, or lies too deep.
+        SystemExit: espeakng-loader is not installed, or the path of its data is too long.
     """
 
     def __init__(self) -> None:
@@ -107,32 +107,33 @@ class Synthesiser:
         )
         if self.sample_rate <= 0:
             raise SystemExit(
-                f"espeak-ng does not find its voices in {data}; it takes paths of up to 160 letters"
+                f"espeak-ng does not find its voices in {data}; it accepts paths of up to 160 "
+                "characters"
             )
         self._blocks: list[np.ndarray] = []
         callback = ctypes.CFUNCTYPE(
             ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
         )
 
-        def take(samples: ctypes._Pointer[ctypes.c_short], count: int, events: object) -> int:
+        def collect(samples: ctypes._Pointer[ctypes.c_short], count: int, events: object) -> int:
             if samples and count > 0:
                 self._blocks.append(np.ctypeslib.as_array(samples, (count,)).copy())
             return 0
 
-        self._take = callback(take)  # the library keeps the address only
-        self._library.espeak_SetSynthCallback(self._take)
+        self._collect = callback(collect)  # a reference, since the library holds the address only
+        self._library.espeak_SetSynthCallback(self._collect)
 
     def speak(self, word: str, voice: Voice, words_per_minute: int, pitch: int) -> np.ndarray:
-        """Say a word.
+        """Synthesise a word.
 
         Args:
-            word: in English.
+            word: an English word.
             voice: the speaker.
             words_per_minute: speed, 80 to 450.
             pitch: 0 to 99.
 
         Returns:
-            (L,) float32 in [-1, 1] at ``sample_rate``, without silence around it.
+            (L,) float32 in [-1, 1] at ``sample_rate``, trimmed of silence.
         """
         rate_parameter, pitch_parameter, utf8 = 1, 3, 1
         self._blocks.clear()
@@ -150,20 +151,20 @@ class Synthesiser:
 
 
 def description(takes: int) -> str:
-    """What the corpus is made of, as its file says."""
+    """Return the content of :data:`DESCRIPTION_FILE`, which identifies the corpus."""
     return json.dumps(
-        {"files": FILES, "takes": takes, "voices": [voice.name for voice in voices()]}
+        {"files": VERSION, "takes": takes, "voices": [voice.name for voice in voices()]}
     )
 
 
 def make_corpus(folder: Path, takes: int, jobs: int, progress: Progress) -> None:
-    """Make the corpus, unless it is there.
+    """Synthesise the corpus, unless it exists.
 
     Args:
-        folder: where.
-        takes: times that each voice says each word.
-        jobs: processes.
-        progress: wraps the iteration over voices; gets it and its length.
+        folder: folder of the corpus.
+        takes: number of times that each voice says each word.
+        jobs: number of processes.
+        progress: wraps the iteration over voices; called with it and its length.
     """
     done, wanted = folder / DESCRIPTION_FILE, description(takes)
     if done.exists() and done.read_text() == wanted:
@@ -179,11 +180,11 @@ def make_corpus(folder: Path, takes: int, jobs: int, progress: Progress) -> None
         soundfile.write(noise_folder / f"{name}.wav", noise, SAMPLE_RATE, subtype="PCM_16")
 
     with ProcessPoolExecutor(jobs) as pool:
-        spoken = pool.map(partial(_speak_all, folder, takes), range(len(voices())))
-        rows_of_voices = list(progress(spoken, len(voices())))
+        spoken = pool.map(partial(_write_voice, folder, takes), range(len(voices())))
+        rows_by_voice = list(progress(spoken, len(voices())))
     rows: dict[str, list[tuple[str, int, int]]] = {"train": [], "valid": [], "test": []}
-    for number, of_voice in enumerate(rows_of_voices):
-        rows[split_of(number)].extend(of_voice)  # type: ignore[arg-type]
+    for number, voice_rows in enumerate(rows_by_voice):
+        rows[split_of(number)].extend(voice_rows)  # type: ignore[arg-type]
     for split, listed in rows.items():
         write_manifest(folder / f"{split}.tsv", "clips", listed)
         write_clip_labels(folder / f"{split}.lbl", ([name.split("_")[0]] for name, _, _ in listed))
@@ -196,12 +197,12 @@ def make_corpus(folder: Path, takes: int, jobs: int, progress: Progress) -> None
 
 @lru_cache(maxsize=1)
 def _synthesiser() -> Synthesiser:
-    """One a process: the library does not survive being started twice."""
+    """Return the synthesiser of this process; espeak-ng cannot be initialised twice."""
     return Synthesiser()
 
 
-def _speak_all(folder: Path, takes: int, number: int) -> list[tuple[str, int, int]]:
-    """All words of one voice, as files; their manifest rows."""
+def _write_voice(folder: Path, takes: int, number: int) -> list[tuple[str, int, int]]:
+    """Write all clips of one voice, and return their manifest rows."""
     torch.set_num_threads(1)
     synthesiser = _synthesiser()
     voice = voices()[number]
@@ -216,9 +217,9 @@ def _speak_all(folder: Path, takes: int, number: int) -> list[tuple[str, int, in
             speed, pitch = int(rng.integers(130, 200)), int(rng.integers(30, 71))
             spoken = synthesiser.speak(word, voice, speed, pitch)
             samples = resample(torch.from_numpy(spoken), synthesiser.sample_rate, SAMPLE_RATE)
-            clip = _in_a_room(samples.numpy(), noises[rng.integers(len(noises))], rng)
+            clip = _add_noise(samples.numpy(), noises[rng.integers(len(noises))], rng)
             name = f"{word}_{voice.name}_{take}"
-            if len(rows) % MKV_SHARE == 0:
+            if len(rows) % MKV_INTERVAL == 0:
                 name, length, rate = f"{name}.mkv", MKV_RATE, MKV_RATE
                 _write_mkv(folder / "clips" / name, clip)
             else:
@@ -231,27 +232,27 @@ def _speak_all(folder: Path, takes: int, number: int) -> list[tuple[str, int, in
 
 
 def _wav_name(name: str) -> str:
-    """Speech Commands' name for a clip: ``<speaker>_nohash_<take>.wav``."""
+    """Return a clip's name in Speech Commands: ``<speaker>_nohash_<take>.wav``."""
     _, speaker, take = Path(name).stem.split("_")
     return f"{speaker}_nohash_{take}.wav"
 
 
-def _in_a_room(spoken: np.ndarray, noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One second with the word somewhere in it and noise under it."""
+def _add_noise(spoken: np.ndarray, noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return one second of noise with the word at a random position and signal-to-noise ratio."""
     spoken = spoken[:SAMPLE_RATE]
     clip = np.zeros(SAMPLE_RATE, dtype=np.float32)
     start = int(rng.integers(SAMPLE_RATE - len(spoken) + 1))
     clip[start : start + len(spoken)] = spoken
     begin = int(rng.integers(len(noise) - SAMPLE_RATE))
-    under = noise[begin : begin + SAMPLE_RATE]
+    background = noise[begin : begin + SAMPLE_RATE]
     snr = 10 ** (rng.uniform(*SNR_DB) / 20)
-    under = under * (np.sqrt(np.mean(spoken**2)) / (snr * np.sqrt(np.mean(under**2))))
-    mixed = (clip + under) * rng.uniform(0.4, 1.0)
+    scale = np.sqrt(np.mean(spoken**2)) / (snr * np.sqrt(np.mean(background**2)))
+    mixed = (clip + scale * background) * rng.uniform(0.4, 1.0)
     return np.asarray(np.clip(mixed, -1, 1), dtype=np.float32)
 
 
 def _noise(name: str, rng: np.random.Generator) -> np.ndarray:
-    """A minute of noise whose power falls with frequency, each kind at its own slope."""
+    """Return a minute of coloured noise; the spectral slope depends on its name."""
     slope = dict(zip(NOISES, (0.5, 1.0, 1.5), strict=True))[name]
     length = NOISE_SECONDS * SAMPLE_RATE
     spectrum = np.fft.rfft(rng.standard_normal(length))
@@ -261,7 +262,7 @@ def _noise(name: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _write_mkv(path: Path, clip: np.ndarray) -> None:
-    """Matroska at 48 kHz, as sound tracks of videos come."""
+    """Write a Matroska file at 48 kHz, as audio tracks of videos are stored."""
     samples = resample(torch.from_numpy(clip), SAMPLE_RATE, MKV_RATE).numpy()
     with av.open(str(path), "w", format="matroska") as container:
         stream = container.add_stream("pcm_s16le", rate=MKV_RATE, layout="mono")

@@ -1,1 +1,0 @@
-"""The demo: pretrain on spoken words in minutes, on a machine without a GPU."""
