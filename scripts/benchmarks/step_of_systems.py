@@ -1,23 +1,22 @@
-"""A training step of each of the four systems, at full width: time and peak memory.
+"""Compare time and peak memory of a training step of each system, at full width.
 
-    python benchmarks/step_of_systems.py
+    python scripts/benchmarks/step_of_systems.py
 
-A step is masks, forward, losses, backward and AdamW, on 4 clips of 10 s (998 frames of log-mel
-noise, 496 patches of 16 x 16), without dropout and layerdrop. 12 layers of width 768:
+A step consists of masks, forward, losses, backward and AdamW, on 4 clips of 10 s (998 frames of
+log-mel noise, 496 patches of 16 x 16), without dropout and layerdrop. 12 layers of width 768:
 
-    MAE-AST            2 layers more in the decoder; 75 % hidden in chunks; 10 MSE + InfoNCE
-    SSAST              both losses from one pass; 400 of 512 hidden, that is 388 of the 496
-    SSAST, two passes  the same, with a pass through the encoder for each loss
-    Audio-MAE          16 layers of width 512 more in the decoder, within windows; 80 % hidden at
-                       random; MSE
-    Audio-MAE, global  the same, its decoder attending everywhere
-    AST                no masks: 1,188 overlapping patches to 527 classes, with labels
+    MAE-AST            2 decoder layers; 75 % masked in chunks; 10 MSE + InfoNCE
+    SSAST              both losses from one pass; 400 of 512 masked, that is 388 of the 496
+    SSAST, two passes  the same, with one pass through the encoder per loss
+    Audio-MAE          16 decoder layers of width 512, local attention; 80 % masked at random; MSE
+    Audio-MAE, global  the same with global attention in the decoder
+    AST                supervised, no masks: 1,188 overlapping patches, 527 classes
 
-SSAST's authors fill clips up to 1,024 frames, which makes a step longer; here, as in training by
-``config/pretrain/ssast_patch.yaml``, it gets the frames that MAE-AST gets.
+SSAST's implementation zero-pads clips to 1,024 frames, which makes a step slower; here, as in the
+preset ``config/pretrain/ssast_patch.yaml``, its input has the same frames as MAE-AST's.
 
-Each runs in a process of its own, whose memory is its own too. It takes turns with MAE-AST, and
-ratios are taken turn by turn.
+Each system runs in its own process and alternates with MAE-AST; ratios are taken between steps of
+the same turn.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from mae_ast.core.models.config import AstConfig, AudioMaeConfig, MaeAstConfig, 
 from mae_ast.trainer.malloc import keep_freed_memory
 
 BATCH, FRAMES, CLASSES = 4, 998, 527
-STRIDE = 10  # of AST's patches, along time and along mel
+STRIDE = 10  # stride of AST's patches along time and mel
 SYSTEMS: dict[str, Any] = {
     "MAE-AST": MaeAstConfig(dropout=0.0, attention_dropout=0.0),
     "SSAST": SsastConfig(),
@@ -60,7 +59,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def training_step(system: str, precision: str) -> Callable[[], float]:
-    """A function that runs a step and returns its loss."""
+    """Return a function that runs a training step and returns its loss."""
     torch.manual_seed(0)
     keep_freed_memory()  # as training does on a CPU
     config = dataclasses.replace(SYSTEMS[system], precision=precision)
@@ -80,7 +79,7 @@ def training_step(system: str, precision: str) -> Callable[[], float]:
 
 
 def masked_loss(model: Any, source: Tensor) -> Tensor:
-    """Of log-mel (B, T, 128), with masks drawn here."""
+    """Return the pretraining loss on log-mel (B, T, 128), with newly drawn masks."""
     grid = model.patch_shape.grid(source.shape[1])
     strategy = random_mask if isinstance(model, AudioMae) else chunk_mask
     mask = strategy(len(source), grid, model.config.random_mask_prob)
@@ -89,16 +88,18 @@ def masked_loss(model: Any, source: Tensor) -> Tensor:
 
 
 def supervised_loss(model: Any, source: Tensor) -> Tensor:
-    """Binary cross-entropy of log-mel (B, T, 128), as on AudioSet."""
+    """Return the binary cross-entropy on log-mel (B, T, 128), as on AudioSet."""
     logits = model(source)
     return F.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits))
 
 
 def main() -> None:
-    """Compare the systems in both precisions; a table and JSON, printed and written."""
+    """Compare the systems in both precisions; print and write a table and JSON."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--turns", type=int, default=13, help="steps of each system")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result")
+    parser.add_argument("--turns", type=int, default=13, help="timed steps of each system")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder to write the result to"
+    )
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
@@ -107,16 +108,16 @@ def main() -> None:
     report = Report(
         "A training step of each of the four systems, CPU",
         "12 layers of width 768 (MAE-AST: 12 + 2; Audio-MAE: 12 + 16 of width 512), 16 x 16 "
-        "patches, 4 clips of\n10 s; forward, losses, backward, AdamW; no dropout. Of a clip's 496 "
-        "patches MAE-AST hides 372 (75 %),\nSSAST 388 (400 of 512), Audio-MAE 397 (80 %). AST "
-        "hides none, and has 1,188 overlapping ones.\n"
-        f"{arguments.turns} steps of each in turn with MAE-AST's; ratios are taken turn by turn. "
-        "Peak memory is\nthat of each system's own process.",
+        "patches, 4 clips of\n10 s; forward, losses, backward, AdamW; no dropout. MAE-AST masks "
+        "372 of a clip's 496 patches (75 %),\nSSAST 388 (400 of 512), Audio-MAE 397 (80 %). AST "
+        "masks none and has 1,188 overlapping patches.\n"
+        f"{arguments.turns} steps of each system, alternating with MAE-AST's; ratios are taken "
+        "within a turn. Peak memory is\nthat of each system's process.",
     )
-    report.say(
-        "| precision | system | a step (s) | over MAE-AST's, median (min to max) | peak (GiB) |"
+    report.add(
+        "| precision | system | step (s) | relative to MAE-AST, median (min to max) | peak (GiB) |"
     )
-    report.say("| --- | --- | --- | --- | --- |")
+    report.add("| --- | --- | --- | --- | --- |")
     results = []
     for precision in PRECISIONS:
         for system in SYSTEMS:
@@ -126,7 +127,7 @@ def main() -> None:
             peak = [side.close() for side in sides][-1]
             seconds = statistics.median(turn[-1] for turn in turns)
             ratios = [turn[-1] / turn[0] for turn in turns]
-            report.say(
+            report.add(
                 f"| {precision} | {system} | {seconds:.2f} | "
                 f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | "
                 f"{peak:.2f} |"
@@ -134,7 +135,7 @@ def main() -> None:
             results.append(
                 {"precision": precision, "system": system, "turns": turns, "peak_gib": peak}
             )
-    report.say(f"\n```json\n{json.dumps(results)}\n```")
+    report.add(f"\n```json\n{json.dumps(results)}\n```")
     report.write("step_of_systems", arguments.results)
 
 

@@ -1,6 +1,7 @@
-"""What the benchmarks share: steps that take turns, memory, hardware in words, files of results.
+"""Shared code of the benchmarks: steps in child processes, hardware, and result files.
 
-The package ``mae_ast`` is not imported here: one of the benchmarks runs another of that name.
+The package ``mae_ast`` is not imported here, because two of the benchmarks run another package of
+that name.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from types import ModuleType
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+REPOSITORY = Path(__file__).parents[2]
+RESULTS = REPOSITORY / "benchmarks" / "results"
 
 
 def _load(path: Path) -> ModuleType:
-    """A file as a module of its own: what ``import mae_ast`` finds may be another package."""
+    """Load a module from its file, since ``import mae_ast`` may find another package."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -30,15 +32,15 @@ def _load(path: Path) -> ModuleType:
     return module
 
 
-machine = _load(Path(__file__).parents[1] / "mae_ast" / "bench" / "machine.py")
+machine = _load(REPOSITORY / "mae_ast" / "bench" / "machine.py")
 hardware, peak_memory = machine.hardware, machine.peak_memory
 
 
 class Side:
-    """A step in a process of its own, which answers to :func:`serve`.
+    """A step that runs in a child process, which calls :func:`serve`.
 
     Args:
-        command: starts the process.
+        command: command line of the process.
     """
 
     def __init__(self, command: list[str]) -> None:
@@ -48,14 +50,14 @@ class Side:
         self._answer()
 
     def step(self) -> float:
-        """Seconds of one step."""
+        """Run one step and return its seconds."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         return float(self._answer())
 
     def close(self) -> float:
-        """End the process; the most memory that it had, in GiB."""
+        """End the process and return its peak memory in GiB."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         peak = float(self._answer())
@@ -67,14 +69,15 @@ class Side:
         for line in self._process.stdout:
             if line.startswith("@"):
                 return line[1:].strip()
-        raise SystemExit("a side of the comparison failed, see above")
+        raise SystemExit("a process of the comparison failed, see above")
 
 
 def serve(step: Callable[[], object], device: str = "cpu") -> None:
-    """Run a step for each line on standard input, and answer with its seconds; memory at the end.
+    """Run a step for each line on standard input and print its seconds; at the end, peak memory.
 
-    The first steps are not counted: libraries prepare themselves, optimizers make their moments.
-    A step ends when the device has done all of it. On a GPU memory is what PyTorch allocated.
+    The first steps are a warm-up, in which libraries and optimizer states are initialised. A step
+    includes synchronisation with the device. On a GPU, memory is the maximum that PyTorch
+    allocated.
     """
     is_gpu = device == "cuda"
     for _ in range(3 if is_gpu else 1):
@@ -91,31 +94,33 @@ def serve(step: Callable[[], object], device: str = "cpu") -> None:
 
 
 class Report:
-    """What a benchmark prints, and keeps for its file of results.
+    """Result of a benchmark, printed line by line and then written to a file.
 
     Args:
-        title: of the file.
-        about: what was measured, in a paragraph.
-        device: that it ran on.
+        title: heading of the file.
+        about: paragraph that describes the measurement.
+        device: device that was measured.
     """
 
     def __init__(self, title: str, about: str, device: str = "cpu") -> None:
         self._head = f"# {title}\n\n{about}\n"
         self._device = device
         self._lines: list[str] = []
-        self.say(f"{date.today()}, {hardware(device)}")
-        self.say()
+        self.add(f"{date.today()}, {hardware(device)}")
+        self.add()
 
-    def say(self, line: str = "") -> None:
-        """Print a line and keep it."""
+    def add(self, line: str = "") -> None:
+        """Print a line and add it to the file."""
         print(line, flush=True)
         self._lines.append(line)
 
     def write(self, name: str, folder: Path) -> Path:
-        """Write ``{name}_{hardware}_{date}.md``; where."""
+        """Write ``{name}_{hardware}_{date}.md`` and return its path."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}_{machine.slug(self._device)}_{date.today()}.md"
-        command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+        command = shlex.join(
+            ["python", f"scripts/benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+        )
         body = "\n".join(self._lines)
         path.write_text(f"{self._head}\n```\n{command}\n```\n\n{body}\n", encoding="utf-8")
         print(f"written: {path}")

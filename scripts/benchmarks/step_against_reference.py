@@ -1,17 +1,17 @@
-"""Forward + backward of the 12-layer patch model, ours against the reference implementations.
+"""Compare forward + backward of the 12-layer patch model with the reference implementations.
 
-    python benchmarks/step_against_reference.py --reference PATH --ssast PATH [--device cuda]
+    python scripts/benchmarks/step_against_reference.py --reference PATH --ssast PATH
 
 The first PATH is a checkout of github.com/AlanBaade/MAE-AST-Public, the second one of
 github.com/YuanGongND/ssast; either may be omitted. The former has our package name, so each
-side runs in a process of its own. In each round the reference step and all our variants run once,
-one after another; ratios compare steps of the same round.
+implementation runs in its own process. In each round the reference step and all our variants run
+once, one after another; ratios compare steps of the same round.
 
 4 clips of 10 s, on a GPU 32 (998 frames of log-mel noise), 75 % chunk masks, layerdrop 0, loss
-10 MSE + InfoNCE. SSAST's step is its joint one, a pass for each loss, with 400 patches of its 1,024
-frames hidden. The references draw their masks inside the step; ours are drawn inside the timing as
-well. On a GPU the references also run in float16, since their programs train in it: MAE-AST's with
-all weights in it (fairseq's common.fp16), SSAST's under autocast.
+10 MSE + InfoNCE. SSAST's step is its joint one, with one pass per loss and 400 masked patches of
+1,024 frames. The references draw their masks inside the step; drawing ours is timed as well. On a
+GPU the references also run in float16, which they train in: MAE-AST's with all weights in float16
+(fairseq's common.fp16), SSAST's under autocast.
 
 SSAST requires timm 0.4.5. Here it runs on the installed timm with the old model names and with
 unfused attention, as in timm 0.4.5.
@@ -33,12 +33,12 @@ from measuring import RESULTS, Report, Side, serve
 BATCHES = {"cpu": 4, "cuda": 32}
 FRAMES, RATIO = 998, 0.75
 SSAST_FRAMES, SSAST_MASKED = 1024, 400
-OURS = {  # precision, layers compiled
+OURS = {  # name: (precision, whether layers are compiled)
     "float32": ("float32", False),
     "bfloat16": ("bfloat16", False),
     "bfloat16, compiled": ("bfloat16", True),
 }
-GROUPS = {  # against whom, in what, dropout of both, our variants
+GROUPS = {  # reference, its precision, dropout of both, our variants
     "cpu": [
         ("reference", "float32", 0.0, list(OURS)),
         ("reference", "float32", 0.1, list(OURS)),
@@ -53,15 +53,19 @@ GROUPS = {  # against whom, in what, dropout of both, our variants
     ],
 }
 NAMES = {"reference": "MAE-AST's authors'", "ssast": "SSAST's authors'"}
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 
 def our_step(
     dropout: float, precision: str, device: str = "cpu", compiled: bool = False
 ) -> Callable[[], float]:
-    """A function that runs a step and returns its loss.
+    """Return a function that runs a step and returns its loss.
 
-    ``compiled``: layers by torch.compile, as ``model.compile=true`` has it.
+    Args:
+        dropout: of hidden states, attention and input.
+        precision: "float32" or "bfloat16".
+        device: "cpu" or "cuda".
+        compiled: whether layers are compiled, as by ``model.compile=true``.
     """
     import torch
     from step_of_systems import masked_loss
@@ -71,7 +75,7 @@ def our_step(
     from mae_ast.core.nn.transformer import compile_layers
     from mae_ast.trainer.malloc import keep_freed_memory
 
-    keep_freed_memory()  # as our task does on a CPU
+    keep_freed_memory()  # as in training on a CPU
     config = MaeAstConfig(
         dropout=dropout,
         attention_dropout=dropout,
@@ -94,7 +98,7 @@ def our_step(
 
 
 def reference_step(folder: str, dropout: float, precision: str, device: str) -> Callable[[], float]:
-    """The same for the reference's model and criterion."""
+    """Return a step of the reference's model and criterion."""
     sys.path.insert(0, folder)
     import torch
     from mae_ast.criterions.mae_ast_criterion import MAE_AST_Criterion
@@ -132,7 +136,7 @@ def reference_step(folder: str, dropout: float, precision: str, device: str) -> 
 
 
 def ssast_step(folder: str, precision: str, device: str) -> Callable[[], float]:
-    """SSAST's joint loss, forward and backward, as its program for training has it."""
+    """Return a step of SSAST's joint loss, as in its training script."""
     sys.path[:0] = [str(REPOSITORY), str(Path(folder) / "src" / "models")]
     import timm
     import torch
@@ -141,7 +145,7 @@ def ssast_step(folder: str, precision: str, device: str) -> Callable[[], float]:
 
     def old_create(name: str, **options: Any) -> Any:
         model = create(name.removeprefix("vit_"), **options)
-        model.patch_embed.img_size = None  # any size
+        model.patch_embed.img_size = None  # accept any size
         return model
 
     timm.__version__, timm.create_model = "0.4.5", old_create
@@ -165,13 +169,15 @@ def ssast_step(folder: str, precision: str, device: str) -> Callable[[], float]:
 
 
 def main() -> None:
-    """Compare all cases; a table and JSON, printed and written."""
+    """Compare all cases; print and write a table and JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--reference", help="checkout of the reference")
-    parser.add_argument("--ssast", help="checkout of SSAST")
-    parser.add_argument("--rounds", type=int, default=13)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result")
-    parser.add_argument("--device", choices=tuple(GROUPS), default="cpu")
+    parser.add_argument("--reference", help="checkout of MAE-AST-Public")
+    parser.add_argument("--ssast", help="checkout of ssast")
+    parser.add_argument("--rounds", type=int, default=13, help="rounds of interleaved steps")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder to write the result to"
+    )
+    parser.add_argument("--device", choices=tuple(GROUPS), default="cpu", help="device to run on")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -188,18 +194,20 @@ def main() -> None:
         serve(step, device)
         return
     if not any(folders.values()):
-        parser.error("neither --reference nor --ssast says what to compare with")
+        parser.error("--reference, --ssast or both are required")
     report = Report(
-        "A step of MAE-AST against the reference implementations",
-        "12 + 2 layers of width 768, 16 x 16 patches, 75 % hidden in chunks, "
+        "A step of MAE-AST compared with the reference implementations",
+        "12 + 2 layers of width 768, 16 x 16 patches, 75 % masked in chunks, "
         f"{BATCHES[device]} clips of 10 s;\nmasks, forward, 10 MSE + InfoNCE, backward; layerdrop "
         "0. SSAST's step is its joint one, on 1,024 frames.\n"
         f"{arguments.rounds} rounds; times are medians over rounds, ratios medians (minimum\nto "
         "maximum).",
         device,
     )
-    report.say("| against | in | dropout | ours in | theirs (s) | ours (s) | ratio | GiB |")
-    report.say("| --- " * 8 + "|")
+    report.add(
+        "| reference | its precision | dropout | ours | reference (s) | ours (s) | speed-up | GiB |"
+    )
+    report.add("| --- " * 8 + "|")
     results = []
     given = [word for name in folders if folders[name] for word in (f"--{name}", folders[name])]
     for other, their_precision, dropout, variants in GROUPS[device]:
@@ -222,7 +230,7 @@ def main() -> None:
             theirs, ours = (
                 statistics.median(times[name] for times in rounds) for name in (other, variant)
             )
-            report.say(
+            report.add(
                 f"| {NAMES[other]} | {their_precision} | {dropout} | {variant} | {theirs:.3f} | "
                 f"{ours:.3f} | "
                 f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | "
@@ -232,7 +240,7 @@ def main() -> None:
             {"against": other, "in": their_precision, "dropout": dropout}
             | {"rounds": rounds, "peak_gib": peaks}
         )
-    report.say(f"\n```json\n{json.dumps(results)}\n```")
+    report.add(f"\n```json\n{json.dumps(results)}\n```")
     report.write("step_against_reference", arguments.results)
 
 

@@ -1,15 +1,15 @@
-"""The systems on the demo's corpus: time, peak memory and what the features are worth.
+"""Compare the systems on the demo's corpus: time, peak memory and downstream accuracy.
 
     mae-ast demo
-    python benchmarks/systems_on_demo.py demo/corpus
+    python scripts/benchmarks/systems_on_demo.py demo/corpus
 
 pretrains each system with ``config/pretrain/demo.yaml``, at the same depth and width and for the
-same number of updates, one after the other; then probes each on voices that pretraining has not
-heard, and prints a table. AST has no pretraining of its own: it learns the words with their labels,
-from new weights, by ``config/finetune/ast_speechcommands2.yaml``, and its patches overlap. What an
-earlier call has measured in ``--out`` is not measured again.
+same number of updates, one after the other; then probes each on held-out voices, and prints a
+table. AST has no pretraining: it is trained with labels from random weights, by
+``config/finetune/ast_speechcommands2.yaml``, with overlapping patches. Systems that an earlier call
+has measured in ``--out`` are not measured again.
 
-Validation and pictures are left out: what is measured is training, on the processor.
+Only training on the CPU is measured; validation and plots are disabled.
 """
 
 from __future__ import annotations
@@ -34,30 +34,31 @@ from mae_ast.finetune.checkpoint import load_finetuned
 from mae_ast.hub.load import Pretrained, PretrainedVit, load
 from mae_ast.trainer.command import train_command
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from scripts.demo.cache import Results, cached
 from scripts.demo.recognition import probe_words
 
 
 def _without(config: type[Any]) -> tuple[str, ...]:
-    """Remove the keys of the preset's MAE-AST that another system does not have."""
+    """Return overrides that remove the MAE-AST keys which another system does not have."""
     own, others = ({field.name for field in fields(each)} for each in (MaeAstConfig, config))
-    # hydra deletes no key that is null.
+    # Hydra cannot delete a key that is null.
     return tuple(
         each for key in sorted(own - others) for each in (f"model.{key}=0", f"~model.{key}")
     )
 
 
-# How each system differs from the preset, for hydra.
+# Overrides of the preset for each system.
 SSAST = ("model._name=ssast", *_without(SsastConfig), "model.random_mask_prob=0.78125")
-# It reconstructs only, with a decoder that is deeper and narrower than MAE-AST's.
+# Audio-MAE has no InfoNCE loss, and its decoder is deeper and narrower than MAE-AST's.
 AUDIO_MAE = (
     *("model._name=audio_mae", *_without(AudioMaeConfig)),
     *("criterion.classification_weight=0", "model.decoder_layers=4"),
     *("model.decoder_embed_dim=128", "model.decoder_ffn_embed_dim=512"),
     *("model.decoder_attention_heads=4", "model.random_mask_prob=0.8"),
 )
-# New weights, and what is the preset's only for 128 clips a batch and a network for images.
+# AST starts from random weights. The other overrides replace settings that the preset chose for an
+# image network and 128 clips per batch.
 AST = (
     *("model.checkpoint=null", "model.encoder_layers=4", "model.encoder_embed_dim=192"),
     *("model.encoder_ffn_embed_dim=768", "model.encoder_attention_heads=4"),
@@ -66,17 +67,17 @@ AST = (
     *("dataset.batch_size=32", "dataset.num_workers=1", "common.log_interval=10"),
     "optimizer.adam_betas='(0.9,0.98)'",
 )
-ALIKE = ("common.cpu=true", "common.tensorboard_logdir=null", "dataset.disable_validation=true")
+COMMON = ("common.cpu=true", "common.tensorboard_logdir=null", "dataset.disable_validation=true")
 
 
 @dataclass(frozen=True)
 class System:
-    """How a system is trained.
+    """Training settings of a system.
 
     Args:
-        overrides: of the preset, for hydra.
-        config: the preset.
-        kind: of the preset, "pretrain" or "finetune".
+        overrides: overrides of the preset, ``KEY=VALUE``.
+        config: name of the preset.
+        kind: kind of the preset, "pretrain" or "finetune".
     """
 
     overrides: tuple[str, ...]
@@ -92,20 +93,20 @@ SYSTEMS = {
     "Audio-MAE, global decoder": System((*AUDIO_MAE, "++model.decoder_attention=global")),
     "AST, with labels": System(AST, "ast_speechcommands2", "finetune"),
 }
-MEASURED = "measured.json"  # in a training's folder: what it was and took
+MEASURED = "measured.json"  # in a run's folder: its command line and cost
 LOGGED = re.compile(r'\[([\d-]+ [\d:]+,\d+)\]\[train_inner\].*"num_updates": "(\d+)"')
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a pretraining took.
+    """Cost of a training.
 
     Args:
-        minutes: from start to end of the program.
-        update_s: seconds an update, between the first and the last that were logged.
-        update_cpu_s: processor seconds of the whole program, data loading and start included, over
+        minutes: duration of the whole process.
+        update_s: seconds per update, between the first and the last that were logged.
+        update_cpu_s: CPU seconds of the whole process, data loading and start included, divided by
             the number of updates.
-        peak_gib: memory of its largest process.
+        peak_gib: peak memory of its largest process.
     """
 
     minutes: float
@@ -115,20 +116,27 @@ class Cost:
 
 
 def main() -> None:
-    """Pretrain all, probe all, print and write the table."""
+    """Train and probe all systems; print and write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("corpus", type=Path, help="that `mae-ast demo` made")
-    parser.add_argument("--out", type=Path, default=Path("outputs/systems_on_demo"))
-    parser.add_argument("--updates", type=int, default=1300)
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result")
+    parser.add_argument("corpus", type=Path, help="folder demo/corpus of `mae-ast demo`")
+    parser.add_argument(
+        "--out", type=Path, default=Path("outputs/systems_on_demo"), help="folder of the runs"
+    )
+    parser.add_argument("--updates", type=int, default=1300, help="updates of each system")
+    parser.add_argument(
+        "--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help="systems to compare"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder to write the result to"
+    )
     arguments = parser.parse_args()
     if arguments.updates < 20:
-        parser.error(f"--updates {arguments.updates}: at least 20, as each tenth is logged")
+        parser.error(f"--updates {arguments.updates}: at least 20, since every tenth is logged")
     for split in ("train", "test"):
         if not (arguments.corpus / f"{split}.lbl").exists():
             parser.error(
-                f"{arguments.corpus} holds no {split}.lbl: it is no corpus of `mae-ast demo`"
+                f"{arguments.corpus / f'{split}.lbl'}: no such file; the corpus is DEMO/corpus, as "
+                "written by `mae-ast demo --out DEMO`"
             )
     runs = {name: arguments.out / re.sub(r"\W+", "_", name.lower()) for name in arguments.systems}
     costs = {
@@ -145,27 +153,26 @@ def main() -> None:
     }
     report = Report(
         "The four systems on the demo's corpus, CPU",
-        "4 layers of width 192 (decoders: MAE-AST's has 2 more, Audio-MAE's 4 of width 128), 16 x "
-        "16 patches, each\nwith its own share hidden (75, 78 and 80 %), the demo's settings and "
-        "corpus, "
-        f"{arguments.updates} updates of 32 clips of one second, one\nseed. AST learns with the "
-        "words' labels, and has 108 overlapping patches where the others have 48. The\nprobe "
-        "(linear, on the best layer) is scored on voices that neither it nor training has heard;\n"
-        "'random weights' is the same network untrained. CPU time is that of the whole program "
-        "over the\nnumber of updates. Peak memory is that of its largest process; at this size "
-        "more than half of it is\nPyTorch and fairseq themselves.",
+        "4 layers of width 192 (decoders: MAE-AST 2 layers, Audio-MAE 4 of width 128), 16 x 16 "
+        "patches, masking\nratios of 75 % (MAE-AST), 78 % (SSAST) and 80 % (Audio-MAE), the "
+        f"demo's settings and corpus, {arguments.updates} updates\nof 32 clips of one second, one "
+        "seed. AST is trained with labels and has 108 overlapping patches, the\nothers have 48. "
+        "The probe (linear, on the best layer) is scored on held-out voices; random weights: the\n"
+        "same network untrained. CPU time is that of the whole process divided by the number of "
+        "updates. Peak\nmemory is that of the largest process; at this size more than half of it "
+        "is PyTorch and fairseq.",
     )
-    say_table(report, costs, probes)
+    add_table(report, costs, probes)
     report.write("systems_on_demo", arguments.results)
 
 
 def pretrain(corpus: Path, run: Path, updates: int, system: System) -> Cost:
-    """Train in a process of its own, from nothing.
+    """Train a system in a child process, from scratch.
 
     Raises:
         SystemExit: training failed; the message names its log.
     """
-    settings = [f"optimization.max_update={updates}", *ALIKE, *system.overrides]
+    settings = [f"optimization.max_update={updates}", *COMMON, *system.overrides]
     if system.kind == "pretrain":
         settings.append("model.input_stats=batch")
     command = train_command(corpus, system.config, run, settings, system.kind)
@@ -178,7 +185,7 @@ def pretrain(corpus: Path, run: Path, updates: int, system: System) -> Cost:
         shutil.rmtree(run)
     run.mkdir(parents=True)
     log = run / "train.log"
-    print(f"pretraining, see {log}", flush=True)
+    print(f"training, see {log}", flush=True)
     with log.open("w") as output:
         begin = time.monotonic()
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
@@ -189,7 +196,7 @@ def pretrain(corpus: Path, run: Path, updates: int, system: System) -> Cost:
         raise SystemExit(f"training failed, see {log}")
     cost = Cost(
         seconds / 60,
-        _seconds_an_update(log.read_text()),
+        _seconds_per_update(log.read_text()),
         (used.ru_utime + used.ru_stime) / updates,
         peak_memory(used),
     )
@@ -198,7 +205,7 @@ def pretrain(corpus: Path, run: Path, updates: int, system: System) -> Cost:
 
 
 def trained(run: Path, system: System) -> Pretrained:
-    """The model that a training has left."""
+    """Load the trained model of a run."""
     last = run / "checkpoints" / "checkpoint_last.pt"
     if system.kind == "pretrain":
         return load(last)
@@ -208,8 +215,8 @@ def trained(run: Path, system: System) -> Pretrained:
     return model.eval()
 
 
-def _seconds_an_update(log: str) -> float:
-    """Between the first and the last line about updates, so that starting is left out."""
+def _seconds_per_update(log: str) -> float:
+    """Return the mean time between the first and the last logged update."""
     times = [
         (datetime.strptime(when, "%Y-%m-%d %H:%M:%S,%f"), int(number))
         for when, number in LOGGED.findall(log)
@@ -218,26 +225,26 @@ def _seconds_an_update(log: str) -> float:
     return (end - begin).total_seconds() / (last - first)
 
 
-def say_table(report: Report, costs: dict[str, Cost], probes: dict[str, Results]) -> None:
-    """The table, then all that was measured."""
-    report.say(
-        "| system | training (min) | an update (ms) | over the first's | CPU an update (ms) | "
-        "peak (GiB) | linear probe | random weights | nearest neighbours | layer |"
+def add_table(report: Report, costs: dict[str, Cost], probes: dict[str, Results]) -> None:
+    """Add the table, then all measurements as JSON."""
+    report.add(
+        "| system | training (min) | update (ms) | relative to the first | CPU per update (ms) | "
+        "peak (GiB) | linear probe | random weights | k-NN | layer |"
     )
-    report.say("| --- " * 10 + "|")
+    report.add("| --- " * 10 + "|")
     first = next(iter(costs.values()))
     for name, cost in costs.items():
         pretrained, random = probes[name]["pretrained"], probes[name]["random weights"]
-        report.say(
+        report.add(
             f"| {name} | {cost.minutes:.1f} | {1000 * cost.update_s:.0f} | "
             f"{cost.update_s / first.update_s:.2f} | {1000 * cost.update_cpu_s:.0f} | "
             f"{cost.peak_gib:.2f} | {pretrained['linear']:.1%} | {random['linear']:.1%} | "
             f"{pretrained['knn']:.1%} | {pretrained['layer']} |"
         )
     log_mel = next(iter(probes.values()))["mean log-mel"]
-    report.say(f"\nLinear probe on mean log-mel: {log_mel['linear']:.1%}.")
-    in_full = {name: {**asdict(cost), "probe": probes[name]} for name, cost in costs.items()}
-    report.say(f"\n```json\n{json.dumps(in_full)}\n```")
+    report.add(f"\nLinear probe on mean log-mel: {log_mel['linear']:.1%}.")
+    record = {name: {**asdict(cost), "probe": probes[name]} for name, cost in costs.items()}
+    report.add(f"\n```json\n{json.dumps(record)}\n```")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""What pretraining is worth: the demo's model against random weights on keyword spotting.
+"""Compare the demo's model with random weights on SUPERB keyword spotting.
 
     make demo
-    python benchmarks/superb_demo.py demo --out outputs/superb_demo
+    python scripts/benchmarks/superb_demo.py demo --out outputs/superb_demo
 
-lays the demo's corpus out as Speech Commands v0.01, fine-tunes on it with ``mae-ast superb ks``
-once from the demo's checkpoint and once from random weights of the same network, and prints the
-accuracy of both on voices that neither pretraining nor fine-tuning has heard. The same command
-again goes on where it was interrupted.
+converts the demo's corpus to the layout of Speech Commands v0.01, fine-tunes with
+``mae-ast superb ks`` from the demo's checkpoint and from random weights of the same network, and
+prints the test accuracy of both on held-out voices. The same command resumes an interrupted run.
 
-The corpus has 70 minutes, so that the learning rate is higher and the batch smaller than in the
-task's own settings, alike for both.
+Since the corpus has only 70 minutes, the learning rate is higher and the batch smaller than in the
+task's own settings, for both runs.
 """
 
 from __future__ import annotations
@@ -32,21 +31,23 @@ from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.superb.tasks import KS_TEST, KS_TRAIN, KS_WORDS
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from scripts.demo.corpus import WORDS
 
-TRAIN_SHARES, DEV_SHARES = (20.0, 100.0), (0.0, 10.0)  # of the speakers' hashes, in percent
-SILENCES_OF_A_NOISE = 4  # test clips of _silence_
+TRAIN_RANGE, DEV_RANGE = (20.0, 100.0), (0.0, 10.0)  # speakers' hashes, in percent
+SILENCES_PER_NOISE = 4  # test clips of _silence_
 
 
 def main() -> None:
-    """Lay out, train and test twice, print the table."""
+    """Train and test from both initial weights, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("demo", type=Path, help="folder of `mae-ast demo`")
-    parser.add_argument("--out", type=Path, default=Path("outputs/superb_demo"))
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--lr", type=float, default=3e-4)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("demo", type=Path, help="output folder of `mae-ast demo`")
+    parser.add_argument(
+        "--out", type=Path, default=Path("outputs/superb_demo"), help="folder of data and runs"
+    )
+    parser.add_argument("--steps", type=int, default=200, help="training steps of each run")
+    parser.add_argument("--lr", type=float, default=3e-4, help="learning rate of Adam")
+    parser.add_argument("--batch", type=int, default=64, help="clips per batch")
     args = parser.parse_args()
 
     pretrained = args.demo / "run" / "checkpoints" / "checkpoint_last.pt"
@@ -72,18 +73,22 @@ def main() -> None:
     count = sum(1 for _ in (data / KS_TEST).glob("*/*.wav"))
     print(
         f"KS1 on the demo's corpus, {args.steps} steps of {args.batch} clips, learning rate "
-        f"{args.lr:g}; {count} test clips\n\n| start | test accuracy |\n| --- | --- |\n"
+        f"{args.lr:g}; {count} test clips\n\n| initial weights | test accuracy |\n| --- | --- |\n"
         + "\n".join(rows)
     )
 
 
 def lay_out(corpus: Path, data: Path) -> None:
-    """Speech Commands v0.01 as s3prl reads it, of links to the demo's clips.
+    """Write the layout of Speech Commands v0.01, with links to the demo's clips.
 
-    Training voices and validation voices make up the training folder. s3prl goes by a hash of the
-    speaker's name there, so each gets a number that makes it fall into its own split. Test voices
-    make up the test folder: the ten words, ``_unknown_`` (one clip of each other word) and
+    The training folder has the training and validation voices. s3prl splits it by a hash of the
+    speaker's name, so each speaker gets a numbered name that falls into the right split. The test
+    folder has the test voices: the ten words, ``_unknown_`` (one clip of each other word) and
     ``_silence_``.
+
+    Args:
+        corpus: the demo's folder ``corpus/speech_commands``.
+        data: folder to write; an existing one is replaced.
     """
     if data.is_dir():
         shutil.rmtree(data)
@@ -97,32 +102,32 @@ def lay_out(corpus: Path, data: Path) -> None:
             name = f"{word}/{path.name}"
             speaker, _, take = path.name.partition("_nohash_")
             if name not in test_clips:
-                shares = DEV_SHARES if name in valid_clips else TRAIN_SHARES
-                _link(path, train / word / f"{_speaker_in(shares, speaker)}_nohash_{take}")
+                hashes = DEV_RANGE if name in valid_clips else TRAIN_RANGE
+                _link(path, train / word / f"{_speaker_in(hashes, speaker)}_nohash_{take}")
             elif word in KS_WORDS:
                 _link(path, test / word / path.name)
         if word not in KS_WORDS:
             spoken = sorted(name for name in test_clips if name.startswith(f"{word}/"))
-            chosen = spoken[WORDS.index(word) * 5 % len(spoken)]  # of all voices and takes
+            chosen = spoken[WORDS.index(word) * 5 % len(spoken)]  # vary voice and take
             _link(corpus / chosen, test / "_unknown_" / chosen.replace("/", "_"))
     for path in sorted((corpus / "_background_noise_").glob("*.wav")):
         _link(path, train / "_background_noise_" / path.name)
         samples, rate = soundfile.read(path)
         (test / "_silence_").mkdir(exist_ok=True)
-        for number in range(SILENCES_OF_A_NOISE):
-            start = (1 + 2 * number) * len(samples) // (2 * SILENCES_OF_A_NOISE)
+        for number in range(SILENCES_PER_NOISE):
+            start = (1 + 2 * number) * len(samples) // (2 * SILENCES_PER_NOISE)
             silence = test / "_silence_" / f"{path.stem}_{number}.wav"
             soundfile.write(silence, samples[start : start + SAMPLE_RATE], rate)
 
 
-def _speaker_in(shares: tuple[float, float], speaker: str) -> str:
-    """The first of speaker0, speaker1, ... whose hash lies between two shares.
+def _speaker_in(hashes: tuple[float, float], speaker: str) -> str:
+    """Return the first of speaker0, speaker1, ... whose hash is in the range, in percent.
 
-    The hash is that of Speech Commands' own ``which_set``.
+    The hash is that of ``which_set`` in the README of Speech Commands.
     """
     for name in (f"{speaker}{number}" for number in range(1000)):
         digest = int(hashlib.sha1(name.encode()).hexdigest(), 16)
-        if shares[0] <= digest % 2**27 * 100 / (2**27 - 1) < shares[1]:
+        if hashes[0] <= digest % 2**27 * 100 / (2**27 - 1) < hashes[1]:
             return name
     raise AssertionError(f"no name for {speaker}")
 
@@ -133,7 +138,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def write_random_weights(pretrained: Path, path: Path) -> None:
-    """The checkpoint's network as it was before training, with the statistics of its data."""
+    """Write the checkpoint's network with random weights and its own input statistics."""
     torch.manual_seed(0)
     model, fresh = load(pretrained), MaeAst(load(pretrained).config)
     fresh.batch_norm.load_state_dict(model.batch_norm.state_dict())
@@ -142,7 +147,7 @@ def write_random_weights(pretrained: Path, path: Path) -> None:
 
 
 def mae_ast(arguments: Iterable[str]) -> str:
-    """Run the command, showing what it says on the way; its output."""
+    """Run ``mae-ast``, print its lines with accuracies, and return its output."""
     program = shutil.which("mae-ast") or str(Path(sys.executable).with_name("mae-ast"))
     print("mae-ast", *arguments, flush=True)
     process = subprocess.run(

@@ -1,15 +1,14 @@
-"""Where the time of a training step goes, and what it cannot go below.
+"""Profile a training step by kind of operator, and compare with the matrix-product bound.
 
-    python benchmarks/step_profile.py
+    python scripts/benchmarks/step_profile.py
 
-The step of ``step_against_reference.py``: forward and backward of the 12-layer patch model on 4
-clips of 10 s. Each operator is timed by itself; matrix products, attention's included, are set
-beside what the counted operations take at the rate of square matrix products that the same process
-reaches. What else there is passes over memory.
+The step is that of ``step_against_reference.py``: forward and backward of the 12-layer patch model
+on 4 clips of 10 s. Each operator is timed separately. The bound is the time of all counted matrix
+products, attention included, at the rate of square matrix products in the same process.
 
-torch's profiler would not do: what it keeps of each operator lies between the blocks that tensors
-free, so that large ones are taken from new memory, whose pages the kernel has to clear first.
-Writing a weight's gradient then takes ten times as long as it does.
+torch's profiler is not used because its records fragment the heap: large tensors are then allocated
+from new pages, which the kernel has to clear first, and writing a weight's gradient appears ten
+times slower than it is.
 """
 
 from __future__ import annotations
@@ -32,20 +31,20 @@ from mae_ast.bench.work import split, step_work
 from mae_ast.core.models.config import MaeAstConfig
 
 CASES = [(0.0, "float32"), (0.0, "bfloat16"), (0.1, "float32"), (0.1, "bfloat16")]
-# Operators by what they are; a name is looked for from the beginning.
+# Operators by kind: prefixes of their names; the first match counts.
 KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product"),
     "copies and casts": ("copy_", "_to_copy", "clone"),
     "softmax": ("_softmax", "_log_softmax", "logsumexp"),
     "GELU": ("gelu",),
     "layer norm": ("native_layer_norm",),
-    "dropout's draws": ("random_", "bernoulli_", "uniform_", "native_dropout"),
+    "random numbers of dropout": ("random_", "bernoulli_", "uniform_", "native_dropout"),
 }
-OTHER = "all else"
+OTHER = "other"
 
 
 class Timed(TorchDispatchMode):
-    """While it is entered, adds up what operators take, in ``seconds`` by kind."""
+    """Context that sums the time of operators by kind, in ``seconds``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,15 +64,18 @@ class Timed(TorchDispatchMode):
 
 
 def kind_of(name: str) -> str:
-    """What an operator of that name is."""
-    for kind, beginnings in KINDS.items():
-        if name.startswith(beginnings):
+    """Return the kind of an operator, given its name."""
+    for kind, prefixes in KINDS.items():
+        if name.startswith(prefixes):
             return kind
     return OTHER
 
 
 def profiled(dropout: float, precision: str, steps: int) -> tuple[float, dict[str, float]]:
-    """Seconds of a step, and shares of it by kind of operator, of steps in which each is timed."""
+    """Return seconds per step, and fractions of it by kind of operator.
+
+    The fractions are measured on other steps, since timing each operator slows a step down.
+    """
     step = our_step(dropout, precision)
     with Timed():
         step()
@@ -92,21 +94,23 @@ def profiled(dropout: float, precision: str, steps: int) -> tuple[float, dict[st
 
 
 def main() -> None:
-    """Profile all cases; a table and JSON, printed and written."""
+    """Profile all cases; print and write a table and JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each case")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder to write the result to"
+    )
     arguments = parser.parse_args()
     report = Report(
-        "What bounds a step of MAE-AST, CPU",
-        "12 + 2 layers of width 768, 16 x 16 patches, 75 % hidden, 4 clips of 10 s; masks, "
-        "forward, 10 MSE +\nInfoNCE, backward; layerdrop 0. 'Products alone': the counted "
-        "operations at the rate of square matrix\nproducts (2048) measured in the same process. "
-        "Shares are of steps in which each operator is timed.",
+        "Profile of a step of MAE-AST, CPU",
+        "12 + 2 layers of width 768, 16 x 16 patches, 75 % masked, 4 clips of 10 s; masks, "
+        "forward, 10 MSE +\nInfoNCE, backward; layerdrop 0. Products only: the counted matrix "
+        "products at the rate of square ones\n(2048) measured in the same process. Fractions are "
+        "of steps in which each operator is timed.",
     )
-    heads = ("dropout", "in", "a step (s)", "products alone (s)", "matrix rate (GFLOP/s)")
-    report.say(f"| {' | '.join((*heads, *KINDS, OTHER))} |")
-    report.say("| --- " * (len(heads) + len(KINDS) + 1) + "|")
+    heads = ("dropout", "precision", "step (s)", "products only (s)", "matrix rate (GFLOP/s)")
+    report.add(f"| {' | '.join((*heads, *KINDS, OTHER))} |")
+    report.add("| --- " * (len(heads) + len(KINDS) + 1) + "|")
     config = MaeAstConfig(random_mask_prob=RATIO)
     results = []
     for dropout, precision in CASES:
@@ -114,11 +118,11 @@ def main() -> None:
         work = step_work(config, split(config, "chunk_mask", 160_000), bfloat16)
         dtype = torch.bfloat16 if bfloat16 else torch.float32
         rate = matrix_rate("cpu", dtype)
-        seconds, shares = profiled(dropout, precision, arguments.steps)
-        rate = max(rate, matrix_rate("cpu", dtype))  # a shared machine may have been slow
+        seconds, fractions = profiled(dropout, precision, arguments.steps)
+        rate = max(rate, matrix_rate("cpu", dtype))  # other load may have slowed the first
         bound = BATCHES["cpu"] * work.flops / rate
         row = [str(dropout), precision, f"{seconds:.2f}", f"{bound:.2f}", f"{rate / 1e9:.0f}"]
-        report.say(f"| {' | '.join((*row, *(f'{share:.1%}' for share in shares.values())))} |")
+        report.add(f"| {' | '.join((*row, *(f'{value:.1%}' for value in fractions.values())))} |")
         results.append(
             {
                 "dropout": dropout,
@@ -126,10 +130,10 @@ def main() -> None:
                 "step_s": seconds,
                 "products_s": bound,
                 "matrix_flops_per_s": rate,
-                "shares": shares,
+                "fractions": fractions,
             }
         )
-    report.say(f"\n```json\n{json.dumps(results)}\n```")
+    report.add(f"\n```json\n{json.dumps(results)}\n```")
     report.write("step_profile", arguments.results)
 
 

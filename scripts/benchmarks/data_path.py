@@ -1,16 +1,16 @@
-"""From a manifest of two million rows and from FLAC files to batches, ours and the reference's.
+"""Compare the data path with the reference's: a large manifest, and FLAC files to batches.
 
-    python benchmarks/data_path.py --reference PATH
+    python scripts/benchmarks/data_path.py --reference PATH
 
-PATH is a checkout of github.com/AlanBaade/MAE-AST-Public. Its package has our package's name, so
-each side runs in a process of its own. Measured are
+PATH is a checkout of github.com/AlanBaade/MAE-AST-Public. Its package has the name of ours, so
+each implementation runs in its own process. The benchmark has two parts:
 
-1. a manifest of ``--rows`` rows beside one of 64: seconds and memory of loading, seconds of
-   batching for an epoch, what starting a worker process takes and what memory is its own;
-2. batches of 32 clips on one core, from FLAC (16 kHz, mono, 16 bit), of 10 s and of 15 s cropped
+1. A manifest of ``--rows`` rows, compared with one of 64 rows: time and memory of loading, time of
+   batching an epoch, time of starting a worker process and the worker's private memory.
+2. Batches of 32 clips on one core, from FLAC (16 kHz, mono, 16 bit), of 10 s and of 15 s cropped
    to 10 s. The reference decodes the whole file and runs torchaudio's filterbank clip by clip. Ours
-   only decodes the crop, to int16; with masks drawn; and with the filterbank in the worker too.
-   The sides take turns, and ratios are taken turn by turn.
+   decodes only the crop, to int16; the variants also draw masks, and compute the filterbank in the
+   worker. Implementations alternate, and ratios are taken between batches of the same turn.
 """
 
 from __future__ import annotations
@@ -46,12 +46,14 @@ MODES = {
 
 
 def main() -> None:
-    """Measure both parts; a table and JSON, printed and written."""
+    """Measure both parts; print and write tables and JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--reference", required=True, help="checkout of the reference")
-    parser.add_argument("--rows", type=int, default=2_000_000)
-    parser.add_argument("--turns", type=int, default=13, help="batches of each side")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result")
+    parser.add_argument("--rows", type=int, default=2_000_000, help="rows of the manifest")
+    parser.add_argument("--turns", type=int, default=13, help="batches of each implementation")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder to write the result to"
+    )
     parser.add_argument("--large", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -64,11 +66,11 @@ def main() -> None:
         return
     report = Report(
         "The data path, from files to batches, CPU",
-        f"Part 1: a manifest of {arguments.rows:,} rows that name {NUM_FILES} files in turn. "
-        "Memory is the peak above what\nimporting torch takes; a worker has started when its "
-        "first clip is decoded. Part 2: batches of\n"
-        f"{BATCH} clips of {CROP_S} s from FLAC, one core; {arguments.turns} interleaved batches "
-        "of each side,\nratios taken turn by turn.",
+        f"Part 1: a manifest of {arguments.rows:,} rows that cycle through {NUM_FILES} files. "
+        "Memory is the peak above that of\nimporting torch; a worker has started when its first "
+        f"clip is decoded. Part 2: batches of\n{BATCH} clips of {CROP_S} s from FLAC, one core; "
+        f"{arguments.turns} interleaved batches of each implementation,\nratios between batches "
+        "of the same turn.",
     )
     with tempfile.TemporaryDirectory() as name:
         folders = {seconds: Path(name) / f"{seconds}s" for seconds in FILE_SECONDS}
@@ -77,39 +79,39 @@ def main() -> None:
         small, large = (folders[CROP_S] / f"{size}.tsv" for size in ("small", "large"))
         write_rows(small, NUM_FILES, CROP_S)
         write_rows(large, arguments.rows, CROP_S)
-        scale = [measured_apart(path, arguments.reference) for path in (small, large)]
-        say_scale(report, scale)
+        scale = [large_manifest_in_subprocess(path, arguments.reference) for path in (small, large)]
+        add_scale_table(report, scale)
         speeds = [
             row
             for seconds, folder in folders.items()
             for row in compare(report, folder, seconds, arguments.reference, arguments.turns)
         ]
-    report.say(f"\n```json\n{json.dumps({'manifest': scale, 'clips': speeds})}\n```")
+    report.add(f"\n```json\n{json.dumps({'manifest': scale, 'clips': speeds})}\n```")
     report.write("data_path", arguments.results)
 
 
 # -- part 1 -------------------------------------------------------------------------------------
 
 
-def measured_apart(manifest: Path, reference: str) -> dict[str, float]:
-    """:func:`large_manifest` in a process of its own."""
+def large_manifest_in_subprocess(manifest: Path, reference: str) -> dict[str, float]:
+    """Run :func:`large_manifest` in a child process."""
     command = [sys.executable, __file__, "--reference", reference, "--large", str(manifest)]
     output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    figures: dict[str, float] = json.loads(output.splitlines()[-1])
-    return figures
+    metrics: dict[str, float] = json.loads(output.splitlines()[-1])
+    return metrics
 
 
 def large_manifest(path: Path) -> dict[str, float]:
-    """Seconds and MB of loading a manifest, batching it, and starting a worker on it."""
+    """Measure seconds and MB of loading a manifest, batching it, and starting a worker."""
     torch_mb = memory_mb("self", "VmHWM")
     from mae_ast.core.io.manifest import Manifest
 
     begin = time.perf_counter()
     manifest = Manifest.load(path)
-    figures: dict[str, float] = {"rows": len(manifest), "load_s": time.perf_counter() - begin}
-    figures["load_mb"] = memory_mb("self", "VmHWM") - torch_mb
+    metrics: dict[str, float] = {"rows": len(manifest), "load_s": time.perf_counter() - begin}
+    metrics["load_mb"] = memory_mb("self", "VmHWM") - torch_mb
 
-    from fairseq.data.iterators import EpochBatchIterator  # noqa: TID251  (what trainings use)
+    from fairseq.data.iterators import EpochBatchIterator  # noqa: TID251  (as in training)
 
     dataset = our_dataset(manifest)
     begin = time.perf_counter()
@@ -118,8 +120,8 @@ def large_manifest(path: Path) -> dict[str, float]:
     batches = dataset.batch_by_size(indices, max_tokens=BATCH * CROP_S * RATE)
     iterator = EpochBatchIterator(dataset, dataset.collater, batches, num_shards=8)
     iterator.ordered_batches(epoch=1, fix_batches_to_gpus=False, shuffle=True)
-    figures["batching_s"] = time.perf_counter() - begin
-    figures["all_mb"] = memory_mb("self", "VmHWM") - torch_mb
+    metrics["batching_s"] = time.perf_counter() - begin
+    metrics["all_mb"] = memory_mb("self", "VmHWM") - torch_mb
 
     starts = []
     for _ in range(5):
@@ -129,38 +131,38 @@ def large_manifest(path: Path) -> dict[str, float]:
         next(workers)
         starts.append(time.perf_counter() - begin)
         (process,) = multiprocessing.active_children()
-        figures["worker_private_mb"] = memory_mb(str(process.pid), "Private_Dirty")
+        metrics["worker_private_mb"] = memory_mb(str(process.pid), "Private_Dirty")
         del workers
-    figures["worker_s"] = statistics.median(starts)
-    return figures
+    metrics["worker_s"] = statistics.median(starts)
+    return metrics
 
 
-def memory_mb(process: str, what: str) -> float:
-    """Of a process: ``VmHWM``, the most that it ever held; ``Private_Dirty``, what is its own.
+def memory_mb(process: str, key: str) -> float:
+    """Return a process's peak memory (``VmHWM``) or private memory (``Private_Dirty``) in MB.
 
-    A process's ``ru_maxrss`` starts at what its parent held.
+    ``ru_maxrss`` would not do: in a child process it starts at the parent's value.
     """
-    kind = "smaps_rollup" if what == "Private_Dirty" else "status"
-    for line in Path(f"/proc/{process}/{kind}").read_text().splitlines():
-        if line.startswith(f"{what}:"):
+    file = "smaps_rollup" if key == "Private_Dirty" else "status"
+    for line in Path(f"/proc/{process}/{file}").read_text().splitlines():
+        if line.startswith(f"{key}:"):
             return int(line.split()[1]) / 1000
-    raise ValueError(f"/proc/{process}/{kind} has no {what}")
+    raise ValueError(f"/proc/{process}/{file} has no {key}")
 
 
-def say_scale(report: Report, scale: list[dict[str, float]]) -> None:
-    """Part 1 as a table."""
-    report.say(
-        "| rows | load (s) | load (MB) | batching (s) | all, fairseq too (MB) | worker start (s) | "
-        "a worker's own (MB) |"
+def add_scale_table(report: Report, scale: list[dict[str, float]]) -> None:
+    """Add the table of part 1."""
+    report.add(
+        "| rows | load (s) | load (MB) | batching (s) | with fairseq (MB) | worker start (s) | "
+        "worker's private memory (MB) |"
     )
-    report.say("| --- " * 7 + "|")
-    for figures in scale:
-        report.say(
-            f"| {figures['rows']:,} | {figures['load_s']:.2f} | {figures['load_mb']:.0f} | "
-            f"{figures['batching_s']:.2f} | {figures['all_mb']:.0f} | {figures['worker_s']:.3f} | "
-            f"{figures['worker_private_mb']:.0f} |"
+    report.add("| --- " * 7 + "|")
+    for metrics in scale:
+        report.add(
+            f"| {metrics['rows']:,} | {metrics['load_s']:.2f} | {metrics['load_mb']:.0f} | "
+            f"{metrics['batching_s']:.2f} | {metrics['all_mb']:.0f} | {metrics['worker_s']:.3f} | "
+            f"{metrics['worker_private_mb']:.0f} |"
         )
-    report.say()
+    report.add()
 
 
 # -- part 2 -------------------------------------------------------------------------------------
@@ -169,46 +171,46 @@ def say_scale(report: Report, scale: list[dict[str, float]]) -> None:
 def compare(
     report: Report, folder: Path, seconds: int, reference: str, turns: int
 ) -> list[dict[str, object]]:
-    """All modes in turn on one folder of clips; a table."""
+    """Measure all modes alternately on one folder of clips, and add a table."""
     command = [sys.executable, __file__, "--reference", reference, "--serve"]
     sides = [Side([*command, mode, str(folder)]) for mode in MODES]
     taken = [[side.step() for side in sides] for _ in range(turns)]
     for side in sides:
         side.close()
-    report.say(f"| files of {seconds} s | a clip (ms) | clips/s | over the reference's |")
-    report.say("| --- " * 4 + "|")
+    report.add(f"| files of {seconds} s | per clip (ms) | clips/s | speed-up over the reference |")
+    report.add("| --- " * 4 + "|")
     rows = []
     for number, (mode, label) in enumerate(MODES.items()):
         each = [turn[number] for turn in taken]
         ratios = [turn[0] / turn[number] for turn in taken]
         a_clip = statistics.median(each) / BATCH
-        report.say(
+        report.add(
             f"| {label} | {1000 * a_clip:.2f} | {1 / a_clip:.0f} | "
             f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
         )
         rows.append({"mode": mode, "file_s": seconds, "batch": BATCH, "seconds": each})
-    report.say()
+    report.add()
     return rows
 
 
 def batch_of(mode: str, folder: Path, reference: str) -> Callable[[], object]:
-    """A function that makes the next batch."""
+    """Return a function that makes the next batch."""
     torch.set_num_threads(1)  # as in a worker
     is_reference = mode == "reference"
     dataset = reference_dataset(folder, reference) if is_reference else our_mode(mode, folder)
-    place = 0
+    position = 0
 
     def step() -> object:
-        nonlocal place
-        clips = [dataset[(place + n) % NUM_FILES] for n in range(BATCH)]
-        place += BATCH
+        nonlocal position
+        clips = [dataset[(position + n) % NUM_FILES] for n in range(BATCH)]
+        position += BATCH
         return clips if mode == "clips" else dataset.collater(clips)
 
     return step
 
 
 def our_mode(mode: str, folder: Path) -> Any:
-    """Our dataset of a folder's clips."""
+    """Return our dataset of the clips in a folder."""
     from mae_ast.core.io.manifest import Manifest
 
     write_rows(folder / "small.tsv", NUM_FILES, int(folder.name[:-1]))
@@ -216,7 +218,7 @@ def our_mode(mode: str, folder: Path) -> Any:
 
 
 def our_dataset(manifest: Any, compute_fbank: bool = False) -> Any:
-    """As in ``config/pretrain/mae_ast.yaml``, with clips cropped to 10 s."""
+    """Return our dataset with the settings of the preset mae_ast, clips cropped to 10 s."""
     from mae_ast.core.frontend.collate import Collater
     from mae_ast.core.models.config import MaeAstConfig
     from mae_ast.data.pretraining_dataset import PretrainingDataset
@@ -226,7 +228,7 @@ def our_dataset(manifest: Any, compute_fbank: bool = False) -> Any:
 
 
 def reference_dataset(folder: Path, reference: str) -> Any:
-    """The reference's, with its presets' settings, and frames for the size it crops to."""
+    """Return the reference's dataset with its presets' settings; its crop size is in frames."""
     sys.path.insert(0, reference)
     from mae_ast.data.mae_ast_dataset import MAE_AST_Dataset
 
@@ -245,7 +247,7 @@ def reference_dataset(folder: Path, reference: str) -> Any:
 
 
 def write_clips(folder: Path, seconds: int) -> None:
-    """Voices of gliding pitch in noise, and the reference's manifest of them."""
+    """Write harmonic sounds of gliding pitch in noise, and the reference's manifest of them."""
     (folder / "audio").mkdir(parents=True)
     rows = [str(folder / "audio")]
     time_s = np.arange(seconds * RATE) / RATE
@@ -260,7 +262,7 @@ def write_clips(folder: Path, seconds: int) -> None:
 
 
 def write_rows(path: Path, rows: int, seconds: int) -> None:
-    """A manifest that names a folder's files in turn, with paths as long as AudioSet's are."""
+    """Write a manifest that cycles through a folder's files, with paths as long as AudioSet's."""
     with path.open("w") as file:
         file.write(".\n")
         file.writelines(
