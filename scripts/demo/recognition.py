@@ -45,8 +45,9 @@ def probe_words(model: Pretrained, corpus: Path) -> Results:
         _labelled(corpus, SPLIT),
         progress=bar("probe, features", "batch"),
     )
+    fields = ("linear", "knn", "layer")  # the first ones of ProbeScore
     return {
-        name: {"linear": score.linear, "knn": score.neighbours, "layer": score.layer}
+        name: dict(zip(fields, dataclasses.astuple(score), strict=False))
         for name, score in scores.items()
     }
 

@@ -6,6 +6,7 @@ import csv
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -63,15 +64,24 @@ def start(name: str, *arguments: str, cwd: Path, **variables: str) -> subprocess
         text=True,
         cwd=cwd,
         env=environment,
+        start_new_session=True,
     )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Wait for a recipe to succeed and return its output; kill it if the test is aborted."""
+    try:
+        output, _ = process.communicate()  # pytest has a timeout
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output[-3_000:]
+    return output
 
 
 def run(name: str, *arguments: str, cwd: Path, **variables: str) -> str:
     """Run a recipe to its end and return its output."""
-    process = start(name, *arguments, cwd=cwd, **variables)
-    output, _ = process.communicate(timeout=500)
-    assert process.returncode == 0, output[-3_000:]
-    return output
+    return finish(start(name, *arguments, cwd=cwd, **variables))
 
 
 def test_all_recipes_are_here():
@@ -118,9 +128,8 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         for name in PRETRAINING
     }
-    outputs = {name: process.communicate(timeout=500)[0] for name, process in running.items()}
-    for name, process in running.items():
-        assert process.returncode == 0, outputs[name][-3_000:]
+    for process in running.values():
+        finish(process)
     return folder / "my runs"
 
 
