@@ -8,7 +8,7 @@ first = $(shell for python in $(1); do \
 PYTHON ?= $(call first,python3 python3.12 python3.11)
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := demo,s3prl,timm,onnx,dev
+EXTRAS := demo,s3prl,timm,onnx,docs,dev
 # The versions to install, for pip's -c; none: the newest that pyproject.toml allows.
 CONSTRAINTS := constraints.txt
 LOWER_BOUNDS := build/lower-bounds.txt
@@ -19,7 +19,7 @@ READY := $(VENV)/ready-$(STATE)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix -c ,$(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test quick test-newest test-oldest lint type unit format clean
+.PHONY: help venv demo test quick test-newest test-oldest lint type docs unit format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,7 +41,7 @@ $(READY):
 demo: $(READY)  ## pretrain on spoken words, with pictures, in minutes
 	$(BIN)/mae-ast demo
 
-test: lint type unit  ## everything that has to hold
+test: lint type docs unit  ## everything that has to hold
 
 # What a change is tried with first: no training, no s3prl.
 quick: $(READY)  ## ruff and the fast tests, in a minute and a half
@@ -55,6 +55,9 @@ lint: $(READY)  ## ruff
 
 type: $(READY)  ## mypy, strict on the core
 	$(BIN)/mypy
+
+docs: $(READY)  ## build the documentation site into build/docs
+	$(BIN)/python -m scripts.docs.build
 
 # Files of tests run side by side, each on one thread: small models gain nothing by more.
 unit: $(READY)  ## pytest
