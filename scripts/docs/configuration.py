@@ -7,16 +7,15 @@ import typing
 from pathlib import Path
 from typing import Any
 
-import yaml
 from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
 from fairseq.models import MODEL_DATACLASS_REGISTRY
 from fairseq.optim import OPTIMIZER_DATACLASS_REGISTRY
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
 
 from mae_ast import plugin
+from scripts.docs.presets import preset_names, read_preset
 from scripts.docs.tables import code, prose, table
 
-PRESETS = Path(__file__).parents[2] / "config"
 HEADER = """\
 # Configuration
 
@@ -55,7 +54,7 @@ MAX_NAMED = 6  # presets of one system that the tables name
 def reference() -> str:
     """Describe the keys of all tasks, models, criterions and optimizers of this project."""
     plugin.register()
-    presets = read_presets()
+    presets = {Path(name).name: read_preset(name) for name in preset_names()}
     parts = []
     for section, registry in SECTIONS:
         parts.append(f"## `{section}.*`\n")
@@ -69,15 +68,6 @@ def reference() -> str:
                 parts.append(f"`{section}._name: {name}`\n")
                 parts.append(_keys(section, name, kind, presets))
     return HEADER + "\n".join(parts)
-
-
-def read_presets() -> dict[str, dict[str, Any]]:
-    """Return the presets by name."""
-    return {
-        path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))
-        for path in sorted(PRESETS.glob("*/*.yaml"))
-        if path.stem != "demo"
-    }
 
 
 def _keys(section: str, name: str, kind: Any, presets: dict[str, dict[str, Any]]) -> str:
