@@ -22,7 +22,7 @@ HEADER = """\
 Each key is set as `key=value` after `mae-ast pretrain`, `finetune`, `crossvalidate` and
 `fairseq-hydra-train`, or in a YAML file given as `--config`. Every preset in `config/pretrain` and
 `config/finetune` lists all of its keys. These tables are generated from the code: *default* is the
-value of a key that a file does not set; values that presets set instead are under *presets*.
+value of a key that a file does not set; *Presets* are the values that presets set instead.
 
 The sections `common`, `checkpoint`, `dataset`, `distributed_training`, `optimization` and
 `lr_scheduler` are fairseq's own; [Pretrain](pretrain.md) lists the keys most often changed.
@@ -83,16 +83,16 @@ def _keys(section: str, name: str, kind: Any, presets: dict[str, dict[str, Any]]
         default = _default(field)
         if field.name == "_name" or str(default).startswith("${"):
             continue
+        presets_text = _set_by(used_by, field.name, default)
         rows.append(
             [
-                code(f"{section}.{field.name}"),
-                _type(types[field.name]),
+                f"{code(f'{section}.{field.name}')}<br>{_type(types[field.name])}",
                 "required" if default == "???" else code(_text(default)),
-                _set_by(used_by, field.name, default),
-                prose(str(field.metadata.get("help", ""))),
+                prose(str(field.metadata.get("help", "")))
+                + (f"<br>*Presets:* {presets_text}" if presets_text else ""),
             ]
         )
-    return table(["key", "type", "default", "presets", ""], rows)
+    return table(["key and type", "default", ""], rows)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -111,7 +111,7 @@ def _set_by(used_by: dict[str, dict[str, Any]], key: str, default: Any) -> str:
         return f"all: {code(next(iter(values)))}"
     if len(used_by) > MAX_NAMED:
         return ", ".join(code(value) for value in sorted(values, key=lambda v: (len(v), v)))
-    return "<br>".join(
+    return "; ".join(
         f"{', '.join(f'`{name}`' for name in names)}: {code(value)}"
         for value, names in values.items()
     )
