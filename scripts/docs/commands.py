@@ -17,7 +17,7 @@ HEADER = """\
 `python -m mae_ast` does the same. An error is one line, with exit status 1.
 
 """
-_DEFAULT = re.compile(r"\s*\[(?:default: (?P<default>.*)|required)\]$")
+_NOTES = re.compile(r"\s*\[([^\[\]]+)\]$")  # what typer appends: default, requirement, range
 
 
 def reference() -> str:
@@ -78,8 +78,15 @@ def _row(parameter: Any, context: Any) -> list[str] | None:
     if record is None or parameter.name == "help":
         return None
     names, text = record
-    default = _DEFAULT.search(text)
-    if default is None:
-        return [code(names), "", prose(text)]
-    value = "required" if default["default"] is None else code(default["default"])
-    return [code(names), value, prose(text[: default.start()])]
+    notes = _NOTES.search(text)
+    default, further = "", []
+    if notes is not None:
+        text = text[: notes.start()]
+        for note in notes[1].split("; "):
+            if note.startswith("default: "):
+                default = code(note.removeprefix("default: "))
+            elif note == "required":
+                default = "required"
+            else:
+                further.append(code(note))
+    return [code(names), default, " ".join([prose(text), *further])]

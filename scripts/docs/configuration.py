@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,9 @@ MAX_NAMED = 6  # presets of one system that the tables name
 
 def reference() -> str:
     """Describe the keys of all tasks, models, criterions and optimizers of this project."""
-    plugin.register()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of fairseq's use of hydra
+        plugin.register()
     presets = {Path(name).name: read_preset(name) for name in preset_names()}
     parts = []
     for section, registry in SECTIONS:

@@ -1,6 +1,6 @@
 """Draw what each kind of mask hides: ``python -m scripts.docs.draw_masks``.
 
-Writes ``docs/figures/mask_{name}.svg``: the patches of two clips of a batch, time from left to
+Writes ``docs/drawings/mask_{name}.svg``: the patches of two clips of a batch, time from left to
 right, mel upwards.
 """
 
@@ -14,7 +14,7 @@ import torch
 from mae_ast.core.frontend.fbank import num_frames
 from mae_ast.core.frontend.masking import MASK_TYPES, MaskIds, structured_mask
 from mae_ast.core.frontend.patches import PatchShape
-from scripts.docs.draw_systems import CLIP_S, FIGURES, HIDDEN, VISIBLE
+from scripts.docs.draw_systems import CLIP_S, DRAWINGS_FOLDER, HIDDEN, VISIBLE
 from scripts.docs.svg import LABEL, Canvas
 
 PATCHES, FRAMES = PatchShape(16, 16), PatchShape(2, 128)
@@ -67,9 +67,9 @@ def draw(name: str) -> str:
 
 def main() -> None:
     """Write all drawings."""
-    FIGURES.mkdir(exist_ok=True)
+    DRAWINGS_FOLDER.mkdir(exist_ok=True)
     for name in masks():
-        (FIGURES / f"mask_{name}.svg").write_text(draw(name), encoding="utf-8")
+        (DRAWINGS_FOLDER / f"mask_{name}.svg").write_text(draw(name), encoding="utf-8")
 
 
 if __name__ == "__main__":

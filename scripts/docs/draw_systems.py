@@ -1,6 +1,6 @@
 """Draw how each system works, with the shape at each arrow.
 
-``python -m scripts.docs.draw_systems`` writes ``docs/figures/{system}.svg``. Every number comes
+``python -m scripts.docs.draw_systems`` writes ``docs/drawings/{system}.svg``. Every number comes
 from a preset's configuration, for one clip of 10 s.
 """
 
@@ -19,7 +19,7 @@ from mae_ast.core.models.registry import SYSTEMS
 from scripts.docs.presets import read_preset
 from scripts.docs.svg import LABEL, WHITE, Canvas
 
-FIGURES = Path(__file__).parents[2] / "docs" / "figures"
+DRAWINGS_FOLDER = Path(__file__).parents[2] / "docs" / "drawings"
 PRESETS = {
     "mae_ast": "pretrain/mae_ast",
     "ssast": "pretrain/ssast_patch",
@@ -310,9 +310,9 @@ def draw(system: str) -> str:
 
 def main() -> None:
     """Write all drawings."""
-    FIGURES.mkdir(exist_ok=True)
+    DRAWINGS_FOLDER.mkdir(exist_ok=True)
     for system in DRAWINGS:
-        (FIGURES / f"{system}.svg").write_text(draw(system), encoding="utf-8")
+        (DRAWINGS_FOLDER / f"{system}.svg").write_text(draw(system), encoding="utf-8")
 
 
 if __name__ == "__main__":

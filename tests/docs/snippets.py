@@ -45,7 +45,8 @@ PARSED_ONLY = {  # words of a command, and why it is not run
     "demo": "takes minutes",
     "onnx": "takes 15 s; tests/hub/test_export.py runs it",
 }
-NOT_COMPOSED = ("hydra.", "hydra/", "+run_config=", "-")
+NOT_COMPOSED = ("hydra.", "hydra/", "+run_config=")
+_OVERRIDE = re.compile(r"\+{0,2}[\w./]+=")
 _BLOCK = re.compile(
     r"(?:^<!-- not run: (?P<excuse>[^>]+) -->\n+)?"
     r"^```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```",
@@ -125,10 +126,10 @@ class Page:
     def _run_command(self, command: list[str], is_excused: bool) -> None:
         program, *arguments = _without_loop(command)
         if program == "mae-ast":
-            extra = parse(arguments)
+            parse(arguments)
             name = arguments[0]
             if name in TRAINING:
-                check_settings(TRAINING[name], arguments, extra)
+                check_settings(TRAINING[name], arguments)
             elif not is_excused and not PARSED_ONLY.keys() & set(arguments):
                 if name == "manifest":  # a reader has none yet
                     shutil.rmtree(arguments[arguments.index("--out") + 1], ignore_errors=True)
@@ -151,8 +152,8 @@ def _without_loop(command: list[str]) -> list[str]:
     return ["."] if command[0] in ("for", "done") else command
 
 
-def parse(arguments: list[str]) -> list[str]:
-    """Parse a command's arguments; returns those that it passes on.
+def parse(arguments: list[str]) -> None:
+    """Parse a command's arguments as the command does.
 
     Raises:
         typer's UsageError: there is no such command or option, or something is missing.
@@ -160,11 +161,10 @@ def parse(arguments: list[str]) -> list[str]:
     group: Any = typer.main.get_command(app)
     parent = typer.Context(group, info_name="mae-ast")
     name, command, rest = group.resolve_command(parent, list(arguments))
-    context = command.make_context(name, rest, parent=parent)
-    return list(context.args)
+    command.make_context(name, rest, parent=parent)
 
 
-def check_settings(kind: str, arguments: list[str], overrides: list[str]) -> None:
+def check_settings(kind: str, arguments: list[str]) -> None:
     """Compose a training's settings from its preset.
 
     Raises:
@@ -173,6 +173,7 @@ def check_settings(kind: str, arguments: list[str], overrides: list[str]) -> Non
     named = arguments.index("--config") + 1 if "--config" in arguments else None
     preset = arguments[named] if named is not None else "mae_ast"
     is_sweep = "--multirun" in arguments
+    overrides = [word for word in arguments if _OVERRIDE.match(word)]
     for override in overrides:
         if override.startswith("+run_config="):
             file = f"{override.partition('=')[2]}.yaml"

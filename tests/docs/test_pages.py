@@ -63,7 +63,15 @@ def test_commands_are_all_described():
                 assert parameter.opts[0] in section or parameter.name == "help", parameter.opts
 
 
-def test_default_and_requirement_of_options():
+def test_default_requirement_and_range_of_options():
+    class Parameter:
+        name = "fold"
+
+        def get_help_record(self, context):
+            return "--fold <int range>", "Fold to test on.  [default: 1; 1<=x<=5]"
+
+    row = commands._row(Parameter(), None)
+    assert row == ["`--fold <int range>`", "`1`", "Fold to test on. `1<=x<=5`"]
     reference = commands.reference()
     section = reference.partition("#mae-ast-manifest }")[2].partition("\n### ")[0]
     (row,) = re.findall(r"^\| `--valid.*$", section, re.MULTILINE)
@@ -103,7 +111,7 @@ def test_values_of_presets_are_named():
     [
         ("[a](faq.md)", "docs", "[a](faq.md)"),
         ("[a](../CONTRIBUTING.md#layout)", "docs", "[a](contributing.md#layout)"),
-        ("![a](figures/ast.svg)", "docs", "![a](figures/ast.svg)"),
+        ("![a](drawings/ast.svg)", "docs", "![a](drawings/ast.svg)"),
         ("[a](docs/faq.md)", "", "[a](faq.md)"),
         ("[`a`](mae_ast/core/io/audio.py)", "", "`a`"),
         ("[a](https://x.org/y)", "", "[a](https://x.org/y)"),

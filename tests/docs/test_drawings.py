@@ -25,13 +25,13 @@ def shapes_in(svg: str) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("system", SYSTEM_NAMES)
 def test_drawing_of_a_system_is_current(system):
-    committed = (draw_systems.FIGURES / f"{system}.svg").read_text(encoding="utf-8")
+    committed = (draw_systems.DRAWINGS_FOLDER / f"{system}.svg").read_text(encoding="utf-8")
     assert draw_systems.draw(system) == committed, "run: python -m scripts.docs.draw_systems"
 
 
 @pytest.mark.parametrize("name", list(draw_masks.masks()))
 def test_drawing_of_a_mask_is_current(name):
-    committed = (draw_masks.FIGURES / f"mask_{name}.svg").read_text(encoding="utf-8")
+    committed = (draw_masks.DRAWINGS_FOLDER / f"mask_{name}.svg").read_text(encoding="utf-8")
     assert draw_masks.draw(name) == committed, "run: python -m scripts.docs.draw_masks"
 
 
