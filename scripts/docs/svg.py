@@ -67,6 +67,13 @@ class Canvas:
             f"<polyline points='{through}' fill='none' stroke='{LINE}' stroke-width='2'{head}/>"
         )
 
+    def line(self, points: Sequence[tuple[float, float]], colour: str, width: float) -> None:
+        """Draw a line through points."""
+        through = " ".join(f"{x:g},{y:g}" for x, y in points)
+        self.elements.append(
+            f"<polyline points='{through}' fill='none' stroke='{colour}' stroke-width='{width:g}'/>"
+        )
+
     def render(self, height: float) -> str:
         """Return the whole drawing."""
         head = (

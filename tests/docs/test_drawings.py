@@ -12,7 +12,7 @@ import torch
 from mae_ast.core.frontend.fbank import num_frames
 from mae_ast.core.frontend.masking import MASK_TYPES, mask_strategy
 from mae_ast.core.models.registry import SYSTEMS
-from scripts.docs import draw_masks, draw_systems
+from scripts.docs import draw_curves, draw_masks, draw_systems
 
 SYSTEM_NAMES = list(draw_systems.DRAWINGS)
 
@@ -33,6 +33,11 @@ def test_drawing_of_a_system_is_current(system):
 def test_drawing_of_a_mask_is_current(name):
     committed = (draw_masks.DRAWINGS_FOLDER / f"mask_{name}.svg").read_text(encoding="utf-8")
     assert draw_masks.draw(name) == committed, "run: python -m scripts.docs.draw_masks"
+
+
+def test_drawing_of_the_curves_is_current():
+    committed = (draw_systems.DRAWINGS_FOLDER / "curves.svg").read_text(encoding="utf-8")
+    assert draw_curves.draw() == committed, "run: python -m scripts.docs.draw_curves"
 
 
 def test_every_mask_type_is_drawn():

@@ -51,6 +51,7 @@ def here(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_blocks_of_a_page_run(page: str, here: Path) -> None:
     runner = Page(run_here)
