@@ -14,7 +14,7 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY
 
 from mae_ast.cli.main import app
 from scripts.docs import commands, configuration, stage
-from scripts.docs.griffe_roles import without_roles
+from scripts.docs.roles import without_roles
 from scripts.docs.tables import prose
 
 REPOSITORY = Path(__file__).parents[2]

@@ -1,0 +1,1 @@
+"""Documentation site: drawings, generated references, and the build."""
