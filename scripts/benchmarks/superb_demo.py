@@ -51,6 +51,8 @@ def main() -> None:
     args = parser.parse_args()
 
     pretrained = args.demo / "run" / "checkpoints" / "checkpoint_last.pt"
+    if not pretrained.is_file():
+        parser.error(f"{pretrained}: no such checkpoint; run 'make demo' first")
     data, untrained = args.out / "data", args.out / "random_weights.pt"
     args.out.mkdir(parents=True, exist_ok=True)
     lay_out(args.demo / "corpus" / "speech_commands", data)

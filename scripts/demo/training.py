@@ -8,8 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from mae_ast.console import progress_bar
 from mae_ast.core.checkpoints.reader import RUN_FILE, read_state
 from mae_ast.trainer.child_training import Interrupted, Trainings
 from mae_ast.trainer.command import train_command
@@ -69,7 +68,7 @@ def train(
     with (
         log_file.open("a", buffering=1) as log,
         history_file.open("w" if is_new else "a", buffering=1) as history,
-        tqdm(total=updates, desc=title, unit="update") as progress,
+        progress_bar(title, "update", updates) as progress,
         Trainings() as trainings,
     ):
 
