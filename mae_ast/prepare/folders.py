@@ -16,7 +16,7 @@ from mae_ast.core.io.audio import AudioError, AudioInfo, num_samples_16k, probe_
 from mae_ast.core.io.plural import plural
 from mae_ast.core.io.retry import retried
 from mae_ast.core.io.suffixes import AUDIO_SUFFIXES
-from mae_ast.prepare.layout import draw
+from mae_ast.prepare.layout import hash_uniform
 
 MAX_SUFFIXES = 50  # maximum number of suffixes of skipped files to name
 
@@ -151,7 +151,7 @@ def split_files(
     splits: dict[str, list[UsableFile]] = {"train": [], "valid": [], "test": []}
     for file in files:
         folder = next(f for f in folders if file.path.startswith(os.path.join(f, "")))
-        chance = draw(f"{seed}\t{os.path.relpath(file.path, folder)}")
+        chance = hash_uniform(f"{seed}\t{os.path.relpath(file.path, folder)}")
         splits["valid" if chance < valid else "test" if chance < valid + test else "train"].append(
             file
         )
