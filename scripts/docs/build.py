@@ -1,16 +1,15 @@
-"""Build the documentation site into ``build/docs``; warnings, broken links and anchors are errors.
+"""Build the documentation site into ``build/docs``: ``python -m scripts.docs.build``.
 
-python -m scripts.docs.build        # from the repository's root; `make docs` runs it
+Warnings, broken links and broken anchors are errors. ``make docs`` runs it.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import subprocess
 import sys
-
-from scripts.docs.stage import REPOSITORY, stage
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -21,6 +20,9 @@ def main() -> int:
     Returns:
         Exit status, 0 without warnings; messages are printed as plain text.
     """
+    logging.basicConfig(level=logging.WARNING)  # else fairseq sets DEBUG when it is imported
+    from scripts.docs.stage import REPOSITORY, stage
+
     stage()
     # Its cache can keep pages of an earlier build.
     shutil.rmtree(REPOSITORY / ".cache", ignore_errors=True)
