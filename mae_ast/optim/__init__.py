@@ -1,1 +1,1 @@
-"""fairseq optimizers."""
+"""fairseq optimizers: AdamW with decoupled groups of decay and learning rate."""
