@@ -84,14 +84,14 @@ class ClassifierConfig(FairseqDataclass):  # type: ignore[misc]
     input_mean: Optional[float] = field(  # noqa: UP045
         default=None,
         metadata={
-            "help": "mean of the log-mel input, for its normalisation; null: the checkpoint's "
-            "value (AudioSet's if it has none)"
+            "help": "mean of the log-mel input, to normalise it; null: the checkpoint's value "
+            "(AudioSet's if it has none)"
         },
     )
     input_std: Optional[float] = field(  # noqa: UP045
         default=None,
         metadata={
-            "help": "std of the log-mel input, for its normalisation; null: the checkpoint's value "
+            "help": "std of the log-mel input, to normalise it; null: the checkpoint's value "
             "(AudioSet's if it has none)"
         },
     )
