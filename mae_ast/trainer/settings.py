@@ -1,4 +1,4 @@
-"""Settings of a run: the dataclasses of its sections, and messages about wrong keys and values."""
+"""Look up the dataclasses of a run's settings, and explain invalid keys and values."""
 
 from __future__ import annotations
 
@@ -14,8 +14,17 @@ from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from omegaconf import OmegaConf
 
-# Sections whose dataclass depends on ``_name``; hydra knows only the keys that a YAML file lists.
+# Sections whose dataclass depends on ``_name``; hydra only knows the keys that the YAML file lists.
 NAMED_SECTIONS = ("task", "model", "criterion", "optimizer", "lr_scheduler")
+_WRONG_TYPE = re.compile(
+    r"alue '(.*)' (?:of type '\w+' could not be converted to |is not a valid |for field of type ')"
+    r"(Integer|int|Float|float|bool)\b"
+)
+_TYPES = {
+    **dict.fromkeys(("Integer", "int"), "a whole number"),
+    **dict.fromkeys(("Float", "float"), "a number"),
+    "bool": "true or false",
+}
 
 
 def registered(section: str) -> Mapping[str, type[Any]]:
@@ -30,11 +39,11 @@ def registered(section: str) -> Mapping[str, type[Any]]:
 
 
 def defaults_of(section: str, name: str | None) -> dict[str, Any]:
-    """Return the keys of a section and their defaults; empty if it is unknown.
+    """Return the keys of a section and their defaults; empty if the section is unknown.
 
     Args:
-        section: such as "model".
-        name: its ``_name``, for one of ``NAMED_SECTIONS``.
+        section: section such as "model".
+        name: value of ``_name`` in one of ``NAMED_SECTIONS``.
     """
     if section in NAMED_SECTIONS:
         if section == "model":
@@ -49,11 +58,11 @@ def defaults_of(section: str, name: str | None) -> dict[str, Any]:
 
 
 def drop_defaults_of_others(cfg: Any) -> None:
-    """Drop the optimizer's and schedule's keys that a preset lists for another ``_name``.
+    """Drop keys of the optimizer and the schedule that a preset lists for another ``_name``.
 
-    With ``lr_scheduler._name=cosine`` a preset made for another schedule still lists that one's
-    keys. Only keys at their default value are dropped, so no setting is ignored. (A model's preset
-    is for that model alone, and refused for others.)
+    With ``lr_scheduler._name=cosine``, a preset made for another schedule still lists the keys of
+    that schedule. Only keys at their default value are dropped, so that no setting is ignored. (A
+    preset is for one model; another ``model._name`` is refused.)
     """
     for section in ("optimizer", "lr_scheduler"):
         settings = cfg.get(section)
@@ -73,10 +82,12 @@ def explain(error: Exception, preset: Any, file: str = "the YAML file") -> str:
     """Turn an error of hydra or omegaconf into one line that says what to type.
 
     Args:
-        error: raised while settings were composed, or merged with their dataclasses.
-        preset: the settings that the file gives; their ``_name`` may be overridden.
-        file: its name, for the message.
+        error: error raised while settings were composed or merged with their dataclasses.
+        preset: settings of the YAML file, whose ``_name`` may be overridden.
+        file: name of that file, for the message.
     """
+    if str(error).startswith("Error merging override"):  # hydra's; omegaconf's says why
+        error = error.__cause__ or error  # type: ignore[assignment]
     text = " ".join(str(error).split())
     missing = re.search(r"Could not override '([\w.]+)'", text)
     taken = re.search(r"An item is already at '([\w.]+)'", text)
@@ -89,19 +100,30 @@ def explain(error: Exception, preset: Any, file: str = "the YAML file") -> str:
     if unknown and full_key:
         return _no_such_key(full_key, preset)
     reason = re.split(r" (?:full_key|object_type|reference_type)[:=]", text)[0]
-    if "value 'none'" in reason.lower():
-        reason += "; null unsets it"
+    if full_key and (wrong_type := _WRONG_TYPE.search(reason)):
+        return _explain_type(full_key, wrong_type[1], wrong_type[2], preset)
+    if full_key and "is not a ListConfig" in reason:
+        value = getattr(error, "value", "")
+        return f"{full_key}={value}: a list is needed, such as [{value}]"
     return f"{full_key}: {reason}" if full_key else reason
 
 
 def _full_key(error: Exception) -> str | None:
-    """Return ``section.key``; in a merge with a dataclass omegaconf names the key alone."""
+    """Return ``section.key``; in a merge with a dataclass, omegaconf names only the key."""
     key: str | None = getattr(error, "full_key", None)
     if key and "." not in key:
         for section in NAMED_SECTIONS:
             if getattr(error, "object_type", None) in registered(section).values():
                 return f"{section}.{key}"
     return key
+
+
+def _explain_type(full_key: str, value: str, kind: str, preset: Any) -> str:
+    section, _, key = full_key.partition(".")
+    known = defaults_of(section, _name(preset, section))
+    is_optional = key in known and known[key] is None
+    needed = f"{_TYPES[kind]} or null" if is_optional else _TYPES[kind]
+    return f"{full_key}={'null' if value == 'None' else value}: {needed} is needed"
 
 
 def _explain_missing(full_key: str, preset: Any, file: str) -> str:

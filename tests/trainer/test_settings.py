@@ -1,4 +1,4 @@
-"""Presets list every key; messages about wrong keys say what to type."""
+"""Presets list every key; messages about invalid keys and values say what to type."""
 
 import ast
 import json
@@ -23,7 +23,7 @@ PRESETS = sorted(
 
 
 def keys_of(preset: Path) -> list[str]:
-    """All keys of the dataclasses that a preset chooses, as ``section.key``."""
+    """List all keys of the dataclasses that a preset chooses, as ``section.key``."""
     register()
     settings = OmegaConf.load(preset)
     return [
@@ -35,12 +35,12 @@ def keys_of(preset: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_a_preset_lists_the_keys_of_its_dataclasses_and_no_others(preset):
+def test_preset_lists_exactly_the_keys_of_its_dataclasses(preset):
     listed = OmegaConf.to_container(OmegaConf.load(preset), resolve=False)
     keys = [f"{s}.{key}" for s in NAMED_SECTIONS for key in listed[s] if key != "_name"]
     expected = keys_of(preset)
     assert set(keys) == set(expected), f"{preset.name} lacks {set(expected) - set(keys)}"
-    # In the order of the dataclasses, those that follow other sections last.
+    # In the order of the dataclasses; keys that refer to other sections come last.
     follows = {key for key in keys if _follows_another(listed, key)}
     assert keys == [
         f"{s}.{key}"
@@ -75,8 +75,8 @@ assert "mae_ast" not in sys.modules
 """
 
 
-def test_stock_fairseq_takes_every_key_without_a_plus():
-    """In hydra's struct mode, as ``fairseq-hydra-train`` composes before it knows the plug-in."""
+def test_stock_fairseq_accepts_every_key_without_a_plus():
+    """``fairseq-hydra-train`` composes in hydra's struct mode, before it imports the plug-in."""
     wanted = [(str(path.parent), path.stem, keys_of(path)) for path in PRESETS]
     done = subprocess.run(
         [sys.executable, "-c", STOCK],
@@ -89,7 +89,7 @@ def test_stock_fairseq_takes_every_key_without_a_plus():
 
 
 def table_of_readme() -> list[tuple[str, str]]:
-    """Keys and defaults of README's table of settings."""
+    """Read keys and defaults of the README's table of settings."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     table = text.partition("### Settings you are likely to change")[2].partition("\n## ")[0]
     rows = [
@@ -104,7 +104,7 @@ def table_of_readme() -> list[tuple[str, str]]:
     ]
 
 
-def test_the_demo_takes_every_key_of_readmes_table(tmp_path):
+def test_demo_accepts_every_key_of_the_readmes_table(tmp_path):
     rows = table_of_readme()
     assert len(rows) >= 15
     assert ("task.pad_audio", "false") in rows
@@ -115,7 +115,7 @@ def test_the_demo_takes_every_key_of_readmes_table(tmp_path):
 
 
 def keys_in_texts() -> dict[str, str]:
-    """Settings that messages and help texts name, and the file of each."""
+    """Find the settings that messages and help texts name, and the file of each."""
     sections = "|".join((*NAMED_SECTIONS, *FairseqConfig.__dataclass_fields__))
     pattern = re.compile(rf"(?<![\w./])({sections})\.([a-z_]\w+)(?![\w/(])")
     found = {}
@@ -144,13 +144,13 @@ def test_messages_name_only_keys_that_exist():
 
 
 def composed(file: Path, *overrides: str) -> str:
-    """The message with which settings are refused."""
-    with pytest.raises(ValueError, match=r"^[+\w.]+: ") as caught:
+    """Return the message that refuses settings."""
+    with pytest.raises(ValueError, match=r"^[+\w.]+(\[\d+\])?(=\S+)?: ") as caught:
         compose_settings(file.parent, str(file), list(overrides))
     return str(caught.value)
 
 
-def test_a_short_file_of_ones_own_says_what_to_type(tmp_path):
+def test_message_about_a_short_yaml_file_says_what_to_type(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(
         "task: {_name: mae_ast_pretraining, data: '???'}\n"
@@ -185,17 +185,22 @@ def test_a_short_file_of_ones_own_says_what_to_type(tmp_path):
             "dataset.max_token: there is no such setting; did you mean dataset.max_tokens?",
         ),
         ("modle.encoder_layers=3", "modle.encoder_layers: there is no such setting"),
-        (
-            "model.encoder_layers=abc",
-            "model.encoder_layers: Value 'abc' of type 'str' could not be converted to Integer",
-        ),
+        ("model.encoder_layers=two", "model.encoder_layers=two: a whole number is needed"),
+        ("model.encoder_layers=2.5", "model.encoder_layers=2.5: a whole number is needed"),
+        ("model.encoder_layers=null", "model.encoder_layers=null: a whole number is needed"),
+        ("task.min_sample_size=none", "task.min_sample_size=none: a whole number or null is"),
+        ("dataset.max_tokens=many", "dataset.max_tokens=many: a whole number or null is needed"),
+        ("model.dropout=low", "model.dropout=low: a number is needed"),
+        ("optimization.lr=[low]", "optimization.lr[0]=low: a number is needed"),
+        ("optimization.lr=0.001", "optimization.lr=0.001: a list is needed, such as [0.001]"),
+        ("task.random_crop=maybe", "task.random_crop=maybe: true or false is needed"),
     ],
 )
-def test_wrong_keys_and_values_end_in_one_line(override, message):
+def test_invalid_keys_and_values_end_in_one_line(override, message):
     assert composed(config_dir() / "pretrain" / "demo.yaml", override).startswith(message)
 
 
-def test_another_choice_drops_the_defaults_of_the_first(tmp_path):
+def test_another_name_drops_the_defaults_of_the_presets_one(tmp_path):
     settings = compose_settings(
         tmp_path, "mae_ast", ["optimizer._name=mae_ast_adamw", "lr_scheduler._name=cosine"]
     )
