@@ -1,4 +1,4 @@
-"""Real trainings through ``fairseq-hydra-train``: a corpus, the command, its log."""
+"""Fixtures for real trainings through ``fairseq-hydra-train``: a corpus, the command, its log."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ REPOSITORY = Path(__file__).parents[2]
 CONFIG_DIR = REPOSITORY / "config" / "pretrain"
 USER_DIR = REPOSITORY / "mae_ast"
 TRAIN_PROGRAM = Path(sys.executable).with_name("fairseq-hydra-train")
-LAUNCHER = tuple(module_command("mae_ast.launch"))  # what ``mae-ast pretrain`` starts
+LAUNCHER = tuple(module_command("mae_ast.launch"))  # the command that ``mae-ast pretrain`` starts
 
-DEADLINE_S = 300.0  # of any one program; several times what a loaded machine takes
+DEADLINE_S = 300.0  # for one program; several times what a loaded machine takes
 
-# What a program must print alike when its training is alike. Times and speeds are left out.
+# Logged values that are equal if two trainings are equal; times and speeds are not.
 VALUES = (
     *("loss", "mse", "info_nce", "info_nce_accuracy", "info_nce_chance"),
     *("gnorm", "audio_hours", "mask_ratio", "lr"),
@@ -64,12 +64,12 @@ WITHOUT_DROPOUT = (
     "model.precision=float32",
 )
 ONLY_TRAINING = ("checkpoint.no_save=true", "dataset.disable_validation=true")
-# Keys of every model that is pretrained, which are of training and not of its configuration.
+# Keys of every pretraining model that belong to training, not to the model's configuration.
 TRAINING_KEYS = {"checkpoint_activations", "compile"}
 
 
 def preset(name: str) -> dict[str, Any]:
-    """A preset of pretraining as it stands in its file."""
+    """Read a pretraining preset from its file."""
     settings = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / f"{name}.yaml"))
     assert isinstance(settings, dict)
     return settings
@@ -79,7 +79,7 @@ def preset(name: str) -> dict[str, Any]:
 
 
 def sound(seconds: float, seed: int, sample_rate: int = 16_000) -> np.ndarray:
-    """A tone that sweeps up and down, and noise: (L,) int16."""
+    """Synthesize a tone that sweeps up and down, plus noise: (L,) int16."""
     rng = np.random.default_rng(seed)
     t = np.arange(round(seconds * sample_rate)) / sample_rate
     base, depth, speed = rng.uniform(200, 900), rng.uniform(0.2, 0.6), rng.uniform(2, 9)
@@ -88,13 +88,13 @@ def sound(seconds: float, seed: int, sample_rate: int = 16_000) -> np.ndarray:
 
 
 def write_manifest(path: Path, rows: Sequence[Sequence[object]]) -> None:
-    """A manifest whose root is its own folder; a row is path, length and maybe sample rate."""
+    """Write a manifest whose root is its own folder; a row is path, length[, sample rate]."""
     lines = ["\t".join(map(str, row)) for row in rows]
     path.write_text("\n".join([".", *lines]) + "\n", encoding="utf-8")
 
 
 def write_clips(folder: Path, split: str, seconds: Sequence[float], first_seed: int = 0) -> None:
-    """FLAC clips at 16 kHz and ``{split}.tsv``."""
+    """Write FLAC clips at 16 kHz and ``{split}.tsv``."""
     rows = []
     for number, duration in enumerate(seconds):
         samples = sound(duration, first_seed + number)
@@ -106,7 +106,7 @@ def write_clips(folder: Path, split: str, seconds: Sequence[float], first_seed: 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """26 + 5 clips of 0.9 to 1.7 s: most are longer than the 1 s that small runs crop to."""
+    """Corpus of 26 + 5 clips of 0.9 to 1.7 s; small runs crop most of them to 1 s."""
     folder = tmp_path_factory.mktemp("corpus")
     write_clips(folder, "train", np.random.default_rng(1).uniform(0.9, 1.7, 26).round(3).tolist())
     write_clips(folder, "valid", [1.3, 1.1, 1.2, 1.5, 0.95], first_seed=100)
@@ -115,7 +115,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Labelled tones, for fine-tuning."""
+    """Corpus of labelled tones for fine-tuning."""
     from .classification import write_corpus
 
     return write_corpus(tmp_path_factory.mktemp("tones"))
@@ -123,7 +123,7 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint to fine-tune from."""
+    """Tiny checkpoint to fine-tune from."""
     from .classification import write_pretrained
 
     return write_pretrained(tmp_path_factory.mktemp("pretrained") / "tiny.pt")
@@ -139,7 +139,7 @@ def train_command(
     config: str = "mae_ast",
     program: Sequence[str] = (str(TRAIN_PROGRAM),),
 ) -> list[str]:
-    """A preset with a small model, writing below ``out``; the last override wins."""
+    """Build a command for a preset with a small model that writes to ``out``."""
     return [
         *program,
         f"--config-dir={CONFIG_DIR}",
@@ -155,18 +155,19 @@ def train_command(
 
 
 class Training:
-    """A training program that runs in its own process group, and its log."""
+    """Training program in its own process group, and its log."""
 
     def __init__(self, command: Sequence[str] | str, log: Path, **environment: str) -> None:
         self.log = log
-        # Sockets lie there, and want a short path.
+        self.folder = _run_folder(command, log.parent)
+        # Holds sockets, whose paths must be short.
         self.temporary = tempfile.TemporaryDirectory(prefix="t")
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as out, log.with_suffix(".stderr").open("wb") as errors:
-            # Where the tests run in the background, they ignore Ctrl-C; what they start does not.
-            heeding = ("env", "--default-signal=INT")
+            # Tests in the background ignore SIGINT; the programs that they start must not.
+            default_sigint = ("env", "--default-signal=INT")
             self.process = subprocess.Popen(
-                command if isinstance(command, str) else [*heeding, *command],
+                command if isinstance(command, str) else [*default_sigint, *command],
                 shell=isinstance(command, str),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -185,16 +186,16 @@ class Training:
 
     @property
     def output(self) -> str:
-        """All that it printed so far, what went to stderr at the end."""
+        """Stdout so far, followed by stderr."""
         return self.log.read_text(encoding="utf-8", errors="replace") + self.errors
 
     @property
     def errors(self) -> str:
-        """What went to stderr."""
+        """Stderr so far."""
         return self.log.with_suffix(".stderr").read_text(encoding="utf-8", errors="replace")
 
     def wait(self, deadline_s: float = DEADLINE_S) -> int:
-        """Exit status; the negative number of the signal that ended it."""
+        """Wait for the end and return the exit status, negative if a signal ended the program."""
         try:
             return self.process.wait(deadline_s)
         except subprocess.TimeoutExpired:
@@ -202,13 +203,13 @@ class Training:
             raise AssertionError(f"still runs after {deadline_s} s:\n{self.tail}") from None
 
     def finish(self) -> Training:
-        """Wait for an end in peace."""
+        """Wait for the end and check that the exit status is 0."""
         status = self.wait()
         assert status == 0, f"exit status {status}:\n{self.tail}"
         return self
 
     def wait_for_update(self, number: int, deadline_s: float = DEADLINE_S) -> None:
-        """Until that update is logged."""
+        """Wait until that update is logged."""
         end = time.monotonic() + deadline_s
         while f'"num_updates": "{number}"' not in self.output:
             assert self.process.poll() is None, f"ended too early:\n{self.tail}"
@@ -216,7 +217,7 @@ class Training:
             time.sleep(0.01)
 
     def wait_for_error(self, line: str, deadline_s: float = DEADLINE_S) -> None:
-        """Until that line is on stderr."""
+        """Wait until that line is on stderr."""
         end = time.monotonic() + deadline_s
         while line not in self.errors.splitlines():
             assert self.process.poll() is None, f"ended too early:\n{self.tail}"
@@ -228,25 +229,28 @@ class Training:
         os.killpg(self.process.pid, number)
 
     def kill(self) -> None:
-        """End the whole group, unless the program has ended: its data workers then end too."""
-        if self.process.poll() is None:  # else its number may be another's by now
+        """Kill the process group, unless the program has ended; data workers then end, too."""
+        if self.process.poll() is None:  # else the PID may have been reused
             self.signal_group(signal.SIGKILL)
             self.process.wait()
         self.temporary.cleanup()
 
     @property
     def tail(self) -> str:
-        """The last lines, for messages."""
+        """Last lines of the output, for messages."""
         return "\n".join(self.output.splitlines()[-25:])
 
     def stats(self, tag: str) -> list[dict[str, Any]]:
-        """What was logged as JSON under ``tag``."""
-        pattern = re.compile(rf"\[{tag}\]\[INFO\] - (\{{.*\}})$", re.MULTILINE)
-        return [json.loads(line) for line in pattern.findall(self.output)]
+        """JSON lines printed under ``tag``, with all digits if a log file has them."""
+        pattern = re.compile(rf"(\[[^]]*\]\[{tag}\]\[INFO\] - )(\{{.*\}})$", re.MULTILINE)
+        exact: dict[str, str] = {}  # by time and tag
+        for file in [] if self.folder is None else self.folder.rglob("hydra_train.log"):
+            exact |= pattern.findall(file.read_text(encoding="utf-8"))
+        return [json.loads(exact.get(key, line)) for key, line in pattern.findall(self.output)]
 
     @property
     def updates(self) -> dict[int, dict[str, str]]:
-        """Per update what it printed of ``FINETUNING_VALUES``, as printed."""
+        """``FINETUNING_VALUES`` of each update, as logged."""
         return {
             int(stats["num_updates"]): {
                 key: stats[key] for key in FINETUNING_VALUES if key in stats
@@ -256,12 +260,12 @@ class Training:
 
     @property
     def losses(self) -> list[float]:
-        """The loss of each update."""
+        """Loss of each update."""
         return [float(values["loss"]) for values in self.updates.values()]
 
     @property
     def epochs(self) -> dict[int, dict[str, str]]:
-        """Per epoch the average values, as printed."""
+        """Average values of each epoch, as logged."""
         return {
             int(stats["epoch"]): {
                 key: stats[f"train_{key}"] for key in FINETUNING_VALUES if f"train_{key}" in stats
@@ -271,9 +275,20 @@ class Training:
 
     @property
     def training_s(self) -> float:
-        """What the program says its training took."""
+        """Duration of the training in seconds, as logged."""
         (seconds,) = re.findall(r"done training in ([\d.]+) seconds", self.output)
         return float(seconds)
+
+
+def _run_folder(command: Sequence[str] | str, parent: Path) -> Path | None:
+    """Return the folder that a training's command writes to, if it is known."""
+    if isinstance(command, str):
+        return None
+    words = list(map(str, command))
+    if "--out" in words:
+        return parent / words[words.index("--out") + 1]
+    found = [each.partition("=")[2] for each in words if each.startswith("hydra.run.dir=")]
+    return parent / found[-1] if found else None
 
 
 Start = Callable[..., Training]
@@ -281,7 +296,7 @@ Start = Callable[..., Training]
 
 @contextmanager
 def starting(folder: Path) -> Iterator[Start]:
-    """Start trainings that write to ``folder / out``; what is left of them is ended."""
+    """Start trainings that write to ``folder / out``; kill those that are left at the end."""
     running: list[Training] = []
 
     def start(
@@ -312,7 +327,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 @pytest.fixture(scope="module")
 def start_for_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """For trainings that several tests of a file look at."""
+    """Start trainings that several tests of a module share."""
     with starting(tmp_path_factory.mktemp("trainings")) as start:
         yield start
 
@@ -321,7 +336,7 @@ def start_for_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 
 
 def forget_the_best() -> None:
-    """Forget another training in this process, which fairseq would compare with."""
+    """Reset fairseq's best value of another training in this process."""
     import fairseq_cli.train
     from fairseq import checkpoint_utils
 
@@ -334,10 +349,7 @@ def forget_the_best() -> None:
 def train_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> Iterator[Callable[..., list[dict[str, str]]]]:
-    """What ``fairseq-hydra-train`` runs once its options are read, in this process.
-
-    Returns per update what was logged.
-    """
+    """Train in this process like ``fairseq-hydra-train``, and return the log of each update."""
     import fairseq_cli.train
     from fairseq.dataclass.initialize import hydra_init
     from hydra import compose, initialize_config_dir
@@ -375,7 +387,7 @@ def train_here(
 
 @pytest.fixture
 def fp16_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let fairseq train in float16 on a CPU, where it fails at the first overflow."""
+    """Let fairseq train in float16 on a CPU; the first gradient overflow is an error there."""
     from mae_ast.trainer.fairseq_patches import distributed
 
     monkeypatch.setattr(distributed, "configure_devices", lambda cfg: None)
@@ -383,7 +395,7 @@ def fp16_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def losses(logged: Callable[..., list[dict[str, str]]]) -> Callable[..., list[float]]:
-    """The loss of each of the four updates that a module's own ``logged`` gives."""
+    """Return the losses of the four updates of a module's own fixture ``logged``."""
 
     def losses(*overrides: str, **options: str) -> list[float]:
         values = [float(stats["loss"]) for stats in logged(*overrides, **options)]

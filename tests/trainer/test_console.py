@@ -1,8 +1,9 @@
-"""Console output of a training, and checks before anything is created."""
+"""Console output of a training, and the checks before a run creates any file."""
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -13,14 +14,14 @@ import pytest
 import torch
 
 from mae_ast.trainer.command import train_command
-from mae_ast.trainer.console_filter import ConsoleFilter
+from mae_ast.trainer.console_filter import ConsoleFilter, ConsoleFormatter
 
 from .classification import HERE
 from .conftest import SMALL_DECODER, SMALL_ENCODER, SMALL_RUN, Training
 
 LINE = re.compile(r"\[[\d-]+ [\d:]+,\d+\]\[([\w.]+)\]\[(\w+)\] - (.*)")
 SHOWN = ("train_inner", "train", "valid")
-# As in the presets: fewer lines than updates.
+# Fewer progress lines than updates, as in the presets.
 SIXTY = (
     *("optimization.max_update=60", "common.log_interval=200", "dataset.num_workers=1"),
     *("dataset.validate_interval_updates=20", "checkpoint.save_interval_updates=20"),
@@ -37,7 +38,7 @@ def mae_ast_command(*arguments: object) -> list[str]:
 def programs(
     corpus: Path, tones: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Training]]:
-    """``mae-ast pretrain`` and ``finetune``, 60 updates each, at once."""
+    """Run ``mae-ast pretrain`` and ``finetune`` at once, with 60 updates each."""
     folder = tmp_path_factory.mktemp("console")
     small = (*SMALL_ENCODER, *SMALL_DECODER, *SMALL_RUN)
     commands = {
@@ -57,55 +58,95 @@ def programs(
 
 
 @pytest.mark.parametrize("name", ["pretrain", "finetune"])
-def test_the_console_of_sixty_updates(programs: dict[str, Training], name: str) -> None:
+def test_console_shows_only_summary_progress_and_checkpoints(
+    programs: dict[str, Training], name: str
+) -> None:
     run = programs[name].finish()
     lines = run.output.splitlines()
     assert 10 < len(lines) <= 40
     assert run.errors == ""
     matches = [LINE.fullmatch(line) for line in lines]
     assert all(matches), lines
-    spoken = [(m[1], m[3]) for m in matches if m]
-    assert {who for who, _ in spoken if not who.startswith("mae_ast.")} == set(SHOWN)
-    for who, text in spoken:
-        if who in SHOWN:
+    messages = [(m[1], m[3]) for m in matches if m]
+    assert {logger for logger, _ in messages if not logger.startswith("mae_ast.")} == set(SHOWN)
+    for logger, text in messages:
+        if logger in SHOWN:
             json.loads(text)
 
-    # First what will happen, then progress within 10 updates, checkpoints, the end.
-    what = "pretraining mae_ast" if name == "pretrain" else "fine-tuning mae_ast for 3 classes"
-    assert spoken[0][1].startswith(what)
+    # First a summary, then progress within 10 updates, checkpoints, the end.
+    summary = "pretraining mae_ast" if name == "pretrain" else "fine-tuning mae_ast for 3 classes"
+    assert messages[0][1].startswith(summary)
     folder = run.log.with_suffix("") / "checkpoints"
     for part in ("60 updates", "CPU in ", "1 process", f"checkpoints in {folder}"):
-        assert part in spoken[0][1]
+        assert part in messages[0][1]
     assert [int(values["num_updates"]) for values in run.stats("train_inner")] == [10]
     assert int(run.stats("valid")[0]["valid_num_updates"]) == 20
-    assert any(re.fullmatch(r"update 20: saved checkpoint\w*\.pt", text) for _, text in spoken)
+    assert any(re.fullmatch(r"update 20: saved checkpoint\w*\.pt", text) for _, text in messages)
     end = rf"done: update 60; took [\d.]+ s; checkpoints in {re.escape(str(folder))}"
-    assert re.fullmatch(end, spoken[-1][1])
+    assert re.fullmatch(end, messages[-1][1])
 
 
-def test_clips_that_fit_no_batch_are_counted(corpus: Path, train_here, caplog) -> None:
-    """One warning, and the line of what will happen; fairseq's own in each epoch is replaced."""
+def test_clips_longer_than_a_batch_are_counted(corpus: Path, train_here, caplog) -> None:
+    """One warning and the summary count them, instead of fairseq's warning in each epoch."""
     overrides = ("dataset.max_tokens=16000", "task.max_sample_size=null", "dataset.num_workers=0")
     train_here(corpus, "optimization.max_update=1", *overrides, "checkpoint.no_save=true")
     records = [record for record in caplog.records if ConsoleFilter().filter(record)]
-    said = [record.getMessage() for record in records]
+    messages = [record.getMessage() for record in records]
     line = re.compile(r"; (\d) clips? of 26, the others longer than dataset.max_tokens \(")
-    assert len(list(filter(line.search, said))) == 1
-    skipped = [text.split(":")[0] for text in said if "clips are longer than" in text]
+    assert len(list(filter(line.search, messages))) == 1
+    skipped = [text.split(":")[0] for text in messages if "clips are longer than" in text]
     assert skipped == [str(corpus / f"{split}.tsv") for split in ("train", "valid")]
     assert "invalid sizes" not in caplog.text
 
 
 @pytest.mark.parametrize("name", ["pretrain", "finetune"])
-def test_the_log_file_keeps_everything(programs: dict[str, Training], name: str) -> None:
+def test_the_log_file_keeps_every_message_and_digit(
+    programs: dict[str, Training], name: str
+) -> None:
+    """The console rounds floats to 4 significant digits."""
     run = programs[name].finish()
     log = (run.log.with_suffix("") / "hydra_train.log").read_text()
-    for text in (*TO_THE_LOG, *run.log.read_text().splitlines()):
+    for text in TO_THE_LOG:
         assert text in log
+    logged = {m[0].removesuffix(m[3]): m[3] for m in LINE.finditer(log)}
+    for line in run.log.read_text().splitlines():
+        m = LINE.fullmatch(line)
+        assert m
+        full = logged[line.removesuffix(m[3])]
+        if m[1] not in SHOWN:
+            assert m[3] == full
+            continue
+        shown, exact = json.loads(m[3]), json.loads(full)
+        assert shown.keys() == exact.keys()
+        for key, value in exact.items():
+            assert float(shown[key]) == pytest.approx(float(value), rel=5e-4)
+            if "." in str(shown[key]):
+                digits, _, _ = str(shown[key]).lstrip("0.").replace(".", "").partition("e")
+                assert len(digits) <= 4, key
+        assert len(full) > len(m[3])
 
 
-def test_the_chance_of_info_nce(corpus: Path, train_here: Callable[..., list[dict]]) -> None:
-    """Clips of one length: 48 patches, of which 36 are masked."""
+@pytest.mark.parametrize(
+    ("exact", "shown"),
+    [
+        (
+            '{"loss": 6.389675140380859, "num_updates": "123456"}',
+            '{"loss": 6.39, "num_updates": "123456"}',
+        ),
+        ("loss=14.622750282287598, lr=1.23456789e-05", "loss=14.62, lr=1.235e-05"),
+        ("wps=1248.7, gnorm=-123456.78, clip=0.0", "wps=1249, gnorm=-123457, clip=0"),
+    ],
+)
+def test_progress_lines_are_rounded(exact: str, shown: str) -> None:
+    record = logging.LogRecord("train_inner", logging.INFO, "progress_bar.py", 1, exact, (), None)
+    assert ConsoleFormatter("%(message)s").format(record) == shown
+    assert logging.Formatter("%(message)s").format(record) == exact
+    record = logging.LogRecord("mae_ast", logging.INFO, "training.py", 1, "1.23456", (), None)
+    assert ConsoleFormatter("%(message)s").format(record) == "1.23456"
+
+
+def test_info_nce_chance_is_logged(corpus: Path, train_here: Callable[..., list[dict]]) -> None:
+    """All clips have the same length: 48 patches, 36 of them masked."""
     (values,) = train_here(
         corpus,
         *("optimization.max_update=1", "task.min_sample_size=16000", "dataset.num_workers=0"),
@@ -116,12 +157,12 @@ def test_the_chance_of_info_nce(corpus: Path, train_here: Callable[..., list[dic
     assert "accuracy" not in values
 
 
-# --- refused before anything is created ---------------------------------------------------------
+# --- refused before a file is created -----------------------------------------------------------
 
 
 @pytest.fixture
 def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """``refusal(data, config, kind, overrides)``: the line that ends a run before it begins."""
+    """Return the line that refuses a run before it creates its folder."""
     from fairseq.dataclass.initialize import hydra_init
     from hydra import compose, initialize_config_dir
     from hydra.core.hydra_config import HydraConfig
@@ -156,7 +197,7 @@ def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., st
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["model.encoder_layers=abc"], "model.encoder_layers: Value 'abc'"),
+        (["model.encoder_layers=two"], "model.encoder_layers=two: a whole number is needed"),
         (["task.data=/no/such/folder"], "/no/such/folder/train.tsv: no such manifest"),
         (["dataset.valid_subset=test"], "test.tsv: no such manifest"),
         (["task.mask_type=retain_spans"], "retain_spans"),
@@ -170,7 +211,7 @@ def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., st
         (["common.fp16=true"], "common.fp16=true needs a GPU"),
     ],
 )
-def test_pretraining_that_cannot_start(
+def test_pretraining_that_cannot_start_is_refused(
     corpus: Path, refusal: Callable[..., str], overrides: Sequence[str], words: str
 ) -> None:
     assert words in refusal(corpus, "task.min_sample_size=8000", *overrides)
@@ -185,7 +226,7 @@ def test_pretraining_that_cannot_start(
         (["checkpoint.best_checkpoint_metric=mAP"], "metric=mAP: validation logs loss, accuracy"),
     ],
 )
-def test_fine_tuning_that_cannot_start(
+def test_fine_tuning_that_cannot_start_is_refused(
     tones: Path,
     pretrained: Path,
     refusal: Callable[..., str],
@@ -196,8 +237,10 @@ def test_fine_tuning_that_cannot_start(
     assert words in refusal(tones, *arguments, config="demo", kind="finetune")
 
 
-def test_checks_leave_no_trace(corpus: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
-    """Not in the random numbers either; a run that may start is not refused."""
+def test_checks_of_a_valid_run_have_no_effect(
+    corpus: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    """They create no file and draw no random numbers."""
     before = torch.get_rng_state()
     with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
         refusal(corpus, "task.min_sample_size=8000", "common.cpu=true")
@@ -205,7 +248,7 @@ def test_checks_leave_no_trace(corpus: Path, tmp_path: Path, refusal: Callable[.
     assert not (tmp_path / "run").exists()
 
 
-def test_programs_leave_no_folder(corpus: Path, tones: Path, tmp_path: Path) -> None:
+def test_refused_programs_leave_no_folder(corpus: Path, tones: Path, tmp_path: Path) -> None:
     mistakes = {
         "manifest": ("pretrain", tmp_path / "nowhere"),
         "key": ("pretrain", corpus, "task.pad_audios=true"),
@@ -222,20 +265,22 @@ def test_programs_leave_no_folder(corpus: Path, tones: Path, tmp_path: Path) -> 
         )
         for name, arguments in mistakes.items()
     }
-    said = {name: program.communicate(timeout=200)[0] for name, program in running.items()}
-    for name, text in said.items():
+    outputs = {name: program.communicate(timeout=200)[0] for name, program in running.items()}
+    for name, text in outputs.items():
         assert running[name].returncode == 1
         (line,) = text.splitlines()
         assert line.startswith("mae-ast: error: ")
         assert not (tmp_path / name).exists()
-    assert f"{tmp_path}/nowhere/train.tsv: no such manifest" in said["manifest"]
-    assert f"{tmp_path}/taken/run: is below a file; a folder is needed there" in said["taken/run"]
-    assert "task.pad_audios: there is no such setting" in said["key"]
-    assert f"{tmp_path}/no.pt" in said["checkpoint"]
+    assert f"{tmp_path}/nowhere/train.tsv: no such manifest" in outputs["manifest"]
+    assert (
+        f"{tmp_path}/taken/run: is below a file; a folder is needed there" in outputs["taken/run"]
+    )
+    assert "task.pad_audios: there is no such setting" in outputs["key"]
+    assert f"{tmp_path}/no.pt" in outputs["checkpoint"]
 
 
 def test_feature_metrics_are_shown(corpus: Path, train_here, caplog) -> None:
-    """Under a name of their own, as progress is."""
+    """They are logged under their own name, like progress."""
     overrides = (
         "task.probe_interval_updates=2",
         "dataset.num_workers=0",
