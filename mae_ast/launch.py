@@ -1,8 +1,8 @@
-"""``python -m mae_ast.launch``: fairseq-hydra-train that handles and forwards signals.
+"""``python -m mae_ast.launch``: ``fairseq-hydra-train`` that handles and forwards signals.
 
-It also checks a run before anything is created for it, and keeps the console to what a person wants
-to see. Registering at import, not through ``common.user_dir``, since processes that the trainer
-spawns import this module first, and fairseq then takes the package for registered.
+It also checks a run before it creates any file, and filters the console. The plug-in is registered
+at import, not through ``common.user_dir``: processes spawned by the trainer import this module
+first, and fairseq then assumes that the package is registered.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ fairseq_cli.hydra_train._hydra_main = hydra_job.train
 
 
 def main() -> None:
-    """Train; wrong settings end in one line."""
+    """Train; report invalid settings in one line."""
     from hydra._internal.utils import get_args
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -40,7 +40,7 @@ def main() -> None:
     preflight.apply()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach this function
     try:
-        with hydra_job.waiting(sys.argv):
+        with hydra_job.leave_signals_to_jobs(sys.argv):
             fairseq_cli.hydra_train.cli_main()
     except (HydraException, OmegaConfBaseException) as error:
         arguments = get_args()

@@ -1,4 +1,4 @@
-"""Joining fairseq."""
+"""Register the project's tasks, models and criterions with fairseq."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from __future__ import annotations
 def register() -> None:
     """Add this project's tasks, models and criterions to fairseq's registries.
 
-    ``common.user_dir`` does the same, but not in a program that imported ``mae_ast`` before:
-    fairseq then takes it for registered. Calling this more than once is harmless.
+    ``common.user_dir`` does the same, except in a program that has already imported ``mae_ast``:
+    fairseq then assumes that it is registered. May be called more than once.
     """
     import mae_ast.models.ast
     import mae_ast.models.audio_mae

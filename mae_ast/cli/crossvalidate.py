@@ -49,18 +49,18 @@ def crossvalidate(
     """
     from mae_ast.finetune import crossvalidation as folds
     from mae_ast.trainer.child_training import Interrupted, Trainings
-    from mae_ast.trainer.command import begun_with, start_of, train_command
+    from mae_ast.trainer.command import run_identity, initial_weights, train_command
 
     folders = folds.find_folds(data)
     given = overrides or []
     folds.check_overrides(given)
-    arguments = [*start_of(checkpoint, random_weights), *given]
+    arguments = [*initial_weights(checkpoint, random_weights), *given]
     commands = [
         train_command(folder, config, out / folder.name, arguments, "finetune")
         for folder in folders
     ]
     settings = {
-        **begun_with(data, config, checkpoint),
+        **run_identity(data, config, checkpoint),
         "random_weights": random_weights,
         "overrides": given,
     }

@@ -39,14 +39,14 @@ def finetune(
     Ctrl-C exits at once.
     """
     from mae_ast.trainer import stop_request, sweep
-    from mae_ast.trainer.command import NOTE, begun_with, start_of, train_command
+    from mae_ast.trainer.command import NOTE, run_identity, initial_weights, train_command
     from mae_ast.trainer.resume_guard import check_and_defer
 
-    arguments = [*start_of(checkpoint, random_weights), *(overrides or [])]
+    arguments = [*initial_weights(checkpoint, random_weights), *(overrides or [])]
     arguments += ["--multirun"] if multirun else []
     command = train_command(data, config, out, arguments, "finetune")
     settings = {
-        **begun_with(data, config, checkpoint),
+        **run_identity(data, config, checkpoint),
         "random_weights": random_weights,
         **sweep.note(arguments),
     }

@@ -27,12 +27,12 @@ def pretrain(
     Ctrl-C exits at once.
     """
     from mae_ast.trainer import stop_request, sweep
-    from mae_ast.trainer.command import NOTE, begun_with, train_command
+    from mae_ast.trainer.command import NOTE, run_identity, train_command
     from mae_ast.trainer.resume_guard import check_and_defer
 
     arguments = [*(overrides or []), *(["--multirun"] if multirun else [])]
     command = train_command(data, config, out, arguments)
-    settings = {**begun_with(data, config), **sweep.note(arguments)}
+    settings = {**run_identity(data, config), **sweep.note(arguments)}
     check_and_defer(out / NOTE, settings, sweep.has_begun(out))
     with stop_request.deferring():
         os.execv(sys.executable, command)

@@ -1,1 +1,1 @@
-"""Everything around fairseq's training program: commands, checks, preemption, patches."""
+"""Code around fairseq's training program: commands, checks, preemption, patches."""

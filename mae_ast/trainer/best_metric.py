@@ -1,7 +1,7 @@
 """Choose the metric of the best checkpoint, ``checkpoint.best_checkpoint_metric``.
 
-``auto`` stands for a task's main metric: mAP where clips have several labels, accuracy where they
-have one, the loss in pretraining.
+``auto`` selects the task's main metric: mAP for multi-label classification, accuracy for
+single-label classification, the loss for pretraining.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 AUTO = "auto"
-# Metrics that validation logs, and whether higher is better.
+# Validation metrics; True if higher is better.
 _IS_HIGHER_BETTER = {
     **dict.fromkeys(("accuracy", "info_nce_accuracy", "mAP", "mAUC", "d_prime"), True),
     **dict.fromkeys(("loss", "mse", "info_nce"), False),
@@ -17,7 +17,7 @@ _IS_HIGHER_BETTER = {
 
 
 def choose_metric(cfg: Any) -> None:
-    """Replace ``auto`` in the settings by a metric, and set its direction.
+    """Replace ``auto`` in the settings by the task's metric, and set its direction.
 
     Args:
         cfg: all settings of a training; changed in place.
@@ -30,12 +30,12 @@ def choose_metric(cfg: Any) -> None:
         metric = "mAP" if task.multi_label else "accuracy"
     checkpoint.best_checkpoint_metric = metric
     checkpoint.maximize_best_checkpoint_metric = _IS_HIGHER_BETTER[metric]
-    if "best_checkpoint_metric" in task:  # a copy, where settings are resolved already
+    if "best_checkpoint_metric" in task:  # a copy, if the settings are already resolved
         task.best_checkpoint_metric = metric
 
 
 def direction_warning(checkpoint: Any) -> str | None:
-    """Describe settings that keep the worst checkpoint for the best; ``None``: they do not.
+    """Return a warning if the settings keep the worst checkpoint as the best, else ``None``.
 
     Args:
         checkpoint: settings ``checkpoint.*``.

@@ -1,4 +1,4 @@
-"""Train in child processes, and forward to them what asks for the end."""
+"""Run trainings in child processes and forward signals to them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from mae_ast.trainer.stop_request import AT_ONCE, SAVING, SIGNALS, STATUS_AT_ONC
 
 
 class Interrupted(BaseException):
-    """A signal asked for the end; what was trained is saved. As KeyboardInterrupt, no error.
+    """Raised when a signal asked for the end and the training has saved a checkpoint.
+
+    Derived from ``BaseException``, like ``KeyboardInterrupt``.
 
     Args:
-        number: of the signal.
+        number: number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -25,11 +27,11 @@ class Interrupted(BaseException):
 
 
 class Trainings:
-    """Training processes, one after the other, to which signals are forwarded.
+    """Context manager that runs training processes one at a time and forwards signals to them.
 
-    On the first signal the training saves and exits; on a second SIGINT it is killed. While none
-    runs, :class:`Interrupted` is raised. A SIGINT that is ignored stays ignored. Use it as a
-    context, in the main thread.
+    On the first signal the training saves and exits; a second SIGINT kills it. If no training is
+    running, a signal raises :class:`Interrupted`. If SIGINT is ignored, it stays ignored. Use it in
+    the main thread.
     """
 
     def __init__(self) -> None:
@@ -57,24 +59,24 @@ class Trainings:
         environment: Mapping[str, str] | None = None,
         on_line: Callable[[str], None] | None = None,
     ) -> None:
-        """Train to the end.
+        """Run a training process and wait for its end.
 
         Args:
-            command: of the process.
-            pass_fds: file descriptors that it keeps open, should this program be killed.
-            environment: of the process; by default that of this program.
-            on_line: called with each line that the process prints, which is then not shown.
+            command: command line of the process.
+            pass_fds: file descriptors that stay open in the process if this program is killed.
+            environment: environment of the process; default: this program's.
+            on_line: called with each line that the process prints, instead of printing it.
 
         Raises:
-            Interrupted: a signal came; the process has ended.
-            SystemExit: a second SIGINT came; the process is killed.
-            ValueError: it failed.
+            Interrupted: a signal was received; the process has ended.
+            SystemExit: a second SIGINT was received; the process was killed.
+            ValueError: the process failed.
         """
         output: dict[str, Any] = {}
         if on_line is not None:
             output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         self._is_starting = True
-        # In a group of its own: a terminal's Ctrl-C reaches this program alone.
+        # In its own process group, so that Ctrl-C in a terminal reaches this program only.
         self._child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -95,7 +97,7 @@ class Trainings:
             raise SystemExit(STATUS_AT_ONCE)
         stopped = self._received is not None
         if status and not (stopped and -status == signal.SIGTERM):
-            raise ValueError(f"training ended with status {status}; its messages stand above")
+            raise ValueError(f"training ended with status {status}; see its messages above")
         if self._received is not None:
             raise Interrupted(self._received)
 
@@ -113,7 +115,7 @@ class Trainings:
             self._child.send_signal(signal.SIGTERM)
 
     def _kill(self, child: subprocess.Popen[Any]) -> None:
-        if child.poll() is None:  # else its number may be another's by now
+        if child.poll() is None:  # else the PID may have been reused
             os.write(2, f"{AT_ONCE}\n".encode())
             os.killpg(child.pid, signal.SIGKILL)
             self._is_killed = True

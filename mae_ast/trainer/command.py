@@ -1,4 +1,4 @@
-"""The command line that starts a training: presets and user-dir found, paths made absolute."""
+"""Build the command line that starts a training, with the preset's folder and absolute paths."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import mae_ast
 from mae_ast.hub.sources import is_path
 from mae_ast.trainer import sweep
 
-PACKAGE = Path(mae_ast.__file__).absolute().parent  # as in its __path__, links and all
+PACKAGE = Path(mae_ast.__file__).absolute().parent  # links unresolved, as in its __path__
 NOTE = "begun_with.json"  # in a run's folder
 # Overrides that hold a path: hydra changes the working folder before they are read.
 PATH_KEYS = (
     *("task.data", "hydra.run.dir", "checkpoint.save_dir", "checkpoint.restore_file"),
     *("common.tensorboard_logdir", "task.probe_data", "hydra.sweep.dir"),
 )
-# Overrides that hold a path, or the name of a model elsewhere.
+# Overrides that hold a path or a model's name (a released model, a URL, a hub ID).
 SOURCE_KEYS = (
     *("model.checkpoint", "model.architecture_of", "model.encoder_weights"),
     "checkpoint.finetune_from_model",
@@ -25,7 +25,7 @@ SOURCE_KEYS = (
 
 
 def config_dir() -> Path:
-    """The presets: inside an installed package, beside it in a checkout."""
+    """Return the folder of the presets: in the installed package, or beside it in a checkout."""
     installed = PACKAGE / "config"
     return installed if installed.is_dir() else PACKAGE.parent / "config"
 
@@ -65,8 +65,9 @@ def find_preset(config: str, kind: str) -> Path:
 def module_command(name: str) -> list[str]:
     """Return the command line that runs a module of this package.
 
-    Nothing in the working directory shadows its imports or those of its child processes.
-    A checkout that this package is imported from stays on the path, since it need not be installed.
+    ``-P`` keeps files in the working directory from shadowing the imports of the module and of its
+    child processes. It is omitted in the checkout that this package is imported from, which need
+    not be installed.
     """
     safe = () if PACKAGE.parent == Path.cwd() else ("-P",)
     return [sys.executable, *safe, "-m", name]
@@ -79,13 +80,13 @@ def train_command(
 
     Args:
         data: folder of the manifests.
-        config: a preset's name or a YAML file's path; empty: not given.
-        out: folder of the run; of a sweep, the parent of its jobs' folders.
-        overrides: for hydra, and its options, in any order; relative paths are made absolute.
-        kind: of the preset, "pretrain" or "finetune".
+        config: name of a preset or path of a YAML file; empty if missing.
+        out: folder of the run; for a sweep, the parent of the jobs' folders.
+        overrides: hydra's overrides and options, in any order; relative paths are made absolute.
+        kind: kind of the preset, "pretrain" or "finetune".
 
     Raises:
-        ValueError: there is no such preset, or none is given.
+        ValueError: there is no such preset, or ``config`` is empty.
     """
     preset = find_preset(config, kind)
     is_multirun = sweep.is_multirun(overrides)
@@ -108,8 +109,8 @@ def train_command(
     ]
 
 
-def begun_with(data: Path, config: str, checkpoint: str | None = None) -> dict[str, str]:
-    """What a run is, whatever its further settings: its data, preset, and where it starts."""
+def run_identity(data: Path, config: str, checkpoint: str | None = None) -> dict[str, str]:
+    """Return the settings that identify a run: data, preset and initial checkpoint."""
     preset = str(Path(config).resolve()) if config.endswith(".yaml") else config
     return {
         "data": str(data.resolve()),
@@ -118,12 +119,12 @@ def begun_with(data: Path, config: str, checkpoint: str | None = None) -> dict[s
     }
 
 
-def start_of(checkpoint: str, random_weights: bool) -> list[str]:
-    """Overrides that say where fine-tuning starts; a preset may name a start of its own.
+def initial_weights(checkpoint: str, random_weights: bool) -> list[str]:
+    """Return the overrides that initialise fine-tuning; they replace those of the preset.
 
     Args:
-        checkpoint: of which network.
-        random_weights: that network, not pretrained.
+        checkpoint: checkpoint that gives the architecture and the weights.
+        random_weights: use its architecture only, with random weights.
     """
     if random_weights:
         return ["model.checkpoint=null", f"model.architecture_of={checkpoint}"]
@@ -150,12 +151,12 @@ def _is_path(key: str) -> bool:
 
 
 def _source(source: str) -> str:
-    """A model's file or folder made absolute, even if missing, or its name elsewhere."""
+    """Make the path of a model absolute, even if it does not exist; return a name unchanged."""
     path = Path(source).expanduser()
     return str(path.resolve()) if path.exists() or is_path(source) else source
 
 
 def _quoted(path: Path | str) -> str:
-    """As hydra's grammar wants a path with spaces, commas or brackets."""
+    """Quote a path for hydra's grammar, for spaces, commas and brackets."""
     escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"

@@ -1,4 +1,4 @@
-"""A training as hydra's launchers start it, maybe in a process that has imported nothing yet."""
+"""Hydra job of a training; a launcher may run it in a process that has imported nothing yet."""
 
 from __future__ import annotations
 
@@ -22,26 +22,25 @@ _train = fairseq_cli.hydra_train._hydra_main
 def train(cfg: Any, **kwargs: Any) -> float:
     """Train as ``fairseq-hydra-train`` does, with signals handled and fairseq patched.
 
-    A launcher such as submitit's pickles this function by its name, so that its process imports
-    this module.
+    Launchers such as submitit pickle this function by name, so their process imports this module.
     """
     stop_request.listen()
     register()
-    _forget_last_job()
+    _reset_state()
     _quiet_console()
     result: float = _train(cfg, **kwargs)
     return result
 
 
 @contextmanager
-def waiting(arguments: Sequence[str]) -> Iterator[None]:
-    """Leave signals to the jobs if hydra's launcher only submits them and waits.
+def leave_signals_to_jobs(arguments: Sequence[str]) -> Iterator[None]:
+    """Restore the default signal handling if hydra's launcher submits jobs and waits for them.
 
     Args:
-        arguments: of the command line.
+        arguments: arguments of the command line.
 
     Raises:
-        SystemExit: on Ctrl-C, with one line.
+        SystemExit: on Ctrl-C, with a one-line message.
     """
     launchers = [each for each in arguments if each.startswith("hydra/launcher=")]
     if launchers and launchers[-1] != "hydra/launcher=basic":
@@ -50,12 +49,12 @@ def waiting(arguments: Sequence[str]) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise SystemExit(
-            "mae-ast: interrupted; jobs that a scheduler has accepted continue"
+            "mae-ast: interrupted; jobs that were submitted to a scheduler keep running"
         ) from None
 
 
 def _quiet_console() -> None:
-    """Filter what the console shows, from now on and when fairseq configures logging again."""
+    """Filter the console now and after fairseq has configured logging again."""
     settings: Any = HydraConfig.instance().cfg
     if not settings.hydra.verbose:
         with read_write(settings.hydra), open_dict(settings.hydra):
@@ -63,10 +62,10 @@ def _quiet_console() -> None:
         console_filter.quiet_handlers()
 
 
-def _forget_last_job() -> None:
-    """Forget what fairseq keeps of another job of a sweep: its best value, and its event files."""
+def _reset_state() -> None:
+    """Reset fairseq's state of a previous job of a sweep: best value, early stopping, writers."""
     checkpoint_utils.save_checkpoint.__dict__.pop("best", None)
-    early_stopping.forget()
+    early_stopping.reset()
     for writer in progress_bar._tensorboard_writers.values():
         writer.close()
     progress_bar._tensorboard_writers.clear()

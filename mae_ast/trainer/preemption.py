@@ -1,13 +1,12 @@
 """Graceful shutdown: on SIGTERM, SIGUSR1 or SIGINT, or when too many files are bad, save and exit.
 
-A request (:mod:`mae_ast.trainer.stop_request`) travels with the logged values, which all ranks sum
-in each step anyway, so all of them stop after the same step; then a checkpoint is saved and the
-process exits with status 0, ready to be requeued.
+A stop request (:mod:`mae_ast.trainer.stop_request`) is sent with the logged values, which all ranks
+sum in each step, so all ranks stop after the same step. Then a checkpoint is saved and the process
+exits with status 0, ready to be requeued.
 """
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import shutil
@@ -22,22 +21,20 @@ from fairseq.tasks import FairseqTask
 from mae_ast.trainer import stop_request
 from mae_ast.trainer.stop_request import SIGNALS
 
-logger = logging.getLogger(__name__)
-
 
 def heed_only_the_trainer() -> None:
-    """In a data loader's worker: end on SIGTERM from the trainer, not from the cluster.
+    """End a data loader's worker on a signal from the trainer, and ignore all others.
 
-    A cluster or a terminal signals all processes at once, and a trainer whose workers are gone
-    cannot finish its step. Call it before the worker starts threads, so that they block the
-    signals too.
+    A cluster or a terminal signals all processes at once, and a trainer that has lost its workers
+    cannot finish its step. Call it before the worker starts threads, so that these block the
+    signals, too.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
     def wait() -> None:
         while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
             pass
-        # What multiprocessing removes at a worker's usual end: its folder of sockets.
+        # The worker's folder of sockets, which multiprocessing removes on a regular exit.
         folder = multiprocessing.current_process()._config.get("tempdir")  # type: ignore[attr-defined]
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -47,25 +44,28 @@ def heed_only_the_trainer() -> None:
 
 
 class InterruptibleTask(FairseqTask):  # type: ignore[misc]
-    """A task whose training can be asked to stop; base of this project's tasks."""
+    """Base class of this project's tasks: training stops on request."""
 
-    # The same on all workers after each step.
+    # Equal on all ranks after each step.
     should_stop = False
-    failed = False  # stops for an error
+    failed = False  # stops because of an error
 
     def before_exit(self) -> None:
-        """Called once the checkpoint of an early end is saved."""
-        logger.info("saved and exited on a signal; the same command resumes")
+        """Report an error that stops training; called after the checkpoint is saved.
+
+        Raises:
+            SystemExit: with a message, if training stops because of an error.
+        """
 
     def train_step(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, int, dict[str, Any]]:
-        """Fairseq's step, with this worker's wish to stop among the logged values."""
+        """Make fairseq's step, and add this rank's stop request to the logged values."""
         stop_request.begin_update()
         loss, sample_size, logging_output = super().train_step(*args, **kwargs)
         logging_output["stop_requested"] = float(stop_request.is_requested())
         return loss, sample_size, logging_output
 
     def reduce_metrics(self, logging_outputs: Sequence[dict[str, Any]], criterion: Any) -> None:
-        """fairseq's, and the workers' common decision."""
+        """Reduce fairseq's metrics, and combine the stop requests of all ranks."""
         super().reduce_metrics(logging_outputs, criterion)
         if criterion.training:
             stop_request.end_update()

@@ -1,4 +1,4 @@
-"""Check settings, manifests and starting point of a run before anything is created for it."""
+"""Check the settings, manifests and initial checkpoint of a run before it creates any file."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from mae_ast.trainer.fairseq_patches.checkpoint_loading import find_start
 
 
 def apply() -> None:
-    """Check each run once hydra has composed its settings, before it creates the folder."""
-    # Errors of a callback that the settings name become warnings, so it is not one of those.
+    """Check each run after hydra has composed its settings and before it creates the folder."""
+    # Not a callback named in the settings: hydra turns the errors of those into warnings.
     begin, begin_several = Callbacks.on_run_start, Callbacks.on_multirun_start
 
     def on_run_start(self: Callbacks, config: Any, **kwargs: Any) -> None:
-        logging.disable(logging.WARNING)  # training says the same again
+        logging.disable(logging.WARNING)  # training repeats these messages
         try:
             check(config)
         finally:
@@ -55,12 +55,12 @@ def check(config: Any) -> None:
     """Refuse a run that cannot start.
 
     Args:
-        config: hydra's, with ``config.hydra``.
+        config: composed settings, with hydra's own in ``config.hydra``.
 
     Raises:
-        SystemExit: with one line that names the setting or file, and what would be right.
+        SystemExit: with one line that names the setting or file and what would be valid.
     """
-    HydraConfig.instance().set_config(config)  # says where the program was started
+    HydraConfig.instance().set_config(config)  # knows the original working directory
     cfg = copy.deepcopy(config)
     with read_write(cfg), open_dict(cfg):
         del cfg["hydra"]
@@ -68,7 +68,7 @@ def check(config: Any) -> None:
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
     kind = TASK_REGISTRY.get(cfg.task._name)
     if kind is None or not issubclass(kind, AudioTask):
-        return  # of fairseq; it has its own checks
+        return  # one of fairseq's tasks, which have their own checks
     if OmegaConf.is_missing(cfg.task, "data"):
         raise SystemExit("mae-ast: error: task.data is missing: the folder of the manifests")
     with user_errors():
@@ -79,7 +79,7 @@ def check(config: Any) -> None:
 
 
 def _check_start(checkpoint: Any, folder: Path) -> None:
-    """Look for the file that a new run starts from; one that resumes finds its own."""
+    """Look for the checkpoint that a new run starts from; a run that resumes has its own."""
     save_dir = folder.absolute() / checkpoint.save_dir
     if list_checkpoints(save_dir):
         return
@@ -88,14 +88,14 @@ def _check_start(checkpoint: Any, folder: Path) -> None:
 
 
 def _check_parts(kind: type[AudioTask], cfg: Any) -> None:
-    """Build task, model, criterion and data sets as training does.
+    """Build the task, model, criterion and datasets as training does.
 
     Raises:
-        ValueError, FileNotFoundError: settings do not fit together, or a file is wrong.
+        ValueError, FileNotFoundError: settings contradict one another, or a file is invalid.
     """
     task = kind(cfg.task)
     is_pretraining = not hasattr(task, "labels")
-    # A pretraining model needs no memory for that; a classifier reads its checkpoint.
+    # On the meta device a model takes no memory; a classifier, however, reads its checkpoint.
     with torch.device("meta") if is_pretraining else nullcontext():
         task.build_model(cfg.model)
     task.build_criterion(cfg.criterion)
@@ -103,7 +103,7 @@ def _check_parts(kind: type[AudioTask], cfg: Any) -> None:
     if not cfg.dataset.disable_validation:
         splits += cfg.dataset.valid_subset.split(",")
     for split in splits:
-        if cfg.distributed_training.distributed_world_size > 1:  # one process reads headers, later
+        if cfg.distributed_training.distributed_world_size > 1:  # rank 0 reads the headers, later
             Manifest.read(task.folder / f"{split}.tsv").check_paths()
         else:
             task.load_dataset(split)

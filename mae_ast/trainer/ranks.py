@@ -1,7 +1,7 @@
-"""Exchange values between ranks, and make sure that they agree, without collectives.
+"""Exchange and compare values between ranks without collectives.
 
-Messages go through the rendezvous store, which needs no device and has no collective's time limit:
-reading two million headers may take rank 0 an hour.
+Messages are sent through the rendezvous store. It needs no device, and its timeout is independent
+of that of collectives: rank 0 may take an hour to read two million headers.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from datetime import timedelta
 from torch import Tensor, distributed
 from torch.distributed.distributed_c10d import Store, _get_default_store
 
-_PATIENCE = timedelta(days=7)  # with the first process, which takes the store with it if it ends
-_PATIENCE_WITH_ALL = timedelta(hours=1)  # with those that have what the first one gave them
-_LEAVE = timedelta(minutes=1)
+_RANK_0_TIMEOUT = timedelta(days=7)  # if rank 0 ends, the store ends with it
+_ALL_RANKS_TIMEOUT = timedelta(hours=1)  # other ranks already have the value of rank 0
+_EXIT_TIMEOUT = timedelta(minutes=1)
 _VALUE, _ERROR = b"+", b"-"
 
 
@@ -25,7 +25,7 @@ def num_ranks() -> int:
 
 
 def is_first() -> bool:
-    """Return whether this is rank 0, which alone prints what all ranks know."""
+    """Return ``True`` on rank 0, the only one that prints messages common to all ranks."""
     return not _are_several() or distributed.get_rank() == 0
 
 
@@ -37,31 +37,32 @@ def from_first(key: str, compute: Callable[[], bytes]) -> bytes:
         compute: called on rank 0; the others wait.
 
     Raises:
-        ValueError: it failed there, with the message of its ``ValueError`` or ``OSError``.
+        ValueError: ``compute`` failed on rank 0, with the message of its ``ValueError`` or
+            ``OSError``.
     """
     if not _are_several():
         return compute()
     store = _get_default_store()
     if distributed.get_rank() == 0:
         store.set(key, _outcome(compute))  # type: ignore[arg-type]  # bytes will do
-    store.wait([key], _PATIENCE)
+    store.wait([key], _RANK_0_TIMEOUT)
     outcome = bytes(store.get(key))
     if outcome.startswith(_ERROR):
-        _leave_together(store, key)
+        _exit_together(store, key)
     return _value(outcome)
 
 
 def agree(key: str, what: str, compute: Callable[[], bytes]) -> None:
-    """Compute a value on each rank and make sure that all are equal.
+    """Compute a value on each rank and check that all are equal.
 
     Args:
         key: name of the messages, the same on all ranks; used once.
-        what: name of the value, for messages.
+        what: name of the value in messages, in the plural.
         compute: called on each rank; returns a short value, such as a digest.
 
     Raises:
-        ValueError: it failed on a rank, or ranks differ from the first; names them. Where this
-            rank itself failed, with the message of its ``ValueError`` or ``OSError``.
+        ValueError: ``compute`` failed on a rank, or values differ from that of rank 0; names the
+            ranks. A rank that failed raises the message of its own ``ValueError`` or ``OSError``.
     """
     if not _are_several():
         compute()
@@ -70,11 +71,11 @@ def agree(key: str, what: str, compute: Callable[[], bytes]) -> None:
     keys = [f"{key}/{each}" for each in range(distributed.get_world_size())]
     own = _outcome(compute)
     store.set(keys[rank], own)  # type: ignore[arg-type]
-    store.wait(keys, _PATIENCE_WITH_ALL)
+    store.wait(keys, _ALL_RANKS_TIMEOUT)
     outcomes = [bytes(outcome) for outcome in store.multi_get(keys)]
     if len(set(outcomes)) == 1 and own.startswith(_VALUE):
         return
-    _leave_together(store, key)
+    _exit_together(store, key)
     _value(own)
     failed = [each for each, outcome in enumerate(outcomes) if outcome.startswith(_ERROR)]
     if failed:
@@ -86,18 +87,18 @@ def agree(key: str, what: str, compute: Callable[[], bytes]) -> None:
     )
 
 
-def _leave_together(store: Store, key: str) -> None:
-    """Keep the store, which the first process has, until all know why they end."""
+def _exit_together(store: Store, key: str) -> None:
+    """Keep the store, which rank 0 serves, until all ranks have read the message."""
     rank = distributed.get_rank()
     keys = [f"{key}/left/{each}" for each in range(distributed.get_world_size())]
     store.set(keys[rank], "")
     if rank == 0:
         with suppress(RuntimeError):  # a rank is gone
-            store.wait(keys, _LEAVE)
+            store.wait(keys, _EXIT_TIMEOUT)
 
 
 def maximum(values: Tensor) -> Tensor:
-    """Return the element-wise maximum over all processes of an integer tensor on the CPU."""
+    """Return the element-wise maximum over all ranks of an integer tensor on the CPU."""
     if not _are_several():
         return values
     is_gpu = distributed.get_backend() == distributed.Backend.NCCL

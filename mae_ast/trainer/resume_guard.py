@@ -14,9 +14,9 @@ _PENDING = "MAE_AST_RUN_NOTE"  # environment variable: a note for the process th
 
 
 def check_and_defer(note: Path, settings: Mapping[str, Any], has_begun: bool) -> None:
-    """As :func:`assert_same_run`, but the process that replaces this one writes the note.
+    """Check like :func:`assert_same_run`, but leave writing to the process that trains.
 
-    It does so once the run is known to be able to start (:func:`write_pending`).
+    That process writes the note once its checks have passed (:func:`write_pending`).
     """
     if has_begun and note.is_file():
         assert_same_run(note, settings, has_begun)
@@ -25,22 +25,22 @@ def check_and_defer(note: Path, settings: Mapping[str, Any], has_begun: bool) ->
 
 
 def write_pending() -> None:
-    """Write the note that was deferred, if any."""
+    """Write the deferred note, if there is one."""
     if pending := os.environ.pop(_PENDING, None):
         note, settings = json.loads(pending)
         assert_same_run(Path(note), settings, has_begun=False)
 
 
 def assert_same_run(note: Path, settings: Mapping[str, Any], has_begun: bool) -> None:
-    """Note what a run is begun with; once it has begun, refuse others.
+    """Record the settings of a new run; compare those of a run that resumes.
 
     Args:
-        note: a JSON file in the run's folder.
-        settings: what must stay the same, as JSON has it.
-        has_begun: whether there is something to go on with.
+        note: JSON file in the run's folder.
+        settings: settings that must not change, as JSON values.
+        has_begun: the run has a checkpoint to resume from.
 
     Raises:
-        ValueError: it was begun with other settings; the first of them is named.
+        ValueError: the run was started with different settings; names the first of them.
     """
     if not has_begun or not note.is_file():
         note.parent.mkdir(parents=True, exist_ok=True)
@@ -51,10 +51,10 @@ def assert_same_run(note: Path, settings: Mapping[str, Any], has_begun: bool) ->
         known = json.loads(note.read_text(encoding="utf-8"))
         differing = [key for key in settings if known[key] != settings[key]]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{note}: describes no such run; give another --out") from error
+        raise ValueError(f"{note}: is not the record of such a run; give another --out") from error
     if differing:
         key = differing[0]
         raise ValueError(
-            f"{note.parent}: was begun with {key} {known[key]!r}, not {settings[key]!r}; give "
-            f"another --out, or remove {note.name} if that is the same"
+            f"{note.parent}: was started with {key} {known[key]!r}, not {settings[key]!r}; give "
+            f"another --out, or remove {note.name} if both are equivalent"
         )

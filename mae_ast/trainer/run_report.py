@@ -1,4 +1,4 @@
-"""Messages of a training run: what it will do, a first progress line, and how it ended."""
+"""Log a summary of a training run at its start, a first progress line, and how it ended."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.nn.precision import has_bfloat16_units
 from mae_ast.trainer.fairseq_patches import early_stopping
 
-FIRST_LINE_UPDATES = 10  # without regard to common.log_interval
+FIRST_LINE_UPDATES = 10  # independent of common.log_interval
 FIRST_LINE_S = 30.0  # or earlier, if updates take long
 
 logger = logging.getLogger(__name__)
 
 
 class RunReport:
-    """Messages of one training in this process."""
+    """Log the messages of one training in this process."""
 
     def __init__(self) -> None:
         self._trainer: Any = None
@@ -33,7 +33,7 @@ class RunReport:
         self._has_progress = False
 
     def begin(self, cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> None:
-        """Log what the run will do; later calls with the same trainer do nothing."""
+        """Log the summary of a run; later calls with the same trainer do nothing."""
         if self._trainer is not trainer:
             self._trainer = trainer
             self._begin_s = time.monotonic()
@@ -43,7 +43,7 @@ class RunReport:
                 logger.info("%s", describe(cfg, trainer, task, epoch_itr))
 
     def after_update(self, cfg: Any, trainer: Any, epoch_itr: Any) -> None:
-        """Log a first progress line if ``common.log_interval`` has brought none so far."""
+        """Log a first progress line unless ``common.log_interval`` has already produced one."""
         if self._has_progress or self._begin_s is None:
             return
         num_updates = trainer.get_num_updates()
@@ -58,7 +58,7 @@ class RunReport:
                 log_progress(cfg, num_updates, epoch_itr)
 
     def end(self, cfg: Any, trainer: Any) -> None:
-        """Log why and when the run ended; the next job of a sweep begins anew."""
+        """Log why and when the run ended, and reset the state for the next job of a sweep."""
         num_updates, begin_s = trainer.get_num_updates(), self._begin_s
         self._begin_s, self._has_progress = None, False
         if not trainer.is_data_parallel_master or begin_s is None:
@@ -71,7 +71,7 @@ class RunReport:
 
 
 def describe(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> str:
-    """Describe a run in one line: model, data, updates, device, folder and start."""
+    """Return one line with a run's model, data, updates, device, folder and first update."""
     model = trainer.get_model()
     dataset = task.datasets[cfg.dataset.train_subset]
     millions = sum(p.numel() for p in model.parameters()) / 1e6
@@ -80,7 +80,7 @@ def describe(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> str:
     too_long = ""
     if len(clips) < len(dataset):
         too_long = f" of {len(dataset)}, the others longer than dataset.max_tokens"
-    updates_an_epoch = math.ceil(len(epoch_itr) / cfg.optimization.update_freq[0])
+    updates_per_epoch = math.ceil(len(epoch_itr) / cfg.optimization.update_freq[0])
     system = getattr(model, "system", None)
     if system is None:
         what = f"pretraining {cfg.model._name}"
@@ -89,8 +89,8 @@ def describe(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> str:
     parts = [
         f"{what}, {millions:.3g} M parameters",
         f"{_count(len(clips), 'clip')}{too_long} ({hours:.3g} h), "
-        f"{len(clips) / updates_an_epoch:.3g} an update",
-        _updates(cfg.optimization, updates_an_epoch),
+        f"{len(clips) / updates_per_epoch:.3g} per update",
+        _updates(cfg.optimization, updates_per_epoch),
         f"{_device(trainer)} in {_precision(cfg, trainer)}, "
         f"{_count(trainer.data_parallel_world_size, 'process', 'es')}",
         _saving(cfg),
@@ -101,9 +101,9 @@ def describe(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> str:
 
 
 def log_progress(cfg: Any, num_updates: int, epoch_itr: Any) -> None:
-    """Log the values since the last progress line as fairseq does, without resetting them."""
+    """Log the values since the last progress line in fairseq's format, without resetting them."""
     log_format = cfg.common.log_format or "tqdm"
-    if log_format not in ("json", "simple"):  # the others show each update, or nothing
+    if log_format not in ("json", "simple"):  # other formats log every update or none
         return
     batches = range(len(epoch_itr))
     bar = progress_bar.progress_bar(batches, log_format, 1, epoch=epoch_itr.epoch)
@@ -122,13 +122,13 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def _updates(optimization: Any, updates_an_epoch: int) -> str:
+def _updates(optimization: Any, updates_per_epoch: int) -> str:
     limit, epochs = optimization.max_update or 0, optimization.max_epoch or 0
-    if epochs and (not limit or epochs * updates_an_epoch <= limit):
-        limit = epochs * updates_an_epoch
+    if epochs and (not limit or epochs * updates_per_epoch <= limit):
+        limit = epochs * updates_per_epoch
     if not limit:
         return "updates without limit"
-    return f"{_count(limit, 'update')} ({_count(math.ceil(limit / updates_an_epoch), 'epoch')})"
+    return f"{_count(limit, 'update')} ({_count(math.ceil(limit / updates_per_epoch), 'epoch')})"
 
 
 def _saving(cfg: Any) -> str:

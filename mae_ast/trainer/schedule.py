@@ -1,4 +1,4 @@
-"""Check a run's learning rate schedule: refuse what fails in fairseq, warn if it learns little."""
+"""Check a learning rate schedule: refuse what fails in fairseq, warn if it does not fit the run."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _WARMUP_KEYS = ("warmup_updates", "warmup_steps")
 
 
 def check_schedule(cfg: Any) -> None:
-    """Refuse schedules that fairseq's schedulers answer with an assertion or a division by zero.
+    """Refuse schedules for which fairseq fails with an assertion or a division by zero.
 
     Args:
         cfg: all settings of a training.
 
     Raises:
-        ValueError: with the keys, their values and what would be right.
+        ValueError: names the keys, their values and what would be valid.
     """
     schedule, max_update = cfg.lr_scheduler, cfg.optimization.max_update or 0
     name = schedule.get("_name")
@@ -39,11 +39,11 @@ def check_schedule(cfg: Any) -> None:
 
 
 def planned_updates(optimization: Any, batches_per_epoch: int) -> int | None:
-    """Return the number of updates after which training ends; ``None``: no limit is set.
+    """Return the number of updates after which training ends, or ``None`` without a limit.
 
     Args:
         optimization: settings ``optimization.*``.
-        batches_per_epoch: batches of one process in an epoch.
+        batches_per_epoch: batches per process and epoch.
     """
     limits = []
     if optimization.max_update and optimization.max_update > 0:
@@ -56,11 +56,11 @@ def planned_updates(optimization: Any, batches_per_epoch: int) -> int | None:
 
 
 def schedule_warning(cfg: Any, batches_per_epoch: int) -> str | None:
-    """Describe a schedule whose rate never arrives where it should; ``None``: it does.
+    """Return a warning if the schedule is longer or shorter than the run, else ``None``.
 
     Args:
         cfg: all settings of a training.
-        batches_per_epoch: batches of one process in an epoch.
+        batches_per_epoch: batches per process and epoch.
     """
     schedule = cfg.lr_scheduler
     updates = planned_updates(cfg.optimization, batches_per_epoch)

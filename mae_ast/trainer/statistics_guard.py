@@ -1,4 +1,4 @@
-"""Refuse to resume a run with other input statistics than it was trained with."""
+"""Refuse to resume a run with different input statistics."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _KEYS = ("input_stats", "input_mean", "input_std")
 def assert_same_statistics(path: str | os.PathLike[str], model: Mapping[str, Any]) -> None:
     """Compare the settings of input normalisation with those in a checkpoint.
 
-    The statistics are loaded with the weights, so other settings would have no effect, and the
-    configuration in later checkpoints would be wrong.
+    The statistics are loaded with the weights. Different settings would have no effect and would be
+    recorded in later checkpoints.
 
     Args:
         path: checkpoint that the run resumes from.
-        model: settings of ``model.*``.
+        model: settings ``model.*``.
 
     Raises:
-        ValueError: they differ; the first is named.
+        ValueError: a setting differs; names the first one.
     """
     saved = (read_state(path).get("cfg") or {}).get("model") or {}
     for key in _KEYS:

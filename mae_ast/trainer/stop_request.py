@@ -1,19 +1,19 @@
 """Handle SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) as a request to save and exit.
 
 This module is imported before PyTorch and fairseq, whose imports take seconds, so that signals
-during the imports are handled too. The reaction to a request depends on the progress of training:
+during the imports are handled, too. The reaction to a request depends on the progress of training:
 
-- Before the first update of a process that trains alone there is nothing to save: it ends.
-- One of several processes that ended there would leave the others waiting in a rendezvous or a
-  collective. It takes part in the start and in one update, with which the others learn of the
-  request. If that takes longer than ``MAE_AST_STOP_WITHIN_S`` seconds (120), because others are
-  gone, the process ends all the same.
-- Later, the request travels with each update (:mod:`mae_ast.trainer.preemption`).
+- Before the first update, a single process has nothing to save and exits.
+- One of several processes would leave the others waiting in a rendezvous or a collective if it
+  exited then. It takes part in the start and in one update, which informs the others of the
+  request. If that takes longer than ``MAE_AST_STOP_WITHIN_S`` seconds (default 120) because others
+  have ended, it exits anyway.
+- After the first update, the request is sent with each update (:mod:`mae_ast.trainer.preemption`).
 
 A second SIGINT ends the process and its children at once. A terminal sends SIGINT to all processes
-of a run, so a process that a launcher spawned ignores it: the launcher forwards the first one as
-SIGTERM, and kills its processes on the second. A SIGINT that is ignored when the process starts, as
-under ``nohup`` or for a background job of a script, stays ignored.
+of a run, so spawned processes ignore it: the launcher forwards the first one as SIGTERM, and kills
+its processes on the second. If SIGINT is ignored when the process starts, as under ``nohup`` or for
+a background job of a script, it stays ignored.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ _pids: dict[str, int] = {}  # "own" and, in a spawned process, "launcher"
 
 
 def listen(spawned: bool = False) -> None:
-    """Handle the signals as a request to save and exit; more than once is harmless.
+    """Handle the signals as a request to save and exit; may be called more than once.
 
     Args:
-        spawned: whether a launcher of this module started the process, and decides on SIGINT.
+        spawned: the process was spawned by a launcher of this module, which handles SIGINT.
     """
     if threading.current_thread() is not threading.main_thread():
         return
@@ -74,7 +74,7 @@ def listen(spawned: bool = False) -> None:
 
 
 def stop_listening() -> None:
-    """Restore Python's own handling, for a program that only submits jobs and waits for them."""
+    """Restore Python's signal handling, for a program that only submits jobs and waits for them."""
     if signal.getsignal(signal.SIGTERM) is not _request:
         return
     signal.set_wakeup_fd(-1)
@@ -86,7 +86,7 @@ def stop_listening() -> None:
 
 @contextmanager
 def deferring() -> Iterator[None]:
-    """Defer the signals; a program that this one starts, or becomes, gets them once it listens."""
+    """Block the signals until a program that this one starts, or becomes, handles them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -96,24 +96,24 @@ def deferring() -> Iterator[None]:
 
 @contextmanager
 def spawning() -> Iterator[None]:
-    """Start processes that listen; a signal that reaches them before that is deferred."""
-    resource_tracker.ensure_running()  # which unblocks signals when it starts
+    """Block the signals while processes are spawned, until these handle them."""
+    resource_tracker.ensure_running()  # its start unblocks signals
     with deferring():
         yield
-    if _requested.is_set():  # maybe too late for their environment, too early for the handler
+    if _requested.is_set():  # perhaps after their environment was set, before they were listed
         _forward(signal.SIGTERM)
 
 
 def is_requested() -> bool:
-    """Return whether this process was asked to exit."""
+    """Return ``True`` if this process was asked to exit."""
     return _requested.is_set()
 
 
 def begin_training() -> None:
-    """Declare that a training begins; a sweep has several, one after the other.
+    """Declare that a training begins; a sweep runs several, one after the other.
 
     Raises:
-        SystemExit: the one before was asked to exit, which applies to the rest of the sweep.
+        SystemExit: the previous training was asked to exit, which ends the whole sweep.
     """
     if _requested.is_set() and (_training.is_set() or _launching.is_set()):
         raise SystemExit(0)
@@ -122,42 +122,42 @@ def begin_training() -> None:
 
 
 def trains_alone() -> None:
-    """Declare that no other process waits for this one, so a request may end it at once."""
+    """Declare that no other process waits for this one, so that a request may end it at once."""
     _alone.set()
     _end_if_alone()
 
 
 def launches() -> None:
-    """Declare that this process only waits for those that train, however long they take to exit."""
+    """Declare that this process only waits for those that train, without a time limit."""
     _launching.set()
 
 
 def begin_update() -> None:
-    """Declare that an update begins, after which there is something to save."""
+    """Declare that an update begins; once it is complete, there is something to save."""
     _training.set()
 
 
 def end_update() -> None:
-    """Declare that an update is complete; all processes know of each other's requests."""
+    """Declare that an update is complete and that all processes know each other's requests."""
     _updated.set()
 
 
 def has_updated() -> bool:
-    """Return whether an update was completed."""
+    """Return ``True`` if an update was completed."""
     return _updated.is_set()
 
 
 def end() -> NoReturn:
-    """Exit before the first update with status 0 and a message."""
+    """Exit before the first update, with status 0 and a message."""
     os.write(2, f"{_MESSAGE}\n".encode())
     raise SystemExit(0)
 
 
 def exit_at_once() -> NoReturn:
-    """Exit without saving, with the status of a program that SIGINT ends.
+    """Exit without saving, with the status of a program ended by SIGINT.
 
-    Spawned processes are killed together with their data workers, which would otherwise notice some
-    seconds later, or report the loss of the process that they serve.
+    Spawned processes are killed together with their data workers, which would otherwise notice it
+    seconds later or report that their parent is gone.
     """
     children = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
     for pid in [*children, *(grandchild for child in children for grandchild in _children(child))]:
@@ -168,7 +168,7 @@ def exit_at_once() -> NoReturn:
 
 
 def _children(pid: int) -> list[int]:
-    """Return the processes that a process has started, on Linux; elsewhere none."""
+    """Return the PIDs of a process's children; empty on systems other than Linux."""
     found: list[int] = []
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):  # the process has just ended
@@ -177,7 +177,9 @@ def _children(pid: int) -> list[int]:
 
 
 def _request(number: int, frame: FrameType | None) -> None:
-    if os.getpid() != _pids["own"]:  # a data worker that was forked just now; the trainer decides
+    if (
+        os.getpid() != _pids["own"]
+    ):  # a data worker that has just been forked; the trainer handles it
         return
     if number == signal.SIGINT and _is_left_to_launcher():
         return
@@ -189,7 +191,7 @@ def _request(number: int, frame: FrameType | None) -> None:
 
 
 def _is_left_to_launcher() -> bool:
-    """Return whether a launcher gets this SIGINT, too; torch sends one when a launcher dies."""
+    """Return ``True`` if a launcher handles SIGINT; torch sends one when a launcher dies."""
     return os.getppid() == _pids.get("launcher")
 
 
@@ -205,10 +207,10 @@ def _end_if_alone() -> None:
 
 
 def _watch() -> None:
-    """Start a thread that notices a signal while the main thread is within a library.
+    """Start a thread that notices a signal while the main thread is inside a library call.
 
-    Python calls a handler between two instructions of the main thread, which may wait in a
-    rendezvous for minutes. The number of the signal is written into a pipe at once.
+    Python calls handlers between two instructions of the main thread, which may wait in a
+    rendezvous for minutes. The signal's number, however, is written to a pipe at once.
     """
     if getattr(_watch, "done", False):
         return
@@ -216,7 +218,7 @@ def _watch() -> None:
     read, write = os.pipe()
     os.set_blocking(write, False)
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    # A data worker has the same pipe; its signals are not the trainer's.
+    # A forked data worker inherits the pipe; its signals must not reach the trainer.
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
     def wait() -> None:
@@ -244,7 +246,7 @@ def _notice(number: int) -> None:
 
 
 def _count_down() -> None:
-    """Allow the first update a limited time from now."""
+    """Limit the time until the first update is complete, starting now."""
     if _counting.is_set():
         return
     _counting.set()

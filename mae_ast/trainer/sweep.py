@@ -1,11 +1,11 @@
-"""Hydra's options on a command line, and the folders of a sweep's jobs."""
+"""Parse hydra's options of a command line, and choose the folders of a sweep's jobs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-# Options of hydra that a value follows; the last two need none.
+# Options of hydra that take a value; that of the last two is optional.
 _WITH_VALUE = (
     *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"),
     *("--config-dir", "-cd", "--experimental-rerun", "--info", "-i"),
@@ -14,10 +14,10 @@ _MULTIRUN = ("--multirun", "-m", "hydra.mode=MULTIRUN")
 
 
 def split_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split a command line for hydra, whose parser does not take options between overrides.
+    """Split a command line for hydra, whose parser accepts no options between overrides.
 
     Returns:
-        Options with their values, and overrides.
+        The options with their values, and the overrides.
     """
     options: list[str] = []
     overrides: list[str] = []
@@ -31,44 +31,44 @@ def split_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def is_multirun(arguments: Sequence[str]) -> bool:
-    """Return whether hydra's launcher and sweeper start the jobs."""
+    """Return ``True`` if hydra's launcher and sweeper start the jobs."""
     return any(argument in _MULTIRUN for argument in arguments)
 
 
-def sweeping(arguments: Sequence[str]) -> list[str]:
-    """Return the overrides that make several jobs, such as ``model.encoder_layers=6,12``."""
+def sweep_overrides(arguments: Sequence[str]) -> list[str]:
+    """Return the overrides with several values, such as ``model.encoder_layers=6,12``."""
     _, overrides = split_options(arguments)
-    return [override for override in overrides if _sweeps(override)]
+    return [override for override in overrides if _is_sweep(override)]
 
 
-def _sweeps(override: str) -> bool:
+def _is_sweep(override: str) -> bool:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import OverrideParseException
 
     try:
         return bool(OverridesParser.create().parse_override(override).is_sweep_override())
-    except OverrideParseException:  # hydra says so
+    except OverrideParseException:  # reported by hydra later
         return False
 
 
 def subdir(arguments: Sequence[str]) -> str:
-    """Return the folder of a job below that of the command, for ``hydra.sweep.subdir``.
+    """Return the value of ``hydra.sweep.subdir``: a job's folder below that of the command.
 
-    One job has the command's own folder. Several, and those of a sweeper that chooses values
-    itself, have a folder each: 0, 1, ...
+    A single job uses the command's own folder. Several jobs, and those of a sweeper that chooses
+    the values, have numbered folders: 0, 1, ...
     """
     _, overrides = split_options(arguments)
     has_sweeper = any(each.lstrip("+").startswith("hydra/sweeper") for each in overrides)
-    return "${hydra.job.num}" if has_sweeper or sweeping(arguments) else "'.'"
+    return "${hydra.job.num}" if has_sweeper or sweep_overrides(arguments) else "'.'"
 
 
 def note(arguments: Sequence[str]) -> dict[str, list[str]]:
-    """Return what a sweep's jobs must keep when they resume: the values that number them."""
-    return {"sweep": sweeping(arguments)} if is_multirun(arguments) else {}
+    """Return the settings that a resumed sweep must keep: the values that number its jobs."""
+    return {"sweep": sweep_overrides(arguments)} if is_multirun(arguments) else {}
 
 
 def has_begun(out: Path) -> bool:
-    """Return whether there is a checkpoint of a run, or of one of a sweep's jobs."""
+    """Return ``True`` if there is a checkpoint of the run or of one of a sweep's jobs."""
     from mae_ast.core.checkpoints.reader import RUN_FILE
     from mae_ast.core.checkpoints.run_files import list_checkpoints
 

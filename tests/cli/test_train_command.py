@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -169,7 +170,8 @@ def test_pretraining_resumes_only_with_the_same_data_and_preset(started, tmp_pat
     known = json.loads((tmp_path / "run" / "begun_with.json").read_text())
     assert known == {"data": str(tmp_path / "data"), "config": "mae_ast"}
     message = started("pretrain", "more")
-    assert "run: was begun with data" in message
+    assert "run: " in message
+    assert f"data '{tmp_path}/data', not '{tmp_path}/more'" in message
     assert "give another --out" in message
     assert "config 'mae_ast', not 'ssast_patch'" in started(
         "pretrain", "data", "--config", "ssast_patch"
@@ -189,7 +191,7 @@ def test_fine_tuning_resumes_only_with_the_same_settings(started, tmp_path):
         (("a.pt", "fold1", *preset, "--random-weights"), "random_weights"),
         (("a.pt", "fold1", "--config", "esc50"), "config"),
     ):
-        assert f"was begun with {key} " in started("finetune", *arguments)
+        assert re.search(rf"run: .* {key} .*, not ", started("finetune", *arguments))
 
 
 def test_a_run_without_checkpoints_may_restart_with_other_settings(started, tmp_path):
@@ -201,7 +203,7 @@ def test_a_run_without_checkpoints_may_restart_with_other_settings(started, tmp_
 def test_a_damaged_note_is_named(started, tmp_path):
     assert not started("pretrain", "data")
     (tmp_path / "run" / "begun_with.json").write_text("{")
-    assert "begun_with.json: describes no such run" in started("pretrain", "data")
+    assert "begun_with.json: " in started("pretrain", "data")
 
 
 def test_a_run_that_does_not_start_leaves_no_note(mae_ast_command, monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""Trainings of classifiers for tests: tones of three pitches, and a tiny pretrained model."""
+"""Helpers to train classifiers in tests: tones of three pitches, and tiny pretrained models."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HERE = (
     "lr_scheduler.warmup_updates=0",
     "task.max_sample_size=8000",
 )
-# An AST of its presets made small, of new weights.
+# The presets' AST made small, with random weights.
 TINY_AST = (
     *("model.checkpoint=null", "model.encoder_layers=2", "model.encoder_embed_dim=64"),
     *("model.encoder_ffn_embed_dim=96", "model.encoder_attention_heads=1"),
@@ -47,7 +47,7 @@ Log = dict[str, list[dict[str, str]]]
 
 
 def tone(classes: Sequence[int], seconds: float, seed: int) -> np.ndarray:
-    """(L,) int16: a tone for each class, of any phase, and noise."""
+    """Synthesize a tone of random phase for each class, plus noise: (L,) int16."""
     rng = np.random.default_rng(seed)
     t = np.arange(round(seconds * 16_000)) / 16_000
     wave = 0.01 * rng.standard_normal(len(t))
@@ -58,7 +58,7 @@ def tone(classes: Sequence[int], seconds: float, seed: int) -> np.ndarray:
 
 
 def write_tones(folder: Path, split: str, classes: Sequence[Sequence[int]], seed: int = 0) -> None:
-    """Clips of 0.3 to 0.5 s, manifest and labels."""
+    """Write clips of 0.3 to 0.5 s, their manifest and labels."""
     rows = []
     for number, some in enumerate(classes):
         seconds = 0.3 + 0.2 * np.random.default_rng(seed + number).uniform()
@@ -71,7 +71,7 @@ def write_tones(folder: Path, split: str, classes: Sequence[Sequence[int]], seed
 
 
 def write_corpus(folder: Path, multi_label: bool = False) -> Path:
-    """24 clips for training, or 36 with several labels; 9 for validation."""
+    """Write 24 training clips, or 36 if multi-label, and 9 validation clips."""
     folder.mkdir(parents=True, exist_ok=True)
     LABELS.write(folder / "labels.csv")
     one = [[c] for c in range(3)]
@@ -82,7 +82,7 @@ def write_corpus(folder: Path, multi_label: bool = False) -> Path:
 
 
 def write_pretrained(path: Path) -> Path:
-    """A tiny model whose input statistics are those of the tones, as a released file."""
+    """Write a tiny model in the released layout, with the input statistics of the tones."""
     torch.manual_seed(3)
     log_mel = fbank(torch.from_numpy(np.stack([tone([c], 0.5, c) for c in range(3)])))
     config = MaeAstConfig(
@@ -100,7 +100,7 @@ def write_pretrained(path: Path) -> Path:
 
 
 def tiny_ssast() -> Ssast:
-    """Weights that show errors, and input statistics of its own."""
+    """Build an SSAST with random weights and its own input statistics."""
     config = SsastConfig(
         encoder_layers=2,
         encoder_embed_dim=64,
@@ -113,7 +113,7 @@ def tiny_ssast() -> Ssast:
 
 
 def write_tiny_audio_mae(path: Path) -> Path:
-    """Audio-MAE, likewise."""
+    """Write a tiny Audio-MAE with random weights in the published layout."""
     config = AudioMaeConfig(
         encoder_layers=2,
         encoder_embed_dim=64,
@@ -130,7 +130,7 @@ def write_tiny_audio_mae(path: Path) -> Path:
 
 
 def write_tiny_ssast(path: Path) -> Path:
-    """:func:`tiny_ssast` as a published file."""
+    """Write :func:`tiny_ssast` in the published layout."""
     model = tiny_ssast()
     torch.save(write_ssast(model.config, model.state_dict()), path)
     return path
@@ -139,14 +139,14 @@ def write_tiny_ssast(path: Path) -> Path:
 def finetune_here(
     caplog: pytest.LogCaptureFixture, preset: str, data: Path, *overrides: str
 ) -> Log:
-    """A fine-tuning in this process, which ``train_here`` has prepared; what it logged."""
+    """Fine-tune in this process, which ``train_here`` has prepared, and return the log."""
     import fairseq_cli.train
     from fairseq.dataclass.initialize import hydra_init
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
     forget_the_best()
-    hydra_init(preset)  # a preset's schema has its name
+    hydra_init(preset)  # registers the schema under the preset's name
     with initialize_config_dir(str(FINETUNE_DIR), version_base="1.1"):
         cfg = compose(preset, overrides=[f"task.data={data}", *HERE, *overrides])
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))

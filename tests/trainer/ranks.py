@@ -1,4 +1,4 @@
-"""Trainings on two processes for tests (gloo, on the CPU)."""
+"""Helpers to train on two processes in tests (gloo, on the CPU)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TWO = "distributed_training.distributed_world_size=2"
 
 
 def rank_overrides(rank: int, port: int) -> tuple[str, ...]:
-    """Overrides of one of two ranks."""
+    """Build the overrides for one of two ranks."""
     return (
         TWO,
         f"distributed_training.distributed_rank={rank}",
@@ -39,21 +39,20 @@ def start_ranks(
     """Start one command for each of two ranks.
 
     Args:
-        start: of a training.
-        data: folder of manifests; several: one for each rank, which then has its own folder
-            ``{out}_{rank}``, too.
-        overrides: of both.
+        start: function that starts a training.
+        data: folder of manifests, or one for each rank, whose folder is then ``{out}_{rank}``.
+        overrides: overrides for both ranks.
         out: folder of the run.
-        program: of each rank.
+        program: program of each rank.
     """
     port = free_port()
-    own = not isinstance(data, Path)
+    has_own_folders = not isinstance(data, Path)
     return [
         start(
-            data[rank] if own else data,
+            data[rank] if has_own_folders else data,
             *overrides,
             *rank_overrides(rank, port),
-            out=f"{out}_{rank}" if own else out,
+            out=f"{out}_{rank}" if has_own_folders else out,
             program=program,
         )
         for rank in range(2)

@@ -1,4 +1,4 @@
-"""Files that turn out to be unusable while a training reads them."""
+"""Training skips files that it cannot use, and stops if they are too many."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def garbage_rows(folder: Path, number: int) -> Rows:
     return rows
 
 
-# Names of bad files, and what must be said of each.
+# Names of bad files, and the essential words of their messages.
 BAD = {
     "empty.flac": "is empty (0 bytes)",
     "garbage.flac": "cannot be decoded",
@@ -65,7 +65,7 @@ def write_all_kinds(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def with_some(tmp_path_factory: pytest.TempPathFactory, start_for_all: Start) -> Training:
-    """Four epochs of 5 batches, with a bad file of each kind."""
+    """Train for four epochs of 5 batches, with a bad file of each kind."""
     folder = tmp_path_factory.mktemp("some")
     good_rows(folder, "valid", 2)
     rows = good_rows(folder) + [(name, LENGTH, 16_000) for name in write_all_kinds(folder)]
@@ -81,9 +81,7 @@ def with_too_many(tmp_path_factory: pytest.TempPathFactory, start_for_all: Start
     return start_for_all(folder, *RUN, "optimization.max_update=40", out="many")
 
 
-def test_bad_files_are_left_out_and_named_once(
-    with_some: Training, with_too_many: Training
-) -> None:
+def test_bad_files_are_skipped_and_named_once(with_some: Training, with_too_many: Training) -> None:
     run = with_some.finish()
     warnings = [line for line in run.output.splitlines() if "[WARNING] - skipping bad file" in line]
     assert len(warnings) == len(BAD)
@@ -93,7 +91,7 @@ def test_bad_files_are_left_out_and_named_once(
         assert f"/train.tsv:{line_number}" in warning
     assert sorted(run.updates) == list(range(1, 21))
     steps = [values for values in run.updates.values() if float(values["gnorm"]) > 0]
-    assert len(steps) >= 16  # a batch of bad files only may have come up
+    assert len(steps) >= 16  # a batch may consist of bad files only
     assert all(math.isfinite(float(values["loss"])) for values in steps)
     assert all(float(values["loss"]) > 0 for values in steps)
     clips = [round(float(stats["train_bsz"]) * 5) for stats in run.stats("train")]
@@ -108,10 +106,10 @@ def test_too_many_bad_files_stop_a_run(with_too_many: Training) -> None:
     assert "/train.tsv: " in message
     assert "max(20, 0.01 of the files read)" in message
     assert "task.max_bad_fraction" in message
-    told = [Path(line.strip()).name for line in run.errors.partition(message)[2].splitlines()]
-    told = [name for name in told if name]
-    assert 20 < len(told) == len(set(told))
-    assert set(told) <= {f"garbage_{number:02d}.flac" for number in range(24)}
+    listed = [Path(line.strip()).name for line in run.errors.partition(message)[2].splitlines()]
+    listed = [name for name in listed if name]
+    assert 20 < len(listed) == len(set(listed))
+    assert set(listed) <= {f"garbage_{number:02d}.flac" for number in range(24)}
     assert len(run.updates) < 9  # within the first epoch
 
     checkpoint = run.log.parent / "many" / "checkpoints" / "checkpoint_last.pt"
@@ -124,7 +122,7 @@ def test_too_many_bad_files_stop_a_run(with_too_many: Training) -> None:
     ("num_bad", "max_bad_fraction", "stops"),
     [(20, 0, False), (21, 0, True), (21, 0.5, True), (21, 0.7, False)],
 )
-def test_how_many_bad_files_are_too_many(
+def test_max_bad_fraction(
     tmp_path: Path, train_here: Train, num_bad: int, max_bad_fraction: float, stops: bool
 ) -> None:
     good = good_rows(tmp_path)
@@ -148,7 +146,7 @@ def test_how_many_bad_files_are_too_many(
         assert len(train()) == 18
 
 
-def test_a_batch_of_bad_files_only(
+def test_batch_of_bad_files_only(
     tmp_path: Path, train_here: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = good_rows(tmp_path, number=4) + garbage_rows(tmp_path, 3)
@@ -163,7 +161,7 @@ def test_a_batch_of_bad_files_only(
     assert len(logged) == 14
     assert all(float(stats["loss"]) >= 0 for stats in logged)
 
-    # It enters no average: all good clips are equally long, so their losses weigh the same.
+    # Averages ignore such batches. All good clips are equally long, so their losses weigh the same.
     epochs = [json.loads(r.getMessage()) for r in caplog.records if r.name == "train"]
     for number, epoch in enumerate(epochs):
         steps = [stats for stats in logged[number * 7 :][:7] if float(stats["gnorm"]) > 0]
@@ -174,10 +172,10 @@ def test_a_batch_of_bad_files_only(
     assert len(epochs) == 2
 
 
-def test_a_file_that_was_bad_is_tried_again_and_logged_once(
+def test_bad_file_is_read_again_and_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It may have been out of reach for a moment."""
+    """A file may be unavailable for a moment."""
     write_manifest(tmp_path / "train.tsv", good_rows(tmp_path, number=3))
     task = task_with(tmp_path, "train", seed=1)
     data, path = task.dataset("train"), tmp_path / "train_01.flac"
@@ -196,8 +194,8 @@ def test_a_file_that_was_bad_is_tried_again_and_logged_once(
     assert logged == [f"skipping bad file: {path}: no such audio file ({tmp_path / 'train.tsv'}:3)"]
 
 
-def test_files_of_a_split_in_a_folder_of_its_own_are_counted(tmp_path: Path) -> None:
-    """As in ``dataset.valid_subset=clean/valid``."""
+def test_bad_files_of_a_split_in_a_subfolder_are_counted(tmp_path: Path) -> None:
+    """Use a split such as ``dataset.valid_subset=clean/valid``."""
     (tmp_path / "clean").mkdir()
     write_manifest(tmp_path / "clean" / "valid.tsv", garbage_rows(tmp_path / "clean", 2))
     task = task_with(tmp_path, "clean/valid", seed=1)

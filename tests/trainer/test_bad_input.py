@@ -1,4 +1,4 @@
-"""What a person got wrong is said in one line, before training starts."""
+"""Invalid settings and manifests are reported in one line, before training starts."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def few_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def message(train_here: Train) -> Callable[..., str]:
-    """Start a training that must be refused; what a person reads on stderr.
+    """Start a training that must be refused, and return its message.
 
-    ``SystemExit`` with a text prints it to stderr and ends a program with status 1.
+    ``SystemExit`` with a text prints it to stderr and ends the program with status 1.
     """
 
     def message(data: Path, *overrides: str) -> str:
@@ -93,7 +93,7 @@ def message(train_here: Train) -> Callable[..., str]:
     ],
     ids=lambda value: " ".join(value) if "=" in value[0] else "",
 )
-def test_options(
+def test_invalid_settings_are_named(
     few_clips: Path, message: Callable[..., str], overrides: list[str], words: list[str]
 ) -> None:
     text = message(few_clips, "dataset.disable_validation=true", *overrides)
@@ -123,7 +123,7 @@ def test_options(
         *("only a root", "empty", "no root", "no such file"),
     ],
 )
-def test_manifests(
+def test_invalid_manifest_names_the_file_and_line(
     few_clips: Path, tmp_path: Path, message: Callable[..., str], train_tsv: str, words: list[str]
 ) -> None:
     folder = tmp_path / "data"
@@ -134,7 +134,9 @@ def test_manifests(
         assert word in text
 
 
-def test_missing_manifests(few_clips: Path, tmp_path: Path, message: Callable[..., str]) -> None:
+def test_missing_manifest_is_named(
+    few_clips: Path, tmp_path: Path, message: Callable[..., str]
+) -> None:
     folder = tmp_path / "data"
     assert f"{folder}/valid.tsv: no such manifest" in message(folder)
     shutil.copytree(few_clips, folder)
@@ -142,7 +144,7 @@ def test_missing_manifests(few_clips: Path, tmp_path: Path, message: Callable[..
     assert f"{folder}/train.tsv: no such manifest" in message(folder)
 
 
-def test_clip_shorter_than_a_patch(
+def test_clip_shorter_than_a_patch_is_named(
     few_clips: Path, tmp_path: Path, message: Callable[..., str]
 ) -> None:
     folder = tmp_path / "data"
@@ -156,7 +158,7 @@ def test_clip_shorter_than_a_patch(
         assert word in text
 
 
-# --- as a person sees it ------------------------------------------------------------------------
+# --- fairseq-hydra-train as a process -----------------------------------------------------------
 
 PROGRAMS = {
     "data": "task.data=/no/such/folder",
@@ -168,7 +170,7 @@ PROGRAMS = {
 
 @pytest.fixture(scope="module")
 def programs(few_clips: Path, start_for_all: Start) -> dict[str, Training]:
-    """All at once."""
+    """Start all programs at once."""
     return {
         name: start_for_all(few_clips, *ONLY_TRAINING, override, out=name, HYDRA_FULL_ERROR="0")
         for name, override in PROGRAMS.items()
@@ -183,7 +185,7 @@ def programs(few_clips: Path, start_for_all: Start) -> dict[str, Training]:
         ("type", ["encoder_layers", "abc"]),
     ],
 )
-def test_programs_end_with_one_line(
+def test_program_ends_with_one_line(
     programs: dict[str, Training], name: str, words: list[str]
 ) -> None:
     run = programs[name]
@@ -195,7 +197,7 @@ def test_programs_end_with_one_line(
         assert word in line
 
 
-def test_hydra_names_an_option_that_does_not_exist(programs: dict[str, Training]) -> None:
+def test_hydra_names_an_unknown_key(programs: dict[str, Training]) -> None:
     run = programs["misspelt"]
     assert run.wait() == 1
     assert "Traceback" not in run.output

@@ -1,4 +1,4 @@
-"""Checkpoints are written whole, once for all their names; a full disk ends a run in one line."""
+"""Checkpoints are written atomically and once; a failed save ends the run with one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .ranks import start_ranks
 
 Train = Callable[..., list[dict[str, str]]]
 
-# Two updates an epoch; saved after each of them, validated after each epoch.
+# Two updates per epoch; saved after each update, validated after each epoch.
 EPOCHS = (
     *("dataset.batch_size=2", "dataset.num_workers=0", "dataset.validate_interval=1"),
     *("checkpoint.save_interval_updates=1", "checkpoint.keep_interval_updates=10"),
@@ -36,13 +36,13 @@ def four_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def updates(folder: Path) -> dict[str, int]:
-    """Number of updates of each checkpoint."""
+    """Return the number of updates of each checkpoint."""
     return {path.name: read_saved(path).num_updates for path in list_checkpoints(folder)}
 
 
 @pytest.fixture
 def refusal(train_here: Train, four_clips: Path) -> Callable[..., str]:
-    """The one line that a training ends with."""
+    """Return the one line that a training ends with."""
 
     def refusal(*overrides: str) -> str:
         with pytest.raises(SystemExit) as end:
@@ -59,7 +59,9 @@ def refusal(train_here: Train, four_clips: Path) -> Callable[..., str]:
 # --- saving -------------------------------------------------------------------------------------
 
 
-def test_each_state_is_written_once(train_here: Train, four_clips: Path, tmp_path: Path) -> None:
+def test_names_of_one_state_share_a_file(
+    train_here: Train, four_clips: Path, tmp_path: Path
+) -> None:
     train_here(four_clips, *EPOCHS, "optimization.max_update=3")
     folder = tmp_path / "checkpoints"
     found = updates(folder)
@@ -79,9 +81,7 @@ def test_each_state_is_written_once(train_here: Train, four_clips: Path, tmp_pat
     assert not list(folder.glob("*.tmp"))
 
 
-def test_without_hard_links_a_file_is_copied(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_is_copied_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def link(*_: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
@@ -96,7 +96,7 @@ def test_without_hard_links_a_file_is_copied(
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
-def test_two_names_of_one_file_leave_no_third(tmp_path: Path) -> None:
+def test_linking_twice_leaves_no_temporary_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("new")
     for _ in range(2):
         link_or_copy(str(tmp_path / "a"), str(tmp_path / "b"), overwrite=True)
@@ -104,25 +104,25 @@ def test_two_names_of_one_file_leave_no_third(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("small_disk", ["3m"], indirect=True)
-def test_a_full_disk_is_one_line_and_the_last_good_file_stays(
+def test_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(
     refusal: Callable[..., str], small_disk: Path
 ) -> None:
-    """Each checkpoint takes about 1.8 MB."""
+    """A checkpoint takes about 1.8 MB."""
     save = f"checkpoint.save_dir={small_disk}".replace(" ", "\\ ")
     text = refusal(save)
     assert text.startswith(f"mae-ast: error: ended at update 2: {small_disk}/checkpoint_best.pt: ")
     assert "not saved (no space left on device; 1.8" in text
-    assert text.endswith("earlier checkpoints are whole, and the same command resumes from them")
+    assert text.endswith("the same command resumes from them")
     names = ("checkpoint_1_1.pt", "checkpoint_best.pt", "checkpoint_last.pt")
     assert updates(small_disk) == dict.fromkeys(names, 1)
     assert {path.name for path in small_disk.iterdir()} == {*names, "last_save.json"}
 
 
 @pytest.mark.parametrize("small_disk", ["3m"], indirect=True)
-def test_two_processes_follow_the_first_one(
+def test_all_ranks_follow_rank_0(
     four_clips: Path, start: Start, small_disk: Path, tmp_path: Path
 ) -> None:
-    """It starts anew, whatever the other sees in its folder; when it cannot save, both end."""
+    """Rank 0 starts from scratch although rank 1 has a checkpoint; if it cannot save, both end."""
     folders = [tmp_path / f"rank_{rank}" for rank in range(2)]
     for folder in folders:
         folder.mkdir()
@@ -141,7 +141,7 @@ def test_two_processes_follow_the_first_one(
 
 
 @pytest.mark.parametrize("number", [errno.EDQUOT, errno.EROFS, errno.EACCES])
-def test_other_reasons_are_one_line(
+def test_other_write_errors_end_in_one_line(
     refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
 ) -> None:
     def fsync(_: int) -> None:
@@ -154,7 +154,7 @@ def test_other_reasons_are_one_line(
     assert os.listdir(tmp_path / "checkpoints") == []
 
 
-def test_a_reason_that_passes_is_tried_again(
+def test_transient_error_is_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     fsync, failures = os.fsync, [errno.EIO, errno.ESTALE]
@@ -165,20 +165,20 @@ def test_a_reason_that_passes_is_tried_again(
         fsync(number)
 
     monkeypatch.setattr(os, "fsync", fail_twice)
-    monkeypatch.setattr(checkpoint_saving, "_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(checkpoint_saving, "_RETRY_DELAYS_S", (0.0, 0.0))
     path = tmp_path / "checkpoint_last.pt"
-    save = checkpoint_saving._whole(lambda *_: None)
+    save = checkpoint_saving._save_atomically(lambda *_: None)
     save({"weight": torch.arange(100.0)}, str(path))
     assert torch.equal(torch.load(path)["weight"], torch.arange(100.0))
-    assert [record.message.endswith("trying again") for record in caplog.records] == [True, True]
+    assert [record.message.endswith("retrying") for record in caplog.records] == [True, True]
     failures += [errno.EIO] * 3
-    with pytest.raises(SavingError, match=r"not saved \(input/output error; 1\.\d+kB are needed"):
+    with pytest.raises(SavingError, match=r"not saved \(input/output error; 1\.\d+kB needed"):
         save({"weight": torch.arange(9.0)}, str(path))
     assert torch.equal(torch.load(path)["weight"], torch.arange(100.0))
     assert os.listdir(tmp_path) == ["checkpoint_last.pt"]
 
 
-def test_a_folder_that_cannot_be_written_to(refusal: Callable[..., str], tmp_path: Path) -> None:
+def test_unwritable_folder_is_named(refusal: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     text = refusal(f"checkpoint.save_dir={tmp_path}/file/checkpoints")
     assert f"checkpoint.save_dir={tmp_path}/file/checkpoints: cannot be written to (Not a" in text

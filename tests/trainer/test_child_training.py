@@ -1,4 +1,4 @@
-"""Signals reach a training that a command has started; short programs replace the training."""
+"""Signals are forwarded to a training in a child process; short programs replace the training."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from mae_ast.trainer.stop_request import SIGNALS
 
 
 @pytest.fixture(autouse=True)
-def _ctrl_c() -> Iterator[None]:
-    """SIGINT is heeded, also where the tests run in the background."""
+def _default_sigint() -> Iterator[None]:
+    """Handle SIGINT, which tests in the background ignore."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -28,14 +28,14 @@ def program(text: str) -> list[str]:
     return [sys.executable, "-c", text]
 
 
-def test_a_training_that_fails_is_an_error() -> None:
+def test_failed_training_raises() -> None:
     with Trainings() as trainings:
         trainings.run(program("pass"))
-        with pytest.raises(ValueError, match="status 3; its messages stand above"):
+        with pytest.raises(ValueError, match="status 3"):
             trainings.run(program("raise SystemExit(3)"))
 
 
-# Saves on SIGTERM, and ends with the status that it is given.
+# Saves on SIGTERM, and exits with the given status.
 SAVES = """
 import signal, sys, time
 from pathlib import Path
@@ -49,6 +49,8 @@ time.sleep(60)
 
 
 def signal_when_up(path: Path, *numbers: int) -> threading.Thread:
+    """Signal this process once the program has written ``path``."""
+
     def send() -> None:
         end = time.monotonic() + 30
         while not (path.is_file() and path.read_text()) and time.monotonic() < end:
@@ -63,19 +65,19 @@ def signal_when_up(path: Path, *numbers: int) -> threading.Thread:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_signals_reach_the_training_which_saves(tmp_path: Path, number: int) -> None:
+def test_signal_reaches_the_training_which_saves(tmp_path: Path, number: int) -> None:
     path = tmp_path / "state"
     handler = signal.getsignal(number)
     thread = signal_when_up(path, number)
-    with Trainings() as trainings, pytest.raises(Interrupted) as wish:
+    with Trainings() as trainings, pytest.raises(Interrupted) as caught:
         trainings.run(program(SAVES.format(path=str(path), status=0)))
     thread.join()
-    assert wish.value.number == number
+    assert caught.value.number == number
     assert path.read_text() == "saved"
     assert signal.getsignal(number) == handler
 
 
-def test_a_training_that_cannot_save_is_an_error_all_the_same(tmp_path: Path) -> None:
+def test_training_that_fails_to_save_on_a_signal_raises(tmp_path: Path) -> None:
     path = tmp_path / "state"
     thread = signal_when_up(path, signal.SIGTERM)
     with Trainings() as trainings, pytest.raises(ValueError, match="status 1"):
@@ -83,13 +85,15 @@ def test_a_training_that_cannot_save_is_an_error_all_the_same(tmp_path: Path) ->
     thread.join()
 
 
-def test_ctrl_c_twice_ends_it_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_second_ctrl_c_kills_the_training(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "state"
-    deaf = SAVES.format(path=str(path), status=0).replace("sys.exit", "print")
+    ignoring = SAVES.format(path=str(path), status=0).replace("sys.exit", "print")
     thread = signal_when_up(path, signal.SIGINT, signal.SIGINT)
     begin = time.monotonic()
     with Trainings() as trainings, pytest.raises(SystemExit) as end:
-        trainings.run(program(deaf))
+        trainings.run(program(ignoring))
     thread.join()
     assert time.monotonic() - begin < 30
     assert end.value.code == 130
@@ -98,7 +102,7 @@ def test_ctrl_c_twice_ends_it_at_once(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert second == "mae-ast: exited without saving"
 
 
-def test_a_signal_that_is_ignored_stays_ignored() -> None:
+def test_ignored_sigint_stays_ignored() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with Trainings() as trainings:
         os.kill(os.getpid(), signal.SIGINT)
@@ -106,7 +110,7 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
-def test_between_trainings_a_signal_ends_at_once() -> None:
+def test_signal_between_trainings_raises_at_once() -> None:
     def signalled() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)

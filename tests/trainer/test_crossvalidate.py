@@ -144,7 +144,8 @@ def test_refuses_to_resume_with_other_settings(
 ) -> None:
     monkeypatch.chdir(commands.folder)
     line = refusal(monkeypatch, str(commands.data), "--out", "out", *RUN, "task.mixup=0.5")
-    assert "was begun with overrides" in line
+    assert "out: " in line
+    assert " overrides [" in line
 
 
 def test_invalid_arguments_give_a_one_line_error(

@@ -1,4 +1,4 @@
-"""Ctrl-C saves and exits, a second one exits at once; a terminal signals all processes of a run."""
+"""Ctrl-C saves and exits, a second one exits at once, if all processes of a run are signalled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .conftest import (
 )
 from .ranks import TWO
 from .test_early_signals import with_package
-from .test_interruption import assert_no_process_is_left, last_saved
+from .test_preemption import assert_no_process_is_left, last_saved
 
 PROGRAM = str(Path(sys.executable).with_name("mae-ast"))
 UPDATES = 12
@@ -30,7 +30,7 @@ RUN = (
     *(*SMALL_ENCODER, *SMALL_DECODER, *SMALL_RUN, "dataset.num_workers=2"),
     *("model.encoder_layerdrop=0.3", f"optimization.max_update={UPDATES}"),
 )
-# Saving takes longer than anybody waits.
+# Makes saving take forever.
 SLOW_SAVE = """
 import os, sys, time
 
@@ -44,7 +44,7 @@ sys.addaudithook(watch)
 
 @pytest.fixture(scope="module")
 def uninterrupted(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
-    """A run that ignores the signal, as one in the background of a script does."""
+    """Run to the end a program that ignores SIGINT, like one in the background of a script."""
     folder = tmp_path_factory.mktemp("whole")
     run = pretrain(corpus, folder, "env", "--ignore-signal=INT")
     try:
@@ -60,11 +60,11 @@ def pretrain(corpus: Path, folder: Path, *prefix: str) -> Training:
     return Training(command, folder / f"{len(list(folder.glob('*.log')))}.log")
 
 
-def test_an_ignored_signal_stays_ignored(uninterrupted: Training) -> None:
+def test_ignored_sigint_stays_ignored(uninterrupted: Training) -> None:
     assert sorted(uninterrupted.updates) == list(range(1, UPDATES + 1))
 
 
-def test_pretraining_saves_and_resumes(
+def test_saves_on_ctrl_c_and_resumes_bit_exactly(
     corpus: Path, tmp_path: Path, uninterrupted: Training
 ) -> None:
     first = pretrain(corpus, tmp_path)
@@ -75,11 +75,11 @@ def test_pretraining_saves_and_resumes(
     finally:
         first.kill()
     assert SAVING in first.errors.splitlines()
-    assert "the same command resumes" in first.output
     assert "Traceback" not in first.output
     assert_no_process_is_left(first)
     done = max(first.updates)
     assert 5 <= done < UPDATES
+    assert f"update {done}: saved and exited on a signal" in first.output
     assert last_saved(tmp_path / "run" / "checkpoints") == done
     second = pretrain(corpus, tmp_path)
     try:
@@ -91,7 +91,7 @@ def test_pretraining_saves_and_resumes(
 
 
 @pytest.mark.parametrize("processes", [(), (TWO,)])
-def test_a_second_one_exits_at_once(
+def test_second_ctrl_c_exits_at_once(
     corpus: Path, start: Start, tmp_path: Path, processes: tuple[str, ...]
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(SLOW_SAVE)

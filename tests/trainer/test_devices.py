@@ -1,4 +1,4 @@
-"""Devices: settings that they do not support are refused, several processes run on a CPU."""
+"""Settings that the devices do not support are refused; several processes run on a CPU."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ ON_CPU = tuple(each for each in rank_overrides(0, 1234) if "rank=" not in each)
 @pytest.mark.parametrize(
     ("num_gpus", "overrides", "words"),
     [
-        (0, ["common.fp16=true"], ["common.fp16=true needs a GPU", "none here"]),
+        (0, ["common.fp16=true"], ["common.fp16=true needs a GPU", "machine has none"]),
         (1, ["common.fp16=true", "common.cpu=true"], ["common.fp16=true", "common.cpu=true"]),
         (0, [TWO, "distributed_training.ddp_backend=slowmo"], ["slowmo needs GPUs", "legacy_ddp"]),
         (1, [TWO], [f"{TWO}, but this machine has 1 GPU", "torchrun or SLURM"]),
     ],
 )
-def test_settings_that_cannot_work(
+def test_unsupported_settings_are_named(
     monkeypatch: pytest.MonkeyPatch, num_gpus: int, overrides: list[str], words: list[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: num_gpus > 0)
@@ -88,7 +88,7 @@ def test_settings_that_cannot_work(
         (1, [TWO, "distributed_training.distributed_init_method=tcp://host:1"]),
     ],
 )
-def test_settings_that_work(
+def test_supported_settings_are_accepted(
     monkeypatch: pytest.MonkeyPatch, num_gpus: int, overrides: list[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: num_gpus > 0)
@@ -102,7 +102,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def full_settings(*overrides: str) -> Any:
-    """With all of fairseq's keys."""
+    """Build settings with all of fairseq's keys."""
     cfg = settings(*overrides)
     cfg.distributed_training = OmegaConf.merge(
         OmegaConf.structured(DistributedTrainingConfig), cfg.distributed_training
@@ -112,7 +112,7 @@ def full_settings(*overrides: str) -> Any:
 
 @dataclass
 class Spawned:
-    """The processes that would be started, and their settings."""
+    """Number of processes that would be spawned, and their settings."""
 
     count: int
     training: Any
@@ -121,6 +121,7 @@ class Spawned:
 
 
 def spawned(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Spawned:
+    """Return the processes that settings spawn, without spawning them."""
     found = []
 
     def spawn(main: Any, arguments: Any, nprocs: int, **_: Any) -> Any:
@@ -138,7 +139,7 @@ def spawned(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Spawned:
 
 
 @pytest.mark.parametrize(("num_gpus", "overrides"), [(0, [TWO]), (1, [TWO, "common.cpu=true"])])
-def test_several_processes_share_a_cpu(
+def test_processes_share_the_cores_of_a_cpu(
     monkeypatch: pytest.MonkeyPatch, num_gpus: int, overrides: list[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: num_gpus > 0)
@@ -151,24 +152,24 @@ def test_several_processes_share_a_cpu(
     assert run.training.distributed_init_method.startswith("tcp://localhost:")
     assert run.threads == "4"
     assert run.gpus == ""
-    assert spawned(monkeypatch, *overrides).threads == "4"  # as it is set
+    assert spawned(monkeypatch, *overrides).threads == "4"  # unchanged if set
 
 
-def test_a_port_that_is_given_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """fairseq alone looks for no other process then, and trains with half of the batches."""
+def test_given_port_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a port, unpatched fairseq starts no other process and trains on half of the batches."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     run = spawned(monkeypatch, TWO, "distributed_training.distributed_port=29671")
     assert run.training.distributed_init_method == "tcp://localhost:29671"
 
 
-def test_a_rank_is_for_a_command_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_needs_no_spawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match=r"distributed_rank=1 .*\.distributed_no_spawn=true"):
         spawned(monkeypatch, TWO, "distributed_training.distributed_rank=1")
 
 
 @pytest.mark.parametrize("tasks", ["1", "2"])
-def test_slurm_gives_ranks_on_a_cpu(monkeypatch: pytest.MonkeyPatch, tasks: str) -> None:
+def test_slurm_sets_ranks_on_a_cpu(monkeypatch: pytest.MonkeyPatch, tasks: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(subprocess, "check_output", lambda _: b"host1")
     os.environ.update({**SLURM, "SLURM_NTASKS_PER_NODE": tasks})
@@ -180,7 +181,7 @@ def test_slurm_gives_ranks_on_a_cpu(monkeypatch: pytest.MonkeyPatch, tasks: str)
     assert cfg.distributed_training.distributed_rank == (0 if tasks == "1" else 1)
 
 
-def test_torchrun_gives_ranks_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchrun_sets_ranks_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     os.environ.update({"MASTER_ADDR": "localhost", "MASTER_PORT": "1"})
     os.environ.update({"WORLD_SIZE": "3", "RANK": "2"})
@@ -190,7 +191,7 @@ def test_torchrun_gives_ranks_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cfg.distributed_training.distributed_rank == 2
 
 
-def test_torchrun_says_where_the_other_processes_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchrun_allows_more_processes_than_local_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for key in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK"):
@@ -199,7 +200,7 @@ def test_torchrun_says_where_the_other_processes_are(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("override", ["common.fp16=true"])
-def test_the_command_ends_with_one_line(tmp_path: Path, start: Start, override: str) -> None:
+def test_command_ends_with_one_line(tmp_path: Path, start: Start, override: str) -> None:
     write_clips(tmp_path, "train", [1.0])
     run = start(tmp_path, *ONLY_TRAINING, override, program=LAUNCHER, HYDRA_FULL_ERROR="0")
     assert run.wait() == 1
@@ -209,10 +210,10 @@ def test_the_command_ends_with_one_line(tmp_path: Path, start: Start, override: 
 
 
 @pytest.mark.parametrize(("signal_name", "status"), [("SIGUSR1", 0), ("SIGKILL", 1), (None, 1)])
-def test_a_process_that_was_spawned_ends_its_launcher_without_a_traceback(
+def test_end_of_a_spawned_process_gives_no_traceback(
     monkeypatch: pytest.MonkeyPatch, signal_name: str | None, status: int
 ) -> None:
-    """It has said why; on a signal while it was starting, the launcher ends in peace."""
+    """The launcher exits with one line, or with status 0 after a signal during the start."""
 
     def ended(*_: Any) -> None:
         raise ProcessExitedException("text", 3, 4, 5, signal_name)
@@ -236,13 +237,13 @@ def test_a_process_that_was_spawned_ends_its_launcher_without_a_traceback(
         ({**SLURM, "SLURM_NTASKS_PER_NODE": "1"}, "launches"),
     ],
 )
-def test_only_a_process_that_spawns_others_waits_for_them_without_a_limit(
+def test_only_a_launcher_waits_without_a_time_limit(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: str | None
 ) -> None:
-    """One that torchrun or SLURM started trains itself, and may wait for one that is gone."""
-    said = []
+    """A process started by torchrun or SLURM trains, and may wait for one that has ended."""
+    calls = []
     for name in ("launches", "trains_alone"):
-        monkeypatch.setattr(stop_request, name, lambda name=name: said.append(name))
+        monkeypatch.setattr(stop_request, name, lambda name=name: calls.append(name))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     monkeypatch.setattr(subprocess, "check_output", lambda _: b"host1")
@@ -251,21 +252,19 @@ def test_only_a_process_that_spawns_others_waits_for_them_without_a_limit(
     monkeypatch.setattr(fairseq_distributed, "_spawn", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     fairseq_distributed._launched(lambda *_: None)(full_settings(TWO), lambda: None)
-    assert said == ([] if expected is None else [expected])
+    assert calls == ([] if expected is None else [expected])
 
 
-def test_processes_that_are_spawned_are_patched() -> None:
-    """Also where the program that spawns them imports nothing of this package."""
+def test_spawned_processes_are_patched() -> None:
+    """They are patched even if the launcher does not import this package."""
     plugin.register()
     assert hasattr(utils.distributed_main, "__wrapped__")
     named = pickle.dumps(fairseq_distributed.spawned_rank)
     assert pickle.loads(named) is fairseq_distributed.spawned_rank
 
 
-def test_data_workers_of_a_process_that_was_spawned_are_forked(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """As in a single process; spawned ones import PyTorch and fairseq, in each epoch."""
+def test_data_workers_of_a_spawned_process_are_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spawned workers would import PyTorch and fairseq in each epoch."""
     default = multiprocessing.get_start_method()
     monkeypatch.setattr(multiprocessing, "parent_process", multiprocessing.current_process)
     found = []
@@ -277,8 +276,8 @@ def test_data_workers_of_a_process_that_was_spawned_are_forked(
     assert found == [default]
 
 
-def test_a_process_closes_its_tensorboard_writers_before_it_exits(tmp_path: Path) -> None:
-    """Else a spawned one, whose pipes are closed first, ends with tracebacks."""
+def test_tensorboard_writers_are_closed_before_the_process_exits(tmp_path: Path) -> None:
+    """Otherwise a spawned process, whose pipes are closed first, ends with tracebacks."""
     writers = []
 
     def ends(*_: Any) -> None:
@@ -291,7 +290,7 @@ def test_a_process_closes_its_tensorboard_writers_before_it_exits(tmp_path: Path
     assert writers[0].all_writers is None
 
 
-def test_the_end_of_another_process_is_told_in_one_line() -> None:
+def test_end_of_another_process_is_reported_in_one_line() -> None:
     def loses_its_peer() -> None:
         raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer\nmore")
 
@@ -301,7 +300,7 @@ def test_the_end_of_another_process_is_told_in_one_line() -> None:
     assert "\n" not in str(end.value.code)
 
 
-def test_other_errors_stay_as_they_are() -> None:
+def test_other_errors_are_unchanged() -> None:
     def fails() -> None:
         raise RuntimeError("shapes differ")
 

@@ -1,4 +1,4 @@
-"""A signal before the first update of two processes leaves none of them waiting."""
+"""A signal before the first update ends all processes of a run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mae_ast.trainer.command import PACKAGE
 
 from .conftest import LAUNCHER, ONLY_TRAINING, Start, Training
 from .ranks import free_port, rank_overrides
-from .test_interruption import last_saved
+from .test_preemption import last_saved
 
-# Signals its own process when a module is imported, or a file opened, for the first time.
+# Signals its own process when a module is first imported or a file is first opened.
 SIGNAL_AT = """
 import os, signal, sys
 
@@ -48,7 +48,7 @@ def hook(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("import:fairseq_cli", "open:train.tsv"),
     ],
 )
-def test_all_processes_end_after_the_first_update(
+def test_all_ranks_end_after_the_first_update(
     corpus: Path, start: Start, hook: Path, moments: tuple[str | None, str | None]
 ) -> None:
     port = free_port()
@@ -64,7 +64,7 @@ def test_all_processes_end_after_the_first_update(
     assert last_saved(ranks[0].log.parent / "out" / "checkpoints") == 1
 
 
-def test_a_process_that_waits_for_one_that_is_gone_ends_in_time(
+def test_rank_that_waits_for_a_missing_one_exits_within_the_limit(
     corpus: Path, start: Start, hook: Path
 ) -> None:
     run = start(
@@ -76,7 +76,7 @@ def test_a_process_that_waits_for_one_that_is_gone_ends_in_time(
         PYTHONPATH=with_package(hook),
         **{stop_request.LIMIT: "1"},
     )
-    run.finish()  # within less time than a rendezvous allows
+    run.finish()  # earlier than the timeout of a rendezvous
     assert run.errors.splitlines()[-1].startswith("mae-ast: ended on a signal before the first")
     assert "Traceback" not in run.output
 
@@ -85,7 +85,7 @@ def test_a_process_that_waits_for_one_that_is_gone_ends_in_time(
     ("number", "moment"),
     [(signal.SIGUSR1, "open:train.tsv"), (signal.SIGINT, "import:fairseq_cli")],
 )
-def test_a_process_alone_ends_at_once(
+def test_single_process_ends_at_once(
     corpus: Path, start: Start, hook: Path, number: signal.Signals, moment: str
 ) -> None:
     run = start(
@@ -102,5 +102,5 @@ def test_a_process_alone_ends_at_once(
 
 
 def with_package(hook: Path) -> str:
-    """``PYTHONPATH`` with a hook, and with the package where it is found by it."""
+    """Build a ``PYTHONPATH`` that holds a hook and this package."""
     return os.pathsep.join([str(hook), str(PACKAGE.parent)])

@@ -1,4 +1,4 @@
-"""A fine-tuning that stops early stays stopped, also when it is resumed on the way."""
+"""Early stopping is final, also for a run that was interrupted and resumed before."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mae_ast.finetune import crossvalidation as folds
 from mae_ast.trainer import stop_request
 
 from .classification import Log, finetune_here, write_corpus, write_pretrained
-from .test_ending import asked_at
+from .test_ending import requested_at
 
-# Nothing is learnt, so accuracy never rises; three updates an epoch, validated after each of those.
+# Learns nothing, so accuracy never rises; three updates per epoch, validated after each epoch.
 IDLE = (
     *("optimization.lr=[0.0]", "optimization.max_update=900", "optimization.max_epoch=30"),
     *("dataset.validate_interval=1", "checkpoint.save_interval=1"),
@@ -28,7 +28,7 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def updates(train_here: Any, caplog: pytest.LogCaptureFixture, tones: Path, tmp_path: Path) -> Any:
-    """Fine-tune in this process; the numbers of the updates that were made."""
+    """Fine-tune in this process, and return the numbers of the updates."""
     pretrained = write_pretrained(tmp_path / "tiny.pt")
 
     def run(*overrides: str) -> list[int]:
@@ -39,11 +39,11 @@ def updates(train_here: Any, caplog: pytest.LogCaptureFixture, tones: Path, tmp_
     return run
 
 
-def test_an_early_stop_is_the_end(
+def test_early_stop_ends_the_run(
     updates: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first validation is the best, so four more make fifteen updates."""
-    monkeypatch.setattr(stop_request, "is_requested", asked_at(8))
+    """The first validation is the best; four more end the run after fifteen updates."""
+    monkeypatch.setattr(stop_request, "is_requested", requested_at(8))
     assert updates() == list(range(1, 9))
     assert not folds.is_trained(tmp_path)
     assert folds.was_interrupted(tmp_path)
@@ -55,13 +55,13 @@ def test_an_early_stop_is_the_end(
     assert updates("checkpoint.patience=5") == [16, 17, 18]
 
 
-def test_a_limit_of_time_is_the_end(updates: Any, tmp_path: Path) -> None:
+def test_time_limit_ends_the_run(updates: Any, tmp_path: Path) -> None:
     assert updates("optimization.stop_time_hours=0.000001") == [1]
     assert folds.is_trained(tmp_path)
 
 
-def test_a_least_learning_rate_is_no_interruption(updates: Any, tmp_path: Path) -> None:
-    """No checkpoint tells that it was reached, but started again the run ends at once."""
+def test_minimum_learning_rate_is_no_interruption(updates: Any, tmp_path: Path) -> None:
+    """No checkpoint records that it was reached, but a restarted run ends at once."""
     decay = ("optimization.lr=[0.003]", "optimization.max_update=20")
     limit = "optimization.stop_min_lr=0.0029"
     assert updates(*decay, limit) == [1, 2, 3]

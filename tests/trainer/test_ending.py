@@ -1,4 +1,4 @@
-"""Training ends well: when it is asked to, when it is done, whatever its batches' thread is at."""
+"""Training ends cleanly: on a signal, when finished, when it diverges, while prefetching."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ next(batches)
 """
 
 
-def test_a_thread_at_work_does_not_abort_the_program():
-    """Within PyTorch, or waiting for room."""
+def test_prefetch_thread_does_not_abort_the_program():
+    """The thread is inside PyTorch, or waits for free space."""
     for products in (20, 0):
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM.replace("{products}", str(products))],
@@ -62,7 +62,7 @@ def test_a_thread_at_work_does_not_abort_the_program():
         assert done.returncode == 0, done.stderr
 
 
-# Two updates an epoch, and a validation after each of them.
+# Two updates per epoch, validated after each epoch.
 EPOCHS = (
     *("dataset.batch_size=2", "dataset.num_workers=0", "dataset.validate_interval=1"),
     *("optimization.max_update=6", "checkpoint.save_interval=1"),
@@ -77,30 +77,32 @@ def four_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def asked_at(update: int) -> Callable[[], bool]:
-    """``stop_request.is_requested``, where the request comes in that update."""
-    made = itertools.count(1)
-    return lambda: next(made) == update
+def requested_at(update: int) -> Callable[[], bool]:
+    """Return a replacement of ``stop_request.is_requested``: the request comes in ``update``."""
+    updates = itertools.count(1)
+    return lambda: next(updates) == update
 
 
 def checkpoint(folder: Path, name: str) -> int:
-    """The updates of a checkpoint."""
+    """Return the number of updates of a checkpoint."""
     state = torch.load(folder / "checkpoints" / f"checkpoint_{name}.pt", weights_only=True)
     return state["optimizer_history"][-1]["num_updates"]
 
 
 @pytest.mark.parametrize(("last", "best"), [(3, 2), (4, 4)])
-def test_what_is_due_when_a_run_is_asked_to_end_is_done(
+def test_validation_and_saving_that_are_due_precede_the_exit(
     train_here: Train,
     four_clips: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
     last: int,
     best: int,
 ) -> None:
-    """Loss falls from one validation to the next, so the last is the best."""
-    monkeypatch.setattr(stop_request, "is_requested", asked_at(last))
+    """The loss falls from one validation to the next, so the last one is the best."""
+    monkeypatch.setattr(stop_request, "is_requested", requested_at(last))
     assert len(train_here(four_clips, *EPOCHS)) == last
+    assert f"update {last}: saved and exited on a signal" in caplog.text
     assert checkpoint(tmp_path, "last") == last
     assert checkpoint(tmp_path, "best") == best
     monkeypatch.setattr(stop_request, "is_requested", lambda: False)
@@ -108,7 +110,7 @@ def test_what_is_due_when_a_run_is_asked_to_end_is_done(
     assert checkpoint(tmp_path, "last") == 6
 
 
-def test_a_finished_run_that_is_started_again_changes_nothing(
+def test_restarting_a_finished_run_changes_nothing(
     train_here: Train, four_clips: Path, tmp_path: Path
 ) -> None:
     assert len(train_here(four_clips, *EPOCHS)) == 6
@@ -119,7 +121,7 @@ def test_a_finished_run_that_is_started_again_changes_nothing(
 
 
 @pytest.mark.parametrize("config", ["mae_ast", "ssast_patch", "audio_mae"])
-def test_a_training_that_diverges_says_so(
+def test_divergence_is_reported(
     train_here: Train, four_clips: Path, caplog: pytest.LogCaptureFixture, config: str
 ) -> None:
     small_decoder = SMALL_DECODER if config == "audio_mae" else ()
@@ -136,14 +138,14 @@ def test_a_training_that_diverges_says_so(
 @pytest.mark.parametrize(
     ("norms", "kind"), [((1.0, 2.0), FloatingPointError), ((1.0, math.nan), SystemExit)]
 )
-def test_workers_that_differ_have_not_diverged(
+def test_ranks_that_disagree_have_not_diverged(
     train_here: Train,
     four_clips: Path,
     monkeypatch: pytest.MonkeyPatch,
     norms: tuple[float, float],
     kind: type[BaseException],
 ) -> None:
-    """The text is fairseq's, which raises the same error for both."""
+    """fairseq raises the same error for both; the text is its own."""
     table = "\n".join(f"rank {rank:3d} = {norm:.8f}" for rank, norm in enumerate(norms))
 
     def differ(*_: object) -> None:
@@ -156,13 +158,13 @@ def test_workers_that_differ_have_not_diverged(
 
 @pytest.fixture
 def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """``stop_request.listen``, as in a new process, but without a limit on the time it takes."""
+    """Return ``stop_request.listen`` with the state of a new process and without a time limit."""
     before = {number: signal.getsignal(number) for number in stop_request.SIGNALS}
     pipe = signal.set_wakeup_fd(-1)
     monkeypatch.setattr(stop_request, "_watch", lambda: None)
     monkeypatch.setattr(os, "environ", os.environ.copy())
     monkeypatch.setattr(stop_request, "_pids", {})
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by tests in the background
     for flag in ("_requested", "_alone", "_training", "_launching", "_interrupted", "_counting"):
         monkeypatch.setattr(stop_request, flag, threading.Event())
     yield stop_request.listen
@@ -172,7 +174,7 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
 
 
 @pytest.mark.parametrize("number", stop_request.SIGNALS)
-def test_nothing_to_save_and_nobody_to_wait_for(
+def test_single_process_ends_at_once_before_the_first_update(
     listening: Callable[[], None], number: signal.Signals
 ) -> None:
     listening()
@@ -182,7 +184,7 @@ def test_nothing_to_save_and_nobody_to_wait_for(
     assert end.value.code == 0
 
 
-def test_a_signal_during_imports_ends_a_process_once_it_is_known_to_train_alone(
+def test_signal_during_imports_ends_a_single_process_later(
     listening: Callable[[], None],
 ) -> None:
     listening()
@@ -193,7 +195,7 @@ def test_a_signal_during_imports_ends_a_process_once_it_is_known_to_train_alone(
     assert end.value.code == 0
 
 
-def test_an_update_that_has_begun_is_finished(listening: Callable[[], None]) -> None:
+def test_update_that_has_begun_is_finished(listening: Callable[[], None]) -> None:
     listening()
     stop_request.trains_alone()
     stop_request.begin_update()
@@ -202,54 +204,54 @@ def test_an_update_that_has_begun_is_finished(listening: Callable[[], None]) -> 
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Signals that a process sends to its only child."""
-    told: list[tuple[int, int]] = []
-    child = type("Child", (), {"pid": 7, "kill": lambda _: told.append((7, signal.SIGKILL))})()
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Signals that the process sends to its only child."""
+    sent: list[tuple[int, int]] = []
+    child = type("Child", (), {"pid": 7, "kill": lambda _: sent.append((7, signal.SIGKILL))})()
     monkeypatch.setattr(multiprocessing, "active_children", lambda: [child])
-    monkeypatch.setattr(os, "kill", lambda *arguments: told.append(arguments))
-    return told
+    monkeypatch.setattr(os, "kill", lambda *arguments: sent.append(arguments))
+    return sent
 
 
 @pytest.mark.parametrize(
     ("number", "forwarded"),
     [(signal.SIGUSR1, signal.SIGUSR1), (signal.SIGINT, signal.SIGTERM)],
 )
-def test_a_launcher_forwards_signals(
+def test_launcher_forwards_signals(
     listening: Callable[[], None],
-    told: list[tuple[int, int]],
+    sent: list[tuple[int, int]],
     number: signal.Signals,
     forwarded: signal.Signals,
 ) -> None:
-    """SIGINT as another one: processes that it started get it from a terminal, too."""
+    """SIGINT is forwarded as SIGTERM: spawned processes get SIGINT from the terminal, too."""
     listening()
     stop_request.launches()
     signal.raise_signal(number)
-    assert told == [(7, forwarded)]
+    assert sent == [(7, forwarded)]
 
 
-def test_a_trainer_does_not_end_its_data_workers(
-    listening: Callable[[], None], told: list[tuple[int, int]]
+def test_trainer_does_not_signal_its_data_workers(
+    listening: Callable[[], None], sent: list[tuple[int, int]]
 ) -> None:
     listening()
     stop_request.begin_update()
     signal.raise_signal(signal.SIGTERM)
     assert stop_request.is_requested()
-    assert told == []
+    assert sent == []
 
 
-def test_a_signal_while_processes_are_started_reaches_them(
-    listening: Callable[[], None], told: list[tuple[int, int]]
+def test_signal_during_spawning_reaches_the_processes(
+    listening: Callable[[], None], sent: list[tuple[int, int]]
 ) -> None:
     listening()
     stop_request.launches()
     with stop_request.spawning():
         signal.raise_signal(signal.SIGTERM)
-        assert told == []  # deferred
-    assert set(told) == {(7, signal.SIGTERM)}
+        assert sent == []  # deferred
+    assert set(sent) == {(7, signal.SIGTERM)}
 
 
-def test_processes_that_a_launcher_starts_later_know_of_the_signal(
+def test_processes_started_after_the_signal_inherit_it(
     listening: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listening()
@@ -261,7 +263,7 @@ def test_processes_that_a_launcher_starts_later_know_of_the_signal(
     assert stop_request.is_requested()
 
 
-def test_a_spawned_process_leaves_ctrl_c_to_its_launcher(
+def test_spawned_process_leaves_ctrl_c_to_its_launcher(
     listening: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listening(spawned=True)
@@ -274,9 +276,9 @@ def test_a_spawned_process_leaves_ctrl_c_to_its_launcher(
     assert stop_request.is_requested()
 
 
-def test_a_second_ctrl_c_kills_children_and_exits(
+def test_second_ctrl_c_kills_children_and_exits(
     listening: Callable[[], None],
-    told: list[tuple[int, int]],
+    sent: list[tuple[int, int]],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -292,18 +294,18 @@ def test_a_second_ctrl_c_kills_children_and_exits(
     with pytest.raises(SystemExit) as end:
         stop_request._notice(signal.SIGINT)
     assert end.value.code == 130
-    assert told == [(7, signal.SIGKILL)]
+    assert sent == [(7, signal.SIGKILL)]
     assert capfd.readouterr().err == f"{stop_request.AT_ONCE}\n"
 
 
-def test_an_ignored_ctrl_c_stays_ignored(listening: Callable[[], None]) -> None:
+def test_ignored_sigint_stays_ignored(listening: Callable[[], None]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     listening()
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     assert signal.getsignal(signal.SIGTERM) is stop_request._request
 
 
-def test_a_sweep_ends_with_the_job_that_was_stopped(listening: Callable[[], None]) -> None:
+def test_sweep_ends_with_the_job_that_was_stopped(listening: Callable[[], None]) -> None:
     listening()
     stop_request.begin_training()
     stop_request.begin_update()

@@ -1,4 +1,4 @@
-"""A full disk costs log entries, not the training."""
+"""Training continues when log files cannot be written."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ for number in range(2_000):
     writer.add_scalar("loss", 1.0, number)
     logging.info("update %d", number)
 writer.close()
-print("went on")
+print("continued")
 """
 
 
-def test_a_full_disk_stops_no_training(small_disk: Path) -> None:
+def test_full_disk_does_not_stop_training(small_disk: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(small_disk)],
         capture_output=True,
@@ -36,7 +36,7 @@ def test_a_full_disk_stops_no_training(small_disk: Path) -> None:
         timeout=120,
         check=False,
     )
-    assert done.stdout == "went on\n"
+    assert done.stdout == "continued\n"
     assert "Traceback" not in done.stderr
-    assert done.stderr.count("TensorBoard gets no more values of this run") == 1
+    assert done.stderr.count("TensorBoard") == 1
     assert "No space left on device" in done.stderr

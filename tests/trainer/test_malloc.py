@@ -1,4 +1,4 @@
-"""Freed memory is used again, instead of being asked for anew."""
+"""Freed memory stays with the process and is reused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def test_pages_are_not_faulted_in_again():
+def test_reused_blocks_cause_no_page_faults():
     if platform.libc_ver()[0] != "glibc":
         pytest.skip("needs glibc")
     found = [

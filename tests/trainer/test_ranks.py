@@ -1,4 +1,4 @@
-"""Messages between the processes of a training."""
+"""Messages between the ranks of a training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from .conftest import DEADLINE_S
 from .ranks import free_port
 
-# The first of two processes fails; the other one asks for its message only after a while.
+# Rank 0 fails; rank 1 reads its message later.
 FAIL = """
 import sys, time
 from torch import distributed
@@ -38,7 +38,7 @@ except ValueError as error:
 @pytest.mark.parametrize(
     ("function", "prefix"), [("from_first", "1: "), ("agree", "1: rank 0 failed: ")]
 )
-def test_a_process_that_fails_stays_until_all_know_why(function: str, prefix: str) -> None:
+def test_failed_rank_0_waits_until_all_ranks_have_its_message(function: str, prefix: str) -> None:
     port = str(free_port())
     command = [sys.executable, "-c", FAIL]
     processes = [

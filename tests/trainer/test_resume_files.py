@@ -1,4 +1,4 @@
-"""A run whose last checkpoint is missing, damaged, or foreign resumes from another one."""
+"""A run whose last checkpoint is missing or damaged resumes from another one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .ranks import start_ranks
 
 Train = Callable[..., list[dict[str, str]]]
 
-# Two updates an epoch; saved after each of them, never validated.
+# Two updates per epoch; saved after each update, never validated.
 EPOCHS = (
     *("dataset.batch_size=2", "dataset.num_workers=0", "dataset.disable_validation=true"),
     *("checkpoint.save_interval_updates=1", "checkpoint.keep_interval_updates=10"),
@@ -39,7 +39,7 @@ def until(number: int) -> tuple[str, ...]:
 
 @pytest.fixture
 def begun(train_here: Train, four_clips: Path, tmp_path: Path) -> Path:
-    """Checkpoints after 1, 3 and, as the last, 4 updates."""
+    """Folder with checkpoints after 1, 3 and 4 updates; the latter is the last one."""
     train_here(four_clips, *until(4))
     folder = tmp_path / "checkpoints"
     names = {path.name for path in folder.glob("*.pt")}
@@ -52,14 +52,14 @@ def truncate(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, truncate, lambda path: os.truncate(path, 0)])
-def test_the_newest_whole_checkpoint_is_resumed_from(
+def test_resumes_from_the_newest_complete_checkpoint(
     train_here: Train,
     begun: Path,
     four_clips: Path,
     caplog: pytest.LogCaptureFixture,
     damage: Callable[[Path], None],
 ) -> None:
-    (begun / "checkpoint_3_5.pt.tmp").write_bytes(b"half")  # of a run that was killed
+    (begun / "checkpoint_3_5.pt.tmp").write_bytes(b"half")  # left by a killed run
     expected = train_here(four_clips, *until(6))
     damage(begun / "checkpoint_last.pt")
     (begun / "checkpoint_3_5.pt").unlink()
@@ -71,10 +71,10 @@ def test_the_newest_whole_checkpoint_is_resumed_from(
     assert not list(begun.glob("*.tmp"))
 
 
-def test_two_processes_resume_from_what_the_first_one_finds(
+def test_all_ranks_resume_from_the_checkpoint_of_rank_0(
     four_clips: Path, start: Start, tmp_path: Path
 ) -> None:
-    """The other one has a folder of its own, without checkpoints."""
+    """Rank 1 has its own folder, without checkpoints."""
     folders = [four_clips, four_clips]
     run = (*EPOCHS, "dataset.batch_size=1")
     first, other = start_ranks(start, folders, *run, "optimization.max_update=4", out="rank")
@@ -93,7 +93,7 @@ def test_two_processes_resume_from_what_the_first_one_finds(
 
 @pytest.fixture
 def refusal(train_here: Train, four_clips: Path) -> Callable[..., str]:
-    """The one line that a training ends with; no checkpoint is changed."""
+    """Return the one line that a training ends with; check that no checkpoint changes."""
 
     def refusal(folder: Path, *overrides: str) -> str:
         before = {path.name: path.read_bytes() for path in folder.glob("*.pt")}
@@ -109,16 +109,16 @@ def refusal(train_here: Train, four_clips: Path) -> Callable[..., str]:
     return refusal
 
 
-def test_nothing_whole_is_one_line(begun: Path, refusal: Callable[..., str]) -> None:
+def test_only_damaged_checkpoints_end_in_one_line(begun: Path, refusal: Callable[..., str]) -> None:
     for path in begun.glob("*.pt"):
         truncate(path)
     text = refusal(begun)
     assert "checkpoint_last.pt: damaged or incomplete" in text
-    assert f"none of its checkpoints can be resumed from; move {begun} elsewhere" in text
+    assert f"checkpoints can be resumed from; move {begun} elsewhere" in text
 
 
 @pytest.mark.parametrize("kind", ["exported", "without optimizer"])
-def test_a_file_without_optimizer_state_is_never_resumed_from(
+def test_checkpoint_without_optimizer_state_is_refused(
     begun: Path, refusal: Callable[..., str], train_here: Train, four_clips: Path, kind: str
 ) -> None:
     last = begun / "checkpoint_last.pt"
@@ -134,12 +134,12 @@ def test_a_file_without_optimizer_state_is_never_resumed_from(
     assert "checkpoint.finetune_from_model" in text
     text = refusal(begun, f"checkpoint.restore_file={last}")
     assert f"{last}: has no optimizer state" in text
-    # Asked for, a new optimizer is.
+    # It is accepted if a new optimizer is requested.
     found = train_here(four_clips, *until(1), "checkpoint.reset_optimizer=true")
     assert [line["num_updates"] for line in found] == ["1"]
 
 
-def test_a_file_that_was_asked_for(begun: Path, refusal: Callable[..., str]) -> None:
+def test_missing_or_damaged_restore_file_is_named(begun: Path, refusal: Callable[..., str]) -> None:
     missing = begun / "none.pt"
     assert f"restore_file={missing}: no such file" in refusal(
         begun, f"checkpoint.restore_file={missing}"
@@ -149,7 +149,7 @@ def test_a_file_that_was_asked_for(begun: Path, refusal: Callable[..., str]) -> 
     assert "checkpoint_1_1.pt: damaged or incomplete" in text
 
 
-def test_a_run_that_began_from_weights_does_not_begin_again(
+def test_run_started_from_weights_resumes_from_its_own_checkpoint(
     train_here: Train, begun: Path, four_clips: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "weights.pt"
@@ -162,10 +162,10 @@ def test_a_run_that_began_from_weights_does_not_begin_again(
     assert state["cfg"]["checkpoint"]["restore_file"] == "checkpoint_last.pt"
 
 
-def test_weights_of_the_authors_trainer(
+def test_starts_from_a_checkpoint_of_the_authors_trainer(
     train_here: Train, begun: Path, four_clips: Path, tmp_path: Path
 ) -> None:
-    """A checkpoint with the state of a trainer, in the layout of the released files."""
+    """It holds the trainer's state and weights in the layout of the released files."""
     trained = torch.load(begun / "checkpoint_2_3.pt", weights_only=True)
     source = tmp_path / "theirs.pt"
     export.to_released_file(load_masked(begun / "checkpoint_2_3.pt"), source)

@@ -1,4 +1,4 @@
-"""A run resumes with the input statistics that it was trained with, or not at all."""
+"""A run is not resumed with different input statistics."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def few_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("input_stats", "fixed", "batch"),
     ],
 )
-def test_other_input_statistics_are_refused(
+def test_different_input_statistics_are_refused(
     train_here: Train, few_clips: Path, tmp_path: Path, key: str, before: str, now: str
 ) -> None:
     assert len(train_here(few_clips, *RUN, *FIXED, "optimization.max_update=1")) == 1
@@ -50,10 +50,10 @@ def test_other_input_statistics_are_refused(
     with pytest.raises(SystemExit, match=f"trained with model.{key}={before}"):
         train_here(few_clips, *more, f"model.{key}={now}", "checkpoint.reset_optimizer=true")
     assert last.read_bytes() == saved
-    assert len(train_here(few_clips, *more)) == 1  # with its own it resumes
+    assert len(train_here(few_clips, *more)) == 1  # resumes with its own
 
 
-def test_a_run_that_starts_from_weights_has_its_own(
+def test_run_that_starts_from_weights_has_its_own_statistics(
     train_here: Train, few_clips: Path, tmp_path: Path
 ) -> None:
     train_here(few_clips, *RUN, *FIXED, "optimization.max_update=1")
@@ -65,10 +65,10 @@ def test_a_run_that_starts_from_weights_has_its_own(
 
 
 @pytest.mark.parametrize("given", [(), ("model.input_mean=-5",)])
-def test_a_fine_tuning_that_starts_from_weights_has_what_its_settings_say(
+def test_fine_tuning_from_weights_uses_its_settings(
     train_here: Train, caplog: pytest.LogCaptureFixture, tmp_path: Path, given: tuple[str, ...]
 ) -> None:
-    """And the statistics of the weights where they say nothing."""
+    """A setting that is null keeps the statistics of the weights."""
     data, pretrained = write_corpus(tmp_path / "data"), write_pretrained(tmp_path / "tiny.pt")
     run = (f"model.checkpoint={pretrained}", "optimization.max_update=1")
     finetune_here(caplog, "demo", data, *run, "model.input_mean=-6", "model.input_std=4")

@@ -1,4 +1,4 @@
-"""Several jobs of one command, and a job through submitit."""
+"""Train several jobs of one command, and a job through submitit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ JOB = ("model.encoder_layers=2", "optimization.max_update=3", "dataset.num_worke
 
 
 def pretrain(corpus: Path, folder: Path, *arguments: str) -> Training:
-    """``--multirun`` in the middle of the overrides, as people write it."""
+    """Run ``mae-ast pretrain`` to the end; ``--multirun`` may stand between overrides."""
     command = [PROGRAM, "pretrain", str(corpus), "--out", "my runs", *RUN, *arguments]
     run = Training(command, folder / f"{len(list(folder.glob('*.log')))}.log")
     try:
@@ -32,7 +32,7 @@ def state(run: Path, name: str = "checkpoint_last.pt") -> dict[str, Any]:
     return found
 
 
-def test_a_sweep_trains_and_resumes_each_job_in_its_own_folder(
+def test_sweep_trains_and_resumes_each_job_in_its_own_folder(
     corpus: Path, tmp_path: Path, train_here: Callable[..., list[dict[str, str]]]
 ) -> None:
     out, layers = tmp_path / "my runs", "model.encoder_layers=1,2"
@@ -60,7 +60,7 @@ def values(line: dict[str, str]) -> dict[str, str]:
 
 
 def test_submitit_trains_a_job_in_the_folder_of_the_command(corpus: Path, tmp_path: Path) -> None:
-    """With several processes, although submitit's own program imports nothing of this package."""
+    """It has several processes, although submitit's program does not import this package."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher.config")
     launcher = ("hydra/launcher=submitit_local", "--multirun", "hydra.launcher.timeout_min=9")
     pretrain(corpus, tmp_path, *launcher, "optimization.max_update=2", TWO)

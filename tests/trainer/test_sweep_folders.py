@@ -1,4 +1,4 @@
-"""Command lines for hydra: options in any place, and the folders of a sweep's jobs."""
+"""Command lines for hydra: options in any position, and the folders of a sweep's jobs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mae_ast.trainer.command import train_command
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
-    """Command lines of the trainings that would be started."""
+    """Collect the command lines of trainings instead of running them."""
     started: list[list[str]] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "environ", os.environ.copy())
@@ -48,7 +48,7 @@ def parsed(command: list[str]):
         ["manifests", "--out", "runs", "a=1", "hydra.mode=MULTIRUN", "b=2,3"],
     ],
 )
-def test_multirun_may_stand_anywhere(
+def test_multirun_is_accepted_in_any_position(
     started: list[list[str]], tmp_path: Path, given: list[str]
 ) -> None:
     result = CliRunner().invoke(app, ["pretrain", *given])
@@ -61,8 +61,10 @@ def test_multirun_may_stand_anywhere(
     assert "hydra.sweep.subdir=${hydra.job.num}" in found.overrides
 
 
-def test_one_job_has_the_folder_of_the_command(started: list[list[str]], tmp_path: Path) -> None:
-    """The line of docs/clusters.md."""
+def test_single_job_uses_the_folder_of_the_command(
+    started: list[list[str]], tmp_path: Path
+) -> None:
+    """Use the command of docs/clusters.md."""
     line = (
         "pretrain manifests --out runs/patch +run_config=slurm_4 hydra/launcher=submitit_slurm "
         "--multirun hydra.launcher.partition=NAME"
@@ -76,7 +78,7 @@ def test_one_job_has_the_folder_of_the_command(started: list[list[str]], tmp_pat
 
 
 @pytest.mark.parametrize("line", ["--cfg job", "--info", "--info defaults", "-p model --cfg job"])
-def test_other_options_of_hydra_may_stand_between_overrides(line: str, tmp_path: Path) -> None:
+def test_other_options_of_hydra_are_accepted_between_overrides(line: str, tmp_path: Path) -> None:
     command = train_command(
         tmp_path, "mae_ast", tmp_path, ["a=1", *line.split(), "~b", "+c=2"], "pretrain"
     )
@@ -97,7 +99,7 @@ def test_other_options_of_hydra_may_stand_between_overrides(line: str, tmp_path:
         (["hydra/sweeper=optuna"], "${hydra.job.num}"),
     ],
 )
-def test_several_jobs_have_a_folder_each(overrides: list[str], expected: str) -> None:
+def test_several_jobs_have_numbered_folders(overrides: list[str], expected: str) -> None:
     assert sweep.subdir(overrides) == expected
 
 
@@ -114,13 +116,11 @@ def test_paths_of_a_sweep_are_made_absolute(
     assert alone == f"checkpoint.save_dir='{tmp_path}/x,y'"
 
 
-def test_a_sweep_resumes_with_the_same_values_only(
-    started: list[list[str]], tmp_path: Path
-) -> None:
-    """Its jobs are numbered by their values."""
+def test_sweep_resumes_only_with_the_same_values(started: list[list[str]], tmp_path: Path) -> None:
+    """The values number its jobs."""
     line = ["pretrain", "manifests", "--out", "runs", "-m", "optimization.max_update=9"]
     assert CliRunner().invoke(app, [*line, "model.encoder_layers=1,2"]).exit_code == 0
-    resume_guard.write_pending()  # as the program does that replaces the command
+    resume_guard.write_pending()  # as in the program that replaces the command
     note = json.loads((tmp_path / "runs" / "begun_with.json").read_text())
     assert note["sweep"] == ["model.encoder_layers=1,2"]
     checkpoint = tmp_path / "runs" / "1" / "checkpoints" / "checkpoint_last.pt"
@@ -129,10 +129,12 @@ def test_a_sweep_resumes_with_the_same_values_only(
     line[-1] = "optimization.max_update=99"
     assert CliRunner().invoke(app, [*line, "model.encoder_layers=1,2"]).exit_code == 0
     result = CliRunner().invoke(app, [*line, "model.encoder_layers=2,1"])
-    assert "was begun with sweep ['model.encoder_layers=1,2']" in str(result.exception)
+    message = str(result.exception)
+    assert "runs: " in message
+    assert "sweep ['model.encoder_layers=1,2'], not ['model.encoder_layers=2,1']" in message
     assert len(started) == 2
 
 
-def test_the_folds_are_no_sweep() -> None:
+def test_cross_validation_refuses_multirun() -> None:
     with pytest.raises(ValueError, match="--multirun: the folds are the jobs"):
         crossvalidation.check_overrides(["--multirun"])

@@ -1,4 +1,4 @@
-"""Two processes train as one does that takes two batches a step (gloo, on the CPU)."""
+"""Two processes equal one that takes two batches per update (gloo, on the CPU)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from mae_ast.trainer.stop_request import SAVING
 
 from .conftest import LAUNCHER, ONLY_TRAINING, VALUES, WITHOUT_DROPOUT, Start, Training
 from .ranks import TWO, free_port, start_ranks
-from .test_interruption import assert_no_process_is_left
+from .test_preemption import assert_no_process_is_left
 
 Train = Callable[..., list[dict[str, str]]]
 Values = dict[int, dict[str, str]]
 
-STOPS = int(os.environ.get("MAE_AST_TEST_STOPS", "3"))  # how often a run is stopped
+STOPS = int(os.environ.get("MAE_AST_TEST_STOPS", "3"))  # interruptions of a run
 EPOCHS = max(5, 2 * STOPS)
-# 26 clips make 7 batches an epoch, 4 updates: at its end the second process has none.
+# 26 clips make 7 batches and 4 updates per epoch: in the last update, rank 1 has no batch.
 CLIPS, UPDATES = 26, 4
 RUN = (
     "dataset.num_workers=1",
@@ -40,7 +40,7 @@ RUN = (
 
 @pytest.fixture(scope="module")
 def ranks_and_one(corpus: Path, start_for_all: Start) -> tuple[list[Training], Training]:
-    """Two processes, the first of which looks at its features, and one that does the same."""
+    """Train on two processes, rank 0 of which logs feature metrics, and on one."""
     run = (*RUN, "checkpoint.no_save=true")
     ranks = start_ranks(start_for_all, corpus, *run, "task.probe_interval_updates=8", out="ranks")
     one = start_for_all(corpus, *run, "optimization.update_freq=[2]", out="one")
@@ -48,7 +48,7 @@ def ranks_and_one(corpus: Path, start_for_all: Start) -> tuple[list[Training], T
 
 
 def assert_alike(one: Values, other: Values, keys: Sequence[str]) -> None:
-    """To what is left of float32 where processes add up in another order."""
+    """Compare values up to float32 rounding, since processes sum in another order."""
     assert one.keys() == other.keys()
     for number, values in one.items():
         for key in keys:
@@ -56,7 +56,7 @@ def assert_alike(one: Values, other: Values, keys: Sequence[str]) -> None:
             assert float(other[number][key]) == expected, f"{key} of {number}"
 
 
-def test_the_first_process_alone_looks_at_the_features(
+def test_only_rank_0_logs_feature_metrics(
     ranks_and_one: tuple[list[Training], Training],
 ) -> None:
     (first, second), one = ranks_and_one
@@ -67,20 +67,20 @@ def test_the_first_process_alone_looks_at_the_features(
     assert not one.stats("health")
 
 
-def test_two_processes_print_what_one_prints(
+def test_two_processes_log_the_values_of_one(
     ranks_and_one: tuple[list[Training], Training],
 ) -> None:
     ranks, one = ranks_and_one
     assert sorted(one.updates) == list(range(1, UPDATES * EPOCHS + 1))
     assert set(one.updates[1]) == set(VALUES)
-    # At the end of an epoch, a process that has run out of batches changes nothing.
+    # A process that has run out of batches at the end of an epoch has no effect.
     keys = [key for key in VALUES if key != "mask_ratio"]
     assert_alike(one.updates, ranks[0].updates, keys)
     assert_alike(one.epochs, ranks[0].epochs, keys)
-    assert ranks[1].updates == {}  # only the first process prints
+    assert ranks[1].updates == {}  # only rank 0 logs
 
 
-def test_two_processes_take_each_clip_once_an_epoch(
+def test_two_processes_use_each_clip_once_per_epoch(
     ranks_and_one: tuple[list[Training], Training],
 ) -> None:
     ranks, one = ranks_and_one
@@ -89,7 +89,7 @@ def test_two_processes_take_each_clip_once_an_epoch(
         assert epochs == [CLIPS] * EPOCHS
 
 
-def test_two_processes_print_the_mask_ratio_of_one(
+def test_two_processes_log_the_mask_ratio_of_one(
     ranks_and_one: tuple[list[Training], Training],
 ) -> None:
     ranks, one = ranks_and_one
@@ -97,12 +97,12 @@ def test_two_processes_print_the_mask_ratio_of_one(
 
 
 def validation(run: Training) -> dict[int, str]:
-    """The loss of each validation, by its number of updates."""
+    """Return the loss of each validation by its number of updates."""
     return {int(stats["valid_num_updates"]): stats["valid_loss"] for stats in run.stats("valid")}
 
 
-def test_two_processes_validate_as_one(ranks_and_one: tuple[list[Training], Training]) -> None:
-    """Both track the input statistics of both, so the model that is saved is the one validated."""
+def test_two_processes_validate_like_one(ranks_and_one: tuple[list[Training], Training]) -> None:
+    """Both track the statistics of all inputs, so the validated model is the saved one."""
     ranks, one = ranks_and_one
     expected = validation(one)
     assert sorted(expected) == list(range(2, UPDATES * EPOCHS + 1, 2))
@@ -111,7 +111,7 @@ def test_two_processes_validate_as_one(ranks_and_one: tuple[list[Training], Trai
 
 
 def stop(ranks: list[Training], number: signal.Signals, which: int) -> None:
-    """Signal one of two ranks, or with SIGUSR1 both; each ends by itself, with one line."""
+    """Signal one of two ranks, or both with SIGUSR1; check that each ends without a traceback."""
     for rank in ranks if which == 2 else ranks[which : which + 1]:
         rank.process.send_signal(number)
     for rank in ranks:
@@ -124,7 +124,7 @@ def stop(ranks: list[Training], number: signal.Signals, which: int) -> None:
             assert "another process of this run ended" in rank.errors.splitlines()[-1]
 
 
-def test_a_run_that_is_stopped_at_random_is_the_run_that_never_stopped(
+def test_run_stopped_at_random_resumes_bit_exactly(
     corpus: Path, start: Start, ranks_and_one: tuple[list[Training], Training]
 ) -> None:
     (uninterrupted, _), _ = ranks_and_one
@@ -156,7 +156,7 @@ def test_a_run_that_is_stopped_at_random_is_the_run_that_never_stopped(
 def test_one_command_starts_two_processes_on_a_cpu(
     corpus: Path, start: Start, ranks_and_one: tuple[list[Training], Training]
 ) -> None:
-    """Stopped by Ctrl-C, which all processes get; then torchrun resumes the run."""
+    """Ctrl-C reaches all processes and stops the run; torchrun resumes it."""
     (uninterrupted, _), _ = ranks_and_one
     first = start(corpus, *RUN, TWO, out="run", program=LAUNCHER)
     first.wait_for_update(UPDATES + 1)
@@ -176,7 +176,7 @@ def test_one_command_starts_two_processes_on_a_cpu(
 
 
 def test_two_processes_start_from_weights(corpus: Path, start: Start, train_here: Train) -> None:
-    """As one process does that takes two batches a step."""
+    """They equal one process that takes two batches per update."""
     weights = Path("released.pt").resolve()  # in the test's own folder
     config = MaeAstConfig(
         encoder_layers=2,
@@ -200,8 +200,8 @@ def test_two_processes_start_from_weights(corpus: Path, start: Start, train_here
     assert_alike(values, first.updates, VALUES)
 
 
-def test_two_processes_without_classification_end_together(corpus: Path, start: Start) -> None:
-    """A head that no loss uses keeps no one waiting; a signal to one process ends both."""
+def test_unused_head_and_signal_to_one_rank_do_not_block(corpus: Path, start: Start) -> None:
+    """A head that no loss uses blocks no rank; a signal to one rank ends both."""
     ranks = start_ranks(
         start,
         corpus,

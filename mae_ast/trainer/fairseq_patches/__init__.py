@@ -1,1 +1,1 @@
-"""Patches of fairseq 0.12.3; each says why it is needed and when it can be removed."""
+"""Patches of fairseq 0.12.3; comments say why each is needed and when it can be removed."""

@@ -1,6 +1,6 @@
-"""Choose what training starts from: its own newest checkpoint, or another model's weights.
+"""Choose the checkpoint to resume from, or the weights to start from.
 
-Rank 0 decides, and the other ranks follow even if they see another folder.
+Rank 0 decides; the other ranks follow, even if they see a different folder.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mae_ast.core.checkpoints.run_files import (
 )
 from mae_ast.hub.registry import RELEASED
 from mae_ast.trainer import ranks
-from mae_ast.trainer.fairseq_patches.checkpoint_saving import noted_updates, remove_leftovers
+from mae_ast.trainer.fairseq_patches.checkpoint_saving import recorded_updates, remove_leftovers
 from mae_ast.trainer.statistics_guard import assert_same_statistics
 
 _STATISTICS = {"input_mean": "running_mean", "input_std": "running_var"}
@@ -46,8 +46,8 @@ class Start:
     """Starting point of a training.
 
     Args:
-        path: of a file.
-        source: the user's name for it if only its weights are used; ``None`` if training resumes.
+        path: path of a checkpoint.
+        source: name given by the user if only the weights are used; ``None`` to resume training.
     """
 
     path: str
@@ -56,11 +56,11 @@ class Start:
 
 def apply() -> None:
     """Replace fairseq's functions."""
-    # fairseq starts from scratch if the last checkpoint is missing, fails for good if it is
-    # damaged, and resumes from exported files. It cannot start from weights without a trainer's
-    # state (checkpoint.finetune_from_model: released files, exports). Remove when fairseq falls
-    # back to other checkpoints and accepts weights alone.
-    checkpoint_utils.load_checkpoint = _from_start(checkpoint_utils.load_checkpoint)
+    # fairseq starts from scratch if the last checkpoint is missing, fails on every restart if it is
+    # damaged, and resumes from exported files. It cannot start from weights without the trainer's
+    # state (checkpoint.finetune_from_model with released or exported files). Remove when fairseq
+    # falls back to other checkpoints and accepts files that hold only weights.
+    checkpoint_utils.load_checkpoint = _with_start(checkpoint_utils.load_checkpoint)
 
 
 def find_start(cfg: Any) -> Start | None:
@@ -70,11 +70,11 @@ def find_start(cfg: Any) -> Start | None:
         cfg: fairseq's settings ``checkpoint.*``.
 
     Returns:
-        ``None``: new weights.
+        The starting point, or ``None`` to train from scratch.
 
     Raises:
         ValueError, FileNotFoundError: the requested file is missing, damaged, or cannot be resumed
-            from; or all checkpoints of a run that has begun are damaged.
+            from; or all checkpoints of the run are damaged.
     """
     folder = Path(cfg.save_dir).absolute()
     remove_leftovers(folder)
@@ -90,7 +90,7 @@ def find_start(cfg: Any) -> Start | None:
     if list_checkpoints(folder):
         return Start(str(_last_or_newest(folder, cfg)))
     if cfg.finetune_from_model:
-        return Start(str(_file_of(cfg.finetune_from_model)), cfg.finetune_from_model)
+        return Start(str(_resolve_source(cfg.finetune_from_model)), cfg.finetune_from_model)
     return None
 
 
@@ -101,18 +101,18 @@ def _last_or_newest(folder: Path, cfg: Any) -> Path:
             saved = read_saved(last)
         except CheckpointError as error:
             problem = str(error)
-        else:  # even if others are newer: it may have been put there to go back
+        else:  # even if others are newer: the user may have restored it to go back
             return _resumable(saved, cfg).path
     else:
         problem = f"{last}: no such file"
     newest = newest_whole(folder, with_optimizer=not cfg.reset_optimizer)
     if newest is None:
         raise CheckpointError(
-            f"{problem}; this run has begun, but none of its checkpoints can be resumed from; move "
-            f"{folder} elsewhere or give another --out to start anew"
+            f"{problem}; none of this run's checkpoints can be resumed from; move {folder} "
+            "elsewhere or give another --out to start from scratch"
         )
     named = [updates_by_name(path) for path in list_checkpoints(folder)]
-    known = max(noted_updates(folder), *named)
+    known = max(recorded_updates(folder), *named)
     logger.warning(
         "%s; resuming from %s at update %d, updates lost: %s",
         *(problem, newest.path.name, newest.num_updates),
@@ -125,25 +125,25 @@ def _resumable(saved: SavedState, cfg: Any) -> SavedState:
     if saved.has_optimizer or cfg.reset_optimizer:
         return saved
     raise CheckpointError(
-        f"{saved.path}: has no optimizer state (an exported or converted file?), so a "
-        "run cannot be resumed from it; move it elsewhere, and start from its weights with "
+        f"{saved.path}: has no optimizer state (an exported or converted file?), so training "
+        "cannot resume from it; move it elsewhere, and start from its weights with "
         "checkpoint.finetune_from_model"
     )
 
 
-def _file_of(source: str) -> Path:
+def _resolve_source(source: str) -> Path:
     if source not in RELEASED:
         near = get_close_matches(source, RELEASED)
         if near and not os.path.exists(source):
             raise FileNotFoundError(f"{source}: no such checkpoint; did you mean {near[0]}?")
         return file_of(source)
-    from mae_ast.hub.load import released_file  # imports the hub's library
+    from mae_ast.hub.load import released_file  # imports huggingface_hub
 
     return released_file(source)
 
 
-def _start_of_first_rank(cfg: Any, trainer: Any, key: str) -> Start | None:
-    """Return the result of :func:`find_start` on rank 0 to all ranks."""
+def _find_start_on_rank_0(cfg: Any, trainer: Any, key: str) -> Start | None:
+    """Call :func:`find_start` on rank 0 and return the result on all ranks."""
 
     def found() -> bytes:
         start = find_start(cfg)
@@ -155,37 +155,37 @@ def _start_of_first_rank(cfg: Any, trainer: Any, key: str) -> Start | None:
     return None if fields is None else Start(**fields)
 
 
-def _from_start(load: Callable[..., Any]) -> Callable[..., Any]:
+def _with_start(load: Callable[..., Any]) -> Callable[..., Any]:
     numbers = itertools.count()
 
     def wrapper(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
-        if trainer.checkpoint_suffix or cfg.continue_once:  # sharded checkpoints: left to fairseq
+        if trainer.checkpoint_suffix or cfg.continue_once:  # sharded: left to fairseq
             return load(cfg, trainer, *args, **kwargs)
         last = os.path.join(cfg.save_dir, LAST)
         with user_errors(), ExitStack() as during:
-            start = _start_of_first_rank(cfg, trainer, f"mae_ast/start/{next(numbers)}")
+            start = _find_start_on_rank_0(cfg, trainer, f"mae_ast/start/{next(numbers)}")
             if start is None:
-                during.enter_context(_all_see({last: False}))
+                during.enter_context(_override_file_checks({last: False}))
             elif start.source is None:
                 settings = {"restore_file": start.path, "finetune_from_model": None}
-                during.enter_context(_all_see({start.path: True}))
+                during.enter_context(_override_file_checks({start.path: True}))
                 during.enter_context(_set(cfg, settings))
                 during.enter_context(_reading_with(_resume))
             else:
                 model = trainer.get_model()
                 model.weights_are_from = start.source
-                during.enter_context(_all_see({last: False, start.path: True}))
+                during.enter_context(_override_file_checks({last: False, start.path: True}))
                 during.enter_context(_set(cfg, {"finetune_from_model": start.path}))
                 during.enter_context(_reading_with(_weights_for(model)))
-                during.enter_context(_own_statistics(model, trainer.cfg.model, start.source))
+                during.enter_context(_keep_input_statistics(model, trainer.cfg.model, start.source))
             return load(cfg, trainer, *args, **kwargs)
 
     return wrapper
 
 
 @contextmanager
-def _all_see(there: Mapping[str, bool]) -> Iterator[None]:
-    """Make fairseq find the same files on every rank; rank 0 reads them."""
+def _override_file_checks(there: Mapping[str, bool]) -> Iterator[None]:
+    """Make fairseq see the same files on every rank; rank 0 reads them."""
     functions = {name: getattr(PathManager, name) for name in ("exists", "isfile")}
     for name, function in functions.items():
         seen = staticmethod(lambda path, ask=function: there[path] if path in there else ask(path))
@@ -199,7 +199,7 @@ def _all_see(there: Mapping[str, bool]) -> Iterator[None]:
 
 @contextmanager
 def _set(cfg: Any, values: Mapping[str, Any]) -> Iterator[None]:
-    """Set fields temporarily, so that checkpoints store the user's settings."""
+    """Set fields temporarily: checkpoints must store the user's settings."""
     before = {key: cfg[key] for key in values}
     try:
         for key, value in values.items():
@@ -230,13 +230,13 @@ def _resume(read: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> A
     except Exception as error:  # torch raises many classes
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{path}: cannot be read ({reason}); once it is moved elsewhere, the same command "
-            "resumes from the newest of the others"
+            f"{path}: cannot be read ({reason}); move it elsewhere, and the same command resumes "
+            "from the newest of the other checkpoints"
         ) from error
 
 
 def _weights_for(model: Any) -> Callable[..., Any]:
-    """Read weights in any layout; unchanged if they have the model's own names."""
+    """Return a function that reads weights in any layout, converted to the model's names."""
 
     def read_weights(read: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> Any:
         state = {} if path.endswith(".safetensors") else read_state(path)
@@ -249,7 +249,7 @@ def _weights_for(model: Any) -> Callable[..., Any]:
 
 
 def _only_weights(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a trainer's checkpoint from weights alone."""
+    """Wrap weights as a trainer's checkpoint at update 0."""
     return {
         "model": dict(weights),
         "optimizer_history": [{"num_updates": 0}],
@@ -258,10 +258,11 @@ def _only_weights(weights: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _own_statistics(model: Any, settings: Any, source: str) -> Iterator[None]:
-    """Loading weights leaves input statistics as this run's settings have them.
+def _keep_input_statistics(model: Any, settings: Any, source: str) -> Iterator[None]:
+    """Keep the input statistics of this run's settings while weights are loaded.
 
-    A pretraining's settings have them where they are fixed, a classifier's where they are set.
+    In pretraining the settings apply if the statistics are fixed; in fine-tuning, each setting that
+    is not null.
     """
     if hasattr(model, "batch_norm"):
         norm = model.batch_norm
@@ -275,7 +276,7 @@ def _own_statistics(model: Any, settings: Any, source: str) -> Iterator[None]:
     norm.load_state_dict(own, strict=False)
     if any(not torch.equal(value, theirs[name]) for name, value in own.items()):
         logger.info(
-            "input statistics are this run's (mean %g, std %g), not those of %s (%g, %g)",
+            "using the input statistics of this run (mean %g, std %g), not those of %s (%g, %g)",
             *(norm.running_mean.item(), norm.running_var.sqrt().item(), source),
             *(theirs["running_mean"].item(), theirs["running_var"].sqrt().item()),
         )

@@ -1,8 +1,8 @@
 """Write checkpoints atomically, and each state once.
 
-One state has several names (``checkpoint_2_30.pt``, ``checkpoint_best.pt``,
-``checkpoint_last.pt``), which are hard links if the file system supports them. So a file is never
-written in place: each write creates a new file and renames it.
+A state may have several names (``checkpoint_2_30.pt``, ``checkpoint_best.pt``,
+``checkpoint_last.pt``), which are hard links if the file system supports them. A file is therefore
+never written in place: each write creates a new file and renames it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from mae_ast.trainer import ranks
 
 NOTE = "last_save.json"  # a run's progress, in case its last checkpoint is lost
 _CRASH = "crash.pt"  # written when training diverges, for inspection
-_PAUSES_S = (2.5, 2.5)  # before a failed write is retried
-_NOT_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
+_RETRY_DELAYS_S = (2.5, 2.5)  # before a failed write is retried
+_PERMANENT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
 
 logger = logging.getLogger(__name__)
 
@@ -44,18 +44,20 @@ class SavingError(OSError):
 
 def apply() -> None:
     """Replace fairseq's functions."""
-    # A failed write ends in a traceback and leaves a truncated file; a retry appends to what the
-    # first attempt wrote. Remove when fairseq starts again from an empty file.
-    checkpoint_utils.torch_persistent_save = _whole(checkpoint_utils.torch_persistent_save)
+    # A failed write ends in a traceback and leaves a truncated file, and a retry appends to it.
+    # Remove when fairseq retries with an empty file.
+    checkpoint_utils.torch_persistent_save = _save_atomically(
+        checkpoint_utils.torch_persistent_save
+    )
 
-    # checkpoint_last.pt is a plain copy of the file just saved: the same bytes again, and truncated
-    # for good if the run is killed meanwhile. Remove when fairseq links and renames files.
+    # checkpoint_last.pt is a plain copy of the file just saved: it takes the same space again, and
+    # stays truncated if the run is killed meanwhile. Remove when fairseq links and renames files.
     PathManager.copy = staticmethod(link_or_copy)
 
-    # One rank saves; if it fails, the others wait for it in the next step. Remove when fairseq
+    # One rank saves; if it fails, the other ranks wait for it in the next step. Remove when fairseq
     # informs them.
     checkpoint_utils.save_checkpoint = _on_all_ranks(checkpoint_utils.save_checkpoint)
-    checkpoint_utils.verify_checkpoint_directory = _checked(
+    checkpoint_utils.verify_checkpoint_directory = _with_clear_error(
         checkpoint_utils.verify_checkpoint_directory
     )
 
@@ -65,7 +67,7 @@ def link_or_copy(src_path: str, dst_path: str, overwrite: bool = False) -> str:
 
     Raises:
         FileExistsError: the name is taken, and ``overwrite`` is not set.
-        SavingError: there is no room, or another reason.
+        SavingError: the disk is full, or the file cannot be written for another reason.
     """
     if os.path.exists(dst_path) and not overwrite:
         raise FileExistsError(dst_path)
@@ -81,7 +83,7 @@ def link_or_copy(src_path: str, dst_path: str, overwrite: bool = False) -> str:
         _remove(part)
         size = os.path.getsize(src_path)
         raise SavingError(_message(dst_path, error, size)) from error
-    _remove(part)  # if both names are the same file, replacing did nothing
+    _remove(part)  # left if both names already were the same file
     return dst_path
 
 
@@ -91,7 +93,7 @@ def remove_leftovers(folder: Path) -> None:
         _remove(part)
 
 
-def noted_updates(folder: Path) -> int:
+def recorded_updates(folder: Path) -> int:
     """Return the number of updates at the last save; 0 if unknown."""
     try:
         return int(json.loads((folder / NOTE).read_text(encoding="utf-8"))["num_updates"])
@@ -99,39 +101,39 @@ def noted_updates(folder: Path) -> int:
         return 0
 
 
-def _whole(write: Callable[..., None]) -> Callable[..., None]:
+def _save_atomically(write: Callable[..., None]) -> Callable[..., None]:
     def save(state: Any, filename: str, async_write: bool = False) -> None:
         if async_write or not PathManager.supports_rename(filename):
             write(state, filename, async_write)
             return
         try:
-            _write_patiently(state, filename)
+            _write_with_retries(state, filename)
         except OSError as error:
             message = _message(filename, error, _size(state))
             if os.path.basename(filename) != _CRASH:
                 raise SavingError(message) from error
-            logger.warning("%s", message)  # must not hide why training diverged
+            logger.warning("%s", message)  # no error, which would hide why training diverged
 
     return save
 
 
-def _write_patiently(state: Any, filename: str) -> None:
-    """Write a file, retrying after transient errors, as on a network file system."""
-    for pause_s in _PAUSES_S:
+def _write_with_retries(state: Any, filename: str) -> None:
+    """Write a file; retry after transient errors, as on a network file system."""
+    for delay_s in _RETRY_DELAYS_S:
         try:
             _write(state, filename)
         except OSError as error:
-            if error.errno in _NOT_PASSING:
+            if error.errno in _PERMANENT:
                 raise
-            logger.warning("%s: %s; trying again", filename, error.strerror or error)
-            time.sleep(pause_s)
+            logger.warning("%s: %s; retrying", filename, error.strerror or error)
+            time.sleep(delay_s)
         else:
             return
     _write(state, filename)
 
 
 def _write(state: Any, filename: str) -> None:
-    """Write a file atomically, under a temporary name first.
+    """Write a file atomically: under a temporary name, then rename it.
 
     Raises:
         OSError: it could not be written; no partial file is left.
@@ -146,13 +148,13 @@ def _write(state: Any, filename: str) -> None:
         os.replace(part, filename)
     except BaseException as error:
         _remove(part)
-        if isinstance(error, RuntimeError) and (cause := _cause(error)) is not None:
+        if isinstance(error, RuntimeError) and (cause := _os_error(error)) is not None:
             raise cause from error
         raise
 
 
-def _cause(error: BaseException | None) -> OSError | None:
-    """Find the operating system's error behind torch's."""
+def _os_error(error: BaseException | None) -> OSError | None:
+    """Return the ``OSError`` that caused an error of torch, if any."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
@@ -184,15 +186,15 @@ def _on_all_ranks(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
         if saved is not None:
             num_updates = trainer.get_num_updates()
             name = os.path.basename(saved)
-            if name != LAST:  # which is saved after each epoch
+            if name != LAST:  # not logged: it is saved after each epoch
                 logger.info("update %d: saved %s", num_updates, name)
-            _note(Path(cfg.save_dir), num_updates)
+            _record_progress(Path(cfg.save_dir), num_updates)
         return saved
 
     return wrapper
 
 
-def _checked(verify: Callable[[str], None]) -> Callable[[str], None]:
+def _with_clear_error(verify: Callable[[str], None]) -> Callable[[str], None]:
     def wrapper(save_dir: str) -> None:
         with user_errors():
             try:
@@ -206,7 +208,7 @@ def _checked(verify: Callable[[str], None]) -> Callable[[str], None]:
     return wrapper
 
 
-def _note(folder: Path, num_updates: int) -> None:
+def _record_progress(folder: Path, num_updates: int) -> None:
     with suppress(OSError), atomic_write(folder / NOTE) as part:
         part.write_text(json.dumps({"num_updates": num_updates}) + "\n", encoding="utf-8")
 
@@ -216,9 +218,9 @@ def _message(filename: str, error: OSError, num_bytes: int) -> str:
     reason = (error.strerror or str(error)).lower()
     before = ""
     if list_checkpoints(path.parent):
-        before = "; earlier checkpoints are whole, and the same command resumes from them"
+        before = "; earlier checkpoints are complete, and the same command resumes from them"
     return (
-        f"{path}: not saved ({reason}; {readable(num_bytes)} are needed, {_free(path.parent)} are "
+        f"{path}: not saved ({reason}; {readable(num_bytes)} needed, {_free(path.parent)} "
         f"free){before}"
     )
 
@@ -245,7 +247,7 @@ class _Counter(io.RawIOBase):
 
 
 def _size(state: Any) -> int:
-    """Return how many bytes ``torch.save`` writes."""
+    """Return the number of bytes that ``torch.save`` writes."""
     counter = _Counter()
     torch.save(state, counter)  # type: ignore[arg-type]
     return counter.size

@@ -1,4 +1,4 @@
-"""Train several processes on a CPU: gloo instead of NCCL, processes where fairseq counts GPUs."""
+"""Train several processes on a CPU: gloo instead of NCCL, one rank per process instead of GPU."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 import torch
 
 _THREADS = "OMP_NUM_THREADS"
-# torch's wrapper, fairseq's default, passes device ids and refuses a model on a CPU.
+# torch's wrapper, fairseq's default, passes device IDs and so refuses a model on the CPU.
 _NEEDS_DEVICES = ("pytorch_ddp", "c10d")
 _WORKS = ("legacy_ddp", "no_c10d")
 
 
 def configure(training: Any) -> None:
-    """Set what works on a CPU, and hide the GPUs, which fairseq would use for messages.
+    """Choose backends that work on a CPU, and hide the GPUs, which fairseq would use for messages.
 
     Args:
-        training: settings of ``distributed_training.*``.
+        training: settings ``distributed_training.*``; changed in place.
 
     Raises:
-        SystemExit: with one line, if the way of averaging gradients needs GPUs.
+        SystemExit: with one line, if ``ddp_backend`` needs GPUs.
     """
     if training.ddp_backend not in (*_NEEDS_DEVICES, *_WORKS):
         raise SystemExit(
             f"mae-ast: error: distributed_training.ddp_backend={training.ddp_backend} needs GPUs; "
-            "on a CPU it is legacy_ddp"
+            "set it to legacy_ddp on a CPU"
         )
     if training.ddp_backend in _NEEDS_DEVICES:
         training.ddp_backend = _WORKS[0]
@@ -40,12 +40,12 @@ def check_ranks(training: Any) -> None:
     """Refuse a rank given to a command that starts processes for all ranks.
 
     Raises:
-        SystemExit: with one line that names the setting and what would be right.
+        SystemExit: with one line that names the setting and what would be valid.
     """
     if training.distributed_rank and not training.distributed_no_spawn:
         raise SystemExit(
             f"mae-ast: error: distributed_training.distributed_rank={training.distributed_rank} on "
-            "a CPU is for one command for each rank; add "
+            "a CPU requires one command per rank; add "
             "distributed_training.distributed_no_spawn=true"
         )
 
@@ -58,7 +58,7 @@ def num_processes(training: Any) -> int:
 
 @contextmanager
 def as_devices(count: int) -> Iterator[None]:
-    """Let fairseq derive ranks from the number of processes, as it does from that of GPUs."""
+    """Let fairseq derive ranks from the number of processes instead of GPUs."""
     before = torch.cuda.device_count, torch.cuda.set_device
     torch.cuda.device_count = lambda: count
     torch.cuda.set_device = lambda device: None
@@ -69,5 +69,5 @@ def as_devices(count: int) -> Iterator[None]:
 
 
 def share_cores(count: int) -> None:
-    """Give each process that is started from now on its part of the threads, unless it is set."""
+    """Divide the threads among the processes started from now on, unless their number is set."""
     os.environ.setdefault(_THREADS, str(max(1, torch.get_num_threads() // count)))

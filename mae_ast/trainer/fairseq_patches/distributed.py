@@ -1,4 +1,4 @@
-"""Patches of fairseq 0.12.3 for training on several processes; each says when to remove it."""
+"""Patches of fairseq 0.12.3 for training on several processes."""
 
 from __future__ import annotations
 
@@ -28,42 +28,42 @@ _SIGNAL_NAMES = tuple(number.name for number in stop_request.SIGNALS)
 
 
 def apply() -> None:
-    """Apply the patches; the caller ensures that this happens once."""
-    # Rank 0 reads a checkpoint for all, and the others unpickle its message with torch.load,
-    # which has refused omegaconf's and fairseq's own classes since torch 2.6: no run on several
-    # processes resumes or starts from weights. torch's own broadcast unpickles as it should: the
-    # bytes are this run's own. Can go when fairseq passes weights_only=False.
+    """Apply the patches; call it once."""
+    # Rank 0 reads a checkpoint for all, and the other ranks unpickle its message with torch.load,
+    # which has refused classes of omegaconf and fairseq since torch 2.6, so that no run on several
+    # processes resumes or starts from weights. torch's broadcast unpickles them; the bytes come
+    # from this run. Remove when fairseq passes weights_only=False.
     utils._broadcast_object_slow = _broadcast
 
-    # Where a spawned process ends with a message, the one that waits for it adds a traceback. Can
-    # go when fairseq ends with the status of its processes.
+    # If a spawned process ends with a message, the launcher adds a traceback. Remove when fairseq
+    # exits with the status of its processes.
     utils.call_main = _launched(utils.call_main)
 
-    # Where one process ends, the others end with a traceback of the transport. And a process that
-    # was spawned closes the pipes of TensorBoard's writers before fairseq closes these, which ends
-    # in tracebacks. Can go when fairseq reports the former in one line, and closes its writers.
+    # If one process ends, the others end with a traceback of the transport. And a spawned process
+    # closes the pipes of TensorBoard's writers before fairseq closes the writers, which ends in
+    # tracebacks. Remove when fairseq reports the former in one line and closes its writers.
     utils.distributed_main = _joined(utils.distributed_main)
 
 
 def configure_devices(cfg: Any) -> None:
-    """Set what this machine's devices need; refuse what they do not support.
+    """Adapt the settings to this machine's devices; refuse those that they do not support.
 
     Raises:
-        SystemExit: with one line that names the setting and what would be right.
+        SystemExit: with one line that names the setting and what would be valid.
     """
     on_gpu = _on_gpu(cfg)
     if cfg.common.fp16 and not on_gpu:
-        where = "common.cpu=true" if cfg.common.cpu else "there is none here"
+        reason = "common.cpu=true" if cfg.common.cpu else "this machine has none"
         raise SystemExit(
-            f"mae-ast: error: common.fp16=true needs a GPU ({where}); set it to false: "
-            "model.precision=bfloat16 is the fast choice on a CPU"
+            f"mae-ast: error: common.fp16=true needs a GPU ({reason}); set it to false, and use "
+            "model.precision=bfloat16 for speed on a CPU"
         )
     if _are_several(cfg):
         (_check_gpus if on_gpu else cpu_ranks.configure)(cfg.distributed_training)
 
 
 def _on_gpu(cfg: Any) -> bool:
-    # In this order: once torch has asked for GPUs, they can no longer be hidden.
+    # In this order: GPUs can no longer be hidden once torch has queried them.
     return not cfg.common.cpu and torch.cuda.is_available()
 
 
@@ -72,8 +72,8 @@ def _are_several(cfg: Any) -> bool:
 
 
 def _check_gpus(training: Any) -> None:
-    is_told = training.distributed_init_method is not None or _is_launched()
-    if not is_told and torch.cuda.device_count() < training.distributed_world_size:
+    has_rendezvous = training.distributed_init_method is not None or _is_launched()
+    if not has_rendezvous and torch.cuda.device_count() < training.distributed_world_size:
         raise SystemExit(
             "mae-ast: error: distributed_training.distributed_world_size="
             f"{training.distributed_world_size}, but this machine has "
@@ -83,14 +83,14 @@ def _check_gpus(training: Any) -> None:
 
 
 def _is_launched() -> bool:
-    """Return whether torchrun or SLURM says what the ranks are."""
+    """Return ``True`` if torchrun or SLURM sets the ranks."""
     return all(key in os.environ for key in _TORCHRUN) or any(k in os.environ for k in _SLURM)
 
 
 def _broadcast(obj: Any, src_rank: int, group: Any, dist_device: torch.device) -> Any:
-    held = [obj]
-    distributed.broadcast_object_list(held, src=src_rank, group=group, device=dist_device)
-    return held[0]
+    objects = [obj]
+    distributed.broadcast_object_list(objects, src=src_rank, group=group, device=dist_device)
+    return objects[0]
 
 
 def _launched(call_main: Callable[..., None]) -> Callable[..., None]:
@@ -108,22 +108,22 @@ def _launched(call_main: Callable[..., None]) -> Callable[..., None]:
                 _spawn(cfg, main, kwargs, num_spawned)
             else:
                 call_main(cfg, main, **kwargs)
-        except ProcessExitedException as error:  # it has said why
+        except ProcessExitedException as error:  # the process has printed why
             if stop_request.is_requested() and error.signal_name in _SIGNAL_NAMES:
-                raise SystemExit(0) from None  # signalled while it was starting
+                raise SystemExit(0) from None  # received the signal while starting
             raise SystemExit(
                 f"mae-ast: error: process {error.error_index} of this run ended with status "
-                f"{error.exit_code}; see its message"
+                f"{error.exit_code}; see its message above"
             ) from None
 
     return wrapper
 
 
 def _infer_ranks(cfg: Any) -> int:
-    """Find out rank and rendezvous as fairseq does; return the number of processes to spawn."""
+    """Infer rank and rendezvous with fairseq, and return the number of processes to spawn."""
     training = cfg.distributed_training
-    is_told = training.distributed_init_method is not None or _is_launched()
-    if not is_told and training.distributed_port <= 0:
+    has_rendezvous = training.distributed_init_method is not None or _is_launched()
+    if not has_rendezvous and training.distributed_port <= 0:
         training.distributed_port = _free_port()
     if _on_gpu(cfg):
         utils.infer_init_method(training, force_distributed=True)
@@ -145,7 +145,7 @@ def _free_port() -> int:
 
 
 def _spawn(cfg: Any, main: Callable[..., None], kwargs: dict[str, Any], count: int) -> None:
-    """Train in ``count`` processes; as fairseq does, which would start one for each GPU."""
+    """Train in ``count`` processes, like fairseq, which would start one per GPU."""
     training = cfg.distributed_training
     kwargs = {**kwargs, "start_rank": training.distributed_rank}
     training.distributed_rank = None  # each process sets its own
@@ -157,10 +157,12 @@ def _spawn(cfg: Any, main: Callable[..., None], kwargs: dict[str, Any], count: i
 
 
 def spawned_rank(*args: Any) -> None:
-    """Train as one of several processes, whatever program started them (submitit's imports none).
+    """Train as one of several processes.
+
+    The program that started them may not have imported this package (as under submitit).
 
     Args:
-        args: of fairseq's ``distributed_main``.
+        args: arguments of fairseq's ``distributed_main``.
     """
     from mae_ast.plugin import register
 
@@ -170,11 +172,11 @@ def spawned_rank(*args: Any) -> None:
 
 
 def _joined(distributed_main: Callable[..., None]) -> Callable[..., None]:
-    @wraps(distributed_main)  # under its own name, by which processes that are spawned import it
+    @wraps(distributed_main)  # keeps its name, by which spawned processes import it
     def wrapper(*args: Any, **kwargs: Any) -> None:
         if multiprocessing.parent_process() is not None:
-            # Python would spawn data workers, too, each of which imports PyTorch and fairseq, in
-            # each epoch. They are forked (where that is the default), as in a single process.
+            # Python would also spawn the data workers, which would import PyTorch and fairseq in
+            # each epoch. Fork them (if that is the default), as in a single process.
             multiprocessing.set_start_method(None, force=True)
         try:
             with peer_errors():
@@ -193,7 +195,7 @@ def _close_writers() -> None:
 
 @contextmanager
 def peer_errors() -> Iterator[None]:
-    """Exit with one line if the other processes of a run are gone."""
+    """Exit with one line if another process of the run has ended."""
     try:
         yield
     except RuntimeError as error:
@@ -203,6 +205,6 @@ def peer_errors() -> Iterator[None]:
             stop_request.end()
         reason = str(error).strip().partition("\n")[0]
         raise SystemExit(
-            "mae-ast: error: another process of this run ended or did not answer; see its message "
+            "mae-ast: error: another process of this run ended or did not respond; see its message "
             f"({reason})"
         ) from None

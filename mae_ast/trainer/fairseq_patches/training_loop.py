@@ -1,4 +1,4 @@
-"""What fairseq 0.12.3 needs to behave on today's machines; each repair says when it can go."""
+"""Patches of fairseq 0.12.3's training loop, and a function that applies all patches."""
 
 from __future__ import annotations
 
@@ -39,55 +39,55 @@ from mae_ast.trainer.schedule import check_schedule
 from mae_ast.trainer.settings import drop_defaults_of_others, explain
 
 _WORKER_CHECK_S = 0.05
-_NOT_FINITE = re.compile(r"= *-?(nan|inf)")  # of a worker, in fairseq's table of gradient norms
+_NOT_FINITE = re.compile(r"= *-?(nan|inf)")  # a rank's norm in fairseq's table of gradient norms
 
-Result = tuple[list[float | None], bool]  # of validation: losses, and whether training ends
+Result = tuple[list[float | None], bool]  # validation losses, and True if training ends
 
 logger = logging.getLogger(__name__)
 _report = RunReport()
 
 
 def apply() -> None:
-    """Apply all repairs; more than once is harmless."""
+    """Apply all patches; may be called more than once."""
     if getattr(apply, "done", False):
         return
     apply.done = True  # type: ignore[attr-defined]
     distributed.apply()
 
-    # fairseq's iterators form reference cycles, so a data loader's workers are ended by the
-    # garbage collector, where torch waits this long (5 s) for each of them: 40 tiny updates with
-    # 2 workers took 73 s instead of 3. Can go when fairseq closes its iterators.
+    # fairseq's iterators form reference cycles, so the garbage collector ends a data loader's
+    # workers, and torch waits this long (default 5 s) for each of them: 40 tiny updates with 2
+    # workers took 73 s instead of 3. Remove when fairseq closes its iterators.
     torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = _WORKER_CHECK_S
 
-    # A thread that prepares batches is still at work when a program ends, which Python answers with
-    # an abort (status 134) where the thread is within PyTorch: with dataset.num_workers=0, after a
-    # training that had gone well. Can go when fairseq ends its iterators.
-    atexit.register(_end_buffers)
+    # A thread that prepares batches still runs when the program ends. Python aborts (status 134) if
+    # the thread is inside PyTorch then: with dataset.num_workers=0, after a successful training.
+    # Remove when fairseq closes its iterators.
+    atexit.register(_stop_prefetch_threads)
 
     # A wrong type or an unknown option of a plug-in ends in a traceback, as do settings that this
-    # machine's devices do not support. Can go when the trainer checks options and reports errors.
-    for program in (fairseq_cli.train, fairseq_cli.hydra_train):  # the latter where all is known
-        program.add_defaults = _in_one_line(program.add_defaults)
+    # machine's devices do not support. Remove when the trainer checks options and reports errors.
+    for program in (fairseq_cli.train, fairseq_cli.hydra_train):  # the latter if already registered
+        program.add_defaults = _with_checks(program.add_defaults)
 
-    # Neither ending early with a checkpoint nor the moment after an update has a hook in the
-    # training loop, nor the one when all settings and data are known. Can go when they have.
+    # The training loop has no hook to stop early with a checkpoint, none after an update, and none
+    # once all settings and data are known. Remove when it has.
     fairseq_cli.train.validate_and_save = _with_hooks(fairseq_cli.train.validate_and_save)
 
-    # A run that is finished and started again makes another update, and saves that; and one whose
-    # gradients are not finite ends in a traceback. Can go when the training loop looks at
-    # max_update before it begins an epoch, and handles that error.
-    fairseq_cli.train.train = _guarded(fairseq_cli.train.train)
+    # A finished run that is started again makes another update and saves it; a run whose gradients
+    # are not finite ends in a traceback. Remove when the training loop checks max_update before an
+    # epoch and handles that error.
+    fairseq_cli.train.train = _with_report(fairseq_cli.train.train)
 
-    # Once gradients are not finite, the step is made again with a hook on every module, which fails
-    # on a model that returns no tensor. Can go when its hooks take any output.
-    NanDetector.add_hooks = _but_the_whole(NanDetector.add_hooks)
+    # If gradients are not finite, the step is repeated with a hook on every module, which fails on
+    # a model that does not return a tensor. Remove when the hooks accept any output.
+    NanDetector.add_hooks = _skip_root_module(NanDetector.add_hooks)
 
-    # Under common.fp16 and common.bf16 copies of the parameters are optimized, which lose what the
-    # parameters are marked with; and fp16 makes one vector of all, unless it is told not to. Can go
-    # when copies are marked alike, and an optimizer of groups is not given a vector.
+    # With common.fp16 and common.bf16, float32 copies of the parameters are optimized. They lack
+    # the parameters' marks, and fp16 flattens all of them into one vector by default. Remove when
+    # copies keep the marks and optimizers with parameter groups get no flattened vector.
     copies, build = FP16Optimizer.build_fp32_params, FP16Optimizer.build_optimizer
     FP16Optimizer.build_fp32_params = classmethod(_with_marks(copies.__func__))
-    FP16Optimizer.build_optimizer = classmethod(_one_by_one(build.__func__))
+    FP16Optimizer.build_optimizer = classmethod(_without_flattening(build.__func__))
 
     log_files.apply()
     checkpoint_saving.apply()
@@ -107,7 +107,7 @@ def _with_marks(copies_of: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _one_by_one(build: Callable[..., Any]) -> Callable[..., Any]:
+def _without_flattening(build: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(cls: Any, cfg: Any, params: Any, **kwargs: Any) -> Any:
         if cfg.optimizer._name == MARKED_OPTIMIZER:
             cfg.common.fp16_no_flatten_grads = True
@@ -116,17 +116,17 @@ def _one_by_one(build: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _end_buffers(limit_s: float = 5.0) -> None:
+def _stop_prefetch_threads(limit_s: float = 5.0) -> None:
     deadline = time.monotonic() + limit_s
     for thread in threading.enumerate():
         if isinstance(thread, BackgroundConsumer):
-            thread._max_len = 0  # after the batch that it is at
+            thread._max_len = 0  # ends after the current batch
             while thread.is_alive() and time.monotonic() < deadline:
-                with suppress(queue.Empty):  # it may wait for room
+                with suppress(queue.Empty):  # it may wait for free space
                     thread._queue.get(timeout=0.01)
 
 
-def _in_one_line(add_defaults: Callable[[Any], None]) -> Callable[[Any], None]:
+def _with_checks(add_defaults: Callable[[Any], None]) -> Callable[[Any], None]:
     def wrapper(cfg: Any) -> None:
         try:
             drop_defaults_of_others(cfg)
@@ -146,21 +146,25 @@ def _with_hooks(validate_and_save: Callable[..., Any]) -> Callable[..., Any]:
         losses: list[float | None] = [None]
         ends: bool = getattr(task, "should_stop", False)
         is_over = False
-        if ends:  # first of all: there may be no time for more
+        if ends:  # first: there may be no time for anything else
             checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
-        if not (ends and task.failed):  # what is due now, no later start would make up for
+        if not (ends and task.failed):  # resuming would not repeat what is due after this update
             _report.after_update(cfg, trainer, epoch_itr)
             if hasattr(task, "after_update"):
                 task.after_update(trainer.get_model(), trainer.get_num_updates())
             losses, is_over = validate_and_save(cfg, trainer, task, epoch_itr, *args)
         if ends:
             task.before_exit()
+            logger.info(
+                "update %d: saved and exited on a signal; the same command resumes",
+                trainer.get_num_updates(),
+            )
         return losses, ends or is_over
 
     return wrapper
 
 
-def _guarded(train: Callable[..., Any]) -> Callable[..., Any]:
+def _with_report(train: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> Result:
         if _is_finished(cfg, trainer):
             logger.info("already trained: %d updates", trainer.get_num_updates())
@@ -174,13 +178,13 @@ def _guarded(train: Callable[..., Any]) -> Callable[..., Any]:
         except FloatingPointError as error:
             text = str(error)
             if "inconsistent" in text and not _NOT_FINITE.search(text):
-                raise  # workers that compute something else: that is another matter
+                raise  # ranks that disagree are another error
             raise SystemExit(
                 f"mae-ast: error: training has diverged at update {trainer.get_num_updates() + 1}: "
-                "gradients are not finite; what was saved before is in "
-                f"{os.path.abspath(cfg.checkpoint.save_dir)} (crash.pt is of the end); a lower "
-                "optimization.lr or optimization.clip_norm, or a longer "
-                "lr_scheduler.warmup_updates may help"
+                "gradients are not finite; earlier checkpoints are in "
+                f"{os.path.abspath(cfg.checkpoint.save_dir)} (crash.pt holds the last state); try "
+                "a lower optimization.lr or optimization.clip_norm, or a longer "
+                "lr_scheduler.warmup_updates"
             ) from error
         was_last_epoch = epoch_itr.next_epoch_idx > (cfg.optimization.max_epoch or math.inf)
         if (result[1] or was_last_epoch) and not getattr(task, "should_stop", False):
@@ -190,7 +194,7 @@ def _guarded(train: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _but_the_whole(add_hooks: Callable[..., None]) -> Callable[..., None]:
+def _skip_root_module(add_hooks: Callable[..., None]) -> Callable[..., None]:
     def wrapper(self: Any, module: Any) -> None:
         if module._NanDetector__module_name:
             add_hooks(self, module)

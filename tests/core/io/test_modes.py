@@ -75,7 +75,7 @@ def _download(model: PretrainedMaeAst, folder: Path) -> None:
 
 def _checkpoint(model: PretrainedMaeAst, folder: Path) -> None:
     path = str(folder / "checkpoint_1_1.pt")
-    checkpoint_saving._whole(lambda *_: None)({"model": model.state_dict()}, path)
+    checkpoint_saving._save_atomically(lambda *_: None)({"model": model.state_dict()}, path)
     checkpoint_saving.link_or_copy(path, str(folder / "checkpoint_last.pt"))
 
 

@@ -1,4 +1,4 @@
-"""A run that is killed or asked to stop, and started again, is the run that never stopped."""
+"""A run that is killed or signalled and resumed equals an uninterrupted run, digit for digit."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ RUN = (
     "model.input_stats=batch",
 )
 
-# Ends the program in the middle of writing a file: on the n-th time that a file of this name is
-# opened for writing, the kernel is told to end the process at its first byte past the limit.
-# As with SIGKILL no line of Python runs any more.
+# Ends the program while it writes a file: the n-th time a file of this name is opened for writing,
+# a resource limit makes the kernel end the process at the first byte past the limit. As with
+# SIGKILL, no more Python code runs.
 DIE_AFTER_BYTES = 1_000_000
 DIE_WRITING = f"""
 import os, resource, signal, sys
@@ -56,7 +56,7 @@ sys.addaudithook(watch)
 
 
 def assert_same(runs: list[Training], uninterrupted: Training) -> None:
-    """All that the parts printed is what the whole printed, and nothing is missing."""
+    """Check that the parts together logged what the uninterrupted run logged."""
     uninterrupted.finish()
     assert sorted(uninterrupted.updates) == list(range(1, MAX_UPDATE + 1))
     assert len(uninterrupted.epochs) >= 3
@@ -66,20 +66,20 @@ def assert_same(runs: list[Training], uninterrupted: Training) -> None:
             assert values == uninterrupted.updates[update], f"update {update}"
         seen |= set(run.updates)
     assert seen == set(uninterrupted.updates)
-    # The averages of an epoch that was interrupted, too.
+    # Including the averages of an interrupted epoch.
     last = runs[-1]
     assert last.epochs == {epoch: uninterrupted.epochs[epoch] for epoch in last.epochs}
     assert last.stats("valid")[-1]["valid_loss"] == uninterrupted.stats("valid")[-1]["valid_loss"]
 
 
 def last_saved(checkpoints: Path) -> int:
-    """Updates in ``checkpoint_last.pt``."""
+    """Return the number of updates of ``checkpoint_last.pt``."""
     state = torch.load(checkpoints / "checkpoint_last.pt", weights_only=True)
     return int(state["optimizer_history"][-1]["num_updates"])
 
 
 def assert_no_process_is_left(run: Training) -> None:
-    """The data workers notice that their trainer is gone."""
+    """Check that the data workers end after their trainer."""
     end = time.monotonic() + 10
     while time.monotonic() < end:
         try:
@@ -91,7 +91,7 @@ def assert_no_process_is_left(run: Training) -> None:
 
 
 def killed_runs(corpus: Path, start: Start, folder: Path) -> list[Training]:
-    """Runs that die in three ways, one after the other, and one that comes to the end."""
+    """Start runs that die in three ways, one after the other, and one that finishes."""
     hook = folder / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(DIE_WRITING)
@@ -104,8 +104,9 @@ def killed_runs(corpus: Path, start: Start, folder: Path) -> list[Training]:
     def run_that_dies_writing(name_and_count: str) -> Training:
         return run(PYTHONPATH=str(hook), DIE_WRITING=name_and_count)
 
-    # Saves come after updates 5, 7 (the end of an epoch), 10, 14, 15, ... First in the middle of
-    # checkpoint_last.pt at 14, an epoch's end, where it has no other name: the one before is whole.
+    # Checkpoints are saved after updates 5, 7 (the end of an epoch), 10, 14, 15, ... First die
+    # while writing checkpoint_last.pt at update 14, the end of an epoch, where the state has no
+    # other name; the previous file stays complete.
     first = run_that_dies_writing("checkpoint_last.pt:2")
     checkpoints = first.log.parent / "killed" / "checkpoints"
     assert first.wait() == -signal.SIGXFSZ, first.tail
@@ -114,7 +115,7 @@ def killed_runs(corpus: Path, start: Start, folder: Path) -> list[Training]:
     assert last_saved(checkpoints) == 10
     assert_no_process_is_left(first)
 
-    # In the middle of a file that is kept by its number of updates.
+    # While writing a file that is named by its number of updates.
     second = run_that_dies_writing("checkpoint_3_15.pt:1")
     assert second.wait() == -signal.SIGXFSZ, second.tail
     assert min(second.updates) == 11
@@ -131,28 +132,27 @@ def killed_runs(corpus: Path, start: Start, folder: Path) -> list[Training]:
     assert 17 <= max(third.updates) < MAX_UPDATE
     assert_no_process_is_left(third)
 
-    # The file that it is to be resumed from is lost: what was trained since an earlier one is
-    # trained again.
+    # Without checkpoint_last.pt, training resumes from an earlier checkpoint and repeats updates.
     (checkpoints / "checkpoint_last.pt").unlink()
     last = run().finish()
-    assert min(last.updates) in (16, 21, 22)  # as late as the kill came
+    assert min(last.updates) in (16, 21, 22)  # depends on when the kill came
     assert "checkpoint_last.pt: no such file; resuming from checkpoint_" in last.output
     return runs
 
 
 def signalled_runs(corpus: Path, start: Start) -> list[Training]:
-    """Runs that a cluster asks to end, one after the other, and one that comes to the end."""
+    """Start runs that are signalled, one after the other, and one that finishes."""
     runs: list[Training] = []
     for number, update in ((signal.SIGUSR1, 5), (signal.SIGTERM, 10), (signal.SIGINT, 15)):
         run = start(corpus, *RUN, out="signalled")
         run.wait_for_update(update)
-        # A cluster signals all processes of a job, the data workers among them.
+        # A cluster signals all processes of a job, including the data workers.
         run.signal_group(number)
         run.finish()
         done = max(run.updates)
         assert update <= done < MAX_UPDATE
         assert last_saved(run.log.parent / "signalled" / "checkpoints") == done
-        assert "the same command resumes" in run.output
+        assert f"update {done}: saved and exited on a signal" in run.output
         assert "Traceback" not in run.output
         assert_no_process_is_left(run)
         runs.append(run)
@@ -164,6 +164,8 @@ def signalled_runs(corpus: Path, start: Start) -> list[Training]:
 
 @dataclass(frozen=True)
 class Histories:
+    """Uninterrupted, killed and signalled runs of the same training."""
+
     uninterrupted: Training
     killed: Future[list[Training]]
     signalled: Future[list[Training]]
@@ -173,7 +175,7 @@ class Histories:
 def histories(
     corpus: Path, start_for_all: Start, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Histories]:
-    """Three histories of the same training, side by side."""
+    """Train three times at once: uninterrupted, killed, signalled."""
     folder = tmp_path_factory.mktemp("hook")
     with ThreadPoolExecutor() as pool:
         yield Histories(
@@ -183,22 +185,22 @@ def histories(
         )
 
 
-def test_killed_runs_go_on_digit_for_digit(histories: Histories) -> None:
+def test_resumes_bit_exactly_after_a_kill(histories: Histories) -> None:
     assert_same(histories.killed.result(), histories.uninterrupted)
 
 
-def test_signalled_runs_save_end_in_peace_and_go_on(histories: Histories) -> None:
+def test_saves_on_a_signal_and_resumes_bit_exactly(histories: Histories) -> None:
     assert_same(histories.signalled.result(), histories.uninterrupted)
 
 
 @pytest.fixture(scope="module")
 def forty_updates(corpus: Path, start_for_all: Start) -> Training:
-    """With 2 workers."""
+    """Train for 40 updates with 2 data workers."""
     options = ("optimization.max_update=40", "dataset.num_workers=2", *ONLY_TRAINING)
     return start_for_all(corpus, *options, out="forty").finish()
 
 
-def test_data_workers_cost_no_time(forty_updates: Training) -> None:
+def test_data_workers_end_without_delay(forty_updates: Training) -> None:
     assert sorted(forty_updates.updates) == list(range(1, 41))
     assert len(forty_updates.epochs) >= 5
     assert forty_updates.training_s < 10
