@@ -49,7 +49,7 @@ def crossvalidate(
     """
     from mae_ast.finetune import crossvalidation as folds
     from mae_ast.trainer.child_training import Interrupted, Trainings
-    from mae_ast.trainer.command import run_identity, initial_weights, train_command
+    from mae_ast.trainer.command import initial_weights, run_identity, train_command
 
     folders = folds.find_folds(data)
     given = overrides or []

@@ -39,11 +39,12 @@ def finetune(
     Ctrl-C exits at once.
     """
     from mae_ast.trainer import stop_request, sweep
-    from mae_ast.trainer.command import NOTE, run_identity, initial_weights, train_command
+    from mae_ast.trainer.command import NOTE, initial_weights, run_identity, train_command
     from mae_ast.trainer.resume_guard import check_and_defer
 
     arguments = [*initial_weights(checkpoint, random_weights), *(overrides or [])]
     arguments += ["--multirun"] if multirun else []
+    sweep.check_launcher(arguments)
     command = train_command(data, config, out, arguments, "finetune")
     settings = {
         **run_identity(data, config, checkpoint),

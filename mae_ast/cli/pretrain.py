@@ -31,6 +31,7 @@ def pretrain(
     from mae_ast.trainer.resume_guard import check_and_defer
 
     arguments = [*(overrides or []), *(["--multirun"] if multirun else [])]
+    sweep.check_launcher(arguments)
     command = train_command(data, config, out, arguments)
     settings = {**run_identity(data, config), **sweep.note(arguments)}
     check_and_defer(out / NOTE, settings, sweep.has_begun(out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,6 +50,21 @@ def _is_sweep(override: str) -> bool:
         return bool(OverridesParser.create().parse_override(override).is_sweep_override())
     except OverrideParseException:  # reported by hydra later
         return False
+
+
+def check_launcher(arguments: Sequence[str]) -> None:
+    """Refuse submitit's SLURM launcher on a machine that cannot submit jobs.
+
+    Raises:
+        ValueError: ``srun`` is not on the PATH.
+    """
+    _, overrides = split_options(arguments)
+    launcher = "hydra/launcher=submitit_slurm"
+    if any(each.lstrip("+") == launcher for each in overrides) and shutil.which("srun") is None:
+        raise ValueError(
+            f"{launcher}: srun is not on the PATH; run the command on a login node of the cluster, "
+            "or use hydra/launcher=submitit_local"
+        )
 
 
 def subdir(arguments: Sequence[str]) -> str:

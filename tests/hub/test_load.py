@@ -244,7 +244,7 @@ def test_checkpoint_folder_of_a_run_is_loaded(file, model):
         (b'{"model_type": "bert"}', "model_type is 'bert'"),
         (
             b'{"system": "bert", "mask_type": "a"}',
-            "kind 'bert'; mae_ast, ssast, ast, ",
+            "unknown system 'bert'; must be one of mae_ast, ssast, ast",
         ),
         (b'{"system": "mae_ast"}', "mask_type"),
         (b'{"system": "mae_ast", "mask_type": "a", "encoder_layers": 0}', "encoder_layers=0"),

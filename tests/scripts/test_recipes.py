@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from mae_ast.prepare import esc50
-from mae_ast.trainer.command import start_of, train_command
+from mae_ast.trainer.command import initial_weights, train_command
 from tests.trainer.classification import LABELS, tone, write_pretrained
 from tests.trainer.conftest import write_clips
 
@@ -196,7 +196,7 @@ def test_esc50_is_prepared_cross_validated_and_reported(tmp_path):
     arguments = (*TINY_TRAINING, *few, *no_validation)
     out = tmp_path / "my runs"
     esc50.prepare(tmp_path / "my data" / "ESC-50", out / "manifests")
-    settings = [*start_of(str(checkpoint), random_weights=False), *arguments]
+    settings = [*initial_weights(str(checkpoint), random_weights=False), *arguments]
     fold1 = out / "folds" / "fold1"
     command = train_command(out / "manifests" / "fold1", "esc50", fold1, settings, "finetune")
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)

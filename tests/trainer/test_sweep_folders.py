@@ -16,6 +16,11 @@ from mae_ast.finetune import crossvalidation
 from mae_ast.trainer import resume_guard, sweep
 from mae_ast.trainer.command import train_command
 
+SLURM = (
+    "pretrain manifests --out runs/patch +run_config=slurm_4 hydra/launcher=submitit_slurm "
+    "--multirun hydra.launcher.partition=NAME"
+)
+
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
@@ -64,17 +69,27 @@ def test_multirun_is_accepted_in_any_position(
 def test_single_job_uses_the_folder_of_the_command(
     started: list[list[str]], tmp_path: Path
 ) -> None:
-    """Use the command of docs/clusters.md."""
-    line = (
-        "pretrain manifests --out runs/patch +run_config=slurm_4 hydra/launcher=submitit_slurm "
-        "--multirun hydra.launcher.partition=NAME"
-    )
-    assert CliRunner().invoke(app, line.split()).exit_code == 0
+    """Use the command of docs/clusters.md, where srun is installed."""
+    srun = tmp_path / "bin" / "srun"
+    srun.parent.mkdir()
+    srun.touch(mode=0o755)
+    os.environ["PATH"] = f"{srun.parent}:{os.environ['PATH']}"
+    assert CliRunner().invoke(app, SLURM.split()).exit_code == 0
     found = parsed(started[0])
     assert found.multirun
     assert f"hydra.sweep.dir='{tmp_path / 'runs/patch'}'" in found.overrides
     assert "hydra.sweep.subdir='.'" in found.overrides
     assert "hydra.launcher.partition=NAME" in found.overrides
+
+
+def test_slurm_without_srun_is_refused_before_anything_is_created(
+    started: list[list[str]], tmp_path: Path
+) -> None:
+    os.environ["PATH"] = str(tmp_path)
+    result = CliRunner().invoke(app, SLURM.split())
+    assert "hydra/launcher=submitit_slurm: srun is not on the PATH" in str(result.exception)
+    assert not started
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("line", ["--cfg job", "--info", "--info defaults", "-p model --cfg job"])
