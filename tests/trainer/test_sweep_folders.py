@@ -151,5 +151,5 @@ def test_sweep_resumes_only_with_the_same_values(started: list[list[str]], tmp_p
 
 
 def test_cross_validation_refuses_multirun() -> None:
-    with pytest.raises(ValueError, match="--multirun: the folds are the jobs"):
+    with pytest.raises(ValueError, match="--multirun is not supported"):
         crossvalidation.check_overrides(["--multirun"])
