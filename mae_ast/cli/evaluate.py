@@ -44,7 +44,7 @@ def evaluate(
     place(classifier.model, device)
     found = report.evaluate(classifier, data, split, bar("scoring", "clip"))
     summary = found.summary
-    num_skipped = found.num_left_out
+    num_skipped = found.num_skipped
     left_out = f", {plural(num_skipped, 'clip')} skipped" if num_skipped else ""
     typer.echo(
         f"{split}: {plural(summary.num_clips, 'clip')}, {summary.num_classes_seen} of "

@@ -60,6 +60,4 @@ def probe(
     typer.echo(f"{measure} on {plural(scores['pretrained'].num_clips, 'clip')}")
     typer.echo(f"{'':16} linear     k-NN  layer")
     for name, found in scores.items():
-        typer.echo(
-            f"{name:16} {found.linear:6.1%}  {found.neighbours:7.1%}  {found.layer or '-':>5}"
-        )
+        typer.echo(f"{name:16} {found.linear:6.1%}  {found.knn:7.1%}  {found.layer or '-':>5}")

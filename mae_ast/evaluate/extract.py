@@ -1,8 +1,8 @@
-"""Features of a whole manifest, in fairseq's convention: ``.npy`` + ``.len``.
+"""Extract the features of a manifest, in fairseq's format: ``.npy`` + ``.len``.
 
-``{split}_{shard}_{shards}.npy`` holds the features of all its clips one below the other,
-``{split}_{shard}_{shards}.len`` the number of rows of each clip, a line each, in the manifest's
-order; a clip that could not be read has 0. An extraction that was stopped goes on where it was.
+``{split}_{shard}_{shards}.npy`` holds the features of all clips, concatenated along the rows.
+``{split}_{shard}_{shards}.len`` holds the number of rows of each clip, one per line, in the order
+of the manifest; skipped clips have 0 rows. An interrupted extraction resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ from mae_ast.core.io.plural import plural
 from mae_ast.evaluate.read_clips import read_or_skip
 from mae_ast.hub.load import Pretrained
 
-BATCH_SAMPLES = 16_000 * 640  # audio whose features are in memory at a time
-READERS = 2  # files decoded at a time
-_HEADER_BYTES = 128  # of an .npy file: fixed, so that it can be written last
+BATCH_SAMPLES = 16_000 * 640  # samples per batch, padding included
+READERS = 2  # files decoded concurrently
+_HEADER_BYTES = 128  # size of the .npy header: fixed, so that it can be written last
 
 
 @dataclass(frozen=True)
 class What:
-    """What is written; an extraction goes on only with the same.
+    """Features to extract; an extraction is only resumed with the same values.
 
     Args:
-        layer: counted from 1.
-        pool: one row a clip, the mean over its rows.
-        tokens: a row for each token (D), instead of one for each time step (C D).
-        shard, shards: this part of the manifest.
+        layer: layer index, counted from 1.
+        pool: store one row per clip, the mean over its rows.
+        tokens: store one row per token (D) instead of one per time step (C D).
+        shard: index of the shard of the manifest, from 0.
+        shards: number of shards.
     """
 
     layer: int
@@ -52,14 +53,14 @@ class What:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """``i/n`` to (i, n), with i from 0 to n - 1.
+    """Parse a shard ``i/n`` into (i, n), with i from 0 to n - 1.
 
     Raises:
-        ValueError: it is not such.
+        ValueError: ``text`` does not have this form.
     """
     shard, slash, shards = text.partition("/")
     if not slash or not shard.isdigit() or not shards.isdigit() or int(shard) >= int(shards):
-        raise ValueError(f"--shard {text}; i/n with i from 0 to n - 1, such as 0/4")
+        raise ValueError(f"--shard {text}: expected i/n with i from 0 to n - 1, such as 0/4")
     return int(shard), int(shards)
 
 
@@ -75,16 +76,17 @@ def extract(
     Args:
         model: model on any device.
         manifest: manifest of the clips.
-        out: folder for the files.
-        what: which features, of which clips.
-        progress: wraps the iteration over clips; gets it and the number of clips.
+        out: output folder.
+        what: features and shard to extract.
+        progress: wrapper of the iteration over clips, called with it and the number of clips.
 
     Returns:
-        The ``.npy`` file and the number of clips that could not be read.
+        The path of the ``.npy`` file and the number of skipped clips.
 
     Raises:
         ValueError: the folder holds an extraction with other settings, another process is writing
-            it, or features are not finite.
+            to it, or features are not finite.
+        OSError: a file could not be written.
         ManifestError: there are more shards than clips.
     """
     rows = np.array_split(np.arange(len(manifest)), what.shards)[what.shard].tolist()
@@ -95,43 +97,45 @@ def extract(
     out.mkdir(parents=True, exist_ok=True)
     name = f"{manifest.path.stem}_{what.shard}_{what.shards}"
     done = out / f"{name}.npy"
-    tokens_a_row = 1 if what.tokens else model.patch_shape.per_column
+    tokens_per_row = 1 if what.tokens else model.patch_shape.per_column
     description = {
         **asdict(what),
         "weights": _digest(model),
         "manifest": str(manifest.path.resolve()),
         "content": hashlib.sha256(manifest.path.read_bytes()).hexdigest()[:16],
         "clips": len(rows),
-        "width": tokens_a_row * model.config.encoder_embed_dim,
+        "width": tokens_per_row * model.config.encoder_embed_dim,
     }
     files = _Files(out, name, description)
     if files.are_complete():
         return done, files.num_bad()
     with file_lock(done), files, ThreadPoolExecutor(READERS) as pool:
-        left = rows[files.num_clips :]
-        batches = _in_batches(_read_ahead(pool, manifest, left, model.patch_shape.min_samples))
+        remaining = rows[files.num_clips :]
+        batches = _in_batches(_read_ahead(pool, manifest, remaining, model.patch_shape.min_samples))
 
         def written() -> Iterator[int]:
             for batch in batches:
                 files.write(_features(model, batch, what))
                 yield from range(len(batch))
 
-        steps: Iterable[int] = written() if progress is None else progress(written(), len(left))
+        steps: Iterable[int] = (
+            written() if progress is None else progress(written(), len(remaining))
+        )
         deque(steps, maxlen=0)
         files.finish()
     return done, files.num_bad()
 
 
 def _features(model: Pretrained, batch: list[Tensor | None], what: What) -> list[np.ndarray]:
-    """Yield (rows, width) for each clip, with no rows for a clip that could not be read.
+    """Return (rows, width) features of each clip, with no rows for a skipped clip.
 
     Raises:
         ValueError: features are not finite.
     """
-    nothing = np.empty((0, 0), np.float32)
+    no_rows = np.empty((0, 0), np.float32)
     clips = [clip for clip in batch if clip is not None]
     if not clips:
-        return [nothing for _ in batch]
+        return [no_rows for _ in batch]
     found = model.extract_features(clips, layers=[what.layer], pooled_only=what.pool)
     if what.pool:
         pooled = found.pooled  # (B, 1, C D): one layer
@@ -147,24 +151,24 @@ def _features(model: Pretrained, batch: list[Tensor | None], what: What) -> list
     if not all(bool(array.isfinite().all()) for array in arrays):
         raise ValueError("the model's features are not finite; its training has diverged")
     values = iter(arrays)
-    return [nothing if clip is None else next(values).numpy() for clip in batch]
+    return [no_rows if clip is None else next(values).numpy() for clip in batch]
 
 
 def _read_ahead(
     pool: ThreadPoolExecutor, manifest: Manifest, rows: list[int], min_samples: int
 ) -> Iterator[Tensor | None]:
-    """Samples of each clip; ``None`` for one that cannot be used."""
-    waiting: deque[Future[Tensor | None]] = deque()
+    """Yield the samples of each clip, ``None`` for a skipped clip; decode ahead in threads."""
+    pending: deque[Future[Tensor | None]] = deque()
     for row in rows:
-        waiting.append(pool.submit(read_or_skip, manifest, row, min_samples))
-        if len(waiting) > 2 * READERS:
-            yield waiting.popleft().result()
-    for samples in waiting:
+        pending.append(pool.submit(read_or_skip, manifest, row, min_samples))
+        if len(pending) > 2 * READERS:
+            yield pending.popleft().result()
+    for samples in pending:
         yield samples.result()
 
 
 def _in_batches(clips: Iterator[Tensor | None]) -> Iterator[list[Tensor | None]]:
-    """Clips that together, padded to the longest, hold no more than ``BATCH_SAMPLES``."""
+    """Yield batches of at most ``BATCH_SAMPLES`` samples, padding included."""
     batch: list[Tensor | None] = []
     longest = 0
     for samples in clips:
@@ -179,7 +183,7 @@ def _in_batches(clips: Iterator[Tensor | None]) -> Iterator[list[Tensor | None]]
 
 
 def _digest(model: Pretrained) -> str:
-    """Of the weights: a file may be replaced between two runs."""
+    """Return a hash of the weights: a checkpoint may be replaced between two runs."""
     digest = hashlib.sha256()
     for value in model.state_dict().values():
         digest.update(value.cpu().contiguous().numpy().data)
@@ -187,7 +191,7 @@ def _digest(model: Pretrained) -> str:
 
 
 class _Files:
-    """The two files while they grow; each clip is in the ``.len`` only once its rows are in."""
+    """Partial output files; the ``.len`` lists a clip only after its rows have been written."""
 
     def __init__(self, folder: Path, name: str, description: dict[str, Any]) -> None:
         self.npy, self.len = folder / f"{name}.npy", folder / f"{name}.len"
@@ -198,19 +202,19 @@ class _Files:
         self._lengths: list[int] = []
         if self._description.exists():
             try:
-                there = json.loads(self._description.read_text(encoding="utf-8"))
+                found = json.loads(self._description.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise ValueError(f"{self._description}: is damaged; remove it") from error
-            if there != description:
-                differs = sorted(k for k in description if there.get(k) != description[k])
+            if found != description:
+                differs = sorted(k for k in description if found.get(k) != description[k])
                 raise ValueError(
                     f"{self._description}: describes another extraction (it differs in "
                     f"{', '.join(differs)}); remove it and its files, or choose another folder"
                 )
         elif self.npy.exists():
             raise ValueError(
-                f"{self.npy}: exists, but no {self._description.name} says from which model; "
-                "remove it, or choose another folder"
+                f"{self.npy}: exists, but {self._description.name}, which records its model, is "
+                "missing; remove it, or choose another folder"
             )
 
     @property
@@ -228,24 +232,24 @@ class _Files:
             with atomic_write(self._description) as part:
                 part.write_text(json.dumps(self._wanted, indent=1), encoding="utf-8")
         text = self._len_part.read_text() if self._len_part.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        self._lengths = [int(line) for line in whole.split()]
+        complete = text[: text.rfind("\n") + 1]
+        self._lengths = [int(line) for line in complete.split()]
         rows = sum(self._lengths)
         size = self._npy_part.stat().st_size if self._npy_part.exists() else 0
         if size < _HEADER_BYTES + rows * self._row_bytes:
-            self._lengths, whole, rows = [], "", 0  # the rows never reached the disk
+            self._lengths, complete, rows = [], "", 0  # the rows never reached the disk
         self._data = self._npy_part.open("r+b" if self._npy_part.exists() else "w+b")
         self._data.truncate(_HEADER_BYTES + rows * self._row_bytes)
         self._data.seek(0, os.SEEK_END)
-        if whole != text:
+        if complete != text:
             with atomic_write(self._len_part) as part:
-                part.write_text(whole)
+                part.write_text(complete)
         self._lines = self._len_part.open("a")
         return self
 
     def __exit__(self, *_: object) -> None:
         for file in (self._data, self._lines):
-            with suppress(OSError):  # what a full disk did not take was said before
+            with suppress(OSError):  # write has already reported a full disk
                 file.close()
 
     def write(self, arrays: list[np.ndarray]) -> None:
@@ -257,8 +261,8 @@ class _Files:
             self._lines.flush()
         except OSError as error:
             raise OSError(
-                f"{self.npy}: could not be written ({error.strerror}); with more room, the same "
-                "again goes on"
+                f"{self.npy}: could not be written ({error.strerror}); with more disk space, the "
+                "same command resumes"
             ) from error
         self._lengths += [len(array) for array in arrays]
 

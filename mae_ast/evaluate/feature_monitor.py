@@ -1,8 +1,8 @@
-"""How good a model's features are while it is pretrained: RankMe, and a probe on labelled clips.
+"""Monitor feature quality during pretraining: RankMe, and a probe on labelled clips.
 
-Losses say how well hidden patches are guessed, not what the features are worth; and features that
-collapse show in their rank. Nothing of training is touched: no random number is drawn, no gradient
-kept, and the model comes back in the mode it was in.
+The losses measure the prediction of masked patches, not downstream accuracy; collapsed features
+show in their rank. Monitoring does not affect training: it draws no random numbers, keeps no
+gradients, and restores the mode of the model.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from mae_ast.evaluate.probe_data import match_classes, read_labelled
 
 logger = logging.getLogger("health")
 
-MIN_CLIPS = 20  # of those that a probe is fitted to; its nearest neighbours are 10
-MAX_LAYERS = 4  # that a probe tries
+MIN_CLIPS = 20  # minimum number of training clips of a probe; its k-NN has k = 10
+MAX_LAYERS = 4  # maximum number of layers that a probe compares
 BATCH_CLIPS = 32
-FLUSH_S = 2  # until TensorBoard's file has what another thread writes to it
-READERS = 4  # files decoded at a time
-CLIP_SAMPLES = round(WINDOW_S * SAMPLE_RATE)  # of longer clips the beginning is heard
+FLUSH_S = 2  # interval at which the writer's thread flushes TensorBoard's file
+READERS = 4  # files decoded concurrently
+CLIP_SAMPLES = round(WINDOW_S * SAMPLE_RATE)  # longer clips are cut to their beginning
 
 Embed = Callable[[list[Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
 class FeatureMonitor:
-    """What is looked at, always the same.
+    """Fixed sets of clips on which features are evaluated.
 
     Args:
-        clips: whose embeddings RankMe is of; no labels are needed.
-        probe: clips with labels, to fit a probe to and to test it on; ``None``: no probe.
+        clips: clips for RankMe; no labels are needed.
+        probe: labelled training and test clips of the probe; ``None``: no probe.
     """
 
     clips: Manifest
@@ -60,24 +60,24 @@ class FeatureMonitor:
         """Read manifests and labels.
 
         Args:
-            clips: a manifest.
+            clips: manifest of the clips for RankMe.
             labelled: folder of ``labels.csv``, ``train.tsv``, ``train.lbl``, ``valid.tsv`` and
                 ``valid.lbl``; ``None``: no probe.
-            num_clips: at most so many of each manifest, spread evenly over its rows.
+            num_clips: maximum number of clips of each manifest, evenly spaced over its rows.
 
         Raises:
-            FileNotFoundError: one of the files is not there.
-            ValueError: one cannot be used, or there are too few clips or classes for a probe.
+            FileNotFoundError: one of the files does not exist.
+            ValueError: a file is invalid, or there are too few clips or classes for a probe.
         """
         if num_clips < MIN_CLIPS:
-            raise ValueError(f"task.probe_clips={num_clips}; at least {MIN_CLIPS}")
+            raise ValueError(f"task.probe_clips={num_clips}: must be at least {MIN_CLIPS}")
         manifest = Manifest.read(clips)
-        manifest = manifest.take(_spread(len(manifest), num_clips))
+        manifest = manifest.take(_evenly_spaced(len(manifest), num_clips))
         manifest.check_paths()
         if labelled is None:
             return cls(manifest, None)
         train, test = (
-            data.take(_spread(len(data.targets), num_clips))
+            data.take(_evenly_spaced(len(data.targets), num_clips))
             for data in match_classes(
                 read_labelled(labelled / "train.tsv"), read_labelled(labelled / "valid.tsv")
             )
@@ -86,38 +86,41 @@ class FeatureMonitor:
             raise ValueError(
                 f"{train.manifest.path}: {plural(len(train.targets), 'clip')} of "
                 f"{plural(_num_classes(train), 'class', 'classes')} for a probe; at least "
-                f"{MIN_CLIPS} of 2 are needed"
+                f"{MIN_CLIPS} clips of 2 classes are needed"
             )
         return cls(manifest, (train, test))
 
     def metrics(self, model: Encoder) -> dict[str, float]:
-        """Figures of a model's features, means over time.
+        """Compute metrics of a model's features, averaged over time.
 
         Returns:
-            ``rank_me`` of the last layer; ``left_out``, clips that cannot be decoded or are
-            shorter than a patch; of a probe ``linear_accuracy`` and ``knn_accuracy`` on the test
-            clips, and ``layer``, the best of up to four on a part of the training clips. Where
-            clips have several labels it is ``mAP`` instead of ``accuracy``.
+            ``rank_me`` of the last layer, and ``skipped``, the number of clips that cannot be
+            decoded or are shorter than a patch. With a probe also ``linear_accuracy`` and
+            ``knn_accuracy`` on the test clips, and ``layer``, the best of up to four layers on
+            held-out training clips. For clips with several labels, ``mAP`` replaces ``accuracy``.
 
         Raises:
-            ValueError: the features are not finite, or no clip is left.
+            ValueError: the features are not finite, or all clips were skipped.
         """
         count = model.config.encoder_layers
-        shortest = model.patch_shape.min_samples
-        embedded, kept = _embed(self.clips, shortest, _layers_of(model, [count]))
+        min_samples = model.patch_shape.min_samples
+        embedded, kept = _embed(self.clips, min_samples, _embed_layers(model, [count]))
         found = {"rank_me": rank_me(embedded[:, 0])}
-        left_out = len(self.clips) - len(kept)
+        skipped = len(self.clips) - len(kept)
         if self.probe is not None:
             layers = _some_layers(count)
-            scores, left_out_here = self._probe(shortest, _layers_of(model, layers), layers)
+            scores, skipped_by_probe = self._probe(
+                min_samples, _embed_layers(model, layers), layers
+            )
             found |= scores
-            left_out += left_out_here
-        return found | {"left_out": left_out}
+            skipped += skipped_by_probe
+        return found | {"skipped": skipped}
 
     def log_mel_metrics(self, model: Encoder) -> dict[str, float]:
-        """``linear_...`` and ``knn_...`` of the baseline, the same clips' mean log-mel.
+        """Compute ``linear_...`` and ``knn_...`` of the baseline, the clips' mean log-mel.
 
-        Empty without a probe.
+        Returns:
+            The probe's metrics; empty without a probe.
         """
         if self.probe is None:
             return {}
@@ -126,37 +129,37 @@ class FeatureMonitor:
         return found
 
     def _probe(
-        self, shortest: int, embed: Embed, layers: Sequence[int]
+        self, min_samples: int, embed: Embed, layers: Sequence[int]
     ) -> tuple[dict[str, float], int]:
         assert self.probe is not None
         features, clips = [], []
         for data in self.probe:
-            embedded, kept = _embed(data.manifest, shortest, embed)
+            embedded, kept = _embed(data.manifest, min_samples, embed)
             features.append(embedded.numpy())
             clips.append(data.take(kept))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of classes that no clip of a part has
+            warnings.simplefilter("ignore")  # about classes without clips in one of the sets
             scores = score(features[0], clips[0], features[1], clips[1], layers)
         measure = "accuracy" if clips[0].targets.ndim == 1 else "mAP"
-        left_out = sum(len(data.targets) for data in self.probe) - sum(map(len, features))
+        skipped = sum(len(data.targets) for data in self.probe) - sum(map(len, features))
         return {
             f"linear_{measure}": scores.linear,
-            f"knn_{measure}": scores.neighbours,
+            f"knn_{measure}": scores.knn,
             "layer": scores.layer,
-        }, left_out
+        }, skipped
 
 
 class PeriodicMonitor:
-    """Every so many updates, figures into log and TensorBoard.
+    """Log feature metrics to the console and TensorBoard every ``interval`` updates.
 
     Args:
-        check: what is looked at.
-        interval: in updates.
-        logdir: TensorBoard's folder; ``None``: the log only.
+        monitor: computes the metrics.
+        interval: interval in updates.
+        logdir: TensorBoard folder; ``None``: console only.
     """
 
-    def __init__(self, check: FeatureMonitor, interval: int, logdir: str | None) -> None:
-        self.check = check
+    def __init__(self, monitor: FeatureMonitor, interval: int, logdir: str | None) -> None:
+        self.monitor = monitor
         self.interval = interval
         self._logdir = logdir
         self._writer: SummaryWriter | None = None
@@ -164,9 +167,10 @@ class PeriodicMonitor:
         self._last = 0
 
     def after_update(self, model: Encoder, num_updates: int) -> None:
-        """To be called after each; the first process works while the others wait for it.
+        """Log metrics if they are due; call after each update, in all processes.
 
-        What goes wrong here ends no training; it is a warning in the log.
+        The first process computes them while the others wait at the next collective. Errors are
+        logged as warnings and do not stop training.
         """
         is_due = num_updates % self.interval == 0 and num_updates != self._last
         if not is_due or (torch.distributed.is_initialized() and torch.distributed.get_rank()):
@@ -174,12 +178,12 @@ class PeriodicMonitor:
         self._last = num_updates
         begin = time.monotonic()
         try:
-            found = self.check.metrics(model)
+            found = self.monitor.metrics(model)
             if self._log_mel is None:
-                self._log_mel = self.check.log_mel_metrics(model)
+                self._log_mel = self.monitor.log_mel_metrics(model)
         except (ValueError, OSError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            logger.warning(f"no figures after update {num_updates}: {reason}")
+            logger.warning(f"no feature metrics after update {num_updates}: {reason}")
             return
         found |= {f"log_mel_{name}": value for name, value in self._log_mel.items()}
         found["seconds"] = time.monotonic() - begin
@@ -193,8 +197,8 @@ class PeriodicMonitor:
                 self._writer.add_scalar(name, value, num_updates)
 
 
-def _embed(manifest: Manifest, shortest: int, embed: Embed) -> tuple[Tensor, list[int]]:
-    """Embeddings (kept, layers, D) float32 of the clips that can be used, and their rows."""
+def _embed(manifest: Manifest, min_samples: int, embed: Embed) -> tuple[Tensor, list[int]]:
+    """Return embeddings (kept, layers, D) float32 of the usable clips, and their rows."""
     parts: list[Tensor] = []
     kept: list[int] = []
     with ThreadPoolExecutor(READERS) as pool:
@@ -202,7 +206,7 @@ def _embed(manifest: Manifest, shortest: int, embed: Embed) -> tuple[Tensor, lis
             rows = range(start, min(start + BATCH_CLIPS, len(manifest)))
             clips = pool.map(_read, (manifest.audio_path(row) for row in rows))
             read = zip(rows, clips, strict=True)
-            usable = {row: clip for row, clip in read if len(clip) >= shortest}
+            usable = {row: clip for row, clip in read if len(clip) >= min_samples}
             if usable:
                 parts.append(embed(list(usable.values())))
                 kept += usable
@@ -215,14 +219,14 @@ def _embed(manifest: Manifest, shortest: int, embed: Embed) -> tuple[Tensor, lis
 
 
 def _read(path: str) -> Tensor:
-    """The beginning of a file as (L,) int16; nothing where it cannot be decoded."""
+    """Read the beginning of a file, (L,) int16; empty if it cannot be decoded."""
     try:
         return read_audio(path, 0, CLIP_SAMPLES)
     except (FileNotFoundError, AudioError):
         return torch.zeros(0, dtype=torch.int16)
 
 
-def _layers_of(model: Encoder, layers: Sequence[int]) -> Embed:
+def _embed_layers(model: Encoder, layers: Sequence[int]) -> Embed:
     def embed(clips: list[Tensor]) -> Tensor:
         return extract_features(model, clips, layers=layers, pooled_only=True).pooled
 
@@ -234,17 +238,17 @@ def _mean_log_mel(clips: list[Tensor]) -> Tensor:
 
 
 def _some_layers(count: int) -> list[int]:
-    """Up to four of the layers, counted from 1, spread evenly; the last is one."""
-    wanted = min(MAX_LAYERS, count)
-    return [count * (n + 1) // wanted for n in range(wanted)]
+    """Return up to ``MAX_LAYERS`` evenly spaced layers, counted from 1, with the last one."""
+    chosen = min(MAX_LAYERS, count)
+    return [count * (n + 1) // chosen for n in range(chosen)]
 
 
-def _spread(count: int, most: int) -> np.ndarray:
-    """Row numbers, at most so many, spread evenly."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+def _evenly_spaced(count: int, maximum: int) -> np.ndarray:
+    """Return at most ``maximum`` evenly spaced row indices below ``count``."""
+    return np.unique(np.linspace(0, count - 1, min(count, maximum)).astype(np.int64))
 
 
 def _num_classes(data: ProbeData) -> int:
-    """Classes that occur."""
+    """Count the classes that occur."""
     targets = data.targets
     return len(np.unique(targets)) if targets.ndim == 1 else int(targets.any(axis=0).sum())

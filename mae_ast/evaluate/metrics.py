@@ -1,4 +1,4 @@
-"""Metrics of a classifier, by scikit-learn: scores (R, C), targets (R, C) of 0 and 1."""
+"""Classification metrics by scikit-learn; scores (R, C), targets (R, C) of 0 and 1."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_s
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Metrics per class, (C,); NaN for a class that no clip has; AUC also for one that all have.
+    """Metrics per class, (C,); NaN for a class without clips, and AUC for one that all clips have.
 
     Args:
-        num_clips: clips that have the class.
-        num_pairs: pairs of a clip that has the class and one that has not, which AUC counts.
-        average_precision: area below precision over recall.
-        auc: area below the receiver's operating curve.
+        num_clips: number of positive clips.
+        num_pairs: number of pairs of a positive and a negative clip.
+        average_precision: area under the precision-recall curve.
+        auc: area under the receiver operating characteristic (ROC) curve.
     """
 
     num_clips: np.ndarray
@@ -32,11 +32,11 @@ class Summary:
     """Metrics over all classes.
 
     Args:
-        accuracy: ratio of clips whose highest score is their class's; NaN for several labels.
+        accuracy: fraction of clips whose highest score is their class's; NaN for multi-label.
         mean_average_precision: mean over the classes that occur.
         mean_auc: mean over the classes that have an AUC.
-        d_prime: :func:`d_prime` of ``mean_auc``, as in AudioSet's papers.
-        num_clips: R.
+        d_prime: :func:`d_prime` of ``mean_auc``, as in the AudioSet papers.
+        num_clips: number of clips, R.
         num_classes_seen: number of classes that occur.
     """
 
@@ -49,7 +49,7 @@ class Summary:
 
 
 def class_scores(scores: np.ndarray, targets: np.ndarray) -> ClassScores:
-    """Average precision and AUC of each class."""
+    """Compute average precision and AUC of each class."""
     is_own = targets > 0.5
     num_clips = is_own.sum(0)
     num_classes = scores.shape[1]
@@ -62,19 +62,19 @@ def class_scores(scores: np.ndarray, targets: np.ndarray) -> ClassScores:
 
 
 def accuracy(scores: np.ndarray, targets: np.ndarray) -> float:
-    """Share of clips whose highest score is their class's."""
+    """Compute the fraction of clips whose highest score is their class's."""
     return float((scores.argmax(1) == targets.argmax(1)).mean()) if len(scores) else math.nan
 
 
 def summarise(
     scores: np.ndarray, targets: np.ndarray, multi_label: bool, classes: ClassScores | None = None
 ) -> Summary:
-    """All figures; NaN where scores are not finite.
+    """Compute all metrics; they are NaN if scores are not finite.
 
     Args:
         scores, targets: (R, C).
-        multi_label: clips may have several classes: no accuracy.
-        classes: of the same scores, where they are there already.
+        multi_label: clips may have several classes; accuracy is NaN.
+        classes: metrics per class of the same scores, if they have been computed already.
     """
     if not np.isfinite(scores).all():
         scores, targets, classes = scores[:0], targets[:0], None
@@ -93,13 +93,14 @@ def summarise(
 def d_prime(auc: float, num_pairs: int) -> float:
     """Return sqrt(2) times the normal quantile of an AUC, always a finite number.
 
-    That is the distance of two normal distributions, in standard deviations, with this AUC. For an
-    AUC of 1 it would be infinite; such a class counts as if half a pair were in the wrong order, so
-    the result is a lower bound that grows with the number of clips. An AUC of 0 is mirrored.
+    This is the distance between the means of two normal distributions of unit variance that have
+    this AUC. It would be infinite for an AUC of 1; half a pair is then counted as misordered, so
+    that the result is a lower bound that grows with the number of clips. An AUC of 0 is treated
+    symmetrically.
 
     Args:
-        auc: from 0 to 1; NaN gives NaN.
-        num_pairs: pairs of a positive and a negative clip that the AUC was counted from.
+        auc: AUC from 0 to 1; NaN gives NaN.
+        num_pairs: number of pairs of a positive and a negative clip that define the AUC.
     """
     if math.isnan(auc):
         return math.nan
@@ -108,7 +109,7 @@ def d_prime(auc: float, num_pairs: int) -> float:
 
 
 def confusion(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """(C, C) counts: row the true class, column the one with the highest score."""
+    """Count clips by class, (C, C): row the true class, column that of the highest score."""
     classes = np.arange(scores.shape[1])
     counts: np.ndarray = confusion_matrix(targets.argmax(1), scores.argmax(1), labels=classes)
     return counts

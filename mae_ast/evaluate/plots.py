@@ -1,4 +1,4 @@
-"""Pictures: spectrograms before and after, and the course of a training."""
+"""Plots: reconstructed spectrograms, and training curves."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from mae_ast.core.inference.reconstruct import Reconstruction
 from mae_ast.core.io.audio import SAMPLE_RATE
 
 FRAMES_PER_S = SAMPLE_RATE / FRAME_SHIFT
-HIDDEN_COLOUR = "0.75"
+MASKED_COLOR = "0.75"
 
 
 def reconstruction_figure(pictures: Reconstruction, titles: Sequence[str] = ()) -> Figure:
-    """A row for each clip: original, what the encoder sees, rebuilt.
+    """Plot one row per clip: original, visible patches, reconstruction.
 
     Args:
-        pictures: (B, T, 128) each.
-        titles: one for each clip.
+        pictures: spectrograms of B clips, (B, T, 128) each.
+        titles: one title per clip.
     """
     columns = {
         "original": pictures.original,
-        "what the encoder sees": pictures.visible,
-        "rebuilt": pictures.rebuilt,
+        "visible patches": pictures.visible,
+        "reconstruction": pictures.rebuilt,
     }
     num_clips, num_frames, _ = pictures.original.shape
     figure = Figure(figsize=(12, 0.6 + 2.1 * num_clips), layout="constrained")
@@ -35,7 +35,7 @@ def reconstruction_figure(pictures: Reconstruction, titles: Sequence[str] = ()) 
     for row in range(num_clips):
         low, high = np.quantile(pictures.original[row].float().cpu().numpy(), [0.01, 0.995])
         for axis, (name, values) in zip(axes[row], columns.items(), strict=True):
-            axis.set_facecolor(HIDDEN_COLOUR)
+            axis.set_facecolor(MASKED_COLOR)
             axis.imshow(
                 values[row].float().cpu().numpy().T,
                 origin="lower",
@@ -55,11 +55,11 @@ def reconstruction_figure(pictures: Reconstruction, titles: Sequence[str] = ()) 
 
 
 def loss_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """The course of a training, from the values that the trainer logs.
+    """Plot training curves from the values that the trainer logs.
 
     Args:
-        history: one mapping a logged line: ``kind`` (train_inner or valid) and the values, those
-            of validation with ``valid_`` before their names.
+        history: one mapping per logged line, with ``kind`` (train_inner or valid) and the values;
+            the names of validation values start with ``valid_``.
     """
     panels = {
         "loss": "total loss",
@@ -83,7 +83,7 @@ def loss_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def to_array(figure: Figure) -> np.ndarray:
-    """(height, width, 3) uint8."""
+    """Render a figure as RGB, (height, width, 3) uint8."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()

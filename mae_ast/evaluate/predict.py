@@ -1,4 +1,4 @@
-"""Scores of recordings by a fine-tuned classifier: a manifest (R, C), or one recording (C,)."""
+"""Score recordings with a fine-tuned classifier: a manifest (R, C), or one recording (C,)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mae_ast.core.io.recordings import Waveform, path_of, read_recording
 from mae_ast.evaluate.read_clips import check_length, read_or_skip
 from mae_ast.finetune.checkpoint import FineTuned
 
-READERS = 2  # files decoded at a time
+READERS = 2  # files decoded concurrently
 
 
 def score_manifest(
@@ -30,7 +30,7 @@ def score_manifest(
     Args:
         classifier: classifier on any device.
         manifest: manifest of the clips.
-        progress: wraps the iteration over clips; gets it and their number.
+        progress: wrapper of the iteration over clips, called with it and the number of clips.
 
     Returns:
         (R, C) float32 in the manifest's order, and (R,) bool, False where a clip was skipped
@@ -57,7 +57,8 @@ def score_manifest(
     deque(steps, maxlen=0)
     if not used.any():
         raise AudioError(
-            f"{manifest.path}: none of {plural(len(used), 'clip')} can be used; see above"
+            f"{manifest.path}: none of {plural(len(used), 'clip')} can be used; see the "
+            "warnings above"
         )
     return scores, used
 
@@ -70,17 +71,17 @@ def score_recording(
     Args:
         classifier: classifier on any device.
         recording: file or waveform, in any form that
-            :func:`mae_ast.core.inference.features.extract_features` takes.
-        sample_rate: sample rate of an array, in Hz; the other forms have their own.
+            :func:`mae_ast.core.inference.features.extract_features` accepts.
+        sample_rate: sample rate of an array, in Hz; other forms carry their own.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        AudioError: it cannot be decoded, or is shorter than one patch.
-        ValueError: a waveform cannot be used, or a score is not finite.
+        FileNotFoundError: the file does not exist.
+        AudioError: the file cannot be decoded, or is shorter than one patch.
+        ValueError: the waveform is invalid, or a score is not finite.
     """
     name = path_of(recording) or "waveform"
     samples = read_recording(recording, sample_rate, name)
-    check_length(samples, _least(classifier), name)
+    check_length(samples, _min_samples(classifier), name)
     scores: np.ndarray = _score(classifier, [samples])[0]
     return scores
 
@@ -98,11 +99,11 @@ def _score(classifier: FineTuned, clips: list[Tensor]) -> np.ndarray:
 def _batches(
     classifier: FineTuned, manifest: Manifest, order: np.ndarray, lengths: np.ndarray
 ) -> Iterator[tuple[list[int], list[Tensor | None]]]:
-    """Yield rows and clips of each batch; ``lengths`` are those of ``order``, ascending."""
-    least = _least(classifier)
+    """Yield rows and clips of each batch; ``lengths`` belong to ``order`` and ascend."""
+    min_samples = _min_samples(classifier)
 
     def read(row: int) -> Tensor | None:
-        return read_or_skip(manifest, row, least)
+        return read_or_skip(manifest, row, min_samples)
 
     with ThreadPoolExecutor(READERS) as pool:
         rows: list[int] = []
@@ -115,6 +116,6 @@ def _batches(
             yield rows, list(pool.map(read, rows))
 
 
-def _least(classifier: FineTuned) -> int:
-    """Samples of one patch."""
+def _min_samples(classifier: FineTuned) -> int:
+    """Return the number of samples of one patch."""
     return classifier.model.encoder.patch_shape.min_samples

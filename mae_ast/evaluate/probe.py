@@ -1,8 +1,8 @@
-"""What a frozen model's features are worth: a linear probe and nearest neighbours on each layer.
+"""Evaluate frozen features with a linear probe and k-NN (baselines: random weights, mean log-mel).
 
-Embeddings are computed once, the mean over time of each layer. A part of the training clips chooses
-layer and regularisation; the test clips are looked at once. Two baselines go through the same: the
-same network with random weights, and mean log-mel.
+Embeddings, the mean over time of each layer, are computed once. Held-out training clips select the
+layer and the regularisation; the test clips are used once. The baselines, the same network with
+random weights and the mean log-mel spectrum, are evaluated in the same way.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from mae_ast.core.io.plural import plural
 from mae_ast.evaluate.read_clips import read_or_skip
 from mae_ast.hub.load import Pretrained
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # C of scikit-learn: the weaker, the more regularisation
-FIRST_STRENGTH = 1e-3  # with which layers are compared
-DEV_SHARE = 0.2
-MAX_ITERATIONS = 200  # weakly regularised fits go on for long and change little
-NEIGHBOURS = 10
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # scikit-learn's C: smaller is more regularisation
+FIRST_STRENGTH = 1e-3  # used to compare layers
+DEV_RATIO = 0.2
+MAX_ITERATIONS = 200  # weakly regularised fits converge slowly and gain little
+NUM_NEAREST = 10  # k of k-NN
 BATCH_CLIPS = 32
 
 
 @dataclass(frozen=True)
 class ProbeData:
-    """Clips with labels.
+    """Labelled clips.
 
     Args:
-        manifest: the clips.
-        targets: (R,) int class of each clip, or (R, C) 0 or 1 where a clip has several.
-        groups: (R,) speaker (or whatever must not be on both sides) of each clip.
+        manifest: manifest of R clips.
+        targets: (R,) int class of each clip, or (R, C) of 0 and 1 if clips have several classes.
+        groups: (R,) group of each clip, such as its speaker; a group is never split.
         labels: the classes.
     """
 
@@ -58,25 +58,25 @@ class ProbeData:
     labels: Labels
 
     def take(self, rows: Sequence[int] | np.ndarray) -> ProbeData:
-        """Some of the clips, in this order."""
+        """Select clips by their rows, in this order."""
         manifest = self.manifest.take(rows)
         return ProbeData(manifest, self.targets[rows], self.groups[rows], self.labels)
 
 
 @dataclass(frozen=True)
 class ProbeScore:
-    """What was reached.
+    """Test scores of a probe: accuracy, or mean average precision for several labels per clip.
 
     Args:
-        linear: on the test clips: accuracy, or mean average precision of several labels a clip.
-        neighbours: the same by the nearest neighbours.
-        layer: that was best on the held-out part; 0: there are no layers.
-        strength: likewise, C of the logistic regression.
-        num_clips: that it was tested on.
+        linear: score of the linear probe.
+        knn: score of k-NN.
+        layer: layer selected on the held-out training clips; 0: the input has no layers.
+        strength: C of the logistic regression, selected on the same clips.
+        num_clips: number of test clips.
     """
 
     linear: float
-    neighbours: float
+    knn: float
     layer: int
     strength: float
     num_clips: int
@@ -92,19 +92,19 @@ def probe(
     """Score a model and the two baselines; unusable clips are logged and skipped.
 
     Args:
-        model: on any device.
+        model: model on any device.
         train, test: labelled clips.
-        layers: counted from 1; default: all.
-        progress: wraps the iteration over clips, once for each set of clips and each network.
+        layers: layers to compare, counted from 1; default: all.
+        progress: wrapper of the iteration over clips, called once per set of clips and network.
 
     Returns:
-        By "pretrained", "random weights" and "mean log-mel".
+        Scores under "pretrained", "random weights" and "mean log-mel".
 
     Raises:
-        ValueError: no clip of one set can be used, the training clips have one class or one group
+        ValueError: no clip of a set can be used, the training clips have one class or one group
             only, or the model's features are not finite.
     """
-    _split(train)  # refuses before anything is embedded
+    _split(train)  # raises before anything is embedded
     chosen = list(layers or range(1, model.config.encoder_layers + 1))
     sets, scores = [train, test], {}
     for name, network in (("pretrained", model), ("random weights", with_random_weights(model))):
@@ -113,7 +113,7 @@ def probe(
             for number, part in enumerate(sets):
                 path = Path(folder) / f"{number}.npy"
                 found, used = embed(network, part.manifest, chosen, path, progress)
-                if len(used) < len(found):  # those that come next do not read the others again
+                if len(used) < len(found):  # later passes do not read the skipped clips again
                     sets[number], found = part.take(used), found[used]
                 embedded.append(found)
             scores[name] = score(embedded[0], sets[0], embedded[1], sets[1], chosen)
@@ -129,13 +129,20 @@ def embed(
     path: Path,
     progress: Progress | None = None,
 ) -> tuple[np.ndarray, list[int]]:
-    """Means over time of layers, (rows, layers, C D) float32, memory-mapped from ``path``.
+    """Compute the mean over time of each layer, (rows, layers, C D) float32.
+
+    Args:
+        model: model on any device.
+        manifest: manifest of the clips.
+        layers: layers, counted from 1.
+        path: ``.npy`` file in which the embeddings are memory-mapped.
+        progress: wrapper of the iteration over batches.
 
     Returns:
-        They, and the rows of clips that could be used; the others were logged, and are 0.
+        The embeddings and the rows of usable clips; skipped clips are logged and have zeros.
 
     Raises:
-        ValueError: none could be used, or features are not finite.
+        ValueError: no clip can be used, or features are not finite.
     """
     width = model.patch_shape.per_column * model.config.encoder_embed_dim
     shape = (len(manifest), len(layers), width)
@@ -157,13 +164,14 @@ def embed(
         used += clips
     if not used:
         raise ValueError(
-            f"{manifest.path}: none of {plural(len(manifest), 'clip')} can be used; see above"
+            f"{manifest.path}: none of {plural(len(manifest), 'clip')} can be used; see "
+            "the warnings above"
         )
     return found, used
 
 
 def mean_log_mel(manifest: Manifest, progress: Progress | None = None) -> np.ndarray:
-    """Each clip's mean log-mel, (rows, 128) float32."""
+    """Compute the mean log-mel spectrum of each clip, (rows, 128) float32."""
     rows = range(len(manifest))
     return np.stack(
         [
@@ -174,7 +182,7 @@ def mean_log_mel(manifest: Manifest, progress: Progress | None = None) -> np.nda
 
 
 def with_random_weights(model: Pretrained, seed: int = 2203_16691) -> Pretrained:
-    """The same network, untrained; the input is normalised alike."""
+    """Return the same network with random weights and the model's input statistics."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         fresh = type(model)(model.config, model.mask_type, model.labels)
@@ -194,9 +202,9 @@ def score(
     """Choose layer and regularisation on a held-out part, refit on all training clips, and test.
 
     Args:
-        train, test: (rows, layers, D) features.
+        train, test: features, (rows, layers, D).
         train_data, test_data: their targets and groups.
-        layers: names of the layers.
+        layers: indices of the layers, for ``ProbeScore.layer``.
 
     Raises:
         ValueError: the training clips have one class or one group only.
@@ -213,7 +221,7 @@ def score(
     strength = max(STRENGTHS, key=lambda strength: on_dev(best, strength))
     linear = _linear(targets, strength).fit(train[:, best], targets)
     nearest = make_pipeline(
-        StandardScaler(), KNeighborsClassifier(min(NEIGHBOURS, len(targets)), metric="cosine")
+        StandardScaler(), KNeighborsClassifier(min(NUM_NEAREST, len(targets)), metric="cosine")
     )
     nearest.fit(train[:, best], targets)
     return ProbeScore(
@@ -234,20 +242,20 @@ def _split(data: ProbeData) -> tuple[np.ndarray, np.ndarray]:
     where = "the probe" if data.manifest is None else data.manifest.path
     if len(np.unique(data.groups)) < 2:
         raise ValueError(
-            f"{where}: all clips are of one group (--group); at least 2 are needed, to hold one out"
+            f"{where}: all clips belong to one group (--group); at least 2 groups are needed"
         )
-    splits = GroupShuffleSplit(1, test_size=DEV_SHARE, random_state=0)
+    splits = GroupShuffleSplit(1, test_size=DEV_RATIO, random_state=0)
     fit, dev = next(splits.split(data.targets, groups=data.groups))
     if not (data.targets[fit] != data.targets[fit[0]]).any():
         raise ValueError(
-            f"{where}: the {len(fit)} of {len(data.groups)} clips a probe is fitted to all have "
-            "the same labels; at least 2 classes are needed"
+            f"{where}: the {len(fit)} of {len(data.groups)} clips that fit the probe all have the "
+            "same labels; at least 2 classes are needed"
         )
     return fit, dev
 
 
 class _Regression(LogisticRegression):  # type: ignore[misc]
-    """Logistic regression that may stop early: weakly regularised fits gain little from more."""
+    """Logistic regression that does not warn when it stops at the maximum of iterations."""
 
     def fit(self, *arguments: Any, **options: Any) -> Any:
         with warnings.catch_warnings():
@@ -266,7 +274,7 @@ def _measure(probe: Pipeline, features: np.ndarray, targets: np.ndarray) -> floa
     if targets.ndim == 1:
         return float(accuracy_score(targets, probe.predict(features)))
     found = probe.predict_proba(features)
-    if isinstance(found, list):  # nearest neighbours: a pair of columns a class
+    if isinstance(found, list):  # k-NN returns two columns (0 and 1) per class
         found = np.stack(
             [each[:, -1] if each.shape[1] > 1 else 0 * each[:, 0] for each in found], 1
         )
@@ -275,11 +283,11 @@ def _measure(probe: Pipeline, features: np.ndarray, targets: np.ndarray) -> floa
 
 
 def rank_me(embeddings: torch.Tensor) -> float:
-    """Effective rank of (n, D) embeddings: e to the entropy of their singular values.
+    """Compute the effective rank of (n, D) embeddings: exp of the singular values' entropy.
 
-    RankMe (Garrido et al. 2023, arXiv 2210.02885): features that collapse lose rank, whatever the
-    loss says; it needs no labels.
+    RankMe (Garrido et al. 2023, arXiv 2210.02885) needs no labels: collapsed features lose rank
+    even while the loss decreases.
     """
     values = torch.linalg.svdvals(embeddings.float())
-    shares = values / values.sum().clamp(min=1e-12) + 1e-7
-    return float(torch.exp(-(shares * shares.log()).sum()))
+    normalized = values / values.sum().clamp(min=1e-12) + 1e-7
+    return float(torch.exp(-(normalized * normalized.log()).sum()))

@@ -1,4 +1,4 @@
-"""Labelled clips for a probe: ``NAME.tsv``, ``NAME.lbl`` and ``labels.csv`` beside them."""
+"""Read labelled clips for a probe: ``NAME.tsv``, ``NAME.lbl`` and ``labels.csv`` in a folder."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ def read_labelled(path: Path, group: re.Pattern[str] | None = None) -> ProbeData
     """Read a manifest and its labels.
 
     Args:
-        path: the manifest.
-        group: its first group, found in a clip's path, is the clip's; ``None``: each clip is one.
+        path: path of the manifest.
+        group: expression whose first group, found in a clip's path, names the clip's group;
+            ``None``: each clip is a group of its own.
 
     Raises:
-        FileNotFoundError: one of the three files is not there.
-        ManifestError, LabelError: one cannot be used.
-        ValueError: ``group`` is not found in a path.
+        FileNotFoundError: one of the three files does not exist.
+        ManifestError, LabelError: a file is invalid.
+        ValueError: ``group`` does not match a path.
     """
     manifest = Manifest.read(path)
     manifest.check_paths()
     labels = Labels.read(path.parent / LABELS_FILE)
-    of_clips = ClipLabels.read(path.with_suffix(".lbl"), labels, len(manifest))
+    clip_labels = ClipLabels.read(path.with_suffix(".lbl"), labels, len(manifest))
     rows = np.arange(len(manifest))
-    targets = of_clips.multi_hot(rows)
+    targets = clip_labels.multi_hot(rows)
     if (targets.sum(1) == 1).all():
         targets = targets.argmax(1)
     groups = rows if group is None else _groups(manifest, group)
@@ -37,16 +38,18 @@ def read_labelled(path: Path, group: re.Pattern[str] | None = None) -> ProbeData
 
 
 def match_classes(one: ProbeData, other: ProbeData) -> tuple[ProbeData, ProbeData]:
-    """Two sets of clips of the same classes; if clips of one have several, so may the other's.
+    """Return two sets of clips with targets of the same form.
+
+    If the clips of one set have several classes, the targets of both become multi-hot.
 
     Raises:
-        LabelError: their classes are others, or in another order.
+        LabelError: the classes differ, or their order does.
     """
     if one.labels.mids != other.labels.mids:
         here, there = (data.manifest.path.with_name(LABELS_FILE) for data in (one, other))
         raise LabelError(
-            f"{there}: has other classes than {here}, or the same in another order; prepare both "
-            "likewise"
+            f"{there}: has other classes than {here}, or another order; prepare both data sets in "
+            "the same way"
         )
     if one.targets.ndim == other.targets.ndim:
         return one, other

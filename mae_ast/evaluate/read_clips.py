@@ -13,11 +13,11 @@ logger = logging.getLogger(__name__)
 
 
 def read_or_skip(manifest: Manifest, row: int, min_samples: int) -> Tensor | None:
-    """Read all of a clip, (L,) int16 at 16 kHz.
+    """Read a whole clip, (L,) int16 at 16 kHz.
 
     Returns:
-        ``None`` if it cannot be decoded or has fewer than ``min_samples`` (one patch); the
-        reason is logged.
+        The samples; ``None`` if the clip cannot be decoded or is shorter than ``min_samples`` (one
+        patch), and the reason is logged.
     """
     path = manifest.audio_path(row)
     try:
@@ -30,10 +30,10 @@ def read_or_skip(manifest: Manifest, row: int, min_samples: int) -> Tensor | Non
 
 
 def check_length(samples: Tensor, min_samples: int, path: object) -> None:
-    """Refuse what is shorter than one patch.
+    """Raise an error for a clip shorter than one patch.
 
     Raises:
-        AudioError: it is.
+        AudioError: ``samples`` has fewer than ``min_samples``.
     """
     if len(samples) < min_samples:
         raise AudioError(

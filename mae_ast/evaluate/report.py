@@ -1,4 +1,4 @@
-"""A report on a fine-tuned classifier: figures, a row for each class, a confusion matrix."""
+"""Report on a fine-tuned classifier: metrics, one row per class, a confusion matrix."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from mae_ast.evaluate.predict import score_manifest
 from mae_ast.finetune.checkpoint import FineTuned
 
 COLUMNS = ("index", "mid", "display_name", "clips", "average_precision", "auc", "d_prime")
-MAX_NAMED_CLASSES = 60  # of a picture with room for names
+MAX_NAMED_CLASSES = 60  # a plot with more classes has no tick labels
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a classifier is worth on a split.
+    """Evaluation of a classifier on a split.
 
     Args:
         labels: the classes.
-        scores, targets: (R, C), of the clips that could be used.
-        num_left_out: clips that could not.
-        classes: per class.
-        summary: over all.
-        confusion: (C, C) counts, row the true class; ``None`` where clips have several.
+        scores, targets: (R, C) of the usable clips.
+        num_skipped: number of clips that could not be used.
+        classes: metrics per class.
+        summary: metrics over all classes.
+        confusion: (C, C) counts, row the true class; ``None`` if clips have several classes.
     """
 
     labels: Labels
     scores: np.ndarray
     targets: np.ndarray
-    num_left_out: int
+    num_skipped: int
     classes: ClassScores
     summary: Summary
     confusion: np.ndarray | None
@@ -58,24 +58,24 @@ def evaluate(
     """Score a split and compare with its labels.
 
     Args:
-        classifier: on any device.
+        classifier: classifier on any device.
         data: folder of ``{split}.tsv``, ``{split}.lbl`` and ``labels.csv``.
-        split: its name.
-        progress: as of :func:`mae_ast.evaluate.predict.score_manifest`.
+        split: name of the split.
+        progress: as in :func:`mae_ast.evaluate.predict.score_manifest`.
 
     Raises:
-        FileNotFoundError: one of the files is not there.
-        ManifestError, LabelError: one cannot be used.
-        AudioError: none of the clips can.
-        LabelError: the classes are not those that the classifier was trained on.
+        FileNotFoundError: one of the files does not exist.
+        ManifestError: the manifest is invalid.
+        AudioError: no clip can be used.
+        LabelError: labels are invalid, or the classes are not those of the classifier.
     """
     labels = Labels.read(data / LABELS_FILE)
-    own = classifier.labels  # of published files, names alone are known
+    own = classifier.labels  # a published checkpoint only has the names
     if labels.mids != own.mids and labels.names != own.names:
         raise LabelError(
             f"{data / LABELS_FILE}: has {plural(len(labels), 'class', 'classes')}, not the "
-            f"{len(own)} of the checkpoint in the same order; evaluate on data that were "
-            "prepared in the same way"
+            f"{len(own)} of the checkpoint in the same order; evaluate on data that was prepared "
+            "in the same way"
         )
     manifest = Manifest.load(data / f"{split}.tsv")
     targets = ClipLabels.read(data / f"{split}.lbl", labels, len(manifest)).multi_hot(
@@ -97,16 +97,19 @@ def evaluate(
 
 
 def write_report(found: Evaluation, out: Path, title: str) -> list[Path]:
-    """Write ``summary.json``, ``classes.csv`` and, for one label a clip, ``confusion.png``.
+    """Write ``summary.json``, ``classes.csv`` and, for one label per clip, ``confusion.png``.
 
     Args:
-        found: what to report.
-        out: folder, made where it is not there.
-        title: of the picture.
+        found: evaluation to report.
+        out: output folder, created if it does not exist.
+        title: title of the plot.
+
+    Returns:
+        The paths of the written files.
     """
     out.mkdir(parents=True, exist_ok=True)
     summary, classes = out / "summary.json", out / "classes.csv"
-    values = {**dataclasses.asdict(found.summary), "num_left_out": found.num_left_out}
+    values = {**dataclasses.asdict(found.summary), "num_left_out": found.num_skipped}
     finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
     summary.write_text(json.dumps(finite, indent=1) + "\n", encoding="utf-8")
     with classes.open("w", encoding="utf-8", newline="") as file:
@@ -115,26 +118,26 @@ def write_report(found: Evaluation, out: Path, title: str) -> list[Path]:
         writer.writerows(_rows(found))
     if found.confusion is None:
         return [summary, classes]
-    picture = out / "confusion.png"
-    confusion_figure(found.confusion, found.labels.names, title).savefig(picture, dpi=120)
-    return [summary, classes, picture]
+    plot = out / "confusion.png"
+    confusion_figure(found.confusion, found.labels.names, title).savefig(plot, dpi=120)
+    return [summary, classes, plot]
 
 
 def confusion_figure(counts: np.ndarray, names: tuple[str, ...], title: str = "") -> Figure:
-    """A picture of (C, C) counts, each row as shares of the class's clips."""
+    """Plot (C, C) counts, each row normalised by the number of the class's clips."""
     clips = counts.sum(1, keepdims=True)
-    shares = counts / np.maximum(clips, 1)
+    normalized = counts / np.maximum(clips, 1)
     size = 3.0 + 0.25 * min(len(names), MAX_NAMED_CLASSES)
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     axis = figure.subplots()
-    image = axis.imshow(shares, cmap="magma", vmin=0, vmax=1, interpolation="nearest")
-    figure.colorbar(image, ax=axis, shrink=0.8, label="share of the class's clips")
+    image = axis.imshow(normalized, cmap="magma", vmin=0, vmax=1, interpolation="nearest")
+    figure.colorbar(image, ax=axis, shrink=0.8, label="fraction of the class's clips")
     if len(names) <= MAX_NAMED_CLASSES:
-        places = np.arange(len(names))
-        axis.set_xticks(places, names, rotation=90, fontsize=8)
-        axis.set_yticks(places, names, fontsize=8)
-    axis.set_xlabel("highest score")
-    axis.set_ylabel("class")
+        ticks = np.arange(len(names))
+        axis.set_xticks(ticks, names, rotation=90, fontsize=8)
+        axis.set_yticks(ticks, names, fontsize=8)
+    axis.set_xlabel("predicted class")
+    axis.set_ylabel("true class")
     axis.set_title(title)
     return figure
 

@@ -99,14 +99,14 @@ def test_one_class_is_refused_before_embedding(run, folder, monkeypatch):
     monkeypatch.setattr(probe, "embed", None)  # would end in a traceback
     (folder / "train.lbl").write_text("low\n" * 40)
     _, message = run()
-    words = "train.tsv: the 32 of 40 clips a probe is fitted to all have the same labels"
+    words = "train.tsv: the 32 of 40 clips that fit the probe all have the same labels"
     assert words in message
     (folder / "train.lbl").write_text("low,high\n" * 40)
     assert words in run()[1]
     # Each class is one speaker's, of whom one is held out.
     (folder / "train.lbl").write_text("low\nhigh\n" * 20)
-    assert "20 of 40 clips a probe is fitted to" in run("--group", "(low|high)")[1]
-    assert "train.tsv: all clips are of one group (--group)" in run("--group", "(a)")[1]
+    assert "20 of 40 clips" in run("--group", "(low|high)")[1]
+    assert "train.tsv: all clips belong to one group (--group)" in run("--group", "(a)")[1]
 
 
 def test_fewer_clips_than_k(run, folder):

@@ -1,4 +1,4 @@
-"""Features of a manifest on disk: fairseq's convention, whole after a stop, one line when wrong."""
+"""Test feature extraction: fairseq's file format, resuming, errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mae_ast.hub.load import PretrainedMaeAst
 from tests.sounds import speech_like
 
 SECONDS = (1.0, 0.5, 2.0, 0.1, 1.5, 0.7, 3.0)
-BAD, SHORT = 4, 3  # rows: no audio; less than a patch
+BAD, SHORT = 4, 3  # rows of a clip without audio and of one shorter than a patch
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def run(model, manifest, out, **fields):
 
 
 def stored(path: Path) -> list[np.ndarray]:
-    """As programs read it that follow the convention."""
+    """Read features as other implementations of the format do."""
     features = np.load(path, mmap_mode="r")
     lengths = [int(line) for line in path.with_suffix(".len").read_text().splitlines()]
     ends = np.cumsum(lengths)
@@ -82,29 +82,29 @@ def expected(model, manifest, row, **fields) -> np.ndarray | None:
         {"tokens": True, "pool": True},
     ],
 )
-def test_each_clip_has_its_rows(model, manifest, tmp_path, fields):
+def test_rows_are_the_features_of_each_clip(model, manifest, tmp_path, fields):
     path, num_bad = run(model, manifest, tmp_path / "out", **fields)
     assert path == tmp_path / "out" / "valid_0_1.npy"
     assert num_bad == 2
     clips = stored(path)
     assert len(clips) == len(SECONDS)
     for row, clip in enumerate(clips):
-        theirs = expected(model, manifest, row, **fields)
-        assert clip.shape == theirs.shape
-        assert np.allclose(clip, theirs, atol=1e-5)
+        wanted = expected(model, manifest, row, **fields)
+        assert clip.shape == wanted.shape
+        assert np.allclose(clip, wanted, atol=1e-5)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         *("valid_0_1.json", "valid_0_1.len", "valid_0_1.npy")
     ]
 
 
-def test_bad_clips_are_named(model, manifest, tmp_path, caplog):
+def test_skipped_clips_are_logged_with_file_and_line(model, manifest, tmp_path, caplog):
     run(model, manifest, tmp_path / "out")
     assert "valid.tsv:6: skipped: " in caplog.text
     assert "valid.tsv:5: skipped: " in caplog.text
     assert "1600 samples at 16 kHz are shorter than one patch (2800)" in caplog.text
 
 
-def test_shards_are_the_whole_without_overlap(model, manifest, tmp_path):
+def test_shards_concatenate_to_the_unsharded_features(model, manifest, tmp_path):
     whole = stored(run(model, manifest, tmp_path / "one")[0])
     parts = [
         clip
@@ -121,8 +121,8 @@ class StopError(Exception):
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
-@pytest.mark.parametrize("tear", [None, "len", "npy"])
-def test_a_stopped_extraction_goes_on(model, manifest, tmp_path, after, tear):
+@pytest.mark.parametrize("truncated", [None, "len", "npy"])
+def test_resumes_an_interrupted_extraction(model, manifest, tmp_path, after, truncated):
     whole, _ = run(model, manifest, tmp_path / "whole")
     calls = []
     extract_features = model.extract_features
@@ -138,10 +138,10 @@ def test_a_stopped_extraction_goes_on(model, manifest, tmp_path, after, tear):
     with pytest.raises(StopError):
         run(model, manifest, out)
     assert not (out / "valid_0_1.npy").exists()
-    if tear is not None:  # what a crash of the machine leaves
-        part = out / f"valid_0_1.{tear}.part"
+    if truncated is not None:  # as after a crash of the machine
+        part = out / f"valid_0_1.{truncated}.part"
         with part.open("r+b") as file:
-            file.truncate(part.stat().st_size - (1 if tear == "len" else 60))
+            file.truncate(part.stat().st_size - (1 if truncated == "len" else 60))
     lengths_seen = []
 
     def counting(waveforms, **options):
@@ -152,14 +152,14 @@ def test_a_stopped_extraction_goes_on(model, manifest, tmp_path, after, tear):
     path, _ = run(model, manifest, out)
     assert np.allclose(np.load(path), np.load(whole), atol=1e-5)
     assert path.with_suffix(".len").read_text() == whole.with_suffix(".len").read_text()
-    if tear is None:
+    if truncated is None:
         assert sum(lengths_seen) == 5 - sum(calls[:after])  # nothing is computed twice
-    # Once more: it is done.
+    # A complete extraction is not repeated.
     assert run(model, manifest, out) == (path, 2)
     assert sum(lengths_seen) <= 5
 
 
-def test_another_extraction_in_the_same_place_is_refused(model, manifest, tmp_path):
+def test_rejects_a_folder_with_another_extraction(model, manifest, tmp_path):
     run(model, manifest, tmp_path / "out")
     with pytest.raises(ValueError, match=r"another extraction \(it differs in layer\); remove"):
         run(model, manifest, tmp_path / "out", layer=1)
@@ -168,7 +168,7 @@ def test_another_extraction_in_the_same_place_is_refused(model, manifest, tmp_pa
     assert description["width"] == 4 * 32
 
 
-def test_two_at_once_are_one_too_many(model, manifest, tmp_path):
+def test_rejects_a_concurrent_extraction(model, manifest, tmp_path):
     with (
         file_lock(tmp_path / "valid_0_1.npy"),
         pytest.raises(ValueError, match=r"valid_0_1\.npy: .*another process"),
@@ -178,7 +178,7 @@ def test_two_at_once_are_one_too_many(model, manifest, tmp_path):
     run(model, manifest, tmp_path)
 
 
-def test_another_model_in_the_same_place_is_refused(model, manifest, tmp_path):
+def test_rejects_a_folder_with_features_of_another_model(model, manifest, tmp_path):
     run(model, manifest, tmp_path / "out")
     with torch.no_grad():
         model.encoder.layers[0].fc1.bias[0] += 1
@@ -186,7 +186,7 @@ def test_another_model_in_the_same_place_is_refused(model, manifest, tmp_path):
         run(model, manifest, tmp_path / "out")
 
 
-def test_a_manifest_that_was_rewritten_is_refused(model, manifest, tmp_path):
+def test_rejects_a_changed_manifest(model, manifest, tmp_path):
     run(model, manifest, tmp_path / "out")
     rows = [(f"{n}.wav", round(16_000 * s), 16_000) for n, s in enumerate(SECONDS)]
     write_manifest(manifest.path, ".", rows[::-1])
@@ -194,24 +194,26 @@ def test_a_manifest_that_was_rewritten_is_refused(model, manifest, tmp_path):
         run(model, Manifest.read(manifest.path), tmp_path / "out")
 
 
-def test_features_of_unknown_origin_are_not_overwritten(model, manifest, tmp_path):
+def test_features_without_a_description_are_not_overwritten(model, manifest, tmp_path):
     (tmp_path / "valid_0_1.npy").write_bytes(b"features")
-    with pytest.raises(ValueError, match=r"valid_0_1\.npy: exists, but no valid_0_1\.json says"):
+    with pytest.raises(ValueError, match=r"valid_0_1\.npy: exists, but valid_0_1\.json"):
         extract(model, manifest, tmp_path, What(1, False, False, 0, 1))
     assert (tmp_path / "valid_0_1.npy").read_bytes() == b"features"
 
 
-def test_a_damaged_description_is_named(model, manifest, tmp_path):
+def test_rejects_a_damaged_description(model, manifest, tmp_path):
     run(model, manifest, tmp_path / "out")
     (tmp_path / "out" / "valid_0_1.json").write_text("")
     with pytest.raises(ValueError, match=r"valid_0_1\.json: is damaged; remove it"):
         run(model, manifest, tmp_path / "out")
 
 
-def test_a_full_disk_is_one_line_and_more_room_goes_on(model, manifest, tmp_path, small_disk):
+def test_resumes_after_a_full_disk(model, manifest, tmp_path, small_disk):
     filler = small_disk / "filler"
     filler.write_bytes(bytes(40_000))
-    with pytest.raises(OSError, match=r"valid_0_1\.npy: could not be written .* goes on$"):
+    with pytest.raises(
+        OSError, match=r"valid_0_1\.npy: could not be written .*disk space.* resumes$"
+    ):
         run(model, manifest, small_disk)
     filler.unlink()
     path, _ = run(model, manifest, small_disk)
@@ -219,22 +221,22 @@ def test_a_full_disk_is_one_line_and_more_room_goes_on(model, manifest, tmp_path
     assert np.allclose(np.load(path), np.load(whole), atol=1e-5)
 
 
-def test_more_shards_than_clips(model, manifest, tmp_path):
+def test_rejects_more_shards_than_clips(model, manifest, tmp_path):
     with pytest.raises(ManifestError, match="7 clips for 9 shards"):
         run(model, manifest, tmp_path / "out", shard=8, shards=9)
 
 
 @pytest.mark.parametrize("text", ["1", "a/b", "2/2", "-1/2", "1/0", "/", "1/2/3"])
-def test_a_shard_that_is_none(text):
+def test_rejects_a_malformed_shard(text):
     with pytest.raises(ValueError, match="i/n with i from 0 to n - 1"):
         parse_shard(text)
 
 
-def test_a_shard():
+def test_parses_a_shard():
     assert parse_shard("3/4") == (3, 4)
 
 
-def test_all_bad(model, tmp_path):
+def test_extraction_without_usable_clips_is_empty(model, tmp_path):
     (tmp_path / "a.wav").write_bytes(b"nothing")
     write_manifest(tmp_path / "train.tsv", ".", [("a.wav", 16_000, 16_000)])
     path, num_bad = run(model, Manifest.read(tmp_path / "train.tsv"), tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Figures of features during training: of which clips, when, and what does not end a training."""
+"""Test the feature monitor: its clips, its metrics, its schedule, its warnings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COUNTS = {"train": 32, "valid": 16}
 
 
 def write_labelled(folder: Path, both_in_every: int = 0) -> Path:
-    """Tones of two pitches; every so-and-so-many-th test clip has both labels."""
+    """Write tones of two pitches; every ``both_in_every``-th test clip has both labels."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in COUNTS.items():
@@ -59,20 +59,20 @@ def model(small_config) -> MaeAst:
     return model
 
 
-def test_figures_of_labelled_clips(folder: Path, model: MaeAst) -> None:
+def test_metrics_of_labelled_clips(folder: Path, model: MaeAst) -> None:
     found = FeatureMonitor.read(folder / "valid.tsv", folder, 100).metrics(model)
-    assert list(found) == ["rank_me", "linear_accuracy", "knn_accuracy", "layer", "left_out"]
+    assert list(found) == ["rank_me", "linear_accuracy", "knn_accuracy", "layer", "skipped"]
     assert found["linear_accuracy"] == 1
     assert found["knn_accuracy"] == 1
     assert found["layer"] in (1, 2, 3)
-    assert found["left_out"] == 0
+    assert found["skipped"] == 0
     paths = [str(folder / f"valid{n}.wav") for n in range(16)]
     pooled = extract_features(model, paths, layers=[3]).pooled[:, 0]
     assert found["rank_me"] == pytest.approx(rank_me(pooled), rel=1e-3)
     assert 1 < found["rank_me"] < 16
 
 
-def test_labels_of_noise_score_by_chance(folder: Path, model: MaeAst) -> None:
+def test_random_labels_score_at_chance_level(folder: Path, model: MaeAst) -> None:
     rng = np.random.default_rng(1)
     for split, count in COUNTS.items():
         write_clip_labels(
@@ -82,36 +82,36 @@ def test_labels_of_noise_score_by_chance(folder: Path, model: MaeAst) -> None:
     assert 0.1 < found["linear_accuracy"] < 0.9
 
 
-def test_without_labels_it_is_the_rank_alone(folder: Path, model: MaeAst) -> None:
-    check = FeatureMonitor.read(folder / "train.tsv", None, 100)
-    assert list(check.metrics(model)) == ["rank_me", "left_out"]
-    assert check.log_mel_metrics(model) == {}
+def test_only_rank_me_without_labels(folder: Path, model: MaeAst) -> None:
+    monitor = FeatureMonitor.read(folder / "train.tsv", None, 100)
+    assert list(monitor.metrics(model)) == ["rank_me", "skipped"]
+    assert monitor.log_mel_metrics(model) == {}
 
 
-def test_collapsed_features_have_rank_one(folder: Path, model: MaeAst) -> None:
-    check = FeatureMonitor.read(folder / "train.tsv", None, 100)
-    before = check.metrics(model)["rank_me"]
+def test_collapsed_features_have_rank_1(folder: Path, model: MaeAst) -> None:
+    monitor = FeatureMonitor.read(folder / "train.tsv", None, 100)
+    before = monitor.metrics(model)["rank_me"]
     with torch.no_grad():
         model.encoder.layers[-1].final_layer_norm.weight.zero_()
         model.encoder.layers[-1].final_layer_norm.bias.fill_(1.0)
-    assert check.metrics(model)["rank_me"] == pytest.approx(1, abs=0.05)
+    assert monitor.metrics(model)["rank_me"] == pytest.approx(1, abs=0.05)
     assert before > 1.2
 
 
 def test_several_labels_give_mean_average_precision(tmp_path: Path, model: MaeAst) -> None:
-    """Also where it is only the test clips that have several."""
+    """Only the test clips have several labels."""
     folder = write_labelled(tmp_path / "both", both_in_every=3)
-    check = FeatureMonitor.read(folder / "valid.tsv", folder, 100)
-    found = check.metrics(model)
+    monitor = FeatureMonitor.read(folder / "valid.tsv", folder, 100)
+    found = monitor.metrics(model)
     assert 0.7 < found["linear_mAP"] <= 1
-    assert set(check.log_mel_metrics(model)) == {"linear_mAP", "knn_mAP"}
+    assert set(monitor.log_mel_metrics(model)) == {"linear_mAP", "knn_mAP"}
 
 
-def test_clips_are_chosen_evenly_and_always_the_same(folder: Path) -> None:
-    check = FeatureMonitor.read(folder / "train.tsv", folder, 22)
-    assert check.probe is not None
-    train, test = check.probe
-    assert (len(check.clips), len(train.targets), len(test.targets)) == (22, 22, 16)
+def test_selected_clips_are_evenly_spaced_and_reproducible(folder: Path) -> None:
+    monitor = FeatureMonitor.read(folder / "train.tsv", folder, 22)
+    assert monitor.probe is not None
+    train, test = monitor.probe
+    assert (len(monitor.clips), len(train.targets), len(test.targets)) == (22, 22, 16)
     names = [train.manifest.row_path(row) for row in range(22)]
     numbers = [int(name.removeprefix("train").removesuffix(".wav")) for name in names]
     assert numbers[0] == 0
@@ -122,7 +122,7 @@ def test_clips_are_chosen_evenly_and_always_the_same(folder: Path) -> None:
     assert [again.clips.row_path(row) for row in range(22)] == names
 
 
-def test_rows_that_are_taken_are_those_of_the_file(folder: Path) -> None:
+def test_taken_rows_keep_their_paths_and_lines(folder: Path) -> None:
     whole = Manifest.read(folder / "train.tsv")
     some = whole.take([30, 2, 9])
     assert [some.audio_path(n) for n in range(3)] == [whole.audio_path(n) for n in (30, 2, 9)]
@@ -130,24 +130,24 @@ def test_rows_that_are_taken_are_those_of_the_file(folder: Path) -> None:
     assert some.num_samples.tolist() == [8_000] * 3
 
 
-def test_short_and_broken_clips_are_left_out_and_counted(folder: Path, model: MaeAst) -> None:
+def test_short_and_damaged_clips_are_skipped_and_counted(folder: Path, model: MaeAst) -> None:
     whole = FeatureMonitor.read(folder / "valid.tsv", folder, 100)
     soundfile.write(folder / "valid3.wav", np.zeros(500), 16_000, subtype="PCM_16")
     (folder / "valid4.wav").write_bytes(b"no music")
     (folder / "train5.wav").unlink()
     found = whole.metrics(model)
-    assert found["left_out"] == 5  # two of valid.tsv twice
+    assert found["skipped"] == 5  # two of valid.tsv are read twice
     assert found["linear_accuracy"] == 1
     assert whole.log_mel_metrics(model)["linear_accuracy"] == 1
 
 
 @pytest.mark.parametrize(("count", "layers"), [(1, [1]), (3, [1, 2, 3]), (12, [3, 6, 9, 12])])
-def test_layers_that_are_tried(count: int, layers: list[int]) -> None:
+def test_compared_layers_are_evenly_spaced(count: int, layers: list[int]) -> None:
     assert feature_monitor._some_layers(count) == layers
 
 
 @pytest.mark.parametrize("file", ["train.tsv", "valid.tsv", "train.lbl", "valid.lbl", "labels.csv"])
-def test_what_is_missing_is_said_at_the_start(folder: Path, tmp_path: Path, file: str) -> None:
+def test_read_names_a_missing_file(folder: Path, tmp_path: Path, file: str) -> None:
     own = tmp_path / "own"
     own.mkdir()
     write_manifest(own / "clips.tsv", str(folder), [("valid0.wav", 8_000, 16_000)])
@@ -156,23 +156,23 @@ def test_what_is_missing_is_said_at_the_start(folder: Path, tmp_path: Path, file
         FeatureMonitor.read(own / "clips.tsv", folder, 100)
 
 
-def test_too_few_clips_or_classes(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"task\.probe_clips=19; at least 20"):
+def test_rejects_too_few_clips_or_classes(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"task\.probe_clips=19: .*at least 20"):
         FeatureMonitor.read(folder / "valid.tsv", folder, 19)
     write_clip_labels(folder / "train.lbl", [["low"]] * 32)
     with pytest.raises(ValueError, match=r"train\.tsv: 32 clips of 1 class"):
         FeatureMonitor.read(folder / "valid.tsv", folder, 100)
 
 
-class CountedCheck:
-    """In place of a check: figures, or an error."""
+class CountingMonitor:
+    """Count calls, and return metrics or raise an error."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.error: Exception | None = None
 
     def metrics(self, model: object) -> dict[str, float]:
-        self.calls.append("figures")
+        self.calls.append("metrics")
         if self.error is not None:
             raise self.error
         return {"rank_me": 2.0}
@@ -182,13 +182,13 @@ class CountedCheck:
         return {"knn_accuracy": 0.5}
 
 
-def test_figures_come_every_so_many_updates_and_the_baseline_once(caplog) -> None:
+def test_metrics_are_logged_every_interval_and_the_baseline_is_computed_once(caplog) -> None:
     caplog.set_level(logging.INFO)
-    check = CountedCheck()
-    monitor = PeriodicMonitor(check, 4, None)  # type: ignore[arg-type]
-    for num_updates in (1, 2, 3, 4, 4, 5, 6, 7, 8):  # at 4 an update overflowed
+    counting = CountingMonitor()
+    monitor = PeriodicMonitor(counting, 4, None)  # type: ignore[arg-type]
+    for num_updates in (1, 2, 3, 4, 4, 5, 6, 7, 8):  # update 4 is repeated after an overflow
         monitor.after_update(None, num_updates)  # type: ignore[arg-type]
-    assert check.calls == ["figures", "log-mel", "figures"]
+    assert counting.calls == ["metrics", "log-mel", "metrics"]
     lines = [json.loads(record.getMessage()) for record in caplog.records]
     assert [line["num_updates"] for line in lines] == [4, 8]
     assert all(line["log_mel_knn_accuracy"] == 0.5 for line in lines)
@@ -198,37 +198,39 @@ def test_figures_come_every_so_many_updates_and_the_baseline_once(caplog) -> Non
     "error",
     [torch.OutOfMemoryError("CUDA out of memory\nmore"), OSError("no disk"), ValueError("NaN")],
 )
-def test_what_goes_wrong_is_a_warning(caplog, error: Exception) -> None:
-    check = CountedCheck()
-    check.error = error
-    monitor = PeriodicMonitor(check, 2, None)  # type: ignore[arg-type]
+def test_errors_are_logged_as_warnings(caplog, error: Exception) -> None:
+    counting = CountingMonitor()
+    counting.error = error
+    monitor = PeriodicMonitor(counting, 2, None)  # type: ignore[arg-type]
     monitor.after_update(None, 2)  # type: ignore[arg-type]
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert record.getMessage() == f"no figures after update 2: {str(error).splitlines()[0]}"
-    check.error = None
+    assert record.getMessage() == (
+        f"no feature metrics after update 2: {str(error).splitlines()[0]}"
+    )
+    counting.error = None
     monitor.after_update(None, 4)  # type: ignore[arg-type]
-    assert check.calls[-1] == "log-mel"
+    assert counting.calls[-1] == "log-mel"
 
 
-def test_features_that_are_not_finite_are_a_warning(caplog, folder: Path, model: MaeAst) -> None:
+def test_non_finite_features_are_logged_as_a_warning(caplog, folder: Path, model: MaeAst) -> None:
     with torch.no_grad():
         model.post_extract_proj.weight.fill_(float("nan"))
     monitor = PeriodicMonitor(FeatureMonitor.read(folder / "valid.tsv", folder, 100), 1, None)
     monitor.after_update(model, 1)
     assert [r.getMessage() for r in caplog.records] == [
-        "no figures after update 1: the features are not finite (NaN or infinity)"
+        "no feature metrics after update 1: the features are not finite (NaN or infinity)"
     ]
 
 
-def test_model_and_random_numbers_are_as_before(folder: Path, model: MaeAst) -> None:
+def test_model_and_random_state_are_unchanged(folder: Path, model: MaeAst) -> None:
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    check = FeatureMonitor.read(folder / "valid.tsv", folder, 100)
-    first = check.metrics(model)
-    check.log_mel_metrics(model)
-    assert first == check.metrics(model)
+    monitor = FeatureMonitor.read(folder / "valid.tsv", folder, 100)
+    first = monitor.metrics(model)
+    monitor.log_mel_metrics(model)
+    assert first == monitor.metrics(model)
     assert torch.equal(torch_state, torch.get_rng_state())
     assert np.array_equal(numpy_state, np.random.get_state()[1])
     assert [module.training for module in model.modules()] == modes
@@ -237,7 +239,7 @@ def test_model_and_random_numbers_are_as_before(folder: Path, model: MaeAst) -> 
         assert torch.equal(value, weights[name]), name
 
 
-def test_other_systems_have_figures_too(folder: Path) -> None:
+def test_ssast_is_monitored(folder: Path) -> None:
     config = SsastConfig(
         encoder_layers=2, encoder_embed_dim=64, encoder_ffn_embed_dim=96, encoder_attention_heads=1
     )
@@ -245,5 +247,5 @@ def test_other_systems_have_figures_too(folder: Path) -> None:
     found = FeatureMonitor.read(folder / "valid.tsv", folder, 100).metrics(model)
     assert found["linear_accuracy"] > 0.7
     assert found["rank_me"] > 1
-    assert found["left_out"] == 0
+    assert found["skipped"] == 0
     assert model.training

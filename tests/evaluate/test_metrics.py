@@ -1,4 +1,4 @@
-"""Figures against scikit-learn's own, of scores that come in batches."""
+"""Test metrics against scikit-learn, also for scores that are accumulated in batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mae_ast.evaluate.metrics import class_scores, confusion, d_prime, summarise
 
 
 def drawn(clips: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of any kind, and several labels a clip; each class occurs, and lacks."""
+    """Draw random scores and multi-label targets; each class has positive and negative clips."""
     rng = np.random.default_rng(seed)
     targets = (rng.random((clips, classes)) < 0.3).astype(np.float32)
     targets[0], targets[1] = 1, 0
@@ -22,11 +22,11 @@ def drawn(clips: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarr
     return scores, targets
 
 
-def test_two_batches_give_what_scikit_learn_gives_for_both() -> None:
+def test_accumulated_batches_equal_scikit_learn_on_all_clips() -> None:
     scores, targets = drawn(60, 7)
     meter = ScoreMeter()
     ids = torch.randperm(60)
-    for part in (ids[:41], ids[41:], ids[:5]):  # the last ones again, as of a padded epoch
+    for part in (ids[:41], ids[41:], ids[:5]):  # clips repeat, as in a padded epoch
         meter.update(part, torch.from_numpy(scores)[part], torch.from_numpy(targets)[part])
     found = meter.summary()
     precision = average_precision_score(targets, scores, average=None)
@@ -49,9 +49,9 @@ def test_two_batches_give_what_scikit_learn_gives_for_both() -> None:
     assert summarise(scores, one, multi_label=False).accuracy == pytest.approx(wanted)
 
 
-def test_d_prime() -> None:
+def test_d_prime_of_known_aucs() -> None:
     assert d_prime(0.5, 10_000) == pytest.approx(0)
-    # AudioSet's papers: an AUC of 0.971 is a d-prime of 2.68.
+    # The AudioSet papers give a d-prime of 2.68 for an AUC of 0.971.
     assert d_prime(0.971, 10_000) == pytest.approx(2.68, abs=0.005)
     assert math.isnan(d_prime(math.nan, 0))
 
@@ -74,7 +74,7 @@ def test_d_prime_of_perfect_classes_is_finite() -> None:
     assert worst.d_prime == pytest.approx(-summary.d_prime)
 
 
-def test_classes_that_do_not_occur_count_for_nothing() -> None:
+def test_classes_without_clips_are_ignored() -> None:
     scores, targets = drawn(40, 4)
     targets[:, 2] = 0
     found = class_scores(scores, targets)
@@ -86,7 +86,7 @@ def test_classes_that_do_not_occur_count_for_nothing() -> None:
     assert math.isnan(summary.accuracy)
 
 
-def test_scores_that_are_not_finite() -> None:
+def test_metrics_of_non_finite_scores_are_nan() -> None:
     scores, targets = drawn(10, 3)
     scores[3, 1] = math.nan
     summary = summarise(scores, targets, multi_label=True)
@@ -94,7 +94,7 @@ def test_scores_that_are_not_finite() -> None:
     assert math.isnan(summary.mean_auc)
 
 
-def test_confusion() -> None:
+def test_confusion_counts_clips_by_true_and_predicted_class() -> None:
     scores = np.array([[3, 1, 0], [0, 2, 1], [5, 2, 1]], dtype=np.float32)
     targets = np.eye(3, dtype=np.float32)[[0, 1, 1]]
     assert confusion(scores, targets).tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]

@@ -1,4 +1,4 @@
-"""Scores of files and manifests: heard to their end, alike, and in linear time."""
+"""Test the scores of files and manifests: whole clips, consistency, linear time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """An AST that cuts or pads clips to 1.28 s."""
+    """Write an AST checkpoint that cuts or zero-pads clips to 1.28 s."""
     config = AstConfig(**SMALL, input_frames=128, num_classes=len(NAMES), input_mean=-6.0)
     with_random_weights(PretrainedAst(config, labels=NAMES)).save_pretrained(tmp_path / "ast")
     return tmp_path / "ast"
@@ -50,7 +50,7 @@ def write_sound(path: Path, seconds: float, loud_at: float | None = None) -> Pat
     return path
 
 
-def test_predict_hears_a_sound_at_second_12(mae_ast_command, published, tmp_path):
+def test_predict_scores_a_clip_to_its_end(mae_ast_command, published, tmp_path):
     torch.manual_seed(1)
     quiet = write_sound(tmp_path / "quiet.wav", 15.0)
     torch.manual_seed(1)
@@ -70,7 +70,7 @@ def test_predict_hears_a_sound_at_second_12(mae_ast_command, published, tmp_path
             assert printed[str(path), name] == pytest.approx(score, abs=1e-4)
 
 
-def test_evaluate_scores_clips_as_predict_does(mae_ast_command, published, tmp_path):
+def test_evaluate_and_predict_give_the_same_scores(mae_ast_command, published, tmp_path):
     rows = []
     for number, seconds in enumerate((0.5, 3.0, 4.2, 1.28)):
         write_sound(tmp_path / f"{number}.wav", seconds, loud_at=seconds - 0.4)
@@ -91,14 +91,16 @@ def test_evaluate_scores_clips_as_predict_does(mae_ast_command, published, tmp_p
     assert "valid: 4 clips, 3 of 3 classes" in out
 
 
-def test_lengths_are_worked_out_once(monkeypatch, tmp_path):
-    """Not once a row, which is quadratic: 200,000 rows took 10 minutes."""
+def test_lengths_are_computed_once(monkeypatch, tmp_path):
+    """Computing them once per row is quadratic: 200,000 rows took 10 minutes."""
     count = 3_000
     write_manifest(tmp_path / "a.tsv", ".", [(f"{n}.wav", 400 + n, 16_000) for n in range(count)])
     manifest = Manifest.read(tmp_path / "a.tsv")
     lengths, asked = manifest.num_samples, []
     monkeypatch.setattr(Manifest, "num_samples", property(lambda self: asked.append(1) or lengths))
-    monkeypatch.setattr(predict, "read_or_skip", lambda manifest, row, least: torch.tensor([row]))
+    monkeypatch.setattr(
+        predict, "read_or_skip", lambda manifest, row, min_samples: torch.tensor([row])
+    )
 
     def row_numbers(source: torch.Tensor, lengths: Any) -> torch.Tensor:
         return source.float()

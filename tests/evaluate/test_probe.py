@@ -1,4 +1,4 @@
-"""A probe finds what the features hold, on clips that it did not see, and nothing else."""
+"""Test the probe: scores on informative and random features, splits by group, RankMe."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LABELS = Labels(tuple("abcd"), tuple("abcd"))
 
 @pytest.fixture(scope="module")
 def pitches(tmp_path_factory) -> tuple[ProbeData, ProbeData]:
-    """Tones of four pitches at random levels; two sets of 80 and 24 clips."""
+    """Write tones of four pitches at random levels: 80 training and 24 test clips."""
     folder = tmp_path_factory.mktemp("tones")
     rng = np.random.default_rng(0)
     parts = []
@@ -57,7 +57,7 @@ def model(small_config) -> PretrainedMaeAst:
     return model
 
 
-def test_three_scores_of_the_same_clips(model, pitches):
+def test_scores_the_model_and_two_baselines(model, pitches):
     train, test = pitches
     scores = probe(model, train, test)
     assert list(scores) == ["pretrained", "random weights", "mean log-mel"]
@@ -65,7 +65,7 @@ def test_three_scores_of_the_same_clips(model, pitches):
     assert scores["mean log-mel"].layer == 0
     for found in scores.values():
         assert 1 / CLASSES < found.linear <= 1
-        assert 1 / CLASSES < found.neighbours <= 1
+        assert 1 / CLASSES < found.knn <= 1
         assert found.strength in probing.STRENGTHS
     assert scores["pretrained"].layer in (1, 2)
 
@@ -81,14 +81,14 @@ def test_embeddings_are_means_over_time(model, pitches, tmp_path, monkeypatch):
     assert np.allclose(found[9, 1], alone.time_steps[0][0].mean(0).numpy(), atol=1e-5)
 
 
-def test_mean_log_mel_knows_pitch(pitches):
+def test_mean_log_mel_separates_pitches(pitches):
     means = mean_log_mel(pitches[0].manifest)
     peaks = means.argmax(1)
     by_class = [peaks[pitches[0].targets == c] for c in range(CLASSES)]
     assert all(one.max() < other.min() for one, other in pairwise(by_class))
 
 
-def test_random_weights_are_another_draw_of_the_same_network(model):
+def test_random_weights_keep_config_and_input_statistics(model):
     fresh = with_random_weights(model)
     assert fresh.config == model.config
     assert fresh.batch_norm.running_mean == model.batch_norm.running_mean
@@ -107,7 +107,7 @@ def data(targets: np.ndarray) -> ProbeData:
     return ProbeData(None, targets, np.arange(len(targets)) // 5, LABELS)
 
 
-def test_the_informative_layer_is_chosen_by_the_training_clips():
+def test_training_clips_select_the_informative_layer():
     targets, others = np.arange(200) % CLASSES, np.arange(100) % CLASSES
     noise = np.random.default_rng(5).standard_normal
     train = np.stack([noise((200, 16)), features(200, targets, 0.5, 1)], 1)
@@ -115,31 +115,31 @@ def test_the_informative_layer_is_chosen_by_the_training_clips():
     found = score(train, data(targets), test, data(others), [3, 7])
     assert found.layer == 7
     assert found.linear > 0.95
-    assert found.neighbours > 0.95
+    assert found.knn > 0.95
 
 
-def test_labels_that_mean_nothing_score_by_chance():
+def test_random_labels_score_at_chance_level():
     rng = np.random.default_rng(0)
     targets, others = rng.integers(CLASSES, size=400), rng.integers(CLASSES, size=400)
     train = rng.standard_normal((400, 1, 16))
     test = rng.standard_normal((400, 1, 16))
     found = score(train, data(targets), test, data(others), [1])
     assert found.linear == pytest.approx(1 / CLASSES, abs=0.08)
-    assert found.neighbours == pytest.approx(1 / CLASSES, abs=0.08)
+    assert found.knn == pytest.approx(1 / CLASSES, abs=0.08)
 
 
-def test_several_labels_a_clip_give_mean_average_precision():
+def test_several_labels_per_clip_give_mean_average_precision():
     rng = np.random.default_rng(0)
     targets = (rng.uniform(size=(300, 3)) < 0.3).astype(np.int64)
     mixing = rng.standard_normal((3, 16))
     train = (targets @ mixing + 0.1 * rng.standard_normal((300, 16)))[:, None]
     found = score(train, data(targets), train, data(targets), [1])
     assert found.linear > 0.99
-    assert found.neighbours > 0.9
+    assert found.knn > 0.9
 
 
 def test_groups_stay_together(monkeypatch):
-    """What is held out shares no speaker with what is fitted."""
+    """The held-out rows share no group with the training rows."""
     seen = []
     measure = probing._measure
 
@@ -159,15 +159,15 @@ def test_groups_stay_together(monkeypatch):
 
 
 @pytest.mark.parametrize("rank", [1, 5, 32])
-def test_rank_me_counts_directions(rank):
+def test_rank_me_of_orthogonal_directions_is_their_number(rank):
     basis = torch.linalg.qr(torch.randn(64, rank))[0]
     weights = torch.linalg.qr(torch.randn(500, rank))[0]
     assert rank_me(weights @ basis.T) == pytest.approx(rank, rel=0.01)
 
 
-def test_rank_me_is_the_entropy_of_the_shares():
+def test_rank_me_is_exp_of_the_singular_values_entropy():
     values = torch.tensor([4.0, 3.0, 1.0])
     embeddings = torch.diag(values)
-    shares = values / values.sum()
-    expected = math.exp(-(shares * shares.log()).sum())
+    normalized = values / values.sum()
+    expected = math.exp(-(normalized * normalized.log()).sum())
     assert rank_me(embeddings) == pytest.approx(expected, rel=1e-3)
