@@ -1,4 +1,4 @@
-"""From files to batches: decoding by format, and the data loader with nothing behind it."""
+"""Measure the data path: decoding by file format, and the data loader without training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mae_ast.core.io.manifest import Manifest, write_manifest
 FILE_S, PART_S, START_S = 12, 10, 1
 FILES = 64
 BATCH = 32
-# Format, sample rate, and the codec where FFmpeg writes it.
+# Format, sample rate, and the codec of files that FFmpeg writes.
 FORMATS: tuple[tuple[str, int, str | None], ...] = (
     ("flac", SAMPLE_RATE, None),
     ("wav", SAMPLE_RATE, None),
@@ -35,8 +35,11 @@ FORMATS: tuple[tuple[str, int, str | None], ...] = (
 )
 
 
-def sound(seconds: float, seed: int, rate: int = SAMPLE_RATE) -> np.ndarray:
-    """A gliding harmonic tone in syllables, and a little noise: (L,) int16, hard as speech is."""
+def synthetic_speech(seconds: float, seed: int, rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Synthesize a gliding harmonic tone in syllables with a little noise, (L,) int16.
+
+    It compresses about as well as speech.
+    """
     rng = np.random.default_rng(seed)
     time_s = np.arange(round(seconds * rate)) / rate
     pitch = rng.uniform(90, 250) * (1 + 0.2 * np.sin(rng.uniform(2, 5) * time_s))
@@ -48,12 +51,12 @@ def sound(seconds: float, seed: int, rate: int = SAMPLE_RATE) -> np.ndarray:
 
 
 def write_corpus(folder: Path, files: int, rows: int) -> Path:
-    """FLAC files of 12 s and ``train.tsv`` that lists them, again and again, in ``rows`` rows."""
+    """Write FLAC files of 12 s, and a ``train.tsv`` of ``rows`` rows that lists them repeatedly."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(files):
         path = folder / f"{number}.flac"
         if not path.exists():
-            soundfile.write(path, sound(FILE_S, number), SAMPLE_RATE)
+            soundfile.write(path, synthetic_speech(FILE_S, number), SAMPLE_RATE)
     length = FILE_S * SAMPLE_RATE
     listed = ((f"{row % files}.flac", length, SAMPLE_RATE) for row in range(rows))
     write_manifest(folder / "train.tsv", ".", listed)
@@ -61,7 +64,7 @@ def write_corpus(folder: Path, files: int, rows: int) -> Path:
 
 
 def decoding_cases(setting: Setting) -> list[Case]:
-    """All formats."""
+    """Return a case for each file format."""
     return [
         {"name": f"{suffix}, {rate / 1000:g} kHz", "suffix": suffix, "rate": rate, "codec": codec}
         for suffix, rate, codec in FORMATS
@@ -69,11 +72,11 @@ def decoding_cases(setting: Setting) -> list[Case]:
 
 
 def measure_decoding(case: Case, setting: Setting) -> Row:
-    """Time to read 10 s out of the middle of a file of 12 s, to 16 kHz int16, on one core."""
-    torch.set_num_threads(1)  # as in a data loader's worker
+    """Measure reading 10 s from the middle of a 12 s file, to 16 kHz int16, on one core."""
+    torch.set_num_threads(1)  # as in a data loader worker
     path = Path(setting.folder) / f"sound_{case['rate']}.{case['suffix']}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    samples = sound(FILE_S, 0, case["rate"])
+    samples = synthetic_speech(FILE_S, 0, case["rate"])
     if case["codec"] is None:
         soundfile.write(path, samples, case["rate"])
     else:
@@ -106,11 +109,11 @@ def _write_with_ffmpeg(path: Path, samples: np.ndarray, rate: int, codec: str) -
 
 
 def loading_cases(setting: Setting) -> list[Case]:
-    """FLAC to batches, with the filterbank in the workers and without."""
+    """Return cases with the filterbank in the workers and without."""
     counts = sorted({1, setting.workers})
     return [
         {
-            "name": "log-mel" if in_workers else "int16, filterbank left to the device",
+            "name": "log-mel" if in_workers else "int16, filterbank on the device",
             "workers": workers,
             "fbank_in_workers": in_workers,
         }
@@ -120,7 +123,7 @@ def loading_cases(setting: Setting) -> list[Case]:
 
 
 def measure_loading(case: Case, setting: Setting) -> Row:
-    """Clips a second that the data loader delivers."""
+    """Measure the clips per second that the data loader delivers."""
     from mae_ast.data.pretraining_dataset import PretrainingDataset  # fairseq
 
     workers = case["workers"]
@@ -145,7 +148,7 @@ def measure_loading(case: Case, setting: Setting) -> Row:
         prefetch_factor=2,
     )
     batches_of = iter(loader)
-    for _ in range(2 * workers):  # what was made while workers started
+    for _ in range(2 * workers):  # skip batches prepared while the workers started
         next(batches_of)
     begin = time.perf_counter()
     count = sum(1 for _ in batches_of)
@@ -155,28 +158,28 @@ def measure_loading(case: Case, setting: Setting) -> Row:
 
 DECODING = Part(
     "Decoding",
-    "10 s out of a file of 12 s to 16 kHz int16, one thread; synthetic speech.",
+    "10 s from the middle of a 12 s file to 16 kHz int16, one thread; synthetic speech.",
     decoding_cases,
     measure_decoding,
     (
         Column("", "name"),
-        Column("ms a clip", "ms_per_clip", ".2f"),
-        Column("clips/s and core", "clips_per_s", ".0f"),
-        Column("kB a clip", "kb_per_clip", ".0f"),
+        Column("ms/clip", "ms_per_clip", ".2f"),
+        Column("clips/s per core", "clips_per_s", ".0f"),
+        Column("kB/clip", "kb_per_clip", ".0f"),
     ),
     lambda setting: setting.pick(cpu=2, gpu=2, quick=0.2),
 )
 LOADING = Part(
     "Data path alone",
-    "FLAC files to batches with masks (crops of 10 s out of 12, 32 clips), by the training's data "
-    "set in a data loader's workers; nobody uses the batches.",
+    "FLAC files to batches of 32 crops of 10 s (of 12 s) with masks, by the data set of "
+    "pretraining in the workers of a data loader; the batches are discarded.",
     loading_cases,
     measure_loading,
     (
-        Column("batches of", "name"),
+        Column("batches", "name"),
         Column("workers", "workers", "d"),
         Column("clips/s", "clips_per_s", ".0f"),
-        Column("clips/s and worker", "clips_per_s_and_worker", ".0f"),
+        Column("clips/s per worker", "clips_per_s_and_worker", ".0f"),
     ),
     lambda setting: setting.pick(cpu=12, gpu=15, quick=3),
 )

@@ -1,4 +1,4 @@
-"""What the data loader or the device does for each batch beside the model: masks, filterbank."""
+"""Measure the work per batch outside the model: masks and filterbank."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MASKED_CLIPS = 32
 
 
 def mask_cases(setting: Setting) -> list[Case]:
-    """Each strategy, for a batch at once and as the data set draws it."""
+    """Return cases for each strategy: a batch at once, and clip by clip as in the data set."""
     return [
         {"name": name, "way": way, "batch": MASKED_CLIPS}
         for name in MASK_TYPES
@@ -29,7 +29,7 @@ def mask_cases(setting: Setting) -> list[Case]:
 
 
 def measure_masks(case: Case, setting: Setting) -> Row:
-    """Time of a batch's masks."""
+    """Measure drawing the masks of a batch."""
     name, batch = case["name"], case["batch"]
     is_spans = name == "retain_spans"
     shape = PatchShape(2, 128) if is_spans else PatchShape(16, 16)
@@ -53,7 +53,7 @@ def measure_masks(case: Case, setting: Setting) -> Row:
 
 
 def fbank_cases(setting: Setting) -> list[Case]:
-    """Ours in batches, torchaudio's clip by clip."""
+    """Return cases for this package in batches, and for torchaudio clip by clip."""
     batch = int(setting.pick(cpu=16, gpu=256, quick=2))
     cases = [{"name": f"ours, {setting.device}", "way": setting.device, "batch": batch}]
     if setting.is_gpu:
@@ -62,7 +62,7 @@ def fbank_cases(setting: Setting) -> list[Case]:
 
 
 def measure_fbank(case: Case, setting: Setting) -> Row:
-    """Time of a batch's log-mel."""
+    """Measure computing the log-mel spectrograms of a batch."""
     device = "cpu" if case["way"] == "torchaudio" else case["way"]
     length = round(setting.pick(cpu=CLIP_S, gpu=CLIP_S, quick=1) * SAMPLE_RATE)
     waveforms = torch.randint(-8000, 8000, (case["batch"], length), dtype=torch.int16)
@@ -71,7 +71,7 @@ def measure_fbank(case: Case, setting: Setting) -> Row:
     def ours() -> None:
         fbank(waveforms)
 
-    def torchaudios() -> None:
+    def reference() -> None:
         for clip in waveforms:
             kaldi.fbank(
                 clip[None].float() / 32768,
@@ -80,7 +80,7 @@ def measure_fbank(case: Case, setting: Setting) -> Row:
                 sample_frequency=SAMPLE_RATE,
             )
 
-    run = torchaudios if case["way"] == "torchaudio" else ours
+    run = reference if case["way"] == "torchaudio" else ours
     with torch.no_grad():
         taken = seconds_of(run, device, setting.pick(cpu=2, gpu=1, quick=0.02))
     per_clip = statistics.median(taken) / case["batch"]
@@ -89,28 +89,28 @@ def measure_fbank(case: Case, setting: Setting) -> Row:
 
 MASKS = Part(
     "Masks",
-    "Clips of 10 s, 75 % hidden (spans: 76.5 %). The data set draws clip by clip, each from a "
-    "generator of its own.",
+    "Clips of 10 s, 75 % masked (spans: 76.5 %). The data set draws masks clip by clip, with one "
+    "generator per clip.",
     mask_cases,
     measure_masks,
     (
         Column("", "name"),
-        Column("how", "way"),
+        Column("method", "way"),
         Column("clips", "batch", "d"),
-        Column("a batch (ms)", "median_s", ".2f", 1000),
-        Column("ms a clip", "ms_per_clip", ".3f"),
+        Column("ms/batch", "median_s", ".2f", 1000),
+        Column("ms/clip", "ms_per_clip", ".3f"),
     ),
     lambda setting: setting.pick(cpu=2, gpu=2, quick=0.1),
 )
 FBANK = Part(
     "Filterbank",
-    "Log-mel of clips of 10 s, int16 in, 128 mel bins.",
+    "Log-mel spectrograms of clips of 10 s, from int16, 128 mel bins.",
     fbank_cases,
     measure_fbank,
     (
         Column("", "name"),
         Column("clips", "batch", "d"),
-        Column("ms a clip", "ms_per_clip", ".3f"),
+        Column("ms/clip", "ms_per_clip", ".3f"),
         Column("clips/s", "clips_per_s", ".0f"),
     ),
     lambda setting: setting.pick(cpu=3, gpu=2, quick=0.3),

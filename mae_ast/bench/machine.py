@@ -1,6 +1,7 @@
-"""The machine in words, and versions of what runs on it.
+"""Describe the hardware and the versions of the software.
 
-Imports nothing of ``mae_ast``: a benchmark reads this file beside another package of that name.
+This file imports nothing from ``mae_ast``: a benchmark loads it next to another package of that
+name.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from pathlib import Path
 
 import torch
 
-# What a processor multiplies matrices with, the best first.
+# Instruction sets for matrix products, the fastest first.
 FEATURES = ("amx_bf16", "avx512_bf16", "avx512_f", "avx2")
 PACKAGES = ("torch", "torchaudio", "numpy", "soundfile", "av", "fairseq-fixed")
 
 
 def processor() -> str:
-    """Its name."""
+    """Return the name of the processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     found = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -30,13 +31,13 @@ def processor() -> str:
 
 
 def features() -> str:
-    """The best of what it multiplies matrices with."""
+    """Return the fastest instruction set for matrix products that the processor supports."""
     has = torch.cpu.get_capabilities()
     return next((name for name in FEATURES if has.get(name, False)), "no AVX2")
 
 
 def hardware(device: str = "cpu") -> str:
-    """The machine in words, with the versions that matter."""
+    """Describe the hardware, with the versions of torch and CUDA."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     threads = torch.get_num_threads()
     each = f"{threads} thread{'' if threads == 1 else 's'}"
@@ -49,7 +50,7 @@ def hardware(device: str = "cpu") -> str:
 
 
 def slug(device: str = "cpu") -> str:
-    """For file names, such as ``amd-epyc-avx512bf16-2cores`` or ``nvidia-h200``."""
+    """Return a short name for files: ``amd-epyc-avx512bf16-2cores`` or ``nvidia-h200``."""
     if device == "cuda":
         return "-".join(_words(torch.cuda.get_device_name(0)))
     name = re.sub(r"\((R|TM)\)|\b(Processor|CPU)\b|@.*", " ", processor(), flags=re.IGNORECASE)
@@ -69,7 +70,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """Of the checkout that this file lies in; ``None`` where it lies in none."""
+    """Return the commit of the checkout that contains this file; ``None`` outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -79,7 +80,7 @@ def commit() -> str | None:
 
 
 def peak_memory(used: resource.struct_rusage | None = None) -> float:
-    """The most memory that a process (this one) had, in GiB."""
+    """Return the peak memory of a process (default: this one) in GiB."""
     used = used or resource.getrusage(resource.RUSAGE_SELF)
     unit = 1 if sys.platform == "darwin" else 1024
     return used.ru_maxrss * unit / 2**30

@@ -1,4 +1,4 @@
-"""The parts by name, in the order in which they run."""
+"""Registry of the parts by name, in the order in which they run."""
 
 from __future__ import annotations
 

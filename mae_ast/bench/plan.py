@@ -1,7 +1,7 @@
-"""What a pretraining will be, before it runs: batches, updates, epochs, hours of audio, time.
+"""Plan a pretraining run before it starts: batches, updates, epochs, hours of audio, time.
 
-Settings are composed by hydra and batches made by the data set, as training does both; nothing is
-decoded. Time comes from a measured step, scaled by counted operations.
+As in training, hydra composes the settings and the data set forms the batches; no audio is decoded.
+The time is that of a measured step, scaled by counted operations.
 """
 
 from __future__ import annotations
@@ -36,18 +36,19 @@ from mae_ast.trainer.command import train_command
 from mae_ast.trainer.settings import drop_defaults_of_others, explain
 
 TASK = "mae_ast_pretraining"
-# What makes another step of the same system, beside its sizes.
+# Settings besides sizes that change the training step of a system.
 FORMS = ("two_pass", "decoder_attention")
 
 
 @dataclass(frozen=True)
 class Batches:
-    """An epoch's batches, of all GPUs.
+    """Batches of an epoch, over all GPUs.
 
     Args:
-        clips: (batches,) int64.
-        samples: (batches,) int64, at 16 kHz, after cropping or padding of none.
-        length: the median batch's samples of a clip.
+        clips: number of clips of each batch, (batches,) int64.
+        samples: number of samples of each batch at 16 kHz after cropping, without padding,
+            (batches,) int64.
+        length: samples per clip of the median batch.
     """
 
     clips: np.ndarray
@@ -57,78 +58,80 @@ class Batches:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run amounts to.
+    """Counts of a planned run.
 
     Args:
-        gpus: in all.
-        update_freq: batches a GPU and update.
-        clips_in_all, clips_left_out: of the manifest.
-        batches: of an epoch.
-        updates_an_epoch, updates, epochs: the last as a fraction.
-        hours_an_epoch, hours: of audio.
-        parameters: of the model.
-        patches: of a clip of the median batch.
-        work: a clip's share of a step.
+        gpus: number of GPUs over all nodes.
+        update_freq: batches per GPU and update.
+        num_clips: number of clips of the manifest.
+        clips_skipped: number of them that are too short or fit into no batch.
+        batches: batches of an epoch.
+        updates_per_epoch, updates: number of updates.
+        epochs: number of epochs, with a fraction.
+        hours_per_epoch, hours: hours of audio.
+        parameters: number of parameters of the model.
+        patches: patches of a clip of the median batch.
+        work: operations and bytes of a step per clip.
     """
 
     gpus: int
     update_freq: int
-    clips_in_all: int
-    clips_left_out: int
+    num_clips: int
+    clips_skipped: int
     batches: Batches
-    updates_an_epoch: int
+    updates_per_epoch: int
     updates: int
     epochs: float
-    hours_an_epoch: float
+    hours_per_epoch: float
     hours: float
     parameters: int
     patches: Split
     work: Work
 
     @property
-    def clips_a_batch(self) -> float:
-        """Of a GPU, on average."""
+    def clips_per_batch(self) -> float:
+        """Return the mean number of clips of a batch on one GPU."""
         return float(self.batches.clips.mean())
 
     @property
-    def clips_an_update(self) -> float:
-        """Of all GPUs, on average; at the end of an epoch some may have none."""
-        return float(self.batches.clips.sum()) / self.updates_an_epoch
+    def clips_per_update(self) -> float:
+        """Return the mean number of clips of an update over all GPUs."""
+        return float(self.batches.clips.sum()) / self.updates_per_epoch
 
 
 @dataclass(frozen=True)
 class Timed:
-    """How long it takes.
+    """Predicted time of a planned run.
 
     Args:
-        case: that was measured, in words.
-        scale: operations of this run's batch over those of that case's.
-        step_s: of one batch on one GPU.
-        hours: of all updates.
-        share: of the synthetic-batch rate that training from files reached there; ``None``: not
-            measured.
-        workers: processes that decode, wanted by each GPU; ``None``: not measured.
+        case: description of the measured case.
+        scale: operations of a batch of this run over those of the measured case.
+        step_s: seconds per batch on one GPU, without the optimizer.
+        hours: hours of all updates.
+        throughput_ratio: measured throughput of training from files over that with synthetic
+            batches; ``None``: not measured.
+        workers: data loader workers needed per GPU; ``None``: not measured.
     """
 
     case: str
     scale: float
     step_s: float
     hours: float
-    share: float | None
+    throughput_ratio: float | None
     workers: float | None
 
 
 def compose_settings(data: Path, config: str, overrides: Sequence[str]) -> Any:
-    """What ``mae-ast pretrain`` with the same arguments trains with.
+    """Compose the settings that ``mae-ast pretrain`` uses with the same arguments.
 
     Raises:
-        ValueError: no such preset, or an override does not fit.
+        ValueError: the preset does not exist, or an override is invalid.
     """
     register()
     arguments = train_command(data, config, Path("outputs"), list(overrides))
     folder = arguments[arguments.index("--config-dir") + 1]
     name = arguments[arguments.index("--config-name") + 1]
-    # What says where and how a run starts is not of its plan.
+    # Settings of the launch do not affect the plan.
     launching = ("hydra.", "hydra/", "+run_config=", "-")
     wanted = [w for w in arguments[arguments.index(name) + 1 :] if not w.startswith(launching)]
     hydra_init(name)
@@ -143,20 +146,21 @@ def compose_settings(data: Path, config: str, overrides: Sequence[str]) -> Any:
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(explain(error, preset, f"{name}.yaml")) from None
     if settings.task._name != TASK:
-        raise ValueError(f"task._name={settings.task._name}; plans are of {TASK}")
+        raise ValueError(f"task._name={settings.task._name}: must be {TASK}")
     return settings
 
 
 def make_plan(settings: Any, manifest: Path, gpus: int) -> Plan:
-    """Count.
+    """Count batches, updates, hours and operations of a run.
 
     Args:
-        settings: of :func:`compose_settings`.
-        manifest: the training's.
-        gpus: in all.
+        settings: settings from :func:`compose_settings`.
+        manifest: manifest of the training clips.
+        gpus: number of GPUs over all nodes.
 
     Raises:
-        FileNotFoundError, ValueError: a manifest or settings that training would refuse.
+        FileNotFoundError: the manifest does not exist.
+        ValueError: the manifest or the settings are invalid for training.
     """
     task, data = settings.task, settings.dataset
     config = parse_config(settings.model)
@@ -173,28 +177,30 @@ def make_plan(settings: Any, manifest: Path, gpus: int) -> Plan:
         max_samples=task.max_sample_size,
     )
     if data.max_tokens is None and data.batch_size is None:
-        raise ValueError("neither dataset.max_tokens nor dataset.batch_size says what a batch is")
-    batches, left_out = _batches(dataset, config, task, data)
+        raise ValueError(
+            "set dataset.max_tokens or dataset.batch_size: the batch size is unlimited"
+        )
+    batches, skipped = _batches(dataset, config, task, data)
     (update_freq, *others) = settings.optimization.update_freq
     if others:
-        raise ValueError("optimization.update_freq has several values; plans take one")
-    a_gpu = math.ceil(len(batches.clips) / gpus)
-    updates_an_epoch = math.ceil(a_gpu / update_freq)
-    updates = _updates(settings.optimization, updates_an_epoch)
-    hours_an_epoch = float(batches.samples.sum()) / SAMPLE_RATE / 3600
-    epochs = updates / updates_an_epoch
+        raise ValueError("optimization.update_freq has several values; a plan supports one")
+    batches_per_gpu = math.ceil(len(batches.clips) / gpus)
+    updates_per_epoch = math.ceil(batches_per_gpu / update_freq)
+    updates = _updates(settings.optimization, updates_per_epoch)
+    hours_per_epoch = float(batches.samples.sum()) / SAMPLE_RATE / 3600
+    epochs = updates / updates_per_epoch
     patches = split(config, task.mask_type, batches.length)
     return Plan(
         gpus=gpus,
         update_freq=update_freq,
-        clips_in_all=len(rows),
-        clips_left_out=len(rows) - len(dataset) + left_out,
+        num_clips=len(rows),
+        clips_skipped=len(rows) - len(dataset) + skipped,
         batches=batches,
-        updates_an_epoch=updates_an_epoch,
+        updates_per_epoch=updates_per_epoch,
         updates=updates,
         epochs=epochs,
-        hours_an_epoch=hours_an_epoch,
-        hours=hours_an_epoch * epochs,
+        hours_per_epoch=hours_per_epoch,
+        hours=hours_per_epoch * epochs,
         parameters=_num_parameters(config),
         patches=patches,
         work=step_work(config, patches, config.precision != "float32"),
@@ -202,7 +208,7 @@ def make_plan(settings: Any, manifest: Path, gpus: int) -> Plan:
 
 
 def _batches(dataset: Any, config: Any, task: Any, data: Any) -> tuple[Batches, int]:
-    """As fairseq's trainer makes them, and how many clips fit into none."""
+    """Return the batches that fairseq's trainer forms, and the number of clips without a batch."""
     with data_utils.numpy_seed(dataset.seed + 1):
         order = dataset.ordered_indices()
     longest = data.max_tokens
@@ -218,32 +224,34 @@ def _batches(dataset: Any, config: Any, task: Any, data: Any) -> tuple[Batches, 
     )
     if not made:
         raise ValueError(
-            f"dataset.required_batch_size_multiple={data.required_batch_size_multiple} leaves no "
-            "batch of so few clips"
+            f"dataset.required_batch_size_multiple={data.required_batch_size_multiple}: too few "
+            "clips for a batch"
         )
-    most = np.iinfo(np.int64).max
+    max_samples = np.iinfo(np.int64).max
     if config.input_frames is not None:
-        most = num_samples_of_frames(config.input_frames)
+        max_samples = num_samples_of_frames(config.input_frames)
     clips = np.array([len(batch) for batch in made])
-    sizes = [np.minimum(dataset.sizes[np.asarray(batch)], most) for batch in made]
+    sizes = [np.minimum(dataset.sizes[np.asarray(batch)], max_samples) for batch in made]
     if task.pad_audio:
         samples = np.array([size.sum() for size in sizes])
         lengths = np.array([size.max() for size in sizes])
     else:
         lengths = np.array([size.min() for size in sizes])
         samples = lengths * clips
-    left_out = len(dataset) - int(clips.sum())
-    return Batches(clips, samples, int(np.median(lengths))), left_out
+    skipped = len(dataset) - int(clips.sum())
+    return Batches(clips, samples, int(np.median(lengths))), skipped
 
 
-def _updates(optimization: Any, updates_an_epoch: int) -> int:
+def _updates(optimization: Any, updates_per_epoch: int) -> int:
     limits = []
     if optimization.max_update:
         limits.append(optimization.max_update)
     if optimization.max_epoch:
-        limits.append(optimization.max_epoch * updates_an_epoch)
+        limits.append(optimization.max_epoch * updates_per_epoch)
     if not limits:
-        raise ValueError("neither optimization.max_update nor max_epoch says when training ends")
+        raise ValueError(
+            "set optimization.max_update or optimization.max_epoch: training has no end"
+        )
     return int(min(limits))
 
 
@@ -254,20 +262,20 @@ def _num_parameters(config: Any) -> int:
 
 
 def time_plan(plan: Plan, settings: Any, results: Mapping[str, Any]) -> Timed:
-    """Scale a measured step to this run's.
+    """Predict the time of a run from a measured step.
 
     Args:
-        plan: the run.
-        settings: its settings.
-        results: of ``mae-ast bench``.
+        plan: plan of the run.
+        settings: settings of the run.
+        results: results of ``mae-ast bench``.
 
     Raises:
-        ValueError: no step of this system was measured.
+        ValueError: the results hold no step of this system.
     """
     parts = results["parts"]
     steps = [row for row in parts.get("steps", {}).get("rows", []) if "error" not in row]
-    batch_flops = plan.clips_a_batch * plan.work.flops
-    row = _nearest(batch_flops, settings.model, steps)
+    batch_flops = plan.clips_per_batch * plan.work.flops
+    row = _closest_case(batch_flops, settings.model, steps)
     per_s = row["batch"] * row["flops_per_clip"] / max(row["median_s"] - row["optimizer_s"], 1e-9)
     forward_backward_s = batch_flops / per_s
     update_s = plan.update_freq * forward_backward_s + row["optimizer_s"]
@@ -276,24 +284,24 @@ def time_plan(plan: Plan, settings: Any, results: Mapping[str, Any]) -> Timed:
         scale=batch_flops / (row["batch"] * row["flops_per_clip"]),
         step_s=forward_backward_s,
         hours=plan.updates * update_s / 3600,
-        share=_share_of_synthetic(parts),
-        workers=_workers_wanted(parts, plan.clips_a_batch / forward_backward_s),
+        throughput_ratio=_throughput_ratio(parts),
+        workers=_workers_needed(parts, plan.clips_per_batch / forward_backward_s),
     )
 
 
-def _nearest(
+def _closest_case(
     batch_flops: float, model: Any, rows: Sequence[Mapping[str, Any]]
 ) -> Mapping[str, Any]:
-    """The case of the same system, most alike in its patches, dropout and operations a step."""
-    alike = [
+    """Return the case of the same system closest in patches, dropout and operations per step."""
+    candidates = [
         row
         for row in rows
         if row["system"] == model._name
         and all(row["config"].get(key) == getattr(model, key, None) for key in FORMS)
     ]
-    if not alike:
+    if not candidates:
         known = ", ".join(sorted({row["system"] for row in rows})) or "none"
-        raise ValueError(f"the results hold no step of {model._name}; they hold: {known}")
+        raise ValueError(f"the results hold no training step of {model._name}, only of: {known}")
 
     def distance(row: Mapping[str, Any]) -> tuple[bool, bool, float]:
         config = row["config"]
@@ -302,10 +310,10 @@ def _nearest(
         ratio = math.log(batch_flops / (row["batch"] * row["flops_per_clip"]))
         return other_patches, other_dropout, abs(ratio)
 
-    return min(alike, key=distance)
+    return min(candidates, key=distance)
 
 
-def _share_of_synthetic(parts: Mapping[str, Any]) -> float | None:
+def _throughput_ratio(parts: Mapping[str, Any]) -> float | None:
     rows = [row for row in parts.get("training", {}).get("rows", []) if "error" not in row]
     if len(rows) != 2:
         return None
@@ -313,7 +321,7 @@ def _share_of_synthetic(parts: Mapping[str, Any]) -> float | None:
     return float(min(1.0, from_files / synthetic))
 
 
-def _workers_wanted(parts: Mapping[str, Any], clips_per_s: float) -> float | None:
+def _workers_needed(parts: Mapping[str, Any], clips_per_s: float) -> float | None:
     rows = [row for row in parts.get("loading", {}).get("rows", []) if "error" not in row]
     rates = [row["clips_per_s_and_worker"] for row in rows if not row["fbank_in_workers"]]
     return clips_per_s / min(rates) if rates else None

@@ -1,4 +1,4 @@
-"""Write and read results: a table, JSON, and a plot of clip lengths."""
+"""Write and read results: tables, JSON, and a plot over clip lengths."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from mae_ast.bench.suite import Measured, is_complete
 from mae_ast.core.io.atomic import atomic_write
 from mae_ast.core.io.plural import plural
 
-RESULTS_FILE, TABLE_FILE, PICTURE_FILE = "results.json", "results.md", "lengths.png"
+RESULTS_FILE, TABLE_FILE, PLOT_FILE = "results.json", "results.md", "lengths.png"
 
 
 def results_folder(out: Path, setting: Setting) -> Path:
-    """``mae_ast_{hardware}_{date}``; quick runs, which say nothing, lie apart."""
+    """Return ``mae_ast_{hardware}_{date}`` in ``out``; for quick runs ``quick_...``."""
     kind = "quick" if setting.quick else "mae_ast"
     return out / f"{kind}_{slug(setting.device)}_{date.today()}"
 
@@ -68,7 +68,7 @@ def write_results(
     }
     rows = parts.get("lengths", {}).get("rows", [])
     if any("error" not in row for row in rows):
-        with atomic_write(folder / PICTURE_FILE) as part:
+        with atomic_write(folder / PLOT_FILE) as part:
             lengths_figure(rows).savefig(part, dpi=100, format="png")
     with atomic_write(folder / TABLE_FILE) as part:
         part.write_text(tables(results), encoding="utf-8")
@@ -89,15 +89,15 @@ def earlier_parts(folder: Path) -> dict[str, Any]:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """What :func:`write_results` wrote; the folder will do.
+    """Read results of :func:`write_results` from a file or its folder.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds something else.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file does not hold results.
     """
     path = path / RESULTS_FILE if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such results; 'mae-ast bench' writes {RESULTS_FILE}")
+        raise FileNotFoundError(f"{path}: no such file; 'mae-ast bench' writes {RESULTS_FILE}")
     try:
         results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         results["parts"].items()
@@ -107,7 +107,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def tables(results: Mapping[str, Any]) -> str:
-    """Markdown."""
+    """Format results as Markdown tables."""
     packages = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     lines = [f"# {results['hardware']}", "", f"{packages}; commit {results['commit']}.", ""]
     for name, part in results["parts"].items():
@@ -119,7 +119,7 @@ def tables(results: Mapping[str, Any]) -> str:
 
 
 def table(part: Part, rows: Sequence[Row]) -> list[str]:
-    """Lines of Markdown; what failed stands below."""
+    """Return the lines of a Markdown table, and of a list of failed cases."""
     good = [row for row in rows if "error" not in row]
     lines = []
     if good:
@@ -129,39 +129,37 @@ def table(part: Part, rows: Sequence[Row]) -> list[str]:
     failed = [row for row in rows if "error" in row]
     if failed:
         lines += ["", "Failed:", ""]
-        lines += [f"- {_what(row)}: {row['error']}" for row in failed]
+        lines += [f"- {_describe(row)}: {row['error']}" for row in failed]
     return lines
 
 
-def _what(row: Row) -> str:
+def _describe(row: Row) -> str:
     return f"{row['name']}, {plural(row['batch'], 'clip')}" if "batch" in row else str(row["name"])
 
 
 def lengths_figure(rows: Sequence[Row]) -> Figure:
-    """Step time and memory over clip length and over the share hidden, measured and counted.
+    """Plot step time and memory over clip length and mask ratio, measured and counted.
 
-    Counted time is that of the optimizer, which knows no clips, and operations at the rate that
-    was measured at 10 s (of fewer lengths, at the longest).
+    Counted time is the time of the optimizer plus the operations at the rate measured at 10 s (or
+    at the length closest to it).
     """
     good = [row for row in rows if "error" not in row]
     sweeps: dict[str, tuple[str, Callable[[Row], float]]] = {
         "length": ("clip length (s)", lambda row: row["clip_s"]),
-        "ratio": ("share hidden", lambda row: row["config"]["random_mask_prob"]),
+        "ratio": ("mask ratio", lambda row: row["config"]["random_mask_prob"]),
     }
     figure = Figure(figsize=(11, 7), layout="constrained")
     axes = figure.subplots(2, 2, squeeze=False)
     rate = _rate(good)
-    for column, (sweep, (label, where)) in enumerate(sweeps.items()):
+    for column, (sweep, (label, value_of)) in enumerate(sweeps.items()):
         some = [row for row in good if row["sweep"] == sweep]
-        x = [where(row) for row in some]
+        x = [value_of(row) for row in some]
         counted = [r["optimizer_s"] + r["batch"] * r["flops_per_clip"] / rate for r in some]
         axes[0][column].plot(x, [row["median_s"] for row in some], "o", label="measured")
-        axes[0][column].plot(x, counted, "-", label="operations counted")
-        axes[0][column].set_ylabel("a step (s)")
+        axes[0][column].plot(x, counted, "-", label="counted")
+        axes[0][column].set_ylabel("step time (s)")
         axes[1][column].plot(x, [row["peak_gib"] for row in some], "o", label="measured")
-        axes[1][column].plot(
-            x, [row["predicted_peak_gib"] for row in some], "-", label="bytes counted"
-        )
+        axes[1][column].plot(x, [row["predicted_peak_gib"] for row in some], "-", label="counted")
         axes[1][column].set_ylabel("peak memory (GiB)")
         for axis in (axes[0][column], axes[1][column]):
             axis.set_xlabel(label)
@@ -178,7 +176,7 @@ def lengths_figure(rows: Sequence[Row]) -> Figure:
 
 
 def _rate(rows: Sequence[Row]) -> float:
-    """FLOP/s without the optimizer's time, at 10 s or what comes next to it."""
+    """Return the FLOP/s without the optimizer, at 10 s or the closest length."""
     some = [row for row in rows if row["sweep"] == "length"] or rows
     row = min(some, key=lambda row: (abs(row["clip_s"] - 10), -row["clip_s"]))
     return float(

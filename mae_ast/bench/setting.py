@@ -1,4 +1,4 @@
-"""What a run of the suite was asked for, and what a part of it is."""
+"""Types of the suite: its setting, its parts, and the columns of their tables."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-Case = dict[str, Any]  # what is measured, as JSON has it; "name" says it in words
-Row = dict[str, Any]  # a case with its figures, or with "error"
+Case = dict[str, Any]  # what is measured, in JSON types; "name" describes it
+Row = dict[str, Any]  # a case with its metrics, or with "error"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What was asked for; travels to the processes that measure.
+    """Setting of a run; sent as JSON to the processes that measure.
 
     Args:
         device: "cpu" or "cuda".
-        folder: where audio files are written, and runs.
-        batches: clips of a training step.
-        precision: of the transformers, as in ``model.precision``.
+        folder: folder for temporary audio files and runs.
+        batches: batch sizes of a training step, in clips.
+        precision: precision of the transformers, as in ``model.precision``.
         model: further settings of every model, keys of ``model.*`` without that prefix.
-        quick: sizes that only show that everything works.
+        quick: use tiny sizes, to check that everything works.
     """
 
     device: str
@@ -34,21 +34,21 @@ class Setting:
 
     @property
     def is_gpu(self) -> bool:
-        """Whether the device is one."""
+        """Return whether the device is a GPU."""
         return self.device == "cuda"
 
     @property
     def workers(self) -> int:
-        """Processes that load data: all cores beside a GPU, one where the CPU computes."""
+        """Return the number of data loader workers: one on a CPU, up to 16 cores with a GPU."""
         return min(16, os.cpu_count() or 1) if self.is_gpu else 1
 
     def pick(self, cpu: float, gpu: float, quick: float) -> float:
-        """A size or a time for this run."""
+        """Return the size or time, of three, that applies to this run."""
         return quick if self.quick else gpu if self.is_gpu else cpu
 
 
 def fixed_point(value: float, decimals: int) -> str:
-    """Return a number with as many decimals, or more for three significant digits: "0.0123"."""
+    """Format a number with ``decimals``, or more for three significant digits: "0.0123"."""
     if value != 0 and math.isfinite(value):
         decimals = max(decimals, 2 - math.floor(math.log10(abs(value))))
     return f"{value:.{decimals}f}"
@@ -84,17 +84,17 @@ class Column:
 
 @dataclass(frozen=True)
 class Part:
-    """Something that is measured.
+    """Part of the suite.
 
     Args:
-        title: of its table.
-        about: how it was measured, in a sentence or two.
-        cases: what is measured, in this order.
-        measure: figures of a case; runs in a process of its own, or in one for all cases.
-        columns: of the table.
-        seconds: that a case takes, roughly, its process not counted.
-        is_alone: a process for each case, whose memory is its own; on a GPU, which tells each
-            case's memory by itself, one process is enough.
+        title: title of its table.
+        about: method of measurement, in a sentence or two.
+        cases: returns the cases in their order.
+        measure: measures a case; runs in one process per case, or in one for all cases.
+        columns: columns of the table.
+        seconds: returns the expected time of a case in seconds, without starting its process.
+        is_alone: on a CPU, measure each case in its own process, so that its peak memory can be
+            told from that of earlier cases; on a GPU one process is enough.
     """
 
     title: str

@@ -1,8 +1,7 @@
-"""Training steps at full width: over batch sizes, clip lengths and mask ratios.
+"""Measure training steps at full width, over batch sizes, clip lengths and mask ratios.
 
-A step is what training does between two batches: filterbank (on a GPU only; beside a CPU the data
-loader's workers run it), forward, losses, backward, AdamW. Masks are drawn before, as the
-data loader does.
+A step consists of the filterbank (on a GPU; on a CPU it runs in the data loader's workers),
+forward, losses, backward and AdamW. Masks are drawn beforehand, as in the data loader.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ FRAMES = {
 NO_DROPOUT = dict.fromkeys(
     ("dropout", "attention_dropout", "dropout_input", "encoder_layerdrop"), 0.0
 )
-# Name, preset, what differs from it, masks.
+# Name, preset, changes to the preset, mask type.
 SYSTEM_CASES: tuple[tuple[str, str, dict[str, Any], str], ...] = (
     ("MAE-AST patch, 12 layers", "mae_ast", {}, "chunk_mask"),
     ("MAE-AST patch, 12 layers, dropout 0", "mae_ast", NO_DROPOUT, "chunk_mask"),
@@ -71,7 +70,7 @@ QUICK = {
 
 
 def step_cases(setting: Setting) -> list[Case]:
-    """Systems, each at all batch sizes."""
+    """Return a case for each system and batch size."""
     clip_s = 2.0 if setting.quick else CLIP_S
     return [
         {
@@ -88,9 +87,9 @@ def step_cases(setting: Setting) -> list[Case]:
 
 
 def length_cases(setting: Setting) -> list[Case]:
-    """The 12-layer patch model without dropout, over clip lengths and over mask ratios.
+    """Return cases of the 12-layer patch model over clip lengths and over mask ratios.
 
-    Without, and on a CPU in float32, since attention is fused there in no other way.
+    The model has no dropout and, on a CPU, runs in float32: only then is its attention fused there.
     """
     name, preset, model, _ = SYSTEM_CASES[1]
     if setting.precision == "auto" and not setting.is_gpu:
@@ -104,7 +103,7 @@ def length_cases(setting: Setting) -> list[Case]:
     ]
     over_ratio = [
         {
-            "name": f"{ratio:.0%} hidden",
+            "name": f"{ratio:.0%} masked",
             "sweep": "ratio",
             "model": {**model, "random_mask_prob": ratio},
             "clip_s": 2.0 if setting.quick else CLIP_S,
@@ -115,7 +114,7 @@ def length_cases(setting: Setting) -> list[Case]:
 
 
 def measure_step(case: Case, setting: Setting) -> Row:
-    """A step's time, memory and share of the matrix rate."""
+    """Measure time, memory and speed of a training step."""
     try:
         return _measure_step(case, setting)
     except torch.OutOfMemoryError:
@@ -127,13 +126,13 @@ def measure_step(case: Case, setting: Setting) -> Row:
 
 @dataclasses.dataclass(frozen=True)
 class _Training:
-    """A model with what its steps need.
+    """Model, input and optimizer of a training step.
 
     Args:
-        model: in train mode.
-        source: waveforms (B, L) on a GPU, log-mel (B, T, F) beside a CPU.
-        mask: of the batch.
-        optimizer: of the model.
+        model: model in train mode.
+        source: waveforms (B, L) on a GPU, log-mel (B, T, F) on a CPU.
+        mask: mask of the batch.
+        optimizer: optimizer of the model.
     """
 
     model: nn.Module
@@ -142,11 +141,11 @@ class _Training:
     optimizer: torch.optim.Optimizer
 
     def backward(self) -> None:
-        """Forward and backward."""
+        """Run forward and backward."""
         pretraining_loss(self.model, self.source, self.mask).backward()
 
     def step(self) -> None:
-        """All of a step."""
+        """Run a whole training step."""
         self.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -186,14 +185,14 @@ def _measure_step(case: Case, setting: Setting) -> Row:
         base = peak_memory()
 
     training = _prepare(case, config, setting)
-    training.step()  # libraries prepare themselves, the optimizer makes its moments
+    training.step()  # initializes libraries and the moments of the optimizer
     budget = setting.pick(cpu=15, gpu=3, quick=0.05)
     taken = seconds_of(training.step, device, budget, warm_up=1)
     peak = torch.cuda.max_memory_allocated() / 2**30 if setting.is_gpu else peak_memory()
     training.backward()
-    update = seconds_of(training.optimizer.step, device, budget / 10, warm_up=1, most=3)
+    update = seconds_of(training.optimizer.step, device, budget / 10, warm_up=1, max_timings=3)
     synchronize(device)
-    rate = max(rate, matrix_rate(*products))  # a shared machine may have been slow for a moment
+    rate = max(rate, matrix_rate(*products))  # a shared machine may have been slow at first
 
     patches = split(config, case["mask_type"], _num_samples(case))
     work = step_work(config, patches, bfloat16)
@@ -226,36 +225,36 @@ def _num_samples(case: Case) -> int:
 
 
 def build_config(preset: str, model: dict[str, Any], setting: Setting) -> Any:
-    """The configuration of a preset's model, with changes.
+    """Build the configuration of a preset's model, with changes.
 
     Raises:
-        ValueError: a change names no field of any model, or cannot work.
+        ValueError: the configuration is invalid.
     """
-    values = preset_of(preset)["model"]
+    values = read_preset(preset)["model"]
     system = values.pop("_name")
     fields = {f.name: f for f in dataclasses.fields(SYSTEMS[system].config)}
     changes = {**(QUICK if setting.quick else {}), "precision": setting.precision, **model}
     values.update({key: value for key, value in changes.items() if key in fields})
     for key, value in values.items():
         if key in fields and fields[key].type is float:
-            values[key] = float(value)  # YAML 1.1 reads 1e-06 as text
+            values[key] = float(value)  # YAML 1.1 reads 1e-06 as a string
     return parse_config({"_name": system, **values})
 
 
-def preset_of(name: str) -> dict[str, Any]:
-    """A preset of ``config/pretrain`` as it stands in the file."""
+def read_preset(name: str) -> dict[str, Any]:
+    """Read a preset of ``config/pretrain``."""
     path: Path = config_dir() / "pretrain" / f"{name}.yaml"
     settings: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return settings
 
 
 def check_overrides(overrides: dict[str, Any]) -> None:
-    """Refuse settings that no model has.
+    """Check that each override is a setting of some model.
 
     Raises:
-        ValueError: with the key.
+        ValueError: no model has the key.
     """
-    systems = {preset_of(preset)["model"]["_name"] for _, preset, _, _ in SYSTEM_CASES}
+    systems = {read_preset(preset)["model"]["_name"] for _, preset, _, _ in SYSTEM_CASES}
     known = {f.name for name in systems for f in dataclasses.fields(SYSTEMS[name].config)}
     for key in overrides:
         if key not in known:
@@ -263,12 +262,12 @@ def check_overrides(overrides: dict[str, Any]) -> None:
 
 
 def uses_bfloat16(precision: str, device: str) -> bool:
-    """Whether the transformers run in bfloat16."""
+    """Return whether the transformers run in bfloat16."""
     return precision == "bfloat16" or (precision == "auto" and has_bfloat16_units(device))
 
 
 def pretraining_loss(model: Callable[..., Any], source: Tensor, mask: MaskIds) -> Tensor:
-    """10 MSE + InfoNCE, a masked patch; MSE alone where the system has no more."""
+    """Compute 10 MSE + InfoNCE per masked patch, or 10 MSE if the system has no InfoNCE."""
     out = model(source, None, mask.visible_ids, mask.masked_ids)
     loss: Tensor = 10 * reconstruction_loss(out.reconstruction, out.target)
     if out.classification is not None:
@@ -279,20 +278,20 @@ def pretraining_loss(model: Callable[..., Any], source: Tensor, mask: MaskIds) -
 _COLUMNS = (
     Column("", "name"),
     Column("clips", "batch", "d"),
-    Column("in", "precision"),
-    Column("a step (ms)", "median_s", ".1f", 1000),
+    Column("dtype", "precision"),
+    Column("ms/step", "median_s", ".1f", 1000),
     Column("clips/s", "clips_per_s", ".1f"),
     Column("peak (GiB)", "peak_gib", ".2f"),
     Column("counted (GiB)", "predicted_peak_gib", ".2f"),
-    Column("GFLOP a clip", "flops_per_clip", ".0f", 1e-9),
+    Column("GFLOP/clip", "flops_per_clip", ".0f", 1e-9),
     Column("TFLOP/s", "flops_per_s", ".2f", 1e-12),
     Column("of the matrix rate", "share_of_matrix_rate", ".1%"),
 )
 
 STEPS = Part(
     "Training steps",
-    "Forward, losses, backward and AdamW on clips of 10 s, presets' settings; medians. "
-    "The matrix rate is measured in the same process, in the same number format.",
+    "Forward, losses, backward and AdamW on clips of 10 s, with the settings of the presets; "
+    "medians. The matrix rate is measured in the same process with the same dtype.",
     step_cases,
     measure_step,
     _COLUMNS,
@@ -301,7 +300,7 @@ STEPS = Part(
 )
 LENGTHS = Part(
     "Clip lengths and mask ratios",
-    "MAE-AST patch, 12 + 2 layers, dropout 0, random masks; the same step.",
+    "Steps of MAE-AST patch, 12 + 2 layers, dropout 0, random masks.",
     length_cases,
     measure_step,
     _COLUMNS,

@@ -1,4 +1,4 @@
-"""Repeated timing, and the rate of matrix products that a device reaches."""
+"""Time repeated runs, and measure the rate of matrix products on a device."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Callable
 
 import torch
 
-CHUNK_S = 0.1  # what is timed at once, so that neither clocks nor waiting for the device count
+CHUNK_S = 0.1  # minimum length of a timing: makes clock resolution and synchronization negligible
 MATRIX_SIZES = {"cuda": 8192, "cpu": 2048}
 MATRIX_S = 0.6
 
 
 def seconds_of(
-    run: Callable[[], object], device: str, budget_s: float, warm_up: int = 2, most: int = 15
+    run: Callable[[], object], device: str, budget_s: float, warm_up: int = 2, max_timings: int = 15
 ) -> list[float]:
-    """Seconds of a run, several times.
+    """Time a function several times, in seconds per run.
 
     Args:
-        run: what is timed.
-        device: it runs on.
-        budget_s: no new timing begins after so long; there are two at least.
-        warm_up: runs before.
-        most: timings.
+        run: function to time.
+        device: device it runs on.
+        budget_s: start no further timing after this time, in seconds; at least two are taken.
+        warm_up: number of runs before the first timing.
+        max_timings: maximum number of timings.
     """
     for _ in range(warm_up):
         once = _timed(run, device, 1)
@@ -31,13 +31,13 @@ def seconds_of(
     runs = min(runs, 10_000)
     end = time.perf_counter() + budget_s
     taken: list[float] = []
-    while len(taken) < 2 or (time.perf_counter() < end and len(taken) < most):
+    while len(taken) < 2 or (time.perf_counter() < end and len(taken) < max_timings):
         taken.append(_timed(run, device, runs))
     return taken
 
 
 def summary(taken: list[float]) -> dict[str, float | int]:
-    """For a row of results."""
+    """Summarize timings for a row of results."""
     return {
         "median_s": statistics.median(taken),
         "min_s": min(taken),
@@ -47,7 +47,7 @@ def summary(taken: list[float]) -> dict[str, float | int]:
 
 
 def matrix_rate(device: str, dtype: torch.dtype, size: int | None = None) -> float:
-    """FLOP/s of square matrix products of random values; the median over half a second."""
+    """Measure the FLOP/s of square matrix products of random values (median)."""
     size = size or MATRIX_SIZES[device]
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
@@ -57,7 +57,7 @@ def matrix_rate(device: str, dtype: torch.dtype, size: int | None = None) -> flo
 
 
 def synchronize(device: str) -> None:
-    """Wait until the device has done what it was asked for."""
+    """Wait until the device has finished its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 

@@ -1,4 +1,4 @@
-"""Run the parts in processes of their own, within a time limit."""
+"""Run the parts in separate processes, within a time limit."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from mae_ast.bench.parts import PARTS
 from mae_ast.bench.setting import Case, Part, Row, Setting
 from mae_ast.trainer.command import module_command
 
-START_S = 7  # of a process that imports torch
-PATIENCE = 16  # a case that takes so many times what it should is ended
-LEAST_LIMIT_S = 60
+START_S = 7  # start of a process that imports torch
+PATIENCE = 16  # a case is killed after this many times its expected time ...
+MIN_LIMIT_S = 60  # ... but not before this time
 _SKIPPED = "skipped: "  # start of the error of a case that was not run
 
 Say = Callable[[str], None]
@@ -39,12 +39,12 @@ class Measured:
 
 
 def is_complete(rows: Sequence[Row]) -> bool:
-    """Return whether no case was skipped, for want of time or because of an interruption."""
+    """Return whether no case was skipped because of the time limit or an interruption."""
     return not any(str(row.get("error", "")).startswith(_SKIPPED) for row in rows)
 
 
 def expected_seconds(names: Sequence[str], setting: Setting) -> dict[str, float]:
-    """What each part takes, roughly."""
+    """Estimate the time of each part, in seconds."""
     expected = {}
     for name in names:
         part = PARTS[name]
@@ -61,10 +61,10 @@ def run_parts(
 
     Args:
         names: names of the parts.
-        setting: what to measure.
+        setting: setting of the run.
         limit_s: start no case after this time, in seconds; the remaining ones are skipped.
         log: file for the output of the measuring processes.
-        say: called with a line for each case when it is done.
+        say: called with one line per finished case.
 
     Yields:
         Each part's name and results as soon as it is done. A part that a ``KeyboardInterrupt``
@@ -81,7 +81,7 @@ def run_parts(
                 with closing(_rows(name, cases, setting, deadline, output.fileno())) as measured:
                     for row in measured:
                         rows.append(row)
-                        say(f"{name} {len(rows)}/{len(cases)}: {in_a_line(PARTS[name], row)}")
+                        say(f"{name} {len(rows)}/{len(cases)}: {format_row(PARTS[name], row)}")
             except KeyboardInterrupt:
                 if rows:
                     rows += [
@@ -92,8 +92,8 @@ def run_parts(
             yield name, Measured(rows, time.monotonic() - begin)
 
 
-def in_a_line(part: Part, row: Row) -> str:
-    """A row in words."""
+def format_row(part: Part, row: Row) -> str:
+    """Format a row as one line."""
     if "error" in row:
         return f"{row['name']}: FAILED, {row['error']}"
     cells = ((column.heading, column.show(row)) for column in part.columns)
@@ -112,7 +112,7 @@ def _rows(
     while pending:
         if time.monotonic() > deadline:
             for case in pending:
-                yield {**case, "error": f"{_SKIPPED}the time was up"}
+                yield {**case, "error": f"{_SKIPPED}time limit reached"}
             return
         together = pending[:1] if _is_alone(PARTS[name], setting) else pending
         for row in _ask(name, together, setting, deadline, log):
@@ -123,13 +123,13 @@ def _rows(
 def _ask(
     name: str, cases: list[Case], setting: Setting, deadline: float, log: int
 ) -> Iterator[Row]:
-    """Yield the rows of one process, up to the case that it did not survive.
+    """Yield the rows of one process, up to the case in which it died.
 
-    The process leads a group of its own, so that whatever it has started, such as a training, ends
+    The process leads its own process group, so that its children, such as a training, are killed
     with it, and Ctrl-C reaches this process alone.
     """
     request = {"part": name, "setting": dataclasses.asdict(setting), "cases": cases}
-    limit_s = max(LEAST_LIMIT_S, PATIENCE * PARTS[name].seconds(setting))
+    limit_s = max(MIN_LIMIT_S, PATIENCE * PARTS[name].seconds(setting))
     process = subprocess.Popen(
         module_command("mae_ast.bench.worker"),
         stdin=subprocess.PIPE,
@@ -141,7 +141,9 @@ def _ask(
     assert process.stdin is not None
     with process:
         try:
-            with suppress(BrokenPipeError):  # it is gone, which its missing answer tells
+            with suppress(
+                BrokenPipeError
+            ):  # the process has died, which the missing answer reports
                 process.stdin.write(json.dumps(request) + "\n")
                 process.stdin.close()
             for case in cases:
@@ -160,7 +162,7 @@ def _ask(
 
 
 def _answer(process: subprocess.Popen[str], limit_s: float) -> Row | None:
-    """Return the next row; ``None`` if the process ends before, or does not answer in time."""
+    """Return the next row; ``None`` if the process ends, or does not answer in time."""
     assert process.stdout is not None
     timer = threading.Timer(limit_s, _end, [process])
     timer.daemon = True  # an interruption may come before it can be cancelled
@@ -176,7 +178,7 @@ def _answer(process: subprocess.Popen[str], limit_s: float) -> Row | None:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Kill a process and those that it has started, unless it was waited for already."""
+    """Kill a process and its children, unless it has already been waited for."""
     if process.returncode is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

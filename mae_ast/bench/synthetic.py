@@ -1,6 +1,6 @@
-"""``python -m mae_ast.bench.synthetic``: the training program, whose data cost nothing.
+"""``python -m mae_ast.bench.synthetic``: run training without the cost of loading data.
 
-The first batch of each size is made of files, and handed out again whenever one is asked for.
+The first batch of each size is read from files and then reused.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from mae_ast.data.pretraining_dataset import PretrainingDataset
 
 
-def hand_out_one_batch() -> None:
-    """Make the data set do so."""
+def reuse_first_batch() -> None:
+    """Patch the pretraining data set to return its first batch of each size again."""
     read, collate = PretrainingDataset.__getitem__, PretrainingDataset.collater
     made: dict[int, dict[str, Any]] = {}
 
@@ -40,5 +40,5 @@ def _pinned(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    hand_out_one_batch()
+    reuse_first_batch()
     runpy.run_module("mae_ast.launch", run_name="__main__")

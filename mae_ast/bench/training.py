@@ -1,4 +1,4 @@
-"""End to end: training from FLAC files, against the same with batches that cost nothing."""
+"""Measure training end to end: from FLAC files, and with synthetic batches."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.trainer.command import train_command
 
 LOGGED = re.compile(r'\[([\d-]+ [\d:]+,\d+)\]\[train_inner\].*"num_updates": "(\d+)"')
-WARM_UP_SHARE = 0.25  # of the updates
+WARM_UP_RATIO = 0.25  # fraction of the updates
 LIMIT_S = 240
 
 
 def training_cases(setting: Setting) -> list[Case]:
-    """From files, and with one batch that is handed out again and again."""
+    """Return cases from files, and with one batch that is reused."""
     return [
         {"name": "from FLAC", "module": "mae_ast.launch", "workers": setting.workers},
         {"name": "synthetic batches", "module": "mae_ast.bench.synthetic", "workers": 0},
@@ -31,10 +31,10 @@ def training_cases(setting: Setting) -> list[Case]:
 
 
 def measure_training(case: Case, setting: Setting) -> Row:
-    """Clips a second of ``fairseq-hydra-train``, between a warm-up and the last update.
+    """Measure the clips per second of ``fairseq-hydra-train``, from a warm-up to the last update.
 
     Raises:
-        RuntimeError: training failed; with its last line.
+        RuntimeError: training failed; the message holds the last line of its output.
     """
     batch = int(setting.pick(cpu=4, gpu=256, quick=4))
     updates = int(setting.pick(cpu=12, gpu=80, quick=8))
@@ -76,23 +76,23 @@ def measure_training(case: Case, setting: Setting) -> Row:
     if status:
         lines = text.strip().splitlines() or ["nothing was printed"]
         raise RuntimeError(f"training ended with status {status}: {lines[-1]}")
-    seconds = seconds_an_update(text, round(WARM_UP_SHARE * updates))
+    seconds = seconds_per_update(text, round(WARM_UP_RATIO * updates))
     return {**case, "batch": batch, "update_s": seconds, "clips_per_s": batch / seconds}
 
 
 def model_overrides(setting: Setting) -> list[str]:
-    """Of what is asked for, the keys of this model; others are for the steps of other systems."""
+    """Return overrides of the model settings that MAE-AST has; the others are dropped."""
     own = {field.name for field in dataclasses.fields(MaeAstConfig)}
     asked = {key: value for key, value in setting.model.items() if key in own}
     model = {**(QUICK if setting.quick else {}), "precision": setting.precision, **asked}
     return [f"++model.{k}={'null' if v is None else v}" for k, v in model.items()]
 
 
-def seconds_an_update(log: str, warm_up: int) -> float:
-    """Between the first line about an update past the warm-up and the last.
+def seconds_per_update(log: str, warm_up: int) -> float:
+    """Compute the mean time of an update after the warm-up from a log.
 
     Raises:
-        RuntimeError: the log has no two such lines.
+        RuntimeError: the log has fewer than two updates after the warm-up.
     """
     logged = [
         (datetime.strptime(when, "%Y-%m-%d %H:%M:%S,%f"), int(number))
@@ -107,15 +107,15 @@ def seconds_an_update(log: str, warm_up: int) -> float:
 
 TRAINING = Part(
     "End to end",
-    "`fairseq-hydra-train` with the preset `mae_ast` (12 + 2 layers, its dropout) on crops of "
-    "10 s, from FLAC files, and with one such batch handed out again and again.",
+    "`fairseq-hydra-train` with the preset `mae_ast` (12 + 2 layers, with dropout) on crops of "
+    "10 s, from FLAC files, and with one such batch that is reused.",
     training_cases,
     measure_training,
     (
         Column("", "name"),
         Column("clips", "batch", "d"),
         Column("workers", "workers", "d"),
-        Column("an update (ms)", "update_s", ".1f", 1000),
+        Column("ms/update", "update_s", ".1f", 1000),
         Column("clips/s", "clips_per_s", ".1f"),
     ),
     lambda setting: setting.pick(cpu=75, gpu=50, quick=15),

@@ -1,7 +1,7 @@
-"""``python -m mae_ast.bench.worker``: measures the cases that come on standard input.
+"""``python -m mae_ast.bench.worker``: measure the cases read from standard input.
 
-One line in: part, setting, cases. One line out a case, after an @: its row, with "error" where it
-failed. What else is printed goes to the suite's log.
+Input is one line with part, setting and cases. Output is one line per case: an @ and its row, with
+"error" if it failed. All other output goes to the log of the suite.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from mae_ast.bench.setting import Setting
 
 
 def main() -> None:
-    """Measure and answer."""
+    """Read a request, measure its cases and write their rows."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever libraries print
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # redirects the output of libraries
     request = json.loads(sys.stdin.readline())
     part, setting = PARTS[request["part"]], Setting(**request["setting"])
     for case in request["cases"]:
         try:
             row = part.measure(case, setting)
-        except Exception as error:  # a case that fails leaves the others alone
+        except Exception as error:  # a failed case does not affect the others
             words = " ".join(str(error).split())[:300] or "no reason given"
             row = {**case, "error": f"{type(error).__name__}: {words}"}
         answers.write(f"@{json.dumps(row)}\n")

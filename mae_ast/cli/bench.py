@@ -92,7 +92,7 @@ def _measure(names: list[str], setting: Setting, out: Path, minutes: float) -> N
     """Measure parts, write their results below ``out`` and print them."""
     from mae_ast.bench.machine import hardware
     from mae_ast.bench.report import (
-        PICTURE_FILE,
+        PLOT_FILE,
         earlier_parts,
         results_folder,
         tables,
@@ -126,7 +126,7 @@ def _measure(names: list[str], setting: Setting, out: Path, minutes: float) -> N
     if not failed:
         log.unlink()
     typer.echo("\n" + tables({**written, "parts": {n: written["parts"][n] for n in names}}))
-    plot = f", {PICTURE_FILE}" if "lengths" in names else ""
+    plot = f", {PLOT_FILE}" if "lengths" in names else ""
     typer.echo(f"written: {results}/results.json, results.md{plot}")
     if failed:
         raise SystemExit(

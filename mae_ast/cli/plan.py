@@ -64,19 +64,19 @@ def _counts(made: Plan, system: str) -> dict[str, str]:
     from mae_ast.core.io.audio import SAMPLE_RATE
 
     batches = made.batches
-    update = made.clips_an_update
+    update = made.clips_per_update
     masked = made.patches.num_masked / made.patches.num_patches
     exaflop = made.work.flops * update * made.updates / 1e18
     lines = {
-        "clips": f"{made.clips_in_all - made.clips_left_out:,} of {made.clips_in_all:,}, "
-        f"{made.hours_an_epoch:,.1f} h after cropping",
+        "clips": f"{made.num_clips - made.clips_skipped:,} of {made.num_clips:,}, "
+        f"{made.hours_per_epoch:,.1f} h after cropping",
         "model": f"{system}, {made.parameters / 1e6:.1f} M parameters, "
         f"{made.patches.num_patches} patches per clip, {masked:.1%} masked",
-        "batch per GPU": f"{made.clips_a_batch:.1f} clips on average ({batches.clips.min()} to "
+        "batch per GPU": f"{made.clips_per_batch:.1f} clips on average ({batches.clips.min()} to "
         f"{batches.clips.max()}), median length {batches.length / SAMPLE_RATE:.2f} s",
         "batch per update": f"{update:,.0f} clips: {plural(made.gpus, 'GPU')} x update_freq "
         f"{made.update_freq}",
-        "updates": f"{made.updates:,}; {made.updates_an_epoch:,} per epoch",
+        "updates": f"{made.updates:,}; {made.updates_per_epoch:,} per epoch",
         "epochs": f"{made.epochs:,.1f}",
         "hours of audio": f"{made.hours:,.0f}",
         "operations": f"{fixed_point(made.work.flops / 1e9, 0)} GFLOP per clip, "
@@ -97,9 +97,9 @@ def _times(timed: Timed, results: Mapping[str, Any]) -> dict[str, str]:
     if timed.workers is not None:
         lines["decoding"] = f"{timed.workers:.1f} worker processes needed per GPU"
     time = f"{timed.hours:,.1f} h ({timed.hours / 24:,.1f} days) for the steps alone"
-    if timed.share is not None:
-        time += f", {timed.hours / timed.share:,.1f} h at the {timed.share:.0%} of this speed "
-        time += "that training from files reached there"
+    if timed.throughput_ratio is not None:
+        time += f", {timed.hours / timed.throughput_ratio:,.1f} h at the "
+        time += f"{timed.throughput_ratio:.0%} of this speed that training from files reached there"
     lines["wall time"] = f"{time}; without gradient sums over GPUs, validation and checkpoints"
     return lines
 

@@ -1,4 +1,4 @@
-"""``mae-ast bench``: counted work against measured, the suite, its files."""
+"""Test ``mae-ast bench``: counted against measured work, the suite, its files."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ CONFIGS = {
 
 
 def prepared(config, mask_type: str, frames: int, batch: int = 2):
-    """A model, its input and masks, and the split of a clip's patches."""
+    """Return a model, its input and mask, and the split of a clip's patches."""
     num_samples = num_samples_of_frames(frames)
     assert num_frames(num_samples) == frames
     model = SYSTEMS[system_name(config)].network(config).train()
@@ -96,7 +96,7 @@ def prepared(config, mask_type: str, frames: int, batch: int = 2):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_counted_operations_are_those_that_torch_counts(name):
+def test_counted_operations_equal_those_of_torch(name):
     config, mask_type = CONFIGS[name]
     model, source, mask, patches = prepared(config, mask_type, 200)
     assert mask.visible_ids.shape[1] == patches.num_visible
@@ -106,7 +106,7 @@ def test_counted_operations_are_those_that_torch_counts(name):
 
 
 def saved_bytes(model, source, mask) -> int:
-    """Of all that the forward keeps, but for parameters and the input."""
+    """Measure the bytes that the forward saves, without parameters and input."""
     given = {t.untyped_storage().data_ptr() for t in (*model.parameters(), source, *mask_ids(mask))}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -129,7 +129,7 @@ def mask_ids(mask) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize(
     "name", ["patches", "frames", "narrower decoder", "SSAST", "Audio-MAE, local"]
 )
-def test_counted_bytes_are_about_those_that_a_forward_keeps(name):
+def test_counted_bytes_are_close_to_those_saved_by_the_forward(name):
     config, mask_type = CONFIGS[name]
     kept = []
     for frames in (480, 960):
@@ -148,7 +148,7 @@ def test_counted_bytes_are_about_those_that_a_forward_keeps(name):
         ("Audio-MAE, 12 layers, 16 local", AudioMaeConfig(), (496, 99)),
     ],
 )
-def test_models_have_the_work_that_is_documented(row, config, split_of):
+def test_counted_work_matches_the_documentation(row, config, split_of):
     patches = split(config, "random_mask", 160_000)
     assert (patches.num_patches, patches.num_visible) == split_of
     works = [step_work(config, patches, bfloat16) for bfloat16 in (True, False)]
@@ -159,33 +159,33 @@ def test_models_have_the_work_that_is_documented(row, config, split_of):
     assert cells[2:] == [f"{work.saved_bytes / 1e6:.0f}" for work in works]
 
 
-def test_memory_is_never_less_than_weights_gradients_and_moments():
+def test_peak_memory_includes_weights_gradients_and_moments():
     config = mae_ast()
     work = step_work(config, split(config, "random_mask", 16_000), bfloat16=False)
     assert peak_bytes(10**9, work, 1, bfloat16=False) == 16 * 10**9
     assert peak_bytes(10**3, work, 7, bfloat16=False) > 7 * work.saved_bytes
 
 
-def test_presets_are_those_of_training(tmp_path):
+def test_configs_are_built_from_the_presets(tmp_path):
     config = build_config("ssast_patch", {"two_pass": True}, setting(tmp_path))
-    assert config.layer_norm_eps == 1e-6  # text to YAML
+    assert config.layer_norm_eps == 1e-6  # a string in YAML
     assert config.two_pass
     assert build_config("mae_ast", {}, setting(tmp_path)).encoder_layerdrop == 0.05
 
 
-def test_all_systems_are_measured_at_all_batch_sizes(tmp_path):
+def test_step_cases_cover_all_systems_and_batch_sizes(tmp_path):
     cases = step_cases(setting(tmp_path, batches=[4, 8]))
     assert {case["batch"] for case in cases} == {4, 8}
     assert len({case["name"] for case in cases}) * 2 == len(cases) == 18
 
 
-def test_a_setting_that_no_model_has_is_refused():
+def test_rejects_an_unknown_model_setting():
     check_overrides({"dropout": 0.0, "two_pass": True})
     with pytest.raises(ValueError, match=r"model\.dropuot"):
         check_overrides({"dropuot": 0.0})
 
 
-def test_settings_of_other_systems_do_not_reach_the_training_of_this_one(tmp_path):
+def test_training_drops_settings_of_other_systems(tmp_path):
     asked = {"two_pass": True, "dropout": 0.5, "decoder_ffn_embed_dim": None}
     overrides = training.model_overrides(setting(tmp_path, model=asked))
     assert sorted(overrides) == [
@@ -205,7 +205,7 @@ def test_settings_of_other_systems_do_not_reach_the_training_of_this_one(tmp_pat
         ({"minutes": 0.0}, "--minutes 0"),
     ],
 )
-def test_wrong_options_end_in_one_line(arguments, message, tmp_path):
+def test_rejects_invalid_options(arguments, message, tmp_path):
     given = {
         "parts": "masks",
         "batches": None,
@@ -222,7 +222,7 @@ def test_wrong_options_end_in_one_line(arguments, message, tmp_path):
 
 @pytest.fixture(scope="module")
 def quick_results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Folder and output of the parts that take no training, in tiny sizes."""
+    """Run the parts without training in tiny sizes; return the folder and the output."""
     folder = tmp_path_factory.mktemp("bench")
     names = "masks,fbank,decoding,lengths"
     done = subprocess.run(
@@ -238,9 +238,9 @@ def quick_results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @pytest.mark.slow
-def test_one_command_writes_table_json_and_picture(quick_results):
+def test_command_writes_table_json_and_plot(quick_results):
     folder, output = quick_results
-    assert folder.name.startswith("quick_")  # never taken for a measurement
+    assert folder.name.startswith("quick_")  # not to be mistaken for a measurement
     assert sorted(path.name for path in folder.iterdir()) == [
         "lengths.png",
         "results.json",
@@ -252,7 +252,7 @@ def test_one_command_writes_table_json_and_picture(quick_results):
     assert "GiB" in results["hardware"]
     assert "bench --quick --parts masks,fbank,decoding,lengths" in results["command"]
     assert "measuring the CPU" in output
-    assert "about " in output.splitlines()[2]  # minutes, before anything is measured
+    assert "about " in output.splitlines()[2]  # expected minutes, printed before measuring
     assert "decoding 8/8" in output
     assert (folder / "results.md").read_text() in output + "\n"
 
@@ -269,12 +269,12 @@ def test_each_row_holds_a_measurement(quick_results):
         assert 0 < row["min_s"] <= row["median_s"] <= row["max_s"]
     for row in rows["lengths"]:
         assert 0 < row["share_of_matrix_rate"] < 1.5
-        assert row["peak_gib"] > 0.1  # this process's own, with libraries
+        assert row["peak_gib"] > 0.1  # the process with its libraries
         assert row["clips_per_s"] == pytest.approx(row["batch"] / row["median_s"])
     assert [row["sweep"] for row in rows["lengths"]] == ["length", "length", "ratio"]
 
 
-def test_the_picture_shows_measured_and_counted():
+def test_plot_shows_measured_and_counted_values():
     row = {
         "name": "10 s",
         "sweep": "length",
@@ -294,18 +294,18 @@ def test_the_picture_shows_measured_and_counted():
     measured, counted = figure.axes[0].lines
     assert figure.get_suptitle() == "MAE-AST patch, 12 + 2 layers, 2 clips, float32, dropout 0"
     assert list(measured.get_ydata()) == [0.5, 1.2]
-    assert list(counted.get_ydata()) == pytest.approx([0.5, 1.3])  # 0.1 + three times 0.4
+    assert list(counted.get_ydata()) == pytest.approx([0.5, 1.3])  # 0.1 + 3 * 0.4
 
 
-# --- what goes wrong ----------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
-def test_a_case_that_fails_is_named_and_leaves_the_others(tmp_path, monkeypatch):
+def test_a_failed_case_is_reported_and_the_others_run(tmp_path, monkeypatch):
     said: list[str] = []
     case = {"name": "unknown mask", "way": "a batch at once", "batch": 2}
     cases = [case, *kernels.mask_cases(setting(tmp_path))[:1]]
     part = Part("Masks", "", lambda _: cases, kernels.measure_masks, (), lambda _: 1.0)
-    monkeypatch.setitem(parts.PARTS, "masks", part)  # the process measures by its own
+    monkeypatch.setitem(parts.PARTS, "masks", part)  # the worker has its own registry
     measured = dict(
         suite.run_parts(
             ["masks"], setting(tmp_path, quick=True), 100, tmp_path / "log", said.append
@@ -319,7 +319,7 @@ def test_a_case_that_fails_is_named_and_leaves_the_others(tmp_path, monkeypatch)
     assert "- unknown mask, 2 clips: KeyError: 'unknown mask'" in lines
 
 
-def test_a_process_that_dies_takes_only_its_case_with_it(tmp_path, monkeypatch):
+def test_only_the_case_of_a_dead_process_fails(tmp_path, monkeypatch):
     script = tmp_path / "python"
     script.write_text(
         "#!/bin/sh\nread request\n"
@@ -337,7 +337,7 @@ def test_a_process_that_dies_takes_only_its_case_with_it(tmp_path, monkeypatch):
     assert second == {"name": "second"}
 
 
-def test_a_batch_that_does_not_fit_is_a_result(tmp_path, monkeypatch):
+def test_out_of_memory_is_a_result(tmp_path, monkeypatch):
     def refuse(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 900 GiB")
 
@@ -346,9 +346,9 @@ def test_a_batch_that_does_not_fit_is_a_result(tmp_path, monkeypatch):
     assert steps.measure_step(case, setting(tmp_path)) == {**case, "error": "out of memory"}
 
 
-def test_what_the_time_does_not_allow_is_named(tmp_path):
+def test_cases_after_the_time_limit_are_skipped(tmp_path):
     measured = dict(suite.run_parts(["masks"], setting(tmp_path), -1, tmp_path / "log", print))
-    assert {row["error"] for row in measured["masks"].rows} == {"skipped: the time was up"}
+    assert {row["error"] for row in measured["masks"].rows} == {"skipped: time limit reached"}
 
 
 def test_parts_of_an_earlier_run_are_kept(tmp_path):
@@ -361,7 +361,7 @@ def test_parts_of_an_earlier_run_are_kept(tmp_path):
     assert list(run("masks")["parts"]) == ["masks", "fbank"]
 
 
-def test_other_files_are_no_results(tmp_path):
+def test_rejects_files_without_results(tmp_path):
     with pytest.raises(FileNotFoundError, match="mae-ast bench"):
         report.read_results(tmp_path)
     (tmp_path / "results.json").write_text(json.dumps([1]))
@@ -369,19 +369,19 @@ def test_other_files_are_no_results(tmp_path):
         report.read_results(tmp_path)
 
 
-def test_a_column_leaves_unknown_figures_empty():
+def test_missing_values_are_empty_cells():
     assert Column("ms", "s", ".1f", 1000).show({"s": 0.0123}) == "12.3"
     assert Column("ms", "s", ".1f", 1000).show({}) == ""
 
 
-def test_columns_show_three_significant_digits_of_small_values():
+def test_columns_show_three_significant_digits():
     flops = Column("GFLOP", "n", ".0f", 1e-9)
     shown = [flops.show({"n": n}) for n in (0.0, 0.0123e9, 4.567e9, 45.67e9, 113.4e9, 1234.5e9)]
     assert shown == ["0", "0.0123", "4.57", "45.7", "113", "1234"]
     assert Column("ms", "s", ".2f").show({"s": 3.456789}) == "3.46"
 
 
-def test_versions_name_this_package_where_none_is_installed(tmp_path, monkeypatch):
+def test_versions_name_this_package_even_if_not_installed(tmp_path, monkeypatch):
     def version(name: str) -> str:
         raise PackageNotFoundError(name)
 
@@ -391,8 +391,8 @@ def test_versions_name_this_package_where_none_is_installed(tmp_path, monkeypatc
     assert found["numpy"] == "not installed"
 
 
-# A command whose worker measures the part "masks" at once and hangs in the second case of "fbank",
-# in a process that it has started.
+# A command whose worker measures the part "masks" immediately and hangs in the second case of
+# "fbank", in a child process.
 WORKER = """#!/bin/sh
 read request
 echo '@{"name": "first"}'
@@ -423,7 +423,7 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_command_keeps_what_it_has_measured(number, tmp_path):
+def test_an_interrupted_command_keeps_its_results(number, tmp_path):
     worker = tmp_path / "worker"
     worker.write_text(WORKER.replace("FOLDER", str(tmp_path)))
     worker.chmod(0o755)
@@ -468,7 +468,7 @@ def test_a_part_with_skipped_cases_does_not_replace_a_complete_one(tmp_path):
         written = report.write_results(tmp_path, measured, setting(tmp_path), command)
         return written["parts"]["masks"]["rows"]
 
-    skipped = {"name": "b", "error": "skipped: the time was up"}
+    skipped = {"name": "b", "error": "skipped: time limit reached"}
     assert run({"name": "a"}, skipped) == [{"name": "a"}, skipped]
     assert run({"name": "a"}, {"name": "b"}) == [{"name": "a"}, {"name": "b"}]
     assert run({"name": "a"}, skipped) == [{"name": "a"}, {"name": "b"}]
@@ -487,14 +487,14 @@ def test_unreadable_results_are_reported_before_measuring(tmp_path):
     assert not done.output
 
 
-def test_seconds_an_update_leave_the_start_out():
+def test_seconds_per_update_exclude_the_warm_up():
     lines = [
         f'[2026-01-01 10:00:{second:02d},500][train_inner][INFO] - {{"num_updates": "{number}"}}'
         for number, second in ((1, 0), (2, 30), (3, 32), (4, 34))
     ]
-    assert training.seconds_an_update("\n".join(lines), 2) == 2.0
+    assert training.seconds_per_update("\n".join(lines), 2) == 2.0
     with pytest.raises(RuntimeError, match="fewer than two"):
-        training.seconds_an_update(lines[0], 1)
+        training.seconds_per_update(lines[0], 1)
 
 
 @pytest.mark.slow
