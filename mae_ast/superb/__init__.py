@@ -1,1 +1,1 @@
-"""Fine-tuning on SUPERB's tasks through s3prl 0.4.18, which stays as it is."""
+"""Fine-tuning on SUPERB tasks with an unmodified s3prl 0.4.18."""

@@ -1,7 +1,7 @@
-"""What s3prl 0.4.18 expects of its dependencies and their newer releases no longer have.
+"""Compatibility patches: run s3prl 0.4.18 on newer releases of its dependencies.
 
-Each bridge fills in what is missing and leaves alone what is there. All of it can go once s3prl
-itself runs on these releases (its issue 575 is about torchaudio).
+Each patch adds only what is missing. This file can be removed once s3prl supports these releases
+(its issue 575 is about torchaudio).
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ Effects = Sequence[Sequence[str]]
 
 
 def install() -> None:
-    """Install all bridges; a second time changes nothing."""
-    bridge_audio_backend()
-    bridge_audio_files()
-    bridge_sox_effects()
-    bridge_hugging_face()
-    bridge_safe_loading()
-    bridge_catalyst()
-    bridge_librosa()
+    """Apply all patches; repeated calls have no effect."""
+    patch_audio_backend()
+    patch_audio_files()
+    patch_sox_effects()
+    patch_hugging_face()
+    patch_safe_loading()
+    patch_catalyst()
+    patch_librosa()
 
 
-def bridge_audio_backend() -> None:
-    """``torchaudio.set_audio_backend``, gone in 2.9, is called at import; there is one backend."""
+def patch_audio_backend() -> None:
+    """Add ``torchaudio.set_audio_backend``, removed in 2.9, which s3prl calls at import."""
     if not hasattr(torchaudio, "set_audio_backend"):
         torchaudio.set_audio_backend = lambda backend: None
 
 
-def bridge_audio_files() -> None:
-    """``torchaudio.info`` is gone in 2.9, and ``load`` wants torchcodec: both from soundfile."""
+def patch_audio_files() -> None:
+    """Add ``torchaudio.info``, removed in 2.9, and replace a ``load`` that needs torchcodec."""
     if not hasattr(torchaudio, "info"):
         torchaudio.info = _info
     if not _can_import("torchcodec"):
         torchaudio.load = _load
 
 
-def bridge_sox_effects() -> None:
-    """``torchaudio.sox_effects``, gone in 2.9, is how most tasks read their files."""
+def patch_sox_effects() -> None:
+    """Add ``torchaudio.sox_effects``, removed in 2.9, with which most tasks read their files."""
     if hasattr(torchaudio, "sox_effects"):
         return
     module = _new_module("torchaudio.sox_effects")
@@ -60,8 +60,8 @@ def bridge_sox_effects() -> None:
     torchaudio.sox_effects = module
 
 
-def bridge_hugging_face() -> None:
-    """``HfFolder`` and ``Repository``, gone in 1.0, are imported, and used to push to the hub."""
+def patch_hugging_face() -> None:
+    """Add ``HfFolder`` and ``Repository``, removed in 1.0; s3prl needs them to push to the hub."""
     import huggingface_hub
 
     use = _refuse(
@@ -73,14 +73,14 @@ def bridge_hugging_face() -> None:
         huggingface_hub.Repository = use
 
 
-def bridge_safe_loading() -> None:
-    """Since torch 2.6 ``torch.load`` admits no classes; s3prl's files hold an argparse one."""
+def patch_safe_loading() -> None:
+    """Allow ``argparse.Namespace``, part of s3prl's checkpoints, in ``torch.load`` (torch 2.6)."""
     if hasattr(torch.serialization, "add_safe_globals"):
         torch.serialization.add_safe_globals([argparse.Namespace])
 
 
-def bridge_catalyst() -> None:
-    """speech_commands imports a sampler of catalyst (last release 2022) for several GPUs only."""
+def patch_catalyst() -> None:
+    """Add a stand-in for catalyst, whose sampler speech_commands needs for several GPUs only."""
     if _can_import("catalyst"):
         return
     for name in ("catalyst", "catalyst.data"):
@@ -89,8 +89,8 @@ def bridge_catalyst() -> None:
     sampler.DistributedSamplerWrapper = _refuse("speech_commands on several GPUs", "catalyst")
 
 
-def bridge_librosa() -> None:
-    """voxceleb1 imports one function of librosa, and does not call it."""
+def patch_librosa() -> None:
+    """Add a stand-in for librosa, of which voxceleb1 imports one function."""
     if _can_import("librosa"):
         return
     _new_module("librosa").__path__ = []
@@ -102,9 +102,9 @@ def apply_effects_file(
     effects: Effects,
     normalize: bool = True,
     channels_first: bool = True,
-    format: str | None = None,  # noqa: A002, torchaudio's name
+    format: str | None = None,  # noqa: A002, name as in torchaudio
 ) -> tuple[Tensor, int]:
-    """Read a file and apply effects, as torchaudio's function of this name did."""
+    """Read a file and apply effects, as the function of this name in torchaudio < 2.9."""
     waveform, rate = _load(path)
     return apply_effects_tensor(waveform, rate, effects, channels_first=channels_first)
 
@@ -112,21 +112,21 @@ def apply_effects_file(
 def apply_effects_tensor(
     tensor: Tensor, sample_rate: int, effects: Effects, channels_first: bool = True
 ) -> tuple[Tensor, int]:
-    """Apply effects of sox.
+    """Apply sox effects.
 
     Args:
-        tensor: (channels, L) float in [-1, 1], or (L, channels).
-        sample_rate: in Hz.
-        effects: each a name and its arguments: ``channels 1``, ``rate HZ``, ``gain DB`` and
-            ``norm [DB]``. At the rate it has, ``rate`` changes nothing; else its filter is
-            torchaudio's, not sox's.
-        channels_first: whether the tensor is.
+        tensor: waveform, (channels, L) float in [-1, 1], or (L, channels).
+        sample_rate: sample rate in Hz.
+        effects: names and arguments of the effects: ``channels 1``, ``rate HZ``, ``gain DB`` and
+            ``norm [DB]``. ``rate`` resamples with torchaudio's filter instead of sox's, and does
+            nothing if the rate is the same.
+        channels_first: whether the tensor is (channels, L).
 
     Returns:
-        The new tensor and sample rate.
+        The resulting tensor and sample rate.
 
     Raises:
-        ValueError: there is no bridge for an effect or its arguments.
+        ValueError: an effect or its arguments are not supported.
     """
     waveform = tensor if channels_first else tensor.T
     for name, *arguments in effects:
@@ -145,9 +145,9 @@ def apply_effects_tensor(
                 raise ValueError(
                     f"sox effect {' '.join([name, *arguments])!r}: torchaudio "
                     f"{torchaudio.__version__} has no sox, and only channels 1, rate, gain DB and "
-                    "norm are bridged; use torchaudio<2.9 for it"
+                    "norm are supported without it; use torchaudio<2.9"
                 )
-        waveform = waveform.clamp(-1, 1)  # sox clips after each
+        waveform = waveform.clamp(-1, 1)  # sox clips after each effect
     return (waveform if channels_first else waveform.T), sample_rate
 
 
@@ -159,7 +159,7 @@ def _load(
     channels_first: bool = True,
     **unused: Any,
 ) -> tuple[Tensor, int]:
-    """``torchaudio.load``: (channels, L) float32 in [-1, 1] and the sample rate."""
+    """Replace ``torchaudio.load``: (channels, L) float32 in [-1, 1] and the sample rate."""
     samples, rate = soundfile.read(
         uri, frames=num_frames, start=frame_offset, dtype="float32", always_2d=True
     )
@@ -168,7 +168,7 @@ def _load(
 
 
 def _info(uri: Any, **unused: Any) -> SimpleNamespace:
-    """``torchaudio.info``: what a file's header says."""
+    """Replace ``torchaudio.info``: metadata from the header of a file."""
     header = soundfile.info(uri)
     return SimpleNamespace(
         sample_rate=header.samplerate,
@@ -180,19 +180,19 @@ def _info(uri: Any, **unused: Any) -> SimpleNamespace:
 
 
 def _find_files(directory: str | os.PathLike[str], **unused: Any) -> list[str]:
-    """``librosa.util.find_files``: absolute paths of the audio below a folder, sorted."""
+    """Replace ``librosa.util.find_files``: sorted absolute paths of audio files in a folder."""
     kinds = {".aac", ".au", ".flac", ".m4a", ".mp3", ".ogg", ".wav"}
     root = Path(directory).absolute()
     return sorted(str(path) for path in root.rglob("*") if path.suffix.lower() in kinds)
 
 
 def _can_import(name: str) -> bool:
-    """Whether a package is installed and none of this file's making."""
-    return name not in _MADE and find_spec(name) is not None
+    """Return whether a package is installed, stand-ins of this file excluded."""
+    return name not in _STAND_INS and find_spec(name) is not None
 
 
 def _has(module: ModuleType, name: str) -> bool:
-    """Whether a module that imports its parts late has one."""
+    """Return whether a module has an attribute, which may be imported lazily."""
     try:
         getattr(module, name)
     except (AttributeError, ImportError):
@@ -200,35 +200,35 @@ def _has(module: ModuleType, name: str) -> bool:
     return True
 
 
-_MADE: set[str] = set()
+_STAND_INS: set[str] = set()
 
 
 def _new_module(name: str) -> Any:
-    """Get a module of this name that can be imported; made once."""
-    if name not in _MADE:
+    """Return the stand-in module of this name, which can be imported; create it once."""
+    if name not in _STAND_INS:
         module = ModuleType(name)
-        # Others ask importlib whether a package is there, and want a spec then.
+        # Other packages look for it with importlib, which needs a spec.
         module.__spec__ = ModuleSpec(name, loader=None)
         module.__dict__["__getattr__"] = lambda attribute: _missing(name, attribute)
         parent, _, child = name.rpartition(".")
         if parent:
             setattr(sys.modules[parent], child, module)
         sys.modules[name] = module
-        _MADE.add(name)
+        _STAND_INS.add(name)
     return sys.modules[name]
 
 
 def _missing(module: str, attribute: str) -> Any:
     package = module.partition(".")[0]
     raise AttributeError(
-        f"{module}.{attribute} is not bridged (mae_ast.superb.compat); install {package} itself"
+        f"{module}.{attribute}: not part of the stand-in (mae_ast.superb.compat); install {package}"
     )
 
 
-def _refuse(what: str, needs: str) -> Callable[..., Any]:
-    """A function that says which package would be needed."""
+def _refuse(feature: str, needs: str) -> Callable[..., Any]:
+    """Return a function that raises an error with the package to install."""
 
     def use(*args: Any, **kwargs: Any) -> Any:
-        raise RuntimeError(f"{what} needs another package: pip install '{needs}'")
+        raise RuntimeError(f"{feature} needs another package: pip install '{needs}'")
 
     return use

@@ -1,4 +1,4 @@
-"""What s3prl's program finds around it while it runs in this process."""
+"""Context managers in which s3prl runs in this process."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mae_ast.core.io.atomic import atomic_write
 
 
 @contextmanager
-def bridged(upstream: str) -> Iterator[None]:
-    """Make s3prl run here, with the entry ``upstream`` of our hub among its upstreams."""
+def patched_s3prl(upstream: str) -> Iterator[None]:
+    """Patch s3prl's dependencies, and register our hub's entry ``upstream`` with s3prl."""
     from mae_ast.superb import compat
 
     compat.install()
@@ -26,29 +26,29 @@ def bridged(upstream: str) -> Iterator[None]:
     from mae_ast.superb import hub
 
     setattr(s3prl.hub, upstream, getattr(hub, upstream))
-    usual = builtins.isinstance  # s3prl puts its own in its place
+    original = builtins.isinstance  # s3prl replaces it
     try:
         yield
     finally:
-        builtins.isinstance = usual
+        builtins.isinstance = original
 
 
 @contextmanager
-def whole_files() -> Iterator[None]:
-    """With a ``torch.save`` that leaves no half file to a run that is killed while it saves."""
+def atomic_saves() -> Iterator[None]:
+    """Make ``torch.save`` atomic: a run killed while saving leaves no partial file."""
     save = torch.save
 
-    def save_whole(state: object, file: Any, *args: Any, **kwargs: Any) -> None:
+    def save_atomically(state: object, file: Any, *args: Any, **kwargs: Any) -> None:
         if not isinstance(file, (str, os.PathLike)):
             save(state, file, *args, **kwargs)
             return
         with atomic_write(Path(file)) as part:
             try:
                 save(state, part, *args, **kwargs)
-            except RuntimeError as error:  # as torch calls a full disk
+            except RuntimeError as error:  # raised by torch on a full disk
                 raise OSError(" ".join(str(error).split())) from error
 
-    torch.save = save_whole  # type: ignore[assignment]
+    torch.save = save_atomically  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -57,10 +57,10 @@ def whole_files() -> Iterator[None]:
 
 @contextmanager
 def command_line(arguments: list[str]) -> Iterator[None]:
-    """With ``sys.argv`` as s3prl is to see it."""
-    usual = sys.argv
+    """Set ``sys.argv`` to the command line of s3prl's ``run_downstream``."""
+    original = sys.argv
     sys.argv = ["run_downstream.py", *arguments]
     try:
         yield
     finally:
-        sys.argv = usual
+        sys.argv = original

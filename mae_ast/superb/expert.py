@@ -1,11 +1,12 @@
-"""Each system as an upstream of s3prl: waveforms, a list of (L,), -> hidden states (B, T', W).
+"""s3prl upstream of each system: waveforms, a list of (L,), to hidden states (B, T', W).
 
-Two layouts of a time step's C tokens (8 for 16 x 16 patches, 12 with AST's overlap, 1 for frames):
+A time step has C tokens (8 for 16 x 16 patches, 12 with AST's overlap, 1 for frames), in one of two
+layouts:
 
-    time_steps   side by side in one vector, W = C * D, one every 160 * s samples, s the stride of
-                 the patches along time: s3prl's own upstream
-    tokens       one after the other, lowest mel first, W = D, one every 160 * s / C samples: the
-                 upstream of MAE-AST's authors, with which the paper's SUPERB scores were measured
+    time_steps   concatenated into one vector, W = C * D, every 160 * s samples, where s is the
+                 stride of the patches along time: the layout of s3prl's own upstream
+    tokens       one vector per token, lowest mel first, W = D, every 160 * s / C samples: the
+                 layout of MAE-AST's authors, used for the SUPERB scores of the paper
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ logger = logging.getLogger(__name__)
 
 
 class UpstreamExpert(UpstreamBase):  # type: ignore[misc]
-    """The encoder of a checkpoint, for features or for fine-tuning.
+    """Encoder of a checkpoint, for feature extraction or fine-tuning.
 
-    In training too, the input is normalised by the checkpoint's fixed statistics, and no layer is
-    dropped: a clip's features do not depend on its batch, and layer indices are stable.
+    In train mode, too, the input is normalised by the checkpoint's fixed statistics and layerdrop
+    is off: a clip's features do not depend on its batch, and layer indices are stable.
 
     A clip is processed as a whole. Only models that cut or zero-pad their input to ``input_frames``
     process longer clips in overlapping windows: their vectors are the time steps of
@@ -44,12 +45,13 @@ class UpstreamExpert(UpstreamBase):  # type: ignore[misc]
     A clip shorter than one patch is zero-padded to one, which is logged once.
 
     Args:
-        ckpt: the checkpoint's path, or whatever else :func:`mae_ast.load` takes.
+        ckpt: path of the checkpoint, or another argument of :func:`mae_ast.load`.
         layout: ``time_steps`` or ``tokens``.
-        kwargs: for s3prl's base class.
+        kwargs: arguments of s3prl's base class.
 
     Raises:
-        ValueError: there is no such layout, or tokens of this model do not start at whole samples.
+        ValueError: the layout does not exist, or the model's tokens are not a whole number of
+            samples apart.
     """
 
     def __init__(
@@ -57,35 +59,36 @@ class UpstreamExpert(UpstreamBase):  # type: ignore[misc]
     ) -> None:
         super().__init__(**kwargs)
         if layout not in LAYOUTS:
-            raise ValueError(f"layout {layout!r}; it is one of {', '.join(LAYOUTS)}")
+            raise ValueError(f"layout {layout!r}: choose from {', '.join(LAYOUTS)}")
         self.model = encoder_only(load(ckpt))
         self.patch_shape = self.model.patch_shape
         self._per_step = self.patch_shape.per_column if layout == TOKENS else 1
         samples = FRAME_SHIFT * self.patch_shape.time_stride
         if samples % self._per_step:
             raise ValueError(
-                f"layout {layout!r}: {self._per_step} tokens for {samples} samples have no whole "
-                f"number of samples each; this model has layout {TIME_STEPS!r} only"
+                f"layout {layout!r}: {self._per_step} tokens per {samples} samples are not a whole "
+                f"number of samples apart; this model supports layout {TIME_STEPS!r} only"
             )
         self._rate = samples // self._per_step
         self._has_padded = False
 
     def get_downsample_rates(self, key: str | None = None) -> int:
-        """Samples from one vector to the next, whatever the ``key``."""
+        """Return the number of samples between two vectors, the same for every ``key``."""
         return self._rate
 
     def forward(self, wavs: list[Tensor]) -> dict[str, list[Tensor] | Tensor]:
-        """Compute the features of some clips.
+        """Compute the features of a batch of clips.
 
         Args:
             wavs: B clips, each (L,) float in [-1, 1] at 16 kHz.
 
         Returns:
-            ``hidden_states``: per layer (B, T', W), T' = ``len(range(0, longest L, rate))``.
-            A clip has 1 to 4 time steps fewer than that alone, and fewer still in a longer batch:
-            its last vector is repeated, so that s3prl, which counts in rates, never takes padding.
-            ``last_hidden_state``: the encoder's output, which is the last of them; of pre-norm
-            layers, after the stack's layer norm.
+            ``hidden_states``: (B, T', W) per layer, with T' = ``len(range(0, longest L, rate))``,
+            the length that s3prl expects. A clip has 1 to 4 time steps fewer on its own, and even
+            fewer in a batch with longer clips: its last vector is repeated, so that s3prl never
+            uses padding.
+            ``last_hidden_state``: the output of the encoder: the last hidden state, followed by
+            the layer norm of the stack in pre-norm models.
 
         Raises:
             ValueError: a clip is not (L,), or has no samples.
@@ -102,7 +105,7 @@ class UpstreamExpert(UpstreamBase):  # type: ignore[misc]
         return {"hidden_states": hidden, "last_hidden_state": last}
 
     def _places(self, parts: list[Part], own: list[int], count: int) -> tuple[Tensor, Tensor]:
-        """For each clip's vectors (B, count), the part that has it, and its place in that part."""
+        """Return, for each vector of each clip, its part and its index in it, (B, count) each."""
         size = max(count, max(own) * self._per_step)
         row, place = (torch.zeros(len(own), size, dtype=torch.int64) for _ in range(2))
         for number, part in enumerate(parts):
@@ -115,28 +118,28 @@ class UpstreamExpert(UpstreamBase):  # type: ignore[misc]
         return row.gather(1, index), place.gather(1, index)
 
     def _parts(self, own: list[int]) -> list[Part]:
-        """Clips of so many columns as the model takes them."""
+        """Split clips with these numbers of time steps into parts that fit the model's input."""
         if self.model.config.input_frames is None:
             return [Part(clip, Window(0, n, 0, n)) for clip, n in enumerate(own)]
         length, overlap = window_columns(self.model, WINDOW_S, OVERLAP_S)
         return [Part(clip, w) for clip, n in enumerate(own) for w in windows(n, length, overlap)]
 
     def _vectors(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) -> (B, T', W)."""
+        """Arrange tokens (B, N, D) in the layout, (B, T', W)."""
         batch, _, width = tokens.shape
         return tokens.reshape(batch, -1, self.patch_shape.per_column // self._per_step * width)
 
     def _padded(self, wavs: list[Tensor]) -> list[Tensor]:
         """Zero-pad clips shorter than one patch."""
-        least = self.patch_shape.min_samples
+        min_samples = self.patch_shape.min_samples
         for index, wav in enumerate(wavs):
             if wav.ndim != 1 or not len(wav):
-                raise ValueError(f"clip {index} has shape {tuple(wav.shape)}; (samples,) is wanted")
-            if len(wav) < least and not self._has_padded:
+                raise ValueError(f"clip {index} has shape {tuple(wav.shape)}; expected (samples,)")
+            if len(wav) < min_samples and not self._has_padded:
                 self._has_padded = True
                 logger.warning(
                     "clip %d of a batch has %d samples; clips below one patch (%d samples, %g ms "
                     "at 16 kHz) are zero-padded to it",
-                    *(index, len(wav), least, least / 16),
+                    *(index, len(wav), min_samples, min_samples / 16),
                 )
-        return [F.pad(wav, (0, max(0, least - len(wav)))) for wav in wavs]
+        return [F.pad(wav, (0, max(0, min_samples - len(wav)))) for wav in wavs]

@@ -1,8 +1,8 @@
-"""The names under which s3prl and ``torch.hub`` know the upstream.
+"""Entry points of the upstream for s3prl and ``torch.hub``.
 
-They are called as ``entry(ckpt=..., model_config=..., refresh=...)``; what is not ours goes to
-s3prl's base class. Each takes ``layout="tokens"``, see :mod:`mae_ast.superb.expert`; for s3prl,
-which passes no such argument, there is ``mae_ast_local_tokens``.
+They are called as ``entry(ckpt=..., model_config=..., refresh=...)``; other arguments are passed to
+s3prl's base class. Each accepts ``layout="tokens"``, see :mod:`mae_ast.superb.expert`; s3prl, which
+does not pass this argument, uses ``mae_ast_local_tokens`` instead.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ if TYPE_CHECKING:
 
 
 def mae_ast_local(ckpt: str | os.PathLike[str], **kwargs: Any) -> UpstreamExpert:
-    """The upstream of a checkpoint file ``ckpt``."""
+    """Load the upstream from a checkpoint ``ckpt``."""
     from mae_ast.superb.expert import UpstreamExpert
 
     return UpstreamExpert(ckpt, **kwargs)
 
 
 def mae_ast_local_tokens(ckpt: str | os.PathLike[str], **kwargs: Any) -> UpstreamExpert:
-    """The upstream of a checkpoint file ``ckpt``, one vector per token."""
+    """Load the upstream from a checkpoint ``ckpt``, with one vector per token."""
     return mae_ast_local(ckpt, **{**kwargs, "layout": "tokens"})
 
 
 def mae_ast_url(ckpt: str, refresh: bool = False, **kwargs: Any) -> UpstreamExpert:
-    """The upstream of a checkpoint at an address; ``refresh`` downloads it again."""
+    """Load the upstream from a checkpoint at a URL; ``refresh`` downloads it again."""
     from mae_ast.hub.download import name_from_url
 
     return mae_ast_local(_fetch([ckpt], name_from_url(ckpt), None, refresh), **kwargs)
 
 
 def mae_ast_patch(refresh: bool = False, **kwargs: Any) -> UpstreamExpert:
-    """The released model of 16 x 16 patches, 12 layers, chunk masks."""
+    """Load the released model with 16 x 16 patches, 12 layers, chunk masks."""
     return _released("mae_ast_patch", refresh, **kwargs)
 
 
 def mae_ast_frame(refresh: bool = False, **kwargs: Any) -> UpstreamExpert:
-    """The released model of 2 x 128 frames, 12 layers, random masks."""
+    """Load the released model with 2 x 128 frames, 12 layers, random masks."""
     return _released("mae_ast_frame", refresh, **kwargs)
 
 
 def _released(name: str, refresh: bool, ckpt: object = None, **kwargs: Any) -> UpstreamExpert:
     from mae_ast.hub.registry import find
 
-    model = find(name)  # s3prl passes its -k, which is None here
+    model = find(name)  # s3prl passes ckpt=None, from its option -k
     return mae_ast_local(_fetch(model.urls, model.file_name, model.sha256, refresh), **kwargs)
 
 
@@ -58,7 +58,7 @@ def _fetch(
 ) -> str | os.PathLike[str]:
     from mae_ast.hub import download as cache
 
-    if refresh:  # what is there stays until the new one is whole
+    if refresh:  # the cached file is only replaced after a complete download
         folder = cache.cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as fresh:

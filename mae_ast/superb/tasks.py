@@ -1,7 +1,7 @@
-"""SUPERB's tasks: which of s3prl's downstreams, on which features, and where their data lies.
+"""SUPERB tasks: their s3prl downstreams, features and data.
 
-The checks come before training: s3prl itself ends in ``list index out of range`` after minutes of
-searching, or waits for ever.
+Data is checked before training: s3prl itself fails with ``list index out of range`` after minutes
+of searching, or hangs.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ KS_SOURCE = "http://download.tensorflow.org/data/"
 KS_TRAIN, KS_TEST = "speech_commands_v0.01", "speech_commands_test_set_v0.01"
 SID_SOURCE = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox1.html"
 SID_LIST_SOURCE = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/iden_split.txt"
-SID_LISTS = ("veri_test_class.txt", "iden_split.txt")  # s3prl's name for it, VoxCeleb's own
+SID_LISTS = ("veri_test_class.txt", "iden_split.txt")  # names in s3prl and in VoxCeleb
 SID_SPLITS = {"1": "training", "2": "development", "3": "test"}
 SID_SPEAKERS = range(10001, 11252)
-FILE_LISTS = "file_lists"  # folder in the run
+FILE_LISTS = "file_lists"  # subfolder of the run folder
 ER_LISTS = "s3prl/downstream/emotion/meta_data of github.com/s3prl/s3prl"
 ER_SOURCE = "https://sail.usc.edu/iemocap/"
 ER_SESSIONS = range(1, 6)
-ER_LABELS = {"neu": 0, "hap": 1, "ang": 2, "sad": 3}  # and "exc", which counts as "hap"
+ER_LABELS = {"neu": 0, "hap": 1, "ang": 2, "sad": 3}  # "exc" is labelled "hap", too
 # [6.2901 - 8.2357]    Ses01F_impro01_F000    neu    [2.5000, 2.5000, 2.5000]
 ER_LINE = re.compile(r"\[[^\]]*\]\t(\S+)\t(neu|hap|ang|sad|exc)\t")
 
 
 @dataclass(frozen=True)
 class Task:
-    """How a task is run.
+    """Downstream task of s3prl.
 
     Args:
-        downstream: s3prl's name of it.
-        features: what of the upstream it takes, s3prl's ``-s``.
-        locate: (data folder, run folder) -> entries of s3prl's ``datarc``; raises
-            ``FileNotFoundError`` for what is missing.
-        prepare: (datarc, run folder, whether to train) -> None; what has to be done once s3prl can
-            be imported.
+        downstream: name of the downstream in s3prl.
+        features: features of the upstream that it uses, s3prl's ``-s``.
+        locate: function of (data folder, run folder) that returns entries of s3prl's ``datarc``
+            and raises ``FileNotFoundError`` for missing data.
+        prepare: function of (datarc, run folder, whether to train), called once s3prl can be
+            imported.
     """
 
     downstream: str
@@ -55,7 +55,7 @@ class Task:
 
 
 def locate_ks(data: Path, out: Path) -> dict[str, Any]:
-    """Speech Commands v0.01 and its test set, each archive unpacked in a folder of its name."""
+    """Locate Speech Commands v0.01 and its test set, unpacked in folders of the archives' names."""
     train, test = data / KS_TRAIN, data / KS_TEST
     for folder, classes in (
         (train, {*KS_WORDS, "_background_noise_"}),
@@ -70,12 +70,12 @@ def locate_ks(data: Path, out: Path) -> dict[str, Any]:
             )
     known = {*KS_WORDS, "_unknown_", "_silence_"}
     if other := sorted(p.name for p in test.iterdir() if p.is_dir() and p.name not in known):
-        raise ValueError(f"{test / other[0]}: is none of the 12 classes of {KS_SOURCE}{KS_TEST}")
+        raise ValueError(f"{test / other[0]}: is not one of the 12 classes of {KS_SOURCE}{KS_TEST}")
     return {"speech_commands_root": str(train), "speech_commands_test_root": str(test)}
 
 
 def prepare_ks(datarc: dict[str, Any], out: Path, training: bool) -> None:
-    """Refuse a batch that the training clips do not fill: s3prl drops it and tries for ever."""
+    """Check that there is at least one full batch of training clips: s3prl hangs otherwise."""
     if not training:
         return
     from s3prl.downstream.speech_commands.expert import split_dataset
@@ -92,15 +92,15 @@ def prepare_ks(datarc: dict[str, Any], out: Path, training: bool) -> None:
 
 
 def locate_sid(data: Path, out: Path) -> dict[str, Any]:
-    """VoxCeleb1: ``{dev,test}/wav/id10001/...`` and the list of splits."""
+    """Locate VoxCeleb1: ``{dev,test}/wav/id10001/...`` and the list of splits."""
     lists = [data / name for name in SID_LISTS if (data / name).is_file()]
     if not lists:
         raise FileNotFoundError(
-            f"{data / SID_LISTS[1]}: no such file; it is {SID_LIST_SOURCE}, and s3prl's "
-            f"{SID_LISTS[0]} will do"
+            f"{data / SID_LISTS[1]}: no such file; it is {SID_LIST_SOURCE} (s3prl's "
+            f"{SID_LISTS[0]} is accepted, too)"
         )
     found = {"file_path": str(data), "meta_data": str(lists[0])}
-    if (out / FILE_LISTS).is_dir():  # all of it has been found before
+    if (out / FILE_LISTS).is_dir():  # an earlier call has found all clips
         return found
     missing = set(SID_SPLITS)
     folders = [str(folder) for folder in data.glob("*/wav")]
@@ -119,14 +119,14 @@ def locate_sid(data: Path, out: Path) -> dict[str, Any]:
 
 
 def _sid_rows(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Per line where it stands, the split's number and the clip."""
+    """Yield the location (file:line), the number of the split and the clip of each line."""
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             where, words = f"{path}:{number}", line.split()
             found = re.fullmatch(r"id(\d{5})/[^/]+/[^/]+", words[1]) if len(words) == 2 else None
             if found is None or words[0] not in SID_SPLITS or int(found[1]) not in SID_SPEAKERS:
                 raise ValueError(
-                    f"{where}: {line.strip()!r} is no split (1, 2 or 3) and clip, as in "
+                    f"{where}: {line.strip()!r}: expected a split (1, 2 or 3) and a clip, as in "
                     f"'1 id10001/1zcIwhmdeo4/00001.wav', of speakers id{SID_SPEAKERS[0]} to "
                     f"id{SID_SPEAKERS[-1]}"
                 )
@@ -134,9 +134,9 @@ def _sid_rows(path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def prepare_sid(datarc: dict[str, Any], out: Path, training: bool) -> None:
-    """Keep s3prl's lists of files in the run: its own place for them is inside the package.
+    """Cache s3prl's lists of files in the run folder instead of in the s3prl package.
 
-    There they would also be taken for those of any other folder of data.
+    There they would also be used for other data folders.
     """
     import s3prl.downstream.voxceleb1.dataset as dataset
 
@@ -145,9 +145,9 @@ def prepare_sid(datarc: dict[str, Any], out: Path, training: bool) -> None:
 
 
 def locate_er(data: Path, out: Path) -> dict[str, Any]:
-    """IEMOCAP: ``Session1`` to ``Session5``, and s3prl's lists of clips in ``meta_data``.
+    """Locate IEMOCAP: ``Session1`` to ``Session5``, and s3prl's lists of clips in ``meta_data``.
 
-    Where there are no lists they are made from the corpus.
+    Missing lists are created from the corpus.
     """
     for session in ER_SESSIONS:
         folder = data / f"Session{session}" / "sentences" / "wav"
@@ -160,8 +160,8 @@ def locate_er(data: Path, out: Path) -> dict[str, Any]:
         lists = out / "meta_data"
         write_er_lists(data, lists)
         print(
-            f"{lists}: made from the corpus; what training puts aside for dev is another share "
-            f"than by the published lists, {ER_LISTS}, which go into {data / 'meta_data'}",
+            f"{lists}: created from the corpus; the development split differs from that of the "
+            f"published lists, {ER_LISTS}; to use those, put them into {data / 'meta_data'}",
             file=sys.stderr,
         )
     names = [
@@ -172,7 +172,7 @@ def locate_er(data: Path, out: Path) -> dict[str, Any]:
     for path in names:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; it is one of {ER_LISTS}")
-    for path in names[:2]:  # all sessions, between the two
+    for path in names[:2]:  # the two together list all sessions
         for clip in json.loads(path.read_text())["meta_data"]:
             if not (data / clip["path"]).is_file():
                 raise FileNotFoundError(f"{data / clip['path']}: no such file; {path} lists it")
@@ -180,17 +180,17 @@ def locate_er(data: Path, out: Path) -> dict[str, Any]:
 
 
 def write_er_lists(data: Path, lists: Path) -> None:
-    """List the clips of IEMOCAP for each session as test: ``Session1/test_meta_data.json``, ...
+    """Write lists of clips with each session as test set: ``Session1/test_meta_data.json``, ...
 
-    The clips are those of s3prl's lists. These are in the order of some file system, ours is
-    sorted, so that the share that training puts aside for development is another one.
+    The clips are those of s3prl's lists, but sorted, while s3prl's order is that of a file system.
+    The clips that s3prl holds out for development therefore differ.
     """
-    of_session = {session: _er_clips(data, session) for session in ER_SESSIONS}
+    by_session = {session: _er_clips(data, session) for session in ER_SESSIONS}
     for session in ER_SESSIONS:
-        rest = [clip for other in ER_SESSIONS if other != session for clip in of_session[other]]
+        rest = [clip for other in ER_SESSIONS if other != session for clip in by_session[other]]
         folder = lists / f"Session{session}"
         folder.mkdir(parents=True, exist_ok=True)
-        for split, clips in (("train", rest), ("test", of_session[session])):
+        for split, clips in (("train", rest), ("test", by_session[session])):
             text = json.dumps({"labels": ER_LABELS, "meta_data": clips})
             (folder / f"{split}_meta_data.json").write_text(text)
 
@@ -200,13 +200,13 @@ def _er_clips(data: Path, session: int) -> list[dict[str, str]]:
     files = sorted(path for path in labels.glob("*.txt") if not path.name.startswith("."))
     if not files:
         raise FileNotFoundError(
-            f"{labels}: no *.txt; give {data} whole, or s3prl's lists in {data / 'meta_data'} "
-            f"({ER_LISTS})"
+            f"{labels}: no *.txt; provide the complete corpus in {data}, or s3prl's lists in "
+            f"{data / 'meta_data'} ({ER_LISTS})"
         )
     clips = []
     for path in files:
         for name, label in ER_LINE.findall(path.read_text(encoding="utf-8", errors="replace")):
-            # The dialogue's name is the clip's without its turn.
+            # The name of a clip is that of its dialogue, followed by the turn.
             wav = f"Session{session}/sentences/wav/{name.rpartition('_')[0]}/{name}.wav"
             if (data / wav).is_file():
                 clips.append(
@@ -217,7 +217,7 @@ def _er_clips(data: Path, session: int) -> list[dict[str, str]]:
                     }
                 )
     if not clips:
-        raise ValueError(f"{labels}: no clip of neu, hap, ang, sad or exc that has its wav file")
+        raise ValueError(f"{labels}: no clip labelled neu, hap, ang, sad or exc has a wav file")
     return clips
 
 

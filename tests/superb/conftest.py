@@ -1,4 +1,4 @@
-"""A tiny checkpoint, and tiny data in the layouts of SUPERB's tasks."""
+"""Fixtures: a tiny checkpoint, and tiny data in the layouts of the SUPERB tasks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytest.importorskip("s3prl.upstream.interfaces", reason="needs s3prl")
 
 
 def write_checkpoint(path: Path, config: MaeAstConfig) -> Path:
-    """What the trainer writes, of random weights and the statistics of log-mel."""
+    """Write a pretraining checkpoint with random weights and plausible input statistics."""
     torch.manual_seed(1)
     model = MaeAst(config)
     model.batch_norm.running_mean.fill_(-8.0)
@@ -35,7 +35,7 @@ def write_checkpoint(path: Path, config: MaeAstConfig) -> Path:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, small_config: Callable[..., MaeAstConfig]) -> Callable[..., Path]:
-    """``checkpoint(kernel, **fields)``: the path of one of a narrow model."""
+    """Return ``checkpoint(kernel, **fields)``, which writes a checkpoint of a narrow model."""
 
     def write(kernel: tuple[int, int] = (16, 16), **fields: Any) -> Path:
         return write_checkpoint(tmp_path / "tiny.pt", small_config(kernel, **fields))
@@ -50,7 +50,7 @@ def write_wav(path: Path, seconds: float, seed: int) -> None:
 
 
 def write_speech_commands(folder: Path) -> Path:
-    """A clip of each word for training and for dev: s3prl goes by a hash of the speaker's name."""
+    """Write a training and a dev clip per word: s3prl splits by a hash of the speaker's name."""
     train, test = folder / KS_TRAIN, folder / KS_TEST
     for number, word in enumerate((*KS_WORDS, "bed", "zero")):
         for turn, speaker in enumerate(("0a7c2a8d", "1a7c2a8d")):
@@ -64,7 +64,7 @@ def write_speech_commands(folder: Path) -> Path:
 
 
 def write_voxceleb(folder: Path) -> Path:
-    """Three speakers, two of the development archive and one of the test archive."""
+    """Write clips of three speakers, two in the dev archive and one in the test archive."""
     rows = []
     for number, split in enumerate((1, 1, 2, 3, 1, 2)):
         archive, speaker = (
@@ -78,7 +78,7 @@ def write_voxceleb(folder: Path) -> Path:
 
 
 def write_iemocap(folder: Path) -> Path:
-    """Two dialogues a session, a turn of each emotion and of one that is not asked for."""
+    """Write two dialogues per session: a turn of each emotion, and one of an unused emotion."""
     for session in range(1, 6):
         for kind in ("impro01", "script02_1"):
             dialogue = f"Ses0{session}F_{kind}"

@@ -1,7 +1,7 @@
-"""``mae-ast superb`` again and again, with s3prl imported once: it takes 6 seconds.
+"""Server that runs ``mae-ast superb`` repeatedly with one import of s3prl, which takes 6 seconds.
 
-Reads a JSON list [log, cwd, arguments...] a line, runs it in a forked process whose output goes to
-the log, and answers with its process id, then with its exit status.
+For each input line, a JSON list [log, cwd, arguments...], it runs the command in a forked process
+whose output goes to the log, and prints the process id and then the exit status.
 """
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+"""Test the s3prl upstream: shapes, values, gradients, padding, layouts."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -21,21 +23,21 @@ from tests.sounds import speech_like
 from tests.superb.conftest import write_checkpoint
 
 PATCHES, FRAMES = (16, 16), (2, 128)  # frames, mel bins
-LEAST = {PATCHES: 2_800, FRAMES: 560}  # samples
+MIN_SAMPLES = {PATCHES: 2_800, FRAMES: 560}  # samples
 RATE = {PATCHES: 2_560, FRAMES: 320}
 DECODER = {"decoder_layers": 1, "decoder_embed_dim": 32, "decoder_attention": "global"}
 both = pytest.mark.parametrize("kernel", [PATCHES, FRAMES], ids=["patches", "frames"])
 
 
-# Patches that overlap; "filled": clips are cut or filled up to 1.28 s.
+# Overlapping patches; "fixed": clips are cut or zero-padded to 1.28 s.
 VITS = {
     "ast": AstConfig(**SMALL),
-    "filled ast": AstConfig(**SMALL, input_frames=128),
-    "filled ssast frames": finetuning_config(SsastConfig(**SMALL, **FRAME_TOKENS), frames=128),
+    "fixed ast": AstConfig(**SMALL, input_frames=128),
+    "fixed ssast frames": finetuning_config(SsastConfig(**SMALL, **FRAME_TOKENS), frames=128),
 }
-VIT_RATE = {"ast": 1_600, "filled ast": 1_600, "filled ssast frames": 160}
+VIT_RATE = {"ast": 1_600, "fixed ast": 1_600, "fixed ssast frames": 160}
 vits = pytest.mark.parametrize("kind", VITS)
-filled = pytest.mark.parametrize("kind", [kind for kind in VITS if "filled" in kind])
+fixed = pytest.mark.parametrize("kind", [kind for kind in VITS if "fixed" in kind])
 
 
 def saved(kind: str, folder: Path) -> Path:
@@ -52,7 +54,7 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-def assert_as_many_as_s3prl_counts(expert: UpstreamExpert, rate: int, width: int) -> None:
+def assert_lengths_as_s3prl_expects(expert: UpstreamExpert, rate: int, width: int) -> None:
     assert expert.get_downsample_rates("hidden_states") == rate
     lengths = torch.randint(expert.patch_shape.min_samples, 24_000, (500,)).tolist()
     wave = 0.1 * torch.randn(24_000)
@@ -69,36 +71,36 @@ def assert_as_many_as_s3prl_counts(expert: UpstreamExpert, rate: int, width: int
 
 
 @both
-def test_as_many_vectors_as_s3prl_counts(checkpoint, kernel):
+def test_number_of_vectors_is_as_s3prl_expects(checkpoint, kernel):
     expert = UpstreamExpert(checkpoint(kernel)).eval()
-    assert expert.patch_shape.min_samples == LEAST[kernel]
-    assert_as_many_as_s3prl_counts(expert, RATE[kernel], 32 * 128 // kernel[1])
+    assert expert.patch_shape.min_samples == MIN_SAMPLES[kernel]
+    assert_lengths_as_s3prl_expects(expert, RATE[kernel], 32 * 128 // kernel[1])
 
 
 @vits
-def test_as_many_vectors_of_patches_that_overlap(tmp_path, kind):
+def test_number_of_vectors_with_overlapping_patches(tmp_path, kind):
     expert = UpstreamExpert(saved(kind, tmp_path)).eval()
     width = 24 if "frames" in kind else 24 * 12
-    assert_as_many_as_s3prl_counts(expert, VIT_RATE[kind], width)
+    assert_lengths_as_s3prl_expects(expert, VIT_RATE[kind], width)
 
 
 @vits
-def test_vectors_are_the_features_time_steps(tmp_path, kind):
-    """Those of a clip's own columns; then the last one again."""
+def test_vectors_equal_the_time_steps_of_extract_features(tmp_path, kind):
+    """The last time step of a clip is repeated."""
     expert = UpstreamExpert(saved(kind, tmp_path)).train()  # this model has no dropout
     waves = [speech_like(n, n) for n in (3_000, 9_000, 80_000, 20_500)]
     found = load(tmp_path).extract_features(waves)
     vectors = expert(waves)["hidden_states"]
-    for ours, theirs in zip(vectors, found.time_steps, strict=True):
+    for ours, expected in zip(vectors, found.time_steps, strict=True):
         for row, own in enumerate(found.lengths.tolist()):
-            assert_close(ours[row, :own], theirs[row, :own], rtol=0, atol=1e-4)
-            last = theirs[row, own - 1].expand(ours.shape[1] - own, -1)
+            assert_close(ours[row, :own], expected[row, :own], rtol=0, atol=1e-4)
+            last = expected[row, own - 1].expand(ours.shape[1] - own, -1)
             assert_close(ours[row, own:], last, rtol=0, atol=1e-4)
             assert ours[row, :own].std() > 0.1
 
 
-@filled
-def test_no_gradient_is_cut_off_between_windows(tmp_path, kind):
+@fixed
+def test_gradients_flow_through_all_windows(tmp_path, kind):
     expert = UpstreamExpert(saved(kind, tmp_path)).train()
     assert not hasattr(expert.model, "head")
     wave = speech_like(80_000).requires_grad_()  # in five windows
@@ -109,9 +111,9 @@ def test_no_gradient_is_cut_off_between_windows(tmp_path, kind):
 
 
 @both
-def test_a_clip_alone_and_in_a_batch(checkpoint, kernel):
+def test_a_clip_has_the_same_features_alone_and_in_a_batch(checkpoint, kernel):
     expert = UpstreamExpert(checkpoint(kernel)).train()  # this model has no dropout
-    waves = [speech_like(n, n) for n in (LEAST[kernel], 9_000, 23_456, 16_000)]
+    waves = [speech_like(n, n) for n in (MIN_SAMPLES[kernel], 9_000, 23_456, 16_000)]
     together = expert(waves)["hidden_states"]
     for row, wave in enumerate(waves):
         for state, alone in zip(together, expert([wave])["hidden_states"], strict=True):
@@ -123,7 +125,7 @@ def test_a_clip_alone_and_in_a_batch(checkpoint, kernel):
 
 
 @both
-def test_equal_to_the_upstream_of_s3prl_on_its_vectors(tmp_path, small_config, kernel):
+def test_vectors_equal_those_of_the_upstream_of_s3prl(tmp_path, small_config, kernel):
     config = small_config(kernel, encoder_layers=3)
     model = model_with_random_weights(config)
     path = tmp_path / "ours.pt"
@@ -155,7 +157,7 @@ def test_all_parameters_have_a_gradient(checkpoint, norm_first):
     assert len(named) == 2 * 16 + 4  # of a layer, projection and norm
 
 
-def test_training_neither_moves_nor_asks_the_batch_for_statistics(checkpoint):
+def test_train_mode_neither_updates_nor_uses_batch_statistics(checkpoint):
     path = checkpoint()
     expert = UpstreamExpert(path).train()
     norm = expert.model.batch_norm
@@ -169,14 +171,14 @@ def test_training_neither_moves_nor_asks_the_batch_for_statistics(checkpoint):
     assert_close(expert.eval()([wave])["last_hidden_state"], alone)
 
 
-def test_pretraining_s_input_dropout_is_off(checkpoint):
+def test_input_dropout_is_off(checkpoint):
     expert = UpstreamExpert(checkpoint(dropout_input=0.5)).train()
     one, other = (expert([speech_like(8_000)])["last_hidden_state"] for _ in range(2))
     assert torch.equal(one, other)
     assert torch.equal(one, expert.eval()([speech_like(8_000)])["last_hidden_state"])
 
 
-def test_layers_keep_their_places_and_float32(checkpoint):
+def test_layerdrop_is_off_and_features_are_float32(checkpoint):
     expert = UpstreamExpert(checkpoint(encoder_layerdrop=0.9, precision="bfloat16")).train()
     features = expert([speech_like(8_000)])
     first, second = features["hidden_states"]
@@ -186,7 +188,7 @@ def test_layers_keep_their_places_and_float32(checkpoint):
     assert torch.equal(first, again[0])
 
 
-def test_pre_norm_models_end_in_their_norm(checkpoint):
+def test_last_hidden_state_of_pre_norm_models_is_normalised(checkpoint):
     expert = UpstreamExpert(checkpoint(layer_norm_first=True)).eval()
     features = expert([speech_like(8_000)])
     per_patch = features["last_hidden_state"].unflatten(2, (8, 32))
@@ -196,8 +198,8 @@ def test_pre_norm_models_end_in_their_norm(checkpoint):
 
 @both
 def test_a_clip_below_one_patch_is_zero_padded(checkpoint, kernel, caplog):
-    expert, least = UpstreamExpert(checkpoint(kernel)).eval(), LEAST[kernel]
-    short, usual = speech_like(least - 1, 1), speech_like(8_000)
+    expert, min_samples = UpstreamExpert(checkpoint(kernel)).eval(), MIN_SAMPLES[kernel]
+    short, usual = speech_like(min_samples - 1, 1), speech_like(8_000)
     expected = expert([F.pad(short, (0, 1)), usual])["hidden_states"]
     assert not caplog.records
     found = expert([short, usual])
@@ -207,22 +209,22 @@ def test_a_clip_below_one_patch_is_zero_padded(checkpoint, kernel, caplog):
         state = expert([wave])["last_hidden_state"]
         assert state.shape[1] == len(range(0, len(wave), RATE[kernel]))
     (message,) = (record.getMessage() for record in caplog.records)  # once
-    assert f"clip 0 of a batch has {least - 1} samples" in message
-    assert f"below one patch ({least} samples" in message
+    assert f"clip 0 of a batch has {min_samples - 1} samples" in message
+    assert f"below one patch ({min_samples} samples" in message
 
 
-def test_what_is_no_clip_is_refused(checkpoint):
+def test_rejects_invalid_clips(checkpoint):
     expert = UpstreamExpert(checkpoint())
     for wave in (torch.zeros(1, 8_000), torch.zeros(0), torch.tensor(1.0)):
-        with pytest.raises(ValueError, match=r"clip 1 has shape .*\(samples,\) is wanted"):
+        with pytest.raises(ValueError, match=r"clip 1 has shape .*\(samples,\)"):
             expert([torch.zeros(8_000), wave])
 
 
 # --- one vector per token -------------------------------------------------------------------------
 
 
-def test_tokens_are_those_of_the_authors_upstream(tmp_path, small_config):
-    """Theirs returned the encoder's tokens as they are, at 320 samples each."""
+def test_tokens_equal_those_of_the_authors_upstream(tmp_path, small_config):
+    """The authors' upstream returned the tokens of the encoder, one every 320 samples."""
     config = small_config(PATCHES, encoder_layers=3)
     model = model_with_random_weights(config)
     path = tmp_path / "ours.pt"
@@ -246,12 +248,12 @@ def test_tokens_are_those_of_the_authors_upstream(tmp_path, small_config):
     assert_close(found["last_hidden_state"][:, : 7 * 8], expected["x"], rtol=0, atol=1e-4)
 
 
-def test_as_many_tokens_as_s3prl_counts(checkpoint):
+def test_number_of_tokens_is_as_s3prl_expects(checkpoint):
     expert = UpstreamExpert(checkpoint(PATCHES), layout="tokens").eval()
-    assert_as_many_as_s3prl_counts(expert, 320, 32)
+    assert_lengths_as_s3prl_expects(expert, 320, 32)
 
 
-@pytest.mark.parametrize("kind", ["mae_ast", "filled audio_mae"])
+@pytest.mark.parametrize("kind", ["mae_ast", "fixed audio_mae"])
 def test_both_layouts_hold_the_same_values(checkpoint, tmp_path, kind):
     if kind == "mae_ast":
         path = checkpoint(PATCHES)
@@ -276,7 +278,7 @@ def test_both_layouts_hold_the_same_values(checkpoint, tmp_path, kind):
             )
 
 
-def test_frames_have_one_layout(checkpoint):
+def test_both_layouts_are_equal_for_frames(checkpoint):
     path = checkpoint(FRAMES)
     steps, tokens = (UpstreamExpert(path, layout=layout).eval() for layout in LAYOUTS)
     assert steps.get_downsample_rates() == tokens.get_downsample_rates() == 320
@@ -284,14 +286,14 @@ def test_frames_have_one_layout(checkpoint):
     assert torch.equal(steps(wave)["last_hidden_state"], tokens(wave)["last_hidden_state"])
 
 
-def test_layouts_that_cannot_be_are_refused(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match="layout 'columns'; it is one of time_steps, tokens"):
+def test_rejects_unsupported_layouts(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match=r"layout 'columns': .*time_steps, tokens"):
         UpstreamExpert(checkpoint(), layout="columns")
-    with pytest.raises(ValueError, match=r"12 tokens for 1600 samples .* 'time_steps' only"):
+    with pytest.raises(ValueError, match=r"12 tokens per 1600 samples .* 'time_steps' only"):
         UpstreamExpert(saved("ast", tmp_path / "ast"), layout="tokens")
 
 
-def test_states_can_be_saved_and_loaded(checkpoint):
+def test_state_dict_round_trip(checkpoint):
     path = checkpoint()
     expert, other = UpstreamExpert(path), UpstreamExpert(path)
     with torch.no_grad():

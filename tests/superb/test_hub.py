@@ -1,4 +1,4 @@
-"""The upstream as s3prl and torch.hub find it: copied, from a folder, and by address."""
+"""Test the entry points for s3prl and torch.hub: copied, from a folder, and by URL."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.sounds import speech_like
 REPOSITORY = Path(__file__).parents[2]
 ENTRIES = REPOSITORY / "s3prl" / "mae_ast"
 
-# One way after the other in processes that have imported neither s3prl nor this package, but
-# torch: it takes 3 seconds.
-WAYS = """
+# Runs programs in forked processes that have imported torch, which takes 3 seconds, but neither
+# s3prl nor this package.
+RUN_PROGRAMS = """
 import json, os, sys
 import torch, torchaudio, huggingface_hub, pooch
 
@@ -49,7 +49,7 @@ assert set(hubconf.__all__) >= set(
 
 
 def copy_of_s3prl(folder: Path) -> Path:
-    """s3prl as it is, by links, but for ``upstream/mae_ast``, which is ours."""
+    """Link to the files of s3prl, except ``upstream/mae_ast``, which is copied from here."""
     import s3prl
 
     package = Path(s3prl.__file__).parent
@@ -67,11 +67,11 @@ def copy_of_s3prl(folder: Path) -> Path:
     return folder
 
 
-def test_there_is_no_package_that_hides_s3prl():
+def test_no_package_shadows_s3prl():
     assert not list((REPOSITORY / "s3prl").rglob("__init__.py"))
 
 
-def test_the_layout_is_an_argument_or_in_the_name(checkpoint):
+def test_layout_is_set_by_argument_or_by_name(checkpoint):
     path = checkpoint()
     by_argument = hub.mae_ast_local(path, layout="tokens")
     by_name = hub.mae_ast_local_tokens(ckpt=path, model_config=None, refresh=False)
@@ -79,17 +79,19 @@ def test_the_layout_is_an_argument_or_in_the_name(checkpoint):
     assert hub.mae_ast_local(path).get_downsample_rates() == 2_560
 
 
-def test_copied_into_s3prl_and_from_a_folder(checkpoint, tmp_path):
+def test_upstream_works_copied_into_s3prl_and_from_a_folder(checkpoint, tmp_path):
     path = checkpoint()
     from_hub = FROM_HUB.format(entries=str(ENTRIES), checkpoint=str(path))
-    ways = [
+    programs = [
         (COPIED.format(checkpoint=str(path)), copy_of_s3prl(tmp_path / "copied")),
         (from_hub, tmp_path),
         (from_hub, REPOSITORY),
     ]
-    results = [tmp_path / f"{number}.out" for number in range(len(ways))]
-    request = [[*map(str, (*way, result))] for way, result in zip(ways, results, strict=True)]
-    command = [sys.executable, "-c", WAYS, json.dumps(request)]
+    results = [tmp_path / f"{number}.out" for number in range(len(programs))]
+    request = [
+        [*map(str, (*program, result))] for program, result in zip(programs, results, strict=True)
+    ]
+    command = [sys.executable, "-c", RUN_PROGRAMS, json.dumps(request)]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
@@ -102,14 +104,14 @@ def test_copied_into_s3prl_and_from_a_folder(checkpoint, tmp_path):
 
 @pytest.fixture
 def fetched(checkpoint, tmp_path, monkeypatch):
-    """Downloads give the tiny checkpoint; returns what was asked for."""
-    asked = []
+    """Replace downloads by the tiny checkpoint; return the list of requests."""
+    requests = []
     source = checkpoint()
 
     def fetch(urls, name, sha256=None, folder=None):
         target = (folder or tmp_path / "cache") / name
         if not target.exists():
-            asked.append((list(urls), name, sha256))
+            requests.append((list(urls), name, sha256))
             target.parent.mkdir(exist_ok=True)
             target.write_bytes(source.read_bytes())
             target.with_name(f"{name}.sha256").write_text("old")
@@ -117,11 +119,11 @@ def fetched(checkpoint, tmp_path, monkeypatch):
 
     monkeypatch.setattr(download, "download", fetch)
     monkeypatch.setenv("MAE_AST_CACHE", str(tmp_path / "cache"))
-    return asked
+    return requests
 
 
 @pytest.mark.parametrize("name", ["mae_ast_patch", "mae_ast_frame"])
-def test_released_models_by_name(fetched, tmp_path, name):
+def test_loads_released_models_by_name(fetched, tmp_path, name):
     entry, model = getattr(hub, name), RELEASED[name]
     for _ in range(2):
         upstream = entry(ckpt=None, model_config=None, refresh=False)
@@ -133,18 +135,18 @@ def test_released_models_by_name(fetched, tmp_path, name):
     assert (tmp_path / "cache" / f"{model.file_name}.sha256").read_text() == "old"
 
 
-def test_a_model_by_its_address(fetched):
+def test_loads_a_model_by_its_url(fetched):
     url = "https://example.org/models/mine.pt"
     hub.mae_ast_url(ckpt=url, model_config=None, refresh=False)
     hub.mae_ast_url(url, refresh=True)
     assert fetched == [([url], name_from_url(url), None)] * 2
 
 
-def test_a_refresh_that_fails_keeps_what_is_there(tmp_path, monkeypatch):
-    def dead(urls, name, sha256=None, folder=None):
+def test_a_failed_refresh_keeps_the_cached_file(tmp_path, monkeypatch):
+    def fail(urls, name, sha256=None, folder=None):
         raise DownloadError("no server")
 
-    monkeypatch.setattr(download, "download", dead)
+    monkeypatch.setattr(download, "download", fail)
     monkeypatch.setenv("MAE_AST_CACHE", str(tmp_path))
     address = "https://example.org/models/mine.pt"
     (tmp_path / name_from_url(address)).write_bytes(b"model")

@@ -1,4 +1,4 @@
-"""``mae-ast superb`` through s3prl's own runner, on the CPU."""
+"""Test ``mae-ast superb`` with s3prl's runner, on the CPU."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Superb = Callable[..., tuple[int, str]]
 
 
 class Server:
-    """``tests/superb/server.py`` in a folder."""
+    """Client of ``tests/superb/server.py`` that runs commands in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -59,7 +59,7 @@ class Server:
         self.count = 0
 
     def start(self, *arguments: object) -> tuple[int, Path]:
-        """Process id and log of a run that has begun."""
+        """Start a run; return its process id and log."""
         assert self.process.stdin is not None
         self.count += 1
         log = self.folder / f"{self.count}.log"
@@ -75,13 +75,13 @@ class Server:
         return line
 
     def run(self, *arguments: object) -> tuple[int, str]:
-        """Exit status and output of a run."""
+        """Run a command; return its exit status and output."""
         _, log = self.start(*arguments)
         status = int(self.answer())
         return status, log.read_text(errors="replace")
 
     def finish(self, *arguments: object) -> str:
-        """Output of a run that ends well."""
+        """Run a command that succeeds; return its output."""
         status, output = self.run(*arguments)
         assert status == 0, output[-4_000:]
         return output
@@ -89,7 +89,7 @@ class Server:
     def close(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.kill()  # nothing runs in it any more
+        self.process.kill()  # no command is running
         self.process.wait()
         self.errors.close()
 
@@ -126,7 +126,7 @@ def test_keyword_spotting_is_trained_killed_resumed_and_tested(server):
     assert (status, "mistyped.pt: no such checkpoint" in output) == (1, True), output
     killed_after(server, 4, *command, *rest, out=out)
     saved = steps_of(out)
-    assert saved[-1] < 60, "killed too late to prove anything"
+    assert saved[-1] < 60, "killed too late for this test"
 
     output = server.finish(*command, *rest)
     assert f"Resume from {out / f'states-{saved[-1]}.ckpt'}" in output
@@ -147,13 +147,13 @@ def test_keyword_spotting_is_trained_killed_resumed_and_tested(server):
     for name in ("running_mean", "running_var"):
         assert torch.equal(after[f"model.batch_norm.{name}"], before[f"batch_norm.{name}"])
 
-    # The settings of the run hold without being said again.
+    # The settings of the run are used without repeating them.
     tested = server.finish(*command[:6], "--mode", "evaluate")
     (accuracy,) = re.findall(r"test acc: ([\d.]+)", tested)
     assert 0 <= float(accuracy) <= 1
     assert len((out / "test_predict.txt").read_text().splitlines()) == 12
 
-    done = server.finish(*command, *rest)  # there is nothing left to do
+    done = server.finish(*command, *rest)  # the run is complete
     assert "test acc" not in done
     assert steps_of(out) == [56, 60]
     shutil.copyfile(server.folder / "tiny.pt", server.folder / "other.pt")
@@ -162,7 +162,7 @@ def test_keyword_spotting_is_trained_killed_resumed_and_tested(server):
     assert "holds a run with checkpoint" in output
 
 
-def test_speaker_identification(server):
+def test_speaker_identification_is_trained_and_tested(server):
     data, out = write_voxceleb(server.folder / "vox"), server.folder / "sid"
     command = ["sid", "tiny.pt", "--data", data, "--out", out]
     output = server.finish(*command, "--steps", 3, "--", "-o", FEW)
@@ -173,12 +173,12 @@ def test_speaker_identification(server):
     assert states["Downstream"]["model.post_net.linear.weight"].shape == (1251, 256)
     note = json.loads((out / "run.json").read_text())
     assert note.pop("layout") == "time_steps"
-    (out / "run.json").write_text(json.dumps(note))  # as an older run has it
+    (out / "run.json").write_text(json.dumps(note))  # as in older runs
     (out / "dev-best.ckpt").unlink(missing_ok=True)  # not written while dev accuracy stays 0
     tested = server.finish(*command, "--mode", "evaluate")
     assert "dev-best.ckpt: no such file; evaluating the last saved step, states-3.ckpt" in tested
     assert re.search(r"test acc: [\d.]+", tested)
-    # s3prl's lists of files are the run's.
+    # The run folder holds s3prl's lists of files.
     assert "Loading file paths from" in tested
     assert len(list((out / "file_lists").glob("*/*.pkl"))) == 3
     package = Path(find_spec("s3prl").origin).parent
@@ -186,8 +186,8 @@ def test_speaker_identification(server):
     assert len((out / "test_truth.txt").read_text().splitlines()) == 1
 
 
-def test_emotion_recognition_of_a_fold(server):
-    """With the paper's layout."""
+def test_emotion_recognition_with_tokens_is_trained_and_tested(server):
+    """Tokens are the layout of the paper."""
     data, out = write_iemocap(server.folder / "IEMOCAP"), server.folder / "er"
     plain = ["er", "tiny.pt", "--data", data, "--out", out, "--fold", 2]
     command = [*plain, "--layout", "tokens"]
@@ -206,12 +206,12 @@ def test_emotion_recognition_of_a_fold(server):
         status, output = server.run(*plain, "--mode", mode)
         assert status == 1
         assert "holds a run with layout 'tokens', not 'time_steps'" in output
-    # More steps go on from where it ended.
+    # Training resumes with more steps.
     server.finish(*command, "--steps", 4, "--", "-o", FEW)
     assert steps_of(out) == [2, 4]
 
 
-def test_any_other_downstream_of_s3prl(server):
+def test_runs_another_downstream_of_s3prl(server):
     config = server.folder / "example.yaml"
     config.write_text(
         "runner: {total_steps: 2, gradient_clipping: 1, gradient_accumulate_steps: 1, log_step: 1,"
@@ -230,7 +230,7 @@ def test_any_other_downstream_of_s3prl(server):
     assert args.upstream_feature_selection == "last_hidden_state"
 
 
-def test_too_few_clips_for_a_batch(server):
+def test_rejects_too_few_clips_for_a_batch(server):
     data = server.folder / "ks few"
     write_speech_commands(data)
     status, output = server.run("ks", "tiny.pt", "--data", data, "--out", server.folder / "few")

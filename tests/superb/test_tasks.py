@@ -1,4 +1,4 @@
-"""What is said before training, when something is missing or does not fit."""
+"""Test the settings of the tasks, and the checks of data and arguments before training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from mae_ast.superb import compat, run, tasks
-from mae_ast.superb.environment import whole_files
+from mae_ast.superb.environment import atomic_saves
 from mae_ast.superb.run import config_dir
 from tests.superb.conftest import write_iemocap, write_speech_commands, write_voxceleb
 
@@ -22,7 +22,7 @@ def start(task, data, tmp_path, **options):
     run.run(task, str(tmp_path / "model.pt"), data, tmp_path / "out", **options)
 
 
-def test_the_settings_are_the_papers():
+def test_settings_are_those_of_the_paper():
     expected = {  # steps, learning rate, batch, accumulation
         "ks": (10_000, 1e-5, 512, 1),
         "sid": (60_000, 1e-4, 4, 4),
@@ -49,7 +49,7 @@ def test_the_settings_are_the_papers():
 
 
 @pytest.mark.parametrize("archive", ["speech_commands_v0.01", "speech_commands_test_set_v0.01"])
-def test_missing_speech_commands(tmp_path, archive):
+def test_rejects_incomplete_speech_commands(tmp_path, archive):
     data = write_speech_commands(tmp_path)
     shutil.rmtree(data / archive / "yes")
     with pytest.raises(FileNotFoundError, match=rf"no \*\.wav in yes.*{archive}\.tar\.gz"):
@@ -59,14 +59,14 @@ def test_missing_speech_commands(tmp_path, archive):
         start("ks", data, tmp_path)
 
 
-def test_a_test_set_of_another_kind(tmp_path):
+def test_rejects_a_test_set_with_another_class(tmp_path):
     data = write_speech_commands(tmp_path)
     (data / "speech_commands_test_set_v0.01" / "zero").mkdir()
-    with pytest.raises(ValueError, match="zero: is none of the 12 classes"):
+    with pytest.raises(ValueError, match=r"zero: .*12 classes"):
         start("ks", data, tmp_path)
 
 
-def test_missing_voxceleb(tmp_path):
+def test_rejects_incomplete_voxceleb(tmp_path):
     data = write_voxceleb(tmp_path)
     listed = data / "iden_split.txt"
     listed.rename(data / "veri_test_class.txt")
@@ -80,19 +80,21 @@ def test_missing_voxceleb(tmp_path):
         start("sid", data, tmp_path)
     for line in ("id10001/1zcIwhmdeo4/00000.wav", "1 id09999/a/0.wav", "4 id10001/a/0.wav"):
         listed.write_text(f"{line}\n")
-        with pytest.raises(ValueError, match=r"iden_split.txt:1: .* is no split"):
+        with pytest.raises(
+            ValueError, match=r"iden_split.txt:1: .*expected a split \(1, 2 or 3\) and a clip"
+        ):
             start("sid", data, tmp_path)
     listed.unlink()
     with pytest.raises(FileNotFoundError, match=r"iden_split.txt: no such file; it is https"):
         start("sid", data, tmp_path)
 
 
-def test_lists_of_iemocap_are_those_of_s3prls_program(tmp_path):
+def test_iemocap_lists_equal_those_of_s3prl(tmp_path):
     compat.install()
     from s3prl.downstream.emotion.IEMOCAP_preprocess import preprocess
 
     data = write_iemocap(tmp_path / "IEMOCAP")
-    for stray in data.rglob("._*"):  # theirs does not read past them
+    for stray in data.rglob("._*"):  # s3prl fails on these files
         stray.unlink()
     sessions = [f"Session{number}" for number in range(1, 6)]
     tasks.write_er_lists(data, tmp_path / "ours")
@@ -109,7 +111,7 @@ def test_lists_of_iemocap_are_those_of_s3prls_program(tmp_path):
             assert len(by_path) == 8 * len(of)
 
 
-def test_missing_iemocap(tmp_path):
+def test_rejects_incomplete_iemocap(tmp_path):
     data = write_iemocap(tmp_path / "IEMOCAP")
     found = tasks.locate_er(data, tmp_path / "out")
     assert found["meta_data"] == str(tmp_path / "out" / "meta_data")
@@ -130,24 +132,24 @@ def test_missing_iemocap(tmp_path):
         start("er", data, tmp_path)
 
 
-def test_what_does_not_fit(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="no_such: no such task; ks, sid, er or a downstream"):
+def test_rejects_invalid_arguments(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"no_such: no such task; .*ks, sid, er or a downstream"):
         start("no_such", None, tmp_path)
     with pytest.raises(ValueError, match=r"asr\.expert: no such task"):
         start("asr.expert", None, tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"asr: .*|.*the settings of asr come from"):
+    with pytest.raises(FileNotFoundError, match=r"asr\.yaml: no such file; .*settings of asr"):
         start("asr", None, tmp_path)
     with pytest.raises(ValueError, match="ks needs --data"):
         start("ks", None, tmp_path)
-    with pytest.raises(ValueError, match=r"--steps 251 has no divisor .*take 300, or another"):
+    with pytest.raises(ValueError, match=r"--steps 251 has no divisor .*save_step=100.* 300 steps"):
         start("ks", write_speech_commands(tmp_path / "data"), tmp_path, steps=251)
     with pytest.raises(FileNotFoundError, match="nothing to evaluate yet; train first"):
         start("ks", tmp_path / "data", tmp_path, mode="evaluate")
-    with pytest.raises(ValueError, match=r"-o config.a: config.KEY.KEY=VALUE is wanted"):
+    with pytest.raises(ValueError, match=r"-o config.a: .*config.KEY.KEY=VALUE"):
         start("ks", tmp_path / "data", tmp_path, arguments=["-o", "config.a"])
-    with pytest.raises(ValueError, match="--layout columns; it is one of time_steps, tokens"):
+    with pytest.raises(ValueError, match=r"--layout columns: .*time_steps, tokens"):
         start("ks", tmp_path / "data", tmp_path, layout="columns")
-    with pytest.raises(ValueError, match=r"old\[1\]: \[, \], \* and \? in the name"):
+    with pytest.raises(ValueError, match=r"old\[1\]: .*\[, \], \* or \? in its name"):
         run.run("ks", "no.pt", tmp_path / "data", tmp_path / "old[1]")
     with pytest.raises(FileNotFoundError, match=r"no\.pt: no such checkpoint"):
         run.run("ks", "no.pt", tmp_path / "data", tmp_path / "out")
@@ -166,7 +168,7 @@ def test_the_last_step_is_saved(steps, expected):
 
 
 @pytest.mark.parametrize("path", ["/a b/c", "/a=b", "/a,,b,c", "/it's", '/"q"', "/ä\\=x", "/[x]"])
-def test_any_path_goes_through_s3prls_override(path):
+def test_any_path_survives_s3prls_override(path):
     from s3prl.utility.helper import override
 
     config = {}
@@ -174,7 +176,7 @@ def test_any_path_goes_through_s3prls_override(path):
     assert config == {"x": 1, "a": {"path": path}, "n": 3}
 
 
-def test_overrides_are_read_as_s3prl_does():
+def test_overrides_are_parsed_as_by_s3prl():
     from s3prl.utility.helper import override
 
     text = " config.a.b=1e-5,, config.c='x y' ,,config.d=plain,,args.seed=3"
@@ -184,9 +186,9 @@ def test_overrides_are_read_as_s3prl_does():
     assert ours == theirs
 
 
-def test_a_save_that_breaks_off_leaves_the_file_as_it_was(tmp_path):
+def test_a_failed_save_keeps_the_old_file(tmp_path):
     path = tmp_path / "states-1.ckpt"
-    with whole_files():
+    with atomic_saves():
         torch.save({"Step": 1}, path)
         with pytest.raises(Exception, match="pickle"):
             torch.save({"Step": 2, "bad": lambda: None}, path)
@@ -196,7 +198,7 @@ def test_a_save_that_breaks_off_leaves_the_file_as_it_was(tmp_path):
     assert torch.load(io.BytesIO(stream.getvalue())) == {"Step": 3}
 
 
-def test_an_installed_package_has_the_settings(monkeypatch, tmp_path):
+def test_settings_are_found_in_an_installed_package(monkeypatch, tmp_path):
     assert config_dir() == Path(__file__).parents[2] / "s3prl" / "config"
     (tmp_path / "superb_config").mkdir()
     monkeypatch.setattr(run, "PACKAGE", tmp_path)
