@@ -93,8 +93,8 @@ class Part:
         measure: measures a case; runs in one process per case, or in one for all cases.
         columns: columns of the table.
         seconds: returns the expected time of a case in seconds, without starting its process.
-        is_alone: on a CPU, measure each case in its own process, so that its peak memory can be
-            told from that of earlier cases; on a GPU one process is enough.
+        is_alone: on a CPU, measure each case in its own process, so that its peak memory does not
+            include that of earlier cases; on a GPU one process is enough.
     """
 
     title: str

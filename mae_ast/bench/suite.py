@@ -141,9 +141,7 @@ def _ask(
     assert process.stdin is not None
     with process:
         try:
-            with suppress(
-                BrokenPipeError
-            ):  # the process has died, which the missing answer reports
+            with suppress(BrokenPipeError):  # a dead process is noticed by its missing answer
                 process.stdin.write(json.dumps(request) + "\n")
                 process.stdin.close()
             for case in cases:

@@ -239,11 +239,8 @@ def _recorded_run(out: Path) -> dict[str, Any]:
     path = out / RUN_FILE
     if not path.is_file() or not any(out.glob("*.ckpt")):
         return {}
-    try:
-        return {
-            "layout": "time_steps",
-            **json.loads(path.read_text()),
-        }  # older runs record no layout
+    try:  # older runs record no layout
+        return {"layout": "time_steps", **json.loads(path.read_text())}
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: is damaged; choose another --out") from error
 
