@@ -70,7 +70,7 @@ class FeatureMonitor:
             ValueError: a file is invalid, or there are too few clips or classes for a probe.
         """
         if num_clips < MIN_CLIPS:
-            raise ValueError(f"task.probe_clips={num_clips}: must be at least {MIN_CLIPS}")
+            raise ValueError(f"task.probe_clips={num_clips}; at least {MIN_CLIPS} are needed")
         manifest = Manifest.read(clips)
         manifest = manifest.take(_evenly_spaced(len(manifest), num_clips))
         manifest.check_paths()
