@@ -89,4 +89,6 @@ def _row(parameter: Any, context: Any) -> list[str] | None:
                 default = "required"
             else:
                 further.append(code(note))
-    return [code(names), default, " ".join([prose(text), *further])]
+    name, _, values = names.removesuffix(">").partition(" <")
+    shown = code(name) + (f"<br>{prose(values.replace('|', ' | '))}" if values else "")
+    return [shown, default, " ".join([prose(text), *further])]

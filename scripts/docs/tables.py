@@ -12,8 +12,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def code(text: str) -> str:
-    """Format text as code in a cell."""
-    return "`" + text.replace("|", "\\|") + "`" if text else ""
+    """Format text as code in a cell; a bar within it ends no cell."""
+    return f"`{text}`" if text else ""
 
 
 def prose(text: str) -> str:

@@ -71,13 +71,13 @@ def test_default_requirement_and_range_of_options():
             return "--fold <int range>", "Fold to test on.  [default: 1; 1<=x<=5]"
 
     row = commands._row(Parameter(), None)
-    assert row == ["`--fold <int range>`", "`1`", "Fold to test on. `1<=x<=5`"]
+    assert row == ["`--fold`<br>int range", "`1`", "Fold to test on. `1<=x<=5`"]
     reference = commands.reference()
     section = reference.partition("#mae-ast-manifest }")[2].partition("\n### ")[0]
     (row,) = re.findall(r"^\| `--valid.*$", section, re.MULTILINE)
     assert row.split(" | ")[1] == "`0.01`"
     section = reference.partition("#mae-ast-convert }")[2].partition("\n### ")[0]
-    (row,) = re.findall(r"^\| `--to .*$", section, re.MULTILINE)
+    (row,) = re.findall(r"^\| `--to`.*$", section, re.MULTILINE)
     assert row.split(" | ")[1] == "required"
 
 
