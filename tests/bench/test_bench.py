@@ -402,7 +402,8 @@ echo "waiting for $!" >&2
 wait
 """
 COMMAND = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
 from mae_ast.bench import parts
 from mae_ast.bench.setting import Part
 from mae_ast.cli.main import main

@@ -106,7 +106,7 @@ def _make_timm_start(path: Path) -> None:
 
 
 def _make_half_extraction(root: Path) -> None:
-    """What is on disk when an extraction ends after some clips."""
+    """Truncate a finished extraction to the files of one that ended after some clips."""
     measure.extracted(root)
     npy, lengths = (root / "features" / f"train_0_1.{suffix}" for suffix in ("npy", "len"))
     lines = lengths.read_text().splitlines(keepends=True)[:HALF]

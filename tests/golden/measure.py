@@ -1,4 +1,4 @@
-"""What is measured of trainings, models and masks, as plain numbers."""
+"""Measurements of trainings, models and masks, as plain numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RESUMED = ("mae_ast", "ssast", "audio_mae")
 
 
 def summary(array: np.ndarray) -> dict[str, Any]:
-    """Shape, mean, standard deviation and some values of an array."""
+    """Return shape, mean, std and some values of an array."""
     flat = array.astype(np.float64).ravel()
     chosen = np.linspace(0, flat.size - 1, min(NUM_VALUES, flat.size)).astype(int)
     return {
