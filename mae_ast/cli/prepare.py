@@ -39,7 +39,8 @@ class AudioSetTrain(StrEnum):
 
 def prepare(
     data_set: Annotated[
-        DataSet, typer.Argument(metavar="DATASET", help=f"Data set: {', '.join(DataSet)}.")
+        DataSet,
+        typer.Argument(metavar="DATASET", help=f"Name of the data set: {', '.join(DataSet)}."),
     ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the unpacked data set.")],
     out: Annotated[
