@@ -38,7 +38,7 @@ $(READY):
 	@$(PIP) --no-build-isolation -e '.[$(EXTRAS)]'
 	@touch $@
 
-demo: $(READY)  ## pretrain on spoken words, with pictures, in minutes
+demo: $(READY)  ## pretrain on spoken words, evaluate and plot, in minutes
 	$(BIN)/mae-ast demo
 
 test: lint type docs unit  ## everything that has to hold
@@ -53,7 +53,7 @@ lint: $(READY)  ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-type: $(READY)  ## mypy, strict on the core
+type: $(READY)  ## mypy, strict
 	$(BIN)/mypy
 
 docs: $(READY)  ## build the documentation site into build/docs

@@ -145,3 +145,10 @@ def describe(error: Exception) -> str:
     if error.errno == errno.ENOTDIR:
         return f"{error.filename}: is below a file; a folder is needed there"
     return f"{error.filename}: {error.strerror}"
+
+
+def readable(size: int) -> str:
+    """Format a number of bytes, such as 1.23GB."""
+    from tqdm import tqdm  # not needed for the help
+
+    return f"{tqdm.format_sizeof(size, divisor=1000)}B"

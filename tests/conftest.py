@@ -13,6 +13,16 @@ import torch
 
 from mae_ast.core.models.config import MaeAstConfig
 
+TESTS = Path(__file__).parent
+SLOW_FOLDERS = {"trainer", "superb", "golden", "scripts"}  # they train, or run s3prl
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of slow folders."""
+    for item in items:
+        if item.path.is_relative_to(TESTS) and SLOW_FOLDERS & {*item.path.relative_to(TESTS).parts}:
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:

@@ -45,10 +45,10 @@ def evaluate(
     found = report.evaluate(classifier, data, split, bar("scoring", "clip"))
     summary = found.summary
     num_skipped = found.num_skipped
-    left_out = f", {plural(num_skipped, 'clip')} skipped" if num_skipped else ""
+    skipped = f", {plural(num_skipped, 'clip')} skipped" if num_skipped else ""
     typer.echo(
         f"{split}: {plural(summary.num_clips, 'clip')}, {summary.num_classes_seen} of "
-        f"{plural(len(found.labels), 'class', 'classes')}{left_out}"
+        f"{plural(len(found.labels), 'class', 'classes')}{skipped}"
     )
     for name, value in (
         ("accuracy", summary.accuracy),

@@ -21,9 +21,9 @@ import pooch
 import requests
 import urllib3
 
-from mae_ast.console import progress_bar
+from mae_ast.console import progress_bar, readable
 from mae_ast.core.io.file_kinds import PLACEHOLDERS, describe
-from mae_ast.hub.partial_file import DownloadError, PartialFile, Source, readable
+from mae_ast.hub.partial_file import DownloadError, PartialFile, Source
 
 CONNECT_SECONDS = 10.0  # timeout of connecting
 SILENT_SECONDS = 30.0  # timeout of reading: maximum time without data

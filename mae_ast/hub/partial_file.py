@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
+from mae_ast.console import readable
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -99,8 +99,3 @@ class PartialFile:
                 f"{folder}: {(error.strerror or 'disk full').lower()}: {self.name} needs "
                 f"{f'more than {free}' if total is None else readable(total)}, {free} are free"
             ) from error
-
-
-def readable(size: int) -> str:
-    """Format a number of bytes, such as 1.23GB."""
-    return f"{tqdm.format_sizeof(size, divisor=1000)}B"

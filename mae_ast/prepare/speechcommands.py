@@ -30,8 +30,8 @@ from mae_ast.core.io.manifest import PROBE_THREADS
 from mae_ast.core.io.plural import plural
 from mae_ast.prepare.clips import Clip
 from mae_ast.prepare.layout import hash_uniform, locate, read_lines
+from mae_ast.prepare.origins import KS_SOURCE, KS_WORDS
 from mae_ast.prepare.splits import Prepared, write_splits
-from mae_ast.superb.tasks import KS_SOURCE, KS_WORDS
 
 VERSION_1 = (
     *("bed", "bird", "cat", "dog", "down", "eight", "five", "four", "go", "happy", "house"),

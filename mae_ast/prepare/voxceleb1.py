@@ -18,8 +18,8 @@ from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.manifest import PROBE_THREADS
 from mae_ast.prepare.clips import Clip
 from mae_ast.prepare.layout import read_lines
+from mae_ast.prepare.origins import SID_LIST_SOURCE, SID_LISTS, SID_SOURCE
 from mae_ast.prepare.splits import Prepared, write_splits
-from mae_ast.superb.tasks import SID_LIST_SOURCE, SID_LISTS, SID_SOURCE
 
 SPLIT_OF = {"1": "train", "2": "valid", "3": "test"}
 BASES = ("dev/wav", "test/wav", "wav", ".")

@@ -17,13 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from mae_ast.core.io.plural import plural
+from mae_ast.prepare.origins import KS_SOURCE, KS_WORDS, SID_LIST_SOURCE, SID_LISTS, SID_SOURCE
 
-KS_WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
-KS_SOURCE = "http://download.tensorflow.org/data/"
 KS_TRAIN, KS_TEST = "speech_commands_v0.01", "speech_commands_test_set_v0.01"
-SID_SOURCE = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox1.html"
-SID_LIST_SOURCE = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/iden_split.txt"
-SID_LISTS = ("veri_test_class.txt", "iden_split.txt")  # names in s3prl and in VoxCeleb
 SID_SPLITS = {"1": "training", "2": "development", "3": "test"}
 SID_SPEAKERS = range(10001, 11252)
 FILE_LISTS = "file_lists"  # subfolder of the run folder

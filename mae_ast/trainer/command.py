@@ -48,8 +48,8 @@ def find_preset(config: str, kind: str) -> Path:
     known = ", ".join(preset_names(kind))
     if not config:
         raise ValueError(f"--config is missing; give a preset ({known}) or a YAML file")
-    is_path = config.endswith(".yaml")
-    preset = Path(config) if is_path else config_dir() / kind / f"{config}.yaml"
+    is_file = config.endswith(".yaml")
+    preset = Path(config) if is_file else config_dir() / kind / f"{config}.yaml"
     if preset.is_file():
         return preset
     wanted, other = "pretraining", "fine-tuning"

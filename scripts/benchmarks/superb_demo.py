@@ -29,7 +29,8 @@ import torch
 from mae_ast import load
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.models.mae_ast import MaeAst
-from mae_ast.superb.tasks import KS_TEST, KS_TRAIN, KS_WORDS
+from mae_ast.prepare.origins import KS_WORDS
+from mae_ast.superb.tasks import KS_TEST, KS_TRAIN
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from scripts.demo.corpus import WORDS

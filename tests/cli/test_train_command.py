@@ -203,7 +203,9 @@ def test_a_run_without_checkpoints_may_restart_with_other_settings(started, tmp_
 def test_a_damaged_note_is_named(started, tmp_path):
     assert not started("pretrain", "data")
     (tmp_path / "run" / "begun_with.json").write_text("{")
-    assert "begun_with.json: " in started("pretrain", "data")
+    message = started("pretrain", "data")
+    assert "begun_with.json: " in message
+    assert "--out" in message
 
 
 def test_a_run_that_does_not_start_leaves_no_note(mae_ast_command, monkeypatch, tmp_path):

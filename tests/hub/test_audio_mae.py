@@ -124,7 +124,9 @@ def test_missing_weight_is_named(tmp_path):
 def test_local_decoder_is_not_exported_to_the_published_layout(mae_ast_command, tmp_path):
     audio_mae().save_pretrained(tmp_path / "a")
     _, message = mae_ast_command("convert", tmp_path / "a", tmp_path / "b.pth", "--to", "released")
-    assert "decoder_attention=local: the published layout" in message
+    assert (
+        "decoder_attention=local: the published layout supports decoder_attention=global" in message
+    )
     assert not (tmp_path / "b.pth").exists()
 
 

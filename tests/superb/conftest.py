@@ -13,7 +13,8 @@ import torch
 
 from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.core.models.mae_ast import MaeAst
-from mae_ast.superb.tasks import KS_TEST, KS_TRAIN, KS_WORDS
+from mae_ast.prepare.origins import KS_WORDS
+from mae_ast.superb.tasks import KS_TEST, KS_TRAIN
 from tests.sounds import speech_like
 
 pytest.importorskip("s3prl.upstream.interfaces", reason="needs s3prl")

@@ -269,4 +269,5 @@ def test_structured_masks_need_mean_pooling_of_tokens(
     with pytest.raises(SystemExit) as refusal:
         finetune(*SHORT, override)
     assert "task.drop_time and task.drop_mel" in str(refusal.value.code)
+    assert "and model.pool=tokens" in str(refusal.value.code)
     assert override in str(refusal.value.code)

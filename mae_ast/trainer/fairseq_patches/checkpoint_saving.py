@@ -24,10 +24,9 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
-from mae_ast.console import user_errors
+from mae_ast.console import readable, user_errors
 from mae_ast.core.checkpoints.run_files import LAST, list_checkpoints
 from mae_ast.core.io.atomic import atomic_write
-from mae_ast.hub.partial_file import readable
 from mae_ast.trainer import ranks
 
 NOTE = "last_save.json"  # a run's progress, in case its last checkpoint is lost
