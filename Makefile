@@ -46,7 +46,7 @@ test: lint type docs unit  ## everything that has to hold
 # What a change is tried with first: no training, no s3prl.
 quick: $(READY)  ## ruff and the fast tests, in a minute and a half
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not network" --numprocesses auto \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not network" --numprocesses auto \
 	  --maxprocesses 4 --dist loadfile
 
 lint: $(READY)  ## ruff

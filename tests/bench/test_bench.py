@@ -29,6 +29,8 @@ from mae_ast.core.frontend.masking import mask_strategy
 from mae_ast.core.models.config import AudioMaeConfig, MaeAstConfig, SsastConfig
 from mae_ast.core.models.registry import SYSTEMS, system_name
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0}
 

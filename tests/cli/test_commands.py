@@ -15,6 +15,8 @@ from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.core.models.mae_ast import MaeAst
 
+pytestmark = pytest.mark.slow
+
 COMMAND = Path(sys.executable).with_name("mae-ast")
 
 

@@ -110,4 +110,4 @@ def test_extract_writes_the_features_of_a_shard(mae_ast_command, checkpoint, tmp
     _, message = mae_ast_command(*arguments, "--device", "gpu")
     assert message.startswith("mae-ast: error: --device gpu: ")
     _, message = mae_ast_command(*arguments, "--shard", "2/2")
-    assert message.startswith("mae-ast: error: --shard 2/2; i/n")
+    assert message.startswith("mae-ast: error: --shard 2/2: expected i/n")

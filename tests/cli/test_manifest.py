@@ -20,6 +20,8 @@ from mae_ast.core.io.suffixes import AUDIO_SUFFIXES
 from mae_ast.trainer.command import config_dir
 from tests.sounds import pcm16, speech_like, write_with_av
 
+pytestmark = pytest.mark.slow
+
 # Suffix to FFmpeg's muxer and encoder, for those that can be written here.
 BY_FFMPEG = {
     ".3g2": ("3g2", "aac"),

@@ -13,6 +13,8 @@ import yaml
 from mae_ast.trainer import resume_guard
 from mae_ast.trainer.command import PACKAGE, config_dir, module_command, train_command
 
+pytestmark = pytest.mark.slow
+
 
 def test_presets_exist():
     assert {path.stem for path in (config_dir() / "pretrain").glob("*.yaml")} >= {"mae_ast", "demo"}

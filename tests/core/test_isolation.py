@@ -11,6 +11,8 @@ import pytest
 
 import mae_ast.core
 
+pytestmark = pytest.mark.slow
+
 FOREIGN = (
     *("fairseq", "fairseq_cli", "hydra", "omegaconf", "s3prl", "tensorboard", "tensorboardX"),
     *("matplotlib", "tqdm", "typer"),

@@ -24,6 +24,8 @@ from mae_ast.hub.load import CLASSES
 from tests.core.vits import SMALL, with_random_weights
 from tests.sounds import speech_like
 
+pytestmark = pytest.mark.slow
+
 LABELS = Labels(("/m/a", "/m/b"), ("Animal", "Bird, singing"))
 CONFIGS: dict[str, Any] = {
     "ssast": SsastConfig(**SMALL),

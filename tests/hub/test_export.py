@@ -16,6 +16,8 @@ from mae_ast.hub import export
 from mae_ast.hub.load import PretrainedMaeAst
 from tests.sounds import speech_like
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=[(16, 16), (2, 128)], ids=["patch", "frame"], scope="module")
 def kernel(request):

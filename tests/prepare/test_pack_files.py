@@ -70,6 +70,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_depend_on_the_length_of_a_transcoded_file(tmp_path: Path) -> None:
     """20 minutes at 48 kHz in stereo are 220 MiB of samples."""
     peaks = []

@@ -182,6 +182,7 @@ def test_spans_are_much_longer_than_random_runs(density):
     assert mean_run(spans) > 10
 
 
+@pytest.mark.slow
 def test_each_token_is_in_a_span_equally_often():
     generator = seeded()
     times = torch.zeros(FRAME_TOKENS)

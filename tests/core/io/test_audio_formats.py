@@ -17,6 +17,8 @@ from mae_ast.core.io.audio import num_samples_16k, probe_audio, read_audio
 from mae_ast.core.io.decoding import seek
 from tests.sounds import pcm16, speech_like, write_with_av
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 2.3
 PARTS = 20
 

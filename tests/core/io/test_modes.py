@@ -22,6 +22,8 @@ from mae_ast.trainer.fairseq_patches import checkpoint_saving
 from tests.sounds import speech_like
 from tests.web_server import WebServer, gives
 
+pytestmark = pytest.mark.slow
+
 Write = Callable[[PretrainedMaeAst, Path], object]
 
 

@@ -430,6 +430,7 @@ loss, pred, mask = model(audio_mels)
 """  # noqa: W293
 
 
+@pytest.mark.slow
 def test_example_of_the_unofficial_implementation():
     names: dict[str, Any] = {}
     exec(EXAMPLE, names)

@@ -20,6 +20,8 @@ from mae_ast.core.models.encoder import encoder_only
 from mae_ast.core.models.mae_ast import MaeAst
 from tests.sounds import speech_like
 
+pytestmark = pytest.mark.slow
+
 hubconf = pytest.importorskip("s3prl.upstream.mae_ast.hubconf", reason="needs s3prl")
 theirs = pytest.importorskip("s3prl.upstream.mae_ast.mae_ast", reason="needs s3prl")
 

@@ -50,6 +50,7 @@ def test_extreme_probabilities_and_eval_mode():
     assert (Dropout(0.5)(torch.ones(1_000)) == 0).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiled_dropout_is_one_graph_with_the_same_draws(dtype):
     """Attention weights, residual branches and activations are dropped, some of equal shape."""

@@ -224,6 +224,7 @@ def test_activation_checkpointing_saves_memory_and_computes_the_same(dtype):
     assert held < whole / 5
 
 
+@pytest.mark.slow
 def test_compiled_layers_compute_the_same():
     stack = with_random_weights(Transformer(2, DIM, FFN, HEADS))
     x, padding_mask = torch.randn(2, 16, DIM), torch.zeros(2, 16, dtype=torch.bool)

@@ -15,6 +15,8 @@ from mae_ast.core.io.decoding import seek
 from mae_ast.core.io.decoding.ffmpeg import Clock, Stream
 from tests.sounds import pcm16, speech_like, write_with_av
 
+pytestmark = pytest.mark.slow
+
 RATE = 16_000
 # suffix, codec; whether its decoder converges to the bit after a seek
 SEEKABLE = [
