@@ -1,7 +1,7 @@
 """mae-ast: self-supervised pretraining of spectrogram transformers.
 
-``mae_ast.core`` is plain PyTorch. ``mae_ast.plugin.register()`` adds task, model and criterion to
-fairseq; ``fairseq-hydra-train common.user_dir=.../mae_ast`` calls it itself.
+``mae_ast.core`` is plain PyTorch. ``mae_ast.plugin.register()`` registers the tasks, models and
+criterions with fairseq; ``fairseq-hydra-train common.user_dir=.../mae_ast`` calls it automatically.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 
 def load(source: str | os.PathLike[str]) -> Pretrained:
-    """Load a model by the name of a released one, a path, a URL or a Hugging Face hub ID.
+    """Load a model: the name of a released one, a path, a URL or a Hugging Face hub id.
 
     See :func:`mae_ast.hub.load.load`.
     """

@@ -51,10 +51,10 @@ def bench(
         str | None, typer.Option(help="Device: cpu or cuda; default: cuda if available.")
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="Folder in which the results get a folder of their own.")
+        Path, typer.Option(help="Parent folder; the results are written to a new subfolder.")
     ] = Path("benchmarks/results"),
     minutes: Annotated[
-        float, typer.Option(help="Start no further case after this time, in minutes.")
+        float, typer.Option(help="Time limit in minutes, after which no further case is started.")
     ] = 60,
     quick: Annotated[
         bool, typer.Option("--quick", help="Use tiny sizes, to check that everything works.")

@@ -1,7 +1,7 @@
 """The ``mae-ast`` command, which has a module of this package for each sub-command.
 
 These modules import what they need within their functions, so that help and shell completion answer
-at once; a test holds that.
+at once; a test verifies this.
 """
 
 from __future__ import annotations

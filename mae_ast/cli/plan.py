@@ -28,7 +28,9 @@ def plan(
     nodes: Annotated[int, typer.Option(help="Number of nodes.")] = 1,
     bench: Annotated[
         Path | None,
-        typer.Option(help="Results of 'mae-ast bench' on such a GPU, to predict the duration."),
+        typer.Option(
+            help="Results of 'mae-ast bench' on the same kind of GPU, to predict the duration."
+        ),
     ] = None,
 ) -> None:
     """Predict the size and duration of a pretraining run.

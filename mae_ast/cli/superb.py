@@ -50,7 +50,7 @@ def superb(
         ),
     ] = None,
     mode: Annotated[
-        Mode, typer.Option(help="Train, or evaluate the best checkpoint on dev.")
+        Mode, typer.Option(help="Train, or test the checkpoint that was best on the dev set.")
     ] = Mode.TRAIN,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Number of training steps; default: as in the paper.")

@@ -1,4 +1,4 @@
-"""Count the good and bad files that a training reads.
+"""Count the good and bad files that a run reads.
 
 Data workers store in each batch the files that they read for it (:class:`FilesRead`), and the
 trainer's process counts them when it uses the batch. In each epoch a file is in one batch of one

@@ -1,7 +1,7 @@
 """Monitor feature quality during pretraining: RankMe, and a probe on labelled clips.
 
 The losses measure the prediction of masked patches, not downstream accuracy; collapsed features
-show in their rank. Monitoring does not affect training: it draws no random numbers, keeps no
+have a low rank. Monitoring does not affect training: it draws no random numbers, keeps no
 gradients, and restores the mode of the model.
 """
 

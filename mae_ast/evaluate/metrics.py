@@ -1,4 +1,4 @@
-"""Classification metrics by scikit-learn; scores (R, C), targets (R, C) of 0 and 1."""
+"""Classification metrics with scikit-learn; scores (R, C), targets (R, C) of 0 and 1."""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ def _source(url: str, headers: Mapping[str, str]) -> Source:
 
 
 def _continues(response: requests.Response, source: Source, size: int) -> bool:
-    """Return whether an answer continues the partial file; some servers ignore If-Range."""
+    """Return whether a response continues the partial file; some servers ignore If-Range."""
     is_etag = (source.validator or "").startswith('"')
     sent = response.headers.get("ETag" if is_etag else "Last-Modified", source.validator)
     found = re.match(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))

@@ -48,7 +48,7 @@ class HubModel(
 ):
     """Mixin of the pretrained models: feature extraction and the Hugging Face hub.
 
-    It is the first base of the class of each system. ``save_pretrained(folder)``,
+    It is the first base class of each system's class. ``save_pretrained(folder)``,
     ``from_pretrained(folder or hub id)`` and ``push_to_hub(id)`` are huggingface_hub's, with
     ``model.safetensors`` and ``config.json``.
 
@@ -192,8 +192,8 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
         :func:`mae_ast.finetune.checkpoint.load_finetuned` reads classifiers.
 
     Raises:
-        ValueError: the source is of none of these kinds.
-        FileNotFoundError: the file does not exist, nor a model of that name on the hub.
+        ValueError: the source is none of these.
+        FileNotFoundError: there is no such file, and no model of that name on the hub.
         CheckpointError: the file is not a checkpoint, or its weights do not match the model.
         DownloadError: the file could not be downloaded.
     """

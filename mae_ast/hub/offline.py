@@ -1,4 +1,4 @@
-"""Check quickly whether the Hugging Face hub can be reached; its client would retry for long."""
+"""Check quickly whether the Hugging Face hub can be reached; its client retries for a long time."""
 
 from __future__ import annotations
 

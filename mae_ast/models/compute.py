@@ -1,4 +1,4 @@
-"""Activation checkpointing and ``torch.compile`` as settings of a training."""
+"""Activation checkpointing and ``torch.compile`` as settings of a run."""
 
 # No postponed annotations: fairseq reads the field types at run time.
 from dataclasses import dataclass, field

@@ -69,7 +69,7 @@ class MaeAstClassificationConfig(AudioTaskConfig):
     shift_samples: int = field(
         default=0,
         metadata={
-            "help": "rotate training waveforms by at most this many samples at 16 kHz in either "
+            "help": "circular shift of training waveforms by up to this many samples, in either "
             "direction; 0: no shift"
         },
     )
@@ -83,7 +83,7 @@ class MaeAstClassificationConfig(AudioTaskConfig):
     roll_mag: bool = field(
         default=False,
         metadata={
-            "help": "rotate training waveforms by a random offset and scale them by a random "
+            "help": "shift training waveforms circularly by a random offset and scale by a random "
             "factor from 0.5 to 1.5 (Audio-MAE's roll-mag)"
         },
     )

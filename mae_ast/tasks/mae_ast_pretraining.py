@@ -63,7 +63,7 @@ class MaeAstPretrainingConfig(AudioTaskConfig):
     roll_mag: bool = field(
         default=False,
         metadata={
-            "help": "rotate training clips by a random offset and scale them by a random factor "
+            "help": "shift training clips circularly by a random offset; scale by a random factor "
             "from 0.5 to 1.5 (Audio-MAE's roll-mag)"
         },
     )

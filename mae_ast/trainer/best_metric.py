@@ -20,7 +20,7 @@ def choose_metric(cfg: Any) -> None:
     """Replace ``auto`` in the settings by the task's metric, and set its direction.
 
     Args:
-        cfg: all settings of a training; changed in place.
+        cfg: all settings of a run; changed in place.
     """
     checkpoint, task = cfg.checkpoint, cfg.task
     if checkpoint.best_checkpoint_metric != AUTO:

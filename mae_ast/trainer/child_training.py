@@ -1,4 +1,4 @@
-"""Run trainings in child processes and forward signals to them."""
+"""Run training in child processes and forward signals to them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mae_ast.trainer.stop_request import AT_ONCE, SAVING, SIGNALS, STATUS_AT_ONC
 
 
 class Interrupted(BaseException):
-    """Raised when a signal asked for the end and the training has saved a checkpoint.
+    """Raised when a signal requested a stop and the run has saved a checkpoint.
 
     Derived from ``BaseException``, like ``KeyboardInterrupt``.
 

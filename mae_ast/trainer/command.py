@@ -1,4 +1,4 @@
-"""Build the command line that starts a training, with the preset's folder and absolute paths."""
+"""Build the command line that starts a run, with the preset's folder and absolute paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filter the console of a training; the run's log file keeps every message and every digit.
+"""Filter the console output of a run; its log file keeps every message and every digit.
 
 Import this module before PyTorch and fairseq, some of whose dependencies configure logging at
 import.

@@ -1,4 +1,4 @@
-"""Hydra job of a training; a launcher may run it in a process that has imported nothing yet."""
+"""Hydra job that trains; a launcher may run it in a process that has imported nothing yet."""
 
 from __future__ import annotations
 

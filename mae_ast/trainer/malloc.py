@@ -1,4 +1,4 @@
-"""Keep memory that CPU tensors free in the process, so that the next step reuses it."""
+"""Keep memory freed by CPU tensors in the process, so that the next step reuses it."""
 
 from __future__ import annotations
 

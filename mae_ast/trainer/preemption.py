@@ -58,7 +58,7 @@ class InterruptibleTask(FairseqTask):  # type: ignore[misc]
         """
 
     def train_step(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, int, dict[str, Any]]:
-        """Make fairseq's step, and add this rank's stop request to the logged values."""
+        """Run fairseq's step, and add this rank's stop request to the logged values."""
         stop_request.begin_update()
         loss, sample_size, logging_output = super().train_step(*args, **kwargs)
         logging_output["stop_requested"] = float(stop_request.is_requested())

@@ -1,6 +1,6 @@
 """Convert between our weights and the published layouts of AST and SSAST.
 
-Both layouts hold timm's under ``v.``; a SSAST file adds the mask token, the two pretraining heads
+Both layouts have timm's under ``v.``; a SSAST file adds the mask token, the two pretraining heads
 and the spectrogram size, an AST file its classifier. Neither contains the number of attention
 heads, the strides or the input statistics: these default to the published ones.
 
@@ -8,8 +8,8 @@ A SSAST fine-tuned with its authors' code has AST's weight names, but averages t
 where AST averages the CLS and distillation tokens; :func:`ambiguity` reports files that may be
 either.
 
-Published names begin with DataParallel's ``module.``. It is written here; when reading, it has
-already been removed by :func:`mae_ast.core.checkpoints.wrappers.unwrap`.
+Published names begin with DataParallel's ``module.``. This prefix is added when writing; when
+reading, it has already been removed by :func:`mae_ast.core.checkpoints.wrappers.unwrap`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ A file holds, under ``model``, a ViT in timm's layout and a decoder. The decoder
 Swin V2 blocks, which are not implemented here: of such a file only the encoder is read, and the
 skipped weights are returned.
 
-Patches run time first, as ours do. Position tables are constants that can be computed. The number
+Patches are in time-first order. Position tables are constants that can be computed. The number
 of attention heads and the input statistics are not stored; they default to the published ones.
 """
 

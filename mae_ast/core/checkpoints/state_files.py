@@ -47,8 +47,8 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
         (:func:`mae_ast.core.checkpoints.wrappers.unwrap`).
 
     Raises:
-        CheckpointError: the file is damaged, of another format, or holds objects that only code
-            could restore.
+        CheckpointError: the file is damaged, of another format, or contains objects
+            that cannot be restored without executing code.
     """
     path = Path(path)
     check_format(path)

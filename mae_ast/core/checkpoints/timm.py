@@ -227,7 +227,7 @@ def tensor_of(state: State, key: str, ndim: int) -> Tensor:
     """Return a tensor of a state dict.
 
     Raises:
-        ValueError: it is missing, not a tensor, or has not ``ndim`` dimensions.
+        ValueError: it is missing, not a tensor, or does not have ``ndim`` dimensions.
     """
     value = state.get(key)
     if value is None:

@@ -87,7 +87,7 @@ def fit_frames(spectrogram: Tensor, num_frames: Tensor | None, target: int) -> T
     """Crop or zero-pad log-mel (B, T, F) to (B, target, F), as the AST recipes do.
 
     Args:
-        spectrogram: log-mel before normalisation; there a value of 0 is loud, not silent.
+        spectrogram: log-mel before normalisation, where 0 is a high level, not silence.
         num_frames: (B,) int64, valid frames of each clip; ``None``: all.
         target: number of frames of the result.
     """

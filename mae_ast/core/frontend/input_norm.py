@@ -19,7 +19,7 @@ class InputNorm(nn.Module):
 
     If ``torch.distributed`` is initialised, each rank normalises a training batch by its own
     statistics, and every rank tracks the statistics of all ranks in rank order, as a single process
-    would that sees these batches one after another. As with ``nn.SyncBatchNorm``, every rank must
+    that sees these batches one after another would. As with ``nn.SyncBatchNorm``, every rank must
     therefore take part in each training step, with ``num_frames`` of 0 if it has run out of clips.
 
     Args:

@@ -1,4 +1,4 @@
-"""Read files inside uncompressed archives, addressed as ``archive:offset:length`` like in fairseq.
+"""Read files inside uncompressed archives, addressed as ``archive:offset:length``, as in fairseq.
 
 ``offset`` and ``length`` give the position and size of the file's content in bytes. The archive may
 be a tar written by :mod:`mae_ast.prepare.pack`, any other uncompressed tar (for example a

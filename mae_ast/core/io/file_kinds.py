@@ -1,4 +1,4 @@
-"""Recognise files that are not checkpoints by content: failed downloads, other formats."""
+"""Recognise by content files that are not checkpoints: failed downloads, other formats."""
 
 from __future__ import annotations
 

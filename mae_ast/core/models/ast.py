@@ -38,7 +38,7 @@ class Ast(Vit):
     """AST: the ViT encoder with overlapping patches, and a classification head.
 
     Args:
-        config: its configuration.
+        config: configuration of the model.
 
     Raises:
         ValueError: the configuration is invalid.

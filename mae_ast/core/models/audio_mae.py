@@ -34,7 +34,7 @@ class AudioMae(Vit):
     """Audio-MAE: encoder, and the decoder of pretraining unless ``decoder_layers`` is 0.
 
     Args:
-        config: its configuration.
+        config: configuration of the model.
 
     Raises:
         ValueError: the configuration is invalid.

@@ -190,7 +190,7 @@ class Vit(nn.Module):
     For fine-tuning, it may have other (overlapping) strides than in pretraining.
 
     Args:
-        config: its configuration.
+        config: configuration of the encoder.
         positions: module that returns position embeddings for a grid and the time steps of each
             clip; default: learned ones, as in DeiT.
 

@@ -35,7 +35,7 @@ class MaeAst(nn.Module):
     """MAE-AST: encoder, decoder and the two pretraining heads.
 
     Args:
-        config: its configuration.
+        config: configuration of the model.
 
     Raises:
         ValueError: the configuration is invalid.
@@ -165,8 +165,8 @@ class MaeAst(nn.Module):
     def hidden_states(self, source: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
         """Return the output of each encoder layer, with all patches visible.
 
-        ``dropout_input`` is part of pretraining (:meth:`encode_visible`) and is not applied here,
-        not even in training mode; the other dropouts are.
+        ``dropout_input`` is used only in pretraining (:meth:`encode_visible`); unlike the other
+        dropouts, it is not applied here, even in training mode.
 
         Args:
             source, lengths: as in :meth:`forward`.

@@ -43,7 +43,7 @@ class Ssast(Vit):
     """SSAST in pretraining: encoder, mask token and the two pretraining heads.
 
     Args:
-        config: its configuration.
+        config: configuration of the model.
 
     Raises:
         ValueError: the configuration is invalid.

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """Starting point of a training.
+    """Starting point of a run.
 
     Args:
         path: path of a checkpoint.
@@ -64,7 +64,7 @@ def apply() -> None:
 
 
 def find_start(cfg: Any) -> Start | None:
-    """Find the starting point of a training.
+    """Find the starting point of a run.
 
     Args:
         cfg: fairseq's settings ``checkpoint.*``.

@@ -1,4 +1,4 @@
-"""Train several processes on a CPU: gloo instead of NCCL, one rank per process instead of GPU."""
+"""Train with CPU processes: gloo instead of NCCL, one rank per process instead of GPU."""
 
 from __future__ import annotations
 

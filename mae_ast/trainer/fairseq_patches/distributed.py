@@ -1,4 +1,4 @@
-"""Patches of fairseq 0.12.3 for training on several processes."""
+"""Patches of fairseq 0.12.3 for training with several processes."""
 
 from __future__ import annotations
 
