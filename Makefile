@@ -61,7 +61,8 @@ docs: $(READY)  ## build the documentation site into build/docs
 
 # Files of tests run side by side, each on one thread: small models gain nothing by more.
 unit: $(READY)  ## pytest
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+	  --no-loadscope-reorder
 
 # Each in an environment of its own, made anew: what the registry offers changes from day to day.
 test-newest:  ## pytest with the newest dependencies that pyproject.toml allows

@@ -18,10 +18,16 @@ SLOW_FOLDERS = {"trainer", "superb", "golden", "scripts"}  # they train, or run 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of slow folders."""
+    """Mark the tests of slow folders, and run them first, so that all processes end together."""
     for item in items:
-        if item.path.is_relative_to(TESTS) and SLOW_FOLDERS & {*item.path.relative_to(TESTS).parts}:
+        if _is_in_slow_folder(item):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: not _is_in_slow_folder(item))
+
+
+def _is_in_slow_folder(item: pytest.Item) -> bool:
+    folders = item.path.relative_to(TESTS).parts if item.path.is_relative_to(TESTS) else ()
+    return not SLOW_FOLDERS.isdisjoint(folders)
 
 
 @pytest.fixture(autouse=True)
