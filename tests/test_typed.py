@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import mae_ast
+
+PACKAGE = Path(mae_ast.__file__).parent
 
 PROGRAM = """
 import torch
@@ -25,8 +31,17 @@ mae_ast.load(3)
 @pytest.mark.slow
 def test_programs_are_checked_against_the_annotations(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
-    command = [sys.executable, "-m", "mypy", "--strict", "program.py"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (PACKAGE / "py.typed").is_file()
+    # mypy does not follow the import hook of an editable installation.
+    environment = {**os.environ, "MYPYPATH": str(PACKAGE.parent)}
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "program.py"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+    )
     assert "Revealed type is" in done.stdout, done.stdout + done.stderr
     assert "Tensor" in done.stdout
     assert "MaeAstConfig" in done.stdout

@@ -102,7 +102,7 @@ def test_skips_an_unreadable_clip(
     ("overrides", "words"),
     [
         (["task.probe_interval_updates=-1"], "task.probe_interval_updates=-1: must be positive"),
-        (["task.probe_clips=5"], "task.probe_clips=5: must be at least 20"),
+        (["task.probe_clips=5"], "task.probe_clips=5; at least 20"),
         (["task.probe_data=/no/such"], "/no/such/train.tsv: no such manifest"),
         (["task.probe_data=DATA/unlabelled"], "labels.csv"),
         (["task.probe_data=DATA/one_class"], "24 clips of 1 class for a probe"),
