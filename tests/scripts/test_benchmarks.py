@@ -32,6 +32,20 @@ def test_help_describes_every_option(name, monkeypatch, capsys):
         assert len(words) > 3, option
 
 
+def test_superb_demo_needs_the_demo(tmp_path, monkeypatch, capsys):
+    name = "superb_demo.py"
+    monkeypatch.syspath_prepend(str(FOLDER))
+    out = tmp_path / "out"
+    monkeypatch.setattr("sys.argv", [name, str(tmp_path / "demo"), "--out", str(out)])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(FOLDER / name), run_name="__main__")
+    assert end.value.code == 2
+    message = capsys.readouterr().err
+    assert f"{tmp_path / 'demo'}" in message
+    assert "make demo" in message
+    assert not out.exists()
+
+
 def test_local_attention_writes_its_table_and_plot(tmp_path):
     command = [sys.executable, str(FOLDER / "local_attention.py"), "--results", str(tmp_path)]
     tiny = ["--seconds", "1", "--layers", "1", "--turns", "1"]
