@@ -447,7 +447,7 @@ def test_an_interrupted_command_keeps_its_results(number, tmp_path):
     while not child.exists() or not child.read_text().strip():
         time.sleep(0.01)
     process.send_signal(number)
-    _, error = process.communicate(timeout=300)
+    _, error = process.communicate(timeout=60)
     (results,) = (tmp_path / "out").iterdir()
     assert process.returncode == 1
     assert error.splitlines() == [

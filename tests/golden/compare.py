@@ -12,8 +12,8 @@ def differences(
     """Yield a line for each entry that differs in nested dictionaries and lists.
 
     Floats may differ by ``relative`` times the stored value, or by ``absolute``. Within the summary
-    of an array (with an entry ``std``) the latter is at least ``relative`` stds: a
-    value near zero is a difference of larger ones and carries their rounding errors.
+    of an array (with an entry ``std``) the latter is at least ``relative`` times that std: a value
+    near zero is a difference of larger ones and carries their rounding errors.
     """
     if isinstance(stored, dict) and isinstance(found, dict):
         scale = stored.get("std", 0.0)
