@@ -29,7 +29,7 @@ from mae_ast.core.frontend.fbank import num_samples_of_frames
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.io.plural import plural
-from mae_ast.core.models.registry import SYSTEMS, parse_config, system_name
+from mae_ast.core.models.registry import SYSTEMS, parse_pretraining_config, system_name
 from mae_ast.data.pretraining_dataset import PretrainingDataset
 from mae_ast.plugin import register
 from mae_ast.trainer.command import train_command
@@ -163,8 +163,7 @@ def make_plan(settings: Any, manifest: Path, gpus: int) -> Plan:
         ValueError: the manifest or the settings are invalid for training.
     """
     task, data = settings.task, settings.dataset
-    config = parse_config(settings.model)
-    config.validate(task.mask_type)
+    config = parse_pretraining_config(settings.model, task.mask_type)
     rows = Manifest.read(manifest)
     rows.probe_rates(bar("reading sample rates", "file"))
     dataset = PretrainingDataset(

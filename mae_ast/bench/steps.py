@@ -161,7 +161,7 @@ def _prepare(case: Case, config: Any, setting: Setting) -> _Training:
     strategy = mask_strategy(case["mask_type"], config.mask_length)
     grid = config.patch_shape.grid(num_frames(num_samples))
     mask = strategy(batch, grid, config.random_mask_prob)
-    mask = MaskIds(mask.visible_ids.to(device), mask.masked_ids.to(device))
+    mask = mask.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     return _Training(model, source, mask, optimizer)
 
@@ -268,7 +268,7 @@ def uses_bfloat16(precision: str, device: str) -> bool:
 
 def pretraining_loss(model: Callable[..., Any], source: Tensor, mask: MaskIds) -> Tensor:
     """Compute 10 MSE + InfoNCE per masked patch, or 10 MSE if the system has no InfoNCE."""
-    out = model(source, None, mask.visible_ids, mask.masked_ids)
+    out = model(source, None, mask)
     loss: Tensor = 10 * reconstruction_loss(out.reconstruction, out.target)
     if out.classification is not None:
         loss = loss + info_nce_loss(out.classification, out.target).loss

@@ -43,7 +43,7 @@ class ClassificationCriterionConfig(FairseqDataclass):  # type: ignore[misc]
 
 @register_criterion("mae_ast_classification", dataclass=ClassificationCriterionConfig)
 class ClassificationCriterion(FairseqCriterion):  # type: ignore[misc]
-    """Classification loss; in validation it also keeps the scores, for metrics over all clips."""
+    """Classification loss; in validation it also returns scores, for metrics over all clips."""
 
     def __init__(self, task: Any, loss: str, label_smoothing: float) -> None:
         super().__init__(task)
@@ -62,7 +62,6 @@ class ClassificationCriterion(FairseqCriterion):  # type: ignore[misc]
         self.uses_sigmoid = loss == "bce" or self.multi_label
         self.label_smoothing = label_smoothing
         self.trained_samples = task.cfg.max_sample_size or 0
-        self.outputs: tuple[torch.Tensor, ...] = ()  # ids, scores, targets of the last batch
         self.valid_metrics = ("loss", *metric_names(self.multi_label))
 
     def forward(
@@ -85,7 +84,8 @@ class ClassificationCriterion(FairseqCriterion):  # type: ignore[misc]
             if not self.multi_label:
                 logging_output["num_correct"] = (logits.argmax(1) == target.argmax(1)).sum()
         else:
-            self.outputs = sample["id"], to_scores(logits.detach(), self.uses_sigmoid), target
+            scores = to_scores(logits.detach(), self.uses_sigmoid)
+            logging_output["scores"] = sample["id"], scores, target  # taken by the task
         return loss, num_clips, logging_output
 
     def _logits(self, model: torch.nn.Module, net_input: dict[str, Any]) -> torch.Tensor:

@@ -14,8 +14,8 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 
+from mae_ast.core.frontend.masking import MaskIds
 from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
-from mae_ast.data.pretraining_dataset import net_input
 
 INFO_NCE_METRICS = ("info_nce", "info_nce_accuracy", "info_nce_chance")
 
@@ -68,7 +68,9 @@ class MaeAstCriterion(FairseqCriterion):  # type: ignore[misc]
         self, model: torch.nn.Module, sample: dict[str, Any]
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
         """Return the loss summed over masked patches, their number, and the values to log."""
-        prediction = model(**net_input(sample))
+        inputs = sample["net_input"]
+        mask = MaskIds(*inputs["mask"])  # the trainer makes a plain tuple of it
+        prediction = model(inputs["source"], inputs["lengths"], mask)
         num_masked = sample["num_masked"]
         logging_output: dict[str, Any] = {
             "ntokens": sample["num_visible"] + num_masked,

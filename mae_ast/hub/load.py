@@ -23,7 +23,7 @@ from mae_ast.core.io.near_files import near_names, suggestion
 from mae_ast.core.models import encoder
 from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.audio_mae import AudioMae
-from mae_ast.core.models.encoder import Encoder, Vit
+from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.registry import system_name
 from mae_ast.core.models.ssast import Ssast
@@ -150,7 +150,7 @@ class PretrainedAudioMae(
     mask_type: str
 
 
-class PretrainedVit(HubModel, Vit):
+class PretrainedVit(HubModel, Encoder):
     """Pretrained ViT encoder, as shared by AST and SSAST."""
 
 

@@ -116,6 +116,11 @@ class AudioTask(InterruptibleTask):
         with user_errors():
             return cls(cfg)
 
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Build the model; a setting or checkpoint that is invalid ends the program."""
+        with user_errors():
+            return super().build_model(cfg, from_checkpoint)
+
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the criterion, whose ``valid_metrics`` lists the metrics that validation logs.
 

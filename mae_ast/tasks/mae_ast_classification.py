@@ -1,7 +1,6 @@
 """fairseq task ``mae_ast_classification``: fine-tuning on labels.csv, {split}.tsv, {split}.lbl."""
 
 # No postponed annotations: fairseq reads the field types at run time.
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -10,8 +9,7 @@ from fairseq.tasks import register_task
 import mae_ast.criterions.classification
 import mae_ast.optim.adamw  # noqa: F401  (fairseq imports nothing but tasks and models)
 from mae_ast.console import user_errors
-from mae_ast.core.checkpoints.classifier import ClassifierSpec
-from mae_ast.core.checkpoints.reader import FINETUNING
+from mae_ast.core.checkpoints.classifier import FINETUNING, ClassifierSpec
 from mae_ast.core.frontend.augment import Augmentation, StructuredDrop
 from mae_ast.core.io.labels import LABELS_FILE, ClipLabels, LabelError, Labels
 from mae_ast.core.io.manifest import Manifest
@@ -130,17 +128,17 @@ class MaeAstClassificationTask(AudioTask):
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the model and, if patches are dropped in training, the sampler of visible ones."""
         self._model = super().build_model(cfg, from_checkpoint)
-        encoder = self._model.encoder
+        encoder, ratios = self._model.encoder, (self.cfg.drop_time, self.cfg.drop_mel)
         self._drop = None
-        if self.cfg.drop_time or self.cfg.drop_mel:
+        if any(ratios):
             with user_errors():
-                self._model.check_drop()
-                self._drop = StructuredDrop(
-                    encoder.patch_shape,
-                    encoder.config.input_frames,
-                    self.cfg.drop_time,
-                    self.cfg.drop_mel,
-                )
+                if self._model.head_config.pool == "time_steps":
+                    raise ValueError(
+                        "task.drop_time and task.drop_mel drop patches, of which no whole time "
+                        "steps are left; set model.pool=tokens instead of time_steps"
+                    )
+                input_frames = encoder.config.input_frames
+                self._drop = StructuredDrop(encoder.patch_shape, input_frames, *ratios)
         return self._model
 
     def input_encoder(self) -> Encoder:
@@ -159,8 +157,7 @@ class MaeAstClassificationTask(AudioTask):
         with user_errors():
             criterion = super().build_criterion(cfg, from_checkpoint)
         spec = ClassifierSpec(
-            self._model.system,
-            self._model.encoder_fields,
+            self._model.encoder.config,
             self._model.head_config,
             self.labels,
             criterion.uses_sigmoid,
@@ -193,9 +190,11 @@ class MaeAstClassificationTask(AudioTask):
             max_bad_fraction=self.cfg.max_bad_fraction,
         )
 
-    def reduce_metrics(self, logging_outputs: Sequence[dict[str, Any]], criterion: Any) -> None:
-        """Log the criterion's values and, in validation, metrics over all clips."""
-        super().reduce_metrics(logging_outputs, criterion)
-        if not criterion.training:
-            ids, scores, targets = criterion.outputs
-            log_scores(ids, scores, targets, self.cfg.multi_label)
+    def valid_step(
+        self, sample: dict[str, Any], model: Any, criterion: Any, **kwargs: Any
+    ) -> tuple[Any, int, dict[str, Any]]:
+        """Run the step, and log the scores of its clips for metrics over all of them."""
+        loss, num_clips, logging_output = super().valid_step(sample, model, criterion, **kwargs)
+        ids, scores, targets = logging_output.pop("scores")
+        log_scores(ids, scores, targets, self.cfg.multi_label)
+        return loss, num_clips, logging_output

@@ -16,7 +16,6 @@ from tensorboardX import SummaryWriter
 import mae_ast.criterions.mae_ast  # noqa: F401  (fairseq imports no criterions of a user-dir)
 from mae_ast.console import user_errors
 from mae_ast.core.frontend.collate import Clip, Collater
-from mae_ast.core.frontend.masking import MaskIds
 from mae_ast.core.inference.reconstruct import Reconstruction, reconstruct
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.models.encoder import Encoder
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FBANK_OPTIONS = ("auto", "workers", "device")
 NUM_PLOTTED_CLIPS = 4
 FLUSH_S = 2  # seconds until a plot is on disk
 
@@ -50,14 +48,6 @@ class MaeAstPretrainingConfig(AudioTaskConfig):
         default=False,
         metadata={
             "help": "zero-pad clips to the longest of their batch; false: crop them to the shortest"
-        },
-    )
-    fbank: str = field(
-        default="auto",
-        metadata={
-            "help": "where log-mel features are computed: 'workers' (the data loader's processes), "
-            "'device' (batches are transferred as int16), or 'auto': the device if it is a GPU, "
-            "else the workers"
         },
     )
     roll_mag: bool = field(
@@ -101,8 +91,6 @@ class MaeAstPretrainingTask(AudioTask):
 
     def __init__(self, cfg: MaeAstPretrainingConfig) -> None:
         super().__init__(cfg)
-        if cfg.fbank not in FBANK_OPTIONS:
-            raise ValueError(f"task.fbank={cfg.fbank!r}: must be one of {', '.join(FBANK_OPTIONS)}")
         self._model: Any = None
         self._writer: SummaryWriter | None = None
         self._monitor = self._build_monitor(cfg)
@@ -121,10 +109,14 @@ class MaeAstPretrainingTask(AudioTask):
         """Build the criterion, and disable the head of a loss whose weight is 0."""
         with user_errors():
             criterion = super().build_criterion(cfg, from_checkpoint)
-            self._model.train_heads(
-                reconstruction=criterion.reconstruction_weight > 0,
-                classification=criterion.classification_weight > 0,
-            )
+            weights = criterion.reconstruction_weight, criterion.classification_weight
+            try:
+                self._model.train_heads(*(weight > 0 for weight in weights))
+            except ValueError as error:
+                raise ValueError(
+                    f"{error}; set criterion.classification_weight=0 and "
+                    "criterion.reconstruction_weight above 0"
+                ) from error
         return criterion
 
     def make_dataset(self, split: str, manifest: Manifest) -> PretrainingDataset:
@@ -140,7 +132,7 @@ class MaeAstPretrainingTask(AudioTask):
                 self.cfg.mask_type,
                 pad=self.cfg.pad_audio,
                 random_crop=self.cfg.random_crop,
-                compute_fbank=self._fbank_in_workers(),
+                compute_fbank=self.cfg.cpu or not torch.cuda.is_available(),
             ),
             seed=self.cfg.seed,
             shuffle=split == self.cfg.train_subset,
@@ -191,11 +183,6 @@ class MaeAstPretrainingTask(AudioTask):
         monitor = FeatureMonitor.read(clips, labelled, cfg.probe_clips)
         return PeriodicMonitor(monitor, cfg.probe_interval_updates, cfg.tensorboard_logdir)
 
-    def _fbank_in_workers(self) -> bool:
-        if self.cfg.fbank == "auto":
-            return self.cfg.cpu or not torch.cuda.is_available()
-        return self.cfg.fbank == "workers"
-
 
 @torch.no_grad()
 def _reconstruct_first_clips(model: Any, dataset: PretrainingDataset) -> Reconstruction | None:
@@ -207,9 +194,8 @@ def _reconstruct_first_clips(model: Any, dataset: PretrainingDataset) -> Reconst
     collate = dataclasses.replace(dataset.collate, pad=False, compute_fbank=False)
     batch = collate(clips)
     device = next(model.parameters()).device
-    mask = MaskIds(batch.mask.visible_ids.to(device), batch.mask.masked_ids.to(device))
     try:
-        return reconstruct(model.eval(), batch.source.to(device), mask)
+        return reconstruct(model.eval(), batch.source.to(device), batch.mask.to(device))
     except ValueError as error:  # training has diverged; the trainer reports it at its next step
         logger.warning("no plot of validation clips: %s", error)
         return None

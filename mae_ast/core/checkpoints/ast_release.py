@@ -36,8 +36,8 @@ from mae_ast.core.checkpoints.wrappers import MODEL
 from mae_ast.core.frontend.fbank import NUM_MEL_BINS
 from mae_ast.core.frontend.patches import PatchShape
 from mae_ast.core.models.ast import Ast
-from mae_ast.core.models.config import AstConfig, SsastConfig
-from mae_ast.core.models.ssast import FINETUNING_STRIDES, Ssast
+from mae_ast.core.models.config import FINETUNING_STRIDES, AstConfig, SsastConfig
+from mae_ast.core.models.ssast import Ssast
 
 WRAPPER = "module."
 ENCODER = "v."
@@ -101,7 +101,6 @@ def read_ssast(state: State, attention_heads: int | None = None) -> tuple[SsastC
         position_frames=frames,
         input_frames=frames,
     )
-    config.validate()
     check(_ssast_names(config, meta_weights(Ssast, config)), found)
     shape = config.patch_shape
     weights = encoder_from_timm(config, _encoder(found))
@@ -158,7 +157,6 @@ def read_ast(
         num_classes=len(tensor_of(found, "mlp_head.1.weight", 2)),
         pool=_pooling(state[MODEL])[0],
     )
-    config.validate()
     check(_ast_names(config, meta_weights(Ast, config)), found)
     weights = encoder_from_timm(config, _encoder(found))
     for theirs, ours in _AST_HEAD.items():

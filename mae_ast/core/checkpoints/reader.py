@@ -28,6 +28,7 @@ from mae_ast.core.checkpoints import (
     hf_ast_config,
     mae_ast_release,
 )
+from mae_ast.core.checkpoints.classifier import FINETUNING, ClassifierSpec, encoder_weights
 from mae_ast.core.checkpoints.run_files import latest
 from mae_ast.core.checkpoints.state_dict import MAX_NAMED, first_not_finite, mismatches
 from mae_ast.core.checkpoints.state_files import CheckpointError as CheckpointError
@@ -37,16 +38,13 @@ from mae_ast.core.checkpoints.wrappers import MODEL
 from mae_ast.core.frontend.patches import PatchShape
 from mae_ast.core.io.file_kinds import is_safetensors
 from mae_ast.core.io.near_files import suggestion
+from mae_ast.core.models.config import AstConfig
 from mae_ast.core.models.registry import parse_config, system_name
 
 # Files of a folder in the hub's layout; the last two are for Hugging Face's own models only.
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 PREPROCESSOR_FILE, TORCH_WEIGHTS_FILE = "preprocessor_config.json", "pytorch_model.bin"
 RUN_FILE = Path("checkpoints", "checkpoint_last.pt")  # relative to the folder of a run
-FINETUNING = "mae_ast_classification"  # key of the ClassifierSpec in fine-tuned files
-
-# Layers of a classifier's head -> the same layers in AST, if the classifier pools as AST does.
-_AST_HEAD = {"head.0.": "head.layer_norm.", "head.2.": "head.linear."}
 
 logger = logging.getLogger(__name__)
 
@@ -249,20 +247,17 @@ def _contents(state: Mapping[str, Any]) -> str:
 
 def _from_finetuned(state: Mapping[str, Any]) -> Checkpoint:
     """Return the encoder of a classifier; for AST with its own head, the full model."""
-    network, head = state["task_state"][FINETUNING], state["task_state"][FINETUNING]["head"]
-    is_ast = (network["system"], head["pool"], head["kind"]) == ("ast", "encoder", "linear")
-    classes = {"num_classes": head["num_classes"]} if is_ast else {}
-    config = parse_config({**network["encoder"], **classes, "system": network["system"]})
-    names = {"encoder.": "", **(_AST_HEAD if is_ast else {})}
-    weights = {
-        ours + name.removeprefix(theirs): value
-        for name, value in state[MODEL].items()
-        for theirs, ours in names.items()
-        if name.startswith(theirs)
-    }
-    labels = tuple(str(name) for name in network["names"]) if is_ast else None
-    independent = bool(network["independent"])
-    return Checkpoint(config, None, weights, labels, not is_ast, independent)
+    spec = ClassifierSpec.from_state(state)
+    config, head = spec.encoder, spec.head
+    is_ast = False
+    if isinstance(config, AstConfig) and (head.pool, head.kind) == ("encoder", "linear"):
+        is_ast = True
+        config = dataclasses.replace(
+            config, num_classes=head.num_classes, head_layer_norm_eps=head.layer_norm_eps
+        )
+    weights = encoder_weights(state[MODEL], with_head=is_ast)
+    labels = spec.labels.names if is_ast else None
+    return Checkpoint(config, None, weights, labels, not is_ast, spec.independent)
 
 
 def _published_mask(shape: PatchShape) -> str:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from mae_ast.core.checkpoints.state_dict import first_not_finite, mismatches
-from mae_ast.core.models.config import VitConfig
-from mae_ast.core.models.encoder import Vit
+from mae_ast.core.models.config import EncoderConfig
+from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.nn.positions import fit_positions
 
 State = Mapping[str, Any]
@@ -39,7 +39,7 @@ SHARED_KEYS = (
 IMAGE_HEADS = ("head.", "head_dist.", "pre_logits.")  # image classifiers, which are dropped
 
 
-def to_timm(config: VitConfig, weights: State) -> Weights:
+def to_timm(config: EncoderConfig, weights: State) -> Weights:
     """Convert an encoder to the state dict of timm's DeiT ``VisionTransformer(in_chans=1)``."""
     shape, grid = config.patch_shape, config.position_grid
     prefix, table = weights["prefix_tokens"], weights["positions.table"]
@@ -83,7 +83,7 @@ def is_timm(names: Container[str]) -> bool:
 
 
 def sizes_of(state: State, prefix: str = "") -> dict[str, int]:
-    """Derive fields of :class:`VitConfig` from the shapes in a state dict of timm's layout.
+    """Derive fields of :class:`EncoderConfig` from the shapes in a state dict of timm's layout.
 
     Args:
         state: the state dict.
@@ -105,7 +105,7 @@ def sizes_of(state: State, prefix: str = "") -> dict[str, int]:
     }
 
 
-def from_timm(config: VitConfig, state: State, attention_heads: int | None = None) -> Weights:
+def from_timm(config: EncoderConfig, state: State, attention_heads: int | None = None) -> Weights:
     """Build an encoder from a timm ViT or DeiT, such as one trained on images.
 
     The patch embedding is averaged over the RGB channels (as in the AST paper; its code sums them).
@@ -137,13 +137,13 @@ def from_timm(config: VitConfig, state: State, attention_heads: int | None = Non
         if config.prefix_tokens == 1 and found.pop("dist_token", None) is not None:
             table = torch.cat((table[:, :1], table[:, 2:]), dim=1)
         found["pos_embed"] = _fit_image_positions(config, table, is_image)
-    check(to_timm(config, meta_weights(Vit, config)), found)
+    check(to_timm(config, meta_weights(Encoder, config)), found)
     if name := first_not_finite(found):
         raise ValueError(f"{name} holds NaN or infinity")
     return encoder_from_timm(config, found)
 
 
-def encoder_from_timm(config: VitConfig, state: State) -> Weights:
+def encoder_from_timm(config: EncoderConfig, state: State) -> Weights:
     """Invert :func:`to_timm`; keys and shapes must have been checked."""
     num_prefix, (along_time, along_mel) = config.prefix_tokens, config.position_grid
     tokens = [state[name] for name in ("cls_token", "dist_token")[:num_prefix]]
@@ -190,7 +190,7 @@ def rows_of(kernel: Tensor) -> Tensor:
     return kernel.squeeze(1).transpose(1, 2).flatten(1)
 
 
-def statistics(config: VitConfig) -> Weights:
+def statistics(config: EncoderConfig) -> Weights:
     """Return the input statistics as buffers; published files do not contain them."""
     return {
         "batch_norm.running_mean": torch.tensor([config.input_mean]),
@@ -199,7 +199,7 @@ def statistics(config: VitConfig) -> Weights:
     }
 
 
-def meta_weights(kind: type[Vit], config: Any) -> Weights:
+def meta_weights(kind: type[Encoder], config: Any) -> Weights:
     """Return the state dict of a model on the meta device: names and shapes only."""
     with torch.device("meta"):
         weights: Weights = kind(config).state_dict()
@@ -237,7 +237,7 @@ def tensor_of(state: State, key: str, ndim: int) -> Tensor:
     return value
 
 
-def check_same(config: VitConfig, pretrained: Mapping[str, Any]) -> None:
+def check_same(config: EncoderConfig, pretrained: Mapping[str, Any]) -> None:
     """Refuse a configuration that differs from these fields of the pretrained model.
 
     Raises:
@@ -252,7 +252,7 @@ def check_same(config: VitConfig, pretrained: Mapping[str, Any]) -> None:
         raise ValueError("; ".join(differing))
 
 
-def _fit_image_positions(config: VitConfig, table: Tensor, is_image: bool) -> Tensor:
+def _fit_image_positions(config: EncoderConfig, table: Tensor, is_image: bool) -> Tensor:
     """Fit the positions of a square image, or a spectrogram like ours, to our grid (mel-first)."""
     along_time, along_mel = config.position_grid
     num_prefix = config.prefix_tokens

@@ -1,0 +1,73 @@
+"""Fields of configurations: a default, a help text and rules that one function checks."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+def setting(
+    default: Any,
+    *,
+    help: str,  # noqa: A002
+    minimum: int | None = None,
+    choices: tuple[Any, ...] = (),
+    probability: bool = False,
+    positive: bool = False,
+) -> Any:
+    """Return a dataclass field with a help text and the rules of :func:`check_fields`.
+
+    Args:
+        default: value if the key is not set. If it is ``None``, the rules do not apply to ``None``.
+        help: help text.
+        minimum: the value is an integer of at least this.
+        choices: the value is one of these.
+        probability: the value is from 0 to below 1.
+        positive: the value is above 0.
+    """
+    rules = {
+        "minimum": minimum,
+        "choices": choices,
+        "probability": probability,
+        "positive": positive,
+    }
+    return dataclasses.field(default=default, metadata={"help": help, **rules})
+
+
+def other_default(config: type, key: str, default: Any) -> Any:
+    """Return a field like that of another configuration, with a default of its own."""
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    return dataclasses.field(default=default, metadata=fields[key].metadata)
+
+
+def check_fields(values: Any, config: Any = None, section: str = "") -> None:
+    """Check values by the rules of their fields.
+
+    Args:
+        values: object with the fields as attributes.
+        config: dataclass with the fields; default: ``values`` itself.
+        section: prefix of the keys in messages, such as ``model.``.
+
+    Raises:
+        ValueError: a value is invalid; the message names the key, the value and what is valid.
+    """
+    for field in dataclasses.fields(values if config is None else config):
+        value = getattr(values, field.name)
+        if "minimum" not in field.metadata or (value is None and field.default is None):
+            continue
+        if problem := _problem(value, field.metadata):
+            raise ValueError(f"{section}{field.name}={value!r}; must be {problem}")
+
+
+def _problem(value: Any, rules: Any) -> str:
+    """Return what a value must be, if it breaks a rule; else an empty text."""
+    minimum = rules["minimum"]
+    if minimum is not None and (not isinstance(value, int) or value < minimum):
+        return f"an integer >= {minimum}"
+    if rules["choices"] and value not in rules["choices"]:
+        return f"one of {', '.join(str(choice) for choice in rules['choices'])}"
+    if rules["probability"] and not 0 <= value < 1:
+        return "a probability from 0 to below 1"
+    if rules["positive"] and not value > 0:
+        return "positive"
+    return ""
