@@ -76,7 +76,7 @@ def assert_padding_changes_nothing(model: Any, clips: Clips, predicted: Iterable
     pooled = model.pooled(clips.source, clips.lengths)
     for row, (wave, mask) in enumerate(zip(clips.waves, clips.masks, strict=True)):
         source = wave.unsqueeze(0)
-        alone = model(source, None, mask.visible_ids, mask.masked_ids)
+        alone = model(source, None, mask)
         count = mask.masked_ids.shape[1]
         assert together.valid is not None
         assert together.valid[row].sum() == count

@@ -25,7 +25,7 @@ from mae_ast.core.models.config import (
     SsastConfig,
     VitConfig,
 )
-from mae_ast.core.models.encoder import Vit, encoder_only
+from mae_ast.core.models.encoder import Encoder, encoder_only
 from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.ssast import Ssast
@@ -128,7 +128,7 @@ def loss_of(model: nn.Module, batch: Batch) -> Tensor:
     """Return the training loss, or a substitute that depends on all outputs."""
     if isinstance(model, (MaeAst, Ssast, AudioMae)):
         mask = batch.mask
-        out = model(batch.source, batch.lengths, mask.visible_ids, mask.masked_ids, mask.padded)
+        out = model(batch.source, batch.lengths, mask)
         loss = 10 * reconstruction_loss(out.reconstruction, out.target, out.valid)
         if out.classification is not None:
             loss = loss + info_nce_loss(out.classification, out.target, out.valid).loss

@@ -16,7 +16,7 @@ from mae_ast.core.checkpoints.audio_mae_release import write_audio_mae
 from mae_ast.core.checkpoints.timm import to_timm
 from mae_ast.core.models.audio_mae import AudioMae
 from mae_ast.core.models.config import AudioMaeConfig, VitConfig
-from mae_ast.core.models.encoder import Vit, encoder_only
+from mae_ast.core.models.encoder import Encoder, encoder_only
 from mae_ast.evaluate.probe import with_random_weights as untrained
 from mae_ast.finetune import initialize
 from mae_ast.finetune.checkpoint import encoder_of
@@ -185,7 +185,7 @@ def test_learned_positions_are_initialised_from_the_fixed_ones():
         prefix_tokens=1,
         position_frames=1024,
     )
-    model = Vit(config).eval()
+    model = Encoder(config).eval()
     start_from(model, pretrained)
     wave = speech_like(1024 * 160 + 240).unsqueeze(0)
     for ours, theirs in zip(model.hidden_states(wave), pretrained.hidden_states(wave), strict=True):
@@ -229,6 +229,6 @@ def test_invalid_encoder_weights_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"model\.encoder_weights=nothing\.pth: .*timm:"):
         initialize.start_encoder(model, "nothing.pth")
     config = VitConfig(encoder_layers=3, encoder_embed_dim=24, encoder_attention_heads=1)
-    torch.save(to_timm(config, Vit(config).state_dict()), tmp_path / "a.pth")
+    torch.save(to_timm(config, Encoder(config).state_dict()), tmp_path / "a.pth")
     with pytest.raises(ValueError, match=r"encoder_weights=.*a\.pth: encoder_layers=2 differs"):
         initialize.start_encoder(model, str(tmp_path / "a.pth"))

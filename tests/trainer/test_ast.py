@@ -19,7 +19,7 @@ from mae_ast.core.checkpoints.timm import from_timm
 from mae_ast.core.io.audio import read_audio
 from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.config import AUDIOSET_MEAN, AUDIOSET_STD, AstConfig
-from mae_ast.core.models.encoder import Vit
+from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.models.ssast import Ssast
 from mae_ast.finetune.checkpoint import FineTuned, load_finetuned
 from mae_ast.finetune.initialize import finetuning_config, start_from
@@ -272,7 +272,7 @@ def test_ssast_fine_tunes_with_overlapping_patches(
     assert len(log["train_inner"]) == 3
     finetune_ssast(*IDLE, "model.input_mean=null", "model.input_std=null")
     pretrained = tiny_ssast()
-    by_hand = Vit(finetuning_config(pretrained.config, 100)).eval()
+    by_hand = Encoder(finetuning_config(pretrained.config, 100)).eval()
     assert by_hand.config.position_grid == (9, 12)
     start_from(by_hand, pretrained)
     found = load_finetuned(tmp_path)

@@ -20,7 +20,7 @@ from mae_ast.core.frontend.fbank import num_samples_of_frames
 from mae_ast.core.models.audio_mae import AudioMae
 from mae_ast.core.models.classifier import Classifier
 from mae_ast.core.models.config import AudioMaeConfig, VitConfig
-from mae_ast.core.models.encoder import Vit
+from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.models.registry import parse_config
 from mae_ast.finetune.checkpoint import load_finetuned
 from tests.core.vits import with_random_weights
@@ -41,7 +41,7 @@ def test_preset_masks_80_percent_and_is_a_vit_b() -> None:
     mask_type = settings["task"]["mask_type"]
     config = parse_config(settings["model"])
     assert config == AudioMaeConfig(precision="auto")
-    config.validate(mask_type)
+    config.check_pretraining(mask_type)
     longest = settings["task"]["max_sample_size"]
     assert longest == num_samples_of_frames(1024)
     silence = torch.zeros(longest, dtype=torch.int16)
@@ -122,7 +122,7 @@ def test_other_sizes_named_in_the_preset(size: str, width: int, layers: int) -> 
     (line,) = re.findall(rf"^#   ViT-{size}: (.*)$", text, re.MULTILINE)
     settings = OmegaConf.merge(preset("audio_mae"), OmegaConf.from_dotlist(line.split()))
     config = parse_config(OmegaConf.to_container(settings.model))
-    config.validate("random_mask")
+    config.check_pretraining("random_mask")
     assert (config.encoder_embed_dim, config.encoder_layers) == (width, layers)
     assert config.encoder_ffn_embed_dim == 4 * width
     assert config.encoder_attention_heads == width // 64
@@ -160,7 +160,7 @@ def test_initialises_the_encoder_from_timm(corpus: Path, train_here: Train, tmp_
         encoder_attention_heads=4,
         prefix_tokens=1,
     )
-    theirs = to_timm(config, with_random_weights(Vit(config)).state_dict())
+    theirs = to_timm(config, with_random_weights(Encoder(config)).state_dict())
     torch.save(theirs, tmp_path / "vit.pth")
     idle = (
         *("optimization.max_update=1", "optimization.lr=[1e-20]", "dataset.num_workers=0"),

@@ -42,7 +42,7 @@ def test_presets_mask_400_of_512_patches(name: str) -> None:
     settings = preset(name)
     mask_type = settings["task"]["mask_type"]
     config = parse_config(settings["model"])
-    config.validate(mask_type)
+    config.check_pretraining(mask_type)
     longest = settings["task"]["max_sample_size"]
     assert longest == num_samples_of_frames(config.position_frames)
     silence = torch.zeros(longest, dtype=torch.int16)

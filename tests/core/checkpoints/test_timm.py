@@ -23,7 +23,7 @@ from mae_ast.core.checkpoints.timm import from_timm, to_timm
 from mae_ast.core.checkpoints.wrappers import unwrap
 from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.config import AstConfig, SsastConfig, VitConfig
-from mae_ast.core.models.encoder import Vit
+from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.models.ssast import Ssast
 from mae_ast.finetune.initialize import start_from
 from tests.core.vits import FRAME_TOKENS, SMALL, log_mel_like, with_random_weights
@@ -96,7 +96,7 @@ def test_hugging_face_round_trip():
 
 @pytest.mark.parametrize("fields", [{}, FRAME_TOKENS, {"prefix_tokens": 1}], ids=str)
 def test_timm_round_trip(fields):
-    model = with_random_weights(Vit(VitConfig(**(SMALL | fields))))
+    model = with_random_weights(Encoder(VitConfig(**(SMALL | fields))))
     state = to_timm(model.config, model.state_dict())
     assert_same(from_timm(model.config, state), model.state_dict())
 
@@ -179,7 +179,7 @@ FORMATS: dict[str, Any] = {
         ),
     ),
     "timm": (
-        lambda: with_random_weights(Vit(VitConfig(**SMALL))),
+        lambda: with_random_weights(Encoder(VitConfig(**SMALL))),
         to_timm,
         from_timm,
         ("patch_embed.proj.bias", "pos_embed", "dist_token", "blocks.0.mlp.fc1.weight"),
@@ -262,7 +262,7 @@ def test_square_spectrogram_equals_greyscale_image():
     theirs = image_net(True)
     fields = {"encoder_ffn_embed_dim": 48, "position_frames": 128}
     config = VitConfig(**(SMALL | fields))
-    model = Vit(config).eval()
+    model = Encoder(config).eval()
     weights = from_timm(config, theirs.state_dict())
     model.load_state_dict(weights)
     theirs.set_input_size(img_size=(128, 128))

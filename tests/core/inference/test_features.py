@@ -32,8 +32,8 @@ OF_VIT = SMALL | {"encoder_embed_dim": 32, "encoder_attention_heads": 4}
 VITS = {
     "ast": lambda: Ast(AstConfig(**OF_VIT)),
     "ssast": lambda: Ssast(SsastConfig(**OF_VIT, **FRAME_TOKENS)),
-    "padded": lambda: Vit(finetuning_config(SsastConfig(**OF_VIT), frames=300)),
-    "padded_frames": lambda: Vit(finetuning_config(SsastConfig(**OF_VIT, **FRAME_TOKENS), 300)),
+    "padded": lambda: Encoder(finetuning_config(SsastConfig(**OF_VIT), frames=300)),
+    "padded_frames": lambda: Encoder(finetuning_config(SsastConfig(**OF_VIT, **FRAME_TOKENS), 300)),
 }
 
 

@@ -209,7 +209,7 @@ def test_masked_patches_do_not_influence_the_prediction(decoder):
     hidden = hidden.repeat_interleave(16, 1).repeat_interleave(16, 2)
 
     def predict(x: Tensor) -> Tensor:
-        reconstruction = model(x, None, mask.visible_ids, mask.masked_ids).reconstruction
+        reconstruction = model(x, None, mask).reconstruction
         assert reconstruction is not None
         return reconstruction
 
@@ -235,7 +235,7 @@ def test_targets_are_normalised_per_patch_and_reconstructed():
     model = build().eval()
     source = log_mel_like(1, 96, 128)
     mask = random_mask(1, (6, 8), 0.8, torch.Generator().manual_seed(0))
-    prediction = model(source, None, mask.visible_ids, mask.masked_ids)
+    prediction = model(source, None, mask)
     assert_close(prediction.target.mean(2), torch.zeros(1, 39), rtol=0, atol=1e-4)
     assert_close(prediction.target.std(2), torch.ones(1, 39), rtol=0, atol=1e-2)
     perfect = dataclasses.replace(prediction, reconstruction=prediction.target)
@@ -243,7 +243,7 @@ def test_targets_are_normalised_per_patch_and_reconstructed():
     wanted = patches[0, mask.masked_ids[0]]
     assert_close(perfect.rebuilt()[0], wanted, rtol=0, atol=1e-4)
     plain = build(normalise_targets=False).eval()
-    assert_close(plain(source, None, mask.visible_ids, mask.masked_ids).target[0], wanted)
+    assert_close(plain(source, None, mask).target[0], wanted)
 
     result = reconstruct(model, source, mask)
     assert result.rebuilt.shape == result.original.shape == (1, 96, 128)
@@ -272,7 +272,7 @@ def test_clips_longer_than_1024_frames(decoder):
     short = model.positions((4, 8)).clone()
     wave = pcm16(speech_like(11 * 16_000)).unsqueeze(0)  # 68 columns, beyond 1024 frames
     mask = random_mask(1, (68, 8), 0.8, torch.Generator().manual_seed(0))
-    prediction = model(wave, None, mask.visible_ids, mask.masked_ids)
+    prediction = model(wave, None, mask)
     assert prediction.reconstruction.shape == (1, 68 * 8 - 108, 256)
     assert torch.equal(model.positions((68, 8))[:, : 1 + 32], short)
     classifier = Classifier(encoder_only(model), 24, HeadConfig(3, pool="tokens"))
@@ -390,13 +390,13 @@ def test_invalid_configuration_is_refused(fields, message):
 
 
 def test_pretraining_refuses_unsuitable_configurations():
-    AudioMaeConfig(decoder_layers=0).validate()
+    AudioMaeConfig(decoder_layers=0)
     with pytest.raises(ValueError, match="decoder_layers=0; pretraining needs a decoder"):
-        AudioMaeConfig(decoder_layers=0).validate("random_mask")
+        AudioMaeConfig(decoder_layers=0).check_pretraining("random_mask")
     overlap = AudioMaeConfig(ast_kernel_stride_time=10, ast_kernel_stride_chan=10)
     overlap.validate()
     with pytest.raises(ValueError, match="ast_kernel_stride_chan=10 differs from"):
-        overlap.validate("random_mask")
+        overlap.check_pretraining("random_mask")
     with pytest.raises(ValueError, match="patches overlap"):
         build(ast_kernel_stride_time=8)(
             torch.zeros(1, 64, 128), None, torch.arange(8)[None], torch.arange(8, 56)[None]

@@ -230,7 +230,7 @@ def test_invalid_heads_are_refused(values: tuple[Any, ...], words: str) -> None:
 
 
 def test_weight_decay_applies_to_matrices_only():
-    model = Vit(VitConfig(**SMALL))
+    model = Encoder(VitConfig(**SMALL))
     mark_weight_decay(model)
     decayed = {name for name, p in model.named_parameters() if not p.no_decay}
     assert decayed == {

@@ -12,7 +12,7 @@ from mae_ast.core.models.config import MaeAstConfig
 
 def test_default_configuration_is_valid():
     config = MaeAstConfig()
-    config.validate("chunk_mask")
+    config.check_pretraining("chunk_mask")
     assert config.patch_shape == PatchShape(time=16, mel=16)
 
 
@@ -44,7 +44,7 @@ def test_default_configuration_is_valid():
 )
 def test_invalid_configuration_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        MaeAstConfig(**fields).validate()
+        MaeAstConfig(**fields)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_masks_that_do_not_fit_the_patches_are_refused(mask_type, fields, messag
     config = MaeAstConfig(**fields)
     config.validate()
     with pytest.raises(ValueError, match=message):
-        config.validate(mask_type)
+        config.check_pretraining(mask_type)
 
 
 def test_from_mapping_ignores_other_keys():

@@ -51,7 +51,7 @@ class Clips:
 
     def predict(self, model: MaeAst) -> Prediction:
         mask = self.mask
-        return model(self.source, self.lengths, mask.visible_ids, mask.masked_ids, mask.padded)
+        return model(self.source, self.lengths, mask)
 
     def loss(self, model: MaeAst) -> Tensor:
         return loss_of(self.predict(model)) / self.num_masked
@@ -175,7 +175,7 @@ def test_no_gradient_is_zero_without_layerdrop(small_config):
 def capture_encoder_output(model: MaeAst, source: Tensor, mask: MaskIds) -> Tensor:
     caught = []
     handle = model.encoder.register_forward_hook(lambda *args: caught.append(args[2]))
-    model(source, None, mask.visible_ids, mask.masked_ids)
+    model(source, None, mask)
     handle.remove()
     return caught[0]
 
@@ -230,7 +230,7 @@ def test_loss_of_a_padded_batch_equals_single_clips(small_config, kernel, fields
     assert clips.mask.padded
     total = 0.0
     for row, (wave, mask) in enumerate(zip(clips.waves, clips.masks, strict=True)):
-        alone = model(wave.unsqueeze(0), None, mask.visible_ids, mask.masked_ids)
+        alone = model(wave.unsqueeze(0), None, mask)
         count = mask.masked_ids.shape[1]
         assert together.valid[row].tolist() == [n < count for n in range(len(together.valid[row]))]
         for name in ("reconstruction", "classification", "target"):

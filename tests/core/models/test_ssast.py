@@ -156,7 +156,7 @@ def test_features_equal_s3prl(tmp_path: Path, monkeypatch, kind):
     expert = expert_module.UpstreamExpert(str(path), f"tiny_{kind}", window_secs=1.0).eval()
     path.unlink()
 
-    model = Vit(finetuning_config(config, frames=100)).eval()
+    model = Encoder(finetuning_config(config, frames=100)).eval()
     start_from(model, pretrained)
     wave = speech_like(16_000)
     with torch.no_grad():
@@ -283,7 +283,7 @@ def test_masked_patches_influence_by_their_position_only(kernel):
     hidden = hidden.repeat_interleave(shape.time, 1).repeat_interleave(shape.mel, 2)
 
     def predict(x: Tensor, ids: MaskIds = mask) -> Prediction:
-        return model(x, None, ids.visible_ids, ids.masked_ids)
+        return model(x, None, ids)
 
     before = predict(source)
     elsewhere = torch.where(hidden, 50 * torch.randn(2, 64, 128), source)
@@ -316,7 +316,7 @@ def test_padding_of_input_frames_is_attended_to():
     together = clips.predict(model)
     states = model.hidden_states(clips.source, clips.lengths)
     for row, (wave, mask) in enumerate(zip(clips.waves, clips.masks, strict=True)):
-        alone = model(wave.unsqueeze(0), None, mask.visible_ids, mask.masked_ids)
+        alone = model(wave.unsqueeze(0), None, mask)
         count = mask.masked_ids.shape[1]
         assert_close(
             together.reconstruction[row, :count], alone.reconstruction[0], rtol=0, atol=1e-4
@@ -384,7 +384,7 @@ def test_finetuning_encoder_has_overlapping_patches_and_pretrained_weights():
     assert type(config) is not SsastConfig
     assert config.patch_shape == PatchShape(16, 16, 10, 10)
     assert config.position_grid == (9, 12)
-    model = Vit(config).eval()
+    model = Encoder(config).eval()
     start_from(model, pretrained)
     for name, value in model.state_dict().items():
         theirs = pretrained.state_dict()[name]
@@ -420,7 +420,7 @@ def test_pretraining_refuses_patches_that_overlap():
     config = SsastConfig(**(SMALL | fields))
     config.validate()
     with pytest.raises(ValueError, match="ast_kernel_stride_chan=10 differs from"):
-        config.validate("chunk_mask")
+        config.check_pretraining("chunk_mask")
     model = Ssast(config)
     with pytest.raises(ValueError, match="patches overlap"):
         model(torch.zeros(1, 64, 128), None, torch.arange(30)[None], torch.arange(30, 60)[None])
