@@ -66,8 +66,9 @@ def _problem(value: Any, rules: Any) -> str:
         return f"an integer >= {minimum}"
     if rules["choices"] and value not in rules["choices"]:
         return f"one of {', '.join(str(choice) for choice in rules['choices'])}"
-    if rules["probability"] and not 0 <= value < 1:
+    is_number = isinstance(value, (int, float))
+    if rules["probability"] and not (is_number and 0 <= value < 1):
         return "a probability from 0 to below 1"
-    if rules["positive"] and not value > 0:
+    if rules["positive"] and not (is_number and value > 0):
         return "positive"
     return ""
