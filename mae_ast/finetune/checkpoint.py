@@ -146,7 +146,7 @@ def _published(source: str | os.PathLike[str]) -> FineTuned:
     classifier = Classifier(encoder_only(model), config.encoder_embed_dim, head)
     for layer, weights in ((classifier.head[0], norm), (classifier.head[-1], linear)):
         layer.load_state_dict(weights.state_dict())
-    classifier.head[0].eps = config.head_layer_norm_eps  # type: ignore[assignment]
+    classifier.head[0].eps = config.head_layer_norm_eps
     return FineTuned(classifier, spec)
 
 
