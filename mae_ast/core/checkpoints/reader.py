@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from mae_ast.core.checkpoints import hf_ast, hf_ast_config
@@ -98,19 +99,37 @@ def file_of(path: str | os.PathLike[str]) -> Path:
 def build_with_weights(
     build: Callable[[], M], weights: Mapping[str, Any], path: str | os.PathLike[str]
 ) -> M:
-    """Build a model with given weights, in eval mode.
+    """Build a model with given weights, in eval mode, without initialising random ones first.
+
+    torch's random number generators are not used. The weights are copied, since they may be a
+    memory map of a file that is overwritten later.
 
     Args:
-        build: returns the model.
+        build: returns the model. It is called on the meta device; buffers that are not in the state
+            dict are computed by the method ``reset_buffers`` of their module, if it has one.
         weights: the model's state dict; the model's own dtypes are kept.
         path: the file's path, for error messages.
 
     Raises:
         CheckpointError: as :func:`check_weights`.
     """
-    model = build()
-    check_weights(model.state_dict(), weights, path)
-    model.load_state_dict(dict(weights))
+    with torch.device("meta"):
+        model = build()
+    wanted = model.state_dict()
+    check_weights(wanted, weights, path)
+    contiguous = torch.contiguous_format
+    copies = {
+        name: weights[name].detach().to(value.dtype, copy=True, memory_format=contiguous)
+        for name, value in wanted.items()
+    }
+    model.load_state_dict(copies, assign=True)
+    for module in model.modules():
+        if callable(reset := getattr(module, "reset_buffers", None)):
+            reset()
+    if any(buffer.is_meta for buffer in model.buffers()):
+        with torch.random.fork_rng(devices=[]):
+            model = build()
+        model.load_state_dict(copies)
     return model.eval()
 
 

@@ -45,7 +45,11 @@ class SinusoidalPositions(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.register_buffer("table", sinusoidal_positions(0, dim), persistent=False)
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
+        """Compute an empty table on the default device."""
+        self.register_buffer("table", sinusoidal_positions(0, self.dim), persistent=False)
 
     def forward(self, num_positions: int) -> Tensor:
         """Return the embeddings of positions 0 to num_positions - 1: (num_positions, D)."""
@@ -110,6 +114,10 @@ class GridPositions(nn.Module):
         self.num_prefix = num_prefix
         self.along_mel = along_mel
         self.dim = dim
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
+        """Compute a table without patches on the default device."""
         self.register_buffer("table", self._build(0), persistent=False)
 
     def forward(self, grid: tuple[int, int], num_steps: Tensor | None = None) -> Tensor:
