@@ -8,7 +8,6 @@ memory; both forms are read.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,32 +33,23 @@ _CLS, _DIST = f"{_EMBEDDINGS}cls_token", f"{_EMBEDDINGS}distillation_token"
 _POSITIONS = f"{_EMBEDDINGS}position_embeddings"
 _PATCHES = f"{_EMBEDDINGS}patch_embeddings.projection"
 
-# Modules of a layer: names on the hub -> ours.
+# Modules of a layer: names on the hub, names in memory in transformers 5 -> ours.
 _LAYER = {
-    "attention.attention.query": "self_attn.q_proj",
-    "attention.attention.key": "self_attn.k_proj",
-    "attention.attention.value": "self_attn.v_proj",
-    "attention.output.dense": "self_attn.out_proj",
-    "intermediate.dense": "fc1",
-    "output.dense": "fc2",
-    "layernorm_before": "self_attn_layer_norm",
-    "layernorm_after": "final_layer_norm",
+    ("attention.attention.query", "attention.q_proj"): "self_attn.q_proj",
+    ("attention.attention.key", "attention.k_proj"): "self_attn.k_proj",
+    ("attention.attention.value", "attention.v_proj"): "self_attn.v_proj",
+    ("attention.output.dense", "attention.o_proj"): "self_attn.out_proj",
+    ("intermediate.dense", "mlp.fc1"): "fc1",
+    ("output.dense", "mlp.fc2"): "fc2",
+    ("layernorm_before", "layernorm_before"): "self_attn_layer_norm",
+    ("layernorm_after", "layernorm_after"): "final_layer_norm",
 }
+_STACKS = (f"{_ROOT}encoder.layer.", f"{_ROOT}layers.")  # in the same order
 _MODULES = {
     f"{_ROOT}layernorm": "encoder.layer_norm",
     "classifier.layernorm": "head.layer_norm",
     "classifier.dense": "head.linear",
 }
-# Names of these modules in memory in transformers 5, where they differ -> names on the hub.
-_SHORT = {
-    "attention.q_proj": "attention.attention.query",
-    "attention.k_proj": "attention.attention.key",
-    "attention.v_proj": "attention.attention.value",
-    "attention.o_proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-}
-_SHORT_KEY = re.compile(re.escape(_ROOT) + r"layers\.(\d+)\.(.+)\.(weight|bias)")
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +71,8 @@ def from_hugging_face(config: AstConfig, state: State) -> Weights:
     Raises:
         ValueError: a key is missing, unknown, or of another shape; it is named.
     """
-    found = {_hub_name(str(key)): value for key, value in state.items()}
-    return read(_rows(config), config, found)
+    is_short = any(str(key).startswith(_STACKS[1]) for key in state)
+    return read(_rows(config, is_short), config, state)
 
 
 def read_folder(fields: Any, weights: Mapping[str, Any], path: Path) -> Checkpoint:
@@ -117,10 +107,10 @@ def read_folder(fields: Any, weights: Mapping[str, Any], path: Path) -> Checkpoi
     return Checkpoint(config, None, found, labels, independent=independent)
 
 
-def _rows(config: AstConfig) -> list[Row]:
+def _rows(config: AstConfig, is_short: bool = False) -> list[Row]:
     layers = {
-        f"{_ROOT}encoder.layer.*.{theirs}": f"encoder.layers.*.{ours}"
-        for theirs, ours in _LAYER.items()
+        f"{_STACKS[is_short]}*.{names[is_short]}": f"encoder.layers.*.{ours}"
+        for names, ours in _LAYER.items()
     }
     return [
         *embedding_rows(config, (_CLS, _DIST), _POSITIONS, _PATCHES),
@@ -128,14 +118,6 @@ def _rows(config: AstConfig) -> list[Row]:
         *modules(layers, config.encoder_layers),
         statistics_row(config),
     ]
-
-
-def _hub_name(key: str) -> str:
-    match = _SHORT_KEY.fullmatch(key)
-    if match is None:
-        return key
-    layer, module, kind = match.groups()
-    return f"{_ROOT}encoder.layer.{layer}.{_SHORT.get(module, module)}.{kind}"
 
 
 def _checkpoint(state: Content, path: Path) -> Checkpoint:
