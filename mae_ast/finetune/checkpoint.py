@@ -33,7 +33,6 @@ from mae_ast.core.models.classifier import Classifier, HeadConfig, to_scores
 from mae_ast.core.models.encoder import Encoder, encoder_only
 from mae_ast.core.models.registry import SYSTEMS, system_name
 from mae_ast.finetune.averaging import average
-from mae_ast.hub.load import PretrainedAst, load
 
 
 class FineTuned:
@@ -77,6 +76,8 @@ def encoder_of(source: str, random_weights: bool = False) -> Encoder:
     Raises:
         ValueError, FileNotFoundError: as :func:`mae_ast.load`.
     """
+    from mae_ast.hub.load import load  # imports the clients of the hub; pretraining needs none
+
     found: Encoder = encoder_only(load(source))
     if not random_weights:
         return found
@@ -124,6 +125,8 @@ def _is_published(source: str | os.PathLike[str]) -> bool:
 
 def _published(source: str | os.PathLike[str]) -> FineTuned:
     """Load a published AST, whose head uses the encoder's own pooled output."""
+    from mae_ast.hub.load import PretrainedAst, load  # as in encoder_of
+
     model = load(source)
     if not isinstance(model, PretrainedAst) or model.encoder_only:
         raise CheckpointError(

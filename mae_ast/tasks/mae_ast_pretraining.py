@@ -21,7 +21,6 @@ from mae_ast.core.inference.reconstruct import Reconstruction, reconstruct
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.models.encoder import Encoder
 from mae_ast.data.pretraining_dataset import PretrainingDataset
-from mae_ast.evaluate.plots import reconstruction_figure, to_array
 from mae_ast.tasks.audio_task import AudioTask, AudioTaskConfig, absolute
 
 if TYPE_CHECKING:
@@ -156,6 +155,8 @@ class MaeAstPretrainingTask(AudioTask):
         is_first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
         if not self.cfg.tensorboard_logdir or not is_first:
             return
+        from mae_ast.evaluate.plots import reconstruction_figure, to_array  # imports matplotlib
+
         if self._writer is None:
             # Its flush() ignores plots that another thread has not yet written to the file.
             folder = os.path.join(self.cfg.tensorboard_logdir, "pictures")
