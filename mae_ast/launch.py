@@ -30,14 +30,14 @@ def main() -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from mae_ast.console import describe
+    from mae_ast.console import describe, user_errors
     from mae_ast.trainer import preflight
     from mae_ast.trainer.settings import explain
 
     preflight.apply()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach this function
     try:
-        with hydra_job.leave_signals_to_jobs(sys.argv):
+        with user_errors(), hydra_job.leave_signals_to_jobs(sys.argv):
             cli_main()
     except (HydraException, OmegaConfBaseException) as error:
         arguments = get_args()
