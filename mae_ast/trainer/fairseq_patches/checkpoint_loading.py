@@ -177,7 +177,12 @@ def _with_start(load: Callable[..., Any]) -> Callable[..., Any]:
                 during.enter_context(_set(cfg, {"finetune_from_model": start.path}))
                 during.enter_context(_reading_with(_weights_for(model)))
                 during.enter_context(_keep_input_statistics(model, trainer.cfg.model, start.source))
-            return load(cfg, trainer, *args, **kwargs)
+            try:
+                return load(cfg, trainer, *args, **kwargs)
+            except Exception as error:  # the trainer's, which does not say what does not match
+                if isinstance(error.__context__, CheckpointError):
+                    raise error.__context__ from None
+                raise
 
     return wrapper
 
