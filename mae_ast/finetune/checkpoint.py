@@ -29,7 +29,6 @@ from mae_ast.core.io.near_files import suggestion
 from mae_ast.core.io.plural import plural
 from mae_ast.core.models.classifier import Classifier, HeadConfig, to_scores
 from mae_ast.finetune.averaging import average
-from mae_ast.hub.load import PretrainedAst, load
 
 
 class FineTuned:
@@ -99,6 +98,8 @@ def _is_published(source: str | os.PathLike[str]) -> bool:
 
 def _published(source: str | os.PathLike[str]) -> FineTuned:
     """Load a published AST, whose head uses the encoder's own pooled output."""
+    from mae_ast.hub.load import PretrainedAst, load  # as in encoder_of
+
     model = load(source)
     if not isinstance(model, PretrainedAst) or model.encoder_only:
         raise CheckpointError(

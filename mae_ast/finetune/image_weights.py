@@ -11,7 +11,6 @@ from mae_ast.core.checkpoints.reader import read_state
 from mae_ast.core.checkpoints.timm import Weights, from_timm, is_timm
 from mae_ast.core.checkpoints.wrappers import MODEL
 from mae_ast.core.models.config import EncoderConfig
-from mae_ast.hub.offline import cache_if_unreachable, offline_advice
 
 TIMM = "timm:"  # prefix of names of timm models
 _TORCH_FILES = (".pth", ".pt", ".bin")
@@ -56,6 +55,8 @@ def _from_timm_package(name: str, pretrained: bool) -> Any:
         raise ValueError(f"timm {timm.__version__} has no model {name!r}{hint}")
     if not pretrained:
         return timm.create_model(name, pretrained=False)
+    from mae_ast.hub.offline import cache_if_unreachable, offline_advice  # imports the hub's client
+
     with cache_if_unreachable() as offline:
         try:
             return timm.create_model(name, pretrained=True)

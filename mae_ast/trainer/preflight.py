@@ -15,7 +15,6 @@ from hydra._internal.callbacks import Callbacks
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict, read_write
 
-from mae_ast.console import user_errors
 from mae_ast.core.checkpoints.run_files import list_checkpoints
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.tasks.audio_task import AudioTask
@@ -58,7 +57,7 @@ def check(config: Any) -> None:
         config: composed settings, with hydra's own in ``config.hydra``.
 
     Raises:
-        SystemExit: with one line that names the setting or file and what would be valid.
+        ValueError, FileNotFoundError: names the setting or file and what would be valid.
     """
     HydraConfig.instance().set_config(config)  # knows the original working directory
     cfg = copy.deepcopy(config)
@@ -70,12 +69,11 @@ def check(config: Any) -> None:
     if kind is None or not issubclass(kind, AudioTask):
         return  # one of fairseq's tasks, which have their own checks
     if OmegaConf.is_missing(cfg.task, "data"):
-        raise SystemExit("mae-ast: error: task.data is missing: the folder of the manifests")
-    with user_errors():
-        if cfg.dataset.max_tokens is None and cfg.dataset.batch_size is None:
-            raise ValueError("set dataset.max_tokens or dataset.batch_size, the size of a batch")
-        _check_start(cfg.checkpoint, Path(config.hydra.run.dir))
-        _check_parts(kind, cfg)
+        raise ValueError("task.data is missing: the folder of the manifests")
+    if cfg.dataset.max_tokens is None and cfg.dataset.batch_size is None:
+        raise ValueError("set dataset.max_tokens or dataset.batch_size, the size of a batch")
+    _check_start(cfg.checkpoint, Path(config.hydra.run.dir))
+    _check_parts(kind, cfg)
 
 
 def _check_start(checkpoint: Any, folder: Path) -> None:

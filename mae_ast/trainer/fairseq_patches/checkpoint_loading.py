@@ -21,7 +21,6 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
-from mae_ast.console import user_errors
 from mae_ast.core.checkpoints.reader import CheckpointError, file_of, read_checkpoint, read_state
 from mae_ast.core.checkpoints.run_files import (
     LAST,
@@ -162,7 +161,7 @@ def _with_start(load: Callable[..., Any]) -> Callable[..., Any]:
         if trainer.checkpoint_suffix or cfg.continue_once:  # sharded: left to fairseq
             return load(cfg, trainer, *args, **kwargs)
         last = os.path.join(cfg.save_dir, LAST)
-        with user_errors(), ExitStack() as during:
+        with ExitStack() as during:
             start = _find_start_on_rank_0(cfg, trainer, f"mae_ast/start/{next(numbers)}")
             if start is None:
                 during.enter_context(_override_file_checks({last: False}))
@@ -178,7 +177,12 @@ def _with_start(load: Callable[..., Any]) -> Callable[..., Any]:
                 during.enter_context(_set(cfg, {"finetune_from_model": start.path}))
                 during.enter_context(_reading_with(_weights_for(model)))
                 during.enter_context(_keep_input_statistics(model, trainer.cfg.model, start.source))
-            return load(cfg, trainer, *args, **kwargs)
+            try:
+                return load(cfg, trainer, *args, **kwargs)
+            except Exception as error:  # the trainer's, which does not say what does not match
+                if isinstance(error.__context__, CheckpointError):
+                    raise error.__context__ from None
+                raise
 
     return wrapper
 

@@ -22,12 +22,12 @@ def configure(training: Any) -> None:
         training: settings ``distributed_training.*``; changed in place.
 
     Raises:
-        SystemExit: with one line, if ``ddp_backend`` needs GPUs.
+        ValueError: ``ddp_backend`` needs GPUs.
     """
     if training.ddp_backend not in (*_NEEDS_DEVICES, *_WORKS):
-        raise SystemExit(
-            f"mae-ast: error: distributed_training.ddp_backend={training.ddp_backend} needs GPUs; "
-            "set it to legacy_ddp on a CPU"
+        raise ValueError(
+            f"distributed_training.ddp_backend={training.ddp_backend} needs GPUs; set it to "
+            "legacy_ddp on a CPU"
         )
     if training.ddp_backend in _NEEDS_DEVICES:
         training.ddp_backend = _WORKS[0]
@@ -40,13 +40,12 @@ def check_ranks(training: Any) -> None:
     """Refuse a rank given to a command that starts processes for all ranks.
 
     Raises:
-        SystemExit: with one line that names the setting and what would be valid.
+        ValueError: names the setting and what would be valid.
     """
     if training.distributed_rank and not training.distributed_no_spawn:
-        raise SystemExit(
-            f"mae-ast: error: distributed_training.distributed_rank={training.distributed_rank} on "
-            "a CPU requires one command per rank; add "
-            "distributed_training.distributed_no_spawn=true"
+        raise ValueError(
+            f"distributed_training.distributed_rank={training.distributed_rank} on a CPU requires "
+            "one command per rank; add distributed_training.distributed_no_spawn=true"
         )
 
 

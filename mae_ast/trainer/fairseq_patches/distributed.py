@@ -49,13 +49,13 @@ def configure_devices(cfg: Any) -> None:
     """Adapt the settings to this machine's devices; refuse those that they do not support.
 
     Raises:
-        SystemExit: with one line that names the setting and what would be valid.
+        ValueError: names the setting and what would be valid.
     """
     on_gpu = _on_gpu(cfg)
     if cfg.common.fp16 and not on_gpu:
         reason = "common.cpu=true" if cfg.common.cpu else "this machine has none"
-        raise SystemExit(
-            f"mae-ast: error: common.fp16=true needs a GPU ({reason}); set it to false, and use "
+        raise ValueError(
+            f"common.fp16=true needs a GPU ({reason}); set it to false, and use "
             "model.precision=bfloat16 for speed on a CPU"
         )
     if _are_several(cfg):
@@ -74,11 +74,11 @@ def _are_several(cfg: Any) -> bool:
 def _check_gpus(training: Any) -> None:
     has_rendezvous = training.distributed_init_method is not None or _is_launched()
     if not has_rendezvous and torch.cuda.device_count() < training.distributed_world_size:
-        raise SystemExit(
-            "mae-ast: error: distributed_training.distributed_world_size="
-            f"{training.distributed_world_size}, but this machine has "
-            f"{plural(torch.cuda.device_count(), 'GPU')}; lower it, add common.cpu=true, or start "
-            "the run on several machines with torchrun or SLURM (docs/clusters.md)"
+        raise ValueError(
+            f"distributed_training.distributed_world_size={training.distributed_world_size}, but "
+            f"this machine has {plural(torch.cuda.device_count(), 'GPU')}; lower it, add "
+            "common.cpu=true, or start the run on several machines with torchrun or SLURM "
+            "(docs/clusters.md)"
         )
 
 
@@ -151,7 +151,7 @@ def _spawn(cfg: Any, main: Callable[..., None], kwargs: dict[str, Any], count: i
     training.distributed_rank = None  # each process sets its own
     spawn: Any = torch.multiprocessing.spawn  # type: ignore[attr-defined]
     with stop_request.spawning():
-        ranks = spawn(utils.distributed_main, (main, cfg, kwargs), nprocs=count, join=False)
+        ranks = spawn(spawned_rank, (main, cfg, kwargs), nprocs=count, join=False)
     while not ranks.join():
         pass
 
