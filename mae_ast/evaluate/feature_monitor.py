@@ -25,6 +25,7 @@ from torch import Tensor
 from mae_ast.core.frontend.fbank import fbank
 from mae_ast.core.inference.features import WINDOW_S, extract_features
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
+from mae_ast.core.io.first_line import first_line
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.io.plural import plural
 from mae_ast.core.models.encoder import Encoder
@@ -182,7 +183,7 @@ class PeriodicMonitor:
             if self._log_mel is None:
                 self._log_mel = self.monitor.log_mel_metrics(model)
         except (ValueError, OSError, RuntimeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             logger.warning(f"no feature metrics after update {num_updates}: {reason}")
             return
         found |= {f"log_mel_{name}": value for name, value in self._log_mel.items()}

@@ -20,6 +20,7 @@ from mae_ast.core.checkpoints.timm import (
     without,
 )
 from mae_ast.core.checkpoints.wrappers import MODEL
+from mae_ast.core.io.first_line import first_line
 from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.audio_mae import AudioMae
 from mae_ast.core.models.config import AstConfig, VitConfig
@@ -163,7 +164,7 @@ def _from_timm_package(name: str, key: str, pretrained: bool) -> Any:
     except Exception as error:  # timm imports torchvision, which may not match torch
         raise ValueError(
             f"{key}={TIMM}{name} needs the package timm, which cannot be imported "
-            f"({_one_line(error)}); pip install 'mae-ast[timm]'"
+            f"({first_line(error)}); pip install 'mae-ast[timm]'"
         ) from error
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
@@ -175,7 +176,7 @@ def _from_timm_package(name: str, key: str, pretrained: bool) -> Any:
         try:
             return timm.create_model(name, pretrained=True)
         except Exception as error:  # network, hub or cache errors, of many classes
-            reason = _one_line(error)
+            reason = first_line(error)
             if offline:
                 reason = f"not in the cache, and {offline}; {offline_advice()}"
             raise FileNotFoundError(
@@ -200,10 +201,6 @@ def _timm_state(path: Path) -> Mapping[str, Any] | None:
         return None
     state = read_state(path).get(MODEL)
     return state if isinstance(state, Mapping) and is_timm(state) else None
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def finetuning_config(
