@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from mae_ast.core.io.atomic import file_lock
 from mae_ast.core.io.manifest import Manifest, ManifestError, write_manifest
 from mae_ast.evaluate import extract as extraction
-from mae_ast.evaluate.extract import What, extract, parse_shard
+from mae_ast.evaluate.extract import Extraction, extract, parse_shard
 from mae_ast.hub.load import PretrainedMaeAst
 from tests.sounds import speech_like
 
@@ -23,7 +24,8 @@ BAD, SHORT = 4, 3  # rows of a clip without audio and of one shorter than a patc
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch):
-    monkeypatch.setattr(extraction, "BATCH_SAMPLES", 40_000)
+    few = partial(extraction.clip_batches, batch_samples=40_000)
+    monkeypatch.setattr(extraction, "clip_batches", few)
 
 
 @pytest.fixture
@@ -44,13 +46,13 @@ def model(small_config) -> PretrainedMaeAst:
     return PretrainedMaeAst(small_config((16, 32)), "random_mask").eval()
 
 
-def what(**fields) -> What:
+def wanted(**fields) -> Extraction:
     values = {"layer": 2, "pool": False, "tokens": False, "shard": 0, "shards": 1}
-    return What(**(values | fields))
+    return Extraction(**(values | fields))
 
 
 def run(model, manifest, out, **fields):
-    return extract(model, manifest, out, what(**fields))
+    return extract(model, manifest, out, wanted(**fields))
 
 
 def stored(path: Path) -> list[np.ndarray]:
@@ -197,7 +199,7 @@ def test_rejects_a_changed_manifest(model, manifest, tmp_path):
 def test_features_without_a_description_are_not_overwritten(model, manifest, tmp_path):
     (tmp_path / "valid_0_1.npy").write_bytes(b"features")
     with pytest.raises(ValueError, match=r"valid_0_1\.npy: exists, but valid_0_1\.json"):
-        extract(model, manifest, tmp_path, What(1, False, False, 0, 1))
+        extract(model, manifest, tmp_path, Extraction(1, False, False, 0, 1))
     assert (tmp_path / "valid_0_1.npy").read_bytes() == b"features"
 
 
