@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from torch import Tensor
 from mae_ast.core.frontend.fbank import fbank
 from mae_ast.core.inference.features import extract_features
 from mae_ast.core.io.manifest import Manifest
+from mae_ast.core.io.progress import Progress
 from mae_ast.core.models.encoder import Encoder
-from mae_ast.evaluate.read_clips import Batch, check_any
+from mae_ast.evaluate.read_clips import Batch, check_any, for_each_batch
 
 NOT_FINITE = "the model's features are not finite; its training has diverged"
 
@@ -21,15 +23,24 @@ Embedding = Callable[[list[Tensor]], Tensor]
 
 
 def embed(
-    batches: Iterator[Batch], embedding: Embedding, manifest: Manifest, path: Path | None = None
+    manifest: Manifest,
+    embedding: Embedding,
+    min_samples: int,
+    path: Path | None = None,
+    *,
+    max_samples: int | None = None,
+    level: int = logging.WARNING,
+    progress: Progress | None = None,
 ) -> tuple[np.ndarray, list[int]]:
     """Embed clips, skipping unusable ones.
 
     Args:
-        batches: clips of ``manifest``, from :func:`~mae_ast.evaluate.read_clips.clip_batches`.
-        embedding: function of n clips that returns (n, layers, D).
         manifest: manifest of the clips.
+        embedding: function of n clips that returns (n, layers, D).
+        min_samples: minimum length of a clip at 16 kHz.
         path: ``.npy`` file in which the embeddings are memory-mapped; ``None``: in memory.
+        max_samples, level, progress: as in
+            :func:`~mae_ast.evaluate.read_clips.for_each_batch`.
 
     Returns:
         The embeddings of the usable clips, (R, layers, D) float32, and their rows.
@@ -40,9 +51,11 @@ def embed(
     """
     used: list[int] = []
     found = np.empty(0, np.float32)
-    for batch in batches:
+
+    def add(batch: Batch) -> None:
+        nonlocal found
         if not batch.clips:
-            continue
+            return
         values = embedding(list(batch.clips.values()))
         if not bool(values.isfinite().all()):
             raise ValueError(NOT_FINITE)
@@ -50,7 +63,11 @@ def embed(
             shape = (len(manifest), *values.shape[1:])
             found = np.empty(shape, np.float32) if path is None else _mapped(path, shape)
         found[len(used) : len(used) + len(values)] = values.numpy()
-        used += batch.clips
+        used.extend(batch.clips)
+
+    for_each_batch(
+        manifest, min_samples, add, max_samples=max_samples, level=level, progress=progress
+    )
     check_any(len(used), manifest)
     return found[: len(used)], used
 

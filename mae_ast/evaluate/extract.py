@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from mae_ast.core.io.atomic import atomic_write, file_lock
-from mae_ast.core.io.manifest import Manifest, ManifestError, Progress
+from mae_ast.core.io.manifest import Manifest, ManifestError
 from mae_ast.core.io.plural import plural
+from mae_ast.core.io.progress import Progress
 from mae_ast.evaluate.embeddings import NOT_FINITE
-from mae_ast.evaluate.read_clips import Batch, clip_batches
+from mae_ast.evaluate.read_clips import Batch, for_each_batch
 from mae_ast.hub.load import Pretrained
 
 _HEADER_BYTES = 128  # size of the .npy header: fixed, so that it can be written last
@@ -107,8 +108,11 @@ def extract(
     with file_lock(done), files:
         remaining = rows[files.num_clips :]
         min_samples = model.patch_shape.min_samples
-        for batch in clip_batches(manifest, min_samples, remaining, progress=progress):
+
+        def write(batch: Batch) -> None:
             files.write(_features(model, batch, wanted))
+
+        for_each_batch(manifest, min_samples, write, remaining, progress=progress)
         files.finish()
     return done, files.num_bad()
 

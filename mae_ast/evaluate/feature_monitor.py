@@ -29,7 +29,6 @@ from mae_ast.core.models.encoder import Encoder
 from mae_ast.evaluate.embeddings import Embedding, embed, mean_log_mel, mean_of_layers
 from mae_ast.evaluate.probe import ProbeData, rank_me, score
 from mae_ast.evaluate.probe_data import match_classes, read_labelled
-from mae_ast.evaluate.read_clips import clip_batches
 
 logger = logging.getLogger("health")
 
@@ -197,8 +196,7 @@ def _embed(
     manifest: Manifest, min_samples: int, embedding: Embedding
 ) -> tuple[np.ndarray, list[int]]:
     """Embed the beginnings of clips; skipped ones are counted by the caller, not logged."""
-    batches = clip_batches(manifest, min_samples, max_samples=CLIP_SAMPLES, level=logging.DEBUG)
-    return embed(batches, embedding, manifest)
+    return embed(manifest, embedding, min_samples, max_samples=CLIP_SAMPLES, level=logging.DEBUG)
 
 
 def _some_layers(count: int) -> list[int]:

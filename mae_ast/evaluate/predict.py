@@ -9,9 +9,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mae_ast.core.inference.whole_clips import BATCH_SAMPLES
 from mae_ast.core.io.audio import SAMPLE_RATE
-from mae_ast.core.io.manifest import Manifest, Progress
+from mae_ast.core.io.manifest import Manifest
+from mae_ast.core.io.progress import Progress
 from mae_ast.core.io.recordings import Waveform, path_of, read_recording
-from mae_ast.evaluate.read_clips import check_any, check_length, clip_batches
+from mae_ast.evaluate.read_clips import Batch, check_any, check_length, for_each_batch
 from mae_ast.finetune.checkpoint import FineTuned
 
 
@@ -36,16 +37,20 @@ def score_manifest(
     order = np.argsort(manifest.num_samples, kind="stable").tolist()  # similar lengths in a batch
     scores = np.zeros((len(manifest), len(classifier.labels)), dtype=np.float32)
     used = np.zeros(len(manifest), dtype=bool)
-    for batch in clip_batches(
-        manifest,
-        _min_samples(classifier),
-        order,
-        batch_samples=BATCH_SAMPLES,
-        progress=progress,
-    ):
+
+    def score(batch: Batch) -> None:
         if rows := list(batch.clips):
             scores[rows] = _score(classifier, list(batch.clips.values()))
             used[rows] = True
+
+    for_each_batch(
+        manifest,
+        _min_samples(classifier),
+        score,
+        order,
+        batch_samples=BATCH_SAMPLES,
+        progress=progress,
+    )
     check_any(int(used.sum()), manifest)
     return scores, used
 

@@ -26,9 +26,9 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mae_ast.core.io.labels import Labels
-from mae_ast.core.io.manifest import Manifest, Progress
+from mae_ast.core.io.manifest import Manifest
+from mae_ast.core.io.progress import Progress
 from mae_ast.evaluate.embeddings import embed, mean_log_mel, mean_of_layers
-from mae_ast.evaluate.read_clips import clip_batches
 from mae_ast.hub.load import Pretrained
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # scikit-learn's C: smaller is more regularisation
@@ -113,9 +113,10 @@ def probe(
         with tempfile.TemporaryDirectory() as folder:
             found = []
             for number, part in enumerate(sets):
-                batches = clip_batches(part.manifest, min_samples, progress=progress)
                 path = Path(folder) / f"{number}.npy"
-                embedded, used = embed(batches, embedding, part.manifest, path)
+                embedded, used = embed(
+                    part.manifest, embedding, min_samples, path, progress=progress
+                )
                 if len(used) < len(part.targets):  # later passes do not read the skipped clips
                     sets[number] = part.take(used)
                 found.append(embedded)

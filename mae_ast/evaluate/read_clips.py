@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from typing import NamedTuple
 
 from torch import Tensor
 
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
-from mae_ast.core.io.manifest import Manifest, Progress
+from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.io.plural import plural
+from mae_ast.core.io.progress import Progress, run_steps
 from mae_ast.core.io.read_ahead import map_ahead
 
 BATCH_SAMPLES = 640 * SAMPLE_RATE  # samples per batch, padding included
@@ -31,21 +33,23 @@ class Batch(NamedTuple):
     clips: dict[int, Tensor]
 
 
-def clip_batches(
+def for_each_batch(
     manifest: Manifest,
     min_samples: int,
+    use: Callable[[Batch], None],
     rows: Iterable[int] | None = None,
     *,
     max_samples: int | None = None,
     batch_samples: int = BATCH_SAMPLES,
     level: int = logging.WARNING,
     progress: Progress | None = None,
-) -> Iterator[Batch]:
-    """Yield the clips of a manifest in batches.
+) -> None:
+    """Call a function with the clips of a manifest, batch by batch.
 
     Args:
         manifest: manifest of the clips.
         min_samples: minimum length of a clip at 16 kHz; shorter ones are skipped.
+        use: function of a batch.
         rows: rows to read, in this order; default: all.
         max_samples: longer clips are cut to their beginning.
         batch_samples: maximum size of a batch, number of clips times the longest, of more than one
@@ -58,13 +62,13 @@ def clip_batches(
     def read(row: int) -> Tensor | None:
         return read_or_skip(manifest, row, min_samples, max_samples, level)
 
-    done = iter(listed if progress is None else progress(listed, len(listed)))
-    next(done, None)  # shows the bar
-    clips = zip(listed, map_ahead(read, listed, READERS, READERS), strict=True)
-    for batch in _in_batches(clips, batch_samples):
-        yield batch
-        for _ in batch.rows:
-            next(done, None)
+    def used() -> Iterator[int]:
+        with closing(map_ahead(read, listed, READERS, READERS)) as clips:
+            for batch in _in_batches(zip(listed, clips, strict=True), batch_samples):
+                use(batch)
+                yield from batch.rows
+
+    run_steps(used(), len(listed), progress)
 
 
 def _in_batches(clips: Iterable[tuple[int, Tensor | None]], batch_samples: int) -> Iterator[Batch]:

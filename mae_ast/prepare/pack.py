@@ -21,6 +21,8 @@ import os
 import re
 import shutil
 from collections import deque
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,9 @@ from mae_ast.core.io.archive import ArchiveError, Member, check_member
 from mae_ast.core.io.atomic import atomic_write, file_lock
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError
 from mae_ast.core.io.labels import LABELS_FILE, LabelError
-from mae_ast.core.io.manifest import Manifest, ManifestError, Progress, write_manifest
+from mae_ast.core.io.manifest import Manifest, ManifestError, write_manifest
 from mae_ast.core.io.plural import plural
+from mae_ast.core.io.progress import Progress, run_steps
 from mae_ast.core.io.read_ahead import map_ahead
 from mae_ast.core.io.retry import is_transient
 from mae_ast.prepare.pack_files import copied, decoded_digest, transcoded
@@ -100,18 +103,24 @@ def pack(
     out.mkdir(parents=True, exist_ok=True)
     shards = Shards(out, manifest.path.stem, shard_bytes, _describe_source(manifest, transcode))
     skipped_list = out / f"{manifest.path.stem}.left_out.txt"
+
+    def pack_row(row: int) -> PackedFile | str:
+        return _pack_row(manifest, row, out, transcode)
+
     if not shards.is_complete():
         with file_lock(shards.manifest), shards:
             left = range(shards.num_rows, len(manifest))
-            files = map_ahead(
-                lambda row: _pack_row(manifest, row, out, transcode), left, jobs, jobs
-            )
-            rows = left if progress is None else progress(left, len(left))
-            for row, file in zip(rows, files, strict=True):
-                try:
-                    shards.add(row, file)
-                except (ArchiveError, OSError) as error:
-                    shards.add(row, _why_skipped(manifest, row, error))
+
+            def added() -> Iterator[int]:
+                with closing(map_ahead(pack_row, left, jobs, jobs)) as files:
+                    for row, file in zip(left, files, strict=True):
+                        try:
+                            shards.add(row, file)
+                        except (ArchiveError, OSError) as error:
+                            shards.add(row, _why_skipped(manifest, row, error))
+                        yield row
+
+            run_steps(added(), len(left), progress)
             shards.end()
             _write_lists(manifest, shards, skipped_list)
             shards.remove_journal()
@@ -157,9 +166,17 @@ def verify(
             return str(error).removeprefix(f"{path}: ")
 
     rows = range(len(manifest))
-    problems = map_ahead(problem, rows, jobs, 4 * jobs)
-    counted = rows if progress is None else progress(rows, len(rows))
-    return {row: text for row, text in zip(counted, problems, strict=True) if text}
+    found = {}
+
+    def checked() -> Iterator[int]:
+        with closing(map_ahead(problem, rows, jobs, 4 * jobs)) as problems:
+            for row, text in zip(rows, problems, strict=True):
+                if text:
+                    found[row] = text
+                yield row
+
+    run_steps(checked(), len(rows), progress)
+    return found
 
 
 def sources_of(manifest: Manifest, packed: Packed) -> list[str]:

@@ -24,8 +24,8 @@ BAD, SHORT = 4, 3  # rows of a clip without audio and of one shorter than a patc
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch):
-    few = partial(extraction.clip_batches, batch_samples=40_000)
-    monkeypatch.setattr(extraction, "clip_batches", few)
+    few = partial(extraction.for_each_batch, batch_samples=40_000)
+    monkeypatch.setattr(extraction, "for_each_batch", few)
 
 
 @pytest.fixture

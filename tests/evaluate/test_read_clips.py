@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -12,7 +13,7 @@ import torch
 
 from mae_ast.core.io.audio import AudioError, read_audio
 from mae_ast.core.io.manifest import Manifest, write_manifest
-from mae_ast.evaluate.read_clips import check_any, clip_batches
+from mae_ast.evaluate.read_clips import Batch, check_any, for_each_batch
 from tests.sounds import speech_like
 
 LENGTHS = (8_000, 3_000, 300, 8_000, 20_000, 5_000, 5_000, 400)
@@ -31,8 +32,14 @@ def manifest(tmp_path: Path) -> Manifest:
     return Manifest.read(tmp_path / "valid.tsv")
 
 
+def batches_of(manifest: Manifest, rows: list[int] | None = None, **options: Any) -> list[Batch]:
+    found: list[Batch] = []
+    for_each_batch(manifest, MIN_SAMPLES, found.append, rows, **options)
+    return found
+
+
 def test_batches_hold_the_samples_of_consecutive_clips(manifest: Manifest) -> None:
-    batches = list(clip_batches(manifest, MIN_SAMPLES, batch_samples=16_000))
+    batches = batches_of(manifest, batch_samples=16_000)
     assert [batch.rows for batch in batches] == [[0, 1, 2, 3], [4], [5, 6, 7]]
     assert [list(batch.clips) for batch in batches] == [[0, 1], [4], [5, 6, 7]]
     for batch in batches:
@@ -42,7 +49,7 @@ def test_batches_hold_the_samples_of_consecutive_clips(manifest: Manifest) -> No
 
 def test_rows_are_read_in_the_given_order_and_cut_to_their_beginning(manifest: Manifest) -> None:
     rows = [6, BAD, 4, 0]
-    (batch,) = clip_batches(manifest, MIN_SAMPLES, rows, max_samples=1_000)
+    (batch,) = batches_of(manifest, rows, max_samples=1_000)
     assert batch.rows == rows
     assert list(batch.clips) == [6, 4, 0]
     for row, samples in batch.clips.items():
@@ -54,7 +61,7 @@ def test_skipped_clips_are_logged_with_file_and_line(
     manifest: Manifest, caplog: pytest.LogCaptureFixture, level: int
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    list(clip_batches(manifest, MIN_SAMPLES, level=level))
+    batches_of(manifest, level=level)
     records = [record for record in caplog.records if "skipped" in record.getMessage()]
     assert {record.levelno for record in records} == {level}
     bad, short = sorted(record.getMessage() for record in records)[::-1]
@@ -72,12 +79,32 @@ def test_progress_counts_clips_whose_batch_was_used(manifest: Manifest) -> None:
             yield item
             counted.append(item)
 
-    seen = [
-        (batch.rows, list(counted))
-        for batch in clip_batches(manifest, MIN_SAMPLES, batch_samples=16_000, progress=progress)
-    ]
+    seen: list[tuple[list[int], list[int]]] = []
+
+    def use(batch: Batch) -> None:
+        seen.append((batch.rows, list(counted)))
+
+    for_each_batch(manifest, MIN_SAMPLES, use, batch_samples=16_000, progress=progress)
     assert seen == [([0, 1, 2, 3], []), ([4], [0, 1, 2, 3]), ([5, 6, 7], [0, 1, 2, 3, 4])]
     assert counted == list(range(len(LENGTHS)))
+
+
+def test_progress_ends_before_an_error_is_reported(manifest: Manifest) -> None:
+    ended = []
+
+    def progress(items: Iterable[int], total: int) -> Iterator[int]:
+        try:
+            yield from items
+        finally:
+            ended.append(total)
+
+    def use(batch: Batch) -> None:
+        raise ValueError("diverged")
+
+    with pytest.raises(ValueError, match="diverged") as raised:  # keeps all frames alive
+        for_each_batch(manifest, MIN_SAMPLES, use, progress=progress)
+    assert ended == [len(LENGTHS)]
+    assert raised.traceback
 
 
 def test_a_set_without_usable_clips_is_refused(manifest: Manifest) -> None:

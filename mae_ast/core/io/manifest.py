@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,15 +24,14 @@ from mae_ast.core.io.archive import why_missing
 from mae_ast.core.io.atomic import atomic_write
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, num_samples_16k, probe_rate
 from mae_ast.core.io.manifest_parser import ManifestError, parse_rows
+from mae_ast.core.io.progress import Progress
 from mae_ast.core.io.read_ahead import map_ahead
 from mae_ast.core.io.retry import retried
 
-__all__ = ["Manifest", "ManifestError", "Progress", "write_manifest"]
+__all__ = ["Manifest", "ManifestError", "write_manifest"]
 
 PROBE_THREADS = 16
 MAX_HEADERS_AHEAD = 4_096  # headers read while an earlier file, which may be slow, is waited for
-
-Progress = Callable[[Iterable[int], int], Iterable[int]]
 
 
 class Manifest:
