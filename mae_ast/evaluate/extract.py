@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from mae_ast.core.io.atomic import atomic_write, file_lock
 from mae_ast.core.io.manifest import Manifest, ManifestError
 from mae_ast.core.io.plural import plural
 from mae_ast.core.io.progress import Progress
+from mae_ast.core.io.settings_note import assert_same_as_note, file_digest, write_note
 from mae_ast.evaluate.embeddings import NOT_FINITE
 from mae_ast.evaluate.read_clips import Batch, for_each_batch
 from mae_ast.hub.load import Pretrained
@@ -98,7 +98,7 @@ def extract(
         **asdict(wanted),
         "weights": _digest(model),
         "manifest": str(manifest.path.resolve()),
-        "content": hashlib.sha256(manifest.path.read_bytes()).hexdigest()[:16],
+        "content": file_digest(manifest.path),
         "clips": len(rows),
         "width": tokens_per_row * model.config.encoder_embed_dim,
     }
@@ -161,16 +161,11 @@ class _Files:
         self._row_bytes = 4 * description["width"]
         self._lengths: list[int] = []
         if self._description.exists():
-            try:
-                found = json.loads(self._description.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(f"{self._description}: is damaged; remove it") from error
-            if found != description:
-                differs = sorted(k for k in description if found.get(k) != description[k])
-                raise ValueError(
-                    f"{self._description}: describes another extraction (it differs in "
-                    f"{', '.join(differs)}); remove it and its files, or choose another folder"
-                )
+            assert_same_as_note(
+                self._description,
+                description,
+                f"remove {self._description.name} and its files, or choose another folder",
+            )
         elif self.npy.exists():
             raise ValueError(
                 f"{self.npy}: exists, but {self._description.name}, which records its model, is "
@@ -189,8 +184,7 @@ class _Files:
 
     def __enter__(self) -> _Files:
         if not self._description.exists():
-            with atomic_write(self._description) as part:
-                part.write_text(json.dumps(self._wanted, indent=1), encoding="utf-8")
+            write_note(self._description, self._wanted)
         text = self._len_part.read_text() if self._len_part.exists() else ""
         complete = text[: text.rfind("\n") + 1]
         self._lengths = [int(line) for line in complete.split()]

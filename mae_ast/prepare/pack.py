@@ -16,7 +16,6 @@ memory does not depend on their length.
 from __future__ import annotations
 
 import filecmp
-import hashlib
 import os
 import re
 import shutil
@@ -36,6 +35,7 @@ from mae_ast.core.io.plural import plural
 from mae_ast.core.io.progress import Progress, run_steps
 from mae_ast.core.io.read_ahead import map_ahead
 from mae_ast.core.io.retry import is_transient
+from mae_ast.core.io.settings_note import file_digest
 from mae_ast.prepare.pack_files import copied, decoded_digest, transcoded
 from mae_ast.prepare.shard_writer import PackedFile, Shards
 
@@ -259,16 +259,11 @@ def _describe_source(manifest: Manifest, transcode: bool) -> dict[str, Any]:
     labels = manifest.path.with_suffix(".lbl")
     return {
         "manifest": str(manifest.path.resolve()),
-        "content": _digest(manifest.path),
-        "labels": _digest(labels) if labels.is_file() else None,
+        "content": file_digest(manifest.path),
+        "labels": file_digest(labels) if labels.is_file() else None,
         "clips": len(manifest),
         "transcode": transcode,
     }
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _check_labels(manifest: Manifest, out: Path) -> None:
