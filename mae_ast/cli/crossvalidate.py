@@ -66,7 +66,10 @@ def crossvalidate(
     }
     scores, measure = [], ""
     try:
-        with folds.working_in(out, settings) as lock, Trainings() as trainings:
+        with (
+            folds.working_in(out, settings, folds.inputs_of(folders)) as lock,
+            Trainings() as trainings,
+        ):
             for folder, command in zip(folders, commands, strict=True):
                 run = out / folder.name
                 if not folds.is_trained(run):

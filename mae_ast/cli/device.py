@@ -7,6 +7,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from mae_ast.core.io.first_line import first_line
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -19,4 +21,4 @@ def place(model: M, device: str | None) -> M:
     try:
         return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"--device {device}: {first_line(error)}") from error

@@ -21,8 +21,8 @@ from mae_ast.core.checkpoints.run_files import latest
 from mae_ast.core.io.atomic import atomic_write, file_lock
 from mae_ast.core.io.labels import LABELS_FILE
 from mae_ast.core.io.plural import plural
-from mae_ast.trainer import sweep
-from mae_ast.trainer.resume_guard import assert_same_run
+from mae_ast.core.io.settings_note import write_note
+from mae_ast.trainer import resume_guard, sweep
 
 HELD_OUT = "valid"
 FILES_OF_A_FOLD = (LABELS_FILE, "train.tsv", "train.lbl", f"{HELD_OUT}.tsv", f"{HELD_OUT}.lbl")
@@ -68,6 +68,14 @@ def find_folds(data: Path) -> list[Path]:
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder / name}: no such file; every fold needs it")
     return sorted(found, key=lambda path: (int("0" + _digits(path.name)), path.name))
+
+
+def inputs_of(folders: Sequence[Path]) -> dict[str, str]:
+    """Return the content of the folds' manifests and labels, for :func:`working_in`."""
+    inputs: dict[str, str] = {}
+    for folder in folders:
+        inputs |= resume_guard.inputs_of(folder, FILES_OF_A_FOLD, f"{folder.name}/")
+    return inputs
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
@@ -118,8 +126,15 @@ def _last_state(run: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def working_in(out: Path, settings: dict[str, Any]) -> Iterator[int]:
+def working_in(
+    out: Path, settings: dict[str, Any], inputs: dict[str, Any] | None = None
+) -> Iterator[int]:
     """Create and lock the folder of all folds, and check that its settings are unchanged.
+
+    Args:
+        out: the folder.
+        settings: settings that must not change, as JSON values.
+        inputs: the same for what earlier versions did not record: the content of the folds.
 
     Yields:
         The file descriptor of the lock, which is held while any process has it open.
@@ -130,7 +145,11 @@ def working_in(out: Path, settings: dict[str, Any]) -> Iterator[int]:
     out.mkdir(parents=True, exist_ok=True)
     path = out / SETTINGS_FILE
     with file_lock(path) as lock:
-        assert_same_run(path, settings, any(out.glob("*/checkpoints/*.pt")))
+        current = {**settings, **(inputs or {})}
+        if path.is_file() and any(out.glob("*/checkpoints/*.pt")):
+            resume_guard.assert_same_run(path, current, added=inputs)
+        else:
+            write_note(path, current)
         yield lock
 
 

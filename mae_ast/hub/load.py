@@ -19,6 +19,7 @@ from mae_ast.core.checkpoints import reader
 from mae_ast.core.checkpoints.reader import Checkpoint, load_weights, read_checkpoint
 from mae_ast.core.inference import features
 from mae_ast.core.io.atomic import atomic_write
+from mae_ast.core.io.first_line import first_line
 from mae_ast.core.io.near_files import near_names, suggestion
 from mae_ast.core.models import encoder
 from mae_ast.core.models.ast import Ast
@@ -280,7 +281,7 @@ def _from_hub(model_id: str) -> Pretrained:
             is_about_file = isinstance(error, (reader.CheckpointError, FileNotFoundError))
             if is_about_file and not isinstance(error, LocalEntryNotFoundError):  # else: offline
                 raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             if offline:
                 reason = f"{offline}; {offline_advice()}"
             raise FileNotFoundError(

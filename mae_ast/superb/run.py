@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import ast
 import glob
-import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,8 +21,8 @@ import torch
 import yaml
 
 import mae_ast
-from mae_ast.core.io.atomic import atomic_write
 from mae_ast.core.io.near_files import suggestion
+from mae_ast.core.io.settings_note import assert_same_as_note, read_note, write_note
 from mae_ast.hub.sources import is_path
 from mae_ast.superb.environment import atomic_saves, command_line, patched_s3prl
 from mae_ast.superb.tasks import TASKS, Task
@@ -31,6 +30,8 @@ from mae_ast.superb.tasks import TASKS, Task
 PACKAGE = Path(mae_ast.__file__).resolve().parent
 UPSTREAMS = {"time_steps": "mae_ast_local", "tokens": "mae_ast_local_tokens"}  # by layout
 RUN_FILE = "run.json"
+BEFORE_LAYOUTS = {"layout": "time_steps"}  # of runs that record no layout
+ADVICE = "choose another --out"
 S3PRL_CONFIGS = "s3prl/downstream/NAME/config.yaml of github.com/s3prl/s3prl"
 MAX_SAVE_RATIO = 10  # maximum ratio of the configured interval to the one that is used
 
@@ -99,7 +100,8 @@ def run(
     current = {"task": task_name, "checkpoint": checkpoint, "fold": fold, "layout": layout}
     if mode == "train":
         current |= {"arguments": rest, "config": own_config}
-    _assert_same_run(recorded, current, out)
+    if recorded:
+        assert_same_as_note(out / RUN_FILE, current, ADVICE, absent=BEFORE_LAYOUTS)
     overrides = {
         "args.expdir": str(out),
         "args.upstream_ckpt": checkpoint,
@@ -118,9 +120,7 @@ def run(
 
         task.prepare(config["downstream_expert"]["datarc"], out, mode == "train")
         if mode == "train":
-            out.mkdir(parents=True, exist_ok=True)
-            with atomic_write(out / RUN_FILE) as part:
-                part.write_text(json.dumps({**current, "override": given}, indent=1))
+            write_note(out / RUN_FILE, {**current, "override": given})
         main()
 
 
@@ -237,22 +237,7 @@ def _datarc(
 def _recorded_run(out: Path) -> dict[str, Any]:
     """Read the settings of the run; empty if there is no checkpoint to resume from."""
     path = out / RUN_FILE
-    if not path.is_file() or not any(out.glob("*.ckpt")):
-        return {}
-    try:  # older runs record no layout
-        return {"layout": "time_steps", **json.loads(path.read_text())}
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: is damaged; choose another --out") from error
-
-
-def _assert_same_run(recorded: Mapping[str, Any], current: Mapping[str, Any], out: Path) -> None:
-    """Refuse to resume a run with other settings: s3prl would resume it with the old ones."""
-    for key, value in current.items():
-        if recorded and recorded[key] != value:
-            raise ValueError(
-                f"{out}: holds a run with {key} {recorded[key]!r}, not {value!r}; choose "
-                "another --out"
-            )
+    return read_note(path, ADVICE) if path.is_file() and any(out.glob("*.ckpt")) else {}
 
 
 def _experiment(

@@ -134,6 +134,31 @@ def test_folds_trained_with_other_settings_are_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_folds_with_other_clips_are_refused(tmp_path: Path) -> None:
+    """Notes of earlier versions do not record the clips."""
+    folder, out = tmp_path / "fold1", tmp_path / "out"
+    folder.mkdir()
+    (folder / "train.tsv").write_text("/root\na.wav\t9\n")
+    before = folds.inputs_of([folder])
+    assert list(before) == ["fold1/train.tsv"]
+    (folder / "train.tsv").write_text("/moved\na.wav\t9\n")
+    assert folds.inputs_of([folder]) == before
+    (folder / "train.tsv").write_text("/root\na.wav\t8\n")
+    after = folds.inputs_of([folder])
+    (out / "fold1" / "checkpoints").mkdir(parents=True)
+    (out / "fold1" / "checkpoints" / "checkpoint_last.pt").touch()
+    with working_in(out, {"config": "esc50"}, before):
+        pass
+    with (
+        pytest.raises(ValueError, match=r"with fold1/train\.tsv '1 line, sha256 \w{16}', not '1"),
+        working_in(out, {"config": "esc50"}, after),
+    ):
+        pass
+    (out / "settings.json").write_text('{"config": "esc50"}')
+    with working_in(out, {"config": "esc50"}, after):
+        pass
+
+
 def program(text: str) -> list[str]:
     return [sys.executable, "-c", text]
 

@@ -37,6 +37,7 @@ from mae_ast.core.checkpoints.state_files import read_state as read_state
 from mae_ast.core.checkpoints.wrappers import MODEL
 from mae_ast.core.frontend.patches import PatchShape
 from mae_ast.core.io.file_kinds import is_safetensors
+from mae_ast.core.io.first_line import first_line
 from mae_ast.core.io.near_files import suggestion
 from mae_ast.core.models.config import AstConfig
 from mae_ast.core.models.registry import parse_config, system_name
@@ -186,7 +187,7 @@ def parse_config_file(values: Any, path: str | os.PathLike[str]) -> Checkpoint:
     except KeyError as error:
         raise CheckpointError(f"{path}: has no {error}") from error
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: {_one_line(error)}") from error
+        raise CheckpointError(f"{path}: {first_line(error)}") from error
 
 
 def is_hugging_face(path: str | os.PathLike[str]) -> bool:
@@ -233,7 +234,7 @@ def _read_torch(path: Path) -> Checkpoint:
     except KeyError as error:
         raise CheckpointError(f"{path}: has no {error}; {_contents(state)}") from error
     except (TypeError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"{path}: {_one_line(error)}") from error
+        raise CheckpointError(f"{path}: {first_line(error)}") from error
 
 
 def _contents(state: Mapping[str, Any]) -> str:
@@ -303,11 +304,11 @@ def _from_hugging_face(
     except CheckpointError:
         raise
     except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path.with_name(CONFIG_FILE)}: {_one_line(error)}") from error
+        raise CheckpointError(f"{path.with_name(CONFIG_FILE)}: {first_line(error)}") from error
     try:
         found = hf_ast.from_hugging_face(config, weights)
     except ValueError as error:
-        raise CheckpointError(f"{path}: {_one_line(error)}") from error
+        raise CheckpointError(f"{path}: {first_line(error)}") from error
     if fields.get("problem_type") is None:
         logger.warning(
             "%s: problem_type is not set; scores are a softmax over all classes, as in "
@@ -321,8 +322,4 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({_one_line(error)})") from error
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: not valid JSON ({first_line(error)})") from error
