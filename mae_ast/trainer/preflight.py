@@ -90,8 +90,7 @@ def guard_resume(config: Any) -> None:
             names += [LABELS_FILE, *(f"{split}.lbl" for split in splits)]
         inputs |= resume_guard.inputs_of(absolute(cfg.task.data), names)
     inputs[resume_guard.START_KEY] = cfg.checkpoint.finetune_from_model
-    with user_errors():
-        resume_guard.check_or_record(inputs)
+    resume_guard.check_or_record(inputs)
 
 
 def _with_defaults(config: Any) -> Any:
