@@ -62,7 +62,8 @@ def check_fields(values: Any, config: Any = None, section: str = "") -> None:
         if not rules or (value is None and field.default is None):
             continue
         if problem := _problem(value, rules):
-            raise ValueError(f"{section}{field.name}={value!r}; must be {problem}")
+            null = ", or null" if field.default is None else ""
+            raise ValueError(f"{section}{field.name}={value!r}; must be {problem}{null}")
 
 
 def _problem(value: Any, rules: Mapping[str, Any]) -> str:

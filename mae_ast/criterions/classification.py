@@ -46,7 +46,10 @@ class ClassificationCriterion(FairseqCriterion):  # type: ignore[misc]
 
     def __init__(self, task: Any, loss: str, label_smoothing: float) -> None:
         super().__init__(task)
-        check_fields(ClassificationCriterionConfig(loss, label_smoothing), section="criterion.")
+        check_fields(
+            ClassificationCriterionConfig(loss=loss, label_smoothing=label_smoothing),
+            section="criterion.",
+        )
         self.multi_label = task.cfg.multi_label
         if loss == "cross_entropy" and self.multi_label:
             raise ValueError(

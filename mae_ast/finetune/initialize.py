@@ -9,7 +9,13 @@ import torch
 
 from mae_ast.core.checkpoints.timm import SHARED_KEYS, Weights, check_same
 from mae_ast.core.models.audio_mae import AudioMae
-from mae_ast.core.models.config import FINETUNING_STRIDES, AstArchitecture, AstConfig, EncoderConfig
+from mae_ast.core.models.config import (
+    FINETUNING_STRIDES,
+    AstArchitecture,
+    AstConfig,
+    EncoderConfig,
+    VitConfig,
+)
 from mae_ast.core.models.encoder import PARTS
 from mae_ast.core.models.registry import system_name
 from mae_ast.core.nn.positions import FixedPositions, fit_positions
@@ -91,7 +97,8 @@ def start_encoder(model: AudioMae, source: str) -> None:
         ValueError, FileNotFoundError: the source does not exist, or is of another size or kind.
     """
     try:
-        found = timm_weights(model.config, source)
+        vit = VitConfig.from_mapping({**dataclasses.asdict(model.config), "prefix_tokens": 1})
+        found = timm_weights(vit, source)
         if found is None:
             raise ValueError(f"neither {TIMM}NAME nor a file of timm weights")
     except (ValueError, FileNotFoundError) as error:

@@ -66,6 +66,8 @@ class MaeAstPretrainingConfig(AudioTaskConfig):
         "rows",
     )
     cpu: bool = II("common.cpu")
+    fp16: bool = II("common.fp16")
+    bf16: bool = II("common.bf16")
     valid_subset: str = II("dataset.valid_subset")
     tensorboard_logdir: Optional[str] = II("common.tensorboard_logdir")  # noqa: UP045
 
@@ -119,7 +121,7 @@ class MaeAstPretrainingTask(AudioTask):
                 self.cfg.mask_type,
                 pad=self.cfg.pad_audio,
                 random_crop=self.cfg.random_crop,
-                compute_fbank=self.cfg.cpu or not torch.cuda.is_available(),
+                compute_fbank=self._fbank_in_workers(),
             ),
             seed=self.cfg.seed,
             shuffle=split == self.cfg.train_subset,
@@ -166,6 +168,14 @@ class MaeAstPretrainingTask(AudioTask):
         labelled = None if cfg.probe_data is None else absolute(cfg.probe_data)
         monitor = FeatureMonitor.read(clips, labelled, cfg.probe_clips)
         return PeriodicMonitor(monitor, cfg.probe_interval_updates, cfg.tensorboard_logdir)
+
+    def _fbank_in_workers(self) -> bool:
+        """Return whether data workers compute the filterbank, beside a model on the CPU.
+
+        Not in half precision, to which the trainer would cast the log-mel values.
+        """
+        is_on_cpu = self.cfg.cpu or not torch.cuda.is_available()
+        return is_on_cpu and not (self.cfg.fp16 or self.cfg.bf16)
 
 
 @torch.no_grad()

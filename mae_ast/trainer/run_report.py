@@ -14,6 +14,8 @@ import torch
 from fairseq.logging import metrics, progress_bar
 
 from mae_ast.core.io.audio import SAMPLE_RATE
+from mae_ast.core.models.classifier import Classifier
+from mae_ast.core.models.registry import system_name
 from mae_ast.core.nn.precision import has_bfloat16_units
 from mae_ast.trainer.fairseq_patches import early_stopping
 
@@ -81,10 +83,9 @@ def describe(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> str:
     if len(clips) < len(dataset):
         too_long = f" of {len(dataset)}, the others longer than dataset.max_tokens"
     updates_per_epoch = math.ceil(len(epoch_itr) / cfg.optimization.update_freq[0])
-    system = getattr(model, "system", None)
-    if system is None:
-        what = f"pretraining {cfg.model._name}"
-    else:
+    what = f"pretraining {cfg.model._name}"
+    if isinstance(model, Classifier):
+        system = system_name(model.encoder.config)
         what = f"fine-tuning {system} for {_count(len(task.labels), 'class', 'es')}"
     parts = [
         f"{what}, {millions:.3g} M parameters",
