@@ -96,9 +96,9 @@ def start_encoder(model: AudioMae, source: str) -> None:
     Raises:
         ValueError, FileNotFoundError: the source does not exist, or is of another size or kind.
     """
+    fields = dataclasses.asdict(model.config) | {"prefix_tokens": model.config.prefix_tokens}
     try:
-        vit = VitConfig.from_mapping({**dataclasses.asdict(model.config), "prefix_tokens": 1})
-        found = timm_weights(vit, source)
+        found = timm_weights(VitConfig.from_mapping(fields), source)  # with learned positions
         if found is None:
             raise ValueError(f"neither {TIMM}NAME nor a file of timm weights")
     except (ValueError, FileNotFoundError) as error:

@@ -23,9 +23,11 @@ from mae_ast.core.checkpoints.timm import from_timm, to_timm
 from mae_ast.core.checkpoints.wrappers import unwrap
 from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.config import AstConfig, SsastConfig, VitConfig
-from mae_ast.core.models.encoder import Encoder
+from mae_ast.core.models.encoder import Encoder, encoder_only
 from mae_ast.core.models.ssast import Ssast
-from mae_ast.finetune.initialize import start_from
+from mae_ast.finetune.initialize import fitted, start_ast
+from mae_ast.hub.load import PretrainedSsast
+from mae_ast.models.ast import AstModelConfig
 from tests.core.vits import FRAME_TOKENS, SMALL, log_mel_like, with_random_weights
 
 HEADS = SMALL["encoder_attention_heads"]
@@ -39,6 +41,12 @@ def ssast(**fields: Any) -> Ssast:
 def ast(**fields: Any) -> Ast:
     config = AstConfig(**(SMALL | {"input_frames": 128, "num_classes": 5} | fields))
     return with_random_weights(Ast(config)).eval()
+
+
+def start_from(model: Ast, pretrained: Ssast) -> None:
+    weights = encoder_only(pretrained).state_dict()
+    found = fitted(weights, pretrained.config, model.config)
+    model.load_state_dict({**model.state_dict(), **found})
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -334,15 +342,18 @@ def test_encoder_is_copied_to_another_system_and_grid():
         assert torch.equal(model.encoder.state_dict()[name], value), name
 
 
-def test_input_statistics_are_copied_unless_configured():
-    pretrained = ssast(input_stats="batch")
+def test_input_statistics_are_copied_unless_configured(tmp_path):
+    pretrained = PretrainedSsast(SsastConfig(**SMALL, input_stats="batch"), "chunk_mask")
     pretrained.batch_norm.running_mean.fill_(-7)
-    model = ast()
-    start_from(model, pretrained)
-    assert model.batch_norm.running_mean.item() == -7
-    model = ast(input_mean=-6.6, input_std=5.4)
-    start_from(model, pretrained)
-    assert model.batch_norm.running_mean.item() == pytest.approx(-6.6)
+    pretrained.batch_norm.running_var.fill_(9)
+    pretrained.save_pretrained(tmp_path)
+    cfg = AstModelConfig(**SMALL, checkpoint=str(tmp_path))
+    config, weights = start_ast(cfg, 5)
+    assert (config.input_mean, config.input_std) == (-7, 3)
+    assert not any(name.startswith("batch_norm.") for name in weights)
+    cfg.input_mean, cfg.input_std = -6.6, 5.4
+    config, _ = start_ast(cfg, 5)
+    assert (config.input_mean, config.input_std) == (-6.6, 5.4)
 
 
 @pytest.mark.parametrize(
