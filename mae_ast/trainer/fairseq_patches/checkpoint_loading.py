@@ -11,9 +11,10 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from mae_ast.core.io.first_line import first_line
 from mae_ast.hub.registry import RELEASED
 from mae_ast.trainer import ranks
 from mae_ast.trainer.fairseq_patches.checkpoint_saving import recorded_updates, remove_leftovers
+from mae_ast.trainer.fairseq_patches.replaced import replaced
 from mae_ast.trainer.statistics_guard import assert_same_statistics
 
 _STATISTICS = {"input_mean": "running_mean", "input_std": "running_var"}
@@ -167,15 +169,16 @@ def _with_start(load: Callable[..., Any]) -> Callable[..., Any]:
             if start is None:
                 during.enter_context(_override_file_checks({last: False}))
             elif start.source is None:
+                # For a while only: checkpoints must store the user's settings.
                 settings = {"restore_file": start.path, "finetune_from_model": None}
                 during.enter_context(_override_file_checks({start.path: True}))
-                during.enter_context(_set(cfg, settings))
+                during.enter_context(replaced(cfg, **settings))
                 during.enter_context(_reading_with(_resume))
             else:
                 model = trainer.get_model()
                 model.weights_are_from = start.source
                 during.enter_context(_override_file_checks({last: False, start.path: True}))
-                during.enter_context(_set(cfg, {"finetune_from_model": start.path}))
+                during.enter_context(replaced(cfg, finetune_from_model=start.path))
                 during.enter_context(_reading_with(_weights_for(model)))
                 during.enter_context(_keep_input_statistics(model, trainer.cfg.model, start.source))
             try:
@@ -188,43 +191,19 @@ def _with_start(load: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-@contextmanager
-def _override_file_checks(there: Mapping[str, bool]) -> Iterator[None]:
+def _override_file_checks(there: Mapping[str, bool]) -> AbstractContextManager[None]:
     """Make fairseq see the same files on every rank; rank 0 reads them."""
-    functions = {name: getattr(PathManager, name) for name in ("exists", "isfile")}
-    for name, function in functions.items():
-        seen = staticmethod(lambda path, ask=function: there[path] if path in there else ask(path))
-        setattr(PathManager, name, seen)
-    try:
-        yield
-    finally:
-        for name, function in functions.items():
-            setattr(PathManager, name, staticmethod(function))
+
+    def seen(check: Callable[[str], bool]) -> Callable[[str], bool]:
+        return lambda path: there[path] if path in there else check(path)
+
+    checks = {name: seen(getattr(PathManager, name)) for name in ("exists", "isfile")}
+    return replaced(PathManager, **checks)
 
 
-@contextmanager
-def _set(cfg: Any, values: Mapping[str, Any]) -> Iterator[None]:
-    """Set fields temporarily: checkpoints must store the user's settings."""
-    before = {key: cfg[key] for key in values}
-    try:
-        for key, value in values.items():
-            cfg[key] = value
-        yield
-    finally:
-        for key, value in before.items():
-            cfg[key] = value
-
-
-@contextmanager
-def _reading_with(reader: Callable[..., Any]) -> Iterator[None]:
+def _reading_with(reader: Callable[..., Any]) -> AbstractContextManager[None]:
     read = checkpoint_utils.load_checkpoint_to_cpu
-    checkpoint_utils.load_checkpoint_to_cpu = lambda path, *args, **kwargs: reader(
-        read, path, *args, **kwargs
-    )
-    try:
-        yield
-    finally:
-        checkpoint_utils.load_checkpoint_to_cpu = read
+    return replaced(checkpoint_utils, load_checkpoint_to_cpu=partial(reader, read))
 
 
 def _resume(read: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> Any:

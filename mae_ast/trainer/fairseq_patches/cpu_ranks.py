@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+
+from mae_ast.trainer.fairseq_patches.replaced import replaced
 
 _THREADS = "OMP_NUM_THREADS"
 # torch's wrapper, fairseq's default, passes device IDs and so refuses a model on the CPU.
@@ -55,16 +56,9 @@ def num_processes(training: Any) -> int:
     return max(1, int(training.distributed_world_size) // num_machines)
 
 
-@contextmanager
-def as_devices(count: int) -> Iterator[None]:
+def as_devices(count: int) -> AbstractContextManager[None]:
     """Let fairseq derive ranks from the number of processes instead of GPUs."""
-    before = torch.cuda.device_count, torch.cuda.set_device
-    torch.cuda.device_count = lambda: count
-    torch.cuda.set_device = lambda device: None
-    try:
-        yield
-    finally:
-        torch.cuda.device_count, torch.cuda.set_device = before
+    return replaced(torch.cuda, device_count=lambda: count, set_device=lambda device: None)
 
 
 def share_cores(count: int) -> None:
