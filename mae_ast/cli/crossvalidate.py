@@ -13,6 +13,7 @@ from mae_ast.cli.options import (
     InitialCheckpoint,
     Overrides,
     RandomWeights,
+    data_argument,
 )
 from mae_ast.core.io.plural import plural
 
@@ -25,10 +26,7 @@ def crossvalidate(
     checkpoint: InitialCheckpoint,
     data: Annotated[
         Path,
-        typer.Argument(
-            metavar="DATA",
-            help="Folder with fold1, fold2, ..., each as 'mae-ast finetune' takes it.",
-        ),
+        data_argument("Folder with fold1, fold2, ..., each as 'mae-ast finetune' takes it."),
     ],
     overrides: Overrides = None,
     config: FinetunePreset = "",

@@ -8,16 +8,13 @@ from typing import Annotated
 
 import typer
 
-from mae_ast.cli.options import Average, Classifier, Device
+from mae_ast.cli.options import Average, Classifier, Device, data_argument
 from mae_ast.core.io.plural import plural
 
 
 def evaluate(
     source: Classifier,
-    data: Annotated[
-        Path,
-        typer.Argument(metavar="DATA", help="Folder with labels.csv, valid.tsv, valid.lbl, ..."),
-    ],
+    data: Annotated[Path, data_argument("Folder with labels.csv, valid.tsv, valid.lbl, ...")],
     split: Annotated[str, typer.Option(help="Split to score, such as valid or test.")] = "valid",
     average: Average = 1,
     out: Annotated[

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from mae_ast.cli.options import (
     FinetunePreset,
     InitialCheckpoint,
@@ -14,6 +12,7 @@ from mae_ast.cli.options import (
     Overrides,
     RandomWeights,
     RunFolder,
+    data_argument,
 )
 from mae_ast.cli.start_training import start_training
 
@@ -22,9 +21,7 @@ def finetune(
     checkpoint: InitialCheckpoint,
     data: Annotated[
         Path,
-        typer.Argument(
-            metavar="DATA", help="Folder with labels.csv, train.tsv, train.lbl, valid.tsv, ..."
-        ),
+        data_argument("Folder with labels.csv, train.tsv, train.lbl, valid.tsv, ..."),
     ],
     overrides: Overrides = None,
     config: FinetunePreset = "",

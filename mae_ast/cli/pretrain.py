@@ -5,16 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from mae_ast.cli.options import Multirun, Overrides, PretrainPreset, RunFolder
+from mae_ast.cli.options import Multirun, Overrides, PretrainPreset, RunFolder, data_argument
 from mae_ast.cli.start_training import start_training
 
 
 def pretrain(
-    data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="Folder with train.tsv and valid.tsv.")
-    ],
+    data: Annotated[Path, data_argument("Folder with train.tsv and valid.tsv.")],
     overrides: Overrides = None,
     config: PretrainPreset = "mae_ast",
     out: RunFolder = Path("outputs/mae_ast"),
