@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mae_ast.cli.options import Jobs
+from mae_ast.cli.options import Jobs, seed_option
 from mae_ast.cli.skipped import MAX_LISTED, report_skipped
 from mae_ast.core.io.plural import plural
 
@@ -39,7 +39,7 @@ def manifest(
     max_seconds: Annotated[
         float, typer.Option(help="Maximum length of a file, in seconds.")
     ] = float("inf"),
-    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    seed: Annotated[int, seed_option("split")] = 0,
     jobs: Jobs = 16,
 ) -> None:
     """Write manifests of the audio in folders and tars.

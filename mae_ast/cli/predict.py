@@ -25,12 +25,10 @@ def predict(
 
     If several files are given, unreadable ones are reported and skipped; the exit status is then 1.
     """
-    from mae_ast.cli.device import place
+    from mae_ast.cli.device import load_classifier
     from mae_ast.evaluate.predict import score_recording
-    from mae_ast.finetune.checkpoint import load_finetuned
 
-    classifier = load_finetuned(source, average)
-    place(classifier.model, device)
+    classifier = load_classifier(source, average, device)
 
     def print_scores(index: int, file: Path) -> None:
         scores = score_recording(classifier, file)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mae_ast.cli.options import AudioFiles, Checkpoint
+from mae_ast.cli.options import AudioFiles, Checkpoint, seed_option
 from mae_ast.cli.skipped import for_each_file, numbered
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def reconstruct(
     ratio: Annotated[
         float | None, typer.Option(help="Fraction of patches to mask; default: as in training.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the mask.")] = 0,
+    seed: Annotated[int, seed_option("mask")] = 0,
 ) -> None:
     """Plot the reconstruction of a masked spectrogram.
 

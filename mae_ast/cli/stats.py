@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mae_ast.cli.options import Jobs, ManifestFile
+from mae_ast.cli.options import Jobs, ManifestFile, seed_option
 from mae_ast.console import bar
 from mae_ast.core.io.plural import plural
 
@@ -18,7 +18,7 @@ def stats(
     max_files: Annotated[
         int, typer.Option(min=1, help="Maximum number of files, drawn at random.")
     ] = 10_000,
-    seed: Annotated[int, typer.Option(help="Seed of the random draw.")] = 0,
+    seed: Annotated[int, seed_option("random draw")] = 0,
     window: Annotated[
         str,
         typer.Option(

@@ -43,11 +43,13 @@ class FoldScore:
     Args:
         fold: name of the fold.
         clips: number of held-out clips.
-        score: accuracy or mean average precision, rounded to four decimal places.
+        measure: accuracy, or mAP (mean average precision) if clips have several labels.
+        score: its value, rounded to four decimal places.
     """
 
     fold: str
     clips: int
+    measure: str
     score: float
 
 
@@ -159,28 +161,26 @@ def mean_and_std(scores: Sequence[FoldScore]) -> tuple[float, float]:
     return round(float(values.mean()), DIGITS), round(float(values.std(ddof=1)), DIGITS)
 
 
-def table(scores: Sequence[FoldScore], measure: str) -> str:
+def table(scores: Sequence[FoldScore]) -> str:
     """Format the scores of all folds with their mean and std as a text table."""
-    mean, std = mean_and_std(scores)
-    lines = [f"{'fold':20}{'clips':>7}{measure:>10}"]
+    lines = [f"{'fold':20}{'clips':>7}{scores[0].measure:>10}"]
     lines += [f"{each.fold:20}{each.clips:7}{each.score:10.4f}" for each in scores]
-    lines += [f"{name:27}{value:10.4f}" for name, value in _summary(mean, std)]
+    lines += [f"{name:27}{value:10.4f}" for name, value in _summary(scores)]
     return "\n".join(lines)
 
 
-def write_scores(path: Path, scores: Sequence[FoldScore], measure: str) -> None:
+def write_scores(path: Path, scores: Sequence[FoldScore]) -> None:
     """Write a CSV file: one row per fold, then the mean and std."""
     clips = sum(each.clips for each in scores)
     with atomic_write(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("fold", "clips", measure))
+        writer.writerow(("fold", "clips", scores[0].measure))
         writer.writerows((each.fold, each.clips, f"{each.score:.4f}") for each in scores)
-        summary = _summary(*mean_and_std(scores))
-        writer.writerows((name, clips, f"{value:.4f}") for name, value in summary)
+        writer.writerows((name, clips, f"{value:.4f}") for name, value in _summary(scores))
 
 
-def _summary(mean: float, std: float) -> tuple[tuple[str, float], ...]:
-    return ("mean", mean), ("std", std)
+def _summary(scores: Sequence[FoldScore]) -> list[tuple[str, float]]:
+    return list(zip(("mean", "std"), mean_and_std(scores), strict=True))
 
 
 def _digits(name: str) -> str:

@@ -47,12 +47,12 @@ def run(
     checkpoint: str,
     data: Path | None,
     out: Path,
-    mode: str = "train",
-    steps: int | None = None,
-    fold: int = 1,
-    device: str | None = None,
-    arguments: list[str] | None = None,
-    layout: str = "time_steps",
+    mode: str,
+    steps: int | None,
+    fold: int,
+    device: str | None,
+    arguments: list[str],
+    layout: str,
 ) -> None:
     """Train, resume training, or evaluate.
 
@@ -74,29 +74,15 @@ def run(
         ValueError: arguments are invalid, or differ from those of the run in ``out``.
     """
     _check_s3prl()
-    out = out.resolve()
-    if glob.escape(str(out)) != str(out):
-        raise ValueError(
-            f"{out}: s3prl does not find its checkpoints in a folder with [, ], * or ? in its "
-            "name; choose another --out"
-        )
-    if layout not in UPSTREAMS:
-        raise ValueError(f"--layout {layout}: choose from {', '.join(UPSTREAMS)}")
+    out = _checked_folder(out)
     task = TASKS.get(task_name) or _other_task(task_name)
-    if os.path.exists(checkpoint):
-        checkpoint = os.path.abspath(checkpoint)
-    elif is_path(checkpoint):
-        raise FileNotFoundError(f"{checkpoint}: no such checkpoint{suggestion(Path(checkpoint))}")
-    ours, rest = _split(arguments or [])
+    checkpoint = _absolute(checkpoint)
+    ours, rest = _split(arguments)
     recorded = _recorded_run(out)
     own_config = os.path.abspath(ours.config) if ours.config else recorded.get("config")
     preset = own_config or str(config_dir() / f"{task_name}.yaml")
     given = ours.override or recorded.get("override") or ""
-    config = _config(task_name, Path(preset))
-    _override(config, given)
-    if steps is not None:
-        config["runner"]["total_steps"] = steps
-
+    config = _config(task_name, Path(preset), given, steps)
     current = {"task": task_name, "checkpoint": checkpoint, "fold": fold, "layout": layout}
     if mode == "train":
         current |= {"arguments": rest, "config": own_config}
@@ -130,6 +116,25 @@ def _check_s3prl() -> None:
         raise ValueError("s3prl is not installed: pip install 'mae-ast[s3prl]'")
 
 
+def _checked_folder(out: Path) -> Path:
+    out = out.resolve()
+    if glob.escape(str(out)) != str(out):
+        raise ValueError(
+            f"{out}: s3prl does not find its checkpoints in a folder with [, ], * or ? in its "
+            "name; choose another --out"
+        )
+    return out
+
+
+def _absolute(checkpoint: str) -> str:
+    """Make the path of a checkpoint absolute; return a name or URL unchanged."""
+    if os.path.exists(checkpoint):
+        return os.path.abspath(checkpoint)
+    if is_path(checkpoint):
+        raise FileNotFoundError(f"{checkpoint}: no such checkpoint{suggestion(Path(checkpoint))}")
+    return checkpoint
+
+
 def _other_task(name: str) -> Task:
     if "." in name or find_spec(f"s3prl.downstream.{name}") is None:
         raise ValueError(
@@ -153,7 +158,8 @@ def _split(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(arguments)
 
 
-def _config(task_name: str, path: Path) -> dict[str, Any]:
+def _config(task_name: str, path: Path, given: str, steps: int | None) -> dict[str, Any]:
+    """Read the settings of a task and apply the overrides ``given`` and the number of steps."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file; give the settings of {task_name} with -- -c FILE; those of "
@@ -163,6 +169,9 @@ def _config(task_name: str, path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or "runner" not in config:
         raise ValueError(f"{path}: has no 'runner', which s3prl needs, as in {S3PRL_CONFIGS}")
     config.setdefault("downstream_expert", {}).setdefault("datarc", {})
+    _override(config, given)
+    if steps is not None:
+        config["runner"]["total_steps"] = steps
     return config
 
 

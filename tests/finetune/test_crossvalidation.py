@@ -60,13 +60,15 @@ def test_settings_that_must_differ_between_folds_are_refused(key: str) -> None:
 @pytest.mark.parametrize("count", [2, 5])
 def test_mean_and_std_are_computed_from_the_rounded_scores(tmp_path: Path, count: int) -> None:
     values = np.random.default_rng(count).uniform(size=count).round(folds.DIGITS)
-    scores = [FoldScore(f"fold{n + 1}", 400, float(value)) for n, value in enumerate(values)]
-    printed = [line.split() for line in folds.table(scores, "accuracy").splitlines()]
+    scores = [
+        FoldScore(f"fold{n + 1}", 400, "accuracy", float(value)) for n, value in enumerate(values)
+    ]
+    printed = [line.split() for line in folds.table(scores).splitlines()]
     shown = np.array([float(row[2]) for row in printed[1 : 1 + count]])
     assert shown.tolist() == values.tolist()
     mean, std = f"{np.mean(shown):.4f}", f"{np.std(shown, ddof=1):.4f}"
     assert printed[1 + count :] == [["mean", mean], ["std", std]]
-    folds.write_scores(tmp_path / "folds.csv", scores, "accuracy")
+    folds.write_scores(tmp_path / "folds.csv", scores)
     with (tmp_path / "folds.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
     assert header == ["fold", "clips", "accuracy"]
