@@ -58,7 +58,7 @@ def reconstruct(
     if seconds <= 0:
         raise ValueError(f"--seconds {seconds:g}; a positive number is needed")
     model = load_masked(checkpoint)
-    kind = mask_type or model.mask_type
+    kind = mask_type or str(model.mask_type)
     ratio = model.config.random_mask_prob if ratio is None else ratio
     shape = model.config.patch_shape
     check_mask(kind, ratio, shape.per_column)
