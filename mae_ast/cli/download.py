@@ -7,16 +7,14 @@ from typing import Annotated
 
 import typer
 
-from mae_ast.cli.options import complete_model
+from mae_ast.cli.options import model_argument
 
 
 def download(
     name: Annotated[
         str,
-        typer.Argument(
-            metavar="NAME",
-            help="Name of a released model (see 'mae-ast models'), or an http(s) URL.",
-            autocompletion=complete_model,
+        model_argument(
+            "NAME", "Name of a released model (see 'mae-ast models'), or an http(s) URL."
         ),
     ],
     to: Annotated[

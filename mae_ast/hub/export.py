@@ -210,7 +210,7 @@ class LastHiddenState(nn.Module):
         model = self.model
         patches = model.patches(log_mel)
         tokens = model.embed(patches) + sinusoidal_positions(
-            patches.shape[1], model.encoder_positions.dim
+            patches.shape[1], model.config.encoder_embed_dim
         )
         encoded: Tensor = model.encoder(tokens)
         return encoded

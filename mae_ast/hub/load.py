@@ -9,21 +9,23 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from mae_ast.core.checkpoints import hf_ast_config, hub_files
 from mae_ast.core.checkpoints.layout import Checkpoint
 from mae_ast.core.checkpoints.reader import CheckpointError, build_with_weights, read_checkpoint
 from mae_ast.core.inference import features
 from mae_ast.core.io.atomic import atomic_write
+from mae_ast.core.io.first_line import first_line
 from mae_ast.core.io.near_files import near_names, suggestion
 from mae_ast.core.models import encoder
+from mae_ast.core.models.config import PretrainingConfig
 from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.models.registry import SYSTEMS, system_name
 from mae_ast.hub.download import cache_folder, download, name_from_url
@@ -35,18 +37,12 @@ from mae_ast.hub.sources import is_path
 ENCODER_ONLY = (
     "an encoder only, from a fine-tuned checkpoint; the pretraining or AST heads are missing"
 )
-MASK_RATIO = "random_mask_prob"  # field of the systems that are pretrained by masking
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-if TYPE_CHECKING:
-    from mae_ast.core.models.mae_ast import MaeAst as Network  # for the methods that all have
-else:
-    Network = nn.Module
 
 
 class HubModel(
     PyTorchModelHubMixin,
-    Network,
+    Encoder,
     library_name="mae-ast",
     pipeline_tag="feature-extraction",
     tags=["audio", "spectrogram-transformer"],
@@ -229,7 +225,9 @@ def load_masked(source: str | os.PathLike[str]) -> Pretrained:
         ValueError: the model is of another kind; or as :func:`load`.
     """
     model = load(source)
-    kinds = [name for name, system in SYSTEMS.items() if hasattr(system.config, MASK_RATIO)]
+    kinds = [
+        name for name, system in SYSTEMS.items() if issubclass(system.config, PretrainingConfig)
+    ]
     if (kind := system_name(model.config)) not in kinds:
         raise ValueError(
             f"{os.fspath(source)}: a model of kind {kind!r} cannot reconstruct masked patches; "
@@ -280,7 +278,7 @@ def _from_hub(model_id: str) -> Pretrained:
             is_about_file = isinstance(error, (CheckpointError, FileNotFoundError))
             if is_about_file and not isinstance(error, LocalEntryNotFoundError):  # else: offline
                 raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             if offline:
                 reason = f"{offline}; {offline_advice()}"
             raise FileNotFoundError(

@@ -24,16 +24,16 @@ from mae_ast.core.checkpoints.reader import CheckpointError
 from mae_ast.core.io.labels import Labels, write_clip_labels
 from mae_ast.core.io.manifest import write_manifest
 from mae_ast.core.models.config import AstConfig, SsastConfig, VitConfig
-from mae_ast.core.models.encoder import Vit
+from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.models.registry import SYSTEMS, System, system_name
 from mae_ast.evaluate.probe import with_random_weights as untrained
 from mae_ast.evaluate.report import evaluate
-from mae_ast.finetune.checkpoint import encoder_of, load_finetuned
+from mae_ast.finetune.checkpoint import load_finetuned
 from mae_ast.hub import load as pretrained
 from mae_ast.hub import offline as hub
 from mae_ast.hub.export import to_hugging_face
 from mae_ast.hub.load import HubModel, PretrainedAst, PretrainedSsast, PretrainedVit, hub_class
-from tests.core.vits import FRAME_TOKENS, SMALL, with_random_weights
+from tests.core.vits import FRAME_TOKENS, SMALL, encoder_of, with_random_weights
 from tests.sounds import speech_like
 
 # D / 64 heads and the usual strides, which the published layouts do not store.
@@ -227,16 +227,15 @@ def test_scores_of_a_published_classifier_equal_the_model_s(tmp_path):
 def test_encoder_for_further_training(build, tmp_path):
     model = build()
     model.save_pretrained(tmp_path)
-    encoder = encoder_of(str(tmp_path))
-    assert encoder.config == model.config
+    encoder = encoder_of(tmp_path)
+    assert type(encoder.config) is type(model.config)
+    found, wanted = dataclasses.asdict(encoder.config), dataclasses.asdict(model.config)
+    assert found == pytest.approx(wanted)  # the statistics are rounded to float32
     waveform = speech_like(12_000).unsqueeze(0)
     for ours, theirs in zip(
         encoder.hidden_states(waveform), model.hidden_states(waveform), strict=True
     ):
         assert torch.equal(ours, theirs)
-    fresh = encoder_of(str(tmp_path), random_weights=True)
-    assert not torch.equal(fresh.positions.table, encoder.positions.table)
-    assert torch.equal(fresh.batch_norm.running_mean, encoder.batch_norm.running_mean)
 
 
 @pytest.mark.parametrize("build", [ssast, ast, vit])
@@ -364,7 +363,7 @@ def test_strides_not_stored_in_the_published_layout_are_printed(
 def test_system_that_is_registered_later_is_saved_and_loaded(tmp_path, monkeypatch):
     """A system without a foreign layout needs its row in ``SYSTEMS`` only."""
 
-    class Toy(Vit):
+    class Toy(Encoder):
         pass
 
     @dataclasses.dataclass
@@ -450,7 +449,7 @@ def test_finetuned_ssast_pools_the_patch_tokens(mae_ast_command, tmp_path):
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "ssast.ckpt")
     waveform = speech_like(16_000)[None]
     with torch.no_grad():
-        expected = model.head(Vit.pooled(model, waveform)).sigmoid()
+        expected = model.head(model.encode(waveform).patches.mean(1)).sigmoid()
     scores = load_finetuned(tmp_path / "ssast.ckpt").scores(waveform)
     assert_close(scores, expected, rtol=0, atol=1e-6)
 

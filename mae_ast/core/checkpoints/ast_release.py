@@ -30,8 +30,7 @@ from mae_ast.core.checkpoints.timm import IMAGE_HEADS, rows, sizes_of, tensor_of
 from mae_ast.core.checkpoints.wrappers import MODEL
 from mae_ast.core.frontend.fbank import NUM_MEL_BINS
 from mae_ast.core.frontend.patches import PatchShape
-from mae_ast.core.models.config import AstConfig, SsastConfig
-from mae_ast.core.models.ssast import FINETUNING_STRIDES
+from mae_ast.core.models.config import FINETUNING_STRIDES, AstConfig, SsastConfig
 
 WRAPPER = "module."
 ENCODER = "v."
@@ -94,7 +93,6 @@ def _read_ssast(state: Content, path: Path) -> Checkpoint:
         position_frames=frames,
         input_frames=frames,
     )
-    config.validate()
     is_frame_model = config.patch_shape.per_column == 1
     weights = key_table.read(_ssast_rows(config), config, found)
     return Checkpoint(config, "random_mask" if is_frame_model else "chunk_mask", weights)
@@ -147,7 +145,7 @@ def _ast_config(found: State, strides: tuple[int, int] | None = None) -> AstConf
         )
     min_frames = shape.num_frames_of(along_time)
     frames = next((n for n in FRAMES if shape.grid(n)[0] == along_time), min_frames)
-    config = AstConfig(
+    return AstConfig(
         **sizes,
         ast_kernel_stride_chan=shape.mel_stride,
         ast_kernel_stride_time=shape.time_stride,
@@ -156,8 +154,6 @@ def _ast_config(found: State, strides: tuple[int, int] | None = None) -> AstConf
         num_classes=len(tensor_of(found, "mlp_head.1.weight", 2)),
         pool=_pooling(found)[0],
     )
-    config.validate()
-    return config
 
 
 def _sizes(state: State) -> dict[str, Any]:

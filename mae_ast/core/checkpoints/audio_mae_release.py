@@ -137,9 +137,7 @@ def _config(found: State) -> AudioMaeConfig:
             f"{AudioMaeConfig.position_frames} frames in patches of {time} x {mel} have "
             f"{AudioMaeConfig.position_frames // time * per_column}"
         )
-    config = AudioMaeConfig(**sizes, **decoder, decoder_attention="global", input_frames=frames)
-    config.validate()
-    return config
+    return AudioMaeConfig(**sizes, **decoder, decoder_attention="global", input_frames=frames)
 
 
 def _describe_skipped(skipped: list[str]) -> str:

@@ -16,7 +16,6 @@ from mae_ast.core.checkpoints import hf_ast_config
 from mae_ast.core.checkpoints.hub_files import (
     CONFIG_FILE,
     PREPROCESSOR_FILE,
-    one_line,
     read_config_file,
     read_json,
 )
@@ -25,6 +24,7 @@ from mae_ast.core.checkpoints.layout import Checkpoint, Content, Layout
 from mae_ast.core.checkpoints.state_files import CheckpointError
 from mae_ast.core.checkpoints.timm import embedding_rows, statistics_row
 from mae_ast.core.checkpoints.wrappers import MODEL
+from mae_ast.core.io.first_line import first_line
 from mae_ast.core.models.config import AstConfig
 
 _ROOT = "audio_spectrogram_transformer."
@@ -93,11 +93,11 @@ def read_folder(fields: Any, weights: Mapping[str, Any], path: Path) -> Checkpoi
         labels = hf_ast_config.labels_of(fields)
         independent = hf_ast_config.is_independent(fields)
     except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path.with_name(CONFIG_FILE)}: {one_line(error)}") from error
+        raise CheckpointError(f"{path.with_name(CONFIG_FILE)}: {first_line(error)}") from error
     try:
         found = from_hugging_face(config, weights)
     except ValueError as error:
-        raise CheckpointError(f"{path}: {one_line(error)}") from error
+        raise CheckpointError(f"{path}: {first_line(error)}") from error
     if fields.get("problem_type") is None:
         logger.warning(
             "%s: problem_type is not set; scores are a softmax over all classes, as in "

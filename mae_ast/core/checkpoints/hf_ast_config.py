@@ -105,7 +105,6 @@ def config_from_hugging_face(
         # 2 is the default in transformers.
         num_classes=len(labels_of(fields) or ()) or fields.get("num_labels", 2),
     )
-    config.validate()
     if _grid_of_input(config) != config.position_grid:
         raise ValueError(
             f"max_length is {config.input_frames} in preprocessor_config.json and {frames} in "

@@ -11,6 +11,7 @@ from typing import Any
 
 from mae_ast.core.checkpoints.layout import Checkpoint
 from mae_ast.core.checkpoints.state_files import CheckpointError
+from mae_ast.core.io.first_line import first_line
 from mae_ast.core.models.registry import parse_config, system_name
 
 # Files of a folder in the hub's layout; the last two are for Hugging Face's own models only.
@@ -59,7 +60,7 @@ def parse_config_file(values: Any, path: str | os.PathLike[str]) -> Checkpoint:
     except KeyError as error:
         raise CheckpointError(f"{path}: has no {error}") from error
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: {one_line(error)}") from error
+        raise CheckpointError(f"{path}: {first_line(error)}") from error
 
 
 def read_config_file(path: Path) -> Any:
@@ -86,9 +87,4 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({one_line(error)})") from error
-
-
-def one_line(error: Exception) -> str:
-    """Return the first line of an error's message."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: not valid JSON ({first_line(error)})") from error

@@ -51,7 +51,7 @@ _IRRELEVANT = {
 }
 _OURS_ONLY = (
     *("random_mask_prob", "decoder_ffn_embed_dim", "decoder_attention_heads", "precision"),
-    *("input_stats", "input_mean", "input_std"),
+    *("input_stats", "input_mean", "input_std", "input_frames"),
 )
 _TASK = {"sample_rate": 16_000, "feature_type": "fbank", "feature_dim": NUM_MEL_BINS}
 FEATURE_RATE = 100  # frames per second

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from mae_ast.core.checkpoints import hf_ast, hf_ast_config
 from mae_ast.core.checkpoints.ast_release import AST, SSAST
 from mae_ast.core.checkpoints.audio_mae_release import AUDIO_MAE
+from mae_ast.core.checkpoints.classifier import FINETUNING, ClassifierSpec, encoder_weights
 from mae_ast.core.checkpoints.hub_files import CONFIG_FILE as CONFIG_FILE
 from mae_ast.core.checkpoints.hub_files import (
     TORCH_WEIGHTS_FILE,
     WEIGHTS_FILE,
-    one_line,
     parse_config_file,
     read_config_file,
 )
@@ -40,18 +40,15 @@ from mae_ast.core.checkpoints.state_files import read_safetensors
 from mae_ast.core.checkpoints.state_files import read_state as read_state
 from mae_ast.core.checkpoints.wrappers import MODEL
 from mae_ast.core.io.file_kinds import is_safetensors
+from mae_ast.core.io.first_line import first_line
 from mae_ast.core.io.near_files import suggestion
-from mae_ast.core.models.registry import parse_config
+from mae_ast.core.models.config import AstConfig
 
 # Layouts of torch.save files, in the order in which they are tried. The last one is also that of
 # the trainer's own checkpoints, of any system.
 LAYOUTS: list[Layout] = [SSAST, AST, AUDIO_MAE, hf_ast.HUGGING_FACE_AST, MAE_AST]
 
 RUN_FILE = Path("checkpoints", "checkpoint_last.pt")  # relative to the folder of a run
-FINETUNING = "mae_ast_classification"  # key of the ClassifierSpec in fine-tuned files
-
-# Layers of a classifier's head -> the same layers in AST, if the classifier pools as AST does.
-_AST_HEAD = {"head.0.": "head.layer_norm.", "head.2.": "head.linear."}
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -169,7 +166,7 @@ def _read_torch(path: Path) -> Checkpoint:
     except KeyError as error:
         raise CheckpointError(f"{path}: has no {error}; {_contents(state)}") from error
     except (TypeError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"{path}: {one_line(error)}") from error
+        raise CheckpointError(f"{path}: {first_line(error)}") from error
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
@@ -191,17 +188,14 @@ def _contents(state: Mapping[str, Any]) -> str:
 
 def _from_finetuned(state: Mapping[str, Any]) -> Checkpoint:
     """Return the encoder of a classifier; for AST with its own head, the full model."""
-    network, head = state["task_state"][FINETUNING], state["task_state"][FINETUNING]["head"]
-    is_ast = (network["system"], head["pool"], head["kind"]) == ("ast", "encoder", "linear")
-    classes = {"num_classes": head["num_classes"]} if is_ast else {}
-    config = parse_config({**network["encoder"], **classes, "system": network["system"]})
-    names = {"encoder.": "", **(_AST_HEAD if is_ast else {})}
-    weights = {
-        ours + name.removeprefix(theirs): value
-        for name, value in state[MODEL].items()
-        for theirs, ours in names.items()
-        if name.startswith(theirs)
-    }
-    labels = tuple(str(name) for name in network["names"]) if is_ast else None
-    independent = bool(network["independent"])
-    return Checkpoint(config, None, weights, labels, not is_ast, independent)
+    spec = ClassifierSpec.from_state(state)
+    config, head = spec.encoder, spec.head
+    is_ast = False
+    if isinstance(config, AstConfig) and (head.pool, head.kind) == ("encoder", "linear"):
+        is_ast = True
+        config = dataclasses.replace(
+            config, num_classes=head.num_classes, head_layer_norm_eps=head.layer_norm_eps
+        )
+    weights = encoder_weights(state[MODEL], with_head=is_ast)
+    labels = spec.labels.names if is_ast else None
+    return Checkpoint(config, None, weights, labels, not is_ast, spec.independent)

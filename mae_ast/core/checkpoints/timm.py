@@ -18,7 +18,7 @@ from mae_ast.core.checkpoints import key_table
 from mae_ast.core.checkpoints.key_table import Row, State, added, modules, split, swap_axes
 from mae_ast.core.checkpoints.key_table import Weights as Weights
 from mae_ast.core.checkpoints.state_dict import first_not_finite
-from mae_ast.core.models.config import VitConfig
+from mae_ast.core.models.config import EncoderConfig, VitConfig
 from mae_ast.core.nn.positions import fit_positions
 
 # Modules of a layer: timm's names -> ours.
@@ -38,7 +38,7 @@ IMAGE_HEADS = ("head.", "head_dist.", "pre_logits.")  # image classifiers, which
 PREFIX_TOKENS = ("cls_token", "dist_token")
 
 
-def rows(config: VitConfig) -> list[Row]:
+def rows(config: EncoderConfig) -> list[Row]:
     """Return the table of timm's DeiT ``VisionTransformer(in_chans=1)`` and our encoder."""
     return [
         *embedding_rows(config, PREFIX_TOKENS, "pos_embed", "patch_embed.proj"),
@@ -48,7 +48,7 @@ def rows(config: VitConfig) -> list[Row]:
 
 
 def embedding_rows(
-    config: VitConfig, prefix_tokens: tuple[str, ...], positions: str, projection: str
+    config: EncoderConfig, prefix_tokens: tuple[str, ...], positions: str, projection: str
 ) -> list[Row]:
     """Return the rows of everything below the first layer.
 
@@ -87,7 +87,7 @@ def stack_rows(num_layers: int, ours: str = "encoder", prefix: str = "") -> Iter
     )
 
 
-def statistics_row(config: VitConfig) -> Row:
+def statistics_row(config: EncoderConfig) -> Row:
     """Add the input statistics as buffers; published files do not contain them."""
     return added(
         {
@@ -98,12 +98,12 @@ def statistics_row(config: VitConfig) -> Row:
     )
 
 
-def to_timm(config: VitConfig, weights: State) -> Weights:
+def to_timm(config: EncoderConfig, weights: State) -> Weights:
     """Convert an encoder to the state dict of timm's DeiT ``VisionTransformer(in_chans=1)``."""
     return key_table.write(rows(config), weights)
 
 
-def from_timm(config: VitConfig, state: State, attention_heads: int | None = None) -> Weights:
+def from_timm(config: EncoderConfig, state: State, attention_heads: int | None = None) -> Weights:
     """Build an encoder from a timm ViT or DeiT, such as one trained on images.
 
     The patch embedding is averaged over the RGB channels (as in the AST paper; its code sums them).
@@ -148,7 +148,7 @@ def is_timm(names: Container[str]) -> bool:
 
 
 def sizes_of(state: State, prefix: str = "") -> dict[str, int]:
-    """Derive fields of :class:`VitConfig` from the shapes in a state dict of timm's layout.
+    """Derive fields of :class:`EncoderConfig` from the shapes in a state dict of timm's layout.
 
     Args:
         state: the state dict.
@@ -192,7 +192,7 @@ def tensor_of(state: State, key: str, ndim: int) -> Tensor:
     return value
 
 
-def check_same(config: VitConfig, pretrained: Mapping[str, Any]) -> None:
+def check_same(config: EncoderConfig, pretrained: Mapping[str, Any]) -> None:
     """Refuse a configuration that differs from these fields of the pretrained model.
 
     Raises:
@@ -207,7 +207,7 @@ def check_same(config: VitConfig, pretrained: Mapping[str, Any]) -> None:
         raise ValueError("; ".join(differing))
 
 
-def _fit_image_positions(config: VitConfig, table: Tensor, is_image: bool) -> Tensor:
+def _fit_image_positions(config: EncoderConfig, table: Tensor, is_image: bool) -> Tensor:
     """Fit the positions of a square image, or a spectrogram like ours, to our grid (mel-first)."""
     along_time, along_mel = config.position_grid
     num_prefix = config.prefix_tokens

@@ -15,7 +15,7 @@ from mae_ast.core.checkpoints.reader import (
     build_with_weights,
     read_checkpoint,
 )
-from mae_ast.core.frontend.masking import random_mask
+from mae_ast.core.frontend.masking import MaskIds, random_mask
 from mae_ast.core.models.mae_ast import MaeAst
 from tests.sounds import speech_like
 
@@ -27,7 +27,7 @@ def state(small_config) -> dict[str, Any]:
         (8, 32), decoder_embed_dim=48, layer_norm_first=True, dropout=0.2, random_mask_prob=0.6
     )
     model = MaeAst(config)
-    model.train()(speech_like(8_000).unsqueeze(0), None, *_ids(config))
+    model.train()(speech_like(8_000).unsqueeze(0), None, _mask(config))
     return {
         "cfg": {
             "model": {"_name": "mae_ast", **dataclasses.asdict(config)},
@@ -38,9 +38,8 @@ def state(small_config) -> dict[str, Any]:
     }
 
 
-def _ids(config) -> tuple[torch.Tensor, torch.Tensor]:
-    mask = random_mask(1, config.patch_shape.grid(48), 0.5)
-    return mask.visible_ids, mask.masked_ids
+def _mask(config) -> MaskIds:
+    return random_mask(1, config.patch_shape.grid(48), 0.5)
 
 
 def load(path: Path | str) -> MaeAst:

@@ -16,9 +16,11 @@ from mae_ast.core.checkpoints.timm import from_timm, to_timm
 from mae_ast.core.checkpoints.wrappers import unwrap
 from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.config import AstConfig, SsastConfig, VitConfig
-from mae_ast.core.models.encoder import Vit
+from mae_ast.core.models.encoder import Encoder, encoder_only
 from mae_ast.core.models.ssast import Ssast
-from mae_ast.finetune.initialize import start_from
+from mae_ast.finetune.initialize import fitted, start_ast
+from mae_ast.hub.load import PretrainedSsast
+from mae_ast.models.ast import AstModelConfig
 from tests.core.vits import FRAME_TOKENS, SMALL, log_mel_like, with_random_weights
 
 PATH = Path("a.pth")  # of log messages
@@ -34,6 +36,12 @@ def ssast(**fields: Any) -> Ssast:
 def ast(**fields: Any) -> Ast:
     config = AstConfig(**(PUBLISHED | {"num_classes": 5} | fields))
     return with_random_weights(Ast(config)).eval()
+
+
+def start_from(model: Ast, pretrained: Ssast) -> None:
+    weights = encoder_only(pretrained).state_dict()
+    found = fitted(weights, pretrained.config, model.config)
+    model.load_state_dict({**model.state_dict(), **found})
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -89,7 +97,7 @@ def test_hugging_face_round_trip():
 
 @pytest.mark.parametrize("fields", [{}, FRAME_TOKENS, {"prefix_tokens": 1}], ids=str)
 def test_timm_round_trip(fields):
-    model = with_random_weights(Vit(VitConfig(**(SMALL | fields))))
+    model = with_random_weights(Encoder(VitConfig(**(SMALL | fields))))
     state = to_timm(model.config, model.state_dict())
     assert_same(from_timm(model.config, state), model.state_dict())
 
@@ -174,7 +182,7 @@ FORMATS: dict[str, Any] = {
         ),
     ),
     "timm": (
-        lambda: with_random_weights(Vit(VitConfig(**SMALL))),
+        lambda: with_random_weights(Encoder(VitConfig(**SMALL))),
         to_timm,
         from_timm,
         ("patch_embed.proj.bias", "pos_embed", "dist_token", "blocks.0.mlp.fc1.weight"),
@@ -257,7 +265,7 @@ def test_square_spectrogram_equals_greyscale_image():
     theirs = image_net(True)
     fields = {"encoder_ffn_embed_dim": 48, "position_frames": 128}
     config = VitConfig(**(SMALL | fields))
-    model = Vit(config).eval()
+    model = Encoder(config).eval()
     weights = from_timm(config, theirs.state_dict())
     model.load_state_dict(weights)
     theirs.set_input_size(img_size=(128, 128))
@@ -329,15 +337,18 @@ def test_encoder_is_copied_to_another_system_and_grid():
         assert torch.equal(model.encoder.state_dict()[name], value), name
 
 
-def test_input_statistics_are_copied_unless_configured():
-    pretrained = ssast(input_stats="batch")
+def test_input_statistics_are_copied_unless_configured(tmp_path):
+    pretrained = PretrainedSsast(SsastConfig(**SMALL, input_stats="batch"), "chunk_mask")
     pretrained.batch_norm.running_mean.fill_(-7)
-    model = ast()
-    start_from(model, pretrained)
-    assert model.batch_norm.running_mean.item() == -7
-    model = ast(input_mean=-6.6, input_std=5.4)
-    start_from(model, pretrained)
-    assert model.batch_norm.running_mean.item() == pytest.approx(-6.6)
+    pretrained.batch_norm.running_var.fill_(9)
+    pretrained.save_pretrained(tmp_path)
+    cfg = AstModelConfig(**SMALL, checkpoint=str(tmp_path))
+    config, weights = start_ast(cfg, 5)
+    assert (config.input_mean, config.input_std) == (-7, 3)
+    assert not any(name.startswith("batch_norm.") for name in weights)
+    cfg.input_mean, cfg.input_std = -6.6, 5.4
+    config, _ = start_ast(cfg, 5)
+    assert (config.input_mean, config.input_std) == (-6.6, 5.4)
 
 
 @pytest.mark.parametrize(

@@ -228,4 +228,4 @@ def test_classifier_that_pools_the_patch_tokens():
     expected = model.head(model.encode(wave).patches.mean(1))
     assert_close(model.logits(wave), expected, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="pool='cls'; must be one of prefix, tokens"):
-        AstConfig(pool="cls").validate()
+        AstConfig(pool="cls")
