@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import linecache
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
@@ -13,6 +15,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_PACKAGES = ("mae_ast", "fairseq", "fairseq_cli")
 LINE_INTERVAL_S = 10.0  # from one line of progress to the next where there is no terminal
 _LINE = "{desc}: {percentage:.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
@@ -125,15 +128,28 @@ def bar(desc: str, unit: str) -> Callable[[Iterable[T], int], Iterable[T]]:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn errors of the user's input into one line that ends the program.
-
-    The core raises ``ValueError`` or ``FileNotFoundError`` with a message for the user; within
-    fairseq, it would be shown below a traceback of many frames.
-    """
+    """Turn errors of the user's input into one line that ends the program."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"mae-ast: error: {error}") from error
+    except (ValueError, OSError) as error:
+        if not is_for_user(error):
+            raise
+        raise SystemExit(f"mae-ast: error: {describe(error)}") from error
+
+
+def is_for_user(error: BaseException) -> bool:
+    """Return ``True`` if the message of an error suffices; ``False`` if it may be a bug.
+
+    ``raise`` statements of this package and of fairseq say what is wrong with the input, and the
+    operating system names the file. Errors of other libraries, and of operations that failed, need
+    their traceback.
+    """
+    if isinstance(error, OSError) and error.filename is not None:
+        return True
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    package = frame.f_globals.get("__name__", "").partition(".")[0]
+    statement = linecache.getline(frame.f_code.co_filename, line, frame.f_globals)
+    return package in _PACKAGES and statement.lstrip().startswith("raise")
 
 
 def describe(error: Exception) -> str:

@@ -17,31 +17,28 @@ if __name__ in ("__main__", "__mp_main__"):  # the latter in a process that the 
     stop_request.listen(spawned=__name__ == "__mp_main__")
     console_filter.quiet()
 
-import fairseq_cli.hydra_train  # takes seconds, during which a signal may arrive
+from mae_ast.trainer import hydra_job  # takes seconds, during which a signal may arrive
 
-from mae_ast.plugin import register
-from mae_ast.trainer import hydra_job
-
-register()
-fairseq_cli.hydra_train._hydra_main = hydra_job.train
+hydra_job.install()
 
 
 def main() -> None:
     """Train; report invalid settings in one line."""
+    from fairseq_cli.hydra_train import cli_main
     from hydra._internal.utils import get_args
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from mae_ast.console import describe
+    from mae_ast.console import describe, user_errors
     from mae_ast.trainer import preflight
     from mae_ast.trainer.settings import explain
 
     preflight.apply()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach this function
     try:
-        with hydra_job.leave_signals_to_jobs(sys.argv):
-            fairseq_cli.hydra_train.cli_main()
+        with user_errors(), hydra_job.leave_signals_to_jobs(sys.argv):
+            cli_main()
     except (HydraException, OmegaConfBaseException) as error:
         arguments = get_args()
         file = f"{arguments.config_name}.yaml"

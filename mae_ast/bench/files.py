@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 
 from mae_ast.bench.setting import Case, Column, Part, Row, Setting
 from mae_ast.bench.steps import build_config
-from mae_ast.bench.stopwatch import seconds_of, summary
+from mae_ast.bench.stopwatch import measure, summary
 from mae_ast.core.frontend.collate import Collater
 from mae_ast.core.io.audio import SAMPLE_RATE, read_audio
 from mae_ast.core.io.manifest import Manifest, write_manifest
@@ -82,17 +81,12 @@ def measure_decoding(case: Case, setting: Setting) -> Row:
     else:
         _write_with_ffmpeg(path, samples, case["rate"], case["codec"])
     start, length = START_S * SAMPLE_RATE, PART_S * SAMPLE_RATE
-    taken = seconds_of(
-        lambda: read_audio(path, start, length),
-        "cpu",
-        setting.pick(cpu=1, gpu=1, quick=0.02),
-    )
-    seconds = statistics.median(taken)
+    taken = measure(lambda: read_audio(path, start, length), setting.pick(cpu=1, gpu=1, quick=0.02))
     return {
         **case,
         **summary(taken),
-        "ms_per_clip": 1000 * seconds,
-        "clips_per_s": 1 / seconds,
+        "ms_per_clip": 1000 * taken.median,
+        "clips_per_s": 1 / taken.median,
         "kb_per_clip": path.stat().st_size / 1000 * PART_S / FILE_S,
     }
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
-
 import torch
 from torchaudio.compliance import kaldi
 
 from mae_ast.bench.setting import Case, Column, Part, Row, Setting
-from mae_ast.bench.stopwatch import seconds_of, summary
+from mae_ast.bench.stopwatch import measure, summary
 from mae_ast.core.frontend.collate import clip_generator
 from mae_ast.core.frontend.fbank import NUM_MEL_BINS, fbank, num_frames
 from mae_ast.core.frontend.masking import MASK_TYPES
@@ -44,12 +42,9 @@ def measure_masks(case: Case, setting: Setting) -> Row:
         for clip in range(batch):
             strategy(1, grid, ratio, generator=clip_generator(1, 1, clip, 1))
 
-    budget = setting.pick(cpu=1, gpu=1, quick=0.02)
-    if case["way"] == "a batch at once":
-        taken = seconds_of(at_once, setting.device, budget)
-    else:
-        taken = seconds_of(clip_by_clip, "cpu", budget)
-    return {**case, **summary(taken), "ms_per_clip": 1000 * statistics.median(taken) / batch}
+    run = at_once if case["way"] == "a batch at once" else clip_by_clip
+    taken = measure(run, setting.pick(cpu=1, gpu=1, quick=0.02))
+    return {**case, **summary(taken), "ms_per_clip": 1000 * taken.median / batch}
 
 
 def fbank_cases(setting: Setting) -> list[Case]:
@@ -82,8 +77,8 @@ def measure_fbank(case: Case, setting: Setting) -> Row:
 
     run = reference if case["way"] == "torchaudio" else ours
     with torch.no_grad():
-        taken = seconds_of(run, device, setting.pick(cpu=2, gpu=1, quick=0.02))
-    per_clip = statistics.median(taken) / case["batch"]
+        taken = measure(run, setting.pick(cpu=2, gpu=1, quick=0.02))
+    per_clip = taken.median / case["batch"]
     return {**case, **summary(taken), "ms_per_clip": 1000 * per_clip, "clips_per_s": 1 / per_clip}
 
 

@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mae_ast.bench.work import Split, Work, split, step_work
+from mae_ast.bench.work import count_flops, draw_mask
 from mae_ast.console import bar
 from mae_ast.core.frontend.collate import Collater
 from mae_ast.core.frontend.fbank import num_samples_of_frames
@@ -33,6 +33,7 @@ from mae_ast.core.models.registry import SYSTEMS, parse_pretraining_config, syst
 from mae_ast.data.pretraining_dataset import PretrainingDataset
 from mae_ast.plugin import register
 from mae_ast.trainer.command import train_command
+from mae_ast.trainer.schedule import planned_updates
 from mae_ast.trainer.settings import drop_defaults_of_others, explain
 
 TASK = "mae_ast_pretraining"
@@ -66,12 +67,10 @@ class Plan:
         num_clips: number of clips of the manifest.
         clips_skipped: number of them that are too short or fit into no batch.
         batches: batches of an epoch.
-        updates_per_epoch, updates: number of updates.
-        epochs: number of epochs, with a fraction.
-        hours_per_epoch, hours: hours of audio.
+        updates: number of updates.
         parameters: number of parameters of the model.
-        patches: patches of a clip of the median batch.
-        work: operations and bytes of a step per clip.
+        num_patches, num_masked: patches of a clip of the median batch.
+        flops: operations of forward and backward of such a clip.
     """
 
     gpus: int
@@ -79,14 +78,31 @@ class Plan:
     num_clips: int
     clips_skipped: int
     batches: Batches
-    updates_per_epoch: int
     updates: int
-    epochs: float
-    hours_per_epoch: float
-    hours: float
     parameters: int
-    patches: Split
-    work: Work
+    num_patches: int
+    num_masked: int
+    flops: int
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Return the number of updates of an epoch."""
+        return math.ceil(math.ceil(len(self.batches.clips) / self.gpus) / self.update_freq)
+
+    @property
+    def epochs(self) -> float:
+        """Return the number of epochs, with a fraction."""
+        return self.updates / self.updates_per_epoch
+
+    @property
+    def hours_per_epoch(self) -> float:
+        """Return the hours of audio of an epoch."""
+        return float(self.batches.samples.sum()) / SAMPLE_RATE / 3600
+
+    @property
+    def hours(self) -> float:
+        """Return the hours of audio of the run."""
+        return self.hours_per_epoch * self.epochs
 
     @property
     def clips_per_batch(self) -> float:
@@ -183,26 +199,24 @@ def make_plan(settings: Any, manifest: Path, gpus: int) -> Plan:
     (update_freq, *others) = settings.optimization.update_freq
     if others:
         raise ValueError("optimization.update_freq has several values; a plan supports one")
-    batches_per_gpu = math.ceil(len(batches.clips) / gpus)
-    updates_per_epoch = math.ceil(batches_per_gpu / update_freq)
-    updates = _updates(settings.optimization, updates_per_epoch)
-    hours_per_epoch = float(batches.samples.sum()) / SAMPLE_RATE / 3600
-    epochs = updates / updates_per_epoch
-    patches = split(config, task.mask_type, batches.length)
+    updates = planned_updates(settings.optimization, math.ceil(len(batches.clips) / gpus))
+    if updates is None:
+        raise ValueError(
+            "set optimization.max_update or optimization.max_epoch: training has no end"
+        )
+    mask = draw_mask(config, task.mask_type, batches.length)
+    num_masked = mask.masked_ids.shape[1]
     return Plan(
         gpus=gpus,
         update_freq=update_freq,
         num_clips=len(rows),
         clips_skipped=len(rows) - len(dataset) + skipped,
         batches=batches,
-        updates_per_epoch=updates_per_epoch,
         updates=updates,
-        epochs=epochs,
-        hours_per_epoch=hours_per_epoch,
-        hours=hours_per_epoch * epochs,
         parameters=_num_parameters(config),
-        patches=patches,
-        work=step_work(config, patches, config.precision != "float32"),
+        num_patches=mask.visible_ids.shape[1] + num_masked,
+        num_masked=num_masked,
+        flops=count_flops(config, task.mask_type, batches.length),
     )
 
 
@@ -241,19 +255,6 @@ def _batches(dataset: Any, config: Any, task: Any, data: Any) -> tuple[Batches, 
     return Batches(clips, samples, int(np.median(lengths))), skipped
 
 
-def _updates(optimization: Any, updates_per_epoch: int) -> int:
-    limits = []
-    if optimization.max_update:
-        limits.append(optimization.max_update)
-    if optimization.max_epoch:
-        limits.append(optimization.max_epoch * updates_per_epoch)
-    if not limits:
-        raise ValueError(
-            "set optimization.max_update or optimization.max_epoch: training has no end"
-        )
-    return int(min(limits))
-
-
 def _num_parameters(config: Any) -> int:
     with torch.device("meta"):
         network = SYSTEMS[system_name(config)].network(config)
@@ -273,7 +274,7 @@ def time_plan(plan: Plan, settings: Any, results: Mapping[str, Any]) -> Timed:
     """
     parts = results["parts"]
     steps = [row for row in parts.get("steps", {}).get("rows", []) if "error" not in row]
-    batch_flops = plan.clips_per_batch * plan.work.flops
+    batch_flops = plan.clips_per_batch * plan.flops
     row = _closest_case(batch_flops, settings.model, steps)
     per_s = row["batch"] * row["flops_per_clip"] / max(row["median_s"] - row["optimizer_s"], 1e-9)
     forward_backward_s = batch_flops / per_s

@@ -7,8 +7,6 @@ forward, losses, backward and AdamW. Masks are drawn beforehand, as in the data 
 from __future__ import annotations
 
 import dataclasses
-import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,18 @@ from torch import Tensor, nn
 
 from mae_ast.bench.machine import peak_memory
 from mae_ast.bench.setting import Case, Column, Part, Row, Setting
-from mae_ast.bench.stopwatch import matrix_rate, seconds_of, summary, synchronize
-from mae_ast.bench.work import peak_bytes, split, step_work
-from mae_ast.core.frontend.fbank import fbank, num_frames
-from mae_ast.core.frontend.masking import MaskIds, mask_strategy
+from mae_ast.bench.stopwatch import matrix_rate, measure, summary
+from mae_ast.bench.work import (
+    NO_DROPOUT,
+    count_activations,
+    count_flops,
+    draw_mask,
+    peak_bytes,
+    pretraining_loss,
+)
+from mae_ast.core.frontend.fbank import fbank
+from mae_ast.core.frontend.masking import MaskIds
 from mae_ast.core.io.audio import SAMPLE_RATE
-from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
 from mae_ast.core.models.registry import SYSTEMS, parse_config, system_name
 from mae_ast.core.nn.precision import has_bfloat16_units
 from mae_ast.trainer.command import config_dir
@@ -39,9 +43,6 @@ FRAMES = {
     "ast_kernel_size_time": 2,
     "ast_kernel_stride_time": 2,
 }
-NO_DROPOUT = dict.fromkeys(
-    ("dropout", "attention_dropout", "dropout_input", "encoder_layerdrop"), 0.0
-)
 # Name, preset, changes to the preset, mask type.
 SYSTEM_CASES: tuple[tuple[str, str, dict[str, Any], str], ...] = (
     ("MAE-AST patch, 12 layers", "mae_ast", {}, "chunk_mask"),
@@ -140,6 +141,11 @@ class _Training:
     mask: MaskIds
     optimizer: torch.optim.Optimizer
 
+    @property
+    def num_patches(self) -> int:
+        """Return the number of patches of a clip."""
+        return self.mask.visible_ids.shape[1] + self.mask.masked_ids.shape[1]
+
     def backward(self) -> None:
         """Run forward and backward."""
         pretraining_loss(self.model, self.source, self.mask).backward()
@@ -158,10 +164,7 @@ def _prepare(case: Case, config: Any, setting: Setting) -> _Training:
     num_samples = _num_samples(case)
     waveforms = torch.randint(-8000, 8000, (batch, num_samples), dtype=torch.int16)
     source = waveforms.to(device) if setting.is_gpu else fbank(waveforms)
-    strategy = mask_strategy(case["mask_type"], config.mask_length)
-    grid = config.patch_shape.grid(num_frames(num_samples))
-    mask = strategy(batch, grid, config.random_mask_prob)
-    mask = mask.to(device)
+    mask = draw_mask(config, case["mask_type"], num_samples, batch).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     return _Training(model, source, mask, optimizer)
 
@@ -187,36 +190,35 @@ def _measure_step(case: Case, setting: Setting) -> Row:
     training = _prepare(case, config, setting)
     training.step()  # initializes libraries and the moments of the optimizer
     budget = setting.pick(cpu=15, gpu=3, quick=0.05)
-    taken = seconds_of(training.step, device, budget, warm_up=1)
+    taken = measure(training.step, budget)
     peak = torch.cuda.max_memory_allocated() / 2**30 if setting.is_gpu else peak_memory()
     training.backward()
-    update = seconds_of(training.optimizer.step, device, budget / 10, warm_up=1, max_timings=3)
-    synchronize(device)
+    update = measure(training.optimizer.step, budget / 10)
     rate = max(rate, matrix_rate(*products))  # a shared machine may have been slow at first
 
-    patches = split(config, case["mask_type"], _num_samples(case))
-    work = step_work(config, patches, bfloat16)
+    clip = config, case["mask_type"], _num_samples(case)
+    flops = count_flops(*clip)
+    activations = count_activations(*clip, bfloat16)
     parameters = sum(p.numel() for p in training.model.parameters())
-    step_s = statistics.median(taken)
-    flops = batch * work.flops / step_s
+    flops_per_s = batch * flops / taken.median
     return {
         **case,
         **summary(taken),
         "system": system_name(config),
         "config": dataclasses.asdict(config),
         "precision": "bfloat16" if bfloat16 else "float32",
-        "clips_per_s": batch / step_s,
-        "ms_per_clip": 1000 * step_s / batch,
-        "optimizer_s": statistics.median(update),
-        "num_patches": patches.num_patches,
+        "clips_per_s": batch / taken.median,
+        "ms_per_clip": 1000 * taken.median / batch,
+        "optimizer_s": update.median,
+        "num_patches": training.num_patches,
         "parameters": parameters,
-        "flops_per_clip": work.flops,
-        "flops_per_s": flops,
+        "flops_per_clip": flops,
+        "flops_per_s": flops_per_s,
         "matrix_flops_per_s": rate,
-        "share_of_matrix_rate": flops / rate,
+        "share_of_matrix_rate": flops_per_s / rate,
         "peak_gib": peak,
         "base_gib": base,
-        "predicted_peak_gib": base + peak_bytes(parameters, work, batch, bfloat16) / 2**30,
+        "predicted_peak_gib": base + peak_bytes(parameters, activations, batch, bfloat16) / 2**30,
     }
 
 
@@ -264,15 +266,6 @@ def check_overrides(overrides: dict[str, Any]) -> None:
 def uses_bfloat16(precision: str, device: str) -> bool:
     """Return whether the transformers run in bfloat16."""
     return precision == "bfloat16" or (precision == "auto" and has_bfloat16_units(device))
-
-
-def pretraining_loss(model: Callable[..., Any], source: Tensor, mask: MaskIds) -> Tensor:
-    """Compute 10 MSE + InfoNCE per masked patch, or 10 MSE if the system has no InfoNCE."""
-    out = model(source, None, mask)
-    loss: Tensor = 10 * reconstruction_loss(out.reconstruction, out.target)
-    if out.classification is not None:
-        loss = loss + info_nce_loss(out.classification, out.target).loss
-    return loss / mask.masked_ids.numel()
 
 
 _COLUMNS = (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mae_ast.cli.options import Overrides, PretrainPreset
+from mae_ast.cli.options import Overrides, PretrainPreset, data_argument
 from mae_ast.core.io.plural import plural
 
 if TYPE_CHECKING:  # fairseq takes seconds to import
@@ -19,9 +19,7 @@ if TYPE_CHECKING:  # fairseq takes seconds to import
 
 
 def plan(
-    data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="Folder with train.tsv, or a manifest.")
-    ],
+    data: Annotated[Path, data_argument("Folder with train.tsv, or a manifest.")],
     overrides: Overrides = None,
     config: PretrainPreset = "mae_ast",
     gpus: Annotated[int, typer.Option(help="Number of GPUs per node.")] = 1,
@@ -67,13 +65,13 @@ def _counts(made: Plan, system: str) -> dict[str, str]:
 
     batches = made.batches
     update = made.clips_per_update
-    masked = made.patches.num_masked / made.patches.num_patches
-    exaflop = made.work.flops * update * made.updates / 1e18
+    masked = made.num_masked / made.num_patches
+    exaflop = made.flops * update * made.updates / 1e18
     lines = {
         "clips": f"{made.num_clips - made.clips_skipped:,} of {made.num_clips:,}, "
         f"{made.hours_per_epoch:,.1f} h after cropping",
         "model": f"{system}, {made.parameters / 1e6:.1f} M parameters, "
-        f"{made.patches.num_patches} patches per clip, {masked:.1%} masked",
+        f"{made.num_patches} patches per clip, {masked:.1%} masked",
         "batch per GPU": f"{made.clips_per_batch:.1f} clips on average ({batches.clips.min()} to "
         f"{batches.clips.max()}), median length {batches.length / SAMPLE_RATE:.2f} s",
         "batch per update": f"{update:,.0f} clips: {plural(made.gpus, 'GPU')} x update_freq "
@@ -81,7 +79,7 @@ def _counts(made: Plan, system: str) -> dict[str, str]:
         "updates": f"{made.updates:,}; {made.updates_per_epoch:,} per epoch",
         "epochs": f"{made.epochs:,.1f}",
         "hours of audio": f"{made.hours:,.0f}",
-        "operations": f"{fixed_point(made.work.flops / 1e9, 0)} GFLOP per clip, "
+        "operations": f"{fixed_point(made.flops / 1e9, 0)} GFLOP per clip, "
         f"{fixed_point(exaflop, 2)} EFLOP in total",
     }
     if made.gpus > 1:

@@ -6,7 +6,7 @@ clips of all workers.
 
 # No postponed annotations: fairseq reads the field types at run time.
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from fairseq.logging import metrics
 from torch.nn import functional as F
 
 from mae_ast.core.models.classifier import to_scores
+from mae_ast.core.settings import check_fields, setting
 from mae_ast.criterions.score_meter import metric_names
 
 LOSSES = ("auto", "cross_entropy", "bce")
@@ -25,19 +26,17 @@ LOSSES = ("auto", "cross_entropy", "bce")
 class ClassificationCriterionConfig(FairseqDataclass):  # type: ignore[misc]
     """Settings under ``criterion.*``."""
 
-    loss: str = field(
-        default="auto",
-        metadata={
-            "help": "'cross_entropy' (softmax over all classes), 'bce' (binary cross entropy per "
-            "class), or 'auto': bce if task.multi_label is true, else cross_entropy"
-        },
+    loss: str = setting(
+        "auto",
+        help="'cross_entropy' (softmax over all classes), 'bce' (binary cross entropy per class), "
+        "or 'auto': bce if task.multi_label is true, else cross_entropy",
+        choices=LOSSES,
     )
-    label_smoothing: float = field(
-        default=0.0,
-        metadata={
-            "help": "fraction of each training target that is spread evenly over all classes; "
-            "0: no smoothing"
-        },
+    label_smoothing: float = setting(
+        0.0,
+        help="fraction of each training target that is spread evenly over all classes; 0: no "
+        "smoothing",
+        probability=True,
     )
 
 
@@ -47,12 +46,10 @@ class ClassificationCriterion(FairseqCriterion):  # type: ignore[misc]
 
     def __init__(self, task: Any, loss: str, label_smoothing: float) -> None:
         super().__init__(task)
-        if loss not in LOSSES:
-            raise ValueError(f"criterion.loss={loss!r}: must be one of {', '.join(LOSSES)}")
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(
-                f"criterion.label_smoothing={label_smoothing}: must be at least 0 and below 1"
-            )
+        check_fields(
+            ClassificationCriterionConfig(loss=loss, label_smoothing=label_smoothing),
+            section="criterion.",
+        )
         self.multi_label = task.cfg.multi_label
         if loss == "cross_entropy" and self.multi_label:
             raise ValueError(

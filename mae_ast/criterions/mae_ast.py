@@ -6,7 +6,7 @@ number of masked patches, so gradients are means over the masked patches of all 
 
 # No postponed annotations: fairseq reads the field types at run time.
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from fairseq.logging import metrics
 
 from mae_ast.core.frontend.masking import MaskIds
 from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
+from mae_ast.core.settings import setting
 
 INFO_NCE_METRICS = ("info_nce", "info_nce_accuracy", "info_nce_chance")
 
@@ -24,19 +25,13 @@ INFO_NCE_METRICS = ("info_nce", "info_nce_accuracy", "info_nce_chance")
 class MaeAstCriterionConfig(FairseqDataclass):  # type: ignore[misc]
     """Settings under ``criterion.*``."""
 
-    reconstruction_weight: float = field(
-        default=10.0,
-        metadata={
-            "help": "weight of the reconstruction loss (mean squared error over masked patches); "
-            "0 disables the loss and its head"
-        },
+    reconstruction_weight: float = setting(
+        10.0,
+        help="weight of the reconstruction loss (mean squared error over masked patches); 0 "
+        "disables the loss and its head",
     )
-    classification_weight: float = field(
-        default=1.0,
-        metadata={
-            "help": "weight of the InfoNCE loss over masked patches; 0 disables the loss and its "
-            "head"
-        },
+    classification_weight: float = setting(
+        1.0, help="weight of the InfoNCE loss over masked patches; 0 disables the loss and its head"
     )
 
 

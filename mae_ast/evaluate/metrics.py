@@ -1,4 +1,4 @@
-"""Classification metrics with scikit-learn; scores (R, C), targets (R, C) of 0 and 1."""
+"""Classification metrics; scores (R, C), targets (R, C) of 0 and 1."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,9 @@ class Summary:
 
 def class_scores(scores: np.ndarray, targets: np.ndarray) -> ClassScores:
     """Compute average precision and AUC of each class."""
+    # Slow to import, and no pretraining needs it, although this module is among its imports.
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     is_own = targets > 0.5
     num_clips = is_own.sum(0)
     num_classes = scores.shape[1]
@@ -110,8 +112,8 @@ def d_prime(auc: float, num_pairs: int) -> float:
 
 def confusion(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Count clips by class, (C, C): row the true class, column that of the highest score."""
-    classes = np.arange(scores.shape[1])
-    counts: np.ndarray = confusion_matrix(targets.argmax(1), scores.argmax(1), labels=classes)
+    counts = np.zeros((scores.shape[1], scores.shape[1]), dtype=np.int64)
+    np.add.at(counts, (targets.argmax(1), scores.argmax(1)), 1)
     return counts
 
 

@@ -18,7 +18,7 @@ from mae_ast.core.checkpoints.classifier import ClassifierSpec, classifier_weigh
 from mae_ast.core.checkpoints.reader import (
     CONFIG_FILE,
     CheckpointError,
-    check_weights,
+    build_with_weights,
     read_state,
 )
 from mae_ast.core.checkpoints.run_files import LAST, latest
@@ -29,7 +29,6 @@ from mae_ast.core.io.near_files import suggestion
 from mae_ast.core.io.plural import plural
 from mae_ast.core.models.classifier import Classifier, HeadConfig, to_scores
 from mae_ast.finetune.averaging import average
-from mae_ast.hub.load import PretrainedAst, load
 
 
 class FineTuned:
@@ -80,11 +79,7 @@ def load_finetuned(source: str | os.PathLike[str], num_averaged: int = 1) -> Fin
         return _published(source)
     paths = _files(Path(source), num_averaged)
     spec = _read_spec(paths[-1])
-    weights = average(paths)
-    model = spec.build()
-    check_weights(model.state_dict(), weights, paths[-1])
-    model.load_state_dict(weights)
-    return FineTuned(model, spec)
+    return FineTuned(build_with_weights(spec.build, average(paths), paths[-1]), spec)
 
 
 def _is_published(source: str | os.PathLike[str]) -> bool:
@@ -99,6 +94,8 @@ def _is_published(source: str | os.PathLike[str]) -> bool:
 
 def _published(source: str | os.PathLike[str]) -> FineTuned:
     """Load a published AST, whose head uses the encoder's own pooled output."""
+    from mae_ast.hub.load import PretrainedAst, load  # as in encoder_of
+
     model = load(source)
     if not isinstance(model, PretrainedAst) or model.encoder_only:
         raise CheckpointError(
@@ -115,9 +112,8 @@ def _published(source: str | os.PathLike[str]) -> FineTuned:
         multi_label=model.independent,
         clip_samples=num_samples_of_frames(frames),
     )
-    classifier = spec.build()
-    classifier.load_state_dict(classifier_weights(model.state_dict()))
-    return FineTuned(classifier, spec)
+    weights = classifier_weights(model.state_dict())
+    return FineTuned(build_with_weights(spec.build, weights, source), spec)
 
 
 def _read_spec(path: Path) -> ClassifierSpec:

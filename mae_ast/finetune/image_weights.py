@@ -10,8 +10,8 @@ from typing import Any
 from mae_ast.core.checkpoints.reader import read_state
 from mae_ast.core.checkpoints.timm import Weights, from_timm, is_timm
 from mae_ast.core.checkpoints.wrappers import MODEL
+from mae_ast.core.io.first_line import first_line
 from mae_ast.core.models.config import EncoderConfig
-from mae_ast.hub.offline import cache_if_unreachable, offline_advice
 
 TIMM = "timm:"  # prefix of names of timm models
 _TORCH_FILES = (".pth", ".pt", ".bin")
@@ -47,7 +47,7 @@ def _from_timm_package(name: str, pretrained: bool) -> Any:
         import timm
     except Exception as error:  # timm imports torchvision, which may not match torch
         raise ValueError(
-            f"needs the package timm, which cannot be imported ({_one_line(error)}); pip install "
+            f"needs the package timm, which cannot be imported ({first_line(error)}); pip install "
             "'mae-ast[timm]'"
         ) from error
     if not timm.is_model(name):
@@ -56,11 +56,13 @@ def _from_timm_package(name: str, pretrained: bool) -> Any:
         raise ValueError(f"timm {timm.__version__} has no model {name!r}{hint}")
     if not pretrained:
         return timm.create_model(name, pretrained=False)
+    from mae_ast.hub.offline import cache_if_unreachable, offline_advice  # imports the hub's client
+
     with cache_if_unreachable() as offline:
         try:
             return timm.create_model(name, pretrained=True)
         except Exception as error:  # network, hub or cache errors, of many classes
-            reason = _one_line(error)
+            reason = first_line(error)
             if offline:
                 reason = f"not in the cache, and {offline}; {offline_advice()}"
             raise FileNotFoundError(f"cannot load its weights ({reason})") from error
@@ -83,7 +85,3 @@ def _timm_state(path: Path) -> Mapping[str, Any] | None:
         return None
     state = read_state(path).get(MODEL)
     return state if isinstance(state, Mapping) and is_timm(state) else None
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -19,8 +19,8 @@ from mae_ast.core.models.config import (
 from mae_ast.core.models.encoder import PARTS
 from mae_ast.core.models.registry import system_name
 from mae_ast.core.nn.positions import FixedPositions, fit_positions
+from mae_ast.core.settings import take
 from mae_ast.finetune.image_weights import TIMM, timm_weights
-from mae_ast.hub.load import load
 
 _TRAINING_KEYS = (
     *("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "precision"),
@@ -59,7 +59,7 @@ def start_ast(cfg: Any, num_classes: int) -> tuple[EncoderConfig, Weights]:
     Raises:
         ValueError, FileNotFoundError: the source does not exist, or is of another size or kind.
     """
-    architecture = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(AstArchitecture)}
+    architecture = dataclasses.asdict(take(AstArchitecture, cfg))
     config = for_training(AstConfig(**architecture, num_classes=num_classes), cfg)
     key = "checkpoint" if cfg.checkpoint else "architecture_of"
     source = getattr(cfg, key)
@@ -119,6 +119,8 @@ def read_encoder(source: str) -> tuple[EncoderConfig, Weights]:
     Raises:
         ValueError, FileNotFoundError: as :func:`mae_ast.load`.
     """
+    from mae_ast.hub.load import load  # imports the hub's client; pretraining needs none
+
     model = load(source)
     norm = model.batch_norm
     config = dataclasses.replace(

@@ -6,7 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import fairseq_cli.hydra_train
+from mae_ast.trainer.fairseq_patches.light_imports import deferring_metrics
+
+with deferring_metrics():  # before anything else imports fairseq
+    import fairseq_cli.hydra_train
+
 from fairseq import checkpoint_utils
 from fairseq.logging import progress_bar
 from hydra.core.hydra_config import HydraConfig
@@ -17,6 +21,12 @@ from mae_ast.trainer import console_filter, stop_request
 from mae_ast.trainer.fairseq_patches import early_stopping
 
 _train = fairseq_cli.hydra_train._hydra_main
+
+
+def install() -> None:
+    """Register the plug-in, and make :func:`train` the job of ``fairseq-hydra-train``."""
+    register()
+    fairseq_cli.hydra_train._hydra_main = train
 
 
 def train(cfg: Any, **kwargs: Any) -> float:

@@ -14,8 +14,12 @@ import torch
 from fairseq.logging import metrics, progress_bar
 
 from mae_ast.core.io.audio import SAMPLE_RATE
+from mae_ast.core.io.plural import plural
+from mae_ast.core.models.classifier import Classifier
+from mae_ast.core.models.registry import system_name
 from mae_ast.core.nn.precision import has_bfloat16_units
 from mae_ast.trainer.fairseq_patches import early_stopping
+from mae_ast.trainer.schedule import planned_updates
 
 FIRST_LINE_UPDATES = 10  # independent of common.log_interval
 FIRST_LINE_S = 30.0  # or earlier, if updates take long
@@ -81,18 +85,17 @@ def describe(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> str:
     if len(clips) < len(dataset):
         too_long = f" of {len(dataset)}, the others longer than dataset.max_tokens"
     updates_per_epoch = math.ceil(len(epoch_itr) / cfg.optimization.update_freq[0])
-    system = getattr(model, "system", None)
-    if system is None:
-        what = f"pretraining {cfg.model._name}"
-    else:
-        what = f"fine-tuning {system} for {_count(len(task.labels), 'class', 'es')}"
+    what = f"pretraining {cfg.model._name}"
+    if isinstance(model, Classifier):
+        system = system_name(model.encoder.config)
+        what = f"fine-tuning {system} for {plural(len(task.labels), 'class', 'classes')}"
     parts = [
         f"{what}, {millions:.3g} M parameters",
-        f"{_count(len(clips), 'clip')}{too_long} ({hours:.3g} h), "
+        f"{plural(len(clips), 'clip')}{too_long} ({hours:.3g} h), "
         f"{len(clips) / updates_per_epoch:.3g} per update",
-        _updates(cfg.optimization, updates_per_epoch),
+        _updates(cfg.optimization, len(epoch_itr), updates_per_epoch),
         f"{_device(trainer)} in {_precision(cfg, trainer)}, "
-        f"{_count(trainer.data_parallel_world_size, 'process', 'es')}",
+        f"{plural(trainer.data_parallel_world_size, 'process', 'processes')}",
         _saving(cfg),
     ]
     if trainer.get_num_updates():
@@ -122,13 +125,11 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def _updates(optimization: Any, updates_per_epoch: int) -> str:
-    limit, epochs = optimization.max_update or 0, optimization.max_epoch or 0
-    if epochs and (not limit or epochs * updates_per_epoch <= limit):
-        limit = epochs * updates_per_epoch
-    if not limit:
+def _updates(optimization: Any, batches: int, updates_per_epoch: int) -> str:
+    limit = planned_updates(optimization, batches)
+    if limit is None:
         return "updates without limit"
-    return f"{_count(limit, 'update')} ({_count(math.ceil(limit / updates_per_epoch), 'epoch')})"
+    return f"{plural(limit, 'update')} ({plural(math.ceil(limit / updates_per_epoch), 'epoch')})"
 
 
 def _saving(cfg: Any) -> str:
@@ -152,7 +153,3 @@ def _precision(cfg: Any, trainer: Any) -> str:
     if precision != "auto":
         return precision
     return "bfloat16" if has_bfloat16_units(trainer.device.type) else "float32"
-
-
-def _count(number: int, noun: str, plural: str = "s") -> str:
-    return f"{number} {noun}{'' if number == 1 else plural}"

@@ -65,7 +65,7 @@ def test_padded_clips_are_not_cut_to_the_shortest(data):
 def test_samples_beyond_input_frames_are_not_counted(data):
     plan, _ = plan_of(data, "model.input_frames=98", config="ssast_patch")
     assert plan.batches.samples.sum() == 30 * 15_920  # one window and 97 shifts of 10 ms
-    assert plan.patches.num_patches == 48
+    assert plan.num_patches == 48
 
 
 @pytest.mark.parametrize(("gpus", "update_freq", "updates"), [(1, 1, 7), (2, 1, 4), (2, 2, 2)])
@@ -130,7 +130,7 @@ def results(**changes: object) -> dict:
 def test_time_is_proportional_to_operations(data):
     plan, settings = plan_of(data, "optimization.max_update=1000", "optimization.update_freq=[2]")
     timed = time_plan(plan, settings, results())
-    per_batch = plan.clips_per_batch * plan.work.flops / (10 * 1e11) * 1.5
+    per_batch = plan.clips_per_batch * plan.flops / (10 * 1e11) * 1.5
     assert timed.step_s == pytest.approx(per_batch)
     assert timed.hours == pytest.approx(1000 * (2 * per_batch + 0.5) / 3600)
     assert timed.case == "MAE-AST patch, 12 layers, 10 clips, bfloat16"

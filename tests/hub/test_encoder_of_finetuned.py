@@ -19,7 +19,7 @@ from mae_ast.core.models.config import AstConfig, AudioMaeConfig, SsastConfig, V
 from mae_ast.core.models.encoder import Encoder, encoder_only
 from mae_ast.core.models.registry import SYSTEMS
 from mae_ast.finetune.checkpoint import load_finetuned
-from mae_ast.hub.load import CLASSES
+from mae_ast.hub.load import hub_class
 from tests.core.vits import SMALL, encoder_of, with_random_weights
 from tests.sounds import speech_like
 
@@ -69,7 +69,7 @@ def test_encoder_is_loaded_and_saved_in_the_hub_layout(finetuned, tmp_path):
     system, encoder, run = finetuned
     for source in (run, run / RUN_FILE):
         model = mae_ast.load(source)
-        assert type(model) is CLASSES[system]
+        assert type(model) is hub_class(system)
         assert not model.training
         assert_same_states(model, encoder)
     assert model.extract_features(speech_like(12_000)).pooled.isfinite().all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,15 @@ from mae_ast.core.checkpoints.reader import CheckpointError
 from mae_ast.core.io.labels import Labels, write_clip_labels
 from mae_ast.core.io.manifest import write_manifest
 from mae_ast.core.models.config import AstConfig, SsastConfig, VitConfig
-from mae_ast.core.models.registry import SYSTEMS, system_name
+from mae_ast.core.models.encoder import Encoder
+from mae_ast.core.models.registry import SYSTEMS, System, system_name
 from mae_ast.evaluate.probe import with_random_weights as untrained
 from mae_ast.evaluate.report import evaluate
 from mae_ast.finetune.checkpoint import load_finetuned
 from mae_ast.hub import load as pretrained
 from mae_ast.hub import offline as hub
 from mae_ast.hub.export import to_hugging_face
-from mae_ast.hub.load import CLASSES, PretrainedAst, PretrainedSsast, PretrainedVit
+from mae_ast.hub.load import HubModel, PretrainedAst, PretrainedSsast, PretrainedVit, hub_class
 from tests.core.vits import FRAME_TOKENS, SMALL, encoder_of, with_random_weights
 from tests.sounds import speech_like
 
@@ -64,9 +66,11 @@ def assert_same(found: Any, model: Any) -> None:
 
 
 def test_every_system_has_a_pretrained_class():
-    assert CLASSES.keys() == SYSTEMS.keys()
     for name, system in SYSTEMS.items():
-        assert issubclass(CLASSES[name], system.network)
+        kind = hub_class(name)
+        assert issubclass(kind, HubModel)
+        assert issubclass(kind, system.network)
+        assert getattr(pretrained, kind.__name__) is kind
         assert system_name(system.config()) == name
 
 
@@ -323,6 +327,60 @@ def test_settings_assumed_by_the_published_layout_are_required(mae_ast_command, 
     _, message = mae_ast_command("convert", tmp_path / "own", tmp_path / "a.pt", "--to", "released")
     assert message.endswith("encoder_attention_heads=3: the released layout supports 1 only")
     assert not (tmp_path / "a.pt").exists()
+
+
+def test_head_epsilon_that_the_published_layout_cannot_store_is_refused(mae_ast_command, tmp_path):
+    ast(head_layer_norm_eps=0.1).save_pretrained(tmp_path / "own")
+    _, message = mae_ast_command("convert", tmp_path / "own", tmp_path / "a.pt", "--to", "released")
+    assert message.endswith("head_layer_norm_eps=0.1: the released layout supports 1e-05 only")
+
+
+@pytest.mark.parametrize(
+    ("fields", "unstored"),
+    [
+        ({"ast_kernel_stride_time": 16, "ast_kernel_stride_chan": 16}, "time=16, .*chan=16"),
+        (FRAME_TOKENS | {"pool": "tokens"}, "time=2"),
+        (FRAME_TOKENS | {"pool": "tokens", "ast_kernel_stride_time": 1}, None),
+    ],
+    ids=["patches", "frames", "published frames"],
+)
+def test_strides_not_stored_in_the_published_layout_are_printed(
+    mae_ast_command, tmp_path, fields, unstored
+):
+    model = ast(**fields)
+    model.save_pretrained(tmp_path / "own")
+    path = tmp_path / "a.pth"
+    out, message = mae_ast_command("convert", tmp_path / "own", path, "--to", "released")
+    assert not message
+    printed = re.search("cannot store ast_kernel_stride_(.*): set", out)
+    assert bool(printed) == bool(unstored)
+    if printed:
+        assert re.fullmatch(unstored.replace(".*", ".*stride_"), printed[1])
+    else:
+        assert_same(mae_ast.load(path), model)
+
+
+def test_system_that_is_registered_later_is_saved_and_loaded(tmp_path, monkeypatch):
+    """A system without a foreign layout needs its row in ``SYSTEMS`` only."""
+
+    class Toy(Encoder):
+        pass
+
+    @dataclasses.dataclass
+    class ToyConfig(VitConfig):
+        pass
+
+    monkeypatch.setitem(SYSTEMS, "toy_system", System(ToyConfig, Toy))
+    model = with_random_weights(hub_class("toy_system")(ToyConfig(**SMALL))).eval()
+    model.save_pretrained(tmp_path / "folder")
+    assert_same(mae_ast.load(tmp_path / "folder"), model)
+    cfg = {"model": {"_name": "toy_system", **SMALL}, "task": {"mask_type": "random_mask"}}
+    torch.save({"cfg": cfg, "model": model.state_dict()}, tmp_path / "checkpoint_last.pt")
+    found = mae_ast.load(tmp_path / "checkpoint_last.pt")
+    assert type(found) is pretrained.PretrainedToySystem
+    assert found.mask_type == "random_mask"
+    card = (tmp_path / "folder/README.md").read_text(encoding="utf-8")
+    assert "# toy_system" in card
 
 
 # Hugging Face's own models

@@ -273,12 +273,6 @@ class Training:
             for stats in self.stats("train")
         }
 
-    @property
-    def training_s(self) -> float:
-        """Duration of the training in seconds, as logged."""
-        (seconds,) = re.findall(r"done training in ([\d.]+) seconds", self.output)
-        return float(seconds)
-
 
 def _run_folder(command: Sequence[str] | str, parent: Path) -> Path | None:
     """Return the folder that a training's command writes to, if it is known."""

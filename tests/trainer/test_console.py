@@ -168,6 +168,7 @@ def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., st
     from hydra.core.hydra_config import HydraConfig
 
     from mae_ast import plugin
+    from mae_ast.console import user_errors
     from mae_ast.trainer import preflight
 
     plugin.register()
@@ -183,7 +184,7 @@ def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., st
         hydra_init(config)
         with initialize_config_dir(folder, version_base="1.1"):
             cfg = compose(config, overrides=wanted, return_hydra_config=True)
-        with pytest.raises(SystemExit) as caught:
+        with pytest.raises(SystemExit) as caught, user_errors():
             preflight.check(cfg)
         assert not (tmp_path / "run").exists()
         message = str(caught.value)

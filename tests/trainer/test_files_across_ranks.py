@@ -99,6 +99,7 @@ from pathlib import Path
 
 from torch import distributed
 
+from mae_ast.console import user_errors
 from mae_ast.core.io import manifest
 from mae_ast.core.io.audio import AudioError
 from tests.trainer.test_dataset import load
@@ -113,7 +114,8 @@ def fail(path):
 if rank == 1:
     manifest.probe_rate = fail
 distributed.init_process_group("gloo", f"tcp://localhost:{port}", rank=rank, world_size=2)
-print(load(data, "valid").sizes.tolist())
+with user_errors():
+    print(load(data, "valid").sizes.tolist())
 """
 
 

@@ -102,6 +102,10 @@ class FixedPositions(nn.Module):
         self.num_prefix = num_prefix
         self.shape = shape
         self.dim = dim
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
+        """Compute a table without patches on the default device."""
         self.register_buffer("table", self._build(0), persistent=False)
 
     def forward(self, grid: tuple[int, int], num_steps: Tensor | None = None) -> Tensor:

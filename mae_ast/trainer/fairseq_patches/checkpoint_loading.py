@@ -11,9 +11,10 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
-from mae_ast.console import user_errors
 from mae_ast.core.checkpoints.reader import CheckpointError, file_of, read_checkpoint, read_state
 from mae_ast.core.checkpoints.run_files import (
     LAST,
@@ -31,9 +31,11 @@ from mae_ast.core.checkpoints.run_files import (
     read_saved,
     updates_by_name,
 )
+from mae_ast.core.io.first_line import first_line
 from mae_ast.hub.registry import RELEASED
 from mae_ast.trainer import ranks
 from mae_ast.trainer.fairseq_patches.checkpoint_saving import recorded_updates, remove_leftovers
+from mae_ast.trainer.fairseq_patches.replaced import replaced
 from mae_ast.trainer.statistics_guard import assert_same_statistics
 
 _STATISTICS = {"input_mean": "running_mean", "input_std": "running_var"}
@@ -162,64 +164,46 @@ def _with_start(load: Callable[..., Any]) -> Callable[..., Any]:
         if trainer.checkpoint_suffix or cfg.continue_once:  # sharded: left to fairseq
             return load(cfg, trainer, *args, **kwargs)
         last = os.path.join(cfg.save_dir, LAST)
-        with user_errors(), ExitStack() as during:
+        with ExitStack() as during:
             start = _find_start_on_rank_0(cfg, trainer, f"mae_ast/start/{next(numbers)}")
             if start is None:
                 during.enter_context(_override_file_checks({last: False}))
             elif start.source is None:
+                # For a while only: checkpoints must store the user's settings.
                 settings = {"restore_file": start.path, "finetune_from_model": None}
                 during.enter_context(_override_file_checks({start.path: True}))
-                during.enter_context(_set(cfg, settings))
+                during.enter_context(replaced(cfg, **settings))
                 during.enter_context(_reading_with(_resume))
             else:
                 model = trainer.get_model()
                 model.weights_are_from = start.source
                 during.enter_context(_override_file_checks({last: False, start.path: True}))
-                during.enter_context(_set(cfg, {"finetune_from_model": start.path}))
+                during.enter_context(replaced(cfg, finetune_from_model=start.path))
                 during.enter_context(_reading_with(_weights_for(model)))
                 during.enter_context(_keep_input_statistics(model, trainer.cfg.model, start.source))
-            return load(cfg, trainer, *args, **kwargs)
+            try:
+                return load(cfg, trainer, *args, **kwargs)
+            except Exception as error:  # the trainer's, which does not say what does not match
+                if isinstance(error.__context__, CheckpointError):
+                    raise error.__context__ from None
+                raise
 
     return wrapper
 
 
-@contextmanager
-def _override_file_checks(there: Mapping[str, bool]) -> Iterator[None]:
+def _override_file_checks(there: Mapping[str, bool]) -> AbstractContextManager[None]:
     """Make fairseq see the same files on every rank; rank 0 reads them."""
-    functions = {name: getattr(PathManager, name) for name in ("exists", "isfile")}
-    for name, function in functions.items():
-        seen = staticmethod(lambda path, ask=function: there[path] if path in there else ask(path))
-        setattr(PathManager, name, seen)
-    try:
-        yield
-    finally:
-        for name, function in functions.items():
-            setattr(PathManager, name, staticmethod(function))
+
+    def seen(check: Callable[[str], bool]) -> Callable[[str], bool]:
+        return lambda path: there[path] if path in there else check(path)
+
+    checks = {name: seen(getattr(PathManager, name)) for name in ("exists", "isfile")}
+    return replaced(PathManager, **checks)
 
 
-@contextmanager
-def _set(cfg: Any, values: Mapping[str, Any]) -> Iterator[None]:
-    """Set fields temporarily: checkpoints must store the user's settings."""
-    before = {key: cfg[key] for key in values}
-    try:
-        for key, value in values.items():
-            cfg[key] = value
-        yield
-    finally:
-        for key, value in before.items():
-            cfg[key] = value
-
-
-@contextmanager
-def _reading_with(reader: Callable[..., Any]) -> Iterator[None]:
+def _reading_with(reader: Callable[..., Any]) -> AbstractContextManager[None]:
     read = checkpoint_utils.load_checkpoint_to_cpu
-    checkpoint_utils.load_checkpoint_to_cpu = lambda path, *args, **kwargs: reader(
-        read, path, *args, **kwargs
-    )
-    try:
-        yield
-    finally:
-        checkpoint_utils.load_checkpoint_to_cpu = read
+    return replaced(checkpoint_utils, load_checkpoint_to_cpu=partial(reader, read))
 
 
 def _resume(read: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> Any:
@@ -228,7 +212,7 @@ def _resume(read: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> A
     try:
         return read(path, *args, **kwargs)
     except Exception as error:  # torch raises many classes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise CheckpointError(
             f"{path}: cannot be read ({reason}); move it elsewhere, and the same command resumes "
             "from the newest of the other checkpoints"

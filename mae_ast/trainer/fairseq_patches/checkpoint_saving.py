@@ -24,7 +24,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
-from mae_ast.console import readable, user_errors
+from mae_ast.console import readable
 from mae_ast.core.checkpoints.run_files import LAST, list_checkpoints
 from mae_ast.core.io.atomic import atomic_write
 from mae_ast.trainer import ranks
@@ -195,14 +195,12 @@ def _on_all_ranks(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
 
 def _with_clear_error(verify: Callable[[str], None]) -> Callable[[str], None]:
     def wrapper(save_dir: str) -> None:
-        with user_errors():
-            try:
-                verify(save_dir)
-            except OSError as error:
-                raise ValueError(
-                    f"checkpoint.save_dir={save_dir}: cannot be written to "
-                    f"({error.strerror or error})"
-                ) from error
+        try:
+            verify(save_dir)
+        except OSError as error:
+            raise ValueError(
+                f"checkpoint.save_dir={save_dir}: cannot be written to ({error.strerror or error})"
+            ) from error
 
     return wrapper
 

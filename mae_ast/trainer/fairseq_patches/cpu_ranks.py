@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+
+from mae_ast.trainer.fairseq_patches.replaced import replaced
 
 _THREADS = "OMP_NUM_THREADS"
 # torch's wrapper, fairseq's default, passes device IDs and so refuses a model on the CPU.
@@ -22,12 +23,12 @@ def configure(training: Any) -> None:
         training: settings ``distributed_training.*``; changed in place.
 
     Raises:
-        SystemExit: with one line, if ``ddp_backend`` needs GPUs.
+        ValueError: ``ddp_backend`` needs GPUs.
     """
     if training.ddp_backend not in (*_NEEDS_DEVICES, *_WORKS):
-        raise SystemExit(
-            f"mae-ast: error: distributed_training.ddp_backend={training.ddp_backend} needs GPUs; "
-            "set it to legacy_ddp on a CPU"
+        raise ValueError(
+            f"distributed_training.ddp_backend={training.ddp_backend} needs GPUs; set it to "
+            "legacy_ddp on a CPU"
         )
     if training.ddp_backend in _NEEDS_DEVICES:
         training.ddp_backend = _WORKS[0]
@@ -40,13 +41,12 @@ def check_ranks(training: Any) -> None:
     """Refuse a rank given to a command that starts processes for all ranks.
 
     Raises:
-        SystemExit: with one line that names the setting and what would be valid.
+        ValueError: names the setting and what would be valid.
     """
     if training.distributed_rank and not training.distributed_no_spawn:
-        raise SystemExit(
-            f"mae-ast: error: distributed_training.distributed_rank={training.distributed_rank} on "
-            "a CPU requires one command per rank; add "
-            "distributed_training.distributed_no_spawn=true"
+        raise ValueError(
+            f"distributed_training.distributed_rank={training.distributed_rank} on a CPU requires "
+            "one command per rank; add distributed_training.distributed_no_spawn=true"
         )
 
 
@@ -56,16 +56,9 @@ def num_processes(training: Any) -> int:
     return max(1, int(training.distributed_world_size) // num_machines)
 
 
-@contextmanager
-def as_devices(count: int) -> Iterator[None]:
+def as_devices(count: int) -> AbstractContextManager[None]:
     """Let fairseq derive ranks from the number of processes instead of GPUs."""
-    before = torch.cuda.device_count, torch.cuda.set_device
-    torch.cuda.device_count = lambda: count
-    torch.cuda.set_device = lambda device: None
-    try:
-        yield
-    finally:
-        torch.cuda.device_count, torch.cuda.set_device = before
+    return replaced(torch.cuda, device_count=lambda: count, set_device=lambda device: None)
 
 
 def share_cores(count: int) -> None:

@@ -17,6 +17,7 @@ from tensorboardX import SummaryWriter
 from torch import distributed
 from torch.multiprocessing.spawn import ProcessExitedException
 
+from mae_ast.core.io.first_line import first_line
 from mae_ast.core.io.plural import plural
 from mae_ast.trainer import stop_request
 from mae_ast.trainer.fairseq_patches import cpu_ranks
@@ -49,13 +50,13 @@ def configure_devices(cfg: Any) -> None:
     """Adapt the settings to this machine's devices; refuse those that they do not support.
 
     Raises:
-        SystemExit: with one line that names the setting and what would be valid.
+        ValueError: names the setting and what would be valid.
     """
     on_gpu = _on_gpu(cfg)
     if cfg.common.fp16 and not on_gpu:
         reason = "common.cpu=true" if cfg.common.cpu else "this machine has none"
-        raise SystemExit(
-            f"mae-ast: error: common.fp16=true needs a GPU ({reason}); set it to false, and use "
+        raise ValueError(
+            f"common.fp16=true needs a GPU ({reason}); set it to false, and use "
             "model.precision=bfloat16 for speed on a CPU"
         )
     if _are_several(cfg):
@@ -74,11 +75,11 @@ def _are_several(cfg: Any) -> bool:
 def _check_gpus(training: Any) -> None:
     has_rendezvous = training.distributed_init_method is not None or _is_launched()
     if not has_rendezvous and torch.cuda.device_count() < training.distributed_world_size:
-        raise SystemExit(
-            "mae-ast: error: distributed_training.distributed_world_size="
-            f"{training.distributed_world_size}, but this machine has "
-            f"{plural(torch.cuda.device_count(), 'GPU')}; lower it, add common.cpu=true, or start "
-            "the run on several machines with torchrun or SLURM (docs/clusters.md)"
+        raise ValueError(
+            f"distributed_training.distributed_world_size={training.distributed_world_size}, but "
+            f"this machine has {plural(torch.cuda.device_count(), 'GPU')}; lower it, add "
+            "common.cpu=true, or start the run on several machines with torchrun or SLURM "
+            "(docs/clusters.md)"
         )
 
 
@@ -151,7 +152,7 @@ def _spawn(cfg: Any, main: Callable[..., None], kwargs: dict[str, Any], count: i
     training.distributed_rank = None  # each process sets its own
     spawn: Any = torch.multiprocessing.spawn  # type: ignore[attr-defined]
     with stop_request.spawning():
-        ranks = spawn(utils.distributed_main, (main, cfg, kwargs), nprocs=count, join=False)
+        ranks = spawn(spawned_rank, (main, cfg, kwargs), nprocs=count, join=False)
     while not ranks.join():
         pass
 
@@ -203,7 +204,7 @@ def peer_errors() -> Iterator[None]:
             raise
         if stop_request.is_requested() and not stop_request.has_updated():
             stop_request.end()
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise SystemExit(
             "mae-ast: error: another process of this run ended or did not respond; see its message "
             f"({reason})"

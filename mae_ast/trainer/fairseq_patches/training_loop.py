@@ -24,7 +24,6 @@ from fairseq.nan_detector import NanDetector
 from fairseq.optim.fp16_optimizer import FP16Optimizer
 from omegaconf.errors import OmegaConfBaseException
 
-from mae_ast.console import user_errors
 from mae_ast.optim.adamw import MARKED_OPTIMIZER, MARKS
 from mae_ast.trainer.best_metric import choose_metric
 from mae_ast.trainer.fairseq_patches import (
@@ -32,6 +31,7 @@ from mae_ast.trainer.fairseq_patches import (
     checkpoint_saving,
     distributed,
     early_stopping,
+    error_lines,
     log_files,
 )
 from mae_ast.trainer.run_report import RunReport
@@ -64,8 +64,8 @@ def apply() -> None:
     # Remove when fairseq closes its iterators.
     atexit.register(_stop_prefetch_threads)
 
-    # A wrong type or an unknown option of a plug-in ends in a traceback, as do settings that this
-    # machine's devices do not support. Remove when the trainer checks options and reports errors.
+    # Options of a plug-in are not checked, nor whether this machine's devices support the settings.
+    # Remove when the trainer checks options.
     for program in (fairseq_cli.train, fairseq_cli.hydra_train):  # the latter if already registered
         program.add_defaults = _with_checks(program.add_defaults)
 
@@ -92,6 +92,7 @@ def apply() -> None:
     log_files.apply()
     checkpoint_saving.apply()
     checkpoint_loading.apply()
+    error_lines.apply()
 
 
 def _with_marks(copies_of: Callable[..., Any]) -> Callable[..., Any]:
@@ -132,10 +133,9 @@ def _with_checks(add_defaults: Callable[[Any], None]) -> Callable[[Any], None]:
             drop_defaults_of_others(cfg)
             add_defaults(cfg)
         except OmegaConfBaseException as error:
-            raise SystemExit(f"mae-ast: error: {explain(error, cfg)}") from error
+            raise ValueError(explain(error, cfg)) from error
         choose_metric(cfg)
-        with user_errors():
-            check_schedule(cfg)
+        check_schedule(cfg)
         distributed.configure_devices(cfg)
 
     return wrapper

@@ -24,7 +24,7 @@ from mae_ast.core.models.encoder import encoder_only
 from mae_ast.core.models.registry import SYSTEMS
 from mae_ast.finetune.checkpoint import load_finetuned
 from mae_ast.finetune.initialize import start_ast
-from mae_ast.hub.load import CLASSES
+from mae_ast.hub.load import hub_class
 from mae_ast.models import pretraining  # noqa: F401  (registers the models)
 from mae_ast.models.ast import AstModelConfig
 from tests.core.vits import SMALL
@@ -50,7 +50,7 @@ def spoil(state: dict[str, Tensor], name: str, value: float) -> dict[str, Tensor
 def folder(request, small_config, tmp_path) -> Path:
     """Save a model in the hub's layout, with NaN in one weight."""
     config = CONFIGS.get(request.param) or small_config()
-    model = CLASSES[request.param](config, "random_mask")
+    model = hub_class(request.param)(config, "random_mask")
     model.load_state_dict(spoil(model.state_dict(), WEIGHT, torch.nan))
     model.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
@@ -84,7 +84,7 @@ def test_commands_refuse_and_write_nothing(mae_ast_command, folder, tmp_path):
 
 
 def test_non_finite_features_of_finite_weights_are_refused(mae_ast_command, small_config, tmp_path):
-    model = CLASSES["mae_ast"](small_config(), "random_mask")
+    model = hub_class("mae_ast")(small_config(), "random_mask")
     model.encoder.layers[1].fc1.weight.data.fill_(1e30)
     model.save_pretrained(tmp_path / "model")
     soundfile.write(tmp_path / "a.wav", speech_like(16_000).numpy(), 16_000)

@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from mae_ast.core.checkpoints.reader import CheckpointError, load_weights, read_checkpoint
+from mae_ast.core.checkpoints.reader import (
+    CheckpointError,
+    build_with_weights,
+    read_checkpoint,
+)
 from mae_ast.core.frontend.masking import MaskIds, random_mask
 from mae_ast.core.models.mae_ast import MaeAst
 from tests.sounds import speech_like
@@ -40,7 +44,7 @@ def _mask(config) -> MaskIds:
 
 def load(path: Path | str) -> MaeAst:
     found = read_checkpoint(path)
-    return load_weights(MaeAst(found.config), found, path)
+    return build_with_weights(lambda: MaeAst(found.config), found.weights, path)
 
 
 def saved(path: Path, state: Any) -> Path:
