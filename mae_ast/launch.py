@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from mae_ast.trainer import console_filter, stop_request
@@ -30,11 +32,11 @@ def main() -> None:
     """Train; report invalid settings in one line."""
     from hydra._internal.utils import get_args
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from mae_ast.console import describe
     from mae_ast.trainer import preflight
+    from mae_ast.trainer.presets import compose_preset
     from mae_ast.trainer.settings import explain
 
     preflight.apply()
@@ -44,10 +46,11 @@ def main() -> None:
             fairseq_cli.hydra_train.cli_main()
     except (HydraException, OmegaConfBaseException) as error:
         arguments = get_args()
-        file = f"{arguments.config_name}.yaml"
-        path = os.path.join(arguments.config_dir or "", file)
-        preset: Any = OmegaConf.load(path) if os.path.isfile(path) else {}
-        sys.exit(f"mae-ast: error: {explain(error, preset, file)}")
+        file = Path(arguments.config_dir or "", f"{arguments.config_name}.yaml")
+        preset: Any = {}
+        with suppress(HydraException, OmegaConfBaseException):
+            preset = compose_preset(file)
+        sys.exit(f"mae-ast: error: {explain(error, preset, file.name)}")
     except OSError as error:  # such as a folder that cannot be created
         sys.exit(f"mae-ast: error: {describe(error)}")
 
