@@ -36,7 +36,7 @@ def main() -> None:
 
     from mae_ast.console import describe
     from mae_ast.trainer import preflight
-    from mae_ast.trainer.presets import compose_preset
+    from mae_ast.trainer.presets import SEARCH_PATH, compose_preset
     from mae_ast.trainer.settings import explain
 
     preflight.apply()
@@ -49,7 +49,9 @@ def main() -> None:
         file = Path(arguments.config_dir or "", f"{arguments.config_name}.yaml")
         preset: Any = {}
         with suppress(HydraException, OmegaConfBaseException):
-            preset = compose_preset(file)
+            preset = compose_preset(
+                file, [each for each in arguments.overrides if each.startswith(SEARCH_PATH)]
+            )
         sys.exit(f"mae-ast: error: {explain(error, preset, file.name)}")
     except OSError as error:  # such as a folder that cannot be created
         sys.exit(f"mae-ast: error: {describe(error)}")

@@ -31,7 +31,7 @@ from mae_ast.core.models.registry import SYSTEMS, parse_config, system_name
 from mae_ast.data.pretraining_dataset import PretrainingDataset
 from mae_ast.plugin import register
 from mae_ast.trainer.command import train_command
-from mae_ast.trainer.presets import compose_preset
+from mae_ast.trainer.presets import SEARCH_PATH, compose_preset
 from mae_ast.trainer.settings import drop_defaults_of_others, explain
 
 TASK = "mae_ast_pretraining"
@@ -133,11 +133,13 @@ def compose_settings(data: Path, config: str, overrides: Sequence[str]) -> Any:
     file = folder / f"{name}.yaml"
     # Settings of the launch do not affect the plan.
     launching = ("hydra.", "hydra/", "+run_config=", "-")
-    wanted = [w for w in arguments[arguments.index(name) + 1 :] if not w.startswith(launching)]
+    given = arguments[arguments.index(name) + 1 :]
+    search_path = [each for each in given if each.startswith(SEARCH_PATH)]
+    wanted = search_path + [each for each in given if not each.startswith(launching)]
     hydra_init(name)
     preset: Any = {}
     try:
-        preset = compose_preset(file)
+        preset = compose_preset(file, search_path)
         settings = compose_preset(file, wanted)
         drop_defaults_of_others(settings)
         add_defaults(settings)

@@ -86,12 +86,13 @@ def train_command(
         kind: kind of the preset, "pretrain" or "finetune".
 
     Raises:
-        ValueError: there is no such preset, or ``config`` is empty.
+        ValueError: there is no such preset, ``config`` is empty, or a file is invalid.
     """
     preset = find_preset(config, kind)
     is_multirun = sweep.is_multirun(overrides)
     options, settings = sweep.split_options(overrides)
     settings = [_absolute(override, is_multirun) for override in settings]
+    search_path = _search_path(preset, config_dir() / kind, settings)
     folders = [f"hydra.run.dir={_quoted(out.resolve())}"]
     if is_multirun:
         folders += [
@@ -105,8 +106,25 @@ def train_command(
         f"common.user_dir={_quoted(PACKAGE)}",
         f"task.data={_quoted(data.resolve())}",
         *folders,
+        *search_path,
         *settings,
     ]
+
+
+def _search_path(preset: Path, parts: Path, settings: list[str]) -> list[str]:
+    """Check a file of the user's own, and return the override that lets it list the parts here."""
+    if preset.resolve().parent == parts.resolve():
+        return []
+    from mae_ast.trainer.presets import SEARCH_PATH, check_own_preset, sets_search_path
+
+    found = [each for each in settings if each.startswith(SEARCH_PATH)]
+    added = (
+        []
+        if found or sets_search_path(preset)
+        else [f"{SEARCH_PATH}[{_quoted(f'file://{parts}')}]"]
+    )
+    check_own_preset(preset, found or added)
+    return added
 
 
 def run_identity(data: Path, config: str, checkpoint: str | None = None) -> dict[str, str]:

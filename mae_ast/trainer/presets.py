@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+
+SEARCH_PATH = "hydra.searchpath="  # override: further folders with parts
 
 
 def compose_preset(file: Path, overrides: Sequence[str] = ()) -> Any:
@@ -36,7 +40,62 @@ def compose_preset(file: Path, overrides: Sequence[str] = ()) -> Any:
         return compose(file.stem, overrides=list(overrides))
 
 
-def read_preset(file: Path) -> dict[str, Any]:
-    """Return the sections that a preset sets as dictionaries, references unresolved."""
-    sections: Any = OmegaConf.to_container(compose_preset(file), enum_to_str=True)
+def read_preset(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the sections of :func:`compose_preset` as dictionaries, references unresolved."""
+    sections: Any = OmegaConf.to_container(compose_preset(file, overrides), enum_to_str=True)
     return dict(sections)
+
+
+def sets_search_path(file: Path) -> bool:
+    """Return whether a preset has a search path of its own.
+
+    Raises:
+        ValueError: the file is not a YAML mapping.
+    """
+    return OmegaConf.select(_load(file), "hydra.searchpath") is not None
+
+
+def check_own_preset(file: Path, search_path: Sequence[str] = ()) -> None:
+    """Check that parts and settings of a file take effect.
+
+    hydra merges fairseq's defaults into the file itself. So these replace the settings of the parts
+    that precede ``_self_``, and the parts that follow it replace the file's own settings.
+
+    Args:
+        file: YAML file of a preset.
+        search_path: override that says where else its parts are, if any.
+
+    Raises:
+        ValueError: a part or a setting has no effect, or the file is not a YAML mapping.
+    """
+    own: Any = OmegaConf.to_container(_load(file))
+    parts = [part for part in own.pop("defaults", []) if "hydra/" not in str(part)]
+    if not parts:
+        return
+    if parts[0] != "_self_":
+        raise ValueError(
+            f"{file}: `defaults` must begin with _self_; otherwise fairseq's defaults replace the "
+            "settings of the other entries"
+        )
+    try:
+        composed = read_preset(file, search_path)
+    except HydraException:
+        return  # reported when training composes the settings
+    own.pop("hydra", None)
+    for section, values in own.items():
+        for key in values if isinstance(values, dict) else ():
+            if composed[section][key] != values[key]:
+                raise ValueError(
+                    f"{file}: {section}.{key} is replaced by an entry of `defaults`; set it on the "
+                    "command line or in a file that `defaults` lists last"
+                )
+
+
+def _load(file: Path) -> Any:
+    try:
+        settings = OmegaConf.load(file)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file}: invalid YAML: {' '.join(str(error).split())}") from None
+    if not OmegaConf.is_dict(settings):
+        raise ValueError(f"{file}: must be a YAML mapping of sections")
+    return settings

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def _compose_all(kind: str) -> dict[str, Settings]:
 def _compact(presets: Mapping[str, Settings]) -> tuple[Settings, dict[str, Any]]:
     """Return the settings of most presets, and what each sets or lacks instead."""
     shared = {}
-    for key in _ordered_keys(presets.values()):
+    for key in sorted(set().union(*presets.values())):
         (value, count), *_ = Counter(
             json.dumps(settings[key]) for settings in presets.values() if key in settings
         ).most_common(1)
@@ -79,17 +79,13 @@ def _compact(presets: Mapping[str, Settings]) -> tuple[Settings, dict[str, Any]]
         name: {
             "sets": {
                 key: value
-                for key, value in settings.items()
+                for key, value in sorted(settings.items())
                 if key not in shared or json.dumps(shared[key]) != json.dumps(value)
             },
             "lacks": [key for key in shared if key not in settings],
         }
         for name, settings in presets.items()
     }
-
-
-def _ordered_keys(all_settings: Iterable[Settings]) -> list[str]:
-    return list(dict.fromkeys(key for settings in all_settings for key in settings))
 
 
 def _dump(value: Any, depth: int = 0) -> str:
