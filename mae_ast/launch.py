@@ -34,24 +34,25 @@ def main() -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from mae_ast.console import describe
+    from mae_ast.console import describe, user_errors
     from mae_ast.trainer import preflight
-    from mae_ast.trainer.presets import SEARCH_PATH, compose_preset
+    from mae_ast.trainer.presets import check_preset, compose_preset, search_path_of
     from mae_ast.trainer.settings import explain
 
     preflight.apply()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach this function
+    arguments = get_args()
+    file = Path(arguments.config_dir or "", f"{arguments.config_name}.yaml")
+    if file.is_file():
+        with user_errors():
+            check_preset(file, arguments.overrides)
     try:
         with hydra_job.leave_signals_to_jobs(sys.argv):
             fairseq_cli.hydra_train.cli_main()
     except (HydraException, OmegaConfBaseException) as error:
-        arguments = get_args()
-        file = Path(arguments.config_dir or "", f"{arguments.config_name}.yaml")
         preset: Any = {}
         with suppress(HydraException, OmegaConfBaseException):
-            preset = compose_preset(
-                file, [each for each in arguments.overrides if each.startswith(SEARCH_PATH)]
-            )
+            preset = compose_preset(file, search_path_of(arguments.overrides))
         sys.exit(f"mae-ast: error: {explain(error, preset, file.name)}")
     except OSError as error:  # such as a folder that cannot be created
         sys.exit(f"mae-ast: error: {describe(error)}")

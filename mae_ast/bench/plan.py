@@ -31,7 +31,7 @@ from mae_ast.core.models.registry import SYSTEMS, parse_config, system_name
 from mae_ast.data.pretraining_dataset import PretrainingDataset
 from mae_ast.plugin import register
 from mae_ast.trainer.command import train_command
-from mae_ast.trainer.presets import SEARCH_PATH, compose_preset
+from mae_ast.trainer.presets import check_preset, compose_preset, search_path_of
 from mae_ast.trainer.settings import drop_defaults_of_others, explain
 
 TASK = "mae_ast_pretraining"
@@ -134,7 +134,8 @@ def compose_settings(data: Path, config: str, overrides: Sequence[str]) -> Any:
     # Settings of the launch do not affect the plan.
     launching = ("hydra.", "hydra/", "+run_config=", "-")
     given = arguments[arguments.index(name) + 1 :]
-    search_path = [each for each in given if each.startswith(SEARCH_PATH)]
+    check_preset(file, given)
+    search_path = search_path_of(given)
     wanted = search_path + [each for each in given if not each.startswith(launching)]
     hydra_init(name)
     preset: Any = {}

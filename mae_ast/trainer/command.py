@@ -49,9 +49,10 @@ def find_preset(config: str, kind: str) -> Path:
     if not config:
         raise ValueError(f"--config is missing; give a preset ({known}) or a YAML file")
     is_file = config.endswith(".yaml")
-    preset = Path(config) if is_file else config_dir() / kind / f"{config}.yaml"
-    if preset.is_file():
-        return preset
+    if is_file and Path(config).is_file():
+        return Path(config)
+    if config in preset_names(kind):
+        return config_dir() / kind / f"{config}.yaml"
     wanted, other = "pretraining", "fine-tuning"
     if kind == "finetune":
         wanted, other = other, wanted
@@ -112,19 +113,14 @@ def train_command(
 
 
 def _search_path(preset: Path, parts: Path, settings: list[str]) -> list[str]:
-    """Check a file of the user's own, and return the override that lets it list the parts here."""
+    """Return the override that lets a file of the user's own list the parts of this package."""
     if preset.resolve().parent == parts.resolve():
         return []
-    from mae_ast.trainer.presets import SEARCH_PATH, check_own_preset, sets_search_path
+    from mae_ast.trainer.presets import SEARCH_PATH, has_search_path, search_path_of
 
-    found = [each for each in settings if each.startswith(SEARCH_PATH)]
-    added = (
-        []
-        if found or sets_search_path(preset)
-        else [f"{SEARCH_PATH}[{_quoted(f'file://{parts}')}]"]
-    )
-    check_own_preset(preset, found or added)
-    return added
+    if search_path_of(settings) or has_search_path(preset):
+        return []
+    return [f"{SEARCH_PATH}[{_quoted(f'file://{parts}')}]"]
 
 
 def run_identity(data: Path, config: str, checkpoint: str | None = None) -> dict[str, str]:

@@ -46,8 +46,13 @@ def read_preset(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return dict(sections)
 
 
-def sets_search_path(file: Path) -> bool:
-    """Return whether a preset has a search path of its own.
+def search_path_of(overrides: Sequence[str]) -> list[str]:
+    """Return those of hydra's overrides that say where else parts are."""
+    return [each for each in overrides if each.startswith(SEARCH_PATH)]
+
+
+def has_search_path(file: Path) -> bool:
+    """Return whether a preset says itself where else its parts are.
 
     Raises:
         ValueError: the file is not a YAML mapping.
@@ -55,21 +60,22 @@ def sets_search_path(file: Path) -> bool:
     return OmegaConf.select(_load(file), "hydra.searchpath") is not None
 
 
-def check_own_preset(file: Path, search_path: Sequence[str] = ()) -> None:
-    """Check that parts and settings of a file take effect.
+def check_preset(file: Path, overrides: Sequence[str] = ()) -> None:
+    """Check that the parts and the settings of a preset take effect.
 
     hydra merges fairseq's defaults into the file itself. So these replace the settings of the parts
     that precede ``_self_``, and the parts that follow it replace the file's own settings.
 
     Args:
-        file: YAML file of a preset.
-        search_path: override that says where else its parts are, if any.
+        file: YAML file of the preset.
+        overrides: hydra's overrides; only the search path is used.
 
     Raises:
         ValueError: a part or a setting has no effect, or the file is not a YAML mapping.
     """
     own: Any = OmegaConf.to_container(_load(file))
     parts = [part for part in own.pop("defaults", []) if "hydra/" not in str(part)]
+    own.pop("hydra", None)
     if not parts:
         return
     if parts[0] != "_self_":
@@ -78,10 +84,9 @@ def check_own_preset(file: Path, search_path: Sequence[str] = ()) -> None:
             "settings of the other entries"
         )
     try:
-        composed = read_preset(file, search_path)
+        composed = read_preset(file, search_path_of(overrides)) if own else {}
     except HydraException:
         return  # reported when training composes the settings
-    own.pop("hydra", None)
     for section, values in own.items():
         for key in values if isinstance(values, dict) else ():
             if composed[section][key] != values[key]:

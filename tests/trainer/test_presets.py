@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 from glob import glob
+from pathlib import Path
 
 import pytest
 from fairseq.dataclass.configs import FairseqConfig
@@ -12,10 +13,10 @@ from omegaconf import OmegaConf
 
 from mae_ast.bench.plan import compose_settings
 from mae_ast.trainer.command import PACKAGE, module_command, train_command
-from mae_ast.trainer.presets import compose_preset, read_preset
+from mae_ast.trainer.presets import check_preset, compose_preset, read_preset
 
 from . import preset_settings
-from .conftest import TRAIN_PROGRAM, USER_DIR
+from .conftest import LAUNCHER, TRAIN_PROGRAM, USER_DIR
 
 RECORDED = preset_settings.read()
 FILES = preset_settings.preset_files()
@@ -143,7 +144,7 @@ def test_own_file_without_effect_is_refused(text, message, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     with pytest.raises(ValueError, match=f"^{re.escape(f'{file}: {message}')}"):
-        train_command(tmp_path, str(file), tmp_path, [])
+        compose_settings(tmp_path, str(file), [])
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,33 @@ def test_own_file_without_effect_is_refused(text, message, tmp_path):
 def test_own_file_that_takes_effect_is_accepted(text, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(text)
-    assert train_command(tmp_path, str(file), tmp_path, [])
+    check_preset(file, train_command(tmp_path, str(file), tmp_path, []))
+
+
+def test_preset_with_a_setting_that_a_part_replaces_is_refused(tmp_path):
+    """Users may edit a preset where it is."""
+    shutil.copytree(preset_settings.CONFIG / "finetune", tmp_path / "finetune")
+    file = tmp_path / "finetune" / "esc50.yaml"
+    check_preset(file)
+    file.write_text(file.read_text() + "\noptimization:\n  lr: [0.001]\n")
+    done = subprocess.run(
+        [*LAUNCHER, "--config-dir", file.parent, "--config-name", "esc50", f"task.data={tmp_path}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"mae-ast: error: {file}: optimization.lr is replaced by an entry of `defaults`; set it on "
+        "the command line or in a file that `defaults` lists last"
+    ]
+
+
+def test_part_is_no_preset():
+    for name in ("recipe/esc50", "input/esc50", "run_config/local"):
+        with pytest.raises(ValueError, match=f"^--config {name}: no such preset or file"):
+            train_command(Path(), name, Path(), [], "finetune")
 
 
 def test_wheel_has_all_parts_of_the_presets():
