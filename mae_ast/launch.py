@@ -45,7 +45,9 @@ def main() -> None:
     file = Path(arguments.config_dir or "", f"{arguments.config_name}.yaml")
     if file.is_file():
         with user_errors():
-            check_preset(file, arguments.overrides)
+            warning = check_preset(file, arguments.overrides)
+        if warning is not None:
+            print(f"mae-ast: warning: {warning}", file=sys.stderr)
     try:
         with hydra_job.leave_signals_to_jobs(sys.argv):
             fairseq_cli.hydra_train.cli_main()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+# Sections whose dataclass depends on ``_name``; hydra only knows the keys that the YAML files list.
+NAMED_SECTIONS = ("task", "model", "criterion", "optimizer", "lr_scheduler")
 SEARCH_PATH = "hydra.searchpath="  # override: further folders with parts
 
 
@@ -60,7 +63,7 @@ def has_search_path(file: Path) -> bool:
     return OmegaConf.select(_load(file), "hydra.searchpath") is not None
 
 
-def check_preset(file: Path, overrides: Sequence[str] = ()) -> None:
+def check_preset(file: Path, overrides: Sequence[str] = ()) -> str | None:
     """Check that the parts and the settings of a preset take effect.
 
     hydra merges fairseq's defaults into the file itself. So these replace the settings of the parts
@@ -70,30 +73,43 @@ def check_preset(file: Path, overrides: Sequence[str] = ()) -> None:
         file: YAML file of the preset.
         overrides: hydra's overrides; only the search path is used.
 
+    Returns:
+        A warning if a part replaces a setting of the file, else ``None``.
+
     Raises:
-        ValueError: a part or a setting has no effect, or the file is not a YAML mapping.
+        ValueError: fairseq's defaults replace a setting of a part, or the file is invalid.
     """
     own: Any = OmegaConf.to_container(_load(file))
-    parts = [part for part in own.pop("defaults", []) if "hydra/" not in str(part)]
+    entries = own.pop("defaults", None) or ["_self_"]
     own.pop("hydra", None)
-    if not parts:
-        return
-    if parts[0] != "_self_":
-        raise ValueError(
-            f"{file}: `defaults` must begin with _self_; otherwise fairseq's defaults replace the "
-            "settings of the other entries"
-        )
+    if entries == ["_self_"] or (entries[0] == "_self_" and not own):
+        return None
+    ConfigStore.instance().repo.pop(f"{file.stem}.yaml", None)  # fairseq's defaults, if registered
     try:
-        composed = read_preset(file, search_path_of(overrides)) if own else {}
+        composed = read_preset(file, search_path_of(overrides))
     except HydraException:
-        return  # reported when training composes the settings
-    for section, values in own.items():
-        for key in values if isinstance(values, dict) else ():
-            if composed[section][key] != values[key]:
-                raise ValueError(
-                    f"{file}: {section}.{key} is replaced by an entry of `defaults`; set it on the "
-                    "command line or in a file that `defaults` lists last"
-                )
+        return None  # reported when training composes the settings
+    of_file, of_all = _settings(own), _settings(composed)
+    with_defaults = {key for key in of_all if key.partition(".")[0] not in NAMED_SECTIONS}
+    lost = min(with_defaults - of_file.keys(), default=None)
+    if entries[0] != "_self_" and lost is not None:
+        raise ValueError(
+            f"{file}: `defaults` must begin with _self_; now, fairseq's default replaces {lost}"
+        )
+    replaced = ", ".join(key for key, value in of_file.items() if of_all[key] != value)
+    if not replaced:
+        return None
+    return f"{file}: replaced by later entries of `defaults`, which set other values: {replaced}"
+
+
+def _settings(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by ``section.key``."""
+    return {
+        f"{section}.{key}": value
+        for section, values in sections.items()
+        if isinstance(values, Mapping)
+        for key, value in values.items()
+    }
 
 
 def _load(file: Path) -> Any:
