@@ -24,6 +24,7 @@ from mae_ast.core.checkpoints.reader import CheckpointError
 from mae_ast.core.io.labels import Labels, write_clip_labels
 from mae_ast.core.io.manifest import write_manifest
 from mae_ast.core.models.config import AstConfig, SsastConfig, VitConfig
+from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.models.registry import SYSTEMS, System, system_name
 from mae_ast.evaluate.probe import with_random_weights as untrained
 from mae_ast.evaluate.report import evaluate
