@@ -191,7 +191,7 @@ def test_peak_memory_includes_weights_gradients_and_moments():
 
 def test_configs_are_built_from_the_presets(tmp_path):
     config = build_config("ssast_patch", {"two_pass": True}, setting(tmp_path))
-    assert config.layer_norm_eps == 1e-6  # a string in YAML
+    assert config.layer_norm_eps == 1e-6
     assert config.two_pass
     assert build_config("mae_ast", {}, setting(tmp_path)).encoder_layerdrop == 0.05
 
