@@ -131,7 +131,7 @@ def with_random_weights(model: Pretrained, seed: int = 2203_16691) -> Pretrained
         fresh = type(model)(model.config, model.mask_type, model.labels)
     fresh.batch_norm.load_state_dict(model.batch_norm.state_dict())
     fresh.precision = model.precision
-    device = model.post_extract_proj.weight.device
+    device = model.encoder.layer_norm.weight.device
     return fresh.eval().to(device)
 
 
