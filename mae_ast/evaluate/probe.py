@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.manifest import Manifest
-from mae_ast.core.io.progress import Progress
+from mae_ast.core.io.read_ahead import Progress
 from mae_ast.evaluate.embeddings import embed, mean_log_mel, mean_of_layers
 from mae_ast.hub.load import Pretrained
 

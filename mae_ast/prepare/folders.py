@@ -12,10 +12,10 @@ from pathlib import Path
 from mae_ast.console import bar
 from mae_ast.core.io.archive import TAR_SUFFIX, ArchiveError, list_members
 from mae_ast.core.io.plural import plural
-from mae_ast.core.io.read_ahead import map_ahead
+from mae_ast.core.io.read_ahead import for_each_ahead
 from mae_ast.core.io.retry import retried
 from mae_ast.core.io.suffixes import AUDIO_SUFFIXES
-from mae_ast.prepare.layout import hash_uniform
+from mae_ast.prepare.layout import hash_uniform, walk_files
 
 MAX_SUFFIXES = 50  # maximum number of suffixes of skipped files to name
 
@@ -72,17 +72,19 @@ def find_audio(folders: Sequence[Path], jobs: int) -> Found:
     found = Found()
     for folder in set(folders):
         if not any(folder != other and folder.is_relative_to(other) for other in folders):
-            _walk(folder, found)
+            for parent, name in walk_files(folder):
+                found.add(name, os.path.join(parent, name))
     found.audio.sort()
     found.tars.sort()
-    if not found.tars:
-        return found
-    in_tars = map_ahead(_list_tar, found.tars, jobs, jobs)
-    for members in bar("reading tars", "tar")(in_tars, len(found.tars)):
+
+    def add(tar: str, members: Found) -> None:
         found.audio += members.audio
         found.num_in_tars += len(members.audio)
         found.others += members.others
         found.damaged |= members.damaged
+
+    if found.tars:
+        for_each_ahead(_list_tar, found.tars, add, jobs, jobs, bar("reading tars", "tar"))
     return found
 
 
@@ -111,18 +113,6 @@ def split_files(
         if ratio > 0 and not splits[name] and len(splits["train"]) > 1:
             splits[name].append(splits["train"].pop())
     return {name: listed for name, listed in splits.items() if listed}
-
-
-def _walk(folder: Path, found: Found) -> None:
-    seen: set[str] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:  # a link to a folder above, or to one that was listed already
-            folders.clear()
-            continue
-        seen.add(real)
-        for name in names:
-            found.add(name, os.path.join(parent, name))
 
 
 def _list_tar(tar: str) -> Found:
