@@ -17,6 +17,7 @@ from mae_ast.core.io.plural import plural
 from mae_ast.core.io.read_ahead import for_each_ahead
 
 MIN_SECONDS = 0.045  # default of 'mae-ast manifest', too; shorter clips give no patch
+SPLITS = ("train", "valid", "test")
 SKIPPED_FILE = "left_out.txt"
 
 

@@ -15,8 +15,17 @@ from mae_ast.core.io.plural import plural
 from mae_ast.core.io.read_ahead import for_each_ahead
 from mae_ast.core.io.retry import retried
 from mae_ast.core.io.suffixes import AUDIO_SUFFIXES
+from mae_ast.prepare.clips import (
+    SKIPPED_FILE,
+    SPLITS,
+    Headers,
+    read_headers,
+    write_clips,
+    write_report,
+)
 from mae_ast.prepare.layout import hash_uniform, walk_files
 
+NOTES_FILE = "headers.txt"  # files whose header gives no length, or a wrong one
 MAX_SUFFIXES = 50  # maximum number of suffixes of skipped files to name
 
 
@@ -62,6 +71,76 @@ class Found:
         )
 
 
+@dataclass(frozen=True)
+class Written:
+    """Manifests that were written.
+
+    Args:
+        found: files found below the folders.
+        headers: lengths of the audio files.
+        splits: name of each manifest to the paths of its files.
+        skipped: path to reason of the files that are not listed; written to ``left_out.txt``.
+    """
+
+    found: Found
+    headers: Headers
+    splits: dict[str, list[str]]
+    skipped: dict[str, str]
+
+
+def write_manifests(
+    folders: Sequence[Path],
+    out: Path,
+    valid: float,
+    test: float,
+    min_seconds: float,
+    max_seconds: float,
+    seed: int,
+    jobs: int,
+) -> Written:
+    """Write manifests of the audio below folders, and lists of skipped files and wrong headers.
+
+    Args:
+        folders: folders of audio files or tars.
+        out: output folder, created if it does not exist.
+        valid, test: fractions of the files for validation and test.
+        min_seconds, max_seconds: limits of a file's length.
+        seed: seed of the split.
+        jobs: number of files read at a time.
+
+    Raises:
+        NotADirectoryError: a folder does not exist.
+        ValueError: there is no usable audio, or a manifest of an earlier run would remain.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{folder}: no such folder")
+    folders = [folder.resolve() for folder in folders]
+    found = find_audio(folders, jobs)
+    if not found.audio and not found.damaged:
+        there = found.describe_others() or "nothing"
+        raise ValueError(f"no audio files below {', '.join(map(str, folders))}; found {there}")
+    headers = read_headers(found.audio, jobs, min_seconds, max_seconds)
+    skipped = found.damaged | headers.skipped | dict.fromkeys(headers.missing, "no such file")
+    if not headers.infos:
+        reason = next(iter(skipped.values()))
+        raise ValueError(f"none of {plural(len(skipped), 'file')} is usable; the first: {reason}")
+    out.mkdir(parents=True, exist_ok=True)
+    splits = split_files(headers.infos, folders, valid, test, seed)
+    for name in set(SPLITS) - set(splits):
+        if (out / f"{name}.tsv").exists():
+            raise ValueError(
+                f"{out / name}.tsv is there from before and would stay, though its files may now "
+                "be in another split; remove it, or choose another --out"
+            )
+    root = Path(os.path.commonpath(folders))
+    for name, paths in splits.items():
+        write_clips(out / f"{name}.tsv", root, paths, headers.infos)
+    write_report(out / NOTES_FILE, map("\t".join, headers.notes().items()))
+    write_report(out / SKIPPED_FILE, map("\t".join, skipped.items()))
+    return Written(found, headers, splits, skipped)
+
+
 def find_audio(folders: Sequence[Path], jobs: int) -> Found:
     """Walk folders, and list the files in their tars.
 
@@ -102,7 +181,7 @@ def split_files(
     Returns:
         The splits that have files, by name.
     """
-    splits: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
+    splits: dict[str, list[str]] = {name: [] for name in SPLITS}
     for file in files:
         folder = next(f for f in folders if file.startswith(os.path.join(f, "")))
         chance = hash_uniform(f"{seed}\t{os.path.relpath(file, folder)}")
