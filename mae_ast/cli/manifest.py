@@ -55,15 +55,17 @@ def manifest(
 
     if valid < 0 or test < 0 or valid + test >= 1:
         raise ValueError(f"--valid {valid} and --test {test} leave nothing for training")
-    written = write_manifests(folders, out, valid, test, min_seconds, max_seconds, seed, jobs)
-    for name, paths in written.splits.items():
-        seconds = [written.headers.infos[path].seconds for path in paths]
+    found, headers, splits = write_manifests(
+        folders, out, valid, test, min_seconds, max_seconds, seed, jobs
+    )
+    for name, paths in splits.items():
+        seconds = [headers.infos[path].seconds for path in paths]
         hours = sum(seconds) / 3600
         typer.echo(f"{out / name}.tsv: {plural(len(paths), 'file')}, {hours:.2f} h")
         _report_short(seconds)
-    _report_notes(written.headers.notes(), out)
-    _report_others(written.found)
-    report_skipped(written.skipped.items(), out / SKIPPED_FILE)
+    _report_notes(headers.notes(), out)
+    _report_others(found)
+    report_skipped(headers.skipped.items(), out / SKIPPED_FILE)
 
 
 def _report_short(seconds: Sequence[float]) -> None:

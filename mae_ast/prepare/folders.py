@@ -71,23 +71,6 @@ class Found:
         )
 
 
-@dataclass(frozen=True)
-class Written:
-    """Manifests that were written.
-
-    Args:
-        found: files found below the folders.
-        headers: lengths of the audio files.
-        splits: name of each manifest to the paths of its files.
-        skipped: path to reason of the files that are not listed; written to ``left_out.txt``.
-    """
-
-    found: Found
-    headers: Headers
-    splits: dict[str, list[str]]
-    skipped: dict[str, str]
-
-
 def write_manifests(
     folders: Sequence[Path],
     out: Path,
@@ -97,7 +80,7 @@ def write_manifests(
     max_seconds: float,
     seed: int,
     jobs: int,
-) -> Written:
+) -> tuple[Found, Headers, dict[str, list[str]]]:
     """Write manifests of the audio below folders, and lists of skipped files and wrong headers.
 
     Args:
@@ -107,6 +90,10 @@ def write_manifests(
         min_seconds, max_seconds: limits of a file's length.
         seed: seed of the split.
         jobs: number of files read at a time.
+
+    Returns:
+        The files below the folders; the lengths of the audio files, with the files that are not
+        listed in ``skipped``; and the paths of each manifest, by its name.
 
     Raises:
         NotADirectoryError: a folder does not exist.
@@ -121,10 +108,10 @@ def write_manifests(
         there = found.describe_others() or "nothing"
         raise ValueError(f"no audio files below {', '.join(map(str, folders))}; found {there}")
     headers = read_headers(found.audio, jobs, min_seconds, max_seconds)
-    skipped = found.damaged | headers.skipped | dict.fromkeys(headers.missing, "no such file")
+    headers.skipped.update(found.damaged | dict.fromkeys(headers.missing, "no such file"))
     if not headers.infos:
-        reason = next(iter(skipped.values()))
-        raise ValueError(f"none of {plural(len(skipped), 'file')} is usable; the first: {reason}")
+        count, reason = len(headers.skipped), next(iter(headers.skipped.values()))
+        raise ValueError(f"none of {plural(count, 'file')} is usable; the first: {reason}")
     out.mkdir(parents=True, exist_ok=True)
     splits = split_files(headers.infos, folders, valid, test, seed)
     for name in set(SPLITS) - set(splits):
@@ -137,8 +124,8 @@ def write_manifests(
     for name, paths in splits.items():
         write_clips(out / f"{name}.tsv", root, paths, headers.infos)
     write_report(out / NOTES_FILE, map("\t".join, headers.notes().items()))
-    write_report(out / SKIPPED_FILE, map("\t".join, skipped.items()))
-    return Written(found, headers, splits, skipped)
+    write_report(out / SKIPPED_FILE, map("\t".join, headers.skipped.items()))
+    return found, headers, splits
 
 
 def find_audio(folders: Sequence[Path], jobs: int) -> Found:
