@@ -179,9 +179,7 @@ def _on_all_ranks(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
                 ranks.from_first(f"mae_ast/saved/{next(numbers)}", report)
             report()
         except (SavingError, ValueError) as error:
-            raise SystemExit(
-                f"mae-ast: error: ended at update {trainer.get_num_updates()}: {error}"
-            ) from None
+            raise ValueError(f"ended at update {trainer.get_num_updates()}: {error}") from None
         if saved is not None:
             num_updates = trainer.get_num_updates()
             name = os.path.basename(saved)
