@@ -68,9 +68,7 @@ def bench(
     from mae_ast.bench.setting import Setting
     from mae_ast.core.nn.precision import PRECISIONS
 
-    asked = [name for name in parts.split(",") if name]
-    if not asked or not set(asked) <= set(PART_NAMES):
-        raise ValueError(f"--parts {parts}: choose from {', '.join(PART_NAMES)}")
+    asked = _parts(parts)
     if precision not in PRECISIONS:
         raise ValueError(f"--precision {precision}: choose from {', '.join(PRECISIONS)}")
     if minutes <= 0:
@@ -85,7 +83,7 @@ def bench(
             model=_overrides(overrides or []),
             quick=quick,
         )
-        _measure([name for name in PART_NAMES if name in asked], setting, out, minutes)
+        _measure(asked, setting, out, minutes)
 
 
 def _measure(names: list[str], setting: Setting, out: Path, minutes: float) -> None:
@@ -165,6 +163,13 @@ def _end_early(results: Path, names: list[str], measured: Mapping[str, Measured]
         f"mae-ast: interrupted; results so far are in {results}. Measure the rest with "
         f"--parts {','.join(missing)}"
     )
+
+
+def _parts(text: str) -> list[str]:
+    asked = [name for name in text.split(",") if name]
+    if not asked or not set(asked) <= set(PART_NAMES):
+        raise ValueError(f"--parts {text}: choose from {', '.join(PART_NAMES)}")
+    return [name for name in PART_NAMES if name in asked]
 
 
 def _device(wanted: str | None) -> str:
