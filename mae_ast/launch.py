@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from mae_ast.trainer import console_filter, stop_request
@@ -27,24 +29,30 @@ def main() -> None:
     from fairseq_cli.hydra_train import cli_main
     from hydra._internal.utils import get_args
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from mae_ast.console import describe, user_errors
     from mae_ast.trainer import preflight
+    from mae_ast.trainer.presets import check_preset, compose_preset, search_path_of
     from mae_ast.trainer.settings import explain
 
     preflight.apply()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach this function
+    arguments = get_args()
+    file = Path(arguments.config_dir or "", f"{arguments.config_name}.yaml")
+    if file.is_file():
+        with user_errors():
+            warning = check_preset(file, arguments.overrides)
+        if warning is not None:
+            print(f"mae-ast: warning: {warning}", file=sys.stderr)
     try:
         with user_errors(), hydra_job.leave_signals_to_jobs(sys.argv):
             cli_main()
     except (HydraException, OmegaConfBaseException) as error:
-        arguments = get_args()
-        file = f"{arguments.config_name}.yaml"
-        path = os.path.join(arguments.config_dir or "", file)
-        preset: Any = OmegaConf.load(path) if os.path.isfile(path) else {}
-        sys.exit(f"mae-ast: error: {explain(error, preset, file)}")
+        preset: Any = {}
+        with suppress(HydraException, OmegaConfBaseException):
+            preset = compose_preset(file, search_path_of(arguments.overrides))
+        sys.exit(f"mae-ast: error: {explain(error, preset, file.name)}")
     except OSError as error:  # such as a folder that cannot be created
         sys.exit(f"mae-ast: error: {describe(error)}")
 

@@ -10,9 +10,7 @@ def register() -> None:
     fairseq then assumes that it is registered. May be called more than once.
     """
     import mae_ast.models.ast
-    import mae_ast.models.audio_mae
     import mae_ast.models.classifier
-    import mae_ast.models.mae_ast
-    import mae_ast.models.ssast
+    import mae_ast.models.pretraining
     import mae_ast.tasks.mae_ast_classification
     import mae_ast.tasks.mae_ast_pretraining  # noqa: F401

@@ -16,8 +16,6 @@ import numpy as np
 import torch
 from fairseq.data import data_utils
 from fairseq.dataclass.initialize import add_defaults, hydra_init
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -29,10 +27,11 @@ from mae_ast.core.frontend.fbank import num_samples_of_frames
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.io.plural import plural
-from mae_ast.core.models.registry import SYSTEMS, parse_config, system_name
+from mae_ast.core.models.registry import SYSTEMS, parse_pretraining_config, system_name
 from mae_ast.data.pretraining_dataset import PretrainingDataset
 from mae_ast.plugin import register
 from mae_ast.trainer.command import train_command
+from mae_ast.trainer.presets import check_preset, compose_preset, search_path_of
 from mae_ast.trainer.schedule import planned_updates
 from mae_ast.trainer.settings import drop_defaults_of_others, explain
 
@@ -145,22 +144,25 @@ def compose_settings(data: Path, config: str, overrides: Sequence[str]) -> Any:
     """
     register()
     arguments = train_command(data, config, Path("outputs"), list(overrides))
-    folder = arguments[arguments.index("--config-dir") + 1]
+    folder = Path(arguments[arguments.index("--config-dir") + 1])
     name = arguments[arguments.index("--config-name") + 1]
+    file = folder / f"{name}.yaml"
     # Settings of the launch do not affect the plan.
     launching = ("hydra.", "hydra/", "+run_config=", "-")
-    wanted = [w for w in arguments[arguments.index(name) + 1 :] if not w.startswith(launching)]
+    given = arguments[arguments.index(name) + 1 :]
+    check_preset(file, given)
+    search_path = search_path_of(given)
+    wanted = search_path + [each for each in given if not each.startswith(launching)]
     hydra_init(name)
-    GlobalHydra.instance().clear()
-    preset = OmegaConf.load(Path(folder) / f"{name}.yaml")
+    preset: Any = {}
     try:
-        with initialize_config_dir(folder, version_base="1.1"):
-            settings = compose(name, overrides=wanted)
+        preset = compose_preset(file, search_path)
+        settings = compose_preset(file, wanted)
         drop_defaults_of_others(settings)
         add_defaults(settings)
         OmegaConf.resolve(settings)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(explain(error, preset, f"{name}.yaml")) from None
+        raise ValueError(explain(error, preset, file.name)) from None
     if settings.task._name != TASK:
         raise ValueError(f"task._name={settings.task._name}: must be {TASK}")
     return settings
@@ -179,8 +181,7 @@ def make_plan(settings: Any, manifest: Path, gpus: int) -> Plan:
         ValueError: the manifest or the settings are invalid for training.
     """
     task, data = settings.task, settings.dataset
-    config = parse_config(settings.model)
-    config.validate(task.mask_type)
+    config = parse_pretraining_config(settings.model, task.mask_type)
     rows = Manifest.read(manifest)
     rows.probe_rates(bar("reading sample rates", "file"))
     dataset = PretrainingDataset(

@@ -7,11 +7,9 @@ forward, losses, backward and AdamW. Masks are drawn beforehand, as in the data 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from mae_ast.bench.machine import peak_memory
@@ -32,6 +30,7 @@ from mae_ast.core.models.registry import SYSTEMS, parse_config, system_name
 from mae_ast.core.nn.precision import has_bfloat16_units
 from mae_ast.trainer.command import config_dir
 from mae_ast.trainer.malloc import keep_freed_memory
+from mae_ast.trainer.presets import read_preset
 
 OUT_OF_MEMORY = "out of memory"
 CLIP_S = 10.0
@@ -164,8 +163,7 @@ def _prepare(case: Case, config: Any, setting: Setting) -> _Training:
     num_samples = _num_samples(case)
     waveforms = torch.randint(-8000, 8000, (batch, num_samples), dtype=torch.int16)
     source = waveforms.to(device) if setting.is_gpu else fbank(waveforms)
-    mask = draw_mask(config, case["mask_type"], num_samples, batch)
-    mask = MaskIds(mask.visible_ids.to(device), mask.masked_ids.to(device))
+    mask = draw_mask(config, case["mask_type"], num_samples, batch).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     return _Training(model, source, mask, optimizer)
 
@@ -233,22 +231,21 @@ def build_config(preset: str, model: dict[str, Any], setting: Setting) -> Any:
     Raises:
         ValueError: the configuration is invalid.
     """
-    values = read_preset(preset)["model"]
+    values = read_model(preset)
     system = values.pop("_name")
     fields = {f.name: f for f in dataclasses.fields(SYSTEMS[system].config)}
     changes = {**(QUICK if setting.quick else {}), "precision": setting.precision, **model}
     values.update({key: value for key, value in changes.items() if key in fields})
     for key, value in values.items():
         if key in fields and fields[key].type is float:
-            values[key] = float(value)  # YAML 1.1 reads 1e-06 as a string
+            values[key] = float(value)
     return parse_config({"_name": system, **values})
 
 
-def read_preset(name: str) -> dict[str, Any]:
-    """Read a preset of ``config/pretrain``."""
-    path: Path = config_dir() / "pretrain" / f"{name}.yaml"
-    settings: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return settings
+def read_model(preset: str) -> dict[str, Any]:
+    """Read the model's settings of a preset of ``config/pretrain``."""
+    model: dict[str, Any] = read_preset(config_dir() / "pretrain" / f"{preset}.yaml")["model"]
+    return model
 
 
 def check_overrides(overrides: dict[str, Any]) -> None:
@@ -257,7 +254,7 @@ def check_overrides(overrides: dict[str, Any]) -> None:
     Raises:
         ValueError: no model has the key.
     """
-    systems = {read_preset(preset)["model"]["_name"] for _, preset, _, _ in SYSTEM_CASES}
+    systems = {read_model(preset)["_name"] for _, preset, _, _ in SYSTEM_CASES}
     known = {f.name for name in systems for f in dataclasses.fields(SYSTEMS[name].config)}
     for key in overrides:
         if key not in known:

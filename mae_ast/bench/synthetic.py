@@ -36,6 +36,8 @@ def reuse_first_batch() -> None:
 def _pinned(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _pinned(each) for key, each in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_pinned(each) for each in value)
     return value.pin_memory() if isinstance(value, torch.Tensor) else value
 
 

@@ -53,7 +53,7 @@ class Activations:
 
 def pretraining_loss(model: nn.Module, source: Tensor, mask: MaskIds) -> Tensor:
     """Compute 10 MSE + InfoNCE per masked patch, or 10 MSE if the system has no InfoNCE."""
-    out = model(source, None, mask.visible_ids, mask.masked_ids)
+    out = model(source, None, mask)
     loss: Tensor = 10 * reconstruction_loss(out.reconstruction, out.target)
     if out.classification is not None:
         loss = loss + info_nce_loss(out.classification, out.target).loss

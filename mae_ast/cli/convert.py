@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mae_ast.cli.options import CHECKPOINT_HELP, complete_model
+from mae_ast.cli.options import model_argument
 
 
 class Kind(StrEnum):
@@ -21,10 +21,7 @@ class Kind(StrEnum):
 
 
 def convert(
-    source: Annotated[
-        str,
-        typer.Argument(metavar="IN", help=CHECKPOINT_HELP, autocompletion=complete_model),
-    ],
+    source: Annotated[str, model_argument("IN")],
     target: Annotated[
         Path,
         typer.Argument(

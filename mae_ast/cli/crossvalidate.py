@@ -13,21 +13,20 @@ from mae_ast.cli.options import (
     InitialCheckpoint,
     Overrides,
     RandomWeights,
+    data_argument,
 )
 from mae_ast.core.io.plural import plural
 
 if TYPE_CHECKING:
-    from mae_ast.evaluate.report import Evaluation
+    from mae_ast.finetune.crossvalidation import FoldScore
+    from mae_ast.trainer.child_training import Trainings
 
 
 def crossvalidate(
     checkpoint: InitialCheckpoint,
     data: Annotated[
         Path,
-        typer.Argument(
-            metavar="DATA",
-            help="Folder with fold1, fold2, ..., each as 'mae-ast finetune' takes it.",
-        ),
+        data_argument("Folder with fold1, fold2, ..., each as 'mae-ast finetune' takes it."),
     ],
     overrides: Overrides = None,
     config: FinetunePreset = "",
@@ -55,55 +54,62 @@ def crossvalidate(
     given = overrides or []
     folds.check_overrides(given)
     arguments = [*initial_weights(checkpoint, random_weights), *given]
-    commands = [
-        train_command(folder, config, out / folder.name, arguments, "finetune")
+    commands = {
+        folder: train_command(folder, config, out / folder.name, arguments, "finetune")
         for folder in folders
-    ]
+    }
     settings = {
         **run_identity(data, config, checkpoint),
         "random_weights": random_weights,
         "overrides": given,
     }
-    scores, measure = [], ""
+    inputs = folds.inputs_of(folders)
     try:
-        with folds.working_in(out, settings) as lock, Trainings() as trainings:
-            for folder, command in zip(folders, commands, strict=True):
-                run = out / folder.name
-                if not folds.is_trained(run):
-                    typer.echo(f"{folder.name}: training")
-                    trainings.run(command, [lock])
-                # Some limits, such as stop_min_lr, are known to the trainer only: a run that ends
-                # by itself is trained.
-                if not folds.is_trained(run) and folds.was_interrupted(run):
-                    raise ValueError(
-                        f"{run}: ended before its last update was saved; the same command resumes"
-                    )
-                found = _evaluate(run, folder, average)
-                measure = "mAP" if found.confusion is None else "accuracy"
-                summary = found.summary
-                value = summary.mean_average_precision if measure == "mAP" else summary.accuracy
-                score = folds.FoldScore(folder.name, summary.num_clips, round(value, folds.DIGITS))
-                scores.append(score)
-                typer.echo(
-                    f"{score.fold}: {measure} {score.score:.4f} of {plural(score.clips, 'clip')}"
-                )
-            folds.write_scores(out / folds.SCORES_FILE, scores, measure)
+        with folds.working_in(out, settings, inputs) as lock, Trainings() as trainings:
+            scores = []
+            for folder, command in commands.items():
+                _train(trainings, command, lock, out / folder.name)
+                scores.append(_score(out / folder.name, folder, average))
+            folds.write_scores(out / folds.SCORES_FILE, scores)
     except Interrupted as request:
         typer.echo(f"stopped on {request}; the same command resumes")
         return
-    typer.echo(folds.table(scores, measure))
+    typer.echo(folds.table(scores))
     typer.echo(str(out / folds.SCORES_FILE))
 
 
-def _evaluate(run: Path, data: Path, average: int) -> Evaluation:
-    from mae_ast.cli.device import place
+def _train(trainings: Trainings, command: list[str], lock: int, run: Path) -> None:
+    """Train on a fold, unless its run has reached its end.
+
+    Raises:
+        ValueError: the run was interrupted, and its last update not saved.
+    """
+    from mae_ast.finetune.crossvalidation import is_trained, was_interrupted
+
+    if is_trained(run):
+        return
+    typer.echo(f"{run.name}: training")
+    trainings.run(command, [lock])
+    # Some limits, such as stop_min_lr, are known to the trainer only: a run that ends by itself is
+    # trained.
+    if not is_trained(run) and was_interrupted(run):
+        raise ValueError(f"{run}: ended before its last update was saved; the same command resumes")
+
+
+def _score(run: Path, data: Path, average: int) -> FoldScore:
+    """Score the classifier of a fold on its held-out clips, and write a report."""
+    from mae_ast.cli.device import load_classifier
     from mae_ast.console import bar
     from mae_ast.evaluate import report
-    from mae_ast.finetune.checkpoint import load_finetuned
-    from mae_ast.finetune.crossvalidation import HELD_OUT
+    from mae_ast.finetune.crossvalidation import DIGITS, HELD_OUT, FoldScore
 
-    classifier = load_finetuned(run, average)
-    place(classifier.model, None)
+    classifier = load_classifier(run, average, None)
     found = report.evaluate(classifier, data, HELD_OUT, bar(f"scoring {run.name}", "clip"))
     report.write_report(found, run / "report", f"{run.name}, {HELD_OUT}")
-    return found
+    summary = found.summary
+    measure, value = "accuracy", summary.accuracy
+    if found.confusion is None:
+        measure, value = "mAP", summary.mean_average_precision
+    score = FoldScore(data.name, summary.num_clips, measure, round(value, DIGITS))
+    typer.echo(f"{score.fold}: {measure} {score.score:.4f} of {plural(score.clips, 'clip')}")
+    return score

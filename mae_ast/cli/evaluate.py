@@ -8,16 +8,13 @@ from typing import Annotated
 
 import typer
 
-from mae_ast.cli.options import Average, Classifier, Device
+from mae_ast.cli.options import Average, Classifier, Device, data_argument
 from mae_ast.core.io.plural import plural
 
 
 def evaluate(
     source: Classifier,
-    data: Annotated[
-        Path,
-        typer.Argument(metavar="DATA", help="Folder with labels.csv, valid.tsv, valid.lbl, ..."),
-    ],
+    data: Annotated[Path, data_argument("Folder with labels.csv, valid.tsv, valid.lbl, ...")],
     split: Annotated[str, typer.Option(help="Split to score, such as valid or test.")] = "valid",
     average: Average = 1,
     out: Annotated[
@@ -32,16 +29,14 @@ def evaluate(
 
     Clips longer than the network's input are scored in windows, as in 'mae-ast predict'.
     """
-    from mae_ast.cli.device import place
+    from mae_ast.cli.device import load_classifier
     from mae_ast.console import bar
     from mae_ast.evaluate import report
-    from mae_ast.finetune.checkpoint import load_finetuned
 
     _check_split(data, split)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # fails before the clips are scored
-    classifier = load_finetuned(source, average)
-    place(classifier.model, device)
+    classifier = load_classifier(source, average, device)
     found = report.evaluate(classifier, data, split, bar("scoring", "clip"))
     summary = found.summary
     num_skipped = found.num_skipped

@@ -50,7 +50,7 @@ def extract(
     depth = model.config.encoder_layers
     if layer != -1 and not 1 <= layer <= depth:
         raise ValueError(f"--layer {layer}; the model has 1 to {depth}, -1 is the last")
-    what = extraction.What(depth if layer == -1 else layer, pool, tokens, *part)
-    path, num_bad = extraction.extract(model, listed, out, what, bar("extracting", "clip"))
+    wanted = extraction.Extraction(depth if layer == -1 else layer, pool, tokens, *part)
+    path, num_bad = extraction.extract(model, listed, out, wanted, bar("extracting", "clip"))
     skipped = f", {plural(num_bad, 'clip')} skipped (0 rows)" if num_bad else ""
     typer.echo(f"{path} and {path.with_suffix('.len').name}{skipped}")

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
-
-import typer
 
 from mae_ast.cli.options import (
     FinetunePreset,
@@ -16,16 +12,16 @@ from mae_ast.cli.options import (
     Overrides,
     RandomWeights,
     RunFolder,
+    data_argument,
 )
+from mae_ast.cli.start_training import start_training
 
 
 def finetune(
     checkpoint: InitialCheckpoint,
     data: Annotated[
         Path,
-        typer.Argument(
-            metavar="DATA", help="Folder with labels.csv, train.tsv, train.lbl, valid.tsv, ..."
-        ),
+        data_argument("Folder with labels.csv, train.tsv, train.lbl, valid.tsv, ..."),
     ],
     overrides: Overrides = None,
     config: FinetunePreset = "",
@@ -38,19 +34,13 @@ def finetune(
     The run saves and exits on Ctrl-C, SIGTERM or SIGUSR1; the same command resumes it. A second
     Ctrl-C exits at once.
     """
-    from mae_ast.trainer import stop_request, sweep
-    from mae_ast.trainer.command import NOTE, initial_weights, run_identity, train_command
-    from mae_ast.trainer.resume_guard import check_and_defer
-
-    arguments = [*initial_weights(checkpoint, random_weights), *(overrides or [])]
-    arguments += ["--multirun"] if multirun else []
-    sweep.check_launcher(arguments)
-    command = train_command(data, config, out, arguments, "finetune")
-    settings = {
-        **run_identity(data, config, checkpoint),
-        "random_weights": random_weights,
-        **sweep.note(arguments),
-    }
-    check_and_defer(out / NOTE, settings, sweep.has_begun(out))
-    with stop_request.deferring():
-        os.execv(sys.executable, command)
+    start_training(
+        "finetune",
+        data,
+        config,
+        out,
+        overrides,
+        multirun,
+        checkpoint=checkpoint,
+        random_weights=random_weights,
+    )

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mae_ast.cli.options import Jobs
+from mae_ast.cli.options import Jobs, seed_option
+from mae_ast.cli.skipped import MAX_LISTED, report_skipped
 from mae_ast.core.io.plural import plural
 
 if TYPE_CHECKING:
-    from mae_ast.prepare.folders import Found, SkippedFile, UsableFile
+    from mae_ast.prepare.folders import Found
 
-MAX_LISTED = 10  # maximum number of reasons for skipping files, and of wrong headers, to print
 PRETRAINING_S = 2.0  # task.min_sample_size of the presets for pretraining
 
 
@@ -39,7 +39,7 @@ def manifest(
     max_seconds: Annotated[
         float, typer.Option(help="Maximum length of a file, in seconds.")
     ] = float("inf"),
-    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    seed: Annotated[int, seed_option("split")] = 0,
     jobs: Jobs = 16,
 ) -> None:
     """Write manifests of the audio in folders and tars.
@@ -51,8 +51,8 @@ def manifest(
     A file's split depends only on its path below DIR and the seed, so adding files or folders does
     not change it.
     """
-    from mae_ast.core.io.manifest import write_manifest
-    from mae_ast.prepare.folders import find_audio, manifest_rows, probe_files, split_files
+    from mae_ast.prepare.clips import read_headers, write_clips
+    from mae_ast.prepare.folders import find_audio, split_files
 
     if valid < 0 or test < 0 or valid + test >= 1:
         raise ValueError(f"--valid {valid} and --test {test} leave nothing for training")
@@ -65,28 +65,29 @@ def manifest(
     if not found.audio and not found.damaged:
         there = found.describe_others() or "nothing"
         raise ValueError(f"no audio files below {', '.join(map(str, folders))}; found {there}")
-    usable, skipped = probe_files(found.audio, min_seconds, max_seconds, jobs)
-    skipped = [*found.damaged, *skipped]
-    if not usable:
-        raise ValueError(
-            f"none of {plural(len(skipped), 'file')} is usable; the first: {skipped[0].problem}"
-        )
+    headers = read_headers(found.audio, jobs, min_seconds, max_seconds)
+    missing = dict.fromkeys(headers.missing, "no such file")
+    skipped = found.damaged | headers.skipped | missing
+    if not headers.infos:
+        reason = next(iter(skipped.values()))
+        raise ValueError(f"none of {plural(len(skipped), 'file')} is usable; the first: {reason}")
     out.mkdir(parents=True, exist_ok=True)
-    splits = split_files(usable, folders, valid, test, seed)
+    splits = split_files(headers.infos, folders, valid, test, seed)
     for name in {"train", "valid", "test"} - set(splits):
         if (out / f"{name}.tsv").exists():
             raise ValueError(
                 f"{out / name}.tsv is there from before and would stay, though its files may now "
                 "be in another split; remove it, or choose another --out"
             )
-    for name, files in splits.items():
-        write_manifest(out / f"{name}.tsv", str(root), manifest_rows(files, root))
-        seconds = [file.seconds for file in files]
+    for name, paths in splits.items():
+        write_clips(out / f"{name}.tsv", root, paths, headers.infos)
+        seconds = [headers.infos[path].seconds for path in paths]
         hours = sum(seconds) / 3600
-        typer.echo(f"{out / name}.tsv: {plural(len(files), 'file')}, {hours:.2f} h")
+        typer.echo(f"{out / name}.tsv: {plural(len(paths), 'file')}, {hours:.2f} h")
         _report_short(seconds)
-    _report_headers(usable, out)
-    _report_skipped(skipped, found, out)
+    _report_notes(headers.notes(), out)
+    _report_others(found)
+    _report_skipped(skipped, out)
 
 
 def _report_short(seconds: Sequence[float]) -> None:
@@ -103,26 +104,24 @@ def _report_short(seconds: Sequence[float]) -> None:
         )
 
 
-def _report_headers(files: Sequence[UsableFile], out: Path) -> None:
+def _report_notes(notes: Mapping[str, str], out: Path) -> None:
     """Report files whose length was measured because their header gives none or a wrong one."""
-    noted = [(file.path, file.info.note) for file in files if file.info.note]
-    if not noted:
-        return
+    from mae_ast.prepare.clips import write_report
+
     report = out / "headers.txt"
-    report.write_text(
-        "".join(f"{path}\t{note}\n" for path, note in noted), errors="surrogateescape"
-    )
-    typer.echo(
-        f"{plural(len(noted), 'file')} with no length or a wrong one in the header, listed with "
-        f"the true length; see {report}:",
-        err=True,
-    )
-    for path, note in noted[:MAX_LISTED]:
+    write_report(report, map("\t".join, notes.items()))
+    if notes:
+        typer.echo(
+            f"{plural(len(notes), 'file')} with no length or a wrong one in the header, listed "
+            f"with the true length; see {report}:",
+            err=True,
+        )
+    for path, note in islice(notes.items(), MAX_LISTED):
         typer.echo(f"  {path}: {note}", err=True)
 
 
-def _report_skipped(files: Sequence[SkippedFile], found: Found, out: Path) -> None:
-    """Report files that are not listed, and audio that may be listed twice."""
+def _report_others(found: Found) -> None:
+    """Report files that are no audio, and audio that may be listed twice."""
     loose = len(found.audio) - found.num_in_tars
     if found.tars and loose:
         typer.echo(
@@ -132,13 +131,10 @@ def _report_skipped(files: Sequence[SkippedFile], found: Found, out: Path) -> No
         )
     if found.others:
         typer.echo(f"skipped, by suffix: {found.describe_others()}", err=True)
-    if not files:
-        return
-    report = out / "left_out.txt"
-    report.write_text(
-        "".join(f"{file.path}\t{file.problem}\n" for file in files), errors="surrogateescape"
-    )
-    typer.echo(f"skipped {plural(len(files), 'file')}, listed in {report}:", err=True)
-    for problem, count in Counter(file.problem for file in files).most_common(MAX_LISTED):
-        example = next(file.path for file in files if file.problem == problem)
-        typer.echo(f"  {count} x {problem} (such as {example})", err=True)
+
+
+def _report_skipped(skipped: Mapping[str, str], out: Path) -> None:
+    from mae_ast.prepare.clips import SKIPPED_FILE, write_report
+
+    write_report(out / SKIPPED_FILE, map("\t".join, skipped.items()))
+    report_skipped(skipped.items(), out / SKIPPED_FILE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,18 +32,30 @@ CHECKPOINT_HELP = (
     "Face hub id."
 )
 
+
+def model_argument(metavar: str, text: str = CHECKPOINT_HELP) -> Any:
+    """Return an argument for a model, which completes the names of released ones."""
+    return typer.Argument(metavar=metavar, help=text, autocompletion=complete_model)
+
+
+def data_argument(text: str) -> Any:
+    """Return the argument for the folder of the manifests."""
+    return typer.Argument(metavar="DATA", help=text)
+
+
+def seed_option(drawn: str) -> Any:
+    """Return the option for the seed of what a command draws."""
+    return typer.Option(help=f"Seed of the {drawn}.")
+
+
 # --- models ---------------------------------------------------------------------------------------
 
-Checkpoint = Annotated[
-    str,
-    typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT_HELP, autocompletion=complete_model),
-]
+Checkpoint = Annotated[str, model_argument("CHECKPOINT")]
 InitialCheckpoint = Annotated[
     str,
-    typer.Argument(
-        metavar="CHECKPOINT",
-        help=f"Model to start from. {CHECKPOINT_HELP} The ast_* presets also take timm:NAME.",
-        autocompletion=complete_model,
+    model_argument(
+        "CHECKPOINT",
+        f"Model to start from. {CHECKPOINT_HELP} The ast_* presets also take timm:NAME.",
     ),
 ]
 Classifier = Annotated[

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mae_ast.cli.options import Overrides, PretrainPreset
+from mae_ast.cli.options import Overrides, PretrainPreset, data_argument
 from mae_ast.core.io.plural import plural
 
 if TYPE_CHECKING:  # fairseq takes seconds to import
@@ -19,9 +19,7 @@ if TYPE_CHECKING:  # fairseq takes seconds to import
 
 
 def plan(
-    data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="Folder with train.tsv, or a manifest.")
-    ],
+    data: Annotated[Path, data_argument("Folder with train.tsv, or a manifest.")],
     overrides: Overrides = None,
     config: PretrainPreset = "mae_ast",
     gpus: Annotated[int, typer.Option(help="Number of GPUs per node.")] = 1,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mae_ast.cli.options import AudioFiles, Average, Classifier, Device
+from mae_ast.cli.skipped import for_each_file
 
 
 def predict(
@@ -23,24 +25,14 @@ def predict(
 
     If several files are given, unreadable ones are reported and skipped; the exit status is then 1.
     """
-    from mae_ast.cli.device import place
-    from mae_ast.core.io.audio import AudioError
+    from mae_ast.cli.device import load_classifier
     from mae_ast.evaluate.predict import score_recording
-    from mae_ast.finetune.checkpoint import load_finetuned
 
-    classifier = load_finetuned(source, average)
-    place(classifier.model, device)
-    skipped = 0
-    for file in files:
-        try:
-            scores = score_recording(classifier, file)
-        except (AudioError, FileNotFoundError) as error:
-            if len(files) == 1:
-                raise
-            typer.echo(f"skipped: {error}", err=True)
-            skipped += 1
-            continue
-        for index in scores.argsort()[::-1][:top]:
-            typer.echo(f"{file}\t{scores[index]:.4f}\t{classifier.labels.names[index]}")
-    if skipped:
-        raise SystemExit(f"mae-ast: error: {skipped} of {len(files)} files skipped, see above")
+    classifier = load_classifier(source, average, device)
+
+    def print_scores(index: int, file: Path) -> None:
+        scores = score_recording(classifier, file)
+        for label in scores.argsort()[::-1][:top]:
+            typer.echo(f"{file}\t{scores[label]:.4f}\t{classifier.labels.names[label]}")
+
+    for_each_file(files, print_scores)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mae_ast.cli.options import Jobs
+from mae_ast.cli.skipped import report_skipped
 from mae_ast.core.io.plural import plural
 
 if TYPE_CHECKING:
     from mae_ast.prepare.splits import Prepared
-
-MAX_LISTED = 10  # maximum number of reasons for skipping files to print
 
 
 class DataSet(StrEnum):
@@ -99,7 +97,8 @@ def prepare(
 
 
 def _report(done: Prepared) -> None:
-    from mae_ast.prepare.splits import MISSING_FILE, SKIPPED_FILE
+    from mae_ast.prepare.clips import SKIPPED_FILE
+    from mae_ast.prepare.splits import MISSING_FILE
 
     for split in done.splits:
         clips, hours = plural(split.clips, "clip"), split.seconds / 3600
@@ -115,12 +114,4 @@ def _report(done: Prepared) -> None:
             f"{plural(len(done.missing), 'clip')} missing, listed in {done.out / MISSING_FILE}",
             err=True,
         )
-    if done.skipped:
-        typer.echo(
-            f"skipped {plural(len(done.skipped), 'file')}, listed in {done.out / SKIPPED_FILE}:",
-            err=True,
-        )
-        examples = {problem: path for path, problem in reversed(done.skipped)}
-        counts = Counter(problem for _, problem in done.skipped)
-        for problem, count in counts.most_common(MAX_LISTED):
-            typer.echo(f"  {count} x {problem} (such as {examples[problem]})", err=True)
+    report_skipped(done.skipped, done.out / SKIPPED_FILE)

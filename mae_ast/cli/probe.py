@@ -55,7 +55,7 @@ def probe(
         read_labelled(test or manifest.parent / "valid.tsv", pattern),
     )
     model = place(mae_ast.load(checkpoint), device)
-    scores = probing.probe(model, train, tested, chosen, bar("embedding", "step"))
+    scores = probing.probe(model, train, tested, chosen, bar("embedding", "clip"))
     measure = "accuracy" if train.targets.ndim == 1 else "mean average precision"
     typer.echo(f"{measure} on {plural(scores['pretrained'].num_clips, 'clip')}")
     typer.echo(f"{'':16} linear     k-NN  layer")

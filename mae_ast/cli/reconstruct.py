@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mae_ast.cli.options import AudioFiles, Checkpoint
+from mae_ast.cli.options import AudioFiles, Checkpoint, seed_option
+from mae_ast.cli.skipped import for_each_file, numbered
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mae_ast.core.frontend.masking import MaskIds
+    from mae_ast.hub.load import PretrainedMasked
 
 DEFAULT_IMAGE, DEFAULT_FOLDER = Path("reconstruction.png"), Path("reconstructions")
 
@@ -37,7 +41,7 @@ def reconstruct(
     ratio: Annotated[
         float | None, typer.Option(help="Fraction of patches to mask; default: as in training.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the mask.")] = 0,
+    seed: Annotated[int, seed_option("mask")] = 0,
 ) -> None:
     """Plot the reconstruction of a masked spectrogram.
 
@@ -45,55 +49,57 @@ def reconstruct(
 
     If several files are given, unreadable ones are reported and skipped; the exit status is then 1.
     """
-    import torch
-
     from mae_ast.core.frontend.collate import clip_generator
     from mae_ast.core.frontend.fbank import num_frames
     from mae_ast.core.frontend.masking import check_mask, mask_strategy
-    from mae_ast.core.inference.reconstruct import reconstruct as rebuild
-    from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
-    from mae_ast.evaluate import plots
     from mae_ast.hub.load import load_masked
 
     images = _images(files, out)
     if seconds <= 0:
         raise ValueError(f"--seconds {seconds:g}; a positive number is needed")
     model = load_masked(checkpoint)
-    kind = mask_type or model.mask_type
+    kind = mask_type or str(model.mask_type)
     ratio = model.config.random_mask_prob if ratio is None else ratio
     shape = model.config.patch_shape
     check_mask(kind, ratio, shape.per_column)
     draw = mask_strategy(kind, model.config.mask_length)
 
-    def plot(samples: Tensor, title: str, image: Path) -> str:
+    def write_image(index: int, file: Path) -> None:
+        samples = _excerpt(file, start, seconds, shape.min_samples)
         grid = shape.grid(num_frames(len(samples)))
         mask = draw(1, grid, ratio, generator=clip_generator(seed, 0, 0))
-        rebuilt = rebuild(model, samples.unsqueeze(0), mask)
-        image.parent.mkdir(parents=True, exist_ok=True)
-        plots.reconstruction_figure(rebuilt, [title]).savefig(image, dpi=120)
-        error = torch.nn.functional.mse_loss(rebuilt.rebuilt, rebuilt.original)
-        hidden = rebuilt.visible.isnan().float().mean()
-        return f"{hidden:.0%} hidden, mean squared error there {error / hidden:.4f}"
+        score = _plot(model, samples, mask, file.name, images[index])
+        typer.echo(f"{numbered(index, files)}{images[index]}: {score}")
 
-    skipped = 0
-    for number, (file, image) in enumerate(zip(files, images, strict=True), start=1):
-        progress = f"{number}/{len(files)} " if len(files) > 1 else ""
-        try:
-            samples = read_audio(file, round(start * SAMPLE_RATE), round(seconds * SAMPLE_RATE))
-            if len(samples) < shape.min_samples:
-                raise AudioError(
-                    f"{file}: {len(samples)} samples at 16 kHz from {start:g} s on are shorter "
-                    f"than one patch ({shape.min_samples})"
-                )
-        except (AudioError, FileNotFoundError) as error:
-            if len(files) == 1:
-                raise
-            typer.echo(f"{progress}skipped: {error}", err=True)
-            skipped += 1
-            continue
-        typer.echo(f"{progress}{image}: {plot(samples, file.name, image)}")
-    if skipped:
-        raise SystemExit(f"mae-ast: error: {skipped} of {len(files)} files skipped, see above")
+    for_each_file(files, write_image)
+
+
+def _excerpt(file: Path, start: float, seconds: float, min_samples: int) -> Tensor:
+    """Read an excerpt, (L,) int16, of at least one patch."""
+    from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
+
+    samples = read_audio(file, round(start * SAMPLE_RATE), round(seconds * SAMPLE_RATE))
+    if len(samples) < min_samples:
+        raise AudioError(
+            f"{file}: {len(samples)} samples at 16 kHz from {start:g} s on are shorter than one "
+            f"patch ({min_samples})"
+        )
+    return samples
+
+
+def _plot(model: PretrainedMasked, samples: Tensor, mask: MaskIds, title: str, image: Path) -> str:
+    """Write the image of a clip, (L,); return the fraction of masked patches and their error."""
+    from torch.nn.functional import mse_loss
+
+    from mae_ast.core.inference.reconstruct import reconstruct as rebuild
+    from mae_ast.evaluate.plots import reconstruction_figure
+
+    rebuilt = rebuild(model, samples.unsqueeze(0), mask)
+    image.parent.mkdir(parents=True, exist_ok=True)
+    reconstruction_figure(rebuilt, [title]).savefig(image, dpi=120)
+    error = mse_loss(rebuilt.rebuilt, rebuilt.original)
+    hidden = rebuilt.visible.isnan().float().mean()
+    return f"{hidden:.0%} hidden, mean squared error there {error / hidden:.4f}"
 
 
 def _images(files: list[Path], out: Path | None) -> list[Path]:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from mae_ast.cli.options import Jobs, ManifestFile
+from mae_ast.cli.options import Jobs, ManifestFile, seed_option
 from mae_ast.console import bar
 from mae_ast.core.io.plural import plural
-
-if TYPE_CHECKING:
-    import torch
 
 MAX_SECONDS = 30.0  # read of each file
 
@@ -22,7 +18,7 @@ def stats(
     max_files: Annotated[
         int, typer.Option(min=1, help="Maximum number of files, drawn at random.")
     ] = 10_000,
-    seed: Annotated[int, typer.Option(help="Seed of the random draw.")] = 0,
+    seed: Annotated[int, seed_option("random draw")] = 0,
     window: Annotated[
         str,
         typer.Option(
@@ -39,42 +35,34 @@ def stats(
     import torch
 
     from mae_ast.core.frontend.fbank import NUM_MEL_BINS, WINDOW_POWERS
-    from mae_ast.core.frontend.input_stats import mean_and_std
+    from mae_ast.core.frontend.input_stats import mean_and_std, moments
+    from mae_ast.core.io.audio import SAMPLE_RATE
     from mae_ast.core.io.manifest import Manifest
+    from mae_ast.core.io.read_ahead import map_ahead
+    from mae_ast.evaluate.read_clips import read_or_skip
 
     if window not in WINDOW_POWERS:
         raise ValueError(f"--window {window}; it is one of {', '.join(WINDOW_POWERS)}")
     listed = Manifest.read(manifest)
     listed.check_paths()
     rows = np.random.default_rng(seed).permutation(len(listed))[:max_files].tolist()
-    with ThreadPoolExecutor(jobs) as pool:
-        found = pool.map(lambda row: _moments(listed.audio_path(row), window), rows)
-        moments = torch.stack(list(bar("computing log-mel", "file")(found, len(rows))))
-    total = moments.sum(dim=0)
+
+    def clip_moments(row: int) -> torch.Tensor:
+        samples = read_or_skip(listed, row, 0, int(MAX_SECONDS * SAMPLE_RATE))
+        return torch.zeros(3, dtype=torch.float64) if samples is None else moments(samples, window)
+
+    found = map_ahead(clip_moments, rows, jobs, jobs)
+    sums = torch.stack(list(bar("computing log-mel", "file")(found, len(rows))))
+    total = sums.sum(dim=0)
     if not total[0]:
         raise ValueError(f"{manifest}: none of {plural(len(rows), 'file')} could be decoded")
     try:
         mean, std = mean_and_std(total)
     except ValueError as error:
         raise ValueError(f"{manifest}: {error}") from error
-    num_bad = int((moments[:, 0] == 0).sum())
+    num_bad = int((sums[:, 0] == 0).sum())
     hours = float(total[0]) / NUM_MEL_BINS / 100 / 3600
     typer.echo(
         f"{plural(len(rows) - num_bad, 'file')}, {hours:.2f} h, {num_bad} skipped as bad", err=True
     )
     typer.echo(f"model.input_stats=fixed model.input_mean={mean:.6f} model.input_std={std:.6f}")
-
-
-def _moments(path: str, window: str) -> torch.Tensor:
-    """Return :func:`~mae_ast.core.frontend.input_stats.moments` of a file; zeros if it is bad."""
-    import torch
-
-    from mae_ast.core.frontend.input_stats import moments
-    from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
-
-    try:
-        samples = read_audio(path, 0, int(MAX_SECONDS * SAMPLE_RATE))
-    except (AudioError, OSError) as error:
-        typer.echo(f"skipped: {error}", err=True)
-        return torch.zeros(3, dtype=torch.float64)
-    return moments(samples, window)

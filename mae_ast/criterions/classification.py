@@ -6,7 +6,7 @@ clips of all workers.
 
 # No postponed annotations: fairseq reads the field types at run time.
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from fairseq.logging import metrics
 from torch.nn import functional as F
 
 from mae_ast.core.models.classifier import to_scores
+from mae_ast.core.settings import check_fields, setting
 from mae_ast.criterions.score_meter import metric_names
 
 LOSSES = ("auto", "cross_entropy", "bce")
@@ -25,34 +26,30 @@ LOSSES = ("auto", "cross_entropy", "bce")
 class ClassificationCriterionConfig(FairseqDataclass):  # type: ignore[misc]
     """Settings under ``criterion.*``."""
 
-    loss: str = field(
-        default="auto",
-        metadata={
-            "help": "'cross_entropy' (softmax over all classes), 'bce' (binary cross entropy per "
-            "class), or 'auto': bce if task.multi_label is true, else cross_entropy"
-        },
+    loss: str = setting(
+        "auto",
+        help="'cross_entropy' (softmax over all classes), 'bce' (binary cross entropy per class), "
+        "or 'auto': bce if task.multi_label is true, else cross_entropy",
+        choices=LOSSES,
     )
-    label_smoothing: float = field(
-        default=0.0,
-        metadata={
-            "help": "fraction of each training target that is spread evenly over all classes; "
-            "0: no smoothing"
-        },
+    label_smoothing: float = setting(
+        0.0,
+        help="fraction of each training target that is spread evenly over all classes; 0: no "
+        "smoothing",
+        probability=True,
     )
 
 
 @register_criterion("mae_ast_classification", dataclass=ClassificationCriterionConfig)
 class ClassificationCriterion(FairseqCriterion):  # type: ignore[misc]
-    """Classification loss; in validation it also keeps the scores, for metrics over all clips."""
+    """Classification loss; in validation it also returns scores, for metrics over all clips."""
 
     def __init__(self, task: Any, loss: str, label_smoothing: float) -> None:
         super().__init__(task)
-        if loss not in LOSSES:
-            raise ValueError(f"criterion.loss={loss!r}: must be one of {', '.join(LOSSES)}")
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(
-                f"criterion.label_smoothing={label_smoothing}: must be at least 0 and below 1"
-            )
+        check_fields(
+            ClassificationCriterionConfig(loss=loss, label_smoothing=label_smoothing),
+            section="criterion.",
+        )
         self.multi_label = task.cfg.multi_label
         if loss == "cross_entropy" and self.multi_label:
             raise ValueError(
@@ -62,7 +59,6 @@ class ClassificationCriterion(FairseqCriterion):  # type: ignore[misc]
         self.uses_sigmoid = loss == "bce" or self.multi_label
         self.label_smoothing = label_smoothing
         self.trained_samples = task.cfg.max_sample_size or 0
-        self.outputs: tuple[torch.Tensor, ...] = ()  # ids, scores, targets of the last batch
         self.valid_metrics = ("loss", *metric_names(self.multi_label))
 
     def forward(
@@ -85,7 +81,8 @@ class ClassificationCriterion(FairseqCriterion):  # type: ignore[misc]
             if not self.multi_label:
                 logging_output["num_correct"] = (logits.argmax(1) == target.argmax(1)).sum()
         else:
-            self.outputs = sample["id"], to_scores(logits.detach(), self.uses_sigmoid), target
+            scores = to_scores(logits.detach(), self.uses_sigmoid)
+            logging_output["scores"] = sample["id"], scores, target  # taken by the task
         return loss, num_clips, logging_output
 
     def _logits(self, model: torch.nn.Module, net_input: dict[str, Any]) -> torch.Tensor:

@@ -6,7 +6,7 @@ number of masked patches, so gradients are means over the masked patches of all 
 
 # No postponed annotations: fairseq reads the field types at run time.
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 
+from mae_ast.core.frontend.masking import MaskIds
 from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
-from mae_ast.data.pretraining_dataset import net_input
+from mae_ast.core.settings import setting
 
 INFO_NCE_METRICS = ("info_nce", "info_nce_accuracy", "info_nce_chance")
 
@@ -24,19 +25,13 @@ INFO_NCE_METRICS = ("info_nce", "info_nce_accuracy", "info_nce_chance")
 class MaeAstCriterionConfig(FairseqDataclass):  # type: ignore[misc]
     """Settings under ``criterion.*``."""
 
-    reconstruction_weight: float = field(
-        default=10.0,
-        metadata={
-            "help": "weight of the reconstruction loss (mean squared error over masked patches); "
-            "0 disables the loss and its head"
-        },
+    reconstruction_weight: float = setting(
+        10.0,
+        help="weight of the reconstruction loss (mean squared error over masked patches); 0 "
+        "disables the loss and its head",
     )
-    classification_weight: float = field(
-        default=1.0,
-        metadata={
-            "help": "weight of the InfoNCE loss over masked patches; 0 disables the loss and its "
-            "head"
-        },
+    classification_weight: float = setting(
+        1.0, help="weight of the InfoNCE loss over masked patches; 0 disables the loss and its head"
     )
 
 
@@ -68,7 +63,9 @@ class MaeAstCriterion(FairseqCriterion):  # type: ignore[misc]
         self, model: torch.nn.Module, sample: dict[str, Any]
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
         """Return the loss summed over masked patches, their number, and the values to log."""
-        prediction = model(**net_input(sample))
+        inputs = sample["net_input"]
+        mask = MaskIds(*inputs["mask"])  # the trainer makes a plain tuple of it
+        prediction = model(inputs["source"], inputs["lengths"], mask)
         num_masked = sample["num_masked"]
         logging_output: dict[str, Any] = {
             "ntokens": sample["num_visible"] + num_masked,

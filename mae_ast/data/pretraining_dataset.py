@@ -70,31 +70,12 @@ class PretrainingDataset(AudioClips):
 
 
 def to_sample(batch: Batch) -> dict[str, Any]:
-    """Convert a batch to the dictionary that fairseq expects.
-
-    Log-mel frames are reinterpreted as int32, because the trainer casts every float tensor to half
-    precision under ``common.fp16``; :func:`net_input` turns them back into float32.
-    """
-    source = batch.source
+    """Convert a batch to the dictionary that fairseq expects."""
     return {
         "id": batch.ids,
         "nsentences": len(batch.ids),
         "num_samples": batch.num_samples,
         "num_visible": batch.num_visible,
         "num_masked": batch.num_masked,
-        "net_input": {
-            "source": source.view(torch.int32) if source.dtype == torch.float32 else source,
-            "lengths": batch.lengths,
-            "visible_ids": batch.mask.visible_ids,
-            "masked_ids": batch.mask.masked_ids,
-            "padded": batch.mask.padded,
-        },
+        "net_input": {"source": batch.source, "lengths": batch.lengths, "mask": batch.mask},
     }
-
-
-def net_input(sample: dict[str, Any]) -> dict[str, Any]:
-    """Return the model's keyword arguments, with log-mel frames as float32 again."""
-    arguments = dict(sample["net_input"])
-    if arguments["source"].dtype == torch.int32:
-        arguments["source"] = arguments["source"].view(torch.float32)
-    return arguments

@@ -9,32 +9,28 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from mae_ast.core.io.atomic import atomic_write, file_lock
-from mae_ast.core.io.manifest import Manifest, ManifestError, Progress
+from mae_ast.core.io.manifest import Manifest, ManifestError
 from mae_ast.core.io.plural import plural
-from mae_ast.evaluate.read_clips import read_or_skip
+from mae_ast.core.io.progress import Progress
+from mae_ast.core.io.settings_note import assert_same_as_note, file_digest, write_note
+from mae_ast.evaluate.embeddings import NOT_FINITE
+from mae_ast.evaluate.read_clips import Batch, for_each_batch
 from mae_ast.hub.load import Pretrained
 
-BATCH_SAMPLES = 16_000 * 640  # samples per batch, padding included
-READERS = 2  # files decoded concurrently
 _HEADER_BYTES = 128  # size of the .npy header: fixed, so that it can be written last
 
 
 @dataclass(frozen=True)
-class What:
+class Extraction:
     """Features to extract; an extraction is only resumed with the same values.
 
     Args:
@@ -68,7 +64,7 @@ def extract(
     model: Pretrained,
     manifest: Manifest,
     out: Path,
-    what: What,
+    wanted: Extraction,
     progress: Progress | None = None,
 ) -> tuple[Path, int]:
     """Write the features of a manifest's shard, resuming a stopped extraction.
@@ -77,7 +73,7 @@ def extract(
         model: model on any device.
         manifest: manifest of the clips.
         out: output folder.
-        what: features and shard to extract.
+        wanted: features and shard to extract.
         progress: wrapper of the iteration over clips, called with it and the number of clips.
 
     Returns:
@@ -89,97 +85,61 @@ def extract(
         OSError: a file could not be written.
         ManifestError: there are more shards than clips.
     """
-    rows = np.array_split(np.arange(len(manifest)), what.shards)[what.shard].tolist()
+    rows = np.array_split(np.arange(len(manifest)), wanted.shards)[wanted.shard].tolist()
     if not rows:
         raise ManifestError(
-            f"{manifest.path}: {plural(len(manifest), 'clip')} for {plural(what.shards, 'shard')}"
+            f"{manifest.path}: {plural(len(manifest), 'clip')} for {plural(wanted.shards, 'shard')}"
         )
     out.mkdir(parents=True, exist_ok=True)
-    name = f"{manifest.path.stem}_{what.shard}_{what.shards}"
+    name = f"{manifest.path.stem}_{wanted.shard}_{wanted.shards}"
     done = out / f"{name}.npy"
-    tokens_per_row = 1 if what.tokens else model.patch_shape.per_column
+    tokens_per_row = 1 if wanted.tokens else model.patch_shape.per_column
     description = {
-        **asdict(what),
+        **asdict(wanted),
         "weights": _digest(model),
         "manifest": str(manifest.path.resolve()),
-        "content": hashlib.sha256(manifest.path.read_bytes()).hexdigest()[:16],
+        "content": file_digest(manifest.path),
         "clips": len(rows),
         "width": tokens_per_row * model.config.encoder_embed_dim,
     }
     files = _Files(out, name, description)
     if files.are_complete():
         return done, files.num_bad()
-    with file_lock(done), files, ThreadPoolExecutor(READERS) as pool:
+    with file_lock(done), files:
         remaining = rows[files.num_clips :]
-        batches = _in_batches(_read_ahead(pool, manifest, remaining, model.patch_shape.min_samples))
+        min_samples = model.patch_shape.min_samples
 
-        def written() -> Iterator[int]:
-            for batch in batches:
-                files.write(_features(model, batch, what))
-                yield from range(len(batch))
+        def write(batch: Batch) -> None:
+            files.write(_features(model, batch, wanted))
 
-        steps: Iterable[int] = (
-            written() if progress is None else progress(written(), len(remaining))
-        )
-        deque(steps, maxlen=0)
+        for_each_batch(manifest, min_samples, write, remaining, progress=progress)
         files.finish()
     return done, files.num_bad()
 
 
-def _features(model: Pretrained, batch: list[Tensor | None], what: What) -> list[np.ndarray]:
+def _features(model: Pretrained, batch: Batch, wanted: Extraction) -> list[np.ndarray]:
     """Return (rows, width) features of each clip, with no rows for a skipped clip.
 
     Raises:
         ValueError: features are not finite.
     """
-    no_rows = np.empty((0, 0), np.float32)
-    clips = [clip for clip in batch if clip is not None]
-    if not clips:
-        return [no_rows for _ in batch]
-    found = model.extract_features(clips, layers=[what.layer], pooled_only=what.pool)
-    if what.pool:
-        pooled = found.pooled  # (B, 1, C D): one layer
-        if what.tokens:
-            pooled = pooled.unflatten(2, (found.per_column, -1)).mean(2)
-        arrays = list(pooled)
-    elif what.tokens:
-        tokens = (found.lengths * found.per_column).tolist()
-        arrays = [row[:n] for row, n in zip(found.hidden_states[0], tokens, strict=True)]
-    else:
-        steps = found.lengths.tolist()
-        arrays = [row[:n] for row, n in zip(found.time_steps[0], steps, strict=True)]
-    if not all(bool(array.isfinite().all()) for array in arrays):
-        raise ValueError("the model's features are not finite; its training has diverged")
-    values = iter(arrays)
-    return [no_rows if clip is None else next(values).numpy() for clip in batch]
-
-
-def _read_ahead(
-    pool: ThreadPoolExecutor, manifest: Manifest, rows: list[int], min_samples: int
-) -> Iterator[Tensor | None]:
-    """Yield the samples of each clip, ``None`` for a skipped clip; decode ahead in threads."""
-    pending: deque[Future[Tensor | None]] = deque()
-    for row in rows:
-        pending.append(pool.submit(read_or_skip, manifest, row, min_samples))
-        if len(pending) > 2 * READERS:
-            yield pending.popleft().result()
-    for samples in pending:
-        yield samples.result()
-
-
-def _in_batches(clips: Iterator[Tensor | None]) -> Iterator[list[Tensor | None]]:
-    """Yield batches of at most ``BATCH_SAMPLES`` samples, padding included."""
-    batch: list[Tensor | None] = []
-    longest = 0
-    for samples in clips:
-        length = 0 if samples is None else len(samples)
-        if batch and max(longest, length) * (len(batch) + 1) > BATCH_SAMPLES:
-            yield batch
-            batch, longest = [], 0
-        batch.append(samples)
-        longest = max(longest, length)
-    if batch:
-        yield batch
+    arrays = dict.fromkeys(batch.rows, np.empty((0, 0), np.float32))
+    if batch.clips:
+        clips = list(batch.clips.values())
+        found = model.extract_features(clips, layers=[wanted.layer], pooled_only=wanted.pool)
+        if wanted.pool:
+            pooled = found.pooled  # (B, 1, C D): one layer
+            if wanted.tokens:
+                pooled = pooled.unflatten(2, (found.per_column, -1)).mean(2)
+            values = list(pooled)
+        else:
+            states = (found.hidden_states if wanted.tokens else found.time_steps)[0]
+            lengths = found.lengths * (found.per_column if wanted.tokens else 1)
+            values = [row[:n] for row, n in zip(states, lengths.tolist(), strict=True)]
+        if not all(bool(value.isfinite().all()) for value in values):
+            raise ValueError(NOT_FINITE)
+        arrays |= {row: value.numpy() for row, value in zip(batch.clips, values, strict=True)}
+    return list(arrays.values())
 
 
 def _digest(model: Pretrained) -> str:
@@ -201,16 +161,11 @@ class _Files:
         self._row_bytes = 4 * description["width"]
         self._lengths: list[int] = []
         if self._description.exists():
-            try:
-                found = json.loads(self._description.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(f"{self._description}: is damaged; remove it") from error
-            if found != description:
-                differs = sorted(k for k in description if found.get(k) != description[k])
-                raise ValueError(
-                    f"{self._description}: describes another extraction (it differs in "
-                    f"{', '.join(differs)}); remove it and its files, or choose another folder"
-                )
+            assert_same_as_note(
+                self._description,
+                description,
+                f"remove {self._description.name} and its files, or choose another folder",
+            )
         elif self.npy.exists():
             raise ValueError(
                 f"{self.npy}: exists, but {self._description.name}, which records its model, is "
@@ -229,8 +184,7 @@ class _Files:
 
     def __enter__(self) -> _Files:
         if not self._description.exists():
-            with atomic_write(self._description) as part:
-                part.write_text(json.dumps(self._wanted, indent=1), encoding="utf-8")
+            write_note(self._description, self._wanted)
         text = self._len_part.read_text() if self._len_part.exists() else ""
         complete = text[: text.rfind("\n") + 1]
         self._lengths = [int(line) for line in complete.split()]

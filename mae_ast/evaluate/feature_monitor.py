@@ -12,22 +12,21 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from tensorboardX import SummaryWriter
-from torch import Tensor
 
-from mae_ast.core.frontend.fbank import fbank
-from mae_ast.core.inference.features import WINDOW_S, extract_features
-from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
+from mae_ast.core.inference.features import WINDOW_S
+from mae_ast.core.io.audio import SAMPLE_RATE
+from mae_ast.core.io.first_line import first_line
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.io.plural import plural
 from mae_ast.core.models.encoder import Encoder
+from mae_ast.evaluate.embeddings import Embedding, embed, mean_log_mel, mean_of_layers
 from mae_ast.evaluate.probe import ProbeData, rank_me, score
 from mae_ast.evaluate.probe_data import match_classes, read_labelled
 
@@ -35,12 +34,8 @@ logger = logging.getLogger("health")
 
 MIN_CLIPS = 20  # minimum number of training clips of a probe; its k-NN has k = 10
 MAX_LAYERS = 4  # maximum number of layers that a probe compares
-BATCH_CLIPS = 32
 FLUSH_S = 2  # interval at which the writer's thread flushes TensorBoard's file
-READERS = 4  # files decoded concurrently
 CLIP_SAMPLES = round(WINDOW_S * SAMPLE_RATE)  # longer clips are cut to their beginning
-
-Embed = Callable[[list[Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -104,13 +99,13 @@ class FeatureMonitor:
         """
         count = model.config.encoder_layers
         min_samples = model.patch_shape.min_samples
-        embedded, kept = _embed(self.clips, min_samples, _embed_layers(model, [count]))
-        found = {"rank_me": rank_me(embedded[:, 0])}
+        embedded, kept = _embed(self.clips, min_samples, mean_of_layers(model, [count]))
+        found = {"rank_me": rank_me(torch.from_numpy(embedded[:, 0]))}
         skipped = len(self.clips) - len(kept)
         if self.probe is not None:
             layers = _some_layers(count)
             scores, skipped_by_probe = self._probe(
-                min_samples, _embed_layers(model, layers), layers
+                min_samples, mean_of_layers(model, layers), layers
             )
             found |= scores
             skipped += skipped_by_probe
@@ -124,18 +119,18 @@ class FeatureMonitor:
         """
         if self.probe is None:
             return {}
-        found, _ = self._probe(model.patch_shape.min_samples, _mean_log_mel, [0])
+        found, _ = self._probe(model.patch_shape.min_samples, mean_log_mel, [0])
         del found["layer"]
         return found
 
     def _probe(
-        self, min_samples: int, embed: Embed, layers: Sequence[int]
+        self, min_samples: int, embedding: Embedding, layers: Sequence[int]
     ) -> tuple[dict[str, float], int]:
         assert self.probe is not None
         features, clips = [], []
         for data in self.probe:
-            embedded, kept = _embed(data.manifest, min_samples, embed)
-            features.append(embedded.numpy())
+            embedded, kept = _embed(data.manifest, min_samples, embedding)
+            features.append(embedded)
             clips.append(data.take(kept))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about classes without clips in one of the sets
@@ -182,7 +177,7 @@ class PeriodicMonitor:
             if self._log_mel is None:
                 self._log_mel = self.monitor.log_mel_metrics(model)
         except (ValueError, OSError, RuntimeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             logger.warning(f"no feature metrics after update {num_updates}: {reason}")
             return
         found |= {f"log_mel_{name}": value for name, value in self._log_mel.items()}
@@ -197,44 +192,11 @@ class PeriodicMonitor:
                 self._writer.add_scalar(name, value, num_updates)
 
 
-def _embed(manifest: Manifest, min_samples: int, embed: Embed) -> tuple[Tensor, list[int]]:
-    """Return embeddings (kept, layers, D) float32 of the usable clips, and their rows."""
-    parts: list[Tensor] = []
-    kept: list[int] = []
-    with ThreadPoolExecutor(READERS) as pool:
-        for start in range(0, len(manifest), BATCH_CLIPS):
-            rows = range(start, min(start + BATCH_CLIPS, len(manifest)))
-            clips = pool.map(_read, (manifest.audio_path(row) for row in rows))
-            read = zip(rows, clips, strict=True)
-            usable = {row: clip for row, clip in read if len(clip) >= min_samples}
-            if usable:
-                parts.append(embed(list(usable.values())))
-                kept += usable
-    if not parts:
-        raise ValueError(f"{manifest.path}: none of its clips can be used")
-    embedded = torch.cat(parts)
-    if not bool(torch.isfinite(embedded).all()):
-        raise ValueError("the features are not finite (NaN or infinity)")
-    return embedded, kept
-
-
-def _read(path: str) -> Tensor:
-    """Read the beginning of a file, (L,) int16; empty if it cannot be decoded."""
-    try:
-        return read_audio(path, 0, CLIP_SAMPLES)
-    except (FileNotFoundError, AudioError):
-        return torch.zeros(0, dtype=torch.int16)
-
-
-def _embed_layers(model: Encoder, layers: Sequence[int]) -> Embed:
-    def embed(clips: list[Tensor]) -> Tensor:
-        return extract_features(model, clips, layers=layers, pooled_only=True).pooled
-
-    return embed
-
-
-def _mean_log_mel(clips: list[Tensor]) -> Tensor:
-    return torch.stack([fbank(clip[None])[0].mean(0) for clip in clips])[:, None]
+def _embed(
+    manifest: Manifest, min_samples: int, embedding: Embedding
+) -> tuple[np.ndarray, list[int]]:
+    """Embed the beginnings of clips; skipped ones are counted by the caller, not logged."""
+    return embed(manifest, embedding, min_samples, max_samples=CLIP_SAMPLES, level=logging.DEBUG)
 
 
 def _some_layers(count: int) -> list[int]:

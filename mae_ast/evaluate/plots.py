@@ -17,23 +17,23 @@ FRAMES_PER_S = SAMPLE_RATE / FRAME_SHIFT
 MASKED_COLOR = "0.75"
 
 
-def reconstruction_figure(pictures: Reconstruction, titles: Sequence[str] = ()) -> Figure:
+def reconstruction_figure(spectrograms: Reconstruction, titles: Sequence[str] = ()) -> Figure:
     """Plot one row per clip: original, visible patches, reconstruction.
 
     Args:
-        pictures: spectrograms of B clips, (B, T, 128) each.
+        spectrograms: those of B clips, (B, T, 128) each.
         titles: one title per clip.
     """
     columns = {
-        "original": pictures.original,
-        "visible patches": pictures.visible,
-        "reconstruction": pictures.rebuilt,
+        "original": spectrograms.original,
+        "visible patches": spectrograms.visible,
+        "reconstruction": spectrograms.rebuilt,
     }
-    num_clips, num_frames, _ = pictures.original.shape
+    num_clips, num_frames, _ = spectrograms.original.shape
     figure = Figure(figsize=(12, 0.6 + 2.1 * num_clips), layout="constrained")
     axes = figure.subplots(num_clips, 3, sharex=True, sharey=True, squeeze=False)
     for row in range(num_clips):
-        low, high = np.quantile(pictures.original[row].float().cpu().numpy(), [0.01, 0.995])
+        low, high = np.quantile(spectrograms.original[row].float().cpu().numpy(), [0.01, 0.995])
         for axis, (name, values) in zip(axes[row], columns.items(), strict=True):
             axis.set_facecolor(MASKED_COLOR)
             axis.imshow(

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mae_ast.core.inference.whole_clips import BATCH_SAMPLES
-from mae_ast.core.io.audio import SAMPLE_RATE, AudioError
-from mae_ast.core.io.manifest import Manifest, Progress
-from mae_ast.core.io.plural import plural
+from mae_ast.core.io.audio import SAMPLE_RATE
+from mae_ast.core.io.manifest import Manifest
+from mae_ast.core.io.progress import Progress
 from mae_ast.core.io.recordings import Waveform, path_of, read_recording
-from mae_ast.evaluate.read_clips import check_length, read_or_skip
+from mae_ast.evaluate.read_clips import Batch, check_any, check_length, for_each_batch
 from mae_ast.finetune.checkpoint import FineTuned
-
-READERS = 2  # files decoded concurrently
 
 
 def score_manifest(
@@ -40,26 +34,24 @@ def score_manifest(
         AudioError: all clips were skipped.
         ValueError: a score is not finite.
     """
-    lengths = manifest.num_samples
-    order = np.argsort(lengths, kind="stable")  # clips of similar length share a batch
+    order = np.argsort(manifest.num_samples, kind="stable").tolist()  # similar lengths in a batch
     scores = np.zeros((len(manifest), len(classifier.labels)), dtype=np.float32)
     used = np.zeros(len(manifest), dtype=bool)
 
-    def scored() -> Iterator[int]:
-        for rows, clips in _batches(classifier, manifest, order, lengths[order]):
-            good = [row for row, clip in zip(rows, clips, strict=True) if clip is not None]
-            if good:
-                scores[good] = _score(classifier, [clip for clip in clips if clip is not None])
-                used[good] = True
-            yield from rows
+    def score(batch: Batch) -> None:
+        if rows := list(batch.clips):
+            scores[rows] = _score(classifier, list(batch.clips.values()))
+            used[rows] = True
 
-    steps: Iterable[int] = scored() if progress is None else progress(scored(), len(order))
-    deque(steps, maxlen=0)
-    if not used.any():
-        raise AudioError(
-            f"{manifest.path}: none of {plural(len(used), 'clip')} can be used; see the "
-            "warnings above"
-        )
+    for_each_batch(
+        manifest,
+        _min_samples(classifier),
+        score,
+        order,
+        batch_samples=BATCH_SAMPLES,
+        progress=progress,
+    )
+    check_any(int(used.sum()), manifest)
     return scores, used
 
 
@@ -94,26 +86,6 @@ def _score(classifier: FineTuned, clips: list[Tensor]) -> np.ndarray:
     if not np.isfinite(scores).all():
         raise ValueError("the classifier's scores are not finite; its training has diverged")
     return scores
-
-
-def _batches(
-    classifier: FineTuned, manifest: Manifest, order: np.ndarray, lengths: np.ndarray
-) -> Iterator[tuple[list[int], list[Tensor | None]]]:
-    """Yield rows and clips of each batch; ``lengths`` belong to ``order`` and ascend."""
-    min_samples = _min_samples(classifier)
-
-    def read(row: int) -> Tensor | None:
-        return read_or_skip(manifest, row, min_samples)
-
-    with ThreadPoolExecutor(READERS) as pool:
-        rows: list[int] = []
-        for row, longest in zip(order.tolist(), lengths.tolist(), strict=True):
-            if rows and longest * (len(rows) + 1) > BATCH_SAMPLES:
-                yield rows, list(pool.map(read, rows))
-                rows = []
-            rows.append(row)
-        if rows:
-            yield rows, list(pool.map(read, rows))
 
 
 def _min_samples(classifier: FineTuned) -> int:

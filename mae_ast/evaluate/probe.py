@@ -25,12 +25,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mae_ast.core.frontend.fbank import fbank
-from mae_ast.core.io.audio import read_long_audio
 from mae_ast.core.io.labels import Labels
-from mae_ast.core.io.manifest import Manifest, Progress
-from mae_ast.core.io.plural import plural
-from mae_ast.evaluate.read_clips import read_or_skip
+from mae_ast.core.io.manifest import Manifest
+from mae_ast.core.io.progress import Progress
+from mae_ast.evaluate.embeddings import embed, mean_log_mel, mean_of_layers
 from mae_ast.hub.load import Pretrained
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # scikit-learn's C: smaller is more regularisation
@@ -38,7 +36,6 @@ FIRST_STRENGTH = 1e-3  # used to compare layers
 DEV_RATIO = 0.2
 MAX_ITERATIONS = 200  # weakly regularised fits converge slowly and gain little
 NUM_NEAREST = 10  # k of k-NN
-BATCH_CLIPS = 32
 
 
 @dataclass(frozen=True)
@@ -106,79 +103,25 @@ def probe(
     """
     _split(train)  # raises before anything is embedded
     chosen = list(layers or range(1, model.config.encoder_layers + 1))
+    min_samples = model.patch_shape.min_samples
     sets, scores = [train, test], {}
-    for name, network in (("pretrained", model), ("random weights", with_random_weights(model))):
+    for name, embedding, compared in (
+        ("pretrained", mean_of_layers(model, chosen), chosen),
+        ("random weights", mean_of_layers(with_random_weights(model), chosen), chosen),
+        ("mean log-mel", mean_log_mel, [0]),
+    ):
         with tempfile.TemporaryDirectory() as folder:
-            embedded = []
+            found = []
             for number, part in enumerate(sets):
                 path = Path(folder) / f"{number}.npy"
-                found, used = embed(network, part.manifest, chosen, path, progress)
-                if len(used) < len(found):  # later passes do not read the skipped clips again
-                    sets[number], found = part.take(used), found[used]
-                embedded.append(found)
-            scores[name] = score(embedded[0], sets[0], embedded[1], sets[1], chosen)
-    log_mel = [mean_log_mel(part.manifest, progress)[:, None] for part in sets]
-    scores["mean log-mel"] = score(log_mel[0], sets[0], log_mel[1], sets[1], [0])
+                embedded, used = embed(
+                    part.manifest, embedding, min_samples, path, progress=progress
+                )
+                if len(used) < len(part.targets):  # later passes do not read the skipped clips
+                    sets[number] = part.take(used)
+                found.append(embedded)
+            scores[name] = score(found[0], sets[0], found[1], sets[1], compared)
     return scores
-
-
-def embed(
-    model: Pretrained,
-    manifest: Manifest,
-    layers: Sequence[int],
-    path: Path,
-    progress: Progress | None = None,
-) -> tuple[np.ndarray, list[int]]:
-    """Compute the mean over time of each layer, (rows, layers, C D) float32.
-
-    Args:
-        model: model on any device.
-        manifest: manifest of the clips.
-        layers: layers, counted from 1.
-        path: ``.npy`` file in which the embeddings are memory-mapped.
-        progress: wrapper of the iteration over batches.
-
-    Returns:
-        The embeddings and the rows of usable clips; skipped clips are logged and have zeros.
-
-    Raises:
-        ValueError: no clip can be used, or features are not finite.
-    """
-    width = model.patch_shape.per_column * model.config.encoder_embed_dim
-    shape = (len(manifest), len(layers), width)
-    found = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-    starts = range(0, len(manifest), BATCH_CLIPS)
-    used: list[int] = []
-    for start in starts if progress is None else progress(starts, len(starts)):
-        rows = range(start, min(start + BATCH_CLIPS, len(manifest)))
-        read = {row: read_or_skip(manifest, row, model.patch_shape.min_samples) for row in rows}
-        clips = {row: clip for row, clip in read.items() if clip is not None}
-        if not clips:
-            continue
-        features = model.extract_features(
-            list(clips.values()), layers=list(layers), pooled_only=True
-        )
-        if not features.pooled.isfinite().all():
-            raise ValueError("the model's features are not finite; its training has diverged")
-        found[list(clips)] = features.pooled.numpy()
-        used += clips
-    if not used:
-        raise ValueError(
-            f"{manifest.path}: none of {plural(len(manifest), 'clip')} can be used; see "
-            "the warnings above"
-        )
-    return found, used
-
-
-def mean_log_mel(manifest: Manifest, progress: Progress | None = None) -> np.ndarray:
-    """Compute the mean log-mel spectrum of each clip, (rows, 128) float32."""
-    rows = range(len(manifest))
-    return np.stack(
-        [
-            fbank(read_long_audio(manifest.audio_path(row))[None])[0].mean(0).numpy()
-            for row in (rows if progress is None else progress(rows, len(rows)))
-        ]
-    )
 
 
 def with_random_weights(model: Pretrained, seed: int = 2203_16691) -> Pretrained:

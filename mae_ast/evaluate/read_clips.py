@@ -1,30 +1,115 @@
-"""Read clips of a manifest; log and skip unreadable ones."""
+"""Read the clips of a manifest ahead, in batches; log and skip unusable ones."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from typing import NamedTuple
 
 from torch import Tensor
 
-from mae_ast.core.io.audio import AudioError, read_long_audio
+from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
 from mae_ast.core.io.manifest import Manifest
+from mae_ast.core.io.plural import plural
+from mae_ast.core.io.progress import Progress, run_steps
+from mae_ast.core.io.read_ahead import map_ahead
+
+BATCH_SAMPLES = 640 * SAMPLE_RATE  # samples per batch, padding included
+READERS = 4  # files decoded concurrently
 
 logger = logging.getLogger(__name__)
 
 
-def read_or_skip(manifest: Manifest, row: int, min_samples: int) -> Tensor | None:
-    """Read a whole clip, (L,) int16 at 16 kHz.
+class Batch(NamedTuple):
+    """Consecutive clips.
+
+    Args:
+        rows: their rows in the manifest, with those of skipped clips.
+        clips: row to samples, (L,) int16 at 16 kHz, of the usable clips.
+    """
+
+    rows: list[int]
+    clips: dict[int, Tensor]
+
+
+def for_each_batch(
+    manifest: Manifest,
+    min_samples: int,
+    use: Callable[[Batch], None],
+    rows: Iterable[int] | None = None,
+    *,
+    max_samples: int | None = None,
+    batch_samples: int = BATCH_SAMPLES,
+    level: int = logging.WARNING,
+    progress: Progress | None = None,
+) -> None:
+    """Call a function with the clips of a manifest, batch by batch.
+
+    Args:
+        manifest: manifest of the clips.
+        min_samples: minimum length of a clip at 16 kHz; shorter ones are skipped.
+        use: function of a batch.
+        rows: rows to read, in this order; default: all.
+        max_samples: longer clips are cut to their beginning.
+        batch_samples: maximum size of a batch, number of clips times the longest, of more than one
+            clip.
+        level: logging level of messages about skipped clips.
+        progress: wrapper of the iteration over clips, called with it and the number of clips.
+    """
+    listed = list(range(len(manifest)) if rows is None else rows)
+
+    def read(row: int) -> Tensor | None:
+        return read_or_skip(manifest, row, min_samples, max_samples, level)
+
+    def used() -> Iterator[int]:
+        with closing(map_ahead(read, listed, READERS, READERS)) as clips:
+            for batch in _in_batches(zip(listed, clips, strict=True), batch_samples):
+                use(batch)
+                yield from batch.rows
+
+    run_steps(used(), len(listed), progress)
+
+
+def _in_batches(clips: Iterable[tuple[int, Tensor | None]], batch_samples: int) -> Iterator[Batch]:
+    batch, longest = Batch([], {}), 0
+    for row, samples in clips:
+        if samples is not None:
+            longest = max(longest, len(samples))
+            if batch.clips and longest * (len(batch.clips) + 1) > batch_samples:
+                yield batch
+                batch, longest = Batch([], {}), len(samples)
+            batch.clips[row] = samples
+        batch.rows.append(row)
+    if batch.rows:
+        yield batch
+
+
+def read_or_skip(
+    manifest: Manifest,
+    row: int,
+    min_samples: int,
+    max_samples: int | None = None,
+    level: int = logging.WARNING,
+) -> Tensor | None:
+    """Read a clip, (L,) int16 at 16 kHz.
+
+    Args:
+        manifest: manifest of the clips.
+        row: row of the clip.
+        min_samples: minimum length, usually one patch.
+        max_samples: a longer clip is cut to its beginning.
+        level: logging level of the reason for skipping the clip.
 
     Returns:
-        The samples; ``None`` if the clip cannot be decoded or is shorter than ``min_samples`` (one
-        patch), and the reason is logged.
+        The samples; ``None`` if the clip cannot be decoded or is too short.
     """
     path = manifest.audio_path(row)
     try:
-        samples = read_long_audio(path)
+        samples = read_audio(path, 0, max_samples)
         check_length(samples, min_samples, path)
     except (AudioError, OSError) as error:
-        logger.warning("%s: skipped: %s", manifest.where(row), error)
+        logger.log(level, "%s: skipped: %s", manifest.where(row), error)
         return None
     return samples
 
@@ -38,4 +123,17 @@ def check_length(samples: Tensor, min_samples: int, path: object) -> None:
     if len(samples) < min_samples:
         raise AudioError(
             f"{path}: {len(samples)} samples at 16 kHz are shorter than one patch ({min_samples})"
+        )
+
+
+def check_any(num_used: int, manifest: Manifest) -> None:
+    """Raise an error if all clips were skipped.
+
+    Raises:
+        AudioError: ``num_used`` is 0.
+    """
+    if not num_used:
+        raise AudioError(
+            f"{manifest.path}: none of {plural(len(manifest), 'clip')} can be used; see the "
+            "warnings above"
         )

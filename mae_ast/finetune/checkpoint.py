@@ -1,4 +1,4 @@
-"""Load encoders for fine-tuning, and fine-tuned classifiers.
+"""Load fine-tuned classifiers.
 
 A fine-tuned checkpoint contains a :class:`ClassifierSpec` with the architecture and the class
 names, so that neither the pretrained checkpoint nor the label file is needed to load it.
@@ -6,7 +6,6 @@ names, so that neither the pretrained checkpoint nor the label file is needed to
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +14,9 @@ import torch
 from torch import Tensor
 
 from mae_ast.core.checkpoints import ast_release
-from mae_ast.core.checkpoints.classifier import ClassifierSpec
+from mae_ast.core.checkpoints.classifier import ClassifierSpec, classifier_weights
 from mae_ast.core.checkpoints.reader import (
     CONFIG_FILE,
-    FINETUNING,
     CheckpointError,
     check_weights,
     read_state,
@@ -30,8 +28,6 @@ from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.near_files import suggestion
 from mae_ast.core.io.plural import plural
 from mae_ast.core.models.classifier import Classifier, HeadConfig, to_scores
-from mae_ast.core.models.encoder import Encoder, encoder_only
-from mae_ast.core.models.registry import SYSTEMS, system_name
 from mae_ast.finetune.averaging import average
 
 
@@ -66,26 +62,6 @@ class FineTuned:
         return to_scores(logits, independent).cpu()
 
 
-def encoder_of(source: str, random_weights: bool = False) -> Encoder:
-    """Load the encoder of a pretrained or fine-tuned model for further training.
-
-    Args:
-        source: any source of :func:`mae_ast.load`.
-        random_weights: keep the architecture and input statistics, but initialise the weights.
-
-    Raises:
-        ValueError, FileNotFoundError: as :func:`mae_ast.load`.
-    """
-    from mae_ast.hub.load import load  # imports the clients of the hub; pretraining needs none
-
-    found: Encoder = encoder_only(load(source))
-    if not random_weights:
-        return found
-    fresh: Encoder = encoder_only(SYSTEMS[system_name(found.config)].network(found.config))
-    fresh.batch_norm.load_state_dict(found.batch_norm.state_dict())
-    return fresh
-
-
 def load_finetuned(source: str | os.PathLike[str], num_averaged: int = 1) -> FineTuned:
     """Read a fine-tuned classifier.
 
@@ -104,10 +80,7 @@ def load_finetuned(source: str | os.PathLike[str], num_averaged: int = 1) -> Fin
     paths = _files(Path(source), num_averaged)
     spec = _read_spec(paths[-1])
     weights = average(paths)
-    system = SYSTEMS[spec.system]
-    encoder = encoder_only(system.network(system.config.from_mapping(spec.encoder)))
-    width = encoder.config.encoder_embed_dim
-    model = Classifier(encoder, width, spec.head)
+    model = spec.build()
     check_weights(model.state_dict(), weights, paths[-1])
     model.load_state_dict(weights)
     return FineTuned(model, spec)
@@ -134,32 +107,23 @@ def _published(source: str | os.PathLike[str]) -> FineTuned:
         )
     config = model.config
     mids = tuple(f"class_{n}" for n in range(config.num_classes))
-    head = HeadConfig(config.num_classes, pool="encoder")
     frames = config.input_frames or config.position_frames
     spec = ClassifierSpec(
-        "ast",
-        dataclasses.asdict(config),
-        head,
+        config,
+        HeadConfig(config.num_classes, pool="encoder", layer_norm_eps=config.head_layer_norm_eps),
         Labels(mids, model.labels or mids),
         independent=model.independent,
         multi_label=model.independent,
         clip_samples=num_samples_of_frames(frames),
     )
-    norm, linear = model.head.layer_norm, model.head.linear
-    classifier = Classifier(encoder_only(model), config.encoder_embed_dim, head)
-    for layer, weights in ((classifier.head[0], norm), (classifier.head[-1], linear)):
-        layer.load_state_dict(weights.state_dict())
-    classifier.head[0].eps = config.head_layer_norm_eps  # type: ignore[assignment]
+    classifier = spec.build()
+    classifier.load_state_dict(classifier_weights(model.state_dict()))
     return FineTuned(classifier, spec)
 
 
 def _read_spec(path: Path) -> ClassifierSpec:
     try:
-        values = read_state(path)["task_state"][FINETUNING]
-        spec = ClassifierSpec.from_dict(values)
-        if spec.system not in SYSTEMS:
-            raise ValueError(f"unknown system {spec.system!r}; supported: {', '.join(SYSTEMS)}")
-        return spec
+        return ClassifierSpec.from_state(read_state(path))
     except CheckpointError:
         raise
     except (KeyError, TypeError) as error:

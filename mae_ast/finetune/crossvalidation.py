@@ -21,8 +21,8 @@ from mae_ast.core.checkpoints.run_files import latest
 from mae_ast.core.io.atomic import atomic_write, file_lock
 from mae_ast.core.io.labels import LABELS_FILE
 from mae_ast.core.io.plural import plural
-from mae_ast.trainer import sweep
-from mae_ast.trainer.resume_guard import assert_same_run
+from mae_ast.core.io.settings_note import write_note
+from mae_ast.trainer import resume_guard, sweep
 
 HELD_OUT = "valid"
 FILES_OF_A_FOLD = (LABELS_FILE, "train.tsv", "train.lbl", f"{HELD_OUT}.tsv", f"{HELD_OUT}.lbl")
@@ -43,11 +43,13 @@ class FoldScore:
     Args:
         fold: name of the fold.
         clips: number of held-out clips.
-        score: accuracy or mean average precision, rounded to four decimal places.
+        measure: accuracy, or mAP (mean average precision) if clips have several labels.
+        score: its value, rounded to four decimal places.
     """
 
     fold: str
     clips: int
+    measure: str
     score: float
 
 
@@ -68,6 +70,14 @@ def find_folds(data: Path) -> list[Path]:
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder / name}: no such file; every fold needs it")
     return sorted(found, key=lambda path: (int("0" + _digits(path.name)), path.name))
+
+
+def inputs_of(folders: Sequence[Path]) -> dict[str, str]:
+    """Return the content of the folds' manifests and labels, for :func:`working_in`."""
+    inputs: dict[str, str] = {}
+    for folder in folders:
+        inputs |= resume_guard.inputs_of(folder, FILES_OF_A_FOLD, f"{folder.name}/")
+    return inputs
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
@@ -118,8 +128,15 @@ def _last_state(run: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def working_in(out: Path, settings: dict[str, Any]) -> Iterator[int]:
+def working_in(
+    out: Path, settings: dict[str, Any], inputs: dict[str, Any] | None = None
+) -> Iterator[int]:
     """Create and lock the folder of all folds, and check that its settings are unchanged.
+
+    Args:
+        out: the folder.
+        settings: settings that must not change, as JSON values.
+        inputs: the same for what earlier versions did not record: the content of the folds.
 
     Yields:
         The file descriptor of the lock, which is held while any process has it open.
@@ -130,7 +147,11 @@ def working_in(out: Path, settings: dict[str, Any]) -> Iterator[int]:
     out.mkdir(parents=True, exist_ok=True)
     path = out / SETTINGS_FILE
     with file_lock(path) as lock:
-        assert_same_run(path, settings, any(out.glob("*/checkpoints/*.pt")))
+        current = {**settings, **(inputs or {})}
+        if path.is_file() and any(out.glob("*/checkpoints/*.pt")):
+            resume_guard.assert_same_run(path, current, added=inputs)
+        else:
+            write_note(path, current)
         yield lock
 
 
@@ -140,28 +161,26 @@ def mean_and_std(scores: Sequence[FoldScore]) -> tuple[float, float]:
     return round(float(values.mean()), DIGITS), round(float(values.std(ddof=1)), DIGITS)
 
 
-def table(scores: Sequence[FoldScore], measure: str) -> str:
+def table(scores: Sequence[FoldScore]) -> str:
     """Format the scores of all folds with their mean and std as a text table."""
-    mean, std = mean_and_std(scores)
-    lines = [f"{'fold':20}{'clips':>7}{measure:>10}"]
+    lines = [f"{'fold':20}{'clips':>7}{scores[0].measure:>10}"]
     lines += [f"{each.fold:20}{each.clips:7}{each.score:10.4f}" for each in scores]
-    lines += [f"{name:27}{value:10.4f}" for name, value in _summary(mean, std)]
+    lines += [f"{name:27}{value:10.4f}" for name, value in _summary(scores)]
     return "\n".join(lines)
 
 
-def write_scores(path: Path, scores: Sequence[FoldScore], measure: str) -> None:
+def write_scores(path: Path, scores: Sequence[FoldScore]) -> None:
     """Write a CSV file: one row per fold, then the mean and std."""
     clips = sum(each.clips for each in scores)
     with atomic_write(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("fold", "clips", measure))
+        writer.writerow(("fold", "clips", scores[0].measure))
         writer.writerows((each.fold, each.clips, f"{each.score:.4f}") for each in scores)
-        summary = _summary(*mean_and_std(scores))
-        writer.writerows((name, clips, f"{value:.4f}") for name, value in summary)
+        writer.writerows((name, clips, f"{value:.4f}") for name, value in _summary(scores))
 
 
-def _summary(mean: float, std: float) -> tuple[tuple[str, float], ...]:
-    return ("mean", mean), ("std", std)
+def _summary(scores: Sequence[FoldScore]) -> list[tuple[str, float]]:
+    return list(zip(("mean", "std"), mean_and_std(scores), strict=True))
 
 
 def _digits(name: str) -> str:

@@ -1,59 +1,86 @@
-"""Initialise an encoder for fine-tuning from a timm, SSAST, AST or Audio-MAE checkpoint."""
+"""What fine-tuning starts from: the final configuration of an encoder, and its initial weights."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from mae_ast.core.checkpoints.reader import read_state
-from mae_ast.core.checkpoints.timm import (
-    SHARED_KEYS,
-    Weights,
-    check_same,
-    from_timm,
-    is_timm,
-    without,
-)
-from mae_ast.core.checkpoints.wrappers import MODEL
-from mae_ast.core.models.ast import Ast
+from mae_ast.core.checkpoints.timm import SHARED_KEYS, Weights, check_same
 from mae_ast.core.models.audio_mae import AudioMae
-from mae_ast.core.models.config import AstConfig, VitConfig
-from mae_ast.core.models.encoder import PARTS, Encoder, Vit, encoder_only
-from mae_ast.core.models.registry import SYSTEMS, system_name
-from mae_ast.core.models.ssast import FINETUNING_STRIDES, Ssast
-from mae_ast.finetune.checkpoint import encoder_of
-from mae_ast.hub.offline import cache_if_unreachable, offline_advice
+from mae_ast.core.models.config import (
+    FINETUNING_STRIDES,
+    AstArchitecture,
+    AstConfig,
+    EncoderConfig,
+    VitConfig,
+)
+from mae_ast.core.models.encoder import PARTS
+from mae_ast.core.models.registry import system_name
+from mae_ast.core.nn.positions import FixedPositions, fit_positions
+from mae_ast.core.settings import take
+from mae_ast.finetune.image_weights import TIMM, timm_weights
 
-TIMM = "timm:"  # prefix of names of timm models
-_TORCH_FILES = (".pth", ".pt", ".bin")
+_TRAINING_KEYS = (
+    *("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "precision"),
+    *("input_mean", "input_std"),
+)
+
+C = TypeVar("C", bound=EncoderConfig)
 
 
-def ast_encoder(config: AstConfig, source: str | None, random_weights: bool = False) -> Ast:
-    """Build an AST encoder without its head, initialised from another model.
+def start_from_checkpoint(cfg: Any) -> tuple[EncoderConfig, Weights]:
+    """Return configuration and weights of the encoder of a pretrained or fine-tuned model.
 
     Args:
-        config: configuration of the encoder. Its input statistics are used if the source has none.
-        source: ``timm:NAME`` for a timm model with its pretrained weights; a file with the state
-            dict of a timm ViT; or any source of
-            :func:`mae_ast.finetune.checkpoint.encoder_of` with a ViT. ``None``: random weights.
-        random_weights: use only the input statistics of the source.
+        cfg: settings ``model.*`` of a classifier: ``checkpoint``, or ``architecture_of`` for random
+            weights; overlap, length and regularisation of the encoder.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`mae_ast.load`; or a setting is invalid.
+    """
+    config, weights = read_encoder(cfg.checkpoint or cfg.architecture_of)
+    final = for_training(finetuning_config(config, cfg.overlap, cfg.input_frames), cfg)
+    return final, (fitted(weights, config, final) if cfg.checkpoint else {})
+
+
+def start_ast(cfg: Any, num_classes: int) -> tuple[EncoderConfig, Weights]:
+    """Return configuration and weights of an AST encoder, initialised from another model.
+
+    Args:
+        cfg: settings ``model.*`` with the architecture. ``checkpoint`` (or ``architecture_of``, for
+            random weights) is ``timm:NAME`` for a timm model with its pretrained weights, a file
+            with the state dict of a timm ViT, or any source of :func:`mae_ast.load` with a ViT; its
+            input statistics are used unless ``cfg`` has its own. If both are ``None``, the weights
+            are random.
+        num_classes: number of classes.
 
     Raises:
         ValueError, FileNotFoundError: the source does not exist, or is of another size or kind.
     """
-    weights: Weights = {}
-    if source is not None:
-        config, weights = _weights_for(config, source, random_weights)
-    model = Ast(config)
-    if random_weights:
-        weights = {name: v for name, v in weights.items() if name.startswith("batch_norm.")}
-    model.load_state_dict(weights, strict=False)  # checked before; the head is not in it
-    return encoder_only(model)
+    architecture = dataclasses.asdict(take(AstArchitecture, cfg))
+    config = for_training(AstConfig(**architecture, num_classes=num_classes), cfg)
+    key = "checkpoint" if cfg.checkpoint else "architecture_of"
+    source = getattr(cfg, key)
+    if not source:
+        return config, {}
+    try:
+        weights = timm_weights(config, source, random_weights=not cfg.checkpoint)
+        if weights is None:
+            pretrained, found = read_encoder(source)
+            if not pretrained.layer_norm_first or not pretrained.prefix_tokens:
+                raise ValueError(
+                    f"is of kind {system_name(pretrained)!r}; AST can be initialised from a ViT "
+                    "only (SSAST, AST, timm); for other systems set model._name=mae_ast_classifier"
+                )
+            statistics = {key: getattr(pretrained, key) for key in ("input_mean", "input_std")}
+            config = for_training(dataclasses.replace(config, **statistics), cfg)
+            weights = fitted(found, pretrained, config)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"model.{key}={source}: {error}") from error
+    weights = {name: value for name, value in weights.items() if "batch_norm." not in name}
+    return config, (weights if cfg.checkpoint else {})
 
 
 def start_encoder(model: AudioMae, source: str) -> None:
@@ -69,194 +96,114 @@ def start_encoder(model: AudioMae, source: str) -> None:
     Raises:
         ValueError, FileNotFoundError: the source does not exist, or is of another size or kind.
     """
-    key = "model.encoder_weights"
-    found = _timm_weights(model.config, source, key)
-    if found is None:
-        raise ValueError(f"{key}={source}: neither {TIMM}NAME nor a file of timm weights")
+    fields = dataclasses.asdict(model.config) | {"prefix_tokens": model.config.prefix_tokens}
+    try:
+        found = timm_weights(VitConfig.from_mapping(fields), source)  # with learned positions
+        if found is None:
+            raise ValueError(f"neither {TIMM}NAME nor a file of timm weights")
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"model.encoder_weights={source}: {error}") from error
     found["prefix_tokens"] = found["prefix_tokens"] + found.pop("positions.table")[:, :1]
     model.load_state_dict({**model.state_dict(), **found})
 
 
-def finetuning_view(encoder: Encoder, overlap: bool, frames: int | None) -> Encoder:
-    """Return a copy of an encoder with overlapping patches or another input length.
-
-    Learned positions are cropped or interpolated to the new grid, as SSAST's authors do.
+def read_encoder(source: str) -> tuple[EncoderConfig, Weights]:
+    """Read the encoder of a pretrained or fine-tuned model.
 
     Args:
-        encoder: encoder of a pretrained model; returned unchanged if no change is requested.
-        overlap: patches of 16 get a stride of 10, patches of 2 a stride of 1.
-        frames: clips are cut or zero-padded to this length; ``None``: unchanged.
+        source: any source of :func:`mae_ast.load`.
+
+    Returns:
+        Its configuration, which has the input statistics that evaluation uses, and its weights.
 
     Raises:
-        ValueError: the encoder is not a ViT, or ``frames`` is shorter than a patch.
+        ValueError, FileNotFoundError: as :func:`mae_ast.load`.
     """
-    if not overlap and frames is None:
-        return encoder
-    if not isinstance(encoder, Vit):
-        raise ValueError(
-            f"model.overlap={str(overlap).lower()} and model.input_frames={frames} are supported "
-            f"for SSAST, AST and Audio-MAE only; set false and null for "
-            f"{system_name(encoder.config)}"
-        )
-    found = dataclasses.asdict(finetuning_config(encoder.config, frames, overlap))
-    # SSAST's pretraining modules do not support overlapping patches.
-    kind = VitConfig if isinstance(encoder, Ssast) else SYSTEMS[system_name(encoder.config)].config
-    config = kind.from_mapping({**dataclasses.asdict(encoder.config), **found})
-    view: Vit = encoder_only(SYSTEMS[system_name(config)].network(config))
-    start_from(view, encoder)
-    return view
+    from mae_ast.hub.load import load  # imports the hub's client; pretraining needs none
+
+    model = load(source)
+    norm = model.batch_norm
+    config = dataclasses.replace(
+        model.config,
+        input_stats="fixed",
+        input_mean=norm.running_mean.item(),
+        input_std=norm.running_var.double().sqrt().item(),
+    )
+    parts = PARTS[1:]  # the input statistics are in the configuration
+    state = model.state_dict()
+    return config, {name: v for name, v in state.items() if name.split(".")[0] in parts}
 
 
-def _weights_for(config: AstConfig, source: str, random_weights: bool) -> tuple[AstConfig, Weights]:
-    """Read encoder weights from a source; set its input statistics in the configuration."""
-    found = _timm_weights(config, source, "model.checkpoint", random_weights)
-    if found is not None:
-        return config, found
-    pretrained = encoder_of(source)
-    if not isinstance(pretrained, Vit):
-        raise ValueError(
-            f"model.checkpoint={source} is of kind {system_name(pretrained.config)!r}; AST can be "
-            "initialised from a ViT only (SSAST, AST, timm); for other systems set "
-            "model._name=mae_ast_classifier"
-        )
-    statistics = {key: getattr(pretrained.config, key) for key in ("input_mean", "input_std")}
-    config = dataclasses.replace(config, **statistics)
-    model = Ast(config)
-    try:
-        start_from(model, pretrained)
-    except ValueError as error:
-        raise ValueError(f"model.checkpoint={source}: {error}") from error
-    return config, {
-        name: value
-        for name, value in model.state_dict().items()
-        if not name.startswith(Ast.only_for_pretraining)
-    }
-
-
-def _timm_weights(
-    config: VitConfig, source: str, key: str, random_weights: bool = False
-) -> Weights | None:
-    """Read encoder weights from a timm model or file; ``None`` if the source is neither.
-
-    Errors name the source and its ``key``.
-    """
-    state, heads = None, None
-    if source.startswith(TIMM):
-        network = _from_timm_package(source.removeprefix(TIMM), key, pretrained=not random_weights)
-        blocks = getattr(network, "blocks", None)
-        heads = blocks[0].attn.num_heads if blocks and hasattr(blocks[0], "attn") else None
-        state = network.state_dict()
-    else:
-        state = _timm_state(Path(source))
-    if state is None:
-        return None
-    try:
-        return from_timm(config, state, heads)
-    except ValueError as error:
-        raise ValueError(f"{key}={source}: {error}") from error
-
-
-def _from_timm_package(name: str, key: str, pretrained: bool) -> Any:
-    """Create a timm model; its weights are downloaded to timm's own cache."""
-    try:
-        import timm
-    except Exception as error:  # timm imports torchvision, which may not match torch
-        raise ValueError(
-            f"{key}={TIMM}{name} needs the package timm, which cannot be imported "
-            f"({_one_line(error)}); pip install 'mae-ast[timm]'"
-        ) from error
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise ValueError(f"{key}={TIMM}{name}: timm {timm.__version__} has no model {name!r}{hint}")
-    if not pretrained:
-        return timm.create_model(name, pretrained=False)
-    with cache_if_unreachable() as offline:
-        try:
-            return timm.create_model(name, pretrained=True)
-        except Exception as error:  # network, hub or cache errors, of many classes
-            reason = _one_line(error)
-            if offline:
-                reason = f"not in the cache, and {offline}; {offline_advice()}"
-            raise FileNotFoundError(
-                f"{key}={TIMM}{name}: cannot load its weights ({reason})"
-            ) from error
-
-
-def _timm_state(path: Path) -> Mapping[str, Any] | None:
-    """Read a timm state dict from a file; ``None`` if it does not exist or is of another kind."""
-    if not path.is_file():
-        return None
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, "pt") as file:
-                names = list(file.keys())
-                return {name: file.get_tensor(name) for name in names} if is_timm(names) else None
-        except SafetensorError:
-            return None  # reported when the file is read as a checkpoint of ours
-    if path.suffix not in _TORCH_FILES:
-        return None
-    state = read_state(path).get(MODEL)
-    return state if isinstance(state, Mapping) and is_timm(state) else None
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def finetuning_config(
-    config: VitConfig, frames: int | None = None, overlap: bool = True
-) -> VitConfig:
-    """Return an encoder's configuration for fine-tuning with overlap, as SSAST's authors do.
-
-    :func:`start_from` copies the weights into such an encoder.
+def finetuning_config(config: C, overlap: bool = False, frames: int | None = None) -> C:
+    """Return an encoder's configuration for fine-tuning, as SSAST's authors do.
 
     Args:
         config: configuration of the pretrained model.
+        overlap: patches of 16 get a stride of 10, patches of 2 a stride of 1.
         frames: clips are cut or zero-padded to this length, which the position grid covers;
             ``None``: unchanged.
-        overlap: use overlapping patches; ``False``: keep the strides.
     """
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(VitConfig)}
+    values: dict[str, Any] = {}
     for axis in ("time", "chan") if overlap else ():
-        size = values[f"ast_kernel_size_{axis}"]
+        size = getattr(config, f"ast_kernel_size_{axis}")
         values[f"ast_kernel_stride_{axis}"] = FINETUNING_STRIDES.get(size, size)
     if frames is not None:
         values["position_frames"] = values["input_frames"] = frames
-    return VitConfig(**values)
+    return _replace(config, values)
+
+
+def for_training(config: C, cfg: Any) -> C:
+    """Return a configuration with the regularisation, statistics and dtype of a training.
+
+    Args:
+        config: configuration of the encoder.
+        cfg: settings ``model.*`` of a classifier; ``None`` leaves a value as it is.
+    """
+    values = {key: getattr(cfg, key) for key in _TRAINING_KEYS}
+    values = {key: value for key, value in values.items() if value is not None}
+    return _replace(config, {**values, "input_stats": "fixed", "dropout_input": 0.0})
 
 
 @torch.no_grad()
-def start_from(model: Vit, pretrained: Vit) -> None:
-    """Copy the encoder weights of a model into one that may have other strides or frames.
+def fitted(weights: Weights, old: EncoderConfig, new: EncoderConfig) -> Weights:
+    """Fit the weights of an encoder to one that may have other strides, frames or prefix tokens.
 
-    Positions are cropped or interpolated to the new grid. Input statistics are copied only if both
-    configurations have the same. Heads are unchanged.
+    Learned positions are cropped or interpolated to the new grid, fixed ones computed for it.
 
     Args:
-        model: the model whose encoder weights are replaced.
-        pretrained: the model that they are copied from.
+        weights: weights of the pretrained encoder.
+        old: its configuration.
+        new: configuration of the encoder that starts from it.
 
     Raises:
-        ValueError: the models differ in width, depth, heads, patch size or window type, or only
-            ``model`` has a distillation token.
+        ValueError: the encoders differ in width, depth, heads, patch size or window type, or only
+            the new one has a distillation token.
     """
-    new, old = model.config, pretrained.config
     check_same(new, {key: getattr(old, key) for key in SHARED_KEYS})
-    if new.prefix_tokens > old.prefix_tokens:
-        raise ValueError("prefix_tokens=2, but the pretrained model has no distillation token")
-    weights = {
-        name: value
-        for name, value in pretrained.state_dict().items()
-        if name.split(".")[0] in PARTS
-    }
-    table = pretrained.positions(new.position_grid)  # ignored if our positions are fixed
-    weights["positions.table"] = torch.cat(
-        (table[:, : new.prefix_tokens], table[:, old.prefix_tokens :]), dim=1
-    )
-    weights["prefix_tokens"] = weights["prefix_tokens"][:, : new.prefix_tokens]
-    if (new.input_mean, new.input_std) != (old.input_mean, old.input_std):
-        weights = without(weights, ("batch_norm.",))
-    model.load_state_dict(weights, strict=False)
+    num_new, num_old = new.prefix_tokens, old.prefix_tokens
+    if num_new > num_old:
+        raise ValueError(
+            f"prefix_tokens={num_new}, but the pretrained model has no distillation token"
+        )
+    found = dict(weights)
+    if num_new:
+        found["prefix_tokens"] = found["prefix_tokens"][:, :num_new]
+    if new.positions != "learned":
+        return found
+    if old.positions == "learned":
+        table = found["positions.table"]
+        prefix, patches = table.split([num_old, table.shape[1] - num_old], dim=1)
+        if old.position_grid != new.position_grid:
+            patches = fit_positions(patches, old.position_grid, new.position_grid)
+    else:
+        shape, width = new.patch_shape, new.encoder_embed_dim
+        table = FixedPositions(old.positions, num_old, shape, width)(new.position_grid)
+        prefix, patches = table[:, :num_old], table[:, num_old:]
+    found["positions.table"] = torch.cat((prefix[:, :num_new], patches), dim=1)
+    return found
+
+
+def _replace(config: C, values: dict[str, Any]) -> C:
+    """Replace those values that are fields of the configuration, not fixed in its system."""
+    fields = {field.name for field in dataclasses.fields(config)}
+    return dataclasses.replace(config, **{k: v for k, v in values.items() if k in fields})

@@ -20,28 +20,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from mae_ast.core.checkpoints import ast_release, audio_mae_release, hf_ast, hf_ast_config
-from mae_ast.core.checkpoints.mae_ast_release import to_released
-from mae_ast.core.checkpoints.reader import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE
+from mae_ast.core.checkpoints import hf_ast, hf_ast_config
+from mae_ast.core.checkpoints.hub_files import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE
+from mae_ast.core.checkpoints.layout import Checkpoint, Layout
+from mae_ast.core.checkpoints.reader import LAYOUTS
 from mae_ast.core.checkpoints.wrappers import unwrap
 from mae_ast.core.frontend.fbank import NUM_MEL_BINS
 from mae_ast.core.models.registry import system_name
 from mae_ast.core.nn.positions import sinusoidal_positions
-from mae_ast.hub.load import (
-    ENCODER_ONLY,
-    Pretrained,
-    PretrainedAst,
-    PretrainedAudioMae,
-    PretrainedMaeAst,
-    PretrainedSsast,
-    write_safetensors,
-)
+from mae_ast.hub.load import ENCODER_ONLY, Pretrained, write_safetensors
 
-# Settings that code reading the published layouts assumes.
-_ASSUMED_KEYS = (
-    *("encoder_attention_heads", "decoder_attention_heads", "layer_norm_eps", "window_type"),
-    *("ast_kernel_stride_time", "ast_kernel_stride_chan"),
-)
 # Files of an exported folder; a folder with other files is never overwritten.
 _MODEL_FILES = (CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE, "README.md")
 ONNX_OPSET = 18
@@ -87,11 +75,18 @@ def to_released_file(model: Pretrained, path: Path, overwrite: bool = False) -> 
         ValueError: the layout cannot represent the model, or its system has no released layout.
         FileExistsError: as :func:`check_target`.
     """
-    state = _released_state(model)
-    unsaved = _unsaved_settings(model, state)
+    if model.encoder_only:
+        raise ValueError(ENCODER_ONLY)
+    name = system_name(model.config)
+    written = (each for each in LAYOUTS if each.system == name and each.write is not None)
+    layout = next(written, None)
+    if layout is None or layout.write is None:
+        raise ValueError(f"a model of kind {name!r} has no released layout")
+    content = layout.write(Checkpoint(model.config, model.mask_type, model.state_dict()))
+    unstored = _unstored_settings(model, layout, content)
     with _replacing(path, False, overwrite) as part:
-        torch.save(state, part)
-    return unsaved
+        torch.save(content, part)
+    return unstored
 
 
 def to_hugging_face(model: Pretrained, path: Path, overwrite: bool = False) -> None:
@@ -101,7 +96,7 @@ def to_hugging_face(model: Pretrained, path: Path, overwrite: bool = False) -> N
         ValueError: transformers' AST cannot represent the model.
         FileExistsError: as :func:`check_target`.
     """
-    if not isinstance(model, PretrainedAst):
+    if system_name(model.config) != hf_ast.HUGGING_FACE_AST.system:
         raise ValueError(
             f"a model of kind {system_name(model.config)!r}; only 'ast' exists in transformers"
         )
@@ -117,8 +112,7 @@ def to_hugging_face(model: Pretrained, path: Path, overwrite: bool = False) -> N
         part.mkdir()
         for name, values in ((CONFIG_FILE, fields), (PREPROCESSOR_FILE, preprocessor)):
             (part / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        contiguous = {name: value.contiguous() for name, value in weights.items()}
-        write_safetensors(contiguous, part / WEIGHTS_FILE)
+        write_safetensors(weights, part / WEIGHTS_FILE)
 
 
 def to_safetensors(model: Pretrained, path: Path, overwrite: bool = False) -> None:
@@ -145,7 +139,7 @@ def to_onnx(model: Pretrained, path: Path, overwrite: bool = False) -> float:
             is not MAE-AST.
         FileExistsError: as :func:`check_target`.
     """
-    if not isinstance(model, PretrainedMaeAst):
+    if system_name(model.config) != "mae_ast":
         raise ValueError(
             f"a model of kind {system_name(model.config)!r}; only 'mae_ast' can be exported to ONNX"
         )
@@ -207,7 +201,7 @@ def check_onnx(encoder: nn.Module, path: Path) -> float:
 class LastHiddenState(nn.Module):
     """The encoder as a graph without branches: log-mel (B, T, 128) -> (B, N, D)."""
 
-    def __init__(self, model: PretrainedMaeAst) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
@@ -216,59 +210,41 @@ class LastHiddenState(nn.Module):
         model = self.model
         patches = model.patches(log_mel)
         tokens = model.embed(patches) + sinusoidal_positions(
-            patches.shape[1], model.encoder_positions.dim
+            patches.shape[1], model.config.encoder_embed_dim
         )
         encoded: Tensor = model.encoder(tokens)
         return encoded
 
 
-def _released_state(model: Pretrained) -> dict[str, Any]:
-    weights = model.state_dict()
-    if model.encoder_only:
-        raise ValueError(ENCODER_ONLY)
-    if isinstance(model, PretrainedMaeAst):
-        return to_released(model.config, model.mask_type, weights)
-    if isinstance(model, PretrainedSsast):
-        return ast_release.write_ssast(model.config, weights)
-    if isinstance(model, PretrainedAst):
-        return ast_release.write_ast(model.config, weights)
-    if isinstance(model, PretrainedAudioMae):
-        return dict(audio_mae_release.write_audio_mae(model.config, weights))
-    raise ValueError(f"a model of kind {system_name(model.config)!r} has no released layout")
-
-
-def _unsaved_settings(model: Pretrained, state: dict[str, Any]) -> dict[str, Any]:
+def _unstored_settings(
+    model: Pretrained, layout: Layout, content: dict[str, Any]
+) -> dict[str, Any]:
     """Return the settings of a model that a file in a published layout does not store.
 
     Raises:
-        ValueError: a setting that reading code assumes is not as published; it is named.
+        ValueError: a setting that code reading the layout assumes has another value; it is named.
     """
-    if isinstance(model, PretrainedSsast):
-        read: Any = ast_release.read_ssast(unwrap(state))[0]
-    elif isinstance(model, PretrainedAst):
-        read = ast_release.read_ast(unwrap(state), model.config.ast_kernel_stride_time)[0]
-    elif isinstance(model, PretrainedAudioMae):
-        read = audio_mae_release.read_audio_mae(state)[0]
-    else:
-        return {}  # MAE-AST's layout stores all settings
-    for key in _ASSUMED_KEYS:
-        ours, theirs = getattr(model.config, key, None), getattr(read, key, None)
+    if not layout.fixed:
+        return {}
+    mean, std = _statistics(model)  # fine-tuning may have changed them
+    config = dataclasses.replace(model.config, input_mean=mean, input_std=std)
+    stored = unwrap(content)
+    assumed = (
+        layout.assumed(stored, config) if layout.assumed else layout.read(stored, Path()).config
+    )
+    for key in layout.fixed:
+        ours, theirs = getattr(config, key), getattr(assumed, key)
         if ours != theirs:
             raise ValueError(f"{key}={ours}: the released layout supports {theirs} only")
-    mean, std = _statistics(model)
-    ours = {"input_mean": mean, "input_std": std, "input_frames": model.config.input_frames}
-    unsaved = {
-        key: value
-        for key, value in ours.items()
-        if value != getattr(read, key)
-        and not (isinstance(value, float) and math.isclose(value, getattr(read, key), rel_tol=1e-6))
-    }
-    if isinstance(model, PretrainedAst) and model.config.pool != read.pool:
-        unsaved["pool"] = model.config.pool
-    stride = model.config.ast_kernel_stride_time
-    if isinstance(model, PretrainedAst) and stride != ast_release.STRIDE:
-        unsaved["ast_kernel_stride_time"] = unsaved["ast_kernel_stride_chan"] = stride
-    return unsaved
+    pairs = {key: (getattr(config, key), getattr(assumed, key)) for key in layout.unstored}
+    return {key: ours for key, (ours, theirs) in pairs.items() if not _are_equal(ours, theirs)}
+
+
+def _are_equal(ours: Any, theirs: Any) -> bool:
+    """Compare two settings; statistics that were stored in float32 differ by rounding."""
+    if isinstance(ours, float) and isinstance(theirs, float):
+        return math.isclose(ours, theirs, rel_tol=1e-6)
+    return bool(ours == theirs)
 
 
 def _statistics(model: Pretrained) -> tuple[float, float]:

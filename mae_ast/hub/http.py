@@ -55,14 +55,13 @@ _RETRIED = (requests.RequestException, urllib3.exceptions.HTTPError, _RetryableE
 
 
 class MirrorDownloader:
-    """Downloader for pooch that tries several mirrors and resumes partial files.
+    """Downloader that tries several mirrors and resumes partial files.
 
     Args:
         urls: URLs of the file, tried in this order, except that the mirror of a partial file from
             an earlier call is tried first.
         target: final path of the file; the partial file is written to the same folder.
-        sha256: expected SHA-256 in hexadecimal digits; ``None`` accepts any. After a call, it is
-            that of the file.
+        sha256: expected SHA-256 in hexadecimal digits; ``None`` accepts any.
         checksum_advice: added to the error message if no mirror has a file with this SHA-256.
     """
 
@@ -75,13 +74,12 @@ class MirrorDownloader:
         self.checksum_advice = checksum_advice
         self._received = 0  # bytes received in the current attempt
 
-    def __call__(self, url: str, output_file: str, pooch: object, check_only: bool = False) -> None:
-        """Download to ``output_file``, trying all mirrors; ``url`` is ignored.
+    def download(self) -> str:
+        """Download the file, trying all mirrors, and return its SHA-256.
 
         Raises:
             DownloadError: no mirror provided the file, or the disk is full.
         """
-        Path(output_file).unlink(missing_ok=True)  # pooch's empty file, which would stay if killed
         mirrors = deque(sorted(self.urls, key=lambda mirror: self.part.source(mirror) is None))
         failures: dict[str, str] = {}
         advice = ""
@@ -91,7 +89,7 @@ class MirrorDownloader:
             try:
                 self._complete(mirror)
                 self._check_content()
-                self._check_sum()
+                sha256 = self._check_sum()
             except _MirrorError as error:
                 failures[mirror] = str(error)
                 if isinstance(error, _ChecksumError):
@@ -99,7 +97,8 @@ class MirrorDownloader:
                     if resumed:  # the part of an earlier call may be damaged
                         mirrors.appendleft(mirror)
             else:
-                return self.part.finish(output_file)
+                self.part.finish()
+                return sha256
         reasons = "; ".join(f"{mirror}: {reason}" for mirror, reason in failures.items())
         raise DownloadError(
             f"{self.part.name}: not downloaded: {reasons}{advice}{self._describe_part()}"
@@ -175,12 +174,12 @@ class MirrorDownloader:
             self.part.discard()
             raise _MirrorError(f"returned {kind}")
 
-    def _check_sum(self) -> None:
-        actual = pooch.file_hash(str(self.part.path))
+    def _check_sum(self) -> str:
+        actual: str = pooch.file_hash(str(self.part.path))
         if self.sha256 not in (None, actual):
             self.part.discard()
             raise _ChecksumError(f"wrong checksum: expected sha256 {self.sha256}, got {actual}")
-        self.sha256 = actual
+        return actual
 
     def _describe_part(self) -> str:
         """Describe the partial file for the error message; remove it if it cannot be resumed."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import types
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
@@ -15,20 +17,18 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mae_ast.core.checkpoints import reader
-from mae_ast.core.checkpoints.reader import Checkpoint, load_weights, read_checkpoint
+from mae_ast.core.checkpoints import hf_ast_config, hub_files
+from mae_ast.core.checkpoints.layout import Checkpoint
+from mae_ast.core.checkpoints.reader import CheckpointError, build_with_weights, read_checkpoint
 from mae_ast.core.inference import features
 from mae_ast.core.io.atomic import atomic_write
+from mae_ast.core.io.first_line import first_line
 from mae_ast.core.io.near_files import near_names, suggestion
 from mae_ast.core.models import encoder
-from mae_ast.core.models.ast import Ast
-from mae_ast.core.models.audio_mae import AudioMae
-from mae_ast.core.models.encoder import Encoder, Vit
-from mae_ast.core.models.mae_ast import MaeAst
-from mae_ast.core.models.registry import system_name
-from mae_ast.core.models.ssast import Ssast
+from mae_ast.core.models.encoder import Encoder
+from mae_ast.core.models.registry import SYSTEMS, system_name
 from mae_ast.hub.download import cache_folder, download, name_from_url
-from mae_ast.hub.model_card import TEMPLATE, card_fields
+from mae_ast.hub.model_card import TEMPLATE, about, card_fields
 from mae_ast.hub.offline import cache_if_unreachable, offline_advice
 from mae_ast.hub.registry import RELEASED
 from mae_ast.hub.sources import is_path
@@ -36,19 +36,27 @@ from mae_ast.hub.sources import is_path
 ENCODER_ONLY = (
     "an encoder only, from a fine-tuned checkpoint; the pretraining or AST heads are missing"
 )
+MASK_RATIO = "random_mask_prob"  # field of the systems that are pretrained by masking
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+if TYPE_CHECKING:
+    from mae_ast.core.models.mae_ast import MaeAst as Network  # for the methods that all have
+else:
+    Network = nn.Module
 
 
 class HubModel(
     PyTorchModelHubMixin,
+    Network,
     library_name="mae-ast",
     pipeline_tag="feature-extraction",
     tags=["audio", "spectrogram-transformer"],
     model_card_template=TEMPLATE,
 ):
-    """Mixin of the pretrained models: feature extraction and the Hugging Face hub.
+    """Pretrained model of any system: a network with feature extraction and the Hugging Face hub.
 
-    It is the first base class of each system's class. ``save_pretrained(folder)``,
+    Models are of a class derived from this one and the system's network, see :func:`hub_class`;
+    ``PretrainedMaeAst`` is that of ``mae_ast``, and so on. ``save_pretrained(folder)``,
     ``from_pretrained(folder or hub id)`` and ``push_to_hub(id)`` are huggingface_hub's, with
     ``model.safetensors`` and ``config.json``.
 
@@ -61,6 +69,8 @@ class HubModel(
             classes.
     """
 
+    config: Any
+
     def __init__(
         self,
         config: Any,
@@ -69,14 +79,14 @@ class HubModel(
         encoder_only: bool = False,
         independent: bool = True,
     ) -> None:
-        super().__init__(config)  # type: ignore[call-arg]  # the network is the next base
+        super().__init__(config)  # the network is the next base
         self.mask_type = mask_type
         self.labels = None if labels is None else tuple(labels)
         self.encoder_only = encoder_only
         self.independent = independent
         if encoder_only:
             encoder.encoder_only(cast(Encoder, self))
-        self._hub_mixin_config = reader.config_dict(
+        self._hub_mixin_config = hub_files.config_dict(
             config, mask_type, self.labels, encoder_only, independent
         )
 
@@ -87,12 +97,10 @@ class HubModel(
         return super().generate_model_card(*args, **{**card_fields(self), **kwargs})
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        state = cast(nn.Module, self).state_dict()
-        weights = {name: value.contiguous() for name, value in state.items()}
-        write_safetensors(weights, save_directory / reader.WEIGHTS_FILE)
+        write_safetensors(self.state_dict(), save_directory / hub_files.WEIGHTS_FILE)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Pretrained:
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> HubModel:
         if Path(model_id).is_dir():
             return from_file(model_id)
         known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
@@ -106,75 +114,63 @@ class HubModel(
             except EntryNotFoundError:
                 return None
 
-        if (config := fetch(reader.CONFIG_FILE)) is None:
-            raise FileNotFoundError(f"{model_id}: has no {reader.CONFIG_FILE} on the hub")
-        if reader.is_hugging_face(config):
-            fetch(reader.PREPROCESSOR_FILE)
-        path = fetch(reader.WEIGHTS_FILE) or fetch(reader.TORCH_WEIGHTS_FILE)
+        if (config := fetch(hub_files.CONFIG_FILE)) is None:
+            raise FileNotFoundError(f"{model_id}: has no {hub_files.CONFIG_FILE} on the hub")
+        if hf_ast_config.is_known(hub_files.read_json(Path(config))):
+            fetch(hub_files.PREPROCESSOR_FILE)
+        path = fetch(hub_files.WEIGHTS_FILE) or fetch(hub_files.TORCH_WEIGHTS_FILE)
         if path is None:
-            raise FileNotFoundError(f"{model_id}: has no {reader.WEIGHTS_FILE} on the hub")
+            raise FileNotFoundError(f"{model_id}: has no {hub_files.WEIGHTS_FILE} on the hub")
         return from_file(path)
 
 
-class PretrainedMaeAst(
-    HubModel,
-    MaeAst,
-    tags=["masked-autoencoder"],
-    paper_url="https://arxiv.org/abs/2203.16691",
-):
-    """Pretrained MAE-AST."""
-
-    mask_type: str
+Pretrained = HubModel
 
 
-class PretrainedSsast(
-    HubModel, Ssast, tags=["ssast"], paper_url="https://arxiv.org/abs/2110.09784"
-):
-    """Pretrained SSAST."""
+def hub_class(name: str) -> Any:
+    """Return the class of a system's pretrained models: :class:`HubModel` and the network.
 
-    mask_type: str
-
-
-class PretrainedAst(HubModel, Ast, tags=["ast"], paper_url="https://arxiv.org/abs/2104.01778"):
-    """Pretrained AST with its classification head."""
+    Args:
+        name: a key of ``SYSTEMS``.
+    """
+    network: Any = SYSTEMS[name].network
+    return _hub_class(name, network)
 
 
-class PretrainedAudioMae(
-    HubModel,
-    AudioMae,
-    tags=["masked-autoencoder", "audio-mae"],
-    paper_url="https://arxiv.org/abs/2207.06405",
-):
-    """Pretrained Audio-MAE."""
-
-    mask_type: str
+def __getattr__(name: str) -> Any:
+    """Return ``PretrainedMaeAst``, the class of the system ``mae_ast``, and so on."""
+    for system in SYSTEMS:
+        if name == _class_name(system):
+            return hub_class(system)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-class PretrainedVit(HubModel, Vit):
-    """Pretrained ViT encoder, as shared by AST and SSAST."""
+@cache
+def _hub_class(name: str, network: Any) -> type[HubModel]:
+    system = about(name)
+    return types.new_class(
+        _class_name(name),
+        (HubModel, network),
+        {"tags": list(system.tags), "paper_url": system.paper_url},
+        lambda body: body.update(__module__=__name__, __doc__=f"Pretrained {system.title}."),
+    )
 
 
-PretrainedMasked = PretrainedMaeAst | PretrainedSsast | PretrainedAudioMae
-Pretrained = PretrainedMasked | PretrainedAst | PretrainedVit
-CLASSES: dict[str, Any] = {
-    "mae_ast": PretrainedMaeAst,
-    "ssast": PretrainedSsast,
-    "ast": PretrainedAst,
-    "audio_mae": PretrainedAudioMae,
-    "vit": PretrainedVit,
-}
+def _class_name(system: str) -> str:
+    return "Pretrained" + "".join(word.capitalize() for word in system.split("_"))
 
 
 def write_safetensors(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Write contiguous weights to a safetensors file, with the permissions given by the umask.
+    """Write weights to a safetensors file, with the permissions given by the umask.
 
     (``save_file`` alone ignores the umask.)
 
     Raises:
         OSError: the file could not be written.
     """
+    contiguous = {name: value.contiguous() for name, value in weights.items()}
     with atomic_write(path) as part:
-        save_file(dict(weights), part, {"format": "pt"})
+        save_file(contiguous, part, {"format": "pt"})
 
 
 def load(source: str | os.PathLike[str]) -> Pretrained:
@@ -227,18 +223,18 @@ def released_file(name: str) -> Path:
     return download(model.urls, model.file_name, model.sha256)
 
 
-def load_masked(source: str | os.PathLike[str]) -> PretrainedMasked:
+def load_masked(source: str | os.PathLike[str]) -> Pretrained:
     """Load a model that reconstructs masked patches; see :func:`load`.
 
     Raises:
         ValueError: the model is of another kind; or as :func:`load`.
     """
     model = load(source)
-    if not isinstance(model, PretrainedMasked):
-        kinds = [name for name, kind in CLASSES.items() if issubclass(kind, PretrainedMasked)]
+    kinds = [name for name, system in SYSTEMS.items() if hasattr(system.config, MASK_RATIO)]
+    if (kind := system_name(model.config)) not in kinds:
         raise ValueError(
-            f"{os.fspath(source)}: a model of kind {system_name(model.config)!r} cannot "
-            f"reconstruct masked patches; {', '.join(map(repr, kinds))} can"
+            f"{os.fspath(source)}: a model of kind {kind!r} cannot reconstruct masked patches; "
+            f"{', '.join(map(repr, kinds))} can"
         )
     if model.encoder_only:
         raise ValueError(f"{os.fspath(source)}: {ENCODER_ONLY}")
@@ -252,9 +248,14 @@ def from_file(path: str | os.PathLike[str]) -> Pretrained:
 
 def from_checkpoint(found: Checkpoint, path: str | os.PathLike[str]) -> Pretrained:
     """Build a model from a checkpoint read from ``path``."""
-    kind = CLASSES[system_name(found.config)]
-    new = kind(found.config, found.mask_type, found.labels, found.encoder_only, found.independent)
-    model: Pretrained = load_weights(new, found, path)
+    kind = hub_class(system_name(found.config))
+    model: Pretrained = build_with_weights(
+        lambda: kind(
+            found.config, found.mask_type, found.labels, found.encoder_only, found.independent
+        ),
+        found.weights,
+        path,
+    )
     model.precision = "float32"  # for equal features on every machine
     return model
 
@@ -266,21 +267,21 @@ def _from_url(url: str) -> Path:
     if not parts.path.endswith(".safetensors"):
         return download([url], name)
     folder = cache_folder() / Path(name).stem
-    config_path = f"{parts.path.rpartition('/')[0]}/{reader.CONFIG_FILE}"
+    config_path = f"{parts.path.rpartition('/')[0]}/{hub_files.CONFIG_FILE}"
     config_url = urlunsplit(parts._replace(path=config_path))
-    download([config_url], reader.CONFIG_FILE, None, folder)
-    return download([url], reader.WEIGHTS_FILE, None, folder)
+    download([config_url], hub_files.CONFIG_FILE, None, folder)
+    return download([url], hub_files.WEIGHTS_FILE, None, folder)
 
 
 def _from_hub(model_id: str) -> Pretrained:
     with cache_if_unreachable() as offline:
         try:
-            return cast(Pretrained, HubModel.from_pretrained(model_id))
+            return HubModel.from_pretrained(model_id)
         except Exception as error:  # network, hub or cache errors, of many classes
-            is_about_file = isinstance(error, (reader.CheckpointError, FileNotFoundError))
+            is_about_file = isinstance(error, (CheckpointError, FileNotFoundError))
             if is_about_file and not isinstance(error, LocalEntryNotFoundError):  # else: offline
                 raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             if offline:
                 reason = f"{offline}; {offline_advice()}"
             raise FileNotFoundError(

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mae_ast.core.io.first_line import first_line
+
 TIMEOUT_S = 3.0
 
 
@@ -47,7 +49,7 @@ def _try_once(url: str) -> str | None:
         try:
             get_session().head(url, timeout=TIMEOUT_S)
         except Exception as error:  # depends on the HTTP client of huggingface_hub
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             reasons[0] = f"{url} cannot be reached: {reason}"
         else:
             reasons.clear()

@@ -44,6 +44,7 @@ class PartialFile:
 
     def __init__(self, target: Path) -> None:
         self.name = target.name
+        self._target = target
         self.path = target.with_name(f"{target.name}.part")
         self._source_file = target.with_name(f"{target.name}.part.json")
 
@@ -66,9 +67,9 @@ class PartialFile:
         self.discard()
         self._source_file.write_text(json.dumps(dataclasses.asdict(source)))
 
-    def finish(self, path: str) -> None:
-        """Move the completed file to ``path`` on the same disk."""
-        self.path.replace(path)
+    def finish(self) -> None:
+        """Move the completed file to its final path."""
+        self.path.replace(self._target)
         self.discard()
 
     def discard(self) -> None:

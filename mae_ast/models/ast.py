@@ -1,16 +1,15 @@
 """fairseq model ``ast``: AST, initialised from an image ViT, SSAST, AST or random weights."""
 
 # No postponed annotations: fairseq reads the field types at run time.
-import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fairseq.models import register_model
 
-from mae_ast.console import user_errors
 from mae_ast.core.models.classifier import HeadConfig
-from mae_ast.core.models.config import AstArchitecture, AstConfig
-from mae_ast.finetune.initialize import ast_encoder
+from mae_ast.core.models.config import AstArchitecture
+from mae_ast.finetune.initialize import start_ast
 from mae_ast.models.classifier import ClassifierConfig, FairseqClassifier, check_settings
 from mae_ast.models.compute import ComputeConfig
 
@@ -27,11 +26,6 @@ class FairseqAst(FairseqClassifier):
     @classmethod
     def build_model(cls, cfg: AstModelConfig, task: Any) -> "FairseqAst":
         """Build the model from ``model.*`` and the task's number of classes."""
-        with user_errors():
-            check_settings(cfg)
-            network = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(AstArchitecture)}
-            config = AstConfig(**network, num_classes=len(task.labels))
-            source = cfg.checkpoint or cfg.architecture_of
-            encoder = ast_encoder(config, source or None, random_weights=not cfg.checkpoint)
-            head = HeadConfig(len(task.labels), pool="encoder", dropout=cfg.head_dropout)
-            return cls.from_encoder(encoder, head, cfg)
+        check_settings(cfg, AstModelConfig)
+        head = HeadConfig(len(task.labels), pool="encoder", dropout=cfg.head_dropout)
+        return cls.build(cfg, head, partial(start_ast, num_classes=len(task.labels)))

@@ -1,32 +1,29 @@
 """Activation checkpointing and ``torch.compile`` as settings of a run."""
 
 # No postponed annotations: fairseq reads the field types at run time.
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fairseq.dataclass import FairseqDataclass
 from torch import nn
 
 from mae_ast.core.nn.transformer import TransformerLayer, compile_layers
+from mae_ast.core.settings import setting
 
 
 @dataclass
 class ComputeConfig(FairseqDataclass):  # type: ignore[misc]
     """Settings under ``model.*`` that change a training's speed and memory but not its result."""
 
-    checkpoint_activations: bool = field(
-        default=False,
-        metadata={
-            "help": "activation checkpointing: recompute activations in the backward pass; far "
-            "less memory, about 33 % slower"
-        },
+    checkpoint_activations: bool = setting(
+        False,
+        help="activation checkpointing: recompute activations in the backward pass; far less "
+        "memory, about 33 % slower",
     )
-    compile: bool = field(
-        default=False,
-        metadata={
-            "help": "compile the transformer layers with torch.compile; meant for batches of one "
-            "shape (set task.max_sample_size and task.min_sample_size to the same value)"
-        },
+    compile: bool = setting(
+        False,
+        help="compile the transformer layers with torch.compile; meant for batches of one shape "
+        "(set task.max_sample_size and task.min_sample_size to the same value)",
     )
 
 

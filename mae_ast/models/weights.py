@@ -7,7 +7,6 @@ from typing import Any
 
 from fairseq.models import BaseFairseqModel
 
-from mae_ast.console import user_errors
 from mae_ast.core.checkpoints.reader import check_weights
 
 
@@ -20,6 +19,5 @@ class CheckedWeights(BaseFairseqModel):  # type: ignore[misc]
         self, state_dict: Mapping[str, Any], strict: bool = True, *args: Any, **kwargs: Any
     ) -> Any:
         """Load weights as torch does; exit with one line that names those that do not fit."""
-        with user_errors():
-            check_weights(self.state_dict(), state_dict, self.weights_are_from)
+        check_weights(self.state_dict(), state_dict, self.weights_are_from)
         return super().load_state_dict(state_dict, strict)

@@ -144,9 +144,9 @@ def _match_segments(
 def _describe_longer_clips(headers: Headers, seconds: dict[str, float]) -> Iterator[str]:
     """Report clips that are longer than their segment."""
     longer = [
-        (path, info.num_frames / info.sample_rate)
+        (path, info.seconds)
         for path, info in headers.infos.items()
-        if info.num_frames / info.sample_rate > seconds[path] + TOLERANCE
+        if info.seconds > seconds[path] + TOLERANCE
     ]
     if longer:
         path, length = longer[0]

@@ -1,19 +1,23 @@
-"""Clips of a data set, and the lengths from their headers."""
+"""Clips of a data set, the lengths from their headers, and manifests of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from mae_ast.console import bar
 from mae_ast.core.io.audio import AudioError, AudioInfo, num_samples_16k, probe_audio
-from mae_ast.core.io.manifest import PROBE_THREADS
+from mae_ast.core.io.manifest import MAX_HEADERS_AHEAD, PROBE_THREADS, write_manifest
 from mae_ast.core.io.plural import plural
+from mae_ast.core.io.read_ahead import map_ahead
 
-MIN_SECONDS = 0.045  # same as 'mae-ast manifest'; shorter clips give no patch
-_CHUNK = 10_000  # files submitted to the threads at a time; two million at once take gigabytes
+MIN_SECONDS = 0.045  # default of 'mae-ast manifest', too; shorter clips give no patch
+SKIPPED_FILE = "left_out.txt"
 
 
 class Clip(NamedTuple):
@@ -42,22 +46,39 @@ class Headers:
     missing: dict[str, None] = field(default_factory=dict)  # an ordered set
     skipped: dict[str, str] = field(default_factory=dict)
 
+    def notes(self) -> dict[str, str]:
+        """Return path to note of the files whose header gives no length, or a wrong one."""
+        return {path: info.note for path, info in self.infos.items() if info.note}
+
     def remarks(self) -> Iterator[str]:
-        """Report files whose header gives no length, or a wrong one."""
-        noted = [(path, info.note) for path, info in self.infos.items() if info.note]
-        if noted:
-            path, note = noted[0]
+        """Report :meth:`notes` in a line."""
+        if notes := self.notes():
+            path, note = next(iter(notes.items()))
             yield (
-                f"{plural(len(noted), 'clip')} with a missing or wrong length in the header, "
+                f"{plural(len(notes), 'clip')} with a missing or wrong length in the header, "
                 f"listed with the decoded length (such as {path}: {note})"
             )
 
 
-def read_headers(paths: Sequence[str], jobs: int = PROBE_THREADS) -> Headers:
-    """Read the lengths and sample rates of files, ``jobs`` at a time."""
+def read_headers(
+    paths: Sequence[str],
+    jobs: int = PROBE_THREADS,
+    min_seconds: float = MIN_SECONDS,
+    max_seconds: float = math.inf,
+) -> Headers:
+    """Read the lengths and sample rates of files.
+
+    Args:
+        paths: files, loose or in tars.
+        jobs: number of headers read at a time.
+        min_seconds, max_seconds: limits of the length of a usable file.
+    """
     headers = Headers()
-    found = bar("reading headers", "file")(_probe_all(paths, jobs), len(paths))
-    for path, result in zip(paths, found, strict=True):
+    probe = partial(_probe, min_seconds=min_seconds, max_seconds=max_seconds)
+    results = map_ahead(probe, paths, jobs, MAX_HEADERS_AHEAD)
+    for path, result in zip(
+        paths, bar("reading headers", "file")(results, len(paths)), strict=True
+    ):
         if isinstance(result, AudioInfo):
             headers.infos[path] = result
         elif result:
@@ -67,13 +88,24 @@ def read_headers(paths: Sequence[str], jobs: int = PROBE_THREADS) -> Headers:
     return headers
 
 
-def _probe_all(paths: Sequence[str], jobs: int) -> Iterator[AudioInfo | str]:
-    with ThreadPoolExecutor(jobs) as pool:
-        for begin in range(0, len(paths), _CHUNK):
-            yield from pool.map(_probe, paths[begin : begin + _CHUNK])
+def write_clips(
+    path: Path, root: Path, paths: Iterable[str], infos: Mapping[str, AudioInfo]
+) -> None:
+    """Write the manifest of clips below ``root``."""
+    rows = ((os.path.relpath(each, root), infos[each]) for each in paths)
+    write_manifest(path, str(root), ((row, i.num_frames, i.sample_rate) for row, i in rows))
 
 
-def _probe(path: str) -> AudioInfo | str:
+def write_report(path: Path, lines: Iterable[str]) -> None:
+    """Write lines to a file; without lines, remove the file of an earlier run."""
+    text = "".join(f"{line}\n" for line in lines)
+    if text:
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _probe(path: str, min_seconds: float, max_seconds: float) -> AudioInfo | str:
     """Return length and rate, or the reason why a file cannot be used; '' if it does not exist."""
     try:
         info = probe_audio(path)
@@ -85,6 +117,8 @@ def _probe(path: str) -> AudioInfo | str:
         return "its path contains a tab or line break"
     if num_samples_16k(info.num_frames, info.sample_rate) == 0:
         return "no audio can be decoded"
-    if info.num_frames < MIN_SECONDS * info.sample_rate:
-        return f"shorter than {MIN_SECONDS:g} s"
+    if info.seconds < min_seconds:
+        return f"shorter than {min_seconds:g} s"
+    if info.seconds > max_seconds:
+        return f"longer than {max_seconds:g} s"
     return info

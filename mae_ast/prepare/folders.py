@@ -1,50 +1,23 @@
-"""Find audio below folders and in tars, read its lengths, and split it into train, valid, test."""
+"""Find audio below folders and in tars, and split it into train, valid and test."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mae_ast.console import bar
 from mae_ast.core.io.archive import TAR_SUFFIX, ArchiveError, list_members
-from mae_ast.core.io.audio import AudioError, AudioInfo, num_samples_16k, probe_audio
 from mae_ast.core.io.plural import plural
+from mae_ast.core.io.read_ahead import map_ahead
 from mae_ast.core.io.retry import retried
 from mae_ast.core.io.suffixes import AUDIO_SUFFIXES
 from mae_ast.prepare.layout import hash_uniform
 
 MAX_SUFFIXES = 50  # maximum number of suffixes of skipped files to name
-
-
-@dataclass(frozen=True)
-class UsableFile:
-    """Audio file with what its header says.
-
-    Args:
-        path: absolute path, or path of a member of a tar.
-        info: length and sample rate.
-    """
-
-    path: str
-    info: AudioInfo
-
-    @property
-    def seconds(self) -> float:
-        """Length in seconds."""
-        return self.info.num_frames / self.info.sample_rate
-
-
-@dataclass(frozen=True)
-class SkippedFile:
-    """File that cannot be used, and the reason."""
-
-    path: str
-    problem: str
 
 
 @dataclass
@@ -56,14 +29,14 @@ class Found:
         num_in_tars: number of them in tars.
         tars: paths of tars.
         others: number of files with each other suffix.
-        damaged: tars that cannot be read to their end.
+        damaged: path to problem of tars that cannot be read to their end.
     """
 
     audio: list[str] = field(default_factory=list)
     num_in_tars: int = 0
     tars: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
-    damaged: list[SkippedFile] = field(default_factory=list)
+    damaged: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, path: str) -> None:
         """Classify a file by its name and add it."""
@@ -104,43 +77,22 @@ def find_audio(folders: Sequence[Path], jobs: int) -> Found:
     found.tars.sort()
     if not found.tars:
         return found
-    with ThreadPoolExecutor(jobs) as pool:
-        in_tars = pool.map(_list_tar, found.tars)
-        for members in bar("reading tars", "tar")(in_tars, len(found.tars)):
-            found.audio += members.audio
-            found.num_in_tars += len(members.audio)
-            found.others += members.others
-            found.damaged += members.damaged
+    in_tars = map_ahead(_list_tar, found.tars, jobs, jobs)
+    for members in bar("reading tars", "tar")(in_tars, len(found.tars)):
+        found.audio += members.audio
+        found.num_in_tars += len(members.audio)
+        found.others += members.others
+        found.damaged |= members.damaged
     return found
 
 
-def probe_files(
-    paths: Sequence[str], min_seconds: float, max_seconds: float, jobs: int
-) -> tuple[list[UsableFile], list[SkippedFile]]:
-    """Read the lengths of audio files, ``jobs`` at a time.
-
-    Returns:
-        The files that can be listed in a manifest, and the others with the reason.
-    """
-    usable: list[UsableFile] = []
-    skipped: list[SkippedFile] = []
-    with ThreadPoolExecutor(jobs) as pool:
-        probed = pool.map(lambda path: _probe(path, min_seconds, max_seconds), paths)
-        for file in bar("reading headers", "file")(probed, len(paths)):
-            if isinstance(file, UsableFile):
-                usable.append(file)
-            else:
-                skipped.append(file)
-    return usable, skipped
-
-
 def split_files(
-    files: Sequence[UsableFile], folders: Sequence[Path], valid: float, test: float, seed: int
-) -> dict[str, list[UsableFile]]:
+    files: Iterable[str], folders: Sequence[Path], valid: float, test: float, seed: int
+) -> dict[str, list[str]]:
     """Split files by chance; a file's split depends on its path below its folder and the seed.
 
     Args:
-        files: the files.
+        files: their paths.
         folders: folders that they are below.
         valid, test: fraction of the files; at least one file is drawn if the fraction is positive.
         seed: seed of the split.
@@ -148,10 +100,10 @@ def split_files(
     Returns:
         The splits that have files, by name.
     """
-    splits: dict[str, list[UsableFile]] = {"train": [], "valid": [], "test": []}
+    splits: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
     for file in files:
-        folder = next(f for f in folders if file.path.startswith(os.path.join(f, "")))
-        chance = hash_uniform(f"{seed}\t{os.path.relpath(file.path, folder)}")
+        folder = next(f for f in folders if file.startswith(os.path.join(f, "")))
+        chance = hash_uniform(f"{seed}\t{os.path.relpath(file, folder)}")
         splits["valid" if chance < valid else "test" if chance < valid + test else "train"].append(
             file
         )
@@ -159,12 +111,6 @@ def split_files(
         if ratio > 0 and not splits[name] and len(splits["train"]) > 1:
             splits[name].append(splits["train"].pop())
     return {name: listed for name, listed in splits.items() if listed}
-
-
-def manifest_rows(files: Sequence[UsableFile], root: Path) -> Iterator[tuple[str, int, int]]:
-    """Yield the rows of a manifest: path below ``root``, length in samples, sample rate."""
-    for file in files:
-        yield os.path.relpath(file.path, root), file.info.num_frames, file.info.sample_rate
 
 
 def _walk(folder: Path, found: Found) -> None:
@@ -193,21 +139,5 @@ def _list_tar(tar: str) -> Found:
     try:
         look()
     except (ArchiveError, OSError) as error:
-        found.damaged.append(SkippedFile(tar, str(error).removeprefix(f"{tar}: ")))
+        found.damaged[tar] = str(error).removeprefix(f"{tar}: ")
     return found
-
-
-def _probe(path: str, min_seconds: float, max_seconds: float) -> UsableFile | SkippedFile:
-    try:
-        file = UsableFile(path, probe_audio(path))
-    except (AudioError, OSError) as error:
-        return SkippedFile(path, str(error).removeprefix(f"{path}: "))
-    if any(c in path for c in "\t\r\n"):
-        return SkippedFile(path, "its path has a tab or a line break")
-    if num_samples_16k(file.info.num_frames, file.info.sample_rate) == 0:
-        return SkippedFile(path, "nothing of it can be decoded")
-    if file.seconds < min_seconds:
-        return SkippedFile(path, f"shorter than {min_seconds:g} s")
-    if file.seconds > max_seconds:
-        return SkippedFile(path, f"longer than {max_seconds:g} s")
-    return file

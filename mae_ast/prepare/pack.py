@@ -16,32 +16,31 @@ memory does not depend on their length.
 from __future__ import annotations
 
 import filecmp
-import hashlib
 import os
 import re
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mae_ast.core.io.archive import ArchiveError, Member, check_member
 from mae_ast.core.io.atomic import atomic_write, file_lock
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError
 from mae_ast.core.io.labels import LABELS_FILE, LabelError
-from mae_ast.core.io.manifest import Manifest, ManifestError, Progress, write_manifest
+from mae_ast.core.io.manifest import Manifest, ManifestError, write_manifest
 from mae_ast.core.io.plural import plural
+from mae_ast.core.io.progress import Progress, run_steps
+from mae_ast.core.io.read_ahead import map_ahead
 from mae_ast.core.io.retry import is_transient
+from mae_ast.core.io.settings_note import file_digest
 from mae_ast.prepare.pack_files import copied, decoded_digest, transcoded
 from mae_ast.prepare.shard_writer import PackedFile, Shards
 
 JOBS = 8  # files read at a time
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -104,23 +103,24 @@ def pack(
     out.mkdir(parents=True, exist_ok=True)
     shards = Shards(out, manifest.path.stem, shard_bytes, _describe_source(manifest, transcode))
     skipped_list = out / f"{manifest.path.stem}.left_out.txt"
+
+    def pack_row(row: int) -> PackedFile | str:
+        return _pack_row(manifest, row, out, transcode)
+
     if not shards.is_complete():
-        with file_lock(shards.manifest), shards, ThreadPoolExecutor(jobs) as pool:
+        with file_lock(shards.manifest), shards:
             left = range(shards.num_rows, len(manifest))
-            files = _map_ahead(
-                pool, lambda row: _pack_row(manifest, row, out, transcode), left, jobs
-            )
 
             def added() -> Iterator[int]:
-                for row, file in zip(left, files, strict=True):
-                    try:
-                        shards.add(row, file)
-                    except (ArchiveError, OSError) as error:
-                        shards.add(row, _why_skipped(manifest, row, error))
-                    yield row
+                with closing(map_ahead(pack_row, left, jobs, jobs)) as files:
+                    for row, file in zip(left, files, strict=True):
+                        try:
+                            shards.add(row, file)
+                        except (ArchiveError, OSError) as error:
+                            shards.add(row, _why_skipped(manifest, row, error))
+                        yield row
 
-            steps: Iterable[int] = added() if progress is None else progress(added(), len(left))
-            deque(steps, maxlen=0)
+            run_steps(added(), len(left), progress)
             shards.end()
             _write_lists(manifest, shards, skipped_list)
             shards.remove_journal()
@@ -165,18 +165,17 @@ def verify(
         except (ArchiveError, AudioError, OSError) as error:
             return str(error).removeprefix(f"{path}: ")
 
+    rows = range(len(manifest))
     found = {}
-    with ThreadPoolExecutor(jobs) as pool:
 
-        def checked() -> Iterator[int]:
-            rows = range(len(manifest))
-            for row, text in enumerate(_map_ahead(pool, problem, rows, 4 * jobs)):
+    def checked() -> Iterator[int]:
+        with closing(map_ahead(problem, rows, jobs, 4 * jobs)) as problems:
+            for row, text in zip(rows, problems, strict=True):
                 if text:
                     found[row] = text
                 yield row
 
-        steps: Iterable[int] = checked()
-        deque(steps if progress is None else progress(steps, len(manifest)), maxlen=0)
+    run_steps(checked(), len(rows), progress)
     return found
 
 
@@ -260,16 +259,11 @@ def _describe_source(manifest: Manifest, transcode: bool) -> dict[str, Any]:
     labels = manifest.path.with_suffix(".lbl")
     return {
         "manifest": str(manifest.path.resolve()),
-        "content": _digest(manifest.path),
-        "labels": _digest(labels) if labels.is_file() else None,
+        "content": file_digest(manifest.path),
+        "labels": file_digest(labels) if labels.is_file() else None,
         "clips": len(manifest),
         "transcode": transcode,
     }
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _check_labels(manifest: Manifest, out: Path) -> None:
@@ -285,16 +279,3 @@ def _check_labels(manifest: Manifest, out: Path) -> None:
     classes, there = manifest.path.with_name(LABELS_FILE), out / LABELS_FILE
     if classes.is_file() and there.is_file() and not filecmp.cmp(classes, there, shallow=False):
         raise LabelError(f"{there}: differs from {classes}; choose another output folder")
-
-
-def _map_ahead(
-    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], max_ahead: int
-) -> Iterator[R]:
-    """Yield results like ``pool.map``, with at most ``max_ahead`` pending items."""
-    waiting: deque[Future[R]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > max_ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()

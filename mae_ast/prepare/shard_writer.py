@@ -9,7 +9,6 @@ rate, or ``-`` and the reason why the row was skipped. A line is added after the
 
 from __future__ import annotations
 
-import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator
@@ -28,6 +27,7 @@ from mae_ast.core.io.archive import (
     tar_header,
 )
 from mae_ast.core.io.atomic import atomic_write
+from mae_ast.core.io.settings_note import assert_same_as_note, write_note
 
 _SKIPPED = "-"  # takes the place of the shard number in a line of the journal
 
@@ -95,7 +95,13 @@ class Shards:
         self._shard = 0  # number of the shard being written
         self._end = 0  # its size in bytes
         if self._description.exists():
-            self._check_description()
+            # Keys that the note lacks did not exist in the version that wrote it.
+            assert_same_as_note(
+                self._description,
+                self._wanted,
+                f"remove {self._description.name} and the shards, or choose another folder",
+                absent=self._wanted,
+            )
         elif self.manifest.exists() or any(folder.glob(f"{split}-{'[0-9]' * 5}.tar")):
             raise ValueError(
                 f"{folder}: has a {split}.tsv or {split}-00000.tar that was not packed from this "
@@ -112,8 +118,7 @@ class Shards:
 
     def __enter__(self) -> Shards:
         if not self._description.exists():
-            with atomic_write(self._description) as part:
-                part.write_text(json.dumps(self._wanted, indent=1), encoding="utf-8")
+            write_note(self._description, self._wanted)
         close_archives()  # this process may have opened earlier files with these names
         lines = self._whole_lines()
         self.num_rows = len(lines)
@@ -195,19 +200,6 @@ class Shards:
         """Remove the journal, after everything is written."""
         self._journal.close()
         self._journal_path.unlink()
-
-    def _check_description(self) -> None:
-        try:
-            there = json.loads(self._description.read_text(encoding="utf-8"))
-            # Keys missing from the file did not exist in the version that wrote it.
-            differs = sorted(k for k, value in self._wanted.items() if there.get(k, value) != value)
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f"{self._description}: is damaged; remove it") from error
-        if differs:
-            raise ValueError(
-                f"{self._description}: describes different shards (they differ in "
-                f"{', '.join(differs)}); remove it and the shards, or choose another folder"
-            )
 
     def _whole_lines(self) -> list[bytes]:
         """Return the journal lines whose files are complete; the open shard is cut after them."""

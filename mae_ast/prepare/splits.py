@@ -8,13 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mae_ast.core.io.labels import LABELS_FILE, Labels, write_clip_labels
-from mae_ast.core.io.manifest import PROBE_THREADS, write_manifest
+from mae_ast.core.io.manifest import PROBE_THREADS
 from mae_ast.core.io.plural import plural
-from mae_ast.prepare.clips import Clip, Headers, read_headers
+from mae_ast.prepare.clips import (
+    SKIPPED_FILE,
+    Clip,
+    Headers,
+    read_headers,
+    write_clips,
+    write_report,
+)
 
 SPLITS = ("train", "valid", "test")
 MISSING_FILE = "missing.txt"
-SKIPPED_FILE = "left_out.txt"
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ def write_splits(
             Split(
                 name,
                 len(clips),
-                sum(_seconds(clip, headers) for clip in clips),
+                sum(headers.infos[clip.path].seconds for clip in clips),
                 len({mid for clip in clips for mid in clip.mids}),
                 len(missing_clips) + sum(clip.path in headers.missing for clip in splits[name]),
             )
@@ -116,8 +122,8 @@ def write_splits(
         tuple(headers.skipped.items()),
         (*remarks(headers), *headers.remarks()),
     )
-    _write_report(out / MISSING_FILE, prepared.missing)
-    _write_report(out / SKIPPED_FILE, ["\t".join(pair) for pair in prepared.skipped])
+    write_report(out / MISSING_FILE, prepared.missing)
+    write_report(out / SKIPPED_FILE, ["\t".join(pair) for pair in prepared.skipped])
     return prepared
 
 
@@ -129,26 +135,8 @@ def _write(
     if labels is not None:
         labels.write(folder / LABELS_FILE)
         write_clip_labels(f"{stem}.lbl", (clip.mids for clip in clips))
-    infos = ((clip.path, headers.infos[clip.path]) for clip in clips)
-    write_manifest(
-        f"{stem}.tsv",
-        str(root),
-        ((os.path.relpath(path, root), i.num_frames, i.sample_rate) for path, i in infos),
-    )
-
-
-def _write_report(path: Path, lines: Iterable[str]) -> None:
-    """Write lines to a file; without lines, remove the file of an earlier run."""
-    text = "".join(f"{line}\n" for line in lines)
-    if text:
-        path.write_text(text, encoding="utf-8", errors="surrogateescape")
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _seconds(clip: Clip, headers: Headers) -> float:
-    info = headers.infos[clip.path]
-    return info.num_frames / info.sample_rate
+    paths = (clip.path for clip in clips)
+    write_clips(folder / f"{stem.name}.tsv", root, paths, headers.infos)
 
 
 def _check_disjoint(splits: Mapping[str, Sequence[Clip]]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from mae_ast.core.io.labels import Labels
@@ -22,6 +23,7 @@ from mae_ast.prepare.origins import SID_LIST_SOURCE, SID_LISTS, SID_SOURCE
 from mae_ast.prepare.splits import Prepared, write_splits
 
 SPLIT_OF = {"1": "train", "2": "valid", "3": "test"}
+SPEAKERS = range(10001, 11252)
 BASES = ("dev/wav", "test/wav", "wav", ".")
 EXPECTED = (
     f"VoxCeleb1 (dev/wav/id10001/..., test/wav/id10270/...), unpacked from vox1_dev_wav.zip and "
@@ -48,21 +50,32 @@ def prepare(folder: Path, out: Path, jobs: int = PROBE_THREADS) -> Prepared:
     splits: dict[str, list[Clip]] = {split: [] for split in SPLIT_OF.values()}
     missing: dict[str, list[str]] = {split: [] for split in splits}
     speakers: set[str] = set()
-    for where, line in read_lines(lists[0]):
-        match = re.fullmatch(r"([123])\s+((id\d{5})/[^/\s]+/[^/\s]+\.wav)", line)
-        if match is None:
-            raise ValueError(
-                f"{where}: {line!r} is not a split (1, 2 or 3) and a clip; expected a line like "
-                "'1 id10001/1zcIwhmdeo4/00001.wav'"
-            )
-        split, clip, speaker = match.groups()
+    for _, number, clip in read_list(lists[0]):
+        speaker = clip.partition("/")[0]
         speakers.add(speaker)
         places = [os.path.normpath(root / base / clip) for base in bases]
         if path := next(filter(os.path.isfile, places), ""):
-            splits[SPLIT_OF[split]].append(Clip(path, (speaker,)))
+            splits[SPLIT_OF[number]].append(Clip(path, (speaker,)))
         else:
-            missing[SPLIT_OF[split]].append(clip)
+            missing[SPLIT_OF[number]].append(clip)
     if not speakers:
         raise ValueError(f"{lists[0]}: lists no clips; expected {SID_LIST_SOURCE}")
     mids = tuple(sorted(speakers))
     return write_splits(out, root, splits, Labels(mids, mids), missing, jobs=jobs)
+
+
+def read_list(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield ``file:line``, the number of the split and the clip of each line.
+
+    Raises:
+        ValueError: a line has another form.
+    """
+    for where, line in read_lines(path):
+        match = re.fullmatch(r"([123])\s+(id(\d{5})/[^/\s]+/[^/\s]+\.wav)", line)
+        if match is None or int(match[3]) not in SPEAKERS:
+            raise ValueError(
+                f"{where}: {line!r} is not a split (1, 2 or 3) and a clip; expected a line like "
+                f"'1 id10001/1zcIwhmdeo4/00001.wav', of speakers id{SPEAKERS[0]} to "
+                f"id{SPEAKERS[-1]}"
+            )
+        yield where, match[1], match[2]

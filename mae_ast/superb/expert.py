@@ -24,7 +24,7 @@ from mae_ast import load
 from mae_ast.core.frontend.fbank import FRAME_SHIFT, num_frames
 from mae_ast.core.inference.features import OVERLAP_S, WINDOW_S
 from mae_ast.core.inference.windows import Part, Window, states_of_parts, window_columns, windows
-from mae_ast.core.models.encoder import encoder_only, last_hidden_state
+from mae_ast.core.models.encoder import encoder_only
 
 TIME_STEPS, TOKENS = "time_steps", "tokens"
 LAYOUTS = (TIME_STEPS, TOKENS)
@@ -101,7 +101,7 @@ class UpstreamExpert(UpstreamBase):  # type: ignore[misc]
         row, place = self._places(parts, own, count)
         row, place = row.to(states[0].device), place.to(states[0].device)
         hidden = [self._vectors(state)[row, place] for state in states]
-        last = self._vectors(last_hidden_state(self.model, states))[row, place]
+        last = self._vectors(self.model.last_hidden_state(states))[row, place]
         return {"hidden_states": hidden, "last_hidden_state": last}
 
     def _places(self, parts: list[Part], own: list[int], count: int) -> tuple[Tensor, Tensor]:

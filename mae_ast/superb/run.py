@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import ast
 import glob
-import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,8 +21,8 @@ import torch
 import yaml
 
 import mae_ast
-from mae_ast.core.io.atomic import atomic_write
 from mae_ast.core.io.near_files import suggestion
+from mae_ast.core.io.settings_note import assert_same_as_note, read_note, write_note
 from mae_ast.hub.sources import is_path
 from mae_ast.superb.environment import atomic_saves, command_line, patched_s3prl
 from mae_ast.superb.tasks import TASKS, Task
@@ -31,6 +30,8 @@ from mae_ast.superb.tasks import TASKS, Task
 PACKAGE = Path(mae_ast.__file__).resolve().parent
 UPSTREAMS = {"time_steps": "mae_ast_local", "tokens": "mae_ast_local_tokens"}  # by layout
 RUN_FILE = "run.json"
+BEFORE_LAYOUTS = {"layout": "time_steps"}  # of runs that record no layout
+ADVICE = "choose another --out"
 S3PRL_CONFIGS = "s3prl/downstream/NAME/config.yaml of github.com/s3prl/s3prl"
 MAX_SAVE_RATIO = 10  # maximum ratio of the configured interval to the one that is used
 
@@ -46,12 +47,12 @@ def run(
     checkpoint: str,
     data: Path | None,
     out: Path,
-    mode: str = "train",
-    steps: int | None = None,
-    fold: int = 1,
-    device: str | None = None,
-    arguments: list[str] | None = None,
-    layout: str = "time_steps",
+    mode: str,
+    steps: int | None,
+    fold: int,
+    device: str | None,
+    arguments: list[str],
+    layout: str,
 ) -> None:
     """Train, resume training, or evaluate.
 
@@ -73,33 +74,20 @@ def run(
         ValueError: arguments are invalid, or differ from those of the run in ``out``.
     """
     _check_s3prl()
-    out = out.resolve()
-    if glob.escape(str(out)) != str(out):
-        raise ValueError(
-            f"{out}: s3prl does not find its checkpoints in a folder with [, ], * or ? in its "
-            "name; choose another --out"
-        )
-    if layout not in UPSTREAMS:
-        raise ValueError(f"--layout {layout}: choose from {', '.join(UPSTREAMS)}")
+    out = _checked_folder(out)
     task = TASKS.get(task_name) or _other_task(task_name)
-    if os.path.exists(checkpoint):
-        checkpoint = os.path.abspath(checkpoint)
-    elif is_path(checkpoint):
-        raise FileNotFoundError(f"{checkpoint}: no such checkpoint{suggestion(Path(checkpoint))}")
-    ours, rest = _split(arguments or [])
+    checkpoint = _absolute(checkpoint)
+    ours, rest = _split(arguments)
     recorded = _recorded_run(out)
     own_config = os.path.abspath(ours.config) if ours.config else recorded.get("config")
     preset = own_config or str(config_dir() / f"{task_name}.yaml")
     given = ours.override or recorded.get("override") or ""
-    config = _config(task_name, Path(preset))
-    _override(config, given)
-    if steps is not None:
-        config["runner"]["total_steps"] = steps
-
+    config = _config(task_name, Path(preset), given, steps)
     current = {"task": task_name, "checkpoint": checkpoint, "fold": fold, "layout": layout}
     if mode == "train":
         current |= {"arguments": rest, "config": own_config}
-    _assert_same_run(recorded, current, out)
+    if recorded:
+        assert_same_as_note(out / RUN_FILE, current, ADVICE, absent=BEFORE_LAYOUTS)
     overrides = {
         "args.expdir": str(out),
         "args.upstream_ckpt": checkpoint,
@@ -118,9 +106,7 @@ def run(
 
         task.prepare(config["downstream_expert"]["datarc"], out, mode == "train")
         if mode == "train":
-            out.mkdir(parents=True, exist_ok=True)
-            with atomic_write(out / RUN_FILE) as part:
-                part.write_text(json.dumps({**current, "override": given}, indent=1))
+            write_note(out / RUN_FILE, {**current, "override": given})
         main()
 
 
@@ -128,6 +114,25 @@ def _check_s3prl() -> None:
     # A folder named s3prl, such as ours, is found as a package, but lacks its modules.
     if find_spec("s3prl") is None or find_spec("s3prl.run_downstream") is None:
         raise ValueError("s3prl is not installed: pip install 'mae-ast[s3prl]'")
+
+
+def _checked_folder(out: Path) -> Path:
+    out = out.resolve()
+    if glob.escape(str(out)) != str(out):
+        raise ValueError(
+            f"{out}: s3prl does not find its checkpoints in a folder with [, ], * or ? in its "
+            "name; choose another --out"
+        )
+    return out
+
+
+def _absolute(checkpoint: str) -> str:
+    """Make the path of a checkpoint absolute; return a name or URL unchanged."""
+    if os.path.exists(checkpoint):
+        return os.path.abspath(checkpoint)
+    if is_path(checkpoint):
+        raise FileNotFoundError(f"{checkpoint}: no such checkpoint{suggestion(Path(checkpoint))}")
+    return checkpoint
 
 
 def _other_task(name: str) -> Task:
@@ -153,7 +158,8 @@ def _split(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(arguments)
 
 
-def _config(task_name: str, path: Path) -> dict[str, Any]:
+def _config(task_name: str, path: Path, given: str, steps: int | None) -> dict[str, Any]:
+    """Read the settings of a task and apply the overrides ``given`` and the number of steps."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file; give the settings of {task_name} with -- -c FILE; those of "
@@ -163,6 +169,9 @@ def _config(task_name: str, path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or "runner" not in config:
         raise ValueError(f"{path}: has no 'runner', which s3prl needs, as in {S3PRL_CONFIGS}")
     config.setdefault("downstream_expert", {}).setdefault("datarc", {})
+    _override(config, given)
+    if steps is not None:
+        config["runner"]["total_steps"] = steps
     return config
 
 
@@ -237,22 +246,7 @@ def _datarc(
 def _recorded_run(out: Path) -> dict[str, Any]:
     """Read the settings of the run; empty if there is no checkpoint to resume from."""
     path = out / RUN_FILE
-    if not path.is_file() or not any(out.glob("*.ckpt")):
-        return {}
-    try:  # older runs record no layout
-        return {"layout": "time_steps", **json.loads(path.read_text())}
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: is damaged; choose another --out") from error
-
-
-def _assert_same_run(recorded: Mapping[str, Any], current: Mapping[str, Any], out: Path) -> None:
-    """Refuse to resume a run with other settings: s3prl would resume it with the old ones."""
-    for key, value in current.items():
-        if recorded and recorded[key] != value:
-            raise ValueError(
-                f"{out}: holds a run with {key} {recorded[key]!r}, not {value!r}; choose "
-                "another --out"
-            )
+    return read_note(path, ADVICE) if path.is_file() and any(out.glob("*.ckpt")) else {}
 
 
 def _experiment(

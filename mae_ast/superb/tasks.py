@@ -11,17 +11,17 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mae_ast.core.io.plural import plural
 from mae_ast.prepare.origins import KS_SOURCE, KS_WORDS, SID_LIST_SOURCE, SID_LISTS, SID_SOURCE
+from mae_ast.prepare.voxceleb1 import read_list
 
 KS_TRAIN, KS_TEST = "speech_commands_v0.01", "speech_commands_test_set_v0.01"
 SID_SPLITS = {"1": "training", "2": "development", "3": "test"}
-SID_SPEAKERS = range(10001, 11252)
 FILE_LISTS = "file_lists"  # subfolder of the run folder
 ER_LISTS = "s3prl/downstream/emotion/meta_data of github.com/s3prl/s3prl"
 ER_SOURCE = "https://sail.usc.edu/iemocap/"
@@ -100,7 +100,7 @@ def locate_sid(data: Path, out: Path) -> dict[str, Any]:
         return found
     missing = set(SID_SPLITS)
     folders = [str(folder) for folder in data.glob("*/wav")]
-    for where, split, clip in _sid_rows(lists[0]):
+    for where, split, clip in read_list(lists[0]):
         missing.discard(split)
         if not any(os.path.isfile(f"{folder}/{clip}") for folder in folders):
             raise FileNotFoundError(
@@ -112,21 +112,6 @@ def locate_sid(data: Path, out: Path) -> dict[str, Any]:
         split = min(missing)
         raise ValueError(f"{lists[0]}: no {SID_SPLITS[split]} clips, which start with {split}")
     return found
-
-
-def _sid_rows(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Yield the location (file:line), the number of the split and the clip of each line."""
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            where, words = f"{path}:{number}", line.split()
-            found = re.fullmatch(r"id(\d{5})/[^/]+/[^/]+", words[1]) if len(words) == 2 else None
-            if found is None or words[0] not in SID_SPLITS or int(found[1]) not in SID_SPEAKERS:
-                raise ValueError(
-                    f"{where}: {line.strip()!r}: expected a split (1, 2 or 3) and a clip, as in "
-                    f"'1 id10001/1zcIwhmdeo4/00001.wav', of speakers id{SID_SPEAKERS[0]} to "
-                    f"id{SID_SPEAKERS[-1]}"
-                )
-            yield where, words[0], words[1]
 
 
 def prepare_sid(datarc: dict[str, Any], out: Path, training: bool) -> None:

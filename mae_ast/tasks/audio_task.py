@@ -6,9 +6,9 @@ import logging
 import os
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Self
+from typing import Any, ClassVar, Optional, Self
 
 import numpy as np
 import torch
@@ -17,10 +17,11 @@ from fairseq.logging import metrics
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import II, MISSING
 
-from mae_ast.console import bar, user_errors
+from mae_ast.console import bar
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.models.encoder import Encoder
+from mae_ast.core.settings import check_fields, setting
 from mae_ast.data.audio_clips import AudioClips
 from mae_ast.data.bad_files import FilesRead
 from mae_ast.data.clip_warnings import log_too_long, statistics_warning
@@ -41,45 +42,34 @@ training_loop.apply()
 class AudioTaskConfig(FairseqDataclass):  # type: ignore[misc]
     """Settings under ``task.*`` that all tasks share. Sizes are in samples at 16 kHz."""
 
-    data: str = field(
-        default=MISSING,
-        metadata={"help": "folder that holds the manifests train.tsv, valid.tsv, ..."},
+    data: str = setting(MISSING, help="folder that holds the manifests train.tsv, valid.tsv, ...")
+    max_keep_size: Optional[int] = setting(  # noqa: UP045
+        None, help="skip clips longer than this many samples at 16 kHz; null: no limit", minimum=1
     )
-    max_keep_size: Optional[int] = field(  # noqa: UP045
-        default=None,
-        metadata={"help": "skip clips longer than this many samples at 16 kHz; null: no limit"},
+    max_sample_size: Optional[int] = setting(  # noqa: UP045
+        None,
+        help="crop clips longer than this many samples at 16 kHz (in fine-tuning, training clips "
+        "only); null: no cropping",
+        minimum=1,
     )
-    max_sample_size: Optional[int] = field(  # noqa: UP045
-        default=None,
-        metadata={
-            "help": "crop clips longer than this many samples at 16 kHz (in fine-tuning, training "
-            "clips only); null: no cropping"
-        },
+    min_sample_size: Optional[int] = setting(  # noqa: UP045
+        None,
+        help="skip clips shorter than this many samples at 16 kHz; null: skip none, and a clip "
+        "shorter than one patch is an error",
+        minimum=1,
     )
-    min_sample_size: Optional[int] = field(  # noqa: UP045
-        default=None,
-        metadata={
-            "help": "skip clips shorter than this many samples at 16 kHz; null: skip none, and a "
-            "clip shorter than one patch is an error"
-        },
+    random_crop: bool = setting(
+        True, help="crop clips at a random position; false: keep their beginning"
     )
-    random_crop: bool = field(
-        default=True,
-        metadata={"help": "crop clips at a random position; false: keep their beginning"},
+    max_bad_fraction: float = setting(
+        0.01,
+        help="stop training when more than this fraction of the files read in an epoch, and more "
+        "than 20 files, cannot be decoded",
     )
-    max_bad_fraction: float = field(
-        default=0.01,
-        metadata={
-            "help": "stop training when more than this fraction of the files read in an epoch, "
-            "and more than 20 files, cannot be decoded"
-        },
-    )
-    rebuild_batches: bool = field(
-        default=True,
-        metadata={
-            "help": "group clips into new batches in each epoch; false: keep the batches of the "
-            "first epoch (read by fairseq)"
-        },
+    rebuild_batches: bool = setting(
+        True,
+        help="group clips into new batches in each epoch; false: keep the batches of the first "
+        "epoch (read by fairseq)",
     )
     seed: int = II("common.seed")
     train_subset: str = II("dataset.train_subset")
@@ -89,14 +79,19 @@ class AudioTaskConfig(FairseqDataclass):  # type: ignore[misc]
 class AudioTask(InterruptibleTask):
     """Base class of tasks that read audio files listed in manifests."""
 
+    config: ClassVar[type[AudioTaskConfig]]  # settings under ``task.*``
     cfg: AudioTaskConfig
     datasets: dict[str, AudioClips]
 
     def __init__(self, cfg: AudioTaskConfig) -> None:
         super().__init__(cfg)
+        check_fields(cfg, type(self).config, "task.")
         if not 0 <= cfg.max_bad_fraction <= 1:
-            raise ValueError(f"task.max_bad_fraction={cfg.max_bad_fraction}: must be from 0 to 1")
-        _check_sizes(cfg)
+            raise ValueError(f"task.max_bad_fraction={cfg.max_bad_fraction}; must be from 0 to 1")
+        for key in ("max_keep_size", "max_sample_size"):
+            value, least = getattr(cfg, key), cfg.min_sample_size or 0
+            if value is not None and value < least:
+                raise ValueError(f"task.{key}={value} is less than task.min_sample_size={least}")
         self.folder = absolute(cfg.data)
         self.audio_seconds = 0.0  # of all workers, since the first update
         self._num_loads = 0
@@ -113,8 +108,7 @@ class AudioTask(InterruptibleTask):
             stop_request.trains_alone()
         if not torch.cuda.is_available():
             keep_freed_memory()
-        with user_errors():
-            return cls(cfg)
+        return cls(cfg)
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the criterion, whose ``valid_metrics`` lists the metrics that validation logs.
@@ -149,8 +143,7 @@ class AudioTask(InterruptibleTask):
             digest.update(dataset.sizes.tobytes())
             return digest.digest()
 
-        with user_errors():
-            ranks.agree(f"{key}/clips", f"{split}.tsv: the clips and their lengths", load)
+        ranks.agree(f"{key}/clips", f"{split}.tsv: the clips and their lengths", load)
         # The preflight check disables warnings: its model may be without weights to measure with.
         logs_warnings = ranks.is_first() and logger.isEnabledFor(logging.WARNING)
         if logs_warnings and split == self.cfg.train_subset:
@@ -344,19 +337,6 @@ class AudioTask(InterruptibleTask):
             self._problem = self._problem or dataset.bad_files.problem(*numbers)
         if self._problem:
             self.failed = self.should_stop = True
-
-
-def _check_sizes(cfg: AudioTaskConfig) -> None:
-    for key in ("max_keep_size", "max_sample_size", "min_sample_size"):
-        value = getattr(cfg, key)
-        if value is not None and value < 1:
-            raise ValueError(
-                f"task.{key}={value}: must be a positive number of samples at 16 kHz, or null"
-            )
-        if value is not None and key != "min_sample_size" and value < (cfg.min_sample_size or 0):
-            raise ValueError(
-                f"task.{key}={value} is less than task.min_sample_size={cfg.min_sample_size}"
-            )
 
 
 def absolute(folder: str) -> Path:

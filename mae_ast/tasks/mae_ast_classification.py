@@ -1,21 +1,24 @@
 """fairseq task ``mae_ast_classification``: fine-tuning on labels.csv, {split}.tsv, {split}.lbl."""
 
 # No postponed annotations: fairseq reads the field types at run time.
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Optional
+from dataclasses import dataclass
+from typing import Any
 
 from fairseq.tasks import register_task
 
 import mae_ast.criterions.classification
 import mae_ast.optim.adamw  # noqa: F401  (fairseq imports nothing but tasks and models)
-from mae_ast.console import user_errors
-from mae_ast.core.checkpoints.classifier import ClassifierSpec
-from mae_ast.core.checkpoints.reader import FINETUNING
-from mae_ast.core.frontend.augment import Augmentation, StructuredDrop
+from mae_ast.core.checkpoints.classifier import FINETUNING, ClassifierSpec
+from mae_ast.core.frontend.augment import (
+    Augmentation,
+    AugmentationConfig,
+    DropConfig,
+    StructuredDrop,
+)
 from mae_ast.core.io.labels import LABELS_FILE, ClipLabels, LabelError, Labels
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.models.encoder import Encoder
+from mae_ast.core.settings import setting, take
 from mae_ast.criterions.score_meter import log_scores
 from mae_ast.data.audio_clips import AudioClips
 from mae_ast.data.classification_dataset import ClassificationDataset, check_one_label
@@ -24,82 +27,18 @@ from mae_ast.tasks.audio_task import AudioTask, AudioTaskConfig
 
 
 @dataclass
-class MaeAstClassificationConfig(AudioTaskConfig):
+class MaeAstClassificationConfig(DropConfig, AugmentationConfig, AudioTaskConfig):
     """Settings under ``task.*``. Sizes are in samples at 16 kHz; validation uses whole clips."""
 
-    multi_label: bool = field(
-        default=False,
-        metadata={
-            "help": "true: clips may have several labels (sigmoid per class; mAP and mAUC); "
-            "false: exactly one label per clip (softmax; accuracy)"
-        },
+    multi_label: bool = setting(
+        False,
+        help="true: clips may have several labels (sigmoid per class; mAP and mAUC); false: "
+        "exactly one label per clip (softmax; accuracy)",
     )
-    balanced: bool = field(
-        default=False,
-        metadata={
-            "help": "draw training clips with weights inversely proportional to the frequency of "
-            "their classes"
-        },
-    )
-    mixup: float = field(
-        default=0.0,
-        metadata={"help": "probability that a training clip is mixed with another one (mixup)"},
-    )
-    mixup_alpha: float = field(
-        default=10.0,
-        metadata={
-            "help": "alpha of the distribution Beta(alpha, alpha) from which mixup draws the "
-            "mixing ratio"
-        },
-    )
-    freq_mask: int = field(
-        default=0,
-        metadata={
-            "help": "SpecAugment: mask a band of fewer than this many of the 128 mel bins in "
-            "training; 0: none"
-        },
-    )
-    time_mask: int = field(
-        default=0,
-        metadata={
-            "help": "SpecAugment: mask a band of fewer than this many frames of 10 ms in "
-            "training; 0: none"
-        },
-    )
-    shift_samples: int = field(
-        default=0,
-        metadata={
-            "help": "circular shift of training waveforms by up to this many samples, in either "
-            "direction; 0: no shift"
-        },
-    )
-    noise_snr_db: Optional[float] = field(  # noqa: UP045
-        default=None,
-        metadata={
-            "help": "add white noise to training waveforms, at a signal-to-noise ratio drawn from "
-            "this value to 30 dB above it (dB); null: no noise"
-        },
-    )
-    roll_mag: bool = field(
-        default=False,
-        metadata={
-            "help": "shift training waveforms circularly by a random offset and scale by a random "
-            "factor from 0.5 to 1.5 (Audio-MAE's roll-mag)"
-        },
-    )
-    drop_time: float = field(
-        default=0.0,
-        metadata={
-            "help": "fraction of the time steps of the patch grid that are hidden from the encoder "
-            "in training; needs model.pool=tokens; 0: none"
-        },
-    )
-    drop_mel: float = field(
-        default=0.0,
-        metadata={
-            "help": "fraction of the mel rows of the patch grid that are hidden from the encoder "
-            "in training; needs model.pool=tokens; 0: none"
-        },
+    balanced: bool = setting(
+        False,
+        help="draw training clips with weights inversely proportional to the frequency of their "
+        "classes",
     )
 
 
@@ -107,6 +46,7 @@ class MaeAstClassificationConfig(AudioTaskConfig):
 class MaeAstClassificationTask(AudioTask):
     """Classification of clips, with one label each or several."""
 
+    config = MaeAstClassificationConfig
     cfg: MaeAstClassificationConfig
 
     def __init__(self, cfg: MaeAstClassificationConfig) -> None:
@@ -117,30 +57,22 @@ class MaeAstClassificationTask(AudioTask):
                 f"{self.folder / LABELS_FILE}: lists a single class; list two or more, or set "
                 "task.multi_label=true"
             )
-        self.augmentation = Augmentation(
-            cfg.mixup,
-            cfg.mixup_alpha,
-            cfg.freq_mask,
-            cfg.time_mask,
-            cfg.shift_samples,
-            cfg.noise_snr_db,
-            cfg.roll_mag,
-        )
+        self.augmentation = take(Augmentation, cfg)
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the model and, if patches are dropped in training, the sampler of visible ones."""
         self._model = super().build_model(cfg, from_checkpoint)
-        encoder = self._model.encoder
         self._drop = None
         if self.cfg.drop_time or self.cfg.drop_mel:
-            with user_errors():
-                self._model.check_drop()
-                self._drop = StructuredDrop(
-                    encoder.patch_shape,
-                    encoder.config.input_frames,
-                    self.cfg.drop_time,
-                    self.cfg.drop_mel,
+            if self._model.head_config.pool == "time_steps":
+                raise ValueError(
+                    "task.drop_time and task.drop_mel drop patches, of which no whole time "
+                    "steps are left; set model.pool=tokens instead of time_steps"
                 )
+            encoder = self._model.encoder
+            self._drop = StructuredDrop(
+                encoder.patch_shape, encoder.config.input_frames, take(DropConfig, self.cfg)
+            )
         return self._model
 
     def input_encoder(self) -> Encoder:
@@ -156,11 +88,9 @@ class MaeAstClassificationTask(AudioTask):
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the criterion, and put the classifier's description into the task's state."""
-        with user_errors():
-            criterion = super().build_criterion(cfg, from_checkpoint)
+        criterion = super().build_criterion(cfg, from_checkpoint)
         spec = ClassifierSpec(
-            self._model.system,
-            self._model.encoder_fields,
+            self._model.encoder.config,
             self._model.head_config,
             self.labels,
             criterion.uses_sigmoid,
@@ -193,9 +123,11 @@ class MaeAstClassificationTask(AudioTask):
             max_bad_fraction=self.cfg.max_bad_fraction,
         )
 
-    def reduce_metrics(self, logging_outputs: Sequence[dict[str, Any]], criterion: Any) -> None:
-        """Log the criterion's values and, in validation, metrics over all clips."""
-        super().reduce_metrics(logging_outputs, criterion)
-        if not criterion.training:
-            ids, scores, targets = criterion.outputs
-            log_scores(ids, scores, targets, self.cfg.multi_label)
+    def valid_step(
+        self, sample: dict[str, Any], model: Any, criterion: Any, **kwargs: Any
+    ) -> tuple[Any, int, dict[str, Any]]:
+        """Run the step, and log the scores of its clips for metrics over all of them."""
+        loss, num_clips, logging_output = super().valid_step(sample, model, criterion, **kwargs)
+        ids, scores, targets = logging_output.pop("scores")
+        log_scores(ids, scores, targets, self.cfg.multi_label)
+        return loss, num_clips, logging_output

@@ -4,7 +4,7 @@
 import dataclasses
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -14,12 +14,11 @@ from omegaconf import II
 from tensorboardX import SummaryWriter
 
 import mae_ast.criterions.mae_ast  # noqa: F401  (fairseq imports no criterions of a user-dir)
-from mae_ast.console import user_errors
 from mae_ast.core.frontend.collate import Clip, Collater
-from mae_ast.core.frontend.masking import MaskIds
 from mae_ast.core.inference.reconstruct import Reconstruction, reconstruct
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.models.encoder import Encoder
+from mae_ast.core.settings import setting
 from mae_ast.data.pretraining_dataset import PretrainingDataset
 from mae_ast.tasks.audio_task import AudioTask, AudioTaskConfig, absolute
 
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FBANK_OPTIONS = ("auto", "workers", "device")
 NUM_PLOTTED_CLIPS = 4
 FLUSH_S = 2  # seconds until a plot is on disk
 
@@ -37,57 +35,39 @@ FLUSH_S = 2  # seconds until a plot is on disk
 class MaeAstPretrainingConfig(AudioTaskConfig):
     """Settings under ``task.*``. Sizes are in samples at 16 kHz."""
 
-    mask_type: str = field(
-        default="random_mask",
-        metadata={
-            "help": "masking strategy: random_mask (random tokens of each clip), "
-            "random_mask_batched (the same tokens for a whole batch), chunk_mask (square blocks "
-            "of patches) or retain_spans (spans of frame tokens, as in wav2vec 2.0)"
-        },
+    mask_type: str = setting(
+        "random_mask",
+        help="masking strategy: random_mask (random tokens of each clip), random_mask_batched (the "
+        "same tokens for a whole batch), chunk_mask (square blocks of patches) or "
+        "retain_spans (spans of frame tokens, as in wav2vec 2.0)",
     )
-    pad_audio: bool = field(
-        default=False,
-        metadata={
-            "help": "zero-pad clips to the longest of their batch; false: crop them to the shortest"
-        },
+    pad_audio: bool = setting(
+        False, help="zero-pad clips to the longest of their batch; false: crop them to the shortest"
     )
-    fbank: str = field(
-        default="auto",
-        metadata={
-            "help": "where log-mel features are computed: 'workers' (the data loader's processes), "
-            "'device' (batches are transferred as int16), or 'auto': the device if it is a GPU, "
-            "else the workers"
-        },
+    roll_mag: bool = setting(
+        False,
+        help="shift training clips circularly by a random offset; scale by a random factor from "
+        "0.5 to 1.5 (Audio-MAE's roll-mag)",
     )
-    roll_mag: bool = field(
-        default=False,
-        metadata={
-            "help": "shift training clips circularly by a random offset; scale by a random factor "
-            "from 0.5 to 1.5 (Audio-MAE's roll-mag)"
-        },
+    probe_interval_updates: int = setting(
+        0,
+        help="log feature metrics (RankMe; with task.probe_data also a linear probe and k-NN) "
+        "every this many updates; 0: never",
+        minimum=0,
     )
-    probe_interval_updates: int = field(
-        default=0,
-        metadata={
-            "help": "log feature metrics (RankMe; with task.probe_data also a linear probe and "
-            "k-NN) every this many updates; 0: never"
-        },
+    probe_data: Optional[str] = setting(  # noqa: UP045
+        None,
+        help="folder with labels.csv, train.tsv, train.lbl, valid.tsv and valid.lbl for the linear "
+        "probe and k-NN; null: log RankMe only",
     )
-    probe_data: Optional[str] = field(  # noqa: UP045
-        default=None,
-        metadata={
-            "help": "folder with labels.csv, train.tsv, train.lbl, valid.tsv and valid.lbl for "
-            "the linear probe and k-NN; null: log RankMe only"
-        },
-    )
-    probe_clips: int = field(
-        default=1000,
-        metadata={
-            "help": "maximum number of clips per manifest for the feature metrics, spread evenly "
-            "over its rows"
-        },
+    probe_clips: int = setting(
+        1000,
+        help="maximum number of clips per manifest for the feature metrics, spread evenly over its "
+        "rows",
     )
     cpu: bool = II("common.cpu")
+    fp16: bool = II("common.fp16")
+    bf16: bool = II("common.bf16")
     valid_subset: str = II("dataset.valid_subset")
     tensorboard_logdir: Optional[str] = II("common.tensorboard_logdir")  # noqa: UP045
 
@@ -96,12 +76,11 @@ class MaeAstPretrainingConfig(AudioTaskConfig):
 class MaeAstPretrainingTask(AudioTask):
     """Masked pretraining of spectrogram transformers."""
 
+    config = MaeAstPretrainingConfig
     cfg: MaeAstPretrainingConfig
 
     def __init__(self, cfg: MaeAstPretrainingConfig) -> None:
         super().__init__(cfg)
-        if cfg.fbank not in FBANK_OPTIONS:
-            raise ValueError(f"task.fbank={cfg.fbank!r}: must be one of {', '.join(FBANK_OPTIONS)}")
         self._model: Any = None
         self._writer: SummaryWriter | None = None
         self._monitor = self._build_monitor(cfg)
@@ -118,12 +97,15 @@ class MaeAstPretrainingTask(AudioTask):
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the criterion, and disable the head of a loss whose weight is 0."""
-        with user_errors():
-            criterion = super().build_criterion(cfg, from_checkpoint)
-            self._model.train_heads(
-                reconstruction=criterion.reconstruction_weight > 0,
-                classification=criterion.classification_weight > 0,
-            )
+        criterion = super().build_criterion(cfg, from_checkpoint)
+        weights = criterion.reconstruction_weight, criterion.classification_weight
+        try:
+            self._model.train_heads(*(weight > 0 for weight in weights))
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; set criterion.classification_weight=0 and "
+                "criterion.reconstruction_weight above 0"
+            ) from error
         return criterion
 
     def make_dataset(self, split: str, manifest: Manifest) -> PretrainingDataset:
@@ -175,11 +157,6 @@ class MaeAstPretrainingTask(AudioTask):
             self._monitor.after_update(model, num_updates)
 
     def _build_monitor(self, cfg: MaeAstPretrainingConfig) -> "PeriodicMonitor | None":
-        if cfg.probe_interval_updates < 0:
-            raise ValueError(
-                f"task.probe_interval_updates={cfg.probe_interval_updates}: must be positive, or "
-                "0 for never"
-            )
         if cfg.probe_interval_updates == 0:
             return None
         from mae_ast.evaluate.feature_monitor import (  # scikit-learn is slow to import
@@ -193,9 +170,12 @@ class MaeAstPretrainingTask(AudioTask):
         return PeriodicMonitor(monitor, cfg.probe_interval_updates, cfg.tensorboard_logdir)
 
     def _fbank_in_workers(self) -> bool:
-        if self.cfg.fbank == "auto":
-            return self.cfg.cpu or not torch.cuda.is_available()
-        return self.cfg.fbank == "workers"
+        """Return whether data workers compute the filterbank, beside a model on the CPU.
+
+        Not in half precision, to which the trainer would cast the log-mel values.
+        """
+        is_on_cpu = self.cfg.cpu or not torch.cuda.is_available()
+        return is_on_cpu and not (self.cfg.fp16 or self.cfg.bf16)
 
 
 @torch.no_grad()
@@ -208,9 +188,8 @@ def _reconstruct_first_clips(model: Any, dataset: PretrainingDataset) -> Reconst
     collate = dataclasses.replace(dataset.collate, pad=False, compute_fbank=False)
     batch = collate(clips)
     device = next(model.parameters()).device
-    mask = MaskIds(batch.mask.visible_ids.to(device), batch.mask.masked_ids.to(device))
     try:
-        return reconstruct(model.eval(), batch.source.to(device), mask)
+        return reconstruct(model.eval(), batch.source.to(device), batch.mask.to(device))
     except ValueError as error:  # training has diverged; the trainer reports it at its next step
         logger.warning("no plot of validation clips: %s", error)
         return None

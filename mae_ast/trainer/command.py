@@ -49,9 +49,10 @@ def find_preset(config: str, kind: str) -> Path:
     if not config:
         raise ValueError(f"--config is missing; give a preset ({known}) or a YAML file")
     is_file = config.endswith(".yaml")
-    preset = Path(config) if is_file else config_dir() / kind / f"{config}.yaml"
-    if preset.is_file():
-        return preset
+    if is_file and Path(config).is_file():
+        return Path(config)
+    if config in preset_names(kind):
+        return config_dir() / kind / f"{config}.yaml"
     wanted, other = "pretraining", "fine-tuning"
     if kind == "finetune":
         wanted, other = other, wanted
@@ -86,12 +87,13 @@ def train_command(
         kind: kind of the preset, "pretrain" or "finetune".
 
     Raises:
-        ValueError: there is no such preset, or ``config`` is empty.
+        ValueError: there is no such preset, ``config`` is empty, or a file is invalid.
     """
     preset = find_preset(config, kind)
     is_multirun = sweep.is_multirun(overrides)
     options, settings = sweep.split_options(overrides)
     settings = [_absolute(override, is_multirun) for override in settings]
+    search_path = _search_path(preset, config_dir() / kind, settings)
     folders = [f"hydra.run.dir={_quoted(out.resolve())}"]
     if is_multirun:
         folders += [
@@ -105,8 +107,20 @@ def train_command(
         f"common.user_dir={_quoted(PACKAGE)}",
         f"task.data={_quoted(data.resolve())}",
         *folders,
+        *search_path,
         *settings,
     ]
+
+
+def _search_path(preset: Path, parts: Path, settings: list[str]) -> list[str]:
+    """Return the override that lets a file of the user's own list the parts of this package."""
+    if preset.resolve().parent == parts.resolve():
+        return []
+    from mae_ast.trainer.presets import SEARCH_PATH, has_search_path, search_path_of
+
+    if search_path_of(settings) or has_search_path(preset):
+        return []
+    return [f"{SEARCH_PATH}[{_quoted(f'file://{parts}')}]"]
 
 
 def run_identity(data: Path, config: str, checkpoint: str | None = None) -> dict[str, str]:

@@ -16,8 +16,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict, read_write
 
 from mae_ast.core.checkpoints.run_files import list_checkpoints
+from mae_ast.core.io.labels import LABELS_FILE
 from mae_ast.core.io.manifest import Manifest
-from mae_ast.tasks.audio_task import AudioTask
+from mae_ast.tasks.audio_task import AudioTask, absolute
+from mae_ast.tasks.mae_ast_classification import MaeAstClassificationTask
 from mae_ast.trainer import console_filter, resume_guard
 from mae_ast.trainer.fairseq_patches.checkpoint_loading import find_start
 
@@ -33,18 +35,18 @@ def apply() -> None:
             check(config)
         finally:
             logging.disable(logging.NOTSET)
+        guard_resume(config)
         if not config.hydra.verbose:
             console_filter.quiet_handlers()
         begin(self, config=config, **kwargs)
-        resume_guard.write_pending()
 
     def on_multirun_start(self: Callbacks, config: Any, **kwargs: Any) -> None:
         console_filter.quiet_handlers()
         with read_write(config.hydra), open_dict(config.hydra):
             if not config.hydra.verbose:
                 console_filter.quiet_job(config.hydra.hydra_logging)
+        guard_resume(config)
         begin_several(self, config=config, **kwargs)
-        resume_guard.write_pending()
 
     Callbacks.on_run_start = on_run_start  # type: ignore[method-assign]
     Callbacks.on_multirun_start = on_multirun_start  # type: ignore[method-assign]
@@ -60,10 +62,7 @@ def check(config: Any) -> None:
         ValueError, FileNotFoundError: names the setting or file and what would be valid.
     """
     HydraConfig.instance().set_config(config)  # knows the original working directory
-    cfg = copy.deepcopy(config)
-    with read_write(cfg), open_dict(cfg):
-        del cfg["hydra"]
-    fairseq_cli.hydra_train.add_defaults(cfg)
+    cfg = _with_defaults(config)
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
     kind = TASK_REGISTRY.get(cfg.task._name)
     if kind is None or not issubclass(kind, AudioTask):
@@ -74,6 +73,41 @@ def check(config: Any) -> None:
         raise ValueError("set dataset.max_tokens or dataset.batch_size, the size of a batch")
     _check_start(cfg.checkpoint, Path(config.hydra.run.dir))
     _check_parts(kind, cfg)
+
+
+def guard_resume(config: Any) -> None:
+    """Refuse to resume a run whose manifests, labels or initial weights are others.
+
+    Raises:
+        SystemExit: with one line that names the file or setting, then and now.
+    """
+    cfg = _with_defaults(config)
+    inputs: dict[str, Any] = {}
+    if not OmegaConf.is_missing(cfg.task, "data"):
+        splits = _splits(cfg)
+        names = [f"{split}.tsv" for split in splits]
+        if TASK_REGISTRY.get(cfg.task._name) is MaeAstClassificationTask:
+            names += [LABELS_FILE, *(f"{split}.lbl" for split in splits)]
+        inputs |= resume_guard.inputs_of(absolute(cfg.task.data), names)
+    inputs[resume_guard.START_KEY] = cfg.checkpoint.finetune_from_model
+    resume_guard.check_or_record(inputs)
+
+
+def _with_defaults(config: Any) -> Any:
+    """Return settings with the defaults of fairseq's dataclasses, and without hydra's own."""
+    cfg = copy.deepcopy(config)
+    with read_write(cfg), open_dict(cfg):
+        del cfg["hydra"]
+    fairseq_cli.hydra_train.add_defaults(cfg)
+    return cfg
+
+
+def _splits(cfg: Any) -> list[str]:
+    """Return the names of the splits that a run reads."""
+    splits: list[str] = cfg.dataset.train_subset.split(",")
+    if not cfg.dataset.disable_validation:
+        splits += cfg.dataset.valid_subset.split(",")
+    return splits
 
 
 def _check_start(checkpoint: Any, folder: Path) -> None:
@@ -97,10 +131,7 @@ def _check_parts(kind: type[AudioTask], cfg: Any) -> None:
     with torch.device("meta") if is_pretraining else nullcontext():
         task.build_model(cfg.model)
     task.build_criterion(cfg.criterion)
-    splits = cfg.dataset.train_subset.split(",")
-    if not cfg.dataset.disable_validation:
-        splits += cfg.dataset.valid_subset.split(",")
-    for split in splits:
+    for split in _splits(cfg):
         if cfg.distributed_training.distributed_world_size > 1:  # rank 0 reads the headers, later
             Manifest.read(task.folder / f"{split}.tsv").check_paths()
         else:

@@ -15,6 +15,8 @@ from fairseq.logging import metrics, progress_bar
 
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.plural import plural
+from mae_ast.core.models.classifier import Classifier
+from mae_ast.core.models.registry import system_name
 from mae_ast.core.nn.precision import has_bfloat16_units
 from mae_ast.trainer.fairseq_patches import early_stopping
 from mae_ast.trainer.schedule import planned_updates
@@ -83,10 +85,9 @@ def describe(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> str:
     if len(clips) < len(dataset):
         too_long = f" of {len(dataset)}, the others longer than dataset.max_tokens"
     updates_per_epoch = math.ceil(len(epoch_itr) / cfg.optimization.update_freq[0])
-    system = getattr(model, "system", None)
-    if system is None:
-        what = f"pretraining {cfg.model._name}"
-    else:
+    what = f"pretraining {cfg.model._name}"
+    if isinstance(model, Classifier):
+        system = system_name(model.encoder.config)
         what = f"fine-tuning {system} for {plural(len(task.labels), 'class', 'classes')}"
     parts = [
         f"{what}, {millions:.3g} M parameters",

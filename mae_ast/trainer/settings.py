@@ -14,8 +14,8 @@ from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from omegaconf import OmegaConf
 
-# Sections whose dataclass depends on ``_name``; hydra only knows the keys that the YAML file lists.
-NAMED_SECTIONS = ("task", "model", "criterion", "optimizer", "lr_scheduler")
+from mae_ast.trainer.presets import NAMED_SECTIONS
+
 _WRONG_TYPE = re.compile(
     r"alue '(.*)' (?:of type '\w+' could not be converted to |is not a valid |for field of type ')"
     r"(Integer|int|Float|float|bool)\b"

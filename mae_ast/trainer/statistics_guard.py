@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mae_ast.core.checkpoints.state_files import read_state
+from mae_ast.core.io.settings_note import assert_same
 
 _KEYS = ("input_stats", "input_mean", "input_std")
 
@@ -25,11 +26,12 @@ def assert_same_statistics(path: str | os.PathLike[str], model: Mapping[str, Any
         ValueError: a setting differs; names the first one.
     """
     saved = (read_state(path).get("cfg") or {}).get("model") or {}
-    for key in _KEYS:
-        if key in saved and key in model and saved[key] != model[key]:
-            before, now = ("null" if value is None else value for value in (saved[key], model[key]))
-            raise ValueError(
-                f"{path}: trained with model.{key}={before}, not {now}, which would have no effect "
-                f"on a resumed run; set model.{key}={before}, or start another run from these "
-                "weights (checkpoint.finetune_from_model, another folder)"
-            )
+    keys = [key for key in _KEYS if key in saved and key in model]
+    assert_same(
+        path,
+        {f"model.{key}": saved[key] for key in keys},
+        {f"model.{key}": model[key] for key in keys},
+        "statistics are loaded with the weights, so that others would have no effect; set them as "
+        "before, or start another run from these weights (checkpoint.finetune_from_model, another "
+        "folder)",
+    )

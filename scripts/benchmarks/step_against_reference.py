@@ -101,7 +101,6 @@ def reference_step(folder: str, dropout: float, precision: str, device: str) -> 
     sys.path.insert(0, folder)
     import torch
     from mae_ast.criterions.mae_ast_criterion import MAE_AST_Criterion
-
     from mae_ast.models.mae_ast import MAE_AST, MAE_AST_Config
 
     config = MAE_AST_Config(

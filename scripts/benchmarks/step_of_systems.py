@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mae_ast.bench.work import pretraining_loss
-from mae_ast.core.frontend.masking import MaskIds, chunk_mask, random_mask
+from mae_ast.core.frontend.masking import chunk_mask, random_mask
 from mae_ast.core.models import registry
 from mae_ast.core.models.audio_mae import AudioMae
 from mae_ast.core.models.config import AstConfig, AudioMaeConfig, MaeAstConfig, SsastConfig
@@ -82,8 +82,7 @@ def masked_loss(model: Any, source: Tensor) -> Tensor:
     grid = model.patch_shape.grid(source.shape[1])
     strategy = random_mask if isinstance(model, AudioMae) else chunk_mask
     mask = strategy(len(source), grid, model.config.random_mask_prob)
-    ids = (x.to(source.device) for x in (mask.visible_ids, mask.masked_ids))
-    return pretraining_loss(model, source, MaskIds(*ids))
+    return pretraining_loss(model, source, mask.to(source.device))
 
 
 def supervised_loss(model: Any, source: Tensor) -> Tensor:

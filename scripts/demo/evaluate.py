@@ -58,7 +58,7 @@ def evaluate(model: PretrainedMaeAst, train: Manifest, valid: Manifest) -> Score
     totals = torch.zeros(5, dtype=torch.float64)
     for batch in batches(valid, model):
         ids = batch.mask
-        out = model(batch.source, None, ids.visible_ids, ids.masked_ids)
+        out = model(batch.source, None, ids)
         patches = model.patches(batch.source, None)
         baseline = _baseline(patches, ids.visible_ids, bin_means, model)
         hidden = ids.masked_ids.unsqueeze(2).expand(-1, -1, patches.shape[2])

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from mae_ast.trainer import presets
 
 FOLDER = Path(__file__).parents[2] / "config"
 
 
+@cache
 def read_preset(name: str) -> dict[str, Any]:
     """Return a preset's sections; ``name`` is its path without suffix, ``pretrain/mae_ast``."""
-    preset: Any = OmegaConf.to_container(OmegaConf.load(FOLDER / f"{name}.yaml"), resolve=False)
-    return dict(preset)
+    return presets.read_preset(FOLDER / f"{name}.yaml")
 
 
 def preset_names() -> list[str]:

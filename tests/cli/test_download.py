@@ -1,7 +1,9 @@
 """``mae-ast download`` and ``mae-ast models``."""
 
 import hashlib
+import os
 import re
+from pathlib import Path
 
 import pytest
 import typer
@@ -61,6 +63,19 @@ def test_a_url_is_downloaded_into_a_given_folder(server, tmp_path):
     assert done.exit_code == 0
     path = next((tmp_path / "to").glob("model-*.pt"))
     assert done.output == f"{path}\n"
+    assert path.read_bytes() == DATA
+
+
+def test_a_cached_file_is_verified_on_request(server, cache):
+    url = server.url("/m.pt", gives(DATA))
+    path = Path(run("download", url).output.strip())
+    os.utime(path, (0, 0))
+    run("download", url)  # hashes it, and records its time
+    path.write_bytes(DATA[:-1] + b"?")
+    os.utime(path, (0, 0))
+    assert run("download", url).output == f"{path}\n"
+    assert path.read_bytes() != DATA
+    assert run("download", url, "--verify").output == f"{path}\n"
     assert path.read_bytes() == DATA
 
 

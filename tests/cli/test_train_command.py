@@ -155,7 +155,7 @@ def started(mae_ast_command, monkeypatch, tmp_path):
     """Return a function that runs a command and returns its error; a training saves at once."""
 
     def save(program, command):
-        resume_guard.write_pending()  # as the process does that trains, once it can start
+        resume_guard.check_or_record({})  # as the process does that trains, once it can start
         last = tmp_path / "run" / "checkpoints" / "checkpoint_last.pt"
         last.parent.mkdir(parents=True, exist_ok=True)
         last.touch()

@@ -65,7 +65,7 @@ model = MaeAst(config)
 optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
 losses = []
 for _ in range(5):
-    p = model(batch.source, batch.lengths, batch.mask.visible_ids, batch.mask.masked_ids)
+    p = model(batch.source, batch.lengths, batch.mask)
     loss = 10 * reconstruction_loss(p.reconstruction, p.target)
     loss = (loss + info_nce_loss(p.classification, p.target).loss) / batch.num_masked
     optimizer.zero_grad()

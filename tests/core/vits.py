@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -11,7 +12,8 @@ from torch.testing import assert_close
 
 from mae_ast.core.frontend.fbank import num_frames
 from mae_ast.core.frontend.masking import pad_mask_ids, random_mask
-from mae_ast.core.models.encoder import Prediction
+from mae_ast.core.models.encoder import Encoder, Prediction
+from mae_ast.finetune.initialize import read_encoder
 from tests.sounds import pcm16, speech_like
 
 M = TypeVar("M", bound=nn.Module)
@@ -29,6 +31,14 @@ FRAME_TOKENS = {
     "ast_kernel_size_time": 2,
     "ast_kernel_stride_time": 2,
 }
+
+
+def encoder_of(source: str | Path) -> Encoder:
+    """Return the encoder that fine-tuning starts from, given a source of ``mae_ast.load``."""
+    config, weights = read_encoder(str(source))
+    model = Encoder(config)
+    model.load_state_dict({**model.state_dict(), **weights})
+    return model.eval()
 
 
 def with_random_weights(model: M) -> M:
@@ -62,10 +72,7 @@ class Clips:
         self.num_masked = sum(mask.masked_ids.shape[1] for mask in self.masks)
 
     def predict(self, model: Any) -> Prediction:
-        mask = self.mask
-        out: Prediction = model(
-            self.source, self.lengths, mask.visible_ids, mask.masked_ids, mask.padded
-        )
+        out: Prediction = model(self.source, self.lengths, self.mask)
         return out
 
 
@@ -76,7 +83,7 @@ def assert_padding_changes_nothing(model: Any, clips: Clips, predicted: Iterable
     pooled = model.pooled(clips.source, clips.lengths)
     for row, (wave, mask) in enumerate(zip(clips.waves, clips.masks, strict=True)):
         source = wave.unsqueeze(0)
-        alone = model(source, None, mask.visible_ids, mask.masked_ids)
+        alone = model(source, None, mask)
         count = mask.masked_ids.shape[1]
         assert together.valid is not None
         assert together.valid[row].sum() == count

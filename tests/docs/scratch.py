@@ -157,10 +157,8 @@ def _save_run(folder: Path, model: MaeAst) -> None:
 def _save_classifier(folder: Path, mids: Sequence[str] = LABELS.mids) -> None:
     """Save a checkpoint as fine-tuning does, without the optimizer."""
     head = HeadConfig(len(mids), pool="tokens")
-    model = Classifier(encoder_only(MaeAst(CONFIG)), CONFIG.encoder_embed_dim, head)
-    spec = ClassifierSpec(
-        "mae_ast", dataclasses.asdict(CONFIG), head, LABELS, False, False, 2 * RATE
-    )
+    model = Classifier(encoder_only(MaeAst(CONFIG)), head)
+    spec = ClassifierSpec(CONFIG, head, LABELS, False, False, 2 * RATE)
     path = folder / "checkpoints" / "checkpoint_last.pt"
     state = {"task_state": {"mae_ast_classification": spec.to_dict()}, "cfg": {}}
     _save(path, {**state, "model": model.state_dict()})

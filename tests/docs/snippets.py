@@ -172,6 +172,8 @@ def check_settings(kind: str, arguments: list[str]) -> None:
     """
     named = arguments.index("--config") + 1 if "--config" in arguments else None
     preset = arguments[named] if named is not None else "mae_ast"
+    if preset.endswith(".yaml"):  # the reader's own file, with the keys of a preset
+        preset = "mae_ast" if kind == "pretrain" else "esc50"
     is_sweep = "--multirun" in arguments
     overrides = [word for word in arguments if _OVERRIDE.match(word)]
     for override in overrides:

@@ -65,7 +65,7 @@ def test_shapes_are_those_of_the_model(system):
         strategy = mask_strategy(preset["task"]["mask_type"], config.mask_length)
         mask = strategy(1, config.patch_shape.grid(frames), config.random_mask_prob)
         with torch.no_grad():
-            prediction = model(source, None, mask.visible_ids, mask.masked_ids)
+            prediction = model(source, None, mask)
         seen.extend((tuple(prediction.reconstruction.shape), tuple(prediction.target.shape)))
     assert set(seen) <= set(drawn), (seen, drawn)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from mae_ast.core.io.atomic import file_lock
 from mae_ast.core.io.manifest import Manifest, ManifestError, write_manifest
 from mae_ast.evaluate import extract as extraction
-from mae_ast.evaluate.extract import What, extract, parse_shard
+from mae_ast.evaluate.extract import Extraction, extract, parse_shard
 from mae_ast.hub.load import PretrainedMaeAst
 from tests.sounds import speech_like
 
@@ -23,7 +24,8 @@ BAD, SHORT = 4, 3  # rows of a clip without audio and of one shorter than a patc
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch):
-    monkeypatch.setattr(extraction, "BATCH_SAMPLES", 40_000)
+    few = partial(extraction.for_each_batch, batch_samples=40_000)
+    monkeypatch.setattr(extraction, "for_each_batch", few)
 
 
 @pytest.fixture
@@ -44,13 +46,13 @@ def model(small_config) -> PretrainedMaeAst:
     return PretrainedMaeAst(small_config((16, 32)), "random_mask").eval()
 
 
-def what(**fields) -> What:
+def wanted(**fields) -> Extraction:
     values = {"layer": 2, "pool": False, "tokens": False, "shard": 0, "shards": 1}
-    return What(**(values | fields))
+    return Extraction(**(values | fields))
 
 
 def run(model, manifest, out, **fields):
-    return extract(model, manifest, out, what(**fields))
+    return extract(model, manifest, out, wanted(**fields))
 
 
 def stored(path: Path) -> list[np.ndarray]:
@@ -161,7 +163,7 @@ def test_resumes_an_interrupted_extraction(model, manifest, tmp_path, after, tru
 
 def test_rejects_a_folder_with_another_extraction(model, manifest, tmp_path):
     run(model, manifest, tmp_path / "out")
-    with pytest.raises(ValueError, match=r"another extraction \(it differs in layer\); remove"):
+    with pytest.raises(ValueError, match=r"out: was started with layer 2, not 1; remove valid_0"):
         run(model, manifest, tmp_path / "out", layer=1)
     description = json.loads((tmp_path / "out" / "valid_0_1.json").read_text())
     assert description["layer"] == 2
@@ -182,7 +184,7 @@ def test_rejects_a_folder_with_features_of_another_model(model, manifest, tmp_pa
     run(model, manifest, tmp_path / "out")
     with torch.no_grad():
         model.encoder.layers[0].fc1.bias[0] += 1
-    with pytest.raises(ValueError, match=r"differs in weights"):
+    with pytest.raises(ValueError, match=r"started with weights '\w{16}', not '\w{16}'"):
         run(model, manifest, tmp_path / "out")
 
 
@@ -190,21 +192,23 @@ def test_rejects_a_changed_manifest(model, manifest, tmp_path):
     run(model, manifest, tmp_path / "out")
     rows = [(f"{n}.wav", round(16_000 * s), 16_000) for n, s in enumerate(SECONDS)]
     write_manifest(manifest.path, ".", rows[::-1])
-    with pytest.raises(ValueError, match="differs in content"):
+    with pytest.raises(ValueError, match=r"started with content '\w{16}', not"):
         run(model, Manifest.read(manifest.path), tmp_path / "out")
 
 
 def test_features_without_a_description_are_not_overwritten(model, manifest, tmp_path):
     (tmp_path / "valid_0_1.npy").write_bytes(b"features")
     with pytest.raises(ValueError, match=r"valid_0_1\.npy: exists, but valid_0_1\.json"):
-        extract(model, manifest, tmp_path, What(1, False, False, 0, 1))
+        extract(model, manifest, tmp_path, Extraction(1, False, False, 0, 1))
     assert (tmp_path / "valid_0_1.npy").read_bytes() == b"features"
 
 
 def test_rejects_a_damaged_description(model, manifest, tmp_path):
     run(model, manifest, tmp_path / "out")
     (tmp_path / "out" / "valid_0_1.json").write_text("")
-    with pytest.raises(ValueError, match=r"valid_0_1\.json: is damaged; remove it"):
+    with pytest.raises(
+        ValueError, match=r"valid_0_1\.json: is damaged \(Expecting value.*\); remove valid_0_1"
+    ):
         run(model, manifest, tmp_path / "out")
 
 

@@ -219,7 +219,8 @@ def test_non_finite_features_are_logged_as_a_warning(caplog, folder: Path, model
     monitor = PeriodicMonitor(FeatureMonitor.read(folder / "valid.tsv", folder, 100), 1, None)
     monitor.after_update(model, 1)
     assert [r.getMessage() for r in caplog.records] == [
-        "no feature metrics after update 1: the features are not finite (NaN or infinity)"
+        "no feature metrics after update 1: the model's features are not finite; its training has "
+        "diverged"
     ]
 
 

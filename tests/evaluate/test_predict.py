@@ -15,7 +15,7 @@ import torch
 from mae_ast.core.io.labels import Labels, write_clip_labels
 from mae_ast.core.io.manifest import Manifest, write_manifest
 from mae_ast.core.models.config import AstConfig
-from mae_ast.evaluate import predict
+from mae_ast.evaluate import read_clips
 from mae_ast.evaluate.predict import score_manifest, score_recording
 from mae_ast.finetune.checkpoint import FineTuned, load_finetuned
 from mae_ast.hub.load import PretrainedAst
@@ -99,7 +99,7 @@ def test_lengths_are_computed_once(monkeypatch, tmp_path):
     lengths, asked = manifest.num_samples, []
     monkeypatch.setattr(Manifest, "num_samples", property(lambda self: asked.append(1) or lengths))
     monkeypatch.setattr(
-        predict, "read_or_skip", lambda manifest, row, min_samples: torch.tensor([row])
+        read_clips, "read_or_skip", lambda manifest, row, *options: torch.tensor([row])
     )
 
     def row_numbers(source: torch.Tensor, lengths: Any) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -12,16 +13,10 @@ import torch
 
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.manifest import Manifest, write_manifest
+from mae_ast.evaluate import embeddings
 from mae_ast.evaluate import probe as probing
-from mae_ast.evaluate.probe import (
-    ProbeData,
-    embed,
-    mean_log_mel,
-    probe,
-    rank_me,
-    score,
-    with_random_weights,
-)
+from mae_ast.evaluate.embeddings import embed, mean_log_mel, mean_of_layers
+from mae_ast.evaluate.probe import ProbeData, probe, rank_me, score, with_random_weights
 from mae_ast.hub.load import PretrainedMaeAst
 
 CLASSES = 4
@@ -70,10 +65,13 @@ def test_scores_the_model_and_two_baselines(model, pitches):
     assert scores["pretrained"].layer in (1, 2)
 
 
-def test_embeddings_are_means_over_time(model, pitches, tmp_path, monkeypatch):
-    monkeypatch.setattr(probing, "BATCH_CLIPS", 7)
+@pytest.mark.parametrize("file", [None, "a.npy"])
+def test_embeddings_are_means_over_time(model, pitches, tmp_path, monkeypatch, file):
     manifest = pitches[1].manifest
-    found, used = embed(model, manifest, [2, 1], tmp_path / "a.npy")
+    few = partial(embeddings.for_each_batch, batch_samples=7 * 8_000)
+    monkeypatch.setattr(embeddings, "for_each_batch", few)
+    path = None if file is None else tmp_path / file
+    found, used = embed(manifest, mean_of_layers(model, [2, 1]), 400, path)
     assert used == list(range(len(manifest)))
     assert found.shape == (24, 2, 8 * 32)
     alone = model.extract_features(manifest.audio_path(9))
@@ -82,8 +80,9 @@ def test_embeddings_are_means_over_time(model, pitches, tmp_path, monkeypatch):
 
 
 def test_mean_log_mel_separates_pitches(pitches):
-    means = mean_log_mel(pitches[0].manifest)
-    peaks = means.argmax(1)
+    manifest = pitches[0].manifest
+    means, _ = embed(manifest, mean_log_mel, 400)
+    peaks = means[:, 0].argmax(1)
     by_class = [peaks[pitches[0].targets == c] for c in range(CLASSES)]
     assert all(one.max() < other.min() for one, other in pairwise(by_class))
 

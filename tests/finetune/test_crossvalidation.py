@@ -60,13 +60,15 @@ def test_settings_that_must_differ_between_folds_are_refused(key: str) -> None:
 @pytest.mark.parametrize("count", [2, 5])
 def test_mean_and_std_are_computed_from_the_rounded_scores(tmp_path: Path, count: int) -> None:
     values = np.random.default_rng(count).uniform(size=count).round(folds.DIGITS)
-    scores = [FoldScore(f"fold{n + 1}", 400, float(value)) for n, value in enumerate(values)]
-    printed = [line.split() for line in folds.table(scores, "accuracy").splitlines()]
+    scores = [
+        FoldScore(f"fold{n + 1}", 400, "accuracy", float(value)) for n, value in enumerate(values)
+    ]
+    printed = [line.split() for line in folds.table(scores).splitlines()]
     shown = np.array([float(row[2]) for row in printed[1 : 1 + count]])
     assert shown.tolist() == values.tolist()
     mean, std = f"{np.mean(shown):.4f}", f"{np.std(shown, ddof=1):.4f}"
     assert printed[1 + count :] == [["mean", mean], ["std", std]]
-    folds.write_scores(tmp_path / "folds.csv", scores, "accuracy")
+    folds.write_scores(tmp_path / "folds.csv", scores)
     with (tmp_path / "folds.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
     assert header == ["fold", "clips", "accuracy"]
@@ -131,6 +133,31 @@ def test_folds_trained_with_other_settings_are_refused(tmp_path: Path) -> None:
         pytest.raises(ValueError, match=r"with overrides \['a=2'\], not \['a=1'\]; give another"),
         working_in(tmp_path, {"config": "esc50", "overrides": ["a=1"]}),
     ):
+        pass
+
+
+def test_folds_with_other_clips_are_refused(tmp_path: Path) -> None:
+    """Notes of earlier versions do not record the clips."""
+    folder, out = tmp_path / "fold1", tmp_path / "out"
+    folder.mkdir()
+    (folder / "train.tsv").write_text("/root\na.wav\t9\n")
+    before = folds.inputs_of([folder])
+    assert list(before) == ["fold1/train.tsv"]
+    (folder / "train.tsv").write_text("/moved\na.wav\t9\n")
+    assert folds.inputs_of([folder]) == before
+    (folder / "train.tsv").write_text("/root\na.wav\t8\n")
+    after = folds.inputs_of([folder])
+    (out / "fold1" / "checkpoints").mkdir(parents=True)
+    (out / "fold1" / "checkpoints" / "checkpoint_last.pt").touch()
+    with working_in(out, {"config": "esc50"}, before):
+        pass
+    with (
+        pytest.raises(ValueError, match=r"with fold1/train\.tsv '1 line, sha256 \w{16}', not '1"),
+        working_in(out, {"config": "esc50"}, after),
+    ):
+        pass
+    (out / "settings.json").write_text('{"config": "esc50"}')
+    with working_in(out, {"config": "esc50"}, after):
         pass
 
 

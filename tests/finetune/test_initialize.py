@@ -7,49 +7,54 @@ from typing import Any
 import pytest
 import torch
 
-from mae_ast.core.models.ast import Ast
-from mae_ast.core.models.audio_mae import AudioMae
 from mae_ast.core.models.classifier import Classifier, HeadConfig
-from mae_ast.core.models.config import AstConfig, AudioMaeConfig, SsastConfig
-from mae_ast.core.models.encoder import encoder_only, set_dropout
-from mae_ast.core.models.mae_ast import MaeAst
-from mae_ast.core.models.ssast import Ssast
-from mae_ast.finetune.initialize import finetuning_view
-from tests.core.vits import SMALL
+from mae_ast.core.models.config import EncoderConfig
+from mae_ast.core.models.encoder import Encoder
+from mae_ast.core.models.registry import SYSTEMS
+from mae_ast.finetune.initialize import finetuning_config, for_training
+from mae_ast.models.classifier import MaeAstClassifierConfig
 from tests.sounds import speech_like
 
+SIZES = {
+    "encoder_layers": 2,
+    "encoder_embed_dim": 48,
+    "encoder_ffn_embed_dim": 40,
+    "encoder_attention_heads": 4,
+    "decoder_layers": 1,
+    "decoder_embed_dim": 32,
+    "decoder_attention_heads": 4,
+    "position_frames": 128,
+}
 # Pretraining settings with a visible effect.
 DROPOUTS = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.5)
-PRETRAINING = DROPOUTS | {"encoder_layerdrop": 0.5, "input_mean": -6.0, "input_std": 3.0}
-OF_VIT = SMALL | {"encoder_embed_dim": 48, "encoder_attention_heads": 4} | PRETRAINING
-OF_AUDIO_MAE = {name: value for name, value in OF_VIT.items() if name != "position_frames"}
-SYSTEMS = {
-    "ssast": lambda: Ssast(SsastConfig(**OF_VIT)),
-    "ast": lambda: Ast(AstConfig(**OF_VIT)),
-    "audio_mae": lambda: AudioMae(
-        AudioMaeConfig(**OF_AUDIO_MAE, decoder_layers=1, decoder_attention="global")
-    ),
-    "ssast view": lambda: finetuning_view(encoder_only(Ssast(SsastConfig(**OF_VIT))), True, 200),
+PRETRAINING = DROPOUTS | {"encoder_layerdrop": 0.5, "dropout_input": 0.5, "input_stats": "batch"}
+VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
+    "as pretrained": ({}, False),
+    "pre-norm": ({"layer_norm_first": True}, False),
+    "overlapping": ({}, True),
 }
 
 
-@pytest.mark.parametrize("system", ["mae_ast", "mae_ast pre-norm", *SYSTEMS])
-def test_training_is_deterministic_without_dropout(small_config: Any, system: str) -> None:
-    if system in SYSTEMS:
-        encoder: Any = SYSTEMS[system]()
-    else:
-        norm_first = "pre-norm" in system
-        config = small_config(dropout_input=0.5, layer_norm_first=norm_first, **PRETRAINING)
-        encoder = MaeAst(config)
-    encoder = encoder_only(encoder)
-    set_dropout(encoder, 0.0, 0.0, 0.0, 0.0)
-    width = encoder.config.encoder_embed_dim
-    model = Classifier(encoder, width, HeadConfig(5, pool="tokens")).train()
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_training_is_deterministic_without_dropout(system: str, variant: str) -> None:
+    fields, overlap = VARIANTS[variant]
+    pretrained = SYSTEMS[system].config.from_mapping(SIZES | PRETRAINING | fields)
+    config = finetuning_config(pretrained, overlap)
     source = torch.stack([speech_like(16_000), speech_like(16_000, 1)])
-    statistics = encoder.batch_norm.running_mean.clone()
+
+    def classifier(**settings: float) -> Classifier:
+        cfg = MaeAstClassifierConfig(input_mean=-6.0, input_std=3.0, **settings)
+        final: EncoderConfig = for_training(config, cfg)
+        assert final.input_stats == "fixed"
+        torch.manual_seed(0)
+        return Classifier(Encoder(final), HeadConfig(5, pool="tokens")).train()
+
+    model = classifier()
+    statistics = model.encoder.batch_norm.running_mean.clone()
+    assert statistics == -6
     one, other = model(source), model(source)
     assert torch.equal(one, other)
     torch.testing.assert_close(one, model.eval()(source), rtol=0, atol=1e-6)
-    assert torch.equal(encoder.batch_norm.running_mean, statistics)
-    set_dropout(encoder, 0.1, 0.0, 0.0, 0.0)
-    assert not torch.equal(model.train()(source), one)
+    assert torch.equal(model.encoder.batch_norm.running_mean, statistics)
+    assert not torch.equal(classifier(dropout=0.1)(source), one)

@@ -7,6 +7,7 @@
     record      file for one JSON object per update (``update``, ``loss``, ``gnorm``, ``masked``)
                 and per validation (``valid``)
     stop_at     optional: a SIGTERM arrives during this update
+    head        optional: initial weights of the classification head, as lists
 
 fairseq prints gradient norms with three decimals, so methods of its trainer are wrapped. PyTorch
 and fairseq are imported once; each job runs in a fork, because fairseq keeps global state.
@@ -45,10 +46,29 @@ def trunc_normal(
         return tensor.mul_(std * math.sqrt(2)).add_(mean).clamp_(a, b)
 
 
+def draw_before_loading() -> None:
+    """Draw random weights before each model is loaded, as earlier versions of this package did.
+
+    Later versions draw none, and thus take other values for all that is drawn afterwards, such as
+    the weights of a new head.
+    """
+    import mae_ast.hub.load as hub
+
+    build_with_weights = hub.build_with_weights
+
+    def draw_and_build(build: Any, *args: Any) -> Any:
+        build()
+        return build_with_weights(build, *args)
+
+    hub.build_with_weights = draw_and_build
+
+
 def find(batch: Any, name: str) -> Any:
     """Find an entry or attribute of that name anywhere in nested batches."""
     if isinstance(batch, dict):
         children = batch
+    elif hasattr(batch, "_asdict"):
+        children = batch._asdict()
     elif isinstance(batch, (list, tuple)):
         children = dict(enumerate(batch))
     else:
@@ -96,6 +116,22 @@ def record(path: str, stop_at: int | None) -> None:
     fairseq_cli.train.get_valid_stats = stats_and_record
 
 
+def fix_head(weights: dict[str, list[Any]]) -> None:
+    """Start each classifier from these weights of its head.
+
+    A head that is drawn depends on all that was drawn before it, such as an encoder's weights.
+    """
+    from mae_ast.core.models.classifier import Classifier
+
+    init = Classifier.__init__
+
+    def init_and_fix(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.head.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
+
+    Classifier.__init__ = init_and_fix  # type: ignore[method-assign]
+
+
 def launch(program: str, command: list[str]) -> NoReturn:
     """Run ``python -m MODULE ...`` here instead of in a new interpreter, which records nothing."""
     _, _, module, *arguments = command[command.index("-m") - 1 :]
@@ -113,7 +149,10 @@ def run(job: dict[str, Any]) -> NoReturn:
     try:
         from mae_ast.cli.main import main
 
+        draw_before_loading()
         record(job["record"], job.get("stop_at"))
+        if job["head"] is not None:
+            fix_head(job["head"])
         os.execv = launch  # type: ignore[assignment]
         sys.argv = ["mae-ast", *job["arguments"]]
         main()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
+HEADS = json.loads(Path(__file__).with_name("heads.json").read_text())
 PRETRAINING_UPDATES, FINETUNING_UPDATES = 20, 10
 PRETRAINING_STOP, FINETUNING_STOP = 9, 5  # within an epoch of 6 and of 3 updates
 
@@ -106,6 +107,7 @@ def run(root: Path, jobs: dict[str, list[str]], **stop_at: int) -> dict[str, Any
             "log": str(logs / f"{name}.log"),
             "record": str(logs / f"{name}.json"),
             "stop_at": stop_at.get(name),
+            "head": HEADS.get(name.removeprefix("finetune_")) if "finetune_" in name else None,
         }
         for name, arguments in jobs.items()
     ]

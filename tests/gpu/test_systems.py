@@ -25,7 +25,7 @@ from mae_ast.core.models.config import (
     SsastConfig,
     VitConfig,
 )
-from mae_ast.core.models.encoder import Vit, encoder_only
+from mae_ast.core.models.encoder import Encoder, encoder_only
 from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.ssast import Ssast
@@ -75,7 +75,7 @@ def _network(network: type, config: type, **fields: Any) -> Build:
 
 def _classifier() -> nn.Module:
     model = _network(MaeAst, MaeAstConfig, **MAE_AST)()
-    return Classifier(encoder_only(model), 192, HeadConfig(NUM_CLASSES))
+    return Classifier(encoder_only(model), HeadConfig(NUM_CLASSES))
 
 
 SYSTEMS: dict[str, Build] = {
@@ -86,7 +86,7 @@ SYSTEMS: dict[str, Build] = {
     "audio_mae local": _network(AudioMae, AudioMaeConfig, **AUDIO_MAE),
     "audio_mae global": _network(AudioMae, AudioMaeConfig, **AUDIO_MAE, decoder_attention="global"),
     "ast": _network(Ast, AstConfig, num_classes=NUM_CLASSES),
-    "vit": _network(Vit, VitConfig),
+    "vit": _network(Encoder, VitConfig),
     "classifier": _classifier,
 }
 ALL_SYSTEMS = pytest.mark.parametrize("name", SYSTEMS)
@@ -108,8 +108,7 @@ class Batch:
 
     def to(self, device: str) -> Batch:
         lengths = None if self.lengths is None else self.lengths.to(device)
-        ids = (x.to(device) for x in (self.mask.visible_ids, self.mask.masked_ids))
-        return Batch(self.source.to(device), lengths, MaskIds(*ids, self.mask.padded))
+        return Batch(self.source.to(device), lengths, self.mask.to(device))
 
 
 def batch_for(model: Any, lengths: tuple[int, ...]) -> Batch:
@@ -128,12 +127,12 @@ def loss_of(model: nn.Module, batch: Batch) -> Tensor:
     """Return the training loss, or a substitute that depends on all outputs."""
     if isinstance(model, (MaeAst, Ssast, AudioMae)):
         mask = batch.mask
-        out = model(batch.source, batch.lengths, mask.visible_ids, mask.masked_ids, mask.padded)
+        out = model(batch.source, batch.lengths, mask)
         loss = 10 * reconstruction_loss(out.reconstruction, out.target, out.valid)
         if out.classification is not None:
             loss = loss + info_nce_loss(out.classification, out.target, out.valid).loss
         return loss / 1000
-    if isinstance(model, Vit) and not isinstance(model, Ast):
+    if type(model) is Encoder:
         return model.pooled(batch.source, batch.lengths).float().square().sum()
     labels = torch.arange(len(batch.source), device=batch.source.device)
     logits = model(batch.source, batch.lengths).float()

@@ -50,7 +50,6 @@ def test_losses_match_the_cpu(corpus: Path, start: Start) -> None:  # noqa: F811
         "bf16": ((*exact, "common.bf16=true"), 4e-2),
         "amp": ((*exact, "common.amp=true"), 2e-2),
         "compiled": ((*auto, "model.compile=true"), 2e-2),
-        "fbank in workers": ((*exact, "task.fbank=workers", "dataset.num_workers=2"), 1e-3),
     }
     on_cpu = start(corpus, *exact, out="cpu")
     padded_on_cpu = start(corpus, *exact, "task.pad_audio=true", out="padded_cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,13 @@ import torch
 import mae_ast
 from mae_ast.core.checkpoints.audio_mae_release import write_audio_mae
 from mae_ast.core.checkpoints.timm import to_timm
-from mae_ast.core.models.audio_mae import AudioMae
 from mae_ast.core.models.config import AudioMaeConfig, VitConfig
-from mae_ast.core.models.encoder import Vit, encoder_only
+from mae_ast.core.models.encoder import Encoder, encoder_only
 from mae_ast.evaluate.probe import with_random_weights as untrained
 from mae_ast.finetune import initialize
-from mae_ast.finetune.checkpoint import encoder_of
-from mae_ast.finetune.initialize import start_from
+from mae_ast.finetune.initialize import finetuning_config, fitted
 from mae_ast.hub.load import PretrainedAudioMae
-from tests.core.vits import with_random_weights
+from tests.core.vits import encoder_of, with_random_weights
 from tests.sounds import speech_like
 
 # D / 64 heads, as assumed for the published layout, which does not store their number.
@@ -160,18 +159,16 @@ def test_features_of_any_length(input_frames, tmp_path):
 def test_encoder_for_further_training(tmp_path):
     path = tmp_path / "audio_mae.pth"
     model = published(path)
-    encoder = encoder_of(str(path))
+    encoder = encoder_of(path)
     assert not any("decoder" in name for name in encoder.state_dict())
     wave = speech_like(12_000).unsqueeze(0)
     expected = model.hidden_states(wave)
     for ours, theirs in zip(encoder.hidden_states(wave), expected, strict=True):
         assert torch.equal(ours, theirs)
-    fresh = encoder_of(str(path), random_weights=True)
-    assert not torch.equal(fresh.prefix_tokens, encoder.prefix_tokens)
 
-    shorter = initialize.finetuning_view(encoder_of(str(path)), overlap=False, frames=128)
-    assert isinstance(shorter, AudioMae)
-    assert shorter.config.input_frames == 128
+    shorter = Encoder(finetuning_config(encoder.config, frames=128)).eval()
+    shorter.load_state_dict(encoder.state_dict())
+    assert shorter.config == dataclasses.replace(encoder.config, input_frames=128)
     assert shorter.hidden_states(wave)[0].shape == (1, 64, 24)
     alone = audio_mae(**(PUBLISHED | {"input_frames": 128}))
     for ours, theirs in zip(shorter.hidden_states(wave), alone.hidden_states(wave), strict=True):
@@ -185,8 +182,8 @@ def test_learned_positions_are_initialised_from_the_fixed_ones():
         prefix_tokens=1,
         position_frames=1024,
     )
-    model = Vit(config).eval()
-    start_from(model, pretrained)
+    model = Encoder(config).eval()
+    model.load_state_dict(fitted(pretrained.state_dict(), pretrained.config, config))
     wave = speech_like(1024 * 160 + 240).unsqueeze(0)
     for ours, theirs in zip(model.hidden_states(wave), pretrained.hidden_states(wave), strict=True):
         assert torch.equal(ours, theirs)
@@ -229,6 +226,6 @@ def test_invalid_encoder_weights_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"model\.encoder_weights=nothing\.pth: .*timm:"):
         initialize.start_encoder(model, "nothing.pth")
     config = VitConfig(encoder_layers=3, encoder_embed_dim=24, encoder_attention_heads=1)
-    torch.save(to_timm(config, Vit(config).state_dict()), tmp_path / "a.pth")
+    torch.save(to_timm(config, Encoder(config).state_dict()), tmp_path / "a.pth")
     with pytest.raises(ValueError, match=r"encoder_weights=.*a\.pth: encoder_layers=2 differs"):
         initialize.start_encoder(model, str(tmp_path / "a.pth"))

@@ -15,6 +15,7 @@ import threading
 import time
 from pathlib import Path
 
+import pooch
 import pytest
 
 from mae_ast.hub import http
@@ -71,7 +72,7 @@ def error_of(*arguments):
 
 def assert_complete(folder, data=DATA):
     """Assert that the folder contains the file and its checksum, and nothing else."""
-    assert files(folder) == [NAME, f"{NAME}.sha256"]
+    assert files(folder) == [NAME, f"{NAME}.sha256", f"{NAME}.verified"]
     assert (folder / NAME).read_bytes() == data
     assert (folder / f"{NAME}.sha256").read_text() == f"{sha256(data)}  {NAME}\n"
 
@@ -364,7 +365,7 @@ def test_damaged_file_is_downloaded_again_and_verified(server, folder):
         f"{NAME}: not downloaded: {url}: wrong checksum: expected sha256 {sha256(DATA)}, "
         f"got {sha256(OTHER)}; delete {record} to accept the new file"
     )
-    assert files(folder) == [f"{NAME}.sha256"]  # the damaged file must not be accepted instead
+    assert NAME not in files(folder)  # the damaged file must not be accepted instead
 
     record.unlink()
     download([url], NAME, None, folder)
@@ -393,6 +394,81 @@ def test_file_copied_by_hand_is_accepted_and_recorded(folder):
     (folder / NAME).write_bytes(DATA)
     download([f"http://127.0.0.1:{free_port()}/"], NAME, None, folder)
     assert_complete(folder)
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """Record the names of the files that are hashed."""
+    names, file_hash = [], pooch.file_hash
+
+    def hash_and_record(path):
+        names.append(Path(path).name)
+        return file_hash(path)
+
+    monkeypatch.setattr(pooch, "file_hash", hash_and_record)
+    return names
+
+
+def cached(folder, data=DATA, age=10.0):
+    """Copy a file into the cache that was modified ``age`` seconds ago."""
+    folder.mkdir(exist_ok=True)
+    (folder / NAME).write_bytes(data)
+    then = time.time() - age
+    os.utime(folder / NAME, (then, then))
+
+
+def test_unchanged_file_is_hashed_once(folder, hashed):
+    cached(folder)
+    for given in (None, None, sha256(DATA)):
+        download(["http://127.0.0.1/"], NAME, given, folder)
+    assert hashed == [NAME]
+    download(["http://127.0.0.1/"], NAME, None, folder, verify=True)
+    assert hashed == [NAME] * 2
+
+
+def test_downloaded_file_is_hashed_once(server, folder, hashed, monkeypatch):
+    monkeypatch.setattr("mae_ast.hub.download.CLOCK_TICK_NS", 0)
+    url = server.url("/file", gives(DATA))
+    for _ in range(3):
+        download([url], NAME, None, folder)
+    assert hashed == [f"{NAME}.part"]
+
+
+@pytest.mark.parametrize("change", ["size", "time", "note", "neither"])
+def test_changed_file_is_hashed_again(server, folder, hashed, change):
+    cached(folder)
+    url = server.url("/file", gives(DATA))
+    download([url], NAME, None, folder)
+    if change == "size":
+        cached(folder, DATA[:-1])
+    elif change == "time":
+        cached(folder, DATA[:-1] + b"?", age=9.0)
+    elif change == "note":
+        (folder / f"{NAME}.verified").write_text("{}")
+    download([url], NAME, None, folder)
+    assert_complete(folder)
+    assert len(server.requests) == (change in ("size", "time"))
+    assert (len(hashed) == 1) == (change == "neither")
+
+
+def test_file_modified_in_the_instant_of_its_check_is_hashed_again(server, folder, hashed):
+    cached(folder, age=0.0)
+    url = server.url("/file", gives(DATA))
+    download([url], NAME, None, folder)
+    status = (folder / NAME).stat()
+    (folder / NAME).write_bytes(DATA[:-1] + b"?")
+    os.utime(folder / NAME, ns=(status.st_atime_ns, status.st_mtime_ns))  # the same tick
+    download([url], NAME, None, folder)
+    assert_complete(folder)
+    assert len(server.requests) == 1
+
+
+def test_changed_file_is_refused_if_the_server_has_another(server, folder):
+    cached(folder)
+    url = server.url("/file", gives(OTHER))
+    download([url], NAME, None, folder)
+    cached(folder, DATA[:-1] + b"?", age=5.0)
+    assert f"expected sha256 {sha256(DATA)}, got" in error_of([url], NAME, None, folder)
 
 
 def test_invalid_checksum_file_is_named(folder):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,9 @@ from mae_ast.core.models.classifier import Classifier, HeadConfig
 from mae_ast.core.models.config import AstConfig, AudioMaeConfig, SsastConfig, VitConfig
 from mae_ast.core.models.encoder import Encoder, encoder_only
 from mae_ast.core.models.registry import SYSTEMS
-from mae_ast.finetune.checkpoint import encoder_of, load_finetuned
-from mae_ast.hub.load import CLASSES
-from tests.core.vits import SMALL, with_random_weights
+from mae_ast.finetune.checkpoint import load_finetuned
+from mae_ast.hub.load import hub_class
+from tests.core.vits import SMALL, encoder_of, with_random_weights
 from tests.sounds import speech_like
 
 pytestmark = pytest.mark.slow
@@ -35,12 +34,10 @@ CONFIGS: dict[str, Any] = {
 }
 
 
-def save_run(run: Path, system: str, encoder: Any, pool: str) -> Path:
+def save_run(run: Path, encoder: Any, pool: str) -> Path:
     head = HeadConfig(len(LABELS.mids), pool=pool)
-    spec = ClassifierSpec(
-        system, dataclasses.asdict(encoder.config), head, LABELS, False, False, clip_samples=16_000
-    )
-    classifier = with_random_weights(Classifier(encoder, encoder.config.encoder_embed_dim, head))
+    spec = ClassifierSpec(encoder.config, head, LABELS, False, False, clip_samples=16_000)
+    classifier = with_random_weights(Classifier(encoder, head))
     state = {
         "model": classifier.state_dict(),
         "task_state": {FINETUNING: spec.to_dict()},
@@ -57,7 +54,7 @@ def finetuned(request, small_config, tmp_path) -> tuple[str, Encoder, Path]:
     system = request.param
     config = CONFIGS.get(system) or small_config()
     encoder = with_random_weights(encoder_only(SYSTEMS[system].network(config))).eval()
-    return system, encoder, save_run(tmp_path / "run", system, encoder, "time_steps")
+    return system, encoder, save_run(tmp_path / "run", encoder, "time_steps")
 
 
 def assert_same_states(found: Any, encoder: Any) -> None:
@@ -72,7 +69,7 @@ def test_encoder_is_loaded_and_saved_in_the_hub_layout(finetuned, tmp_path):
     system, encoder, run = finetuned
     for source in (run, run / RUN_FILE):
         model = mae_ast.load(source)
-        assert type(model) is CLASSES[system]
+        assert type(model) is hub_class(system)
         assert not model.training
         assert_same_states(model, encoder)
     assert model.extract_features(speech_like(12_000)).pooled.isfinite().all()
@@ -82,7 +79,7 @@ def test_encoder_is_loaded_and_saved_in_the_hub_layout(finetuned, tmp_path):
     again = mae_ast.load(tmp_path / "hub")
     assert again.encoder_only
     assert_same_states(again, encoder)
-    assert_same_states(encoder_of(str(run)), encoder)
+    assert_same_states(encoder_of(run), encoder)
 
 
 def test_commands_accept_encoders_or_refuse_them_in_one_line(mae_ast_command, finetuned, tmp_path):
@@ -123,7 +120,7 @@ def test_full_ast_is_loaded_and_exported_to_transformers(mae_ast_command, tmp_pa
         SYSTEMS["ast"].network(AstConfig(**SMALL, input_frames=128, num_classes=2))
     )
     encoder.batch_norm.running_mean.fill_(-6.5)  # as fine-tuning sets it with model.input_mean
-    run = save_run(tmp_path / "run", "ast", encoder, "encoder")
+    run = save_run(tmp_path / "run", encoder, "encoder")
     waveform = speech_like(12_000).unsqueeze(0)
     expected = load_finetuned(run).model(waveform)
 
@@ -132,7 +129,7 @@ def test_full_ast_is_loaded_and_exported_to_transformers(mae_ast_command, tmp_pa
     assert torch.allclose(model.logits(waveform), expected, atol=1e-6)
     _, message = mae_ast_command("convert", run, tmp_path / "theirs", "--to", "hugging-face")
     assert not message
-    assert_same_states(encoder_of(str(run)), model)
+    assert_same_states(encoder_of(run), model)
     model.save_pretrained(tmp_path / "ours")
     again = load_finetuned(tmp_path / "ours")
     assert (again.description.independent, again.description.multi_label) == (False, False)

@@ -23,7 +23,7 @@ from mae_ast.core.models.registry import SYSTEMS
 from mae_ast.hub import load as pretrained
 from mae_ast.hub import offline
 from mae_ast.hub.download import name_from_url
-from mae_ast.hub.load import CLASSES, PretrainedMaeAst
+from mae_ast.hub.load import PretrainedMaeAst, hub_class
 from mae_ast.hub.registry import RELEASED
 from tests.sounds import speech_like
 
@@ -99,7 +99,7 @@ def test_model_card_is_filled_in(name, tmp_path):
     config = SYSTEMS[name].config(**SMALL, **fields)
     mask_type = {"mae_ast": "chunk_mask", "vit": None, "ast": None}.get(name, "random_mask")
     labels = ("a", "b|c", "d") if name == "ast" else None
-    model = CLASSES[name](config, mask_type, labels, independent=labels is None)
+    model = hub_class(name)(config, mask_type, labels, independent=labels is None)
     model.save_pretrained(tmp_path)
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "[More Information Needed]" not in card

@@ -12,12 +12,12 @@ import pytest
 from huggingface_hub import constants
 
 import mae_ast
-from mae_ast.core.models.config import AstConfig
 from mae_ast.finetune import initialize
 from mae_ast.hub import load as pretrained
 from mae_ast.hub import offline as hub
 from mae_ast.hub.offline import cache_if_unreachable
 from mae_ast.hub.sources import is_path
+from mae_ast.models.ast import AstModelConfig
 from mae_ast.trainer.command import train_command
 from tests.web_server import WebServer, gives
 
@@ -115,7 +115,7 @@ def test_unreachable_hub_is_queried_once_for_timm(
     with pytest.raises(
         FileNotFoundError, match=r"weights \(not in the cache, .* cannot be reached"
     ):
-        initialize.ast_encoder(AstConfig(), "timm:vit_tiny_patch16_224")
+        initialize.start_ast(AstModelConfig(checkpoint="timm:vit_tiny_patch16_224"), 2)
     assert asked == [True]
 
 

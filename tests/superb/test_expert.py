@@ -15,7 +15,7 @@ from mae_ast.core.models.config import AstConfig, AudioMaeConfig, SsastConfig
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.registry import system_name
 from mae_ast.finetune.initialize import finetuning_config
-from mae_ast.hub.load import CLASSES
+from mae_ast.hub.load import hub_class
 from mae_ast.superb.expert import LAYOUTS, UpstreamExpert
 from tests.core.models.test_s3prl_parity import expert_of, model_with_random_weights
 from tests.core.vits import FRAME_TOKENS, SMALL, with_random_weights
@@ -42,7 +42,7 @@ fixed = pytest.mark.parametrize("kind", [kind for kind in VITS if "fixed" in kin
 
 def saved(kind: str, folder: Path) -> Path:
     config = VITS[kind]
-    with_random_weights(CLASSES[system_name(config)](config)).save_pretrained(folder)
+    with_random_weights(hub_class(system_name(config))(config)).save_pretrained(folder)
     return folder
 
 
@@ -261,7 +261,7 @@ def test_both_layouts_hold_the_same_values(checkpoint, tmp_path, kind):
         fields = {name: value for name, value in SMALL.items() if name != "position_frames"}
         fields |= {"encoder_embed_dim": 48, "input_frames": 128}
         config = AudioMaeConfig(**fields, **DECODER)
-        with_random_weights(CLASSES["audio_mae"](config)).save_pretrained(path := tmp_path / "a")
+        with_random_weights(hub_class("audio_mae")(config)).save_pretrained(path := tmp_path / "a")
     steps, tokens = (UpstreamExpert(path, layout=layout).eval() for layout in LAYOUTS)
     waves = [speech_like(n, n) for n in (3_000, 80_000, 20_500)]
     with torch.no_grad():

@@ -159,7 +159,7 @@ def test_keyword_spotting_is_trained_killed_resumed_and_tested(server):
     shutil.copyfile(server.folder / "tiny.pt", server.folder / "other.pt")
     status, output = server.run("ks", "other.pt", *command[2:])
     assert status == 1
-    assert "holds a run with checkpoint" in output
+    assert "was started with checkpoint" in output
 
 
 def test_speaker_identification_is_trained_and_tested(server):
@@ -205,7 +205,7 @@ def test_emotion_recognition_with_tokens_is_trained_and_tested(server):
     for mode in ("train", "evaluate"):
         status, output = server.run(*plain, "--mode", mode)
         assert status == 1
-        assert "holds a run with layout 'tokens', not 'time_steps'" in output
+        assert "was started with layout 'tokens', not 'time_steps'" in output
     # Training resumes with more steps.
     server.finish(*command, "--steps", 4, "--", "-o", FEW)
     assert steps_of(out) == [2, 4]

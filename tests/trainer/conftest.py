@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from omegaconf import OmegaConf
 
 from mae_ast.trainer.command import module_command
 
@@ -69,10 +68,10 @@ TRAINING_KEYS = {"checkpoint_activations", "compile"}
 
 
 def preset(name: str) -> dict[str, Any]:
-    """Read a pretraining preset from its file."""
-    settings = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / f"{name}.yaml"))
-    assert isinstance(settings, dict)
-    return settings
+    """Read the settings of a pretraining preset."""
+    from mae_ast.trainer.presets import read_preset
+
+    return read_preset(CONFIG_DIR / f"{name}.yaml")
 
 
 # --- a corpus -----------------------------------------------------------------------------------

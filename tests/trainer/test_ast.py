@@ -18,11 +18,10 @@ from torch.testing import assert_close
 from mae_ast.core.checkpoints.timm import from_timm
 from mae_ast.core.io.audio import read_audio
 from mae_ast.core.models.ast import Ast
-from mae_ast.core.models.config import AUDIOSET_MEAN, AUDIOSET_STD, AstConfig
-from mae_ast.core.models.encoder import Vit
-from mae_ast.core.models.ssast import Ssast
+from mae_ast.core.models.config import AUDIOSET_MEAN, AUDIOSET_STD, AstConfig, SsastConfig
+from mae_ast.core.models.encoder import PARTS, Encoder
 from mae_ast.finetune.checkpoint import FineTuned, load_finetuned
-from mae_ast.finetune.initialize import finetuning_config, start_from
+from mae_ast.finetune.initialize import finetuning_config, fitted, read_encoder
 from mae_ast.trainer.command import train_command
 from tests.core.vits import with_random_weights
 from tests.web_server import WebServer
@@ -43,6 +42,15 @@ IDLE = (
     "dataset.disable_validation=true",
 )
 NAME = "deit_tiny_distilled_patch16_224"
+
+
+def start_from(model: Encoder, pretrained: Encoder) -> None:
+    """Copy the encoder weights of a model into one with other strides, frames or prefix tokens."""
+    names = [name for name in pretrained.state_dict() if name.split(".")[0] in PARTS[1:]]
+    weights = {name: pretrained.state_dict()[name] for name in names}
+    model.load_state_dict(
+        {**model.state_dict(), **fitted(weights, pretrained.config, model.config)}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +153,7 @@ def tiny_ast(**fields: Any) -> Ast:
 
 
 def assert_logits_are_those_of(
-    found: FineTuned, encoder: Vit, clips: tuple[Tensor, Tensor]
+    found: FineTuned, encoder: Encoder, clips: tuple[Tensor, Tensor]
 ) -> None:
     """Compare with the logits of the classifier's head on an encoder built by the test."""
     layer_norm, _, linear = found.model.head
@@ -169,8 +177,8 @@ def test_learns_tones_from_random_weights(
     assert np.mean(losses[-6:]) < 0.7 * losses[0]
     found = load_finetuned(tmp_path)
     description = found.description
-    assert (description.system, description.head.pool) == ("ast", "encoder")
-    assert type(found.model.encoder) is Ast
+    assert (type(description.encoder), description.head.pool) == (AstConfig, "encoder")
+    assert type(found.model.encoder) is Encoder
     assert found.model.encoder.config.num_classes == 3
     assert found.model.encoder.batch_norm.running_mean.item() == -9
     by_hand = tiny_ast(input_mean=-9, input_std=5)
@@ -272,11 +280,11 @@ def test_ssast_fine_tunes_with_overlapping_patches(
     assert len(log["train_inner"]) == 3
     finetune_ssast(*IDLE, "model.input_mean=null", "model.input_std=null")
     pretrained = tiny_ssast()
-    by_hand = Vit(finetuning_config(pretrained.config, 100)).eval()
+    by_hand = Encoder(finetuning_config(pretrained.config, overlap=True, frames=100)).eval()
     assert by_hand.config.position_grid == (9, 12)
     start_from(by_hand, pretrained)
     found = load_finetuned(tmp_path)
-    assert found.description.system == "vit"
+    assert type(found.description.encoder) is SsastConfig
     assert_logits_are_those_of(found, by_hand, clips)
 
 
@@ -286,7 +294,7 @@ def test_ssast_keeps_its_patches_and_length(
     unchanged = ("model.overlap=false", "model.input_frames=null")
     finetune_ssast(*IDLE, *unchanged, "model.input_mean=null", "model.input_std=null")
     found = load_finetuned(tmp_path)
-    assert type(found.model.encoder) is Ssast
+    assert type(found.model.encoder.config) is SsastConfig
     assert_logits_are_those_of(found, tiny_ssast(), clips)
 
 
@@ -298,7 +306,7 @@ def test_ast_stays_ast_at_another_input_length(
     kept = ("model.input_mean=null", "model.input_std=null", "model.pool=encoder")
     finetune_ssast(*IDLE, *kept, f"model.checkpoint={start}")
     before, found = load_finetuned(start), load_finetuned(tmp_path)
-    assert found.description.system == "ast"
+    assert type(found.description.encoder) is AstConfig
     mean, std = (before.model.encoder.config.input_mean, before.model.encoder.config.input_std)
     by_hand = tiny_ast(position_frames=100, input_frames=100, input_mean=mean, input_std=std)
     start_from(by_hand, before.model.encoder)
@@ -367,17 +375,25 @@ def test_missing_timm_package_says_how_to_install_it(
     assert "pip install 'mae-ast[timm]'" in text
 
 
-def test_mae_ast_neither_initialises_ast_nor_overlaps(
-    finetune: Finetune, finetune_ssast: Finetune, tmp_path: Path
-) -> None:
+def test_mae_ast_does_not_initialise_ast(finetune: Finetune, tmp_path: Path) -> None:
     start = f"model.checkpoint={write_pretrained(tmp_path / 'mae_ast.pt')}"
     text = refusal(finetune, start)
     assert "is of kind 'mae_ast'; AST " in text
     assert "model._name=mae_ast_classifier" in text
-    text = refusal(finetune_ssast, start)
-    assert "model.overlap=true and model.input_frames=100 are supported for SSAST, AST" in text
-    text = refusal(finetune_ssast, start, "model.overlap=false", "model.input_frames=128")
-    assert "model.overlap=false and model.input_frames=128 are supported for SSAST, AST" in text
+
+
+def test_mae_ast_fine_tunes_with_overlapping_patches(
+    finetune_ssast: Finetune, tmp_path: Path
+) -> None:
+    start = write_pretrained(tmp_path / "mae_ast.pt")
+    finetune_ssast(
+        *IDLE, f"model.checkpoint={start}", "model.input_mean=null", "model.input_std=null"
+    )
+    found = load_finetuned(tmp_path).model.encoder
+    assert (found.config.input_frames, found.config.ast_kernel_stride_time) == (100, 10)
+    assert found.encode(torch.zeros(1, 16_000)).patches.shape[1] == 9 * 12
+    before, _ = read_encoder(str(start))
+    assert found.config.input_mean == pytest.approx(before.input_mean)
 
 
 @pytest.mark.parametrize(
@@ -385,7 +401,7 @@ def test_mae_ast_neither_initialises_ast_nor_overlaps(
     [
         ("model.checkpoint=nowhere.pth", "nowhere.pth: no such checkpoint"),
         ("model.encoder_attention_heads=5", "(encoder_attention_heads=5)"),
-        ("model.head_dropout=1", "head dropout 1"),
+        ("model.head_dropout=1", "model.head_dropout=1.0"),
         ("model.precision=double", "model.precision='double'"),
         ("model.architecture_of=a", "model.checkpoint=b and model.architecture_of=a"),
     ],

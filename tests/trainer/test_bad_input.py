@@ -61,7 +61,6 @@ def message(train_here: Train) -> Callable[..., str]:
         ),
         (["task.mask_type=retain_spans"], ["retain_spans", "ast_kernel_size_chan=128"]),
         (["dataset.max_tokens=9000"], ["dataset.max_tokens=9000", "train.tsv (16000 samples"]),
-        (["task.fbank=gpu"], ["task.fbank='gpu'", "auto, workers, device"]),
         (
             ["criterion.classification_weight=0", "criterion.reconstruction_weight=0"],
             [

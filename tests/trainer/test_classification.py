@@ -14,7 +14,6 @@ import pytest
 import soundfile
 import torch
 import typer
-import yaml
 from typer.testing import CliRunner
 
 import mae_ast
@@ -23,6 +22,7 @@ from mae_ast.core.checkpoints.reader import CheckpointError
 from mae_ast.core.io.labels import LabelError, Labels
 from mae_ast.evaluate import report
 from mae_ast.finetune.checkpoint import load_finetuned
+from mae_ast.trainer.presets import read_preset
 
 from .classification import (
     FINETUNE_DIR,
@@ -462,7 +462,7 @@ def test_invalid_settings(
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in FINETUNE_DIR.glob("*.yaml")))
 def test_preset_trains(finetune: Finetune, preset: str, tmp_path: Path) -> None:
-    settings = yaml.safe_load((FINETUNE_DIR / f"{preset}.yaml").read_text())
+    settings = read_preset(FINETUNE_DIR / f"{preset}.yaml")
     data = write_corpus(tmp_path / "data", multi_label=settings["task"]["multi_label"])
     network: tuple[str, ...] = ()
     if preset.startswith("ast_"):

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from fairseq.models import build_model
+from fairseq.models import MODEL_DATACLASS_REGISTRY, build_model
 from omegaconf import OmegaConf
 
 import mae_ast
 from mae_ast import plugin
 from mae_ast.hub import export
-from mae_ast.models.mae_ast import MaeAstModelConfig
 from tests.sounds import speech_like
 
 from .conftest import CONFIG_DIR, ONLY_TRAINING, TRAIN_PROGRAM, USER_DIR, Training, write_clips
@@ -195,7 +194,7 @@ def test_published_settings_build_with_six_layers(
     plugin.register()
     chan, time = patch
     cfg = OmegaConf.merge(
-        OmegaConf.structured(MaeAstModelConfig),
+        OmegaConf.structured(MODEL_DATACLASS_REGISTRY["mae_ast"]),
         {
             "encoder_layers": 6,
             "random_mask_prob": random_mask_prob,

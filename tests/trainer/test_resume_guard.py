@@ -1,7 +1,10 @@
-"""A run is not resumed with different input statistics."""
+"""A run is not resumed with different input statistics, data, labels or initial weights."""
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +12,13 @@ import pytest
 import torch
 
 import mae_ast
+from mae_ast.core.io.settings_note import list_content
+from mae_ast.trainer import resume_guard
+from mae_ast.trainer.command import NOTE, train_command
 
 from .classification import finetune_here, write_corpus, write_pretrained
-from .conftest import write_clips
+from .conftest import SMALL_DECODER, SMALL_ENCODER, SMALL_RUN, Training, write_clips
+from .test_ctrl_c import PROGRAM
 
 Train = Callable[..., list[dict[str, str]]]
 RUN = ("dataset.num_workers=0", "dataset.disable_validation=true")
@@ -40,15 +47,18 @@ def test_different_input_statistics_are_refused(
     last = tmp_path / "checkpoints" / "checkpoint_last.pt"
     saved = last.read_bytes()
     more = (*RUN, *FIXED, "optimization.max_update=2")
+    other = f"model.{key}={now}"
     with pytest.raises(SystemExit) as refusal:
-        train_here(few_clips, *more, f"model.{key}={now}")
+        train_here(few_clips, *more, other)
     message = str(refusal.value.code)
     assert message.startswith("mae-ast: error: ")
     assert "\n" not in message
-    assert f"checkpoint_last.pt: trained with model.{key}={before}, not {now}" in message
-    assert f"set model.{key}={before}" in message
-    with pytest.raises(SystemExit, match=f"trained with model.{key}={before}"):
-        train_here(few_clips, *more, f"model.{key}={now}", "checkpoint.reset_optimizer=true")
+    before, now = (f"'{each}'" if key == "input_stats" else each for each in (before, now))
+    words = f"checkpoint_last.pt: was started with model.{key} {before}, not {now}; "
+    assert words in message
+    assert "set them as before" in message
+    with pytest.raises(SystemExit, match=re.escape(words)):
+        train_here(few_clips, *more, other, "checkpoint.reset_optimizer=true")
     assert last.read_bytes() == saved
     assert len(train_here(few_clips, *more)) == 1  # resumes with its own
 
@@ -78,3 +88,122 @@ def test_fine_tuning_from_weights_uses_its_settings(
     weights = torch.load(tmp_path / "other" / "checkpoint_last.pt", weights_only=True)["model"]
     assert weights["encoder.batch_norm.running_mean"].item() == (-5 if given else -6)
     assert weights["encoder.batch_norm.running_var"].item() == 16
+
+
+# --- data, labels and initial weights -----------------------------------------------------------
+
+PRETRAINING = ("train.tsv", "valid.tsv", "checkpoint.finetune_from_model")
+FINE_TUNING = (
+    *("train.tsv", "valid.tsv", "labels.csv", "train.lbl", "valid.lbl"),
+    "checkpoint.finetune_from_model",
+)
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that starts or resumes a run as the command and its process do."""
+    from fairseq.dataclass.initialize import hydra_init
+    from hydra import compose, initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+
+    from mae_ast import plugin
+    from mae_ast.trainer import preflight
+
+    plugin.register()
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    monkeypatch.setenv("MAE_AST_RUN_NOTE", "")  # restored afterwards
+    out = tmp_path / "run"
+
+    def start(data: Path, *overrides: str, kind: str = "pretrain") -> None:
+        resume_guard.check_and_defer(out / NOTE, {"data": "here"}, (out / NOTE).exists())
+        command = train_command(data, "demo", out, list(overrides), kind)
+        folder = command[command.index("--config-dir") + 1]
+        wanted = command[command.index("--config-name") + 2 :]
+        hydra_init("demo")
+        with initialize_config_dir(folder, version_base="1.1"):
+            preflight.guard_resume(compose("demo", overrides=wanted, return_hydra_config=True))
+
+    return start
+
+
+def refusal(start: Callable[..., None], data: Path, *overrides: str, kind: str) -> str:
+    with pytest.raises(SystemExit) as refused:
+        start(data, *overrides, kind=kind)
+    message = str(refused.value)
+    assert message.startswith("mae-ast: error: ")
+    assert "\n" not in message
+    assert "give another --out, or remove begun_with.json if both are equivalent" in message
+    return message
+
+
+@pytest.mark.parametrize(("kind", "keys"), [("pretrain", PRETRAINING), ("finetune", FINE_TUNING)])
+def test_rewritten_files_and_other_initial_weights_are_refused(
+    start: Callable[..., None], tmp_path: Path, kind: str, keys: tuple[str, ...]
+) -> None:
+    data = write_corpus(tmp_path / "data")
+    start(data, kind=kind)
+    note = tmp_path / "run" / NOTE
+    assert list(json.loads(note.read_text())) == ["data", *keys]
+    start(data, kind=kind)
+    for name in keys[:-1]:
+        path, before = data / name, (data / name).read_bytes()
+        path.write_bytes(before.replace(b"low", b"high").replace(b"_01.flac", b"_00.flac"))
+        then, now = json.loads(note.read_text())[name], list_content(path)
+        words = f"run: was started with {name} '{then}', not '{now}'; "
+        assert words in refusal(start, data, kind=kind)
+        path.write_bytes(before)
+    other = "checkpoint.finetune_from_model=mae_ast_patch"
+    words = "checkpoint.finetune_from_model null, not 'mae_ast_patch'; "
+    assert words in refusal(start, data, other, kind=kind)
+    start(data, kind=kind)
+
+
+def test_clips_may_be_moved(start: Callable[..., None], tmp_path: Path) -> None:
+    """The root, on the first line of a manifest, may be another folder."""
+    data = write_corpus(tmp_path / "data")
+    start(data)
+    for name in ("train.tsv", "valid.tsv"):
+        path = data / name
+        path.write_text(path.read_text().replace(".\n", "/moved/clips\n", 1))
+    start(data)
+
+
+def test_only_files_that_the_run_reads_are_compared(
+    start: Callable[..., None], tmp_path: Path
+) -> None:
+    data = write_corpus(tmp_path / "data")
+    training = "dataset.disable_validation=true"
+    start(data, training)
+    for name in ("valid.tsv", "train.lbl", "labels.csv"):
+        (data / name).write_text("")
+    start(data, training)
+
+
+def test_a_note_of_an_earlier_version_is_accepted(
+    start: Callable[..., None], tmp_path: Path
+) -> None:
+    note = tmp_path / "run" / NOTE
+    note.parent.mkdir()
+    note.write_text(json.dumps({"data": "here"}))
+    data = write_corpus(tmp_path / "data")
+    start(data, "checkpoint.finetune_from_model=mae_ast_patch")
+    assert json.loads(note.read_text()) == {"data": "here"}
+
+
+def test_command_refuses_a_rewritten_manifest(few_clips: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(few_clips, tmp_path / "data")
+    command = [
+        *(PROGRAM, "pretrain", str(data), "--out", "run", *SMALL_ENCODER, *SMALL_DECODER),
+        *(*SMALL_RUN, *RUN),
+    ]
+    Training([*command, "optimization.max_update=1"], tmp_path / "first.log").finish()
+    last = tmp_path / "run" / "checkpoints" / "checkpoint_last.pt"
+    saved = last.read_bytes()
+    with (data / "train.tsv").open("a") as manifest:
+        manifest.write("train_00.flac\t16000\t16000\n")
+    again = Training([*command, "optimization.max_update=2"], tmp_path / "second.log")
+    assert again.wait() == 1
+    line = again.errors.splitlines()[-1]
+    assert line.startswith(f"mae-ast: error: {tmp_path / 'run'}: was started with train.tsv '3 ")
+    assert " not '4 lines, sha256 " in line
+    assert last.read_bytes() == saved

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from mae_ast.bench.plan import compose_settings
 from mae_ast.plugin import register
 from mae_ast.trainer.command import config_dir
+from mae_ast.trainer.presets import read_preset
 from mae_ast.trainer.settings import NAMED_SECTIONS, defaults_of
 
 ROOT = Path(__file__).parents[2]
@@ -25,18 +26,18 @@ PRESETS = sorted(
 def keys_of(preset: Path) -> list[str]:
     """List all keys of the dataclasses that a preset chooses, as ``section.key``."""
     register()
-    settings = OmegaConf.load(preset)
+    settings = read_preset(preset)
     return [
         f"{section}.{key}"
         for section in NAMED_SECTIONS
-        for key in defaults_of(section, settings[section]._name)
+        for key in defaults_of(section, settings[section]["_name"])
         if key != "_name"
     ]
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_preset_lists_exactly_the_keys_of_its_dataclasses(preset):
-    listed = OmegaConf.to_container(OmegaConf.load(preset), resolve=False)
+    listed = read_preset(preset)
     keys = [f"{s}.{key}" for s in NAMED_SECTIONS for key in listed[s] if key != "_name"]
     expected = keys_of(preset)
     assert set(keys) == set(expected), f"{preset.name} lacks {set(expected) - set(keys)}"

@@ -14,50 +14,41 @@ reading, it has already been removed by :func:`mae_ast.core.checkpoints.wrappers
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mae_ast.core.checkpoints.timm import (
-    IMAGE_HEADS,
-    State,
-    Weights,
-    check,
-    encoder_from_timm,
-    meta_weights,
-    sizes_of,
-    tensor_of,
-    to_timm,
-    without,
-)
+from mae_ast.core.checkpoints import key_table
+from mae_ast.core.checkpoints.key_table import Row, State, Weights, constant, modules, prefixed
+from mae_ast.core.checkpoints.layout import Checkpoint, Content, Layout
+from mae_ast.core.checkpoints.timm import IMAGE_HEADS, rows, sizes_of, tensor_of, without
 from mae_ast.core.checkpoints.wrappers import MODEL
 from mae_ast.core.frontend.fbank import NUM_MEL_BINS
 from mae_ast.core.frontend.patches import PatchShape
-from mae_ast.core.models.ast import Ast
-from mae_ast.core.models.config import AstConfig, SsastConfig
-from mae_ast.core.models.ssast import FINETUNING_STRIDES, Ssast
+from mae_ast.core.models.config import FINETUNING_STRIDES, AstConfig, SsastConfig
 
 WRAPPER = "module."
 ENCODER = "v."
-STRIDE = FINETUNING_STRIDES[16]  # stride of AST's patches in most published files
 HEAD_DIM = 64  # in all published sizes
 FRAMES = (1024, 512, 128)  # input lengths for AudioSet, ESC-50 and Speech Commands
 
 _HEADS = {"cpredlayer": "final_proj_classification", "gpredlayer": "final_proj_reconstruction"}
 _AST_HEAD = {"mlp_head.0": "head.layer_norm", "mlp_head.1": "head.linear"}
-_KINDS = ("weight", "bias")
 _UNUSED = tuple(ENCODER + head for head in IMAGE_HEADS)
 _AST_KERNEL = (16, 16)  # patch size of every AST
 # Biases of ImageNet classifiers: nonzero in AST, which starts from image weights, and zero in
 # SSAST, which starts from random ones.
 _IMAGE_BIASES = (f"{ENCODER}head.bias", f"{ENCODER}head_dist.bias")
+_STRIDES = ("ast_kernel_stride_time", "ast_kernel_stride_chan")
+_FIXED = ("encoder_attention_heads", "layer_norm_eps", "window_type")
+_UNSTORED = ("input_mean", "input_std", "input_frames")
 
-
-def is_ssast(state: State) -> bool:
-    """Return whether the unwrapped content of a file looks like a published SSAST."""
-    return _has(state, "mask_embed")
+logger = logging.getLogger(__name__)
 
 
 def is_ast(state: State) -> bool:
@@ -79,21 +70,22 @@ def ambiguity(state: State) -> str | None:
     )
 
 
-def read_ssast(state: State, attention_heads: int | None = None) -> tuple[SsastConfig, Weights]:
-    """Return configuration and weights from a published SSAST file.
+def write_ssast(config: SsastConfig, weights: State) -> Weights:
+    """Return the state dict of a SSAST file as its authors' code and s3prl read it."""
+    return key_table.write(prefixed(WRAPPER, _ssast_rows(config)), weights)
 
-    Args:
-        state: the file's content, unwrapped.
-        attention_heads: H; default: D / 64, as in all published sizes.
 
-    Raises:
-        ValueError: a key is missing, unknown, or of another shape; it is named.
-    """
+def write_ast(config: AstConfig, weights: State) -> Weights:
+    """Return the state dict of an AST file as its authors' code reads it."""
+    return key_table.write(prefixed(WRAPPER, _ast_rows(config)), weights)
+
+
+def _read_ssast(state: Content, path: Path) -> Checkpoint:
     found = without(state[MODEL], _UNUSED)
     frames, mel = (int(tensor_of(found, f"p_input_{axis}dim", 0)) for axis in "tf")
     if mel != NUM_MEL_BINS:
         raise ValueError(f"p_input_fdim is {mel}; only {NUM_MEL_BINS} mel bins are supported")
-    sizes = _sizes(found, attention_heads)
+    sizes = _sizes(found)
     config = SsastConfig(
         **sizes,
         ast_kernel_stride_chan=sizes["ast_kernel_size_chan"],
@@ -101,44 +93,48 @@ def read_ssast(state: State, attention_heads: int | None = None) -> tuple[SsastC
         position_frames=frames,
         input_frames=frames,
     )
-    config.validate()
-    check(_ssast_names(config, meta_weights(Ssast, config)), found)
-    shape = config.patch_shape
-    weights = encoder_from_timm(config, _encoder(found))
-    weights["mask_emb"] = found["mask_embed"].flatten()
-    for theirs, ours in _HEADS.items():
-        for number, layer in (("0", "fc1"), ("2", "fc2")):
-            for kind in _KINDS:
-                value = found[f"{theirs}.{number}.{kind}"]
-                if layer == "fc2":
-                    value = _patches_to_time_first(value, shape)
-                weights[f"{ours}.{layer}.{kind}"] = value
-    return config, weights
+    is_frame_model = config.patch_shape.per_column == 1
+    weights = key_table.read(_ssast_rows(config), config, found)
+    return Checkpoint(config, "random_mask" if is_frame_model else "chunk_mask", weights)
 
 
-def write_ssast(config: SsastConfig, weights: State) -> Weights:
-    """Return the state dict of a SSAST file as its authors' code and s3prl read it."""
-    return _wrapped(_ssast_names(config, weights))
+def _read_ast(state: Content, path: Path) -> Checkpoint:
+    if unsure := ambiguity(state):
+        logger.warning("%s: %s", path, unsure)
+    config = _ast_config(state[MODEL])
+    found = without(state[MODEL], _UNUSED)
+    return Checkpoint(config, None, key_table.read(_ast_rows(config), config, found))
 
 
-def read_ast(
-    state: State, stride: int | None = None, attention_heads: int | None = None
-) -> tuple[AstConfig, Weights]:
-    """Return configuration and weights from a published AST file or a fine-tuned SSAST.
+def _ssast_rows(config: SsastConfig) -> list[Row]:
+    shape, width = config.patch_shape, config.encoder_embed_dim
+    first = {f"{theirs}.0": f"{ours}.fc1" for theirs, ours in _HEADS.items()}
+    second = {f"{theirs}.2": f"{ours}.fc2" for theirs, ours in _HEADS.items()}
+    return [
+        *prefixed(ENCODER, rows(config)),
+        Row("mask_embed", "mask_emb", key_table.reshape((1, 1, width), (width,))),
+        *modules(first),
+        *modules(second, transform=key_table.swap_grid((shape.time, shape.mel))),  # of a patch
+        constant("p_input_fdim", torch.tensor(NUM_MEL_BINS)),
+        constant("p_input_tdim", torch.tensor(config.position_frames)),
+    ]
+
+
+def _ast_rows(config: AstConfig) -> list[Row]:
+    return [*prefixed(ENCODER, rows(config)), *modules(_AST_HEAD)]
+
+
+def _ast_config(found: State, strides: tuple[int, int] | None = None) -> AstConfig:
+    """Derive the configuration from the shapes.
 
     Args:
-        state: the file's content, unwrapped.
-        stride: patch stride in frames and mel bins; default: as published, 10 for patches of 16.
-            The file does not contain it, and other strides may match the number of positions.
-        attention_heads: H; default: D / 64, as in all published sizes.
-
-    Raises:
-        ValueError: a key is missing, unknown, or of another shape; it is named.
+        found: the file's state dict.
+        strides: of the patches along time and mel, which the file does not contain; default: the
+            published ones.
     """
-    found = without(state[MODEL], _UNUSED)
-    sizes = _sizes(found, attention_heads)
-    time, mel = sizes["ast_kernel_size_time"], sizes["ast_kernel_size_chan"]
-    shape = PatchShape(time, mel, *(stride or FINETUNING_STRIDES.get(n, n) for n in (time, mel)))
+    sizes = _sizes(found)
+    kernel = sizes["ast_kernel_size_time"], sizes["ast_kernel_size_chan"]
+    shape = PatchShape(*kernel, *(strides or _published_strides(*kernel)))
     table = tensor_of(found, f"{ENCODER}pos_embed", 3)
     along_time, rest = divmod(table.shape[1] - sizes["prefix_tokens"], shape.per_column)
     if rest or along_time < 1:
@@ -149,27 +145,29 @@ def read_ast(
         )
     min_frames = shape.num_frames_of(along_time)
     frames = next((n for n in FRAMES if shape.grid(n)[0] == along_time), min_frames)
-    config = AstConfig(
+    return AstConfig(
         **sizes,
         ast_kernel_stride_chan=shape.mel_stride,
         ast_kernel_stride_time=shape.time_stride,
         position_frames=frames,
         input_frames=frames,
         num_classes=len(tensor_of(found, "mlp_head.1.weight", 2)),
-        pool=_pooling(state[MODEL])[0],
+        pool=_pooling(found)[0],
     )
-    config.validate()
-    check(_ast_names(config, meta_weights(Ast, config)), found)
-    weights = encoder_from_timm(config, _encoder(found))
-    for theirs, ours in _AST_HEAD.items():
-        for kind in _KINDS:
-            weights[f"{ours}.{kind}"] = found[f"{theirs}.{kind}"]
-    return config, weights
 
 
-def write_ast(config: AstConfig, weights: State) -> Weights:
-    """Return the state dict of an AST file as its authors' code reads it."""
-    return _wrapped(_ast_names(config, weights))
+def _sizes(state: State) -> dict[str, Any]:
+    """Derive fields of the configuration from the shapes of the weights."""
+    sizes = sizes_of(state, ENCODER)
+    return {
+        **sizes,
+        "prefix_tokens": 2 if f"{ENCODER}dist_token" in state else 1,
+        "encoder_attention_heads": max(1, sizes["encoder_embed_dim"] // HEAD_DIM),
+    }
+
+
+def _published_strides(time: int, mel: int) -> tuple[int, int]:
+    return FINETUNING_STRIDES.get(time, time), FINETUNING_STRIDES.get(mel, mel)
 
 
 def _has(state: State, key: str) -> bool:
@@ -188,60 +186,29 @@ def _pooling(weights: State) -> tuple[str, bool]:
     return ("prefix", True) if any(bias.any() for bias in biases) else ("tokens", False)
 
 
-def _wrapped(state: Weights) -> Weights:
-    return {WRAPPER + name: value for name, value in state.items()}
-
-
-def _ssast_names(config: SsastConfig, weights: State) -> Weights:
+def _assumed_of_ast(state: Content, config: AstConfig) -> AstConfig:
     shape = config.patch_shape
-    state = {ENCODER + name: value for name, value in to_timm(config, weights).items()}
-    state["mask_embed"] = weights["mask_emb"].reshape(1, 1, -1)
-    for theirs, ours in _HEADS.items():
-        for number, layer in (("0", "fc1"), ("2", "fc2")):
-            for kind in _KINDS:
-                value = weights[f"{ours}.{layer}.{kind}"]
-                if layer == "fc2":
-                    value = _patches_to_mel_first(value, shape)
-                state[f"{theirs}.{number}.{kind}"] = value
-    state["p_input_fdim"] = torch.tensor(NUM_MEL_BINS)
-    state["p_input_tdim"] = torch.tensor(config.position_frames)
-    return state
+    found = _ast_config(state[MODEL], (shape.time_stride, shape.mel_stride))
+    time_stride, mel_stride = _published_strides(shape.time, shape.mel)
+    return dataclasses.replace(
+        found, ast_kernel_stride_time=time_stride, ast_kernel_stride_chan=mel_stride
+    )
 
 
-def _ast_names(config: AstConfig, weights: State) -> Weights:
-    state = {ENCODER + name: value for name, value in to_timm(config, weights).items()}
-    for theirs, ours in _AST_HEAD.items():
-        for kind in _KINDS:
-            state[f"{theirs}.{kind}"] = weights[f"{ours}.{kind}"]
-    return state
-
-
-def _sizes(state: State, attention_heads: int | None) -> dict[str, Any]:
-    """Derive fields of the configuration from the shapes of the weights."""
-    sizes = sizes_of(state, ENCODER)
-    return {
-        **sizes,
-        "prefix_tokens": 2 if f"{ENCODER}dist_token" in state else 1,
-        "encoder_attention_heads": attention_heads
-        or max(1, sizes["encoder_embed_dim"] // HEAD_DIM),
-    }
-
-
-def _encoder(state: State) -> dict[str, Any]:
-    return {key.removeprefix(ENCODER): v for key, v in state.items() if key.startswith(ENCODER)}
-
-
-def _patches_to_time_first(rows: Tensor, shape: PatchShape) -> Tensor:
-    """Reorder the patch values that a head outputs: (mel * time, ...) -> (time * mel, ...)."""
-    return _swap(rows, shape.mel, shape.time)
-
-
-def _patches_to_mel_first(rows: Tensor, shape: PatchShape) -> Tensor:
-    """Invert :func:`_patches_to_time_first`."""
-    return _swap(rows, shape.time, shape.mel)
-
-
-def _swap(rows: Tensor, first: int, second: int) -> Tensor:
-    """Transpose the factors of the first axis: (first * second, ...) -> (second * first, ...)."""
-    grid: Tensor = rows.unflatten(0, (first, second))
-    return grid.transpose(0, 1).flatten(0, 1)
+SSAST = Layout(
+    "ssast",
+    matches=lambda state: _has(state, "mask_embed"),
+    read=_read_ssast,
+    write=lambda model: dict(write_ssast(model.config, model.weights)),
+    fixed=(*_FIXED, *_STRIDES),
+    unstored=_UNSTORED,
+)
+AST = Layout(
+    "ast",
+    matches=is_ast,
+    read=_read_ast,
+    write=lambda model: dict(write_ast(model.config, model.weights)),
+    fixed=(*_FIXED, "head_layer_norm_eps"),
+    unstored=(*_UNSTORED, "pool", *_STRIDES),
+    assumed=_assumed_of_ast,
+)

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mae_ast.core.io.labels import Labels
-from mae_ast.core.models.classifier import HeadConfig
+from mae_ast.core.models.classifier import Classifier, HeadConfig
+from mae_ast.core.models.config import EncoderConfig
+from mae_ast.core.models.encoder import Encoder
+from mae_ast.core.models.registry import parse_config, system_name
+
+# Layers of a classifier's head: the same layers of AST, whose own pooling it then uses.
+AST_HEAD = {"head.0.": "head.layer_norm.", "head.2.": "head.linear."}
+FINETUNING = "mae_ast_classification"  # key in the task state of fine-tuned files
 
 
 @dataclass(frozen=True)
@@ -16,8 +23,7 @@ class ClassifierSpec:
     """Everything needed to build a classifier, except its weights.
 
     Args:
-        system: a key of ``SYSTEMS``.
-        encoder: fields of that system's configuration.
+        encoder: configuration of the encoder.
         head: configuration of the classification head.
         labels: names of the outputs.
         independent: scores are sigmoids (multi-label); else a softmax over all classes.
@@ -25,19 +31,23 @@ class ClassifierSpec:
         clip_samples: length of the longest clips seen in training, in samples at 16 kHz.
     """
 
-    system: str
-    encoder: Mapping[str, Any]
+    encoder: EncoderConfig
     head: HeadConfig
     labels: Labels
     independent: bool
     multi_label: bool
     clip_samples: int
 
+    def build(self) -> Classifier:
+        """Build the classifier, with random weights, for inference in float32."""
+        config = dataclasses.replace(self.encoder, input_stats="fixed", precision="float32")
+        return Classifier(Encoder(config), self.head)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers to store in a checkpoint."""
         return {
-            "system": self.system,
-            "encoder": dict(self.encoder),
+            "system": system_name(self.encoder),
+            "encoder": dataclasses.asdict(self.encoder),
             "head": dataclasses.asdict(self.head),
             "mids": list(self.labels.mids),
             "names": list(self.labels.names),
@@ -54,11 +64,37 @@ class ClassifierSpec:
             KeyError, TypeError, ValueError: a field is missing or invalid.
         """
         return cls(
-            str(values["system"]),
-            dict(values["encoder"]),
+            parse_config({**values["encoder"], "system": str(values["system"])}),
             HeadConfig(**values["head"]),
             Labels(tuple(values["mids"]), tuple(values["names"])),
             bool(values["independent"]),
             bool(values["multi_label"]),
             int(values["clip_samples"]),
         )
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> ClassifierSpec:
+        """Read the specification from the content of a fine-tuned file; see :meth:`from_dict`."""
+        return cls.from_dict(state["task_state"][FINETUNING])
+
+
+def classifier_weights(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename AST's weights to those of a classifier with its head; see :func:`encoder_weights`."""
+    found = {}
+    for name, value in weights.items():
+        ours = next(
+            (own for own, theirs in AST_HEAD.items() if name.startswith(theirs)), "encoder."
+        )
+        found[ours + name.removeprefix(AST_HEAD.get(ours, ""))] = value
+    return found
+
+
+def encoder_weights(weights: Mapping[str, Any], with_head: bool) -> dict[str, Any]:
+    """Return the encoder's weights of a classifier, with AST's names for its head if wanted."""
+    names = {"encoder.": "", **(AST_HEAD if with_head else {})}
+    return {
+        ours + name.removeprefix(theirs): value
+        for name, value in weights.items()
+        for theirs, ours in names.items()
+        if name.startswith(theirs)
+    }

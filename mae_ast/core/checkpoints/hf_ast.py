@@ -7,23 +7,24 @@ memory; both forms are read.
 
 from __future__ import annotations
 
-import re
+import logging
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-import torch
-
-from mae_ast.core.checkpoints.timm import (
-    State,
-    Weights,
-    check,
-    kernel_of,
-    meta_weights,
-    rows_of,
-    statistics,
-    swap_axes,
+from mae_ast.core.checkpoints import hf_ast_config
+from mae_ast.core.checkpoints.hub_files import (
+    CONFIG_FILE,
+    PREPROCESSOR_FILE,
+    read_config_file,
+    read_json,
 )
+from mae_ast.core.checkpoints.key_table import Row, State, Weights, modules, read, write
+from mae_ast.core.checkpoints.layout import Checkpoint, Content, Layout
+from mae_ast.core.checkpoints.state_files import CheckpointError
+from mae_ast.core.checkpoints.timm import embedding_rows, statistics_row
 from mae_ast.core.checkpoints.wrappers import MODEL
-from mae_ast.core.models.ast import Ast
+from mae_ast.core.io.first_line import first_line
 from mae_ast.core.models.config import AstConfig
 
 _ROOT = "audio_spectrogram_transformer."
@@ -32,32 +33,25 @@ _CLS, _DIST = f"{_EMBEDDINGS}cls_token", f"{_EMBEDDINGS}distillation_token"
 _POSITIONS = f"{_EMBEDDINGS}position_embeddings"
 _PATCHES = f"{_EMBEDDINGS}patch_embeddings.projection"
 
-# Modules of a layer: names on the hub -> ours.
+# Modules of a layer: names on the hub, names in memory in transformers 5 -> ours.
 _LAYER = {
-    "attention.attention.query": "self_attn.q_proj",
-    "attention.attention.key": "self_attn.k_proj",
-    "attention.attention.value": "self_attn.v_proj",
-    "attention.output.dense": "self_attn.out_proj",
-    "intermediate.dense": "fc1",
-    "output.dense": "fc2",
-    "layernorm_before": "self_attn_layer_norm",
-    "layernorm_after": "final_layer_norm",
+    ("attention.attention.query", "attention.q_proj"): "self_attn.q_proj",
+    ("attention.attention.key", "attention.k_proj"): "self_attn.k_proj",
+    ("attention.attention.value", "attention.v_proj"): "self_attn.v_proj",
+    ("attention.output.dense", "attention.o_proj"): "self_attn.out_proj",
+    ("intermediate.dense", "mlp.fc1"): "fc1",
+    ("output.dense", "mlp.fc2"): "fc2",
+    ("layernorm_before", "layernorm_before"): "self_attn_layer_norm",
+    ("layernorm_after", "layernorm_after"): "final_layer_norm",
 }
+_STACKS = (f"{_ROOT}encoder.layer.", f"{_ROOT}layers.")  # in the same order
 _MODULES = {
     f"{_ROOT}layernorm": "encoder.layer_norm",
     "classifier.layernorm": "head.layer_norm",
     "classifier.dense": "head.linear",
 }
-# Names of these modules in memory in transformers 5, where they differ -> names on the hub.
-_SHORT = {
-    "attention.q_proj": "attention.attention.query",
-    "attention.k_proj": "attention.attention.key",
-    "attention.v_proj": "attention.attention.value",
-    "attention.o_proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-}
-_SHORT_KEY = re.compile(re.escape(_ROOT) + r"layers\.(\d+)\.(.+)\.(weight|bias)")
+
+logger = logging.getLogger(__name__)
 
 
 def is_hugging_face(state: State) -> bool:
@@ -68,17 +62,7 @@ def is_hugging_face(state: State) -> bool:
 
 def to_hugging_face(config: AstConfig, weights: State) -> Weights:
     """Return the weights under the names used on the hub."""
-    shape, table = config.patch_shape, weights["positions.table"]
-    positions = swap_axes(table[:, 2:], config.position_grid)
-    state = {
-        _CLS: weights["prefix_tokens"][:, :1],
-        _DIST: weights["prefix_tokens"][:, 1:],
-        _POSITIONS: torch.cat((table[:, :2], positions), dim=1),
-        f"{_PATCHES}.weight": kernel_of(weights["post_extract_proj.weight"], shape.time, shape.mel),
-        f"{_PATCHES}.bias": weights["post_extract_proj.bias"],
-    }
-    names = _names(config.encoder_layers)
-    return {**state, **{theirs: weights[ours] for theirs, ours in names.items()}}
+    return write(_rows(config), weights)
 
 
 def from_hugging_face(config: AstConfig, state: State) -> Weights:
@@ -87,38 +71,57 @@ def from_hugging_face(config: AstConfig, state: State) -> Weights:
     Raises:
         ValueError: a key is missing, unknown, or of another shape; it is named.
     """
-    found = {_hub_name(str(key)): value for key, value in state.items()}
-    check(to_hugging_face(config, meta_weights(Ast, config)), found)
-    along_time, along_mel = config.position_grid
-    table = found[_POSITIONS]
-    positions = swap_axes(table[:, 2:], (along_mel, along_time))
-    names = _names(config.encoder_layers)
-    return {
-        **statistics(config),
-        "prefix_tokens": torch.cat((found[_CLS], found[_DIST]), dim=1),
-        "positions.table": torch.cat((table[:, :2], positions), dim=1),
-        "post_extract_proj.weight": rows_of(found[f"{_PATCHES}.weight"]),
-        "post_extract_proj.bias": found[f"{_PATCHES}.bias"],
-        **{ours: found[theirs] for theirs, ours in names.items()},
+    is_short = any(str(key).startswith(_STACKS[1]) for key in state)
+    return read(_rows(config, is_short), config, state)
+
+
+def read_folder(fields: Any, weights: Mapping[str, Any], path: Path) -> Checkpoint:
+    """Read the files of transformers' ``ASTForAudioClassification``.
+
+    Args:
+        fields: content of ``config.json``.
+        weights: state dict of the weights file.
+        path: path of the weights file; ``preprocessor_config.json`` is in the same folder.
+
+    Raises:
+        CheckpointError: a file is invalid, or contains an unsupported model; it is named.
+    """
+    preprocessor = path.with_name(PREPROCESSOR_FILE)
+    given = read_json(preprocessor) if preprocessor.is_file() else None
+    try:
+        config = hf_ast_config.config_from_hugging_face(fields, given)
+        labels = hf_ast_config.labels_of(fields)
+        independent = hf_ast_config.is_independent(fields)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path.with_name(CONFIG_FILE)}: {first_line(error)}") from error
+    try:
+        found = from_hugging_face(config, weights)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {first_line(error)}") from error
+    if fields.get("problem_type") is None:
+        logger.warning(
+            "%s: problem_type is not set; scores are a softmax over all classes, as in "
+            "transformers' pipeline; set it to multi_label_classification for sigmoids",
+            path.with_name(CONFIG_FILE),
+        )
+    return Checkpoint(config, None, found, labels, independent=independent)
+
+
+def _rows(config: AstConfig, is_short: bool = False) -> list[Row]:
+    layers = {
+        f"{_STACKS[is_short]}*.{names[is_short]}": f"encoder.layers.*.{ours}"
+        for names, ours in _LAYER.items()
     }
+    return [
+        *embedding_rows(config, (_CLS, _DIST), _POSITIONS, _PATCHES),
+        *modules(_MODULES),
+        *modules(layers, config.encoder_layers),
+        statistics_row(config),
+    ]
 
 
-def _names(num_layers: int) -> dict[str, str]:
-    """Map names on the hub to ours, for weights that are copied unchanged."""
-    modules = dict(_MODULES)
-    for layer in range(num_layers):
-        for theirs, ours in _LAYER.items():
-            modules[f"{_ROOT}encoder.layer.{layer}.{theirs}"] = f"encoder.layers.{layer}.{ours}"
-    return {
-        f"{theirs}.{kind}": f"{ours}.{kind}"
-        for theirs, ours in modules.items()
-        for kind in ("weight", "bias")
-    }
+def _checkpoint(state: Content, path: Path) -> Checkpoint:
+    return read_folder(read_config_file(path), state[MODEL], path)
 
 
-def _hub_name(key: str) -> str:
-    match = _SHORT_KEY.fullmatch(key)
-    if match is None:
-        return key
-    layer, module, kind = match.groups()
-    return f"{_ROOT}encoder.layer.{layer}.{_SHORT.get(module, module)}.{kind}"
+HUGGING_FACE_AST = Layout("ast", matches=is_hugging_face, read=_checkpoint)

@@ -18,6 +18,20 @@ from mae_ast.core.models.config import AUDIOSET_MEAN, AUDIOSET_STD, AstConfig
 
 MODEL_TYPE = "audio-spectrogram-transformer"
 
+# Fields of config.json: their name -> our names, and the default in transformers.
+_FIELDS: dict[str, tuple[tuple[str, ...], Any]] = {
+    "patch_size": (("ast_kernel_size_chan", "ast_kernel_size_time"), 16),
+    "frequency_stride": (("ast_kernel_stride_chan",), 10),
+    "time_stride": (("ast_kernel_stride_time",), 10),
+    "max_length": (("position_frames",), 1024),
+    "hidden_size": (("encoder_embed_dim",), 768),
+    "num_hidden_layers": (("encoder_layers",), 12),
+    "num_attention_heads": (("encoder_attention_heads",), 12),
+    "intermediate_size": (("encoder_ffn_embed_dim",), 3072),
+    "hidden_dropout_prob": (("dropout",), 0.0),
+    "attention_probs_dropout_prob": (("attention_dropout",), 0.0),
+    "layer_norm_eps": (("layer_norm_eps", "head_layer_norm_eps"), 1e-12),
+}
 # Fields of config.json that have a single supported value.
 _SUPPORTED = {
     "hidden_act": "gelu",
@@ -33,6 +47,12 @@ _SUPPORTED_INPUT = {
 }
 # Statistics that make our normalisation an identity, for do_normalize=false.
 _NOT_NORMALISED = (0.0, math.sqrt(TARGET_STD**2 - EPS))
+# Fields of ours that must have one value, and why.
+_REQUIRED = {
+    "prefix_tokens": (2, "has 2"),
+    "window_type": ("hanning", "has hanning"),
+    "pool": ("prefix", "averages its prefix tokens"),
+}
 # True if scores are sigmoids, by problem_type; without one, transformers uses a softmax.
 _INDEPENDENT = {
     None: False,
@@ -68,33 +88,23 @@ def config_from_hugging_face(
         for key, value in supported.items():
             if values.get(key, value) != value:
                 raise ValueError(f"{key} is {values[key]!r}{where}; only {value!r} is supported")
-    size = fields.get("patch_size", 16)
+    values = {
+        our: fields.get(their, default)
+        for their, (ours, default) in _FIELDS.items()
+        for our in ours
+    }
+    size, frames = values["ast_kernel_size_chan"], values["position_frames"]
     if not isinstance(size, int):
         raise ValueError(f"patch_size is {size!r}; only square patches (one number) are supported")
-    eps = fields.get("layer_norm_eps", 1e-12)
-    frames = fields.get("max_length", 1024)
     mean, std = _statistics(given)
     config = AstConfig(
-        ast_kernel_size_chan=size,
-        ast_kernel_size_time=size,
-        ast_kernel_stride_chan=fields.get("frequency_stride", 10),
-        ast_kernel_stride_time=fields.get("time_stride", 10),
-        position_frames=frames,
+        **values,
         input_frames=given.get("max_length", frames),
-        encoder_layers=fields.get("num_hidden_layers", 12),
-        encoder_embed_dim=fields.get("hidden_size", 768),
-        encoder_ffn_embed_dim=fields.get("intermediate_size", 3072),
-        encoder_attention_heads=fields.get("num_attention_heads", 12),
-        layer_norm_eps=eps,
-        head_layer_norm_eps=eps,
-        dropout=fields.get("hidden_dropout_prob", 0.0),
-        attention_dropout=fields.get("attention_probs_dropout_prob", 0.0),
         input_mean=mean,
         input_std=std,
         # 2 is the default in transformers.
         num_classes=len(labels_of(fields) or ()) or fields.get("num_labels", 2),
     )
-    config.validate()
     if _grid_of_input(config) != config.position_grid:
         raise ValueError(
             f"max_length is {config.input_frames} in preprocessor_config.json and {frames} in "
@@ -151,12 +161,9 @@ def config_to_hugging_face(
         ValueError: Hugging Face's AST cannot represent the model, or the number of labels differs
             from the number of classes.
     """
-    if config.prefix_tokens != 2:
-        raise ValueError(f"prefix_tokens={config.prefix_tokens}; Hugging Face's AST has 2")
-    if config.window_type != "hanning":
-        raise ValueError(f"window_type={config.window_type}; Hugging Face's AST has hanning")
-    if config.pool != "prefix":
-        raise ValueError(f"pool={config.pool}; Hugging Face's AST averages its prefix tokens")
+    for key, (value, description) in _REQUIRED.items():
+        if getattr(config, key) != value:
+            raise ValueError(f"{key}={getattr(config, key)}; Hugging Face's AST {description}")
     if _grid_of_input(config) != config.position_grid:
         raise ValueError(
             f"input_frames={config.input_frames} differs from position_frames="
@@ -174,17 +181,7 @@ def config_to_hugging_face(
         "architectures": ["ASTForAudioClassification"],
         "model_type": MODEL_TYPE,
         **_SUPPORTED,
-        "patch_size": kernel[0],
-        "frequency_stride": config.ast_kernel_stride_chan,
-        "time_stride": config.ast_kernel_stride_time,
-        "max_length": config.position_frames,
-        "hidden_size": config.encoder_embed_dim,
-        "num_hidden_layers": config.encoder_layers,
-        "num_attention_heads": config.encoder_attention_heads,
-        "intermediate_size": config.encoder_ffn_embed_dim,
-        "hidden_dropout_prob": config.dropout,
-        "attention_probs_dropout_prob": config.attention_dropout,
-        "layer_norm_eps": config.layer_norm_eps,
+        **{their: getattr(config, ours[0]) for their, (ours, _) in _FIELDS.items()},
         "id2label": {str(n): name for n, name in enumerate(names)},
         "label2id": {name: n for n, name in enumerate(names)},
         "problem_type": next(

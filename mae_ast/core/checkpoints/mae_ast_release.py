@@ -2,24 +2,33 @@
 
 The released layout is ours plus five entries: an unused layer norm (weight and bias), an encoder
 mask token that gets no gradient, and two position tables that can be computed. Its ``cfg`` has all
-fields of the reference implementation.
+fields of the reference implementation. The trainer's own checkpoints, of any system, have this
+layout without these entries and fields.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mae_ast.core.checkpoints.layout import Checkpoint, Content, Layout
+from mae_ast.core.checkpoints.wrappers import MODEL
 from mae_ast.core.frontend.fbank import NUM_MEL_BINS
 from mae_ast.core.models.config import MaeAstConfig
+from mae_ast.core.models.registry import parse_config
 from mae_ast.core.nn.positions import sinusoidal_positions
 
 MAX_TOKENS = 48_000  # rows of the position tables
-TABLES = ("enc_sine_pos_embed.pe", "dec_sine_pos_embed.pe")
+CHECKED_TOKENS = 1_024  # rows that are compared with ours
+TABLES = {
+    "enc_sine_pos_embed.pe": "encoder_embed_dim",
+    "dec_sine_pos_embed.pe": "decoder_embed_dim",
+}
 EXTRAS = ("encoder_mask_emb", "layer_norm.weight", "layer_norm.bias", *TABLES)
 
 # Fields of the released configuration that ours lacks, with the single supported value.
@@ -78,7 +87,7 @@ def without_extras(weights: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_released(
-    config: MaeAstConfig, mask_type: str, weights: Mapping[str, Tensor]
+    config: MaeAstConfig, mask_type: str | None, weights: Mapping[str, Tensor]
 ) -> dict[str, Any]:
     """Return a file for s3prl's ``mae_ast_local``: ``{"cfg": {"model", "task"}, "model"}``.
 
@@ -95,24 +104,38 @@ def to_released(
     fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in _OURS_ONLY}
     fields |= {**_SUPPORTED, **_IRRELEVANT}
     fields["use_post_enc_proj"] = config.encoder_embed_dim != config.decoder_embed_dim
-    widths = (config.encoder_embed_dim, config.decoder_embed_dim)
     extras = {
-        "encoder_mask_emb": torch.zeros(widths[0]),
+        "encoder_mask_emb": torch.zeros(config.encoder_embed_dim),
         "layer_norm.weight": torch.ones(NUM_MEL_BINS),
         "layer_norm.bias": torch.zeros(NUM_MEL_BINS),
         **{
-            key: sinusoidal_positions(MAX_TOKENS, width).unsqueeze(0)
-            for key, width in zip(TABLES, widths, strict=True)
+            key: sinusoidal_positions(MAX_TOKENS, getattr(config, width)).unsqueeze(0)
+            for key, width in TABLES.items()
         },
     }
     task = {**_TASK, "feature_rate": FEATURE_RATE, "mask_type": mask_type}
-    return {"cfg": {"model": fields, "task": task}, "model": {**weights, **extras}}
+    return {"cfg": {"model": fields, "task": task}, MODEL: {**weights, **extras}}
 
 
 def _is_ours(table: Tensor) -> bool:
     rows = table.flatten(0, -2).float()
     # float16 is accurate to 2^-11; the implementations' exponentials differ in the last bits.
     atol = 1e-3 if table.dtype != torch.float32 else 1e-4
-    count = min(len(rows), 1_024)
+    count = min(len(rows), CHECKED_TOKENS)
     expected = sinusoidal_positions(count, rows.shape[1])
     return torch.allclose(rows[:count], expected, rtol=0, atol=atol)
+
+
+def _checkpoint(state: Content, path: Path) -> Checkpoint:
+    model_cfg, task_cfg = state["cfg"]["model"], state["cfg"]["task"]
+    mask_type, weights = task_cfg["mask_type"], dict(state[MODEL])
+    check(model_cfg, task_cfg)
+    return Checkpoint(parse_config(model_cfg), str(mask_type), without_extras(weights))
+
+
+MAE_AST = Layout(
+    "mae_ast",
+    matches=lambda state: True,  # tried last; reading names what is missing
+    read=_checkpoint,
+    write=lambda model: to_released(model.config, model.mask_type, model.weights),
+)

@@ -11,68 +11,46 @@ safetensors with our ``config.json`` in the same folder; Hugging Face's AST
 from __future__ import annotations
 
 import dataclasses
-import json
-import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from mae_ast.core.checkpoints import (
-    ast_release,
-    audio_mae_release,
-    hf_ast,
-    hf_ast_config,
-    mae_ast_release,
+from mae_ast.core.checkpoints import hf_ast, hf_ast_config
+from mae_ast.core.checkpoints.ast_release import AST, SSAST
+from mae_ast.core.checkpoints.audio_mae_release import AUDIO_MAE
+from mae_ast.core.checkpoints.classifier import FINETUNING, ClassifierSpec, encoder_weights
+from mae_ast.core.checkpoints.hub_files import CONFIG_FILE as CONFIG_FILE
+from mae_ast.core.checkpoints.hub_files import (
+    TORCH_WEIGHTS_FILE,
+    WEIGHTS_FILE,
+    parse_config_file,
+    read_config_file,
 )
+from mae_ast.core.checkpoints.layout import Checkpoint as Checkpoint
+from mae_ast.core.checkpoints.layout import Layout
+from mae_ast.core.checkpoints.mae_ast_release import MAE_AST
 from mae_ast.core.checkpoints.run_files import latest
 from mae_ast.core.checkpoints.state_dict import MAX_NAMED, first_not_finite, mismatches
 from mae_ast.core.checkpoints.state_files import CheckpointError as CheckpointError
 from mae_ast.core.checkpoints.state_files import read_safetensors
 from mae_ast.core.checkpoints.state_files import read_state as read_state
 from mae_ast.core.checkpoints.wrappers import MODEL
-from mae_ast.core.frontend.patches import PatchShape
 from mae_ast.core.io.file_kinds import is_safetensors
+from mae_ast.core.io.first_line import first_line
 from mae_ast.core.io.near_files import suggestion
-from mae_ast.core.models.registry import parse_config, system_name
+from mae_ast.core.models.config import AstConfig
 
-# Files of a folder in the hub's layout; the last two are for Hugging Face's own models only.
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-PREPROCESSOR_FILE, TORCH_WEIGHTS_FILE = "preprocessor_config.json", "pytorch_model.bin"
+# Layouts of torch.save files, in the order in which they are tried. The last one is also that of
+# the trainer's own checkpoints, of any system.
+LAYOUTS: list[Layout] = [SSAST, AST, AUDIO_MAE, hf_ast.HUGGING_FACE_AST, MAE_AST]
+
 RUN_FILE = Path("checkpoints", "checkpoint_last.pt")  # relative to the folder of a run
-FINETUNING = "mae_ast_classification"  # key of the ClassifierSpec in fine-tuned files
-
-# Layers of a classifier's head -> the same layers in AST, if the classifier pools as AST does.
-_AST_HEAD = {"head.0.": "head.layer_norm.", "head.2.": "head.linear."}
-
-logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model as read from a file: configuration and weights.
-
-    Args:
-        config: configuration of one of the ``SYSTEMS``.
-        mask_type: type of mask in pretraining; ``None`` for models trained without, such as AST.
-        weights: state dict with the names of the system; not checked yet.
-        labels: class names, if the file contains them.
-        encoder_only: ``weights`` are the encoder's only, without pretraining modules.
-        independent: a classifier's scores are sigmoids (multi-label), as in the published AST; else
-            a softmax over all classes.
-    """
-
-    config: Any
-    mask_type: str | None
-    weights: Mapping[str, Any]
-    labels: tuple[str, ...] | None = None
-    encoder_only: bool = False
-    independent: bool = True
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -115,19 +93,40 @@ def file_of(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def load_weights(model: M, checkpoint: Checkpoint, path: str | os.PathLike[str]) -> M:
-    """Load the weights of a checkpoint into a model, and switch it to eval mode.
+def build_with_weights(
+    build: Callable[[], M], weights: Mapping[str, Any], path: str | os.PathLike[str]
+) -> M:
+    """Build a model with given weights, in eval mode, without initialising random ones first.
+
+    torch's random number generators are not used. The weights are copied, since they may be a
+    memory map of a file that is overwritten later.
 
     Args:
-        model: built from the checkpoint's configuration; its weights keep their dtypes.
-        checkpoint: source of the weights.
+        build: returns the model. It is called on the meta device; buffers that are not in the state
+            dict are computed by the method ``reset_buffers`` of their module, if it has one.
+        weights: the model's state dict; the model's own dtypes are kept.
         path: the file's path, for error messages.
 
     Raises:
         CheckpointError: as :func:`check_weights`.
     """
-    check_weights(model.state_dict(), checkpoint.weights, path)
-    model.load_state_dict(dict(checkpoint.weights))
+    with torch.device("meta"):
+        model = build()
+    wanted = model.state_dict()
+    check_weights(wanted, weights, path)
+    contiguous = torch.contiguous_format
+    copies = {
+        name: weights[name].detach().to(value.dtype, copy=True, memory_format=contiguous)
+        for name, value in wanted.items()
+    }
+    model.load_state_dict(copies, assign=True)
+    for module in model.modules():
+        if callable(reset := getattr(module, "reset_buffers", None)):
+            reset()
+    if any(buffer.is_meta for buffer in model.buffers()):
+        with torch.random.fork_rng(devices=[]):
+            model = build()
+        model.load_state_dict(copies)
     return model.eval()
 
 
@@ -147,59 +146,6 @@ def check_weights(
         raise CheckpointError(f"{path}: {name} holds NaN or infinity; its training has diverged")
 
 
-def config_dict(
-    config: Any,
-    mask_type: str | None,
-    labels: Sequence[str] | None = None,
-    encoder_only: bool = False,
-    independent: bool = True,
-) -> dict[str, Any]:
-    """Return the content of ``config.json``."""
-    return {
-        "system": system_name(config),
-        "mask_type": mask_type,
-        **({} if labels is None else {"labels": list(labels)}),
-        **({"encoder_only": True} if encoder_only else {}),
-        **({} if independent else {"independent": False}),
-        **dataclasses.asdict(config),
-    }
-
-
-def parse_config_file(values: Any, path: str | os.PathLike[str]) -> Checkpoint:
-    """Parse ``config.json`` into a checkpoint without weights.
-
-    Raises:
-        CheckpointError: the model is of another kind, or a field is missing or invalid.
-    """
-    if not isinstance(values, Mapping) or "system" not in values:
-        kind = values.get("model_type") if isinstance(values, Mapping) else None
-        other = "" if kind is None else f"; its model_type is {kind!r}"
-        raise CheckpointError(f"{path}: does not describe a model of this project{other}")
-    try:
-        mask_type, labels = values["mask_type"], values.get("labels")
-        return Checkpoint(
-            parse_config(values),
-            None if mask_type is None else str(mask_type),
-            {},
-            None if labels is None else tuple(str(label) for label in labels),
-            bool(values.get("encoder_only", False)),
-            bool(values.get("independent", True)),
-        )
-    except KeyError as error:
-        raise CheckpointError(f"{path}: has no {error}") from error
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: {_one_line(error)}") from error
-
-
-def is_hugging_face(path: str | os.PathLike[str]) -> bool:
-    """Return whether a ``config.json`` describes a Hugging Face model instead of one of ours.
-
-    Raises:
-        CheckpointError: the file is not JSON.
-    """
-    return hf_ast_config.is_known(_read_json(Path(path)))
-
-
 def is_finetuned(state: Mapping[str, Any]) -> bool:
     """Return whether the content of a file was written by fine-tuning."""
     task_state = state.get("task_state")
@@ -211,31 +157,22 @@ def _read_torch(path: Path) -> Checkpoint:
     try:
         if is_finetuned(state):
             return _from_finetuned(state)
-        if ast_release.is_ssast(state):
-            ssast, weights = ast_release.read_ssast(state)
-            return Checkpoint(ssast, _published_mask(ssast.patch_shape), weights)
-        if ast_release.is_ast(state):
-            if ambiguity := ast_release.ambiguity(state):
-                logger.warning("%s: %s", path, ambiguity)
-            ast, weights = ast_release.read_ast(state)
-            return Checkpoint(ast, None, weights)
-        if audio_mae_release.is_audio_mae(state):
-            audio_mae, weights, skipped = audio_mae_release.read_audio_mae(state)
-            if skipped:
-                logger.warning("%s: %s", path, audio_mae_release.describe_skipped(skipped))
-            return Checkpoint(audio_mae, "random_mask", weights)
-        if hf_ast.is_hugging_face(state):
-            return _from_hugging_face(_read_description(path), state[MODEL], path)
-        model_cfg, task_cfg = state["cfg"]["model"], state["cfg"]["task"]
-        mask_type, weights = task_cfg["mask_type"], dict(state[MODEL])
-        mae_ast_release.check(model_cfg, task_cfg)
-        return Checkpoint(
-            parse_config(model_cfg), str(mask_type), mae_ast_release.without_extras(weights)
-        )
+        layout = next(each for each in LAYOUTS if each.matches(state))
+        return layout.read(state, path)
+    except CheckpointError:
+        raise
     except KeyError as error:
         raise CheckpointError(f"{path}: has no {error}; {_contents(state)}") from error
     except (TypeError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"{path}: {_one_line(error)}") from error
+        raise CheckpointError(f"{path}: {first_line(error)}") from error
+
+
+def _read_safetensors(path: Path) -> Checkpoint:
+    fields = read_config_file(path)
+    if hf_ast_config.is_known(fields):
+        return hf_ast.read_folder(fields, read_safetensors(path), path)
+    found = parse_config_file(fields, path.with_name(CONFIG_FILE))
+    return dataclasses.replace(found, weights=read_safetensors(path))
 
 
 def _contents(state: Mapping[str, Any]) -> str:
@@ -249,85 +186,20 @@ def _contents(state: Mapping[str, Any]) -> str:
 
 def _from_finetuned(state: Mapping[str, Any]) -> Checkpoint:
     """Return the encoder of a classifier; for AST with its own head, the full model."""
-    network, head = state["task_state"][FINETUNING], state["task_state"][FINETUNING]["head"]
-    is_ast = (network["system"], head["pool"], head["kind"]) == ("ast", "encoder", "linear")
-    classes = {"num_classes": head["num_classes"]} if is_ast else {}
-    config = parse_config({**network["encoder"], **classes, "system": network["system"]})
-    names = {"encoder.": "", **(_AST_HEAD if is_ast else {})}
-    weights = {
-        ours + name.removeprefix(theirs): value
-        for name, value in state[MODEL].items()
-        for theirs, ours in names.items()
-        if name.startswith(theirs)
-    }
-    labels = tuple(str(name) for name in network["names"]) if is_ast else None
-    independent = bool(network["independent"])
-    return Checkpoint(config, None, weights, labels, not is_ast, independent)
-
-
-def _published_mask(shape: PatchShape) -> str:
-    """Return the mask type of published SSAST: chunks of patches, or random frames."""
-    return "random_mask" if shape.per_column == 1 else "chunk_mask"
-
-
-def _read_safetensors(path: Path) -> Checkpoint:
-    values = _read_description(path)
-    if hf_ast_config.is_known(values):
-        return _from_hugging_face(values, read_safetensors(path), path)
-    found = parse_config_file(values, path.with_name(CONFIG_FILE))
-    return dataclasses.replace(found, weights=read_safetensors(path))
-
-
-def _read_description(path: Path) -> Any:
-    """Read the ``config.json`` in the folder of a weights file."""
-    description = path.with_name(CONFIG_FILE)
-    if not description.is_file():
-        raise FileNotFoundError(
-            f"{description}: no such file; it must describe the model in {path.name}"
+    spec = ClassifierSpec.from_state(state)
+    config, head = spec.encoder, spec.head
+    is_ast = False
+    if isinstance(config, AstConfig) and (head.pool, head.kind) == ("encoder", "linear"):
+        is_ast = True
+        config = dataclasses.replace(
+            config, num_classes=head.num_classes, head_layer_norm_eps=head.layer_norm_eps
         )
-    return _read_json(description)
+    weights = encoder_weights(state[MODEL], with_head=is_ast)
+    labels = spec.labels.names if is_ast else None
+    return Checkpoint(config, None, weights, labels, not is_ast, spec.independent)
 
 
 def _listed(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return f"{', '.join(names[:MAX_NAMED])}{more}" if names else "nothing"
-
-
-def _from_hugging_face(
-    fields: Mapping[str, Any], weights: Mapping[str, Any], path: Path
-) -> Checkpoint:
-    """Read the files of transformers' ``ASTForAudioClassification``."""
-    preprocessor = path.with_name(PREPROCESSOR_FILE)
-    try:
-        config = hf_ast_config.config_from_hugging_face(
-            fields, _read_json(preprocessor) if preprocessor.is_file() else None
-        )
-        labels = hf_ast_config.labels_of(fields)
-        independent = hf_ast_config.is_independent(fields)
-    except CheckpointError:
-        raise
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path.with_name(CONFIG_FILE)}: {_one_line(error)}") from error
-    try:
-        found = hf_ast.from_hugging_face(config, weights)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {_one_line(error)}") from error
-    if fields.get("problem_type") is None:
-        logger.warning(
-            "%s: problem_type is not set; scores are a softmax over all classes, as in "
-            "transformers' pipeline; set it to multi_label_classification for sigmoids",
-            path.with_name(CONFIG_FILE),
-        )
-    return Checkpoint(config, None, found, labels, independent=independent)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({_one_line(error)})") from error
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

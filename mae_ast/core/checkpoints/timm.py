@@ -6,22 +6,22 @@ timm (and with it the published AST and SSAST) fuses queries, keys and values, e
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mae_ast.core.checkpoints.state_dict import first_not_finite, mismatches
-from mae_ast.core.models.config import VitConfig
-from mae_ast.core.models.encoder import Vit
+from mae_ast.core.checkpoints import key_table
+from mae_ast.core.checkpoints.key_table import Row, State, added, modules, split, swap_axes
+from mae_ast.core.checkpoints.key_table import Weights as Weights
+from mae_ast.core.checkpoints.state_dict import first_not_finite
+from mae_ast.core.models.config import EncoderConfig, VitConfig
 from mae_ast.core.nn.positions import fit_positions
 
-State = Mapping[str, Any]
-Weights = dict[str, Tensor]
-
-# Modules of a layer: timm's names -> ours, except the fused queries, keys and values.
+# Modules of a layer: timm's names -> ours.
 _LAYER = {
     "norm1": "self_attn_layer_norm",
     "attn.proj": "self_attn.out_proj",
@@ -29,83 +29,81 @@ _LAYER = {
     "mlp.fc1": "fc1",
     "mlp.fc2": "fc2",
 }
-_QKV = "attn.qkv"
-_KINDS = ("weight", "bias")
 # Fields that must be equal in a model and the one it is initialised from.
 SHARED_KEYS = (
     *("ast_kernel_size_time", "ast_kernel_size_chan", "encoder_layers", "encoder_embed_dim"),
     *("encoder_ffn_embed_dim", "encoder_attention_heads", "window_type"),
 )
 IMAGE_HEADS = ("head.", "head_dist.", "pre_logits.")  # image classifiers, which are dropped
+PREFIX_TOKENS = ("cls_token", "dist_token")
 
 
-def to_timm(config: VitConfig, weights: State) -> Weights:
-    """Convert an encoder to the state dict of timm's DeiT ``VisionTransformer(in_chans=1)``."""
-    shape, grid = config.patch_shape, config.position_grid
-    prefix, table = weights["prefix_tokens"], weights["positions.table"]
-    num_prefix = config.prefix_tokens
-    state = {"cls_token": prefix[:, :1]}
-    if num_prefix == 2:
-        state["dist_token"] = prefix[:, 1:]
-    state["pos_embed"] = torch.cat(
-        (table[:, :num_prefix], swap_axes(table[:, num_prefix:], grid)), dim=1
-    )
-    state["patch_embed.proj.weight"] = kernel_of(
-        weights["post_extract_proj.weight"], shape.time, shape.mel
-    )
-    state["patch_embed.proj.bias"] = weights["post_extract_proj.bias"]
-    return state | stack_to_timm(weights, config.encoder_layers)
+def rows(config: EncoderConfig) -> list[Row]:
+    """Return the table of timm's DeiT ``VisionTransformer(in_chans=1)`` and our encoder."""
+    return [
+        *embedding_rows(config, PREFIX_TOKENS, "pos_embed", "patch_embed.proj"),
+        *stack_rows(config.encoder_layers),
+        statistics_row(config),
+    ]
 
 
-def stack_to_timm(
-    weights: State, num_layers: int, ours: str = "encoder", prefix: str = ""
-) -> Weights:
-    """Convert a stack of pre-norm layers to timm's layout.
+def embedding_rows(
+    config: EncoderConfig, prefix_tokens: tuple[str, ...], positions: str, projection: str
+) -> list[Row]:
+    """Return the rows of everything below the first layer.
 
     Args:
-        weights: state dict of our model.
+        config: configuration of the encoder.
+        prefix_tokens, positions, projection: names in the file.
+    """
+    num_prefix, shape = config.prefix_tokens, config.patch_shape
+    table = key_table.swap_grid(config.position_grid, 1, num_prefix)
+    kernel = (
+        lambda kernel: [kernel.squeeze(1).transpose(1, 2).flatten(1)],
+        lambda rows: [rows.unflatten(1, (shape.time, shape.mel)).transpose(1, 2).unsqueeze(1)],
+    )
+    return [
+        Row(prefix_tokens[:num_prefix], "prefix_tokens", split(num_prefix, dim=1)[::-1]),
+        Row(positions, "positions.table", table),
+        Row(f"{projection}.weight", "post_extract_proj.weight", kernel),
+        Row(f"{projection}.bias", "post_extract_proj.bias"),
+    ]
+
+
+def stack_rows(num_layers: int, ours: str = "encoder", prefix: str = "") -> Iterator[Row]:
+    """Return the rows of a stack of pre-norm layers.
+
+    Args:
         num_layers: number of layers in the stack.
         ours: name of the stack in our model.
         prefix: prefix of timm's names, ``blocks`` and ``norm``.
     """
-    state = {theirs: weights[own] for theirs, own in _layer_names(num_layers, ours, prefix).items()}
-    for layer in range(num_layers):
-        for kind in _KINDS:
-            state[f"{prefix}blocks.{layer}.{_QKV}.{kind}"] = torch.cat(
-                [weights[name] for name in _projections(layer, kind, ours)]
-            )
-    return state
+    layer = f"{ours}.layers.*"
+    attention = tuple(f"{layer}.self_attn.{name}_proj" for name in "qkv")
+    yield from modules({f"{prefix}norm": f"{ours}.layer_norm"})
+    yield from modules({f"{prefix}blocks.*.attn.qkv": attention}, num_layers, split(3))
+    yield from modules(
+        {f"{prefix}blocks.*.{name}": f"{layer}.{own}" for name, own in _LAYER.items()}, num_layers
+    )
 
 
-def is_timm(names: Container[str]) -> bool:
-    """Return whether names of weights look like those of a timm ViT."""
-    return "patch_embed.proj.weight" in names and "pos_embed" in names
+def statistics_row(config: EncoderConfig) -> Row:
+    """Add the input statistics as buffers; published files do not contain them."""
+    return added(
+        {
+            "batch_norm.running_mean": torch.tensor([config.input_mean]),
+            "batch_norm.running_var": torch.tensor([config.input_std**2]),
+            "batch_norm.num_batches_tracked": torch.tensor(0),
+        }
+    )
 
 
-def sizes_of(state: State, prefix: str = "") -> dict[str, int]:
-    """Derive fields of :class:`VitConfig` from the shapes in a state dict of timm's layout.
-
-    Args:
-        state: the state dict.
-        prefix: prefix of timm's names in it.
-
-    Raises:
-        ValueError: a required key is missing, or has another number of dimensions; it is named.
-    """
-    kernel = tensor_of(state, f"{prefix}patch_embed.proj.weight", 4)
-    blocks = f"{prefix}blocks."
-    return {
-        "ast_kernel_size_chan": kernel.shape[2],
-        "ast_kernel_size_time": kernel.shape[3],
-        "encoder_layers": len(
-            {key.removeprefix(blocks).split(".")[0] for key in state if key.startswith(blocks)}
-        ),
-        "encoder_embed_dim": len(kernel),
-        "encoder_ffn_embed_dim": len(tensor_of(state, f"{blocks}0.mlp.fc1.weight", 2)),
-    }
+def to_timm(config: EncoderConfig, weights: State) -> Weights:
+    """Convert an encoder to the state dict of timm's DeiT ``VisionTransformer(in_chans=1)``."""
+    return key_table.write(rows(config), weights)
 
 
-def from_timm(config: VitConfig, state: State, attention_heads: int | None = None) -> Weights:
+def from_timm(config: EncoderConfig, state: State, attention_heads: int | None = None) -> Weights:
     """Build an encoder from a timm ViT or DeiT, such as one trained on images.
 
     The patch embedding is averaged over the RGB channels (as in the AST paper; its code sums them).
@@ -137,90 +135,47 @@ def from_timm(config: VitConfig, state: State, attention_heads: int | None = Non
         if config.prefix_tokens == 1 and found.pop("dist_token", None) is not None:
             table = torch.cat((table[:, :1], table[:, 2:]), dim=1)
         found["pos_embed"] = _fit_image_positions(config, table, is_image)
-    check(to_timm(config, meta_weights(Vit, config)), found)
+    encoder = VitConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(VitConfig)})
+    weights = key_table.read(rows(config), encoder, found)
     if name := first_not_finite(found):
         raise ValueError(f"{name} holds NaN or infinity")
-    return encoder_from_timm(config, found)
-
-
-def encoder_from_timm(config: VitConfig, state: State) -> Weights:
-    """Invert :func:`to_timm`; keys and shapes must have been checked."""
-    num_prefix, (along_time, along_mel) = config.prefix_tokens, config.position_grid
-    tokens = [state[name] for name in ("cls_token", "dist_token")[:num_prefix]]
-    table = state["pos_embed"]
-    weights: Weights = {
-        **statistics(config),
-        "prefix_tokens": torch.cat(tokens, dim=1),
-        "positions.table": torch.cat(
-            (table[:, :num_prefix], swap_axes(table[:, num_prefix:], (along_mel, along_time))),
-            dim=1,
-        ),
-        "post_extract_proj.weight": rows_of(state["patch_embed.proj.weight"]),
-        "post_extract_proj.bias": state["patch_embed.proj.bias"],
-    }
-    return weights | stack_from_timm(state, config.encoder_layers)
-
-
-def stack_from_timm(
-    state: State, num_layers: int, ours: str = "encoder", prefix: str = ""
-) -> Weights:
-    """Invert :func:`stack_to_timm`."""
-    weights = {own: state[theirs] for theirs, own in _layer_names(num_layers, ours, prefix).items()}
-    for layer in range(num_layers):
-        for kind in _KINDS:
-            fused = state[f"{prefix}blocks.{layer}.{_QKV}.{kind}"]
-            weights.update(zip(_projections(layer, kind, ours), fused.chunk(3), strict=True))
     return weights
 
 
-def swap_axes(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Reorder tokens (1, N, D) on a grid (A, B) from A-major to B-major order."""
-    on_grid: Tensor = tokens.unflatten(1, grid)
-    return on_grid.transpose(1, 2).flatten(1, 2)
+def is_timm(names: Container[str]) -> bool:
+    """Return whether names of weights look like those of a timm ViT."""
+    return "patch_embed.proj.weight" in names and "pos_embed" in names
 
 
-def kernel_of(rows: Tensor, time: int, mel: int) -> Tensor:
-    """Convert linear weights (D, time * mel) to a ``Conv2d`` kernel (D, 1, mel, time)."""
-    kernel: Tensor = rows.unflatten(1, (time, mel))
-    return kernel.transpose(1, 2).unsqueeze(1)
+def sizes_of(state: State, prefix: str = "") -> dict[str, int]:
+    """Derive fields of :class:`VitConfig` from the shapes in a state dict of timm's layout.
 
+    Args:
+        state: the state dict.
+        prefix: prefix of timm's names in it.
 
-def rows_of(kernel: Tensor) -> Tensor:
-    """Convert a ``Conv2d`` kernel (D, 1, mel, time) to linear weights (D, time * mel)."""
-    return kernel.squeeze(1).transpose(1, 2).flatten(1)
-
-
-def statistics(config: VitConfig) -> Weights:
-    """Return the input statistics as buffers; published files do not contain them."""
+    Raises:
+        ValueError: a required key is missing, or has another number of dimensions; it is named.
+    """
+    kernel = tensor_of(state, f"{prefix}patch_embed.proj.weight", 4)
     return {
-        "batch_norm.running_mean": torch.tensor([config.input_mean]),
-        "batch_norm.running_var": torch.tensor([config.input_std**2]),
-        "batch_norm.num_batches_tracked": torch.tensor(0),
+        "ast_kernel_size_chan": kernel.shape[2],
+        "ast_kernel_size_time": kernel.shape[3],
+        "encoder_layers": num_layers_of(state, f"{prefix}blocks."),
+        "encoder_embed_dim": len(kernel),
+        "encoder_ffn_embed_dim": len(tensor_of(state, f"{prefix}blocks.0.mlp.fc1.weight", 2)),
     }
 
 
-def meta_weights(kind: type[Vit], config: Any) -> Weights:
-    """Return the state dict of a model on the meta device: names and shapes only."""
-    with torch.device("meta"):
-        weights: Weights = kind(config).state_dict()
-    return weights
+def num_layers_of(state: State, prefix: str) -> int:
+    """Count the numbers that follow ``prefix`` in the names of weights."""
+    return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
 
 
 def without(state: State, prefixes: Iterable[str]) -> dict[str, Any]:
     """Return a state dict without the keys that begin with one of ``prefixes``."""
     dropped = tuple(prefixes)
     return {key: value for key, value in state.items() if not str(key).startswith(dropped)}
-
-
-def check(wanted: State, found: State) -> None:
-    """Compare the keys and shapes in a file with those of the model.
-
-    Raises:
-        ValueError: a key is missing, unknown, not a tensor, or of another shape; it is named.
-    """
-    problems = mismatches(wanted, found)
-    if problems:
-        raise ValueError(f"the weights do not match the model; {problems}")
 
 
 def tensor_of(state: State, key: str, ndim: int) -> Tensor:
@@ -237,7 +192,7 @@ def tensor_of(state: State, key: str, ndim: int) -> Tensor:
     return value
 
 
-def check_same(config: VitConfig, pretrained: Mapping[str, Any]) -> None:
+def check_same(config: EncoderConfig, pretrained: Mapping[str, Any]) -> None:
     """Refuse a configuration that differs from these fields of the pretrained model.
 
     Raises:
@@ -252,7 +207,7 @@ def check_same(config: VitConfig, pretrained: Mapping[str, Any]) -> None:
         raise ValueError("; ".join(differing))
 
 
-def _fit_image_positions(config: VitConfig, table: Tensor, is_image: bool) -> Tensor:
+def _fit_image_positions(config: EncoderConfig, table: Tensor, is_image: bool) -> Tensor:
     """Fit the positions of a square image, or a spectrogram like ours, to our grid (mel-first)."""
     along_time, along_mel = config.position_grid
     num_prefix = config.prefix_tokens
@@ -265,23 +220,6 @@ def _fit_image_positions(config: VitConfig, table: Tensor, is_image: bool) -> Te
             f"pos_embed has {num_positions} positions besides {num_prefix} prefix tokens; expected "
             f"a square number (images) or {along_mel} x {along_time} patches"
         )
-    fitted = fit_positions(
-        swap_axes(table[:, num_prefix:], (side, side)), (side, side), (along_time, along_mel)
-    )
-    return torch.cat((table[:, :num_prefix], swap_axes(fitted, (along_time, along_mel))), dim=1)
-
-
-def _layer_names(num_layers: int, stack: str, prefix: str) -> dict[str, str]:
-    """Map timm's names to ours, for weights that are copied unchanged."""
-    names = {f"{prefix}norm.{kind}": f"{stack}.layer_norm.{kind}" for kind in _KINDS}
-    for layer in range(num_layers):
-        for theirs, ours in _LAYER.items():
-            for kind in _KINDS:
-                name = f"{prefix}blocks.{layer}.{theirs}.{kind}"
-                names[name] = f"{stack}.layers.{layer}.{ours}.{kind}"
-    return names
-
-
-def _projections(layer: int, kind: str, stack: str) -> list[str]:
-    """Return the names of our query, key and value projections, in the order timm fuses them."""
-    return [f"{stack}.layers.{layer}.self_attn.{name}_proj.{kind}" for name in "qkv"]
+    time_first = swap_axes(table[:, num_prefix:], (side, side), dim=1)
+    fitted = fit_positions(time_first, (side, side), (along_time, along_mel))
+    return torch.cat((table[:, :num_prefix], swap_axes(fitted, (along_time, along_mel), 1)), dim=1)

@@ -6,9 +6,9 @@ random numbers come from the generators that are passed in (see
 :mod:`mae_ast.core.frontend.collate`).
 """
 
-from __future__ import annotations
-
+# No postponed annotations: fairseq reads the field types at run time.
 from dataclasses import dataclass
+from typing import Optional
 
 import numpy as np
 import torch
@@ -17,47 +17,69 @@ from torch import Tensor
 from mae_ast.core.frontend.fbank import NUM_MEL_BINS
 from mae_ast.core.frontend.masking import structured_mask
 from mae_ast.core.frontend.patches import PatchShape
+from mae_ast.core.settings import check_fields, setting
 
 NOISE_RANGE_DB = 30.0  # the weakest noise is this far below the strongest
 _INT16 = torch.iinfo(torch.int16)
 
 
-@dataclass(frozen=True)
-class Augmentation:
+# Optional[...] instead of X | None: the configuration library of fairseq reads these types.
+@dataclass
+class AugmentationConfig:
     """Augmentation of training clips; by default, none.
-
-    Args:
-        mixup: probability of mixing a clip with another one.
-        mixup_alpha: alpha of Beta(alpha, alpha), from which the first clip's weight is drawn.
-        freq_mask: SpecAugment masks a band of fewer mel bins than this; 0: none.
-        time_mask: SpecAugment masks a band of fewer 10 ms frames than this; 0: none.
-        shift_samples: maximum circular shift of a waveform in samples, in either direction.
-        noise_snr_db: lowest signal-to-noise ratio of added white noise, in dB; the ratio is
-            uniform between this and 30 dB more. ``None``: no noise.
-        roll_mag: apply :func:`roll_and_scale` to each clip.
 
     Raises:
         ValueError: a value is out of range.
     """
 
-    mixup: float = 0.0
-    mixup_alpha: float = 10.0
-    freq_mask: int = 0
-    time_mask: int = 0
-    shift_samples: int = 0
-    noise_snr_db: float | None = None
-    roll_mag: bool = False
+    mixup: float = setting(
+        0.0, help="probability that a training clip is mixed with another one (mixup)"
+    )
+    mixup_alpha: float = setting(
+        10.0,
+        help="alpha of the distribution Beta(alpha, alpha) from which mixup draws the mixing ratio",
+        positive=True,
+    )
+    freq_mask: int = setting(
+        0,
+        help="SpecAugment: mask a band of fewer than this many of the 128 mel bins in training; 0: "
+        "none",
+        minimum=0,
+    )
+    time_mask: int = setting(
+        0,
+        help="SpecAugment: mask a band of fewer than this many frames of 10 ms in training; 0: "
+        "none",
+        minimum=0,
+    )
+    shift_samples: int = setting(
+        0,
+        help="circular shift of training waveforms by up to this many samples, in either "
+        "direction; 0: no shift",
+        minimum=0,
+    )
+    noise_snr_db: Optional[float] = setting(  # noqa: UP045
+        None,
+        help="add white noise to training waveforms, at a signal-to-noise ratio drawn from this "
+        "value to 30 dB above it (dB); null: no noise",
+    )
+    roll_mag: bool = setting(
+        False,
+        help="shift training waveforms circularly by a random offset and scale by a random factor "
+        "from 0.5 to 1.5 (Audio-MAE's roll-mag)",
+    )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.mixup <= 1:
             raise ValueError(f"mixup={self.mixup}; must be a probability from 0 to 1")
-        if not self.mixup_alpha > 0:
-            raise ValueError(f"mixup_alpha={self.mixup_alpha}; must be positive")
-        if not 0 <= self.freq_mask <= NUM_MEL_BINS:
+        if self.freq_mask > NUM_MEL_BINS:
             raise ValueError(f"freq_mask={self.freq_mask}; must be 0 to {NUM_MEL_BINS} mel bins")
-        for name in ("time_mask", "shift_samples"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}; must be 0 or more")
+
+
+@dataclass
+class Augmentation(AugmentationConfig):
+    """Augmentation of waveforms, and draws for that of batches."""
 
     def draw_mixing(self, num_clips: int, generator: torch.Generator) -> tuple[int, float] | None:
         """Draw the index of the clip to mix in and the first clip's weight, or ``None``.
@@ -103,6 +125,31 @@ class Augmentation:
         return bands
 
 
+@dataclass
+class DropConfig:
+    """Structured patch dropout: fractions of time steps and of mel rows, from 0 to below 1.
+
+    Raises:
+        ValueError: a fraction is out of range.
+    """
+
+    drop_time: float = setting(
+        0.0,
+        help="fraction of the time steps of the patch grid that are hidden from the encoder in "
+        "training; not with model.pool=time_steps; 0: none",
+        probability=True,
+    )
+    drop_mel: float = setting(
+        0.0,
+        help="fraction of the mel rows of the patch grid that are hidden from the encoder in "
+        "training; not with model.pool=time_steps; 0: none",
+        probability=True,
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
 @dataclass(frozen=True)
 class StructuredDrop:
     """Structured patch dropout: drop whole time steps and whole mel rows of patches in training.
@@ -110,28 +157,17 @@ class StructuredDrop:
     Args:
         shape: size and stride of the patches.
         input_frames: frames that the encoder crops or pads clips to; ``None``: it does neither.
-        drop_time, drop_mel: fractions of time steps and of mel rows to drop, from 0 to below 1.
-
-    Raises:
-        ValueError: a fraction is out of range.
+        config: fractions to drop.
     """
 
     shape: PatchShape
     input_frames: int | None
-    drop_time: float = 0.0
-    drop_mel: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("drop_time", "drop_mel"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name}={getattr(self, name)}; must be a fraction from 0 to below 1"
-                )
+    config: DropConfig
 
     def draw_visible(self, num_frames: int, generator: torch.Generator) -> Tensor:
         """Draw the ids (V,) int64 of the patches to keep (see :func:`structured_mask`)."""
         grid = self.shape.grid(self.input_frames or num_frames)
-        mask = structured_mask(1, grid, self.drop_time, self.drop_mel, generator)
+        mask = structured_mask(1, grid, self.config.drop_time, self.config.drop_mel, generator)
         return mask.visible_ids[0]
 
 

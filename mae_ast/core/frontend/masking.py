@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,9 +27,10 @@ CHUNK_SIZES = (3, 5)  # smallest and largest side of a chunk, in patches (SSAST)
 _COVER_MARGIN = 1.5
 
 
-@dataclass(frozen=True)
-class MaskIds:
+class MaskIds(NamedTuple):
     """Partition of each clip's patches into visible and masked ones.
+
+    A tuple, so that trainers move it to a device like any other part of a batch.
 
     Args:
         visible_ids: (B, V) int64, the patches that the encoder sees, in ascending order.
@@ -41,6 +42,25 @@ class MaskIds:
     visible_ids: Tensor
     masked_ids: Tensor
     padded: bool = False
+
+    def to(self, device: torch.device | str) -> MaskIds:
+        """Return the ids on a device."""
+        return MaskIds(self.visible_ids.to(device), self.masked_ids.to(device), self.padded)
+
+    @property
+    def num_patches(self) -> int:
+        """Maximum number of patches of a clip, if none is padded."""
+        return self.visible_ids.shape[1] + self.masked_ids.shape[1]
+
+    @property
+    def num_own(self) -> Tensor:
+        """(B,) int64, number of patches of each clip."""
+        return (self.visible_ids >= 0).sum(1) + (self.masked_ids >= 0).sum(1)
+
+    @property
+    def valid(self) -> Tensor | None:
+        """(B, M) bool, the masked patches that are not padding; ``None``: all."""
+        return self.masked_ids >= 0 if self.padded else None
 
 
 def count_visible(num_patches: int, ratio: float) -> int:
@@ -209,8 +229,7 @@ def scatter_tokens(
     if mask.padded:
         # Padding is scattered to an extra slot, which is then removed.
         slots, ids = num_patches + 1, ids.where(ids >= 0, num_patches)
-        per_clip = (mask.visible_ids >= 0).sum(1) + (mask.masked_ids >= 0).sum(1)
-        padding_mask = torch.arange(num_patches, device=ids.device) >= per_clip[:, None]
+        padding_mask = torch.arange(num_patches, device=ids.device) >= mask.num_own[:, None]
     tokens = mask_token.to(visible.dtype).expand(batch, slots, width)
     tokens = tokens.scatter(1, ids.unsqueeze(2).expand(-1, -1, width), visible)[:, :num_patches]
     return tokens, padding_mask

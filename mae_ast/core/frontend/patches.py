@@ -117,3 +117,9 @@ def unpatchify(patches: Tensor, shape: PatchShape) -> Tensor:
     along_time = patches.shape[1] // shape.per_column
     x = patches.reshape(batch, along_time, shape.per_column, shape.time, shape.mel)
     return x.transpose(2, 3).reshape(batch, along_time * shape.time, NUM_MEL_BINS)
+
+
+def time_steps(tokens: Tensor, per_column: int) -> Tensor:
+    """Concatenate the tokens of each time step, low mel first: (B, N, D) -> (B, T', F' D)."""
+    batch, _, width = tokens.shape
+    return tokens.reshape(batch, -1, per_column * width)

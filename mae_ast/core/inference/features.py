@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mae_ast.core.frontend.fbank import FRAME_SHIFT, num_frames, num_samples_of_frames
-from mae_ast.core.frontend.patches import PatchShape
+from mae_ast.core.frontend.patches import PatchShape, time_steps
 from mae_ast.core.inference.windows import Part, states_of_parts, window_columns, windows
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.recordings import Waveform, is_one_recording, path_of, read_recording
@@ -55,10 +55,7 @@ class Features:
     @property
     def time_steps(self) -> tuple[Tensor, ...]:
         """Hidden states (B, T', C D): the C tokens of a time step concatenated, low mel first."""
-        return tuple(
-            states.reshape(len(states), -1, self.per_column * states.shape[2])
-            for states in self.hidden_states
-        )
+        return tuple(time_steps(states, self.per_column) for states in self.hidden_states)
 
     def __repr__(self) -> str:
         """Summarise layers, shapes and the rate of the time steps, without values."""

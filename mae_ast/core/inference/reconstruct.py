@@ -39,9 +39,8 @@ def reconstruct(model: MaskedEncoder, source: Tensor, mask: MaskIds) -> Reconstr
     Raises:
         ValueError: the prediction is not finite.
     """
-    num_own = mask.visible_ids.shape[1] + mask.masked_ids.shape[1]
-    patches = model.patches(source, None)[:, :num_own]  # without padding to input_frames
-    prediction = model(source, None, mask.visible_ids, mask.masked_ids).rebuilt()
+    patches = model.patches(source)[:, : mask.num_patches]  # without padding to input_frames
+    prediction = model(source, None, mask).rebuilt()
     if not bool(prediction.isfinite().all()):
         raise ValueError("the model's prediction is not finite; its training has diverged")
     index = mask.masked_ids.unsqueeze(2).expand(-1, -1, patches.shape[2])

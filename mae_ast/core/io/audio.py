@@ -25,6 +25,7 @@ from mae_ast.core.io.decoding.audio_file import AudioError, AudioFile, Undecodab
 from mae_ast.core.io.decoding.downmix import Downmix
 from mae_ast.core.io.decoding.length import AudioInfo
 from mae_ast.core.io.decoding.resample import SAMPLE_RATE, Part, resample_to_16k, to_pcm16
+from mae_ast.core.io.first_line import first_line
 from mae_ast.core.io.retry import is_transient, retried
 
 __all__ = [
@@ -260,7 +261,7 @@ def _with_decoder(
     except (AudioError, FileNotFoundError):
         raise
     except Exception as error:  # decoders raise many kinds of errors; all mean a bad file
-        raise AudioError(f"{path}: {problem} ({_one_line(error)})") from error
+        raise AudioError(f"{path}: {problem} ({first_line(error)})") from error
 
 
 def _check_values(blocks: Iterable[Tensor], file: AudioFile, is_float: bool) -> Iterator[Tensor]:
@@ -299,13 +300,9 @@ def _absolute_path(path: str | os.PathLike[str]) -> str:
 
 
 def _error_reason(error: Exception, file: AudioFile) -> str:
-    words = _one_line(error)
+    words = first_line(error)
     if isinstance(error, soundfile.LibsndfileError):
         words = " ".join(str(error.error_string).split())
     elif isinstance(error, av.FFmpegError):
         words = error.strerror or words
     return f"its content is {file.content.name}: {words}" if file.content.name else words
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

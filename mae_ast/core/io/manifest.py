@@ -14,8 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,14 +24,14 @@ from mae_ast.core.io.archive import why_missing
 from mae_ast.core.io.atomic import atomic_write
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, num_samples_16k, probe_rate
 from mae_ast.core.io.manifest_parser import ManifestError, parse_rows
+from mae_ast.core.io.progress import Progress
+from mae_ast.core.io.read_ahead import map_ahead
 from mae_ast.core.io.retry import retried
 
-__all__ = ["Manifest", "ManifestError", "Progress", "write_manifest"]
+__all__ = ["Manifest", "ManifestError", "write_manifest"]
 
 PROBE_THREADS = 16
-PROBE_BLOCK = 4_096  # headers requested at a time
-
-Progress = Callable[[Iterable[int], int], Iterable[int]]
+MAX_HEADERS_AHEAD = 4_096  # headers read while an earlier file, which may be slow, is waited for
 
 
 class Manifest:
@@ -188,17 +187,13 @@ class Manifest:
             unknown = np.flatnonzero(cached == 0)  # unreadable last time; they may be readable now
             if not len(unknown):
                 return
-        with ThreadPoolExecutor(PROBE_THREADS) as pool:
-            found: Iterable[int] = self._probed_rates(unknown, pool)
-            if progress is not None:
-                found = progress(found, len(unknown))
-            self.sample_rates[unknown] = np.fromiter(found, dtype=np.int32)
+        found: Iterable[int] = map_ahead(
+            self._probe_rate, unknown.tolist(), PROBE_THREADS, MAX_HEADERS_AHEAD
+        )
+        if progress is not None:
+            found = progress(found, len(unknown))
+        self.sample_rates[unknown] = np.fromiter(found, dtype=np.int32)
         _write_cache(cache, digest, self.sample_rates)
-
-    def _probed_rates(self, rows: np.ndarray, pool: ThreadPoolExecutor) -> Iterator[int]:
-        # A pool queues all tasks at once, about 1 kB each, so they are submitted in blocks.
-        for begin in range(0, len(rows), PROBE_BLOCK):
-            yield from pool.map(self._probe_rate, rows[begin : begin + PROBE_BLOCK].tolist())
 
     def _probe_rate(self, row: int) -> int:
         try:

@@ -15,8 +15,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from mae_ast.core.models.config import AstConfig
-from mae_ast.core.models.encoder import Vit
-from mae_ast.core.nn.precision import compute_in
+from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.nn.transformer import init_linear
 
 
@@ -34,15 +33,8 @@ class AstHead(nn.Module):
         return logits
 
 
-class Ast(Vit):
-    """AST: the ViT encoder with overlapping patches, and a classification head.
-
-    Args:
-        config: configuration of the model.
-
-    Raises:
-        ValueError: the configuration is invalid.
-    """
+class Ast(Encoder):
+    """AST: the encoder with overlapping patches, and a classification head."""
 
     config: AstConfig
     only_for_pretraining: ClassVar[tuple[str, ...]] = ("head",)  # the classes of another task
@@ -70,12 +62,6 @@ class Ast(Vit):
             Logits (B, C) float32.
         """
         pooled = self.pooled(source, lengths)
-        with compute_in(self.precision, self.post_extract_proj.weight):
+        with self.compute():
             logits: Tensor = self.head(pooled.to(self.post_extract_proj.weight.dtype))
         return logits.float()
-
-    def pooled(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return the mean (B, D) of the tokens selected by ``config.pool``; see :meth:`logits`."""
-        if self.config.pool == "tokens":
-            return super().pooled(source, lengths)
-        return self.encode(source, lengths).prefix.float().mean(1)

@@ -21,24 +21,16 @@ from torch import Tensor, nn
 
 from mae_ast.core.frontend.masking import MaskIds, scatter_tokens
 from mae_ast.core.models.config import WINDOW, AudioMaeConfig
-from mae_ast.core.models.encoder import Prediction, Vit
-from mae_ast.core.nn.positions import GridPositions
-from mae_ast.core.nn.precision import compute_in
+from mae_ast.core.models.encoder import MaskedEncoder, Prediction
+from mae_ast.core.nn.positions import FixedPositions
 from mae_ast.core.nn.transformer import INIT_STD, gather_tokens, init_linear
 from mae_ast.core.nn.window_attention import GridTransformer
 
 TARGET_EPS = 1e-6  # added to the variance of a patch, as in MAE
 
 
-class AudioMae(Vit):
-    """Audio-MAE: encoder, and the decoder of pretraining unless ``decoder_layers`` is 0.
-
-    Args:
-        config: configuration of the model.
-
-    Raises:
-        ValueError: the configuration is invalid.
-    """
+class AudioMae(MaskedEncoder):
+    """Audio-MAE: encoder, and the decoder of pretraining unless ``decoder_layers`` is 0."""
 
     config: AudioMaeConfig
     only_for_pretraining: ClassVar[tuple[str, ...]] = (
@@ -47,15 +39,15 @@ class AudioMae(Vit):
     )
 
     def __init__(self, config: AudioMaeConfig) -> None:
-        config.validate()
-        per_column = config.patch_shape.per_column
-        width, decoder_width = config.encoder_embed_dim, config.decoder_embed_dim
-        super().__init__(config, GridPositions(config.prefix_tokens, per_column, width))
+        super().__init__(config)
         if config.decoder_layers == 0:
             return
-        self.post_enc_proj = nn.Linear(width, decoder_width)
+        decoder_width = config.decoder_embed_dim
+        self.post_enc_proj = nn.Linear(config.encoder_embed_dim, decoder_width)
         self.decoder_mask_emb = nn.Parameter(torch.randn(decoder_width) * INIT_STD)
-        self.decoder_positions = GridPositions(config.prefix_tokens, per_column, decoder_width)
+        self.decoder_positions = FixedPositions(
+            config.positions, config.prefix_tokens, self.patch_shape, decoder_width
+        )
         self.decoder = GridTransformer(
             config.shifts,
             WINDOW,
@@ -68,40 +60,25 @@ class AudioMae(Vit):
         for part in (self.post_enc_proj, self.decoder, self.final_proj_reconstruction):
             part.apply(init_linear)
 
-    def forward(
-        self,
-        source: Tensor,
-        lengths: Tensor | None,
-        visible_ids: Tensor,
-        masked_ids: Tensor,
-        padded: bool = False,
-    ) -> Prediction:
-        """Predict the masked patches from the visible ones.
+    def forward(self, source: Tensor, lengths: Tensor | None, mask: MaskIds) -> Prediction:
+        """Predict the masked patches from the visible ones; arguments as in the base class.
 
-        Args:
-            source: (B, L) int16 or float waveforms at 16 kHz, or (B, T, 128) log-mel.
-            lengths: (B,) int64, valid samples (or frames) of each clip; ``None``: all.
-            visible_ids, masked_ids, padded: as in :class:`~mae_ast.core.frontend.masking.MaskIds`.
-                The padding that ``input_frames`` adds is neither visible nor predicted.
+        The padding that ``input_frames`` adds is neither visible nor predicted.
 
         Raises:
-            ValueError: patches overlap, there is no decoder, or ``input_frames`` crops patches that
-                the ids refer to.
+            ValueError: there is no decoder; or as the base class.
         """
-        mask = MaskIds(visible_ids, masked_ids, padded)
-        patches = self.patches(source, lengths)
-        self.check_mask(mask, patches.shape[1])
-        if not padded:
-            patches = patches[:, : visible_ids.shape[1] + masked_ids.shape[1]]
-        with compute_in(self.precision, self.post_extract_proj.weight):
-            reconstruction = self.predict(patches, mask, masked_ids)
-        target, offset, scale = gather_tokens(patches, masked_ids), None, None
+        patches = self.masked_patches(source, lengths, mask)
+        if not mask.padded:
+            patches = patches[:, : mask.num_patches]
+        with self.compute():
+            reconstruction = self.predict(patches, mask, mask.masked_ids)
+        target, offset, scale = gather_tokens(patches, mask.masked_ids), None, None
         if self.config.normalise_targets:
             variance, offset = torch.var_mean(target, dim=2, keepdim=True)
             scale = (variance + TARGET_EPS).sqrt()
             target = (target - offset) / scale
-        valid = masked_ids >= 0 if padded else None
-        return Prediction(reconstruction, None, target, valid, offset, scale)
+        return Prediction(reconstruction, None, target, mask.valid, offset, scale)
 
     def predict(self, patches: Tensor, mask: MaskIds, ids: Tensor | None = None) -> Tensor:
         """Predict patches from the visible ones.
@@ -119,7 +96,7 @@ class AudioMae(Vit):
         """
         if self.config.decoder_layers == 0:
             raise ValueError("decoder_layers=0; predicting patches needs a decoder")
-        encoded = self.encode_visible(patches, mask.visible_ids, mask.padded)
+        encoded = self.encode_visible(patches, mask)
         decoded = self.decode(encoded, mask, patches.shape[1], ids)
         predicted: Tensor = self.final_proj_reconstruction(decoded)
         return predicted
@@ -158,15 +135,3 @@ class AudioMae(Vit):
             return out
         everything: Tensor = self.decoder(x, grid, padding_mask)
         return everything[:, num_prefix:]
-
-    def train_heads(self, reconstruction: bool, classification: bool) -> None:
-        """Check that the loss is reconstruction only, the one head that Audio-MAE has.
-
-        Raises:
-            ValueError: any other combination of losses.
-        """
-        if classification or not reconstruction:
-            raise ValueError(
-                "Audio-MAE has a reconstruction loss only; set criterion.classification_weight=0 "
-                "and criterion.reconstruction_weight above 0"
-            )

@@ -9,20 +9,19 @@ C classes, T' time steps of F' patches each, W input width of the head.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 
 import torch
 from torch import Tensor, nn
 
 from mae_ast.core.frontend.augment import mask_bands
 from mae_ast.core.frontend.fbank import num_frames_of
-from mae_ast.core.models.encoder import (
-    Encoder,
-    last_hidden_state,
-    mark_weight_decay,
-    num_time_steps,
-)
+from mae_ast.core.frontend.masking import MaskIds
+from mae_ast.core.frontend.patches import time_steps
+from mae_ast.core.models.encoder import Encoder, mark_weight_decay
+from mae_ast.core.nn.pooling import masked_mean
 from mae_ast.core.nn.transformer import init_linear
+from mae_ast.core.settings import check_fields, setting
 
 HEADS = ("linear", "mlp")
 POOLS = ("time_steps", "tokens", "encoder")
@@ -33,75 +32,58 @@ _LAYER = re.compile(r"encoder\.encoder\.layers\.(\d+)\.")
 class HeadConfig:
     """Configuration of the classification head.
 
-    Args:
-        num_classes: C.
-        kind: "linear": layer norm and linear; "mlp": layer norm, linear, GELU and linear, with a
-            hidden width of D.
-        pool: "time_steps": mean over time of the concatenated tokens of a time step, which keeps
-            the position along mel; "tokens": mean over all tokens; "encoder": the encoder's own
-            pooling, such as AST's prefix tokens.
-        dropout: dropout probability before the last layer.
-
     Raises:
         ValueError: a value is invalid.
     """
 
-    num_classes: int
-    kind: str = "linear"
-    pool: str = "time_steps"
-    dropout: float = 0.0
+    num_classes: int = setting(MISSING, help="C, the number of classes", minimum=1)
+    kind: str = setting(
+        "linear",
+        help="'linear': layer norm and linear; 'mlp': layer norm, linear, GELU and linear, with a "
+        "hidden width of D",
+        choices=HEADS,
+    )
+    pool: str = setting(
+        "time_steps",
+        help="'time_steps': mean over time of the concatenated tokens of a time step, which keeps "
+        "the position along mel; 'tokens': mean over all tokens; 'encoder': the tokens that "
+        "represent a clip in the system, such as AST's prefix tokens",
+        choices=POOLS,
+    )
+    dropout: float = setting(
+        0.0, help="dropout probability before the last layer", probability=True
+    )
+    layer_norm_eps: float = setting(1e-5, help="epsilon of the layer norm", positive=True)
 
     def __post_init__(self) -> None:
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes={self.num_classes}; must be at least 1")
-        for name, options in (("kind", HEADS), ("pool", POOLS)):
-            if getattr(self, name) not in options:
-                raise ValueError(
-                    f"head {name} {getattr(self, name)!r}; must be one of {', '.join(options)}"
-                )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(
-                f"head dropout {self.dropout}; must be a probability from 0 to below 1"
-            )
+        check_fields(self, section="head ")
 
 
 class Classifier(nn.Module):
     """Encoder with a classification head.
 
-    The input is normalised by the fixed statistics of the encoder, so that the logits of a clip do
-    not depend on its batch.
-
     Args:
-        encoder: an encoder, as returned by :func:`mae_ast.core.models.encoder.encoder_only`.
-        width: D, the width of its hidden states.
+        encoder: encoder without pretraining modules. It normalises by fixed statistics, so that the
+            logits of a clip do not depend on its batch.
         head: configuration of the head.
         freeze_encoder: train the head only; the encoder stays in eval mode.
-
-    Raises:
-        ValueError: ``head.pool`` is "encoder", but the encoder has no pooling of its own.
     """
 
-    def __init__(
-        self, encoder: Encoder, width: int, head: HeadConfig, freeze_encoder: bool = False
-    ) -> None:
+    def __init__(self, encoder: Encoder, head: HeadConfig, freeze_encoder: bool = False) -> None:
         super().__init__()
-        if head.pool == "encoder" and not hasattr(encoder, "pooled"):
-            raise ValueError(
-                f"head pool 'encoder' is not supported by {type(encoder).__name__}, which has no "
-                "pooling of its own; use time_steps or tokens"
-            )
         self.encoder = encoder
         self.head_config = head
         self.freeze_encoder = freeze_encoder
+        width = encoder.config.encoder_embed_dim
         pooled = width * (encoder.patch_shape.per_column if head.pool == "time_steps" else 1)
-        layers: list[nn.Module] = [nn.LayerNorm(pooled)]
+        layers: list[nn.Module] = [nn.LayerNorm(pooled, head.layer_norm_eps)]
         if head.kind == "mlp":
             layers += [nn.Linear(pooled, width), nn.GELU()]
             pooled = width
         layers += [nn.Dropout(head.dropout), nn.Linear(pooled, head.num_classes)]
         self.head = nn.Sequential(*layers)
         self.head.apply(init_linear)
-        self._encoder_module().requires_grad_(not freeze_encoder)
+        self.encoder.requires_grad_(not freeze_encoder)
         self.train(self.training)
 
     def forward(
@@ -119,7 +101,7 @@ class Classifier(nn.Module):
             hidden: (B, 2, 2) int64, SpecAugment bands to mask (see
                 :func:`~mae_ast.core.frontend.augment.mask_bands`); ``None``: no masking.
             visible_ids: (B, V) int64, the patches that the encoder sees; -1 is padding. ``None``:
-                all patches. See :meth:`check_drop`.
+                all patches. It needs a head that pools tokens.
 
         Returns:
             Logits (B, C) float32.
@@ -133,49 +115,29 @@ class Classifier(nn.Module):
         logits: Tensor = self.head(pooled.to(next(self.head.parameters()).dtype))
         return logits.float()
 
-    def check_drop(self) -> None:
-        """Check that this model supports structured patch dropout.
-
-        Raises:
-            ValueError: the encoder is not a ViT, or ``pool`` is not "tokens".
-        """
-        if not hasattr(self.encoder, "pooled_visible") or self.head_config.pool != "tokens":
-            raise ValueError(
-                "task.drop_time and task.drop_mel drop patches, which needs an Audio-MAE, SSAST or "
-                f"AST encoder and model.pool=tokens; this is {type(self.encoder).__name__} "
-                f"with model.pool={self.head_config.pool}"
-            )
-
     def pooled(
         self, source: Tensor, lengths: Tensor | None = None, visible_ids: Tensor | None = None
     ) -> Tensor:
         """Return the pooled encoder output (B, W); arguments as in :meth:`forward`."""
+        visible = None
+        if visible_ids is not None:
+            visible = MaskIds(visible_ids, visible_ids[:, :0], padded=True)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
-            if visible_ids is not None:
-                visible: Tensor = self.encoder.pooled_visible(  # type: ignore[attr-defined]
-                    source, lengths, visible_ids
-                )
-                return visible
             if self.head_config.pool == "encoder":
-                whole: Tensor = self.encoder.pooled(source, lengths)  # type: ignore[attr-defined]
-                return whole.float()
-            states = self.encoder.hidden_states(source, lengths)
-            steps = self._steps(last_hidden_state(self.encoder, states).float())
-        count = num_time_steps(self.encoder, source, lengths)
-        if count is None:
-            return steps.mean(1)
-        if self.head_config.pool == "tokens":
-            count = count * self.encoder.patch_shape.per_column
-        count = count.clamp(min=1)
-        is_valid = torch.arange(steps.shape[1], device=steps.device) < count[:, None]
-        total = steps.where(is_valid[:, :, None], 0.0).sum(1)
-        return total / count[:, None]
+                return self.encoder.pooled(source, lengths, visible)
+            encoded = self.encoder.encode(source, lengths, visible)
+            tokens, valid = encoded.patches.float(), encoded.valid
+            if self.head_config.pool == "time_steps":
+                per_column = self.encoder.patch_shape.per_column
+                tokens = time_steps(tokens, per_column)
+                valid = None if valid is None else valid[:, ::per_column]
+            return masked_mean(tokens, valid)
 
     def train(self, mode: bool = True) -> Classifier:
         """Set training or evaluation mode; a frozen encoder stays in eval mode."""
         super().train(mode)
         if self.freeze_encoder:
-            self._encoder_module().eval()
+            self.encoder.eval()
         return self
 
     def scale_learning_rates(self, layer_decay: float, head_scale: float = 1.0) -> None:
@@ -211,17 +173,6 @@ class Classifier(nn.Module):
             else:
                 scale = layer_decay ** (depth + 1)
             parameter.lr_scale = scale  # type: ignore[attr-defined]
-
-    def _steps(self, tokens: Tensor) -> Tensor:
-        """Concatenate the tokens of each time step if pooled so: (B, N, D) -> (B, T', F' D)."""
-        if self.head_config.pool == "tokens":
-            return tokens
-        batch, _, width = tokens.shape
-        return tokens.reshape(batch, -1, self.encoder.patch_shape.per_column * width)
-
-    def _encoder_module(self) -> nn.Module:
-        assert isinstance(self.encoder, nn.Module)
-        return self.encoder
 
 
 def to_scores(logits: Tensor, multi_label: bool) -> Tensor:

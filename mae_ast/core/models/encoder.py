@@ -1,22 +1,18 @@
-"""Encoder interface of all systems, and the ViT encoder that SSAST, AST and Audio-MAE share.
+"""Encoder of all systems: a transformer on patches of a log-mel spectrogram.
 
-Interface: :class:`Encoder` is the protocol that every system implements and that classifiers,
-feature extraction and export are written for; :class:`MaskedEncoder` adds masked prediction, which
-returns a :class:`Prediction`. The functions in this module work on any encoder.
+    waveforms (B, L) -> log-mel (B, T, F) -> normalised (B, T, F) -> patches (B, N, P)
+    -> tokens (B, N, D) -> with prefix tokens and positions (B, K + N, D) -> encoder (B, K + N, D)
 
-    waveforms (B, L) -> log-mel (B, T, F) -> patches (B, N, P) -> hidden states (B, N, D) per layer
-
-ViT: :class:`Vit` is a pre-norm transformer with K prefix tokens (CLS, distillation token).
-
-    patches (B, N, P) -> tokens (B, N, D) -> with prefix tokens and positions (B, K + N, D)
-    -> encoder (B, K + N, D)
+K prefix tokens: none in MAE-AST, CLS in Audio-MAE, CLS and a distillation token in SSAST and AST.
+:class:`Encoder` is complete by itself: with the configuration of any system it is that system's
+encoder without pretraining modules. :class:`MaskedEncoder` adds masked prediction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,148 +20,15 @@ from torch import Tensor, nn
 from mae_ast.core.frontend.fbank import fbank, fit_frames, num_frames_of
 from mae_ast.core.frontend.input_norm import InputNorm
 from mae_ast.core.frontend.masking import MaskIds
-from mae_ast.core.frontend.patches import PatchShape, patchify
-from mae_ast.core.models.config import VitConfig
-from mae_ast.core.nn.positions import LearnedPositions
+from mae_ast.core.frontend.patches import patchify
+from mae_ast.core.models.config import EncoderConfig, PretrainingConfig
+from mae_ast.core.nn.dropout import Dropout
+from mae_ast.core.nn.pooling import masked_mean
+from mae_ast.core.nn.positions import FixedPositions, LearnedPositions
 from mae_ast.core.nn.precision import compute_in
-from mae_ast.core.nn.transformer import (
-    INIT_STD,
-    SelfAttention,
-    Transformer,
-    TransformerLayer,
-    gather_tokens,
-    init_linear,
-)
+from mae_ast.core.nn.transformer import INIT_STD, Transformer, gather_tokens, init_linear
 
-
-class Encoder(Protocol):
-    """Encoder interface: the attributes and methods that every system provides.
-
-    The configuration has ``encoder_layers``, ``encoder_embed_dim`` and ``input_frames`` (``None``:
-    clips of any length, which are neither cropped nor padded).
-    """
-
-    only_for_pretraining: ClassVar[tuple[str, ...]]
-    config: Any
-    patch_shape: PatchShape
-    precision: str
-    batch_norm: InputNorm
-    encoder: Transformer
-    training: bool
-
-    def hidden_states(self, source: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
-        """Return the output of each layer, (B, N, D), for waveforms (B, L) or log-mel (B, T, F)."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state dict, as ``nn.Module`` does."""
-
-    def train(self, mode: bool = True) -> Any:
-        """Set training mode, as ``nn.Module`` does."""
-
-    def eval(self) -> Any:
-        """Set evaluation mode, as ``nn.Module`` does."""
-
-    def log_mel(self, waveforms: Tensor) -> Tensor:
-        """Compute log-mel: (B, L) -> (B, T, F) float32, not normalised."""
-
-
-class MaskedEncoder(Encoder, Protocol):
-    """Encoder that is pretrained by masking: calling it predicts the masked patches."""
-
-    __call__: Callable[..., Any]
-
-    def patches(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return the normalised patches (B, N, P) float32 of waveforms or log-mel."""
-
-
-E = TypeVar("E", bound=Encoder)
-
-
-def encoder_only(model: E) -> E:
-    """Remove pretraining-only modules and disable batch-dependent behaviour, in place.
-
-    Layerdrop and the update of input statistics are switched off, and precision is float32. All
-    remaining parameters get a gradient from the last hidden state (with pre-norm layers, after the
-    final layer norm).
-    """
-    for name in model.only_for_pretraining:
-        if hasattr(model, name):  # a checkpoint may contain the encoder only
-            delattr(model, name)
-    model.precision = "float32"
-    model.batch_norm.update = False
-    model.encoder.layerdrop = 0.0
-    return model
-
-
-def last_hidden_state(model: Encoder, states: list[Tensor]) -> Tensor:
-    """Return the encoder output (B, N, D): the last state, after the final norm if pre-norm."""
-    stack = model.encoder
-    out: Tensor = stack.layer_norm(states[-1].float()) if stack.norm_first else states[-1]
-    return out
-
-
-def num_time_steps(model: Encoder, source: Tensor, lengths: Tensor | None) -> Tensor | None:
-    """Return the number of valid time steps of patches of each clip, (B,) int64.
-
-    Args:
-        model: an encoder.
-        source: (B, L) waveforms, or (B, T, F) log-mel.
-        lengths: (B,) int64, valid samples (or frames) of each clip; ``None``: all.
-
-    Returns:
-        (B,) int64; ``None``: all time steps, also if the model pads clips to a fixed length and
-        attends to all of it.
-    """
-    if lengths is None or model.config.input_frames is not None:
-        return None
-    frames = num_frames_of(lengths) if source.ndim == 2 else lengths
-    return model.patch_shape.grid(frames)[0]
-
-
-def mark_weight_decay(model: nn.Module) -> None:
-    """Set ``p.no_decay`` for all parameters but the weight matrices of linear layers.
-
-    Biases, layer norms, special tokens and learned positions are thus exempt from weight decay, if
-    the optimizer supports ``no_decay``.
-    """
-    matrices = {id(part.weight) for part in model.modules() if isinstance(part, nn.Linear)}
-    for parameter in model.parameters():
-        parameter.no_decay = id(parameter) not in matrices  # type: ignore[attr-defined]
-
-
-def set_dropout(
-    model: Encoder,
-    dropout: float,
-    attention_dropout: float,
-    activation_dropout: float,
-    layerdrop: float,
-) -> None:
-    """Set the dropout and layerdrop probabilities of an encoder, e.g. for fine-tuning.
-
-    Raises:
-        ValueError: a probability is out of range.
-    """
-    probabilities = {
-        "dropout": dropout,
-        "attention_dropout": attention_dropout,
-        "activation_dropout": activation_dropout,
-        "layerdrop": layerdrop,
-    }
-    for name, value in probabilities.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"{name}={value}; must be a probability from 0 to below 1")
-    for module in model.encoder.modules():
-        if isinstance(module, Transformer):
-            module.dropout.p = dropout
-            module.layerdrop = layerdrop
-        elif isinstance(module, TransformerLayer):
-            module.dropout.p = dropout
-            module.activation_dropout.p = activation_dropout
-        elif isinstance(module, SelfAttention):
-            module.dropout = attention_dropout
-
-
-# Modules and parameters of :class:`Vit`; the rest of a model are heads and decoders.
+# Modules and parameters of an encoder; the rest of a model are heads and decoders.
 PARTS = ("batch_norm", "post_extract_proj", "prefix_tokens", "positions", "encoder")
 
 
@@ -176,60 +39,58 @@ class Encoded:
     Args:
         prefix: (B, K, D), the prefix tokens.
         patches: (B, N, D), the patch tokens.
-        num_steps: (B,) int64, valid time steps of each clip; ``None``: all.
+        valid: (B, N) bool, the clips' own patches; ``None``: all.
     """
 
     prefix: Tensor
     patches: Tensor
-    num_steps: Tensor | None
+    valid: Tensor | None
 
 
-class Vit(nn.Module):
-    """Pre-norm ViT on patches of a log-mel spectrogram: the encoder of SSAST, AST and Audio-MAE.
-
-    For fine-tuning, it may have other (overlapping) strides than in pretraining.
+class Encoder(nn.Module):
+    """Transformer encoder on patches of a log-mel spectrogram.
 
     Args:
-        config: configuration of the encoder.
-        positions: module that returns position embeddings for a grid and the time steps of each
-            clip; default: learned ones, as in DeiT.
-
-    Raises:
-        ValueError: the configuration is invalid.
+        config: configuration of any system.
+        init: initialise the linear layers. A subclass with more of them may do so itself.
     """
 
     only_for_pretraining: ClassVar[tuple[str, ...]] = ()
+    config: EncoderConfig
 
-    def __init__(self, config: VitConfig, positions: nn.Module | None = None) -> None:
+    def __init__(self, config: EncoderConfig, init: bool = True) -> None:
         super().__init__()
-        config.validate()
         self.config = config
         self.patch_shape = config.patch_shape
         self.precision = config.precision
-        width = config.encoder_embed_dim
-
+        width, num_prefix = config.encoder_embed_dim, config.prefix_tokens
         self.batch_norm = InputNorm(
             config.input_stats == "batch", config.input_mean, config.input_std
         )
         self.post_extract_proj = nn.Linear(self.patch_shape.dim, width)
-        self.prefix_tokens = nn.Parameter(torch.empty(1, config.prefix_tokens, width))
-        nn.init.trunc_normal_(self.prefix_tokens, std=INIT_STD)
-        if positions is None:
-            positions = LearnedPositions(config.prefix_tokens, config.position_grid, width)
-        self.positions = positions
+        self.dropout_input = Dropout(config.dropout_input)
+        if num_prefix:
+            self.prefix_tokens = nn.Parameter(torch.empty(1, num_prefix, width))
+            nn.init.trunc_normal_(self.prefix_tokens, std=INIT_STD)
+        self.positions: nn.Module = (
+            LearnedPositions(num_prefix, config.position_grid, width)
+            if config.positions == "learned"
+            else FixedPositions(config.positions, num_prefix, self.patch_shape, width)
+        )
         self.encoder = Transformer(
             config.encoder_layers,
             width,
             config.encoder_ffn_embed_dim,
             config.encoder_attention_heads,
-            norm_first=True,
-            dropout=config.dropout,
-            attention_dropout=config.attention_dropout,
-            activation_dropout=config.activation_dropout,
-            layerdrop=config.encoder_layerdrop,
-            layer_norm_eps=config.layer_norm_eps,
+            config.layer_norm_first,
+            config.dropout,
+            config.attention_dropout,
+            config.activation_dropout,
+            config.encoder_layerdrop,
+            config.layer_norm_eps,
         )
-        self.apply(init_linear)
+        if init:
+            self.apply(init_linear)
 
     def log_mel(self, waveforms: Tensor) -> Tensor:
         """Compute log-mel: (B, L) -> (B, T, F) float32, not normalised; a valid ``source``."""
@@ -253,10 +114,23 @@ class Vit(nn.Module):
         """Return the normalised patches (B, N, P) float32 of waveforms or log-mel."""
         return patchify(self.spectrogram(source, lengths), self.patch_shape)
 
+    def num_steps(self, source: Tensor, lengths: Tensor | None) -> Tensor | None:
+        """Return the valid time steps of each clip, (B,) int64.
+
+        ``None``: all, also if clips are brought to ``input_frames`` and attended to as a whole.
+        """
+        if lengths is None or self.config.input_frames is not None:
+            return None
+        return self.patch_shape.grid(num_frames_of(lengths) if source.ndim == 2 else lengths)[0]
+
     def embed(self, patches: Tensor) -> Tensor:
         """Project patches to tokens, (B, N, P) -> (B, N, D), without positions."""
         tokens: Tensor = self.post_extract_proj(patches.to(self.post_extract_proj.weight.dtype))
         return tokens
+
+    def compute(self) -> AbstractContextManager[object]:
+        """Return the context in which tokens are computed, see ``precision``."""
+        return compute_in(self.precision, self.post_extract_proj.weight)
 
     def encode_tokens(
         self,
@@ -265,7 +139,7 @@ class Vit(nn.Module):
         hidden_states: list[Tensor] | None = None,
         ids: Tensor | None = None,
     ) -> Tensor:
-        """Prepend prefix tokens, add positions and run the encoder.
+        """Run the transformer on the tokens of all patches.
 
         Args:
             tokens: (B, N, D), tokens of the patches.
@@ -278,85 +152,66 @@ class Vit(nn.Module):
         Returns:
             (B, K + N, D), or (B, M, D).
         """
-        batch, num_patches, _ = tokens.shape
-        per_column, num_prefix = self.patch_shape.per_column, self.config.prefix_tokens
-        padding_mask = None
-        if num_steps is not None:
-            index = torch.arange(-num_prefix, num_patches, device=tokens.device)
-            padding_mask = index >= (num_steps * per_column)[:, None]
-        x = torch.cat((self.prefix_tokens.expand(batch, -1, -1), tokens), dim=1)
-        x = x + self.positions((num_patches // per_column, per_column), num_steps)
-        ids = None if ids is None else ids + num_prefix
-        encoded: Tensor = self.encoder(x, padding_mask, hidden_states, ids)
-        return encoded
+        valid = self._valid(tokens.shape[1], num_steps)
+        positions = self._positions(tokens.shape[1], num_steps)
+        ids = None if ids is None else ids + self.config.prefix_tokens
+        padding = None if valid is None else ~valid
+        return self._transform(tokens, positions, padding, hidden_states, ids)
 
     def encode_visible(
-        self, patches: Tensor, ids: Tensor, padded: bool, num_steps: Tensor | None = None
+        self, patches: Tensor, mask: MaskIds, num_steps: Tensor | None = None
     ) -> Tensor:
-        """Encode the visible patches only.
+        """Run the transformer on the visible patches only.
 
         Args:
             patches: (B, N, P), all patches.
-            ids: (B, V) int64, the visible patches; -1 is padding.
-            padded: True if ``ids`` contains padding.
-            num_steps: (B,) int64, valid time steps of each clip, for the positions; ``None``: all.
+            mask: its visible patches are encoded.
+            num_steps: (B,) int64, valid time steps of each clip, which learned positions are
+                fitted to; ``None``: all.
 
         Returns:
             (B, K + V, D).
         """
-        batch, num_patches, _ = patches.shape
-        per_column, num_prefix = self.patch_shape.per_column, self.config.prefix_tokens
-        positions = self.positions((num_patches // per_column, per_column), num_steps)
-        positions = positions.expand(batch, -1, -1)
-        tokens = self.embed(gather_tokens(patches, ids)) + gather_tokens(
-            positions[:, num_prefix:], ids
-        )
-        prefix = self.prefix_tokens + positions[:, :num_prefix]
-        padding_mask = None
-        if padded:
-            padding_mask = torch.cat((ids.new_zeros(batch, num_prefix), ids), dim=1) < 0
-        encoded: Tensor = self.encoder(torch.cat((prefix, tokens), dim=1), padding_mask)
-        return encoded
+        num_prefix, ids = self.config.prefix_tokens, mask.visible_ids
+        positions = self._positions(patches.shape[1], num_steps).expand(len(patches), -1, -1)
+        own = gather_tokens(positions[:, num_prefix:], ids)
+        positions = torch.cat((positions[:, :num_prefix], own), dim=1) if num_prefix else own
+        tokens = self.dropout_input(self.embed(gather_tokens(patches, ids)))
+        return self._transform(tokens, positions, ids < 0 if mask.padded else None)
 
-    def pooled_visible(self, source: Tensor, lengths: Tensor | None, visible_ids: Tensor) -> Tensor:
-        """Encode the visible patches only and return the mean of their tokens, (B, D).
-
-        Args:
-            source, lengths: as in :meth:`encode`.
-            visible_ids: (B, V) int64, the visible patches; -1 is padding.
-        """
-        num_steps = self._num_steps(source, lengths)
-        patches = self.patches(source, lengths)
-        with compute_in(self.precision, self.post_extract_proj.weight):
-            encoded = self.encode_visible(patches, visible_ids, True, num_steps)
-        tokens = encoded[:, self.config.prefix_tokens :].float()
-        is_valid = visible_ids >= 0
-        total = tokens.where(is_valid.unsqueeze(2), 0.0).sum(1)
-        return total / is_valid.sum(1, keepdim=True).clamp(min=1)
-
-    def encode(self, source: Tensor, lengths: Tensor | None = None) -> Encoded:
-        """Encode clips with all patches visible.
+    def encode(
+        self, source: Tensor, lengths: Tensor | None = None, visible: MaskIds | None = None
+    ) -> Encoded:
+        """Encode clips.
 
         Args:
             source: (B, L) int16 or float waveforms at 16 kHz, or (B, T, 128) log-mel.
             lengths: (B,) int64, valid samples (or frames) of each clip; ``None``: all.
+            visible: only the visible patches of this mask are encoded; ``None``: all patches.
         """
-        num_steps = self._num_steps(source, lengths)
+        num_steps = self.num_steps(source, lengths)
         patches = self.patches(source, lengths)
-        with compute_in(self.precision, self.post_extract_proj.weight):
-            encoded = self.encode_tokens(self.embed(patches), num_steps)
+        with self.compute():
+            if visible is None:
+                encoded = self.encode_tokens(self.embed(patches), num_steps)
+                valid = self._valid(patches.shape[1], num_steps)
+            else:
+                encoded = self.encode_visible(patches, visible, num_steps)
+                valid = visible.visible_ids >= 0 if visible.padded else None
         num_prefix = self.config.prefix_tokens
-        return Encoded(encoded[:, :num_prefix], encoded[:, num_prefix:], num_steps)
+        return Encoded(encoded[:, :num_prefix], encoded[:, num_prefix:], valid)
 
-    def pooled(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return the mean of each clip's valid patch tokens (B, D); arguments as :meth:`encode`."""
-        encoded = self.encode(source, lengths)
-        tokens = encoded.patches.float()
-        if encoded.num_steps is None:
-            return tokens.mean(1)
-        count = (encoded.num_steps * self.patch_shape.per_column)[:, None]
-        is_valid = torch.arange(tokens.shape[1], device=tokens.device) < count
-        return tokens.where(is_valid.unsqueeze(2), 0.0).sum(1) / count.clamp(min=1)
+    def pooled(
+        self, source: Tensor, lengths: Tensor | None = None, visible: MaskIds | None = None
+    ) -> Tensor:
+        """Return the mean (B, D) float32 of the tokens that represent a clip in this system.
+
+        These are the valid patch tokens, or AST's prefix tokens. Arguments as :meth:`encode`.
+        """
+        encoded = self.encode(source, lengths, visible)
+        if self.config.pool == "prefix":
+            return encoded.prefix.float().mean(1)
+        return masked_mean(encoded.patches.float(), encoded.valid)
 
     def hidden_states(self, source: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
         """Return the output of each encoder layer, before the final layer norm.
@@ -369,35 +224,47 @@ class Vit(nn.Module):
             meaningless.
         """
         states: list[Tensor] = []
-        num_steps = self._num_steps(source, lengths)
+        num_steps = self.num_steps(source, lengths)
         patches = self.patches(source, lengths)
-        with compute_in(self.precision, self.post_extract_proj.weight):
+        with self.compute():
             self.encode_tokens(self.embed(patches), num_steps, states)
         return [state[:, self.config.prefix_tokens :] for state in states]
 
-    def check_mask(self, mask: MaskIds, num_patches: int) -> None:
-        """Check that a mask can be used for pretraining.
+    def last_hidden_state(self, states: list[Tensor]) -> Tensor:
+        """Return the encoder output (B, N, D): the last state, after the final norm if pre-norm."""
+        stack = self.encoder
+        out: Tensor = stack.layer_norm(states[-1].float()) if stack.norm_first else states[-1]
+        return out
 
-        Raises:
-            ValueError: patches overlap, or ``input_frames`` crops patches that the mask refers to.
-        """
-        if self.patch_shape.overlaps:
-            raise ValueError(
-                "patches overlap, so that visible patches would reveal masked ones; pretraining "
-                "needs ast_kernel_stride_* equal to ast_kernel_size_*"
-            )
-        num_needed = mask.visible_ids.shape[1] + mask.masked_ids.shape[1]
-        if self.config.input_frames is not None and not mask.padded and num_needed > num_patches:
-            raise ValueError(
-                f"input_frames={self.config.input_frames} gives {num_patches} patches, but the "
-                f"mask has {num_needed}; crop clips to at most input_frames frames"
-            )
+    def _positions(self, num_patches: int, num_steps: Tensor | None) -> Tensor:
+        per_column = self.patch_shape.per_column
+        positions: Tensor = self.positions((num_patches // per_column, per_column), num_steps)
+        return positions
 
-    def _num_steps(self, source: Tensor, lengths: Tensor | None) -> Tensor | None:
-        """Return the valid time steps of each clip; see :func:`num_time_steps`."""
-        if lengths is None or self.config.input_frames is not None:
+    def _valid(self, num_patches: int, num_steps: Tensor | None) -> Tensor | None:
+        """Return the patches (B, N) bool within the valid time steps; ``None``: all."""
+        if num_steps is None:
             return None
-        return self.patch_shape.grid(num_frames_of(lengths) if source.ndim == 2 else lengths)[0]
+        index = torch.arange(num_patches, device=num_steps.device)
+        return index < (num_steps * self.patch_shape.per_column)[:, None]
+
+    def _transform(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        padding_mask: Tensor | None,
+        hidden_states: list[Tensor] | None = None,
+        ids: Tensor | None = None,
+    ) -> Tensor:
+        """Add positions (1 or B, K + N, D) and the prefix to tokens (B, N, D); run all layers."""
+        num_prefix = self.config.prefix_tokens
+        if num_prefix:
+            tokens = torch.cat((self.prefix_tokens.expand(len(tokens), -1, -1), tokens), dim=1)
+            if padding_mask is not None:
+                shown = padding_mask.new_zeros(len(tokens), num_prefix)
+                padding_mask = torch.cat((shown, padding_mask), dim=1)
+        encoded: Tensor = self.encoder(tokens + positions, padding_mask, hidden_states, ids)
+        return encoded
 
 
 @dataclass(frozen=True)
@@ -427,3 +294,90 @@ class Prediction:
         if self.scale is not None and self.offset is not None:
             patches = patches * self.scale + self.offset
         return patches
+
+
+class MaskedEncoder(Encoder):
+    """Encoder that is pretrained by predicting masked patches, in ``forward``."""
+
+    config: PretrainingConfig
+
+    def forward(self, source: Tensor, lengths: Tensor | None, mask: MaskIds) -> Prediction:
+        """Predict the masked patches from the visible ones.
+
+        Args:
+            source: (B, L) int16 or float waveforms at 16 kHz, or (B, T, 128) log-mel.
+            lengths: (B,) int64, valid samples (or frames) of each clip; ``None``: all.
+            mask: partition of each clip's patches into visible and masked ones.
+
+        Raises:
+            ValueError: patches overlap, or ``input_frames`` crops patches that the mask refers to.
+        """
+        raise NotImplementedError
+
+    def masked_patches(self, source: Tensor, lengths: Tensor | None, mask: MaskIds) -> Tensor:
+        """Return the patches (B, N, P) of clips, after checking that the mask suits them.
+
+        Raises:
+            ValueError: as :meth:`forward`.
+        """
+        if self.patch_shape.overlaps:
+            raise ValueError(
+                "patches overlap, so that visible patches would reveal masked ones; pretraining "
+                "needs ast_kernel_stride_* equal to ast_kernel_size_*"
+            )
+        patches = self.patches(source, lengths)
+        input_frames, num_patches = self.config.input_frames, patches.shape[1]
+        if input_frames is not None and not mask.padded and mask.num_patches > num_patches:
+            raise ValueError(
+                f"input_frames={input_frames} gives {num_patches} patches, but the mask has "
+                f"{mask.num_patches}; crop clips to at most input_frames frames"
+            )
+        return patches
+
+    def train_heads(self, reconstruction: bool, classification: bool) -> None:
+        """Select the heads to train; the others, whose loss has weight 0, are not computed.
+
+        Raises:
+            ValueError: the model has no such head.
+        """
+        trained = {"reconstruction": reconstruction, "classification": classification}
+        for name, is_trained in trained.items():
+            head = getattr(self, f"final_proj_{name}", None)
+            if head is not None:
+                head.requires_grad_(is_trained)
+            elif is_trained:
+                raise ValueError(f"{type(self).__name__} has no {name} head, and so no such loss")
+
+    def computes(self, head: nn.Module) -> bool:
+        """Return whether a head is computed: always in eval mode, else if it is trained."""
+        return not self.training or any(weight.requires_grad for weight in head.parameters())
+
+
+E = TypeVar("E", bound=Encoder)
+
+
+def encoder_only(model: E) -> E:
+    """Remove pretraining-only modules and disable batch-dependent behaviour, in place.
+
+    Layerdrop and the update of input statistics are switched off, and precision is float32. All
+    remaining parameters get a gradient from the last hidden state (with pre-norm layers, after the
+    final layer norm).
+    """
+    for name in model.only_for_pretraining:
+        if hasattr(model, name):  # a checkpoint may contain the encoder only
+            delattr(model, name)
+    model.precision = "float32"
+    model.batch_norm.update = False
+    model.encoder.layerdrop = 0.0
+    return model
+
+
+def mark_weight_decay(model: nn.Module) -> None:
+    """Set ``p.no_decay`` for all parameters but the weight matrices of linear layers.
+
+    Biases, layer norms, special tokens and learned positions are thus exempt from weight decay, if
+    the optimizer supports ``no_decay``.
+    """
+    matrices = {id(part.weight) for part in model.modules() if isinstance(part, nn.Linear)}
+    for parameter in model.parameters():
+        parameter.no_decay = id(parameter) not in matrices  # type: ignore[attr-defined]

@@ -4,7 +4,6 @@ A deep encoder sees the visible patches only. A shallow decoder sees the encoder
 original positions, with a learned mask token in place of each masked patch, and predicts the masked
 patches.
 
-    waveform (B, L) -> filterbank (B, T, F) -> normalised (B, T, F) -> patches (B, N, P)
     visible patches (B, V, P) -> tokens (B, V, D) -> encoder (B, V, D)
     -> with mask tokens (B, N, D_dec) -> decoder (B, M, D_dec) -> two heads (B, M, P)
 
@@ -19,64 +18,32 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mae_ast.core.frontend.fbank import fbank, num_frames_of
-from mae_ast.core.frontend.input_norm import InputNorm
 from mae_ast.core.frontend.masking import MaskIds, scatter_tokens
-from mae_ast.core.frontend.patches import patchify
 from mae_ast.core.models.config import MaeAstConfig
-from mae_ast.core.models.encoder import Prediction
-from mae_ast.core.nn.dropout import Dropout
-from mae_ast.core.nn.positions import SinusoidalPositions
-from mae_ast.core.nn.precision import compute_in
+from mae_ast.core.models.encoder import MaskedEncoder, Prediction
+from mae_ast.core.nn.positions import FixedPositions
 from mae_ast.core.nn.transformer import Transformer, gather_tokens, init_linear
 
 
-class MaeAst(nn.Module):
-    """MAE-AST: encoder, decoder and the two pretraining heads.
+class MaeAst(MaskedEncoder):
+    """MAE-AST: encoder, decoder and the two pretraining heads."""
 
-    Args:
-        config: configuration of the model.
-
-    Raises:
-        ValueError: the configuration is invalid.
-    """
-
+    config: MaeAstConfig
     only_for_pretraining: ClassVar[tuple[str, ...]] = (
         *("decoder", "decoder_positions", "decoder_mask_emb", "post_enc_proj"),
-        *("final_proj_reconstruction", "final_proj_classification", "dropout_input"),
+        *("final_proj_reconstruction", "final_proj_classification"),
     )
 
     def __init__(self, config: MaeAstConfig) -> None:
-        super().__init__()
-        config.validate()
-        self.config = config
-        self.patch_shape = config.patch_shape
-        self.precision = config.precision
+        super().__init__(config, init=False)
         width, decoder_width = config.encoder_embed_dim, config.decoder_embed_dim
-        patch_dim = self.patch_shape.dim
-
-        self.batch_norm = InputNorm(
-            config.input_stats == "batch", config.input_mean, config.input_std
-        )
-        self.post_extract_proj = nn.Linear(patch_dim, width)
-        self.dropout_input = Dropout(config.dropout_input)
-        self.encoder_positions = SinusoidalPositions(width)
-        self.encoder = Transformer(
-            config.encoder_layers,
-            width,
-            config.encoder_ffn_embed_dim,
-            config.encoder_attention_heads,
-            config.layer_norm_first,
-            config.dropout,
-            config.attention_dropout,
-            config.activation_dropout,
-            config.encoder_layerdrop,
-        )
         self.post_enc_proj: nn.Module = nn.Identity()
         if width != decoder_width:
             self.post_enc_proj = nn.Linear(width, decoder_width)
         self.decoder_mask_emb = nn.Parameter(torch.rand(decoder_width))
-        self.decoder_positions = SinusoidalPositions(decoder_width)
+        self.decoder_positions = FixedPositions(
+            config.positions, 0, self.patch_shape, decoder_width
+        )
         self.decoder = Transformer(
             config.decoder_layers,
             decoder_width,
@@ -88,110 +55,34 @@ class MaeAst(nn.Module):
             config.activation_dropout,
             config.decoder_layerdrop,
         )
-        self.final_proj_reconstruction = nn.Linear(decoder_width, patch_dim)
-        self.final_proj_classification = nn.Linear(decoder_width, patch_dim)
+        self.final_proj_reconstruction = nn.Linear(decoder_width, self.patch_shape.dim)
+        self.final_proj_classification = nn.Linear(decoder_width, self.patch_shape.dim)
         self.apply(init_linear)
 
-    def forward(
-        self,
-        source: Tensor,
-        lengths: Tensor | None,
-        visible_ids: Tensor,
-        masked_ids: Tensor,
-        padded: bool = False,
-    ) -> Prediction:
-        """Predict the masked patches from the visible ones.
+    def forward(self, source: Tensor, lengths: Tensor | None, mask: MaskIds) -> Prediction:
+        """Predict the masked patches from the visible ones; arguments as in the base class.
 
-        Args:
-            source: (B, L) int16 or float waveforms at 16 kHz, or (B, T, 128) log-mel.
-            lengths: (B,) int64, valid samples (or frames) of each clip; ``None``: all.
-            visible_ids, masked_ids, padded: as in :class:`~mae_ast.core.frontend.masking.MaskIds`.
+        Padding to ``input_frames`` is neither visible nor predicted.
         """
-        mask = MaskIds(visible_ids, masked_ids, padded)
-        patches = self.patches(source, lengths)
-        with compute_in(self.precision, self.post_extract_proj.weight):
-            encoded = self.encode_visible(gather_tokens(patches, visible_ids), mask)
+        patches = self.masked_patches(source, lengths, mask)
+        if not mask.padded:
+            patches = patches[:, : mask.num_patches]
+        with self.compute():
+            encoded = self.encode_visible(patches, mask)
             decoded = self.decode(encoded, mask, patches.shape[1])
-            reconstruction = self._head(self.final_proj_reconstruction, decoded)
-            classification = self._head(self.final_proj_classification, decoded)
-        return Prediction(
-            reconstruction,
-            classification,
-            gather_tokens(patches, masked_ids),
-            masked_ids >= 0 if padded else None,
-        )
-
-    def log_mel(self, waveforms: Tensor) -> Tensor:
-        """Compute log-mel: (B, L) -> (B, T, F) float32, not normalised; a valid ``source``."""
-        return fbank(waveforms, self.config.window_type)
-
-    def spectrogram(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return the normalised log-mel (B, T, F) float32 of waveforms or log-mel."""
-        with torch.autocast(source.device.type, enabled=False):
-            if source.ndim == 2:
-                source = self.log_mel(source)
-                lengths = None if lengths is None else num_frames_of(lengths)
-            normalised: Tensor = self.batch_norm(source, lengths)
-            return normalised
-
-    def patches(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return the normalised patches (B, N, P) float32 of waveforms or log-mel."""
-        return patchify(self.spectrogram(source, lengths), self.patch_shape)
-
-    def encode_visible(self, patches: Tensor, mask: MaskIds) -> Tensor:
-        """Encode the visible patches: (B, V, P) -> (B, V, D)."""
-        ids = mask.visible_ids
-        padding_mask = ids < 0 if mask.padded else None
-        num_positions = ids.shape[1] + mask.masked_ids.shape[1]
-        positions = self.encoder_positions(num_positions)[ids.clamp(min=0)]
-        tokens = self.dropout_input(self.embed(patches))
-        encoded: Tensor = self.encoder(tokens + positions, padding_mask)
-        return encoded
-
-    def embed(self, patches: Tensor) -> Tensor:
-        """Project patches to tokens, (B, N, P) -> (B, N, D), without positions."""
-        tokens: Tensor = self.post_extract_proj(patches.to(self.post_extract_proj.weight.dtype))
-        return tokens
+            reconstruction, classification = (
+                head(decoded) if self.computes(head) else None
+                for head in (self.final_proj_reconstruction, self.final_proj_classification)
+            )
+        target = gather_tokens(patches, mask.masked_ids)
+        return Prediction(reconstruction, classification, target, mask.valid)
 
     def decode(self, encoded: Tensor, mask: MaskIds, num_patches: int) -> Tensor:
         """Decode the masked tokens (B, M, D_dec) from the encoder output (B, V, D)."""
         tokens, padding_mask = scatter_tokens(
             self.post_enc_proj(encoded), self.decoder_mask_emb, mask, num_patches
         )
-        tokens = tokens + self.decoder_positions(num_patches)
-        decoded: Tensor = self.decoder(tokens, padding_mask, ids=mask.masked_ids)
+        per_column = self.patch_shape.per_column
+        positions = self.decoder_positions((num_patches // per_column, per_column))
+        decoded: Tensor = self.decoder(tokens + positions, padding_mask, ids=mask.masked_ids)
         return decoded
-
-    def hidden_states(self, source: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
-        """Return the output of each encoder layer, with all patches visible.
-
-        ``dropout_input`` is used only in pretraining (:meth:`encode_visible`); unlike the other
-        dropouts, it is not applied here, even in training mode.
-
-        Args:
-            source, lengths: as in :meth:`forward`.
-
-        Returns:
-            Per layer (B, N, D), before the final layer norm of a pre-norm encoder. Tokens beyond a
-            clip's own patches are meaningless.
-        """
-        patches = self.patches(source, lengths)
-        padding_mask = None
-        if lengths is not None:
-            num_frames = num_frames_of(lengths) if source.ndim == 2 else lengths
-            along_time = num_frames // self.patch_shape.time
-            index = torch.arange(patches.shape[1], device=patches.device)
-            padding_mask = index >= (along_time * self.patch_shape.per_column)[:, None]
-        states: list[Tensor] = []
-        with compute_in(self.precision, self.post_extract_proj.weight):
-            tokens = self.embed(patches) + self.encoder_positions(patches.shape[1])
-            self.encoder(tokens, padding_mask, states)
-        return states
-
-    def train_heads(self, reconstruction: bool, classification: bool) -> None:
-        """Select the heads to train; the others, whose loss has weight 0, are not computed."""
-        self.final_proj_reconstruction.requires_grad_(reconstruction)
-        self.final_proj_classification.requires_grad_(classification)
-
-    def _head(self, head: nn.Linear, decoded: Tensor) -> Tensor | None:
-        return head(decoded) if head.weight.requires_grad or not self.training else None

@@ -10,11 +10,13 @@ from mae_ast.core.models.audio_mae import AudioMae
 from mae_ast.core.models.config import (
     AstConfig,
     AudioMaeConfig,
+    EncoderConfig,
     MaeAstConfig,
+    PretrainingConfig,
     SsastConfig,
     VitConfig,
 )
-from mae_ast.core.models.encoder import Vit
+from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.ssast import Ssast
 
@@ -24,23 +26,23 @@ class System:
     """Classes of one system.
 
     Args:
-        config: configuration dataclass with ``validate`` and ``from_mapping``; its fields are the
-            keys of ``model.*``.
-        network: model class, an :class:`mae_ast.core.models.encoder.Encoder`, constructed from a
-            configuration.
+        config: its fields are the keys of ``model.*``.
+        network: an :class:`Encoder`, constructed from a configuration.
+        starts_from_images: pretraining can start from the weights of an image ViT.
     """
 
-    config: type[Any]
+    config: type[EncoderConfig]
     network: type[Any]
+    starts_from_images: bool = False
 
 
-# "vit" is the shared ViT encoder without heads, such as SSAST in fine-tuning.
+# "vit" is a ViT encoder without heads, such as SSAST in fine-tuning.
 SYSTEMS = {
     "mae_ast": System(MaeAstConfig, MaeAst),
     "ssast": System(SsastConfig, Ssast),
     "ast": System(AstConfig, Ast),
-    "audio_mae": System(AudioMaeConfig, AudioMae),
-    "vit": System(VitConfig, Vit),
+    "audio_mae": System(AudioMaeConfig, AudioMae, starts_from_images=True),
+    "vit": System(VitConfig, Encoder),
 }
 
 
@@ -59,8 +61,8 @@ def system_name(config: Any) -> str:
     )
 
 
-def parse_config(values: Any, default: str = "mae_ast") -> Any:
-    """Parse and validate a model configuration from ``model.*`` or a checkpoint.
+def parse_config(values: Any, default: str = "mae_ast") -> EncoderConfig:
+    """Parse a model configuration from ``model.*`` or a checkpoint.
 
     Args:
         values: mapping of keys to values; ``system`` or ``_name`` gives the name of the system.
@@ -72,6 +74,18 @@ def parse_config(values: Any, default: str = "mae_ast") -> Any:
     name = values.get("system") or values.get("_name") or default
     if name not in SYSTEMS:
         raise ValueError(f"unknown system {name!r}; must be one of {', '.join(SYSTEMS)}")
-    config = SYSTEMS[name].config.from_mapping(values)
-    config.validate()
+    return SYSTEMS[name].config.from_mapping(values)
+
+
+def parse_pretraining_config(values: Any, mask_type: str) -> PretrainingConfig:
+    """Parse the configuration of a model to be pretrained with a type of mask.
+
+    Raises:
+        ValueError: the system is not pretrained by masking, or as :func:`parse_config` and
+            :meth:`PretrainingConfig.check_pretraining`.
+    """
+    config = parse_config(values)
+    if not isinstance(config, PretrainingConfig):
+        raise ValueError(f"{system_name(config)!r} is not pretrained by masking")
+    config.check_pretraining(mask_type)
     return config

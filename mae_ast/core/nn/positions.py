@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from mae_ast.core.frontend.fbank import NUM_MEL_BINS
+from mae_ast.core.frontend.patches import PatchShape
 from mae_ast.core.nn.transformer import INIT_STD
 
 
@@ -26,37 +28,20 @@ def sinusoidal_positions(num_positions: int, dim: int) -> Tensor:
     Raises:
         ValueError: ``dim`` is odd.
     """
+    return _sinusoids(torch.arange(num_positions), dim)
+
+
+def _sinusoids(places: Tensor, dim: int) -> Tensor:
     if dim % 2:
         raise ValueError(f"sinusoidal positions need an even width, not {dim}")
-    position = torch.arange(num_positions).unsqueeze(1)
     frequency = torch.exp(torch.arange(0, dim, 2) * (-math.log(10000.0) / dim))
-    angle = position * frequency
+    angle = places.unsqueeze(1) * frequency
     return torch.stack((angle.sin(), angle.cos()), dim=2).flatten(1)
 
 
-class SinusoidalPositions(nn.Module):
-    """Table of :func:`sinusoidal_positions` on the module's device; it grows for longer clips.
-
-    The table is not part of the state dict, since it can be computed.
-    """
-
-    table: Tensor
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
-        self.register_buffer("table", sinusoidal_positions(0, dim), persistent=False)
-
-    def forward(self, num_positions: int) -> Tensor:
-        """Return the embeddings of positions 0 to num_positions - 1: (num_positions, D)."""
-        if num_positions > len(self.table):
-            # Powers of two: clips of all lengths grow the table a few times, not at each step.
-            rows = 1 << (num_positions - 1).bit_length()
-            self.table = sinusoidal_positions(rows, self.dim).to(self.table)
-        return self.table[:num_positions]
-
-
-def grid_positions(grid: tuple[int, int], dim: int) -> Tensor:
+def grid_positions(
+    grid: tuple[int, int], dim: int, step: tuple[float, float] = (1.0, 1.0)
+) -> Tensor:
     """Compute sinusoidal position embeddings on a grid of time x mel.
 
     The first half of the channels encodes the position along mel, the second half the position
@@ -67,6 +52,7 @@ def grid_positions(grid: tuple[int, int], dim: int) -> Tensor:
     Args:
         grid: (T', F'), patches along time and mel.
         dim: D.
+        step: distance of adjacent patches along time and mel, in patches.
 
     Returns:
         (T' F', dim) float32; row t * F' + f is the embedding of position (t, f).
@@ -79,37 +65,47 @@ def grid_positions(grid: tuple[int, int], dim: int) -> Tensor:
     quarter = dim // 4
     frequency = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
 
-    def axis(size: int) -> Tensor:
-        angle = torch.arange(size, dtype=torch.float64).unsqueeze(1) * frequency
+    def axis(size: int, step: float) -> Tensor:
+        angle = torch.arange(size, dtype=torch.float64).unsqueeze(1) * step * frequency
         return torch.cat((angle.sin(), angle.cos()), dim=1)  # (size, dim / 2)
 
-    in_time = axis(grid[0]).unsqueeze(1).expand(-1, grid[1], -1)
-    in_mel = axis(grid[1]).unsqueeze(0).expand(grid[0], -1, -1)
+    in_time = axis(grid[0], step[0]).unsqueeze(1).expand(-1, grid[1], -1)
+    in_mel = axis(grid[1], step[1]).unsqueeze(0).expand(grid[0], -1, -1)
     return torch.cat((in_mel, in_time), dim=2).flatten(0, 1).float()
 
 
-class GridPositions(nn.Module):
-    """Table of :func:`grid_positions` on the module's device; it grows for longer clips.
+class FixedPositions(nn.Module):
+    """Table of fixed position embeddings on the module's device; it grows for longer clips.
+
+    Positions are in units of the size of a patch. With overlapping patches they are fractions, so
+    that a patch keeps the position that pretraining without overlap gave to its place.
 
     Prefix tokens (CLS) have no position; their embeddings are zero. The table is not part of the
     state dict, since it can be computed.
 
     Args:
+        kind: "sinusoidal": :func:`sinusoidal_positions` of the patches, counted time step by time
+            step; "grid": :func:`grid_positions`.
         num_prefix: K, number of prefix tokens.
-        along_mel: F', patches along mel.
+        shape: size and stride of the patches.
         dim: D.
 
     Raises:
-        ValueError: ``dim`` is not divisible by 4.
+        ValueError: the sinusoids need another width.
     """
 
     table: Tensor
 
-    def __init__(self, num_prefix: int, along_mel: int, dim: int) -> None:
+    def __init__(self, kind: str, num_prefix: int, shape: PatchShape, dim: int) -> None:
         super().__init__()
+        self.kind = kind
         self.num_prefix = num_prefix
-        self.along_mel = along_mel
+        self.shape = shape
         self.dim = dim
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
+        """Compute a table without patches on the default device."""
         self.register_buffer("table", self._build(0), persistent=False)
 
     def forward(self, grid: tuple[int, int], num_steps: Tensor | None = None) -> Tensor:
@@ -119,14 +115,21 @@ class GridPositions(nn.Module):
             grid: (T', F') of the batch.
             num_steps: ignored, since fixed positions do not depend on the length of a clip.
         """
-        num_rows = self.num_prefix + grid[0] * self.along_mel
+        num_rows = self.num_prefix + grid[0] * grid[1]
         if num_rows > len(self.table):
             # Powers of two: clips of all lengths grow the table a few times, not at each step.
             self.table = self._build(1 << (grid[0] - 1).bit_length()).to(self.table)
         return self.table[:num_rows].unsqueeze(0)
 
     def _build(self, along_time: int) -> Tensor:
-        patches = grid_positions((along_time, self.along_mel), self.dim)
+        shape, grid = self.shape, (along_time, self.shape.per_column)
+        step = shape.time_stride / shape.time, shape.mel_stride / shape.mel
+        if self.kind == "grid":
+            patches = grid_positions(grid, self.dim, step)
+        else:
+            column = torch.arange(grid[0]).unsqueeze(1) * (step[0] * NUM_MEL_BINS / shape.mel)
+            places = column + torch.arange(grid[1]) * step[1]
+            patches = _sinusoids(places.flatten(), self.dim)
         return torch.cat((patches.new_zeros(self.num_prefix, self.dim), patches))
 
 

@@ -31,6 +31,7 @@ from mae_ast.core.checkpoints.run_files import (
     read_saved,
     updates_by_name,
 )
+from mae_ast.core.io.first_line import first_line
 from mae_ast.hub.registry import RELEASED
 from mae_ast.trainer import ranks
 from mae_ast.trainer.fairseq_patches.checkpoint_saving import recorded_updates, remove_leftovers
@@ -211,7 +212,7 @@ def _resume(read: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> A
     try:
         return read(path, *args, **kwargs)
     except Exception as error:  # torch raises many classes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise CheckpointError(
             f"{path}: cannot be read ({reason}); move it elsewhere, and the same command resumes "
             "from the newest of the other checkpoints"

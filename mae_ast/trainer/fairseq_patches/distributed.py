@@ -17,6 +17,7 @@ from tensorboardX import SummaryWriter
 from torch import distributed
 from torch.multiprocessing.spawn import ProcessExitedException
 
+from mae_ast.core.io.first_line import first_line
 from mae_ast.core.io.plural import plural
 from mae_ast.trainer import stop_request
 from mae_ast.trainer.fairseq_patches import cpu_ranks
@@ -203,7 +204,7 @@ def peer_errors() -> Iterator[None]:
             raise
         if stop_request.is_requested() and not stop_request.has_updated():
             stop_request.end()
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise SystemExit(
             "mae-ast: error: another process of this run ended or did not respond; see its message "
             f"({reason})"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import soundfile
 import torch
+from fairseq.models import MODEL_REGISTRY
 from torch import Tensor
 
 import mae_ast
@@ -23,9 +23,10 @@ from mae_ast.core.models.config import AstConfig, AudioMaeConfig, SsastConfig, V
 from mae_ast.core.models.encoder import encoder_only
 from mae_ast.core.models.registry import SYSTEMS
 from mae_ast.finetune.checkpoint import load_finetuned
-from mae_ast.finetune.initialize import ast_encoder
-from mae_ast.hub.load import CLASSES
-from mae_ast.models.mae_ast import FairseqMaeAst
+from mae_ast.finetune.initialize import start_ast
+from mae_ast.hub.load import hub_class
+from mae_ast.models import pretraining  # noqa: F401  (registers the models)
+from mae_ast.models.ast import AstModelConfig
 from tests.core.vits import SMALL
 from tests.sounds import speech_like
 
@@ -49,7 +50,7 @@ def spoil(state: dict[str, Tensor], name: str, value: float) -> dict[str, Tensor
 def folder(request, small_config, tmp_path) -> Path:
     """Save a model in the hub's layout, with NaN in one weight."""
     config = CONFIGS.get(request.param) or small_config()
-    model = CLASSES[request.param](config, "random_mask")
+    model = hub_class(request.param)(config, "random_mask")
     model.load_state_dict(spoil(model.state_dict(), WEIGHT, torch.nan))
     model.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
@@ -83,7 +84,7 @@ def test_commands_refuse_and_write_nothing(mae_ast_command, folder, tmp_path):
 
 
 def test_non_finite_features_of_finite_weights_are_refused(mae_ast_command, small_config, tmp_path):
-    model = CLASSES["mae_ast"](small_config(), "random_mask")
+    model = hub_class("mae_ast")(small_config(), "random_mask")
     model.encoder.layers[1].fc1.weight.data.fill_(1e30)
     model.save_pretrained(tmp_path / "model")
     soundfile.write(tmp_path / "a.wav", speech_like(16_000).numpy(), 16_000)
@@ -104,9 +105,8 @@ def test_finetuned_classifier_is_refused(small_config, tmp_path, value):
     encoder = encoder_only(SYSTEMS["mae_ast"].network(small_config()))
     head = HeadConfig(2)
     labels = Labels(("a", "b"), ("a", "b"))
-    fields = dataclasses.asdict(encoder.config)
-    spec = ClassifierSpec("mae_ast", fields, head, labels, False, False, 16_000)
-    state = Classifier(encoder, encoder.config.encoder_embed_dim, head).state_dict()
+    spec = ClassifierSpec(encoder.config, head, labels, False, False, 16_000)
+    state = Classifier(encoder, head).state_dict()
     for epoch in (1, 2):
         weights = spoil(dict(state), "head.2.bias", value) if epoch == 1 else state
         content = {"model": weights, "task_state": {FINETUNING: spec.to_dict()}}
@@ -119,7 +119,7 @@ def test_finetuned_classifier_is_refused(small_config, tmp_path, value):
 
 
 def test_training_refuses_to_load_it(small_config):
-    model = FairseqMaeAst(small_config())
+    model = MODEL_REGISTRY["mae_ast"](small_config())
     model.weights_are_from = "runs/a/checkpoints/checkpoint_last.pt"
     state = spoil(dict(model.state_dict()), WEIGHT, torch.nan)
     with pytest.raises(SystemExit) as end:
@@ -134,7 +134,7 @@ def test_timm_vit_is_refused_for_initialisation(tmp_path):
     torch.save({"state_dict": spoil(state, "blocks.1.attn.qkv.bias", torch.nan)}, path)
     message = rf"model\.checkpoint={path}: blocks\.1\.attn\.qkv\.bias holds NaN"
     with pytest.raises(ValueError, match=message):
-        ast_encoder(config, str(path))
+        start_ast(AstModelConfig(**SMALL, checkpoint=str(path)), 527)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

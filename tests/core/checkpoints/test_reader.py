@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from mae_ast.core.checkpoints.reader import CheckpointError, load_weights, read_checkpoint
-from mae_ast.core.frontend.masking import random_mask
+from mae_ast.core.checkpoints.reader import (
+    CheckpointError,
+    build_with_weights,
+    read_checkpoint,
+)
+from mae_ast.core.frontend.masking import MaskIds, random_mask
 from mae_ast.core.models.mae_ast import MaeAst
 from tests.sounds import speech_like
 
@@ -23,7 +27,7 @@ def state(small_config) -> dict[str, Any]:
         (8, 32), decoder_embed_dim=48, layer_norm_first=True, dropout=0.2, random_mask_prob=0.6
     )
     model = MaeAst(config)
-    model.train()(speech_like(8_000).unsqueeze(0), None, *_ids(config))
+    model.train()(speech_like(8_000).unsqueeze(0), None, _mask(config))
     return {
         "cfg": {
             "model": {"_name": "mae_ast", **dataclasses.asdict(config)},
@@ -34,14 +38,13 @@ def state(small_config) -> dict[str, Any]:
     }
 
 
-def _ids(config) -> tuple[torch.Tensor, torch.Tensor]:
-    mask = random_mask(1, config.patch_shape.grid(48), 0.5)
-    return mask.visible_ids, mask.masked_ids
+def _mask(config) -> MaskIds:
+    return random_mask(1, config.patch_shape.grid(48), 0.5)
 
 
 def load(path: Path | str) -> MaeAst:
     found = read_checkpoint(path)
-    return load_weights(MaeAst(found.config), found, path)
+    return build_with_weights(lambda: MaeAst(found.config), found.weights, path)
 
 
 def saved(path: Path, state: Any) -> Path:

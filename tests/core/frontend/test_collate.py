@@ -30,7 +30,7 @@ def clips_of(*lengths: int, epoch: int = 1, first: int = 0) -> list[Clip]:
 
 def loss_of(model: MaeAst | Ssast, batch: Batch) -> Tensor:
     mask = batch.mask
-    prediction = model(batch.source, batch.lengths, mask.visible_ids, mask.masked_ids, mask.padded)
+    prediction = model(batch.source, batch.lengths, mask)
     mse = reconstruction_loss(prediction.reconstruction, prediction.target, prediction.valid)
     nce = info_nce_loss(prediction.classification, prediction.target, prediction.valid)
     return 10 * mse + nce.loss

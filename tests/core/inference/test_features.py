@@ -19,7 +19,7 @@ from mae_ast.core.io.audio import AudioError, read_audio, to_pcm16
 from mae_ast.core.io.decoding import audio_file
 from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.config import AstConfig, SsastConfig
-from mae_ast.core.models.encoder import Encoder, Vit
+from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.ssast import Ssast
 from mae_ast.finetune.initialize import finetuning_config
@@ -29,11 +29,19 @@ from tests.sounds import speech_like
 ATOL = 2e-5
 PATCH, FRAME = (16, 16), (2, 128)
 OF_VIT = SMALL | {"encoder_embed_dim": 32, "encoder_attention_heads": 4}
+
+
+def padded(**kernel: int) -> Encoder:
+    return Encoder(finetuning_config(SsastConfig(**OF_VIT, **kernel), overlap=True, frames=300))
+
+
 VITS = {
     "ast": lambda: Ast(AstConfig(**OF_VIT)),
     "ssast": lambda: Ssast(SsastConfig(**OF_VIT, **FRAME_TOKENS)),
-    "padded": lambda: Vit(finetuning_config(SsastConfig(**OF_VIT), frames=300)),
-    "padded_frames": lambda: Vit(finetuning_config(SsastConfig(**OF_VIT, **FRAME_TOKENS), 300)),
+    "padded": lambda: padded(),
+    "padded_frames": lambda: Encoder(
+        finetuning_config(SsastConfig(**OF_VIT, **FRAME_TOKENS), True, 300)
+    ),
 }
 
 

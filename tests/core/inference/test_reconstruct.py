@@ -28,7 +28,7 @@ def test_masked_patches_are_predicted_and_visible_ones_kept(small_config, kernel
     assert frames < log_mel.shape[1]
     assert torch.equal(result.original, expected)
 
-    prediction = model(source, None, mask.visible_ids, mask.masked_ids).reconstruction.detach()
+    prediction = model(source, None, mask).reconstruction.detach()
     rebuilt, visible = expected.clone(), expected.clone()
     for clip in range(2):
         for values, n in zip(prediction[clip], mask.masked_ids[clip].tolist(), strict=True):

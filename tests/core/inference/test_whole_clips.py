@@ -25,7 +25,7 @@ both = pytest.mark.parametrize("independent", [False, True], ids=["softmax", "si
 def model() -> Classifier:
     """Build a classifier that cuts or pads clips to 1.28 s, with overlapping patches."""
     encoder = with_random_weights(Ast(AstConfig(**SMALL, input_frames=FRAMES, input_mean=-6.0)))
-    return with_random_weights(Classifier(encoder_only(encoder), 24, HeadConfig(5))).eval()
+    return with_random_weights(Classifier(encoder_only(encoder), HeadConfig(5))).eval()
 
 
 def probabilities(logits: Tensor, independent: bool) -> Tensor:

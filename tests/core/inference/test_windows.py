@@ -9,7 +9,7 @@ from mae_ast.core.frontend.fbank import num_frames
 from mae_ast.core.inference.windows import Part, Window, states_of_parts, window_columns, windows
 from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.config import AstConfig, VitConfig
-from mae_ast.core.models.encoder import Vit
+from mae_ast.core.models.encoder import Encoder
 from tests.core.vits import FRAME_TOKENS, SMALL, with_random_weights
 from tests.sounds import pcm16, speech_like
 
@@ -49,7 +49,7 @@ def test_length_and_overlap_of_ten_second_windows(fields, expected):
 @pytest.mark.parametrize("input_frames", [None, 60, 200])
 def test_parts_in_a_batch_equal_single_parts(input_frames):
     model = with_random_weights(
-        Vit(VitConfig(**SMALL, ast_kernel_stride_time=10, input_frames=input_frames))
+        Encoder(VitConfig(**SMALL, ast_kernel_stride_time=10, input_frames=input_frames))
     ).eval()
     clips = [speech_like(16_000), pcm16(speech_like(9_000, 1))]
     (first, _), (second, _) = (model.patch_shape.grid(num_frames(len(clip))) for clip in clips)

@@ -63,7 +63,7 @@ def _manifest(model: PretrainedMaeAst, folder: Path) -> Manifest:
 
 def _extraction(model: PretrainedMaeAst, folder: Path) -> None:
     listed = _manifest(model, folder)
-    extraction.extract(model, listed, folder / "out", extraction.What(1, False, False, 0, 1))
+    extraction.extract(model, listed, folder / "out", extraction.Extraction(1, False, False, 0, 1))
 
 
 def _pack(model: PretrainedMaeAst, folder: Path) -> None:

@@ -12,13 +12,7 @@ from mae_ast.core.frontend.fbank import fbank
 from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.classifier import Classifier, HeadConfig
 from mae_ast.core.models.config import AstConfig, MaeAstConfig, VitConfig
-from mae_ast.core.models.encoder import (
-    Vit,
-    encoder_only,
-    last_hidden_state,
-    mark_weight_decay,
-    set_dropout,
-)
+from mae_ast.core.models.encoder import Encoder, encoder_only, mark_weight_decay
 from mae_ast.core.models.mae_ast import MaeAst
 from tests.core.vits import SMALL, with_random_weights
 
@@ -34,7 +28,7 @@ def build(small_config: Callable[..., MaeAstConfig]) -> Build:
     ) -> Classifier:
         config = small_config(**({"input_mean": -6.0, "input_std": 3.0} | fields))
         head = HeadConfig(5, kind, pool)
-        return Classifier(encoder_only(MaeAst(config)), 32, head, freeze_encoder)
+        return Classifier(encoder_only(MaeAst(config)), head, freeze_encoder)
 
     return build
 
@@ -73,7 +67,7 @@ def test_padding_does_not_change_logits_with_overlapping_patches(
 ) -> None:
     """The clips have 54, 17 and 36 frames; those that are padded may be shorter than a patch."""
     encoder = with_random_weights(Ast(AstConfig(**SMALL, input_frames=input_frames)))
-    model = Classifier(encoder_only(encoder), 24, HeadConfig(5, pool=pool)).eval()
+    model = Classifier(encoder_only(encoder), HeadConfig(5, pool=pool)).eval()
     lengths = torch.tensor([9_000, 3_000, 6_123, 3_000 if input_frames is None else 700])
     source = torch.randn(4, 9_000) * 0.1
     together = model(source, lengths)
@@ -95,7 +89,7 @@ def test_padding_does_not_change_logits_with_overlapping_patches(
 def test_time_steps_concatenate_tokens_along_mel(build: Build) -> None:
     model = build().eval()
     source = torch.randn(2, 9_000) * 0.1
-    tokens = last_hidden_state(model.encoder, model.encoder.hidden_states(source))
+    tokens = model.encoder.last_hidden_state(model.encoder.hidden_states(source))
     columns = tokens.reshape(2, -1, 8, 32)
     torch.testing.assert_close(model.pooled(source), columns.mean(1).flatten(1))
     by_token = build(pool="tokens").eval()
@@ -177,18 +171,6 @@ def test_layer_wise_learning_rate_decay(build: Build) -> None:
         model.scale_learning_rates(1.0, -1)
 
 
-def test_set_dropout(build: Build) -> None:
-    model = build(dropout=0.1, attention_dropout=0.1)
-    set_dropout(model.encoder, 0.2, 0.3, 0.4, 0.5)
-    layer = model.encoder.encoder.layers[1]
-    found = (layer.dropout.p, layer.self_attn.dropout, layer.activation_dropout.p)
-    assert found == (0.2, 0.3, 0.4)
-    assert model.encoder.encoder.dropout.p == 0.2
-    assert model.encoder.encoder.layerdrop == 0.5
-    with pytest.raises(ValueError, match="layerdrop=1"):
-        set_dropout(model.encoder, 0, 0, 0, 1)
-
-
 def test_bfloat16_is_close_to_float32(build: Build) -> None:
     model = build().eval()
     source = torch.randn(2, 9_000) * 0.1
@@ -200,19 +182,16 @@ def test_bfloat16_is_close_to_float32(build: Build) -> None:
     assert not torch.equal(rough, exact)
 
 
-def test_pooling_of_the_encoder(build: Build) -> None:
-    with pytest.raises(ValueError, match="MaeAst, which has no pooling of its own"):
-        build(pool="encoder")
-
-    class Pooling(MaeAst):
-        def pooled(self, source: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
-            return self.hidden_states(source, lengths)[-1][:, 0]
-
-    encoder = encoder_only(Pooling(build().encoder.config))
-    model = Classifier(encoder, 32, HeadConfig(5, pool="encoder")).eval()
+@pytest.mark.parametrize("pool", ["prefix", "tokens"])
+def test_pooling_of_the_encoder(build: Build, pool: str) -> None:
+    encoder = encoder_only(Ast(AstConfig(**SMALL, pool=pool)))
+    model = Classifier(encoder, HeadConfig(5, pool="encoder")).eval()
     source = torch.randn(2, 9_000) * 0.1
-    expected = model.head(encoder.hidden_states(source)[-1][:, 0])
-    torch.testing.assert_close(model(source), expected)
+    encoded = encoder.encode(source)
+    tokens = encoded.prefix if pool == "prefix" else encoded.patches
+    torch.testing.assert_close(model(source), model.head(tokens.mean(1)))
+    plain = build(pool="encoder").eval()  # MAE-AST averages its patch tokens
+    torch.testing.assert_close(plain.pooled(source), plain.encoder.encode(source).patches.mean(1))
 
 
 @pytest.mark.parametrize(
@@ -221,7 +200,7 @@ def test_pooling_of_the_encoder(build: Build) -> None:
         ((0,), "num_classes=0"),
         ((2, "deep"), "linear, mlp"),
         ((2, "mlp", "max"), "time_steps, tokens, encoder"),
-        ((2, "mlp", "tokens", 1.0), "head dropout 1.0"),
+        ((2, "mlp", "tokens", 1.0), "head dropout=1.0"),
     ],
 )
 def test_invalid_heads_are_refused(values: tuple[Any, ...], words: str) -> None:
@@ -230,7 +209,7 @@ def test_invalid_heads_are_refused(values: tuple[Any, ...], words: str) -> None:
 
 
 def test_weight_decay_applies_to_matrices_only():
-    model = Vit(VitConfig(**SMALL))
+    model = Encoder(VitConfig(**SMALL))
     mark_weight_decay(model)
     decayed = {name for name, p in model.named_parameters() if not p.no_decay}
     assert decayed == {

@@ -44,7 +44,7 @@ def losses(fused: bool = True, checkpointed: bool = False) -> list[float]:
     for _ in range(UPDATES):
         source = torch.randn(BATCH, FRAMES, 128, generator=draws)
         mask = chunk_mask(BATCH, model.patch_shape.grid(FRAMES), 0.75, draws)
-        out = model(source, None, mask.visible_ids, mask.masked_ids)
+        out = model(source, None, mask)
         mse = reconstruction_loss(out.reconstruction, out.target)
         info_nce = info_nce_loss(out.classification, out.target).loss
         loss = (10 * mse + info_nce) / mask.masked_ids.numel()

@@ -51,7 +51,7 @@ class Clips:
 
     def predict(self, model: MaeAst) -> Prediction:
         mask = self.mask
-        return model(self.source, self.lengths, mask.visible_ids, mask.masked_ids, mask.padded)
+        return model(self.source, self.lengths, mask)
 
     def loss(self, model: MaeAst) -> Tensor:
         return loss_of(self.predict(model)) / self.num_masked
@@ -175,7 +175,7 @@ def test_no_gradient_is_zero_without_layerdrop(small_config):
 def capture_encoder_output(model: MaeAst, source: Tensor, mask: MaskIds) -> Tensor:
     caught = []
     handle = model.encoder.register_forward_hook(lambda *args: caught.append(args[2]))
-    model(source, None, mask.visible_ids, mask.masked_ids)
+    model(source, None, mask)
     handle.remove()
     return caught[0]
 
@@ -212,8 +212,7 @@ def test_prediction_of_a_patch_does_not_depend_on_its_target(small_config):
     first = int(clips.mask.masked_ids[0, 0])
     t, f = divmod(first, 8)
     changed[0, 16 * t : 16 * t + 16, 16 * f : 16 * f + 16] += 3.0
-    ids = clips.mask.visible_ids, clips.mask.masked_ids
-    before, after = model(source, None, *ids), model(changed, None, *ids)
+    before, after = model(source, None, clips.mask), model(changed, None, clips.mask)
     assert torch.equal(before.reconstruction, after.reconstruction)
     assert torch.equal(before.classification, after.classification)
     assert not torch.equal(before.target[0, 0], after.target[0, 0])
@@ -230,7 +229,7 @@ def test_loss_of_a_padded_batch_equals_single_clips(small_config, kernel, fields
     assert clips.mask.padded
     total = 0.0
     for row, (wave, mask) in enumerate(zip(clips.waves, clips.masks, strict=True)):
-        alone = model(wave.unsqueeze(0), None, mask.visible_ids, mask.masked_ids)
+        alone = model(wave.unsqueeze(0), None, mask)
         count = mask.masked_ids.shape[1]
         assert together.valid[row].tolist() == [n < count for n in range(len(together.valid[row]))]
         for name in ("reconstruction", "classification", "target"):
@@ -277,10 +276,9 @@ def test_waveforms_and_their_filterbanks_give_the_same_losses(small_config, leng
     config = small_config()
     model = build(config).train()
     clips = Clips(config, *lengths)
-    ids = clips.mask.visible_ids, clips.mask.masked_ids, clips.mask.padded
     samples, frames = torch.tensor(lengths), torch.tensor([num_frames(n) for n in lengths])
     as_int16, as_float, as_fbank = (
-        loss_of(model(source, valid, *ids)).item() / clips.num_masked
+        loss_of(model(source, valid, clips.mask)).item() / clips.num_masked
         for source, valid in (
             (clips.source, samples),
             (clips.source.float() / 32768, samples),
@@ -295,11 +293,10 @@ def test_full_lengths_equal_no_lengths(small_config):
     config = small_config(**STATS)
     model = build(config)
     clips = Clips(config, 8_000, 8_000)
-    ids = clips.mask.visible_ids, clips.mask.masked_ids
     full = torch.tensor([8_000, 8_000])
     assert torch.equal(
-        model(clips.source, None, *ids).reconstruction,
-        model(clips.source, full, *ids).reconstruction,
+        model(clips.source, None, clips.mask).reconstruction,
+        model(clips.source, full, clips.mask).reconstruction,
     )
     for one, other in zip(
         model.hidden_states(clips.source), model.hidden_states(clips.source, full), strict=True
@@ -516,7 +513,7 @@ def test_invalid_configuration_is_refused(small_config):
     for fields, message in [
         (
             {"encoder_embed_dim": 33, "encoder_attention_heads": 3},
-            "encoder_embed_dim=33; must be even",
+            "encoder_embed_dim=33; must be divisible by 2",
         ),
         ({"encoder_attention_heads": 5}, "encoder_embed_dim=32; .*encoder_attention_heads=5"),
         ({"decoder_attention_heads": 7}, "decoder_embed_dim=32; .*decoder_attention_heads=7"),

@@ -15,13 +15,13 @@ from torchaudio.compliance import kaldi
 from mae_ast.core.checkpoints.ast_release import write_ssast
 from mae_ast.core.checkpoints.timm import to_timm
 from mae_ast.core.frontend.fbank import fbank, fit_frames
-from mae_ast.core.frontend.masking import MaskIds, chunk_mask
+from mae_ast.core.frontend.masking import MaskIds, chunk_mask, random_mask
 from mae_ast.core.frontend.patches import PatchShape
 from mae_ast.core.models.config import SsastConfig
-from mae_ast.core.models.encoder import Prediction, Vit, encoder_only
+from mae_ast.core.models.encoder import Encoder, Prediction, encoder_only
 from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
 from mae_ast.core.models.ssast import Ssast
-from mae_ast.finetune.initialize import finetuning_config, start_from
+from mae_ast.finetune.initialize import finetuning_config, fitted
 from tests.core.vits import (
     FRAME_TOKENS,
     SMALL,
@@ -39,6 +39,15 @@ AUDIOSET = (-4.2677393, 4.5689974)  # mean and std
 
 def build(**fields: Any) -> Ssast:
     return with_random_weights(Ssast(SsastConfig(**(SMALL | fields))))
+
+
+def finetuned(pretrained: Ssast, frames: int) -> Encoder:
+    """Build the encoder for fine-tuning, with overlapping patches and pretrained weights."""
+    config = finetuning_config(pretrained.config, overlap=True, frames=frames)
+    model = Encoder(config).eval()
+    weights = encoder_only(pretrained).state_dict()
+    model.load_state_dict(fitted(weights, pretrained.config, config))
+    return model
 
 
 # The filterbank.
@@ -156,8 +165,7 @@ def test_features_equal_s3prl(tmp_path: Path, monkeypatch, kind):
     expert = expert_module.UpstreamExpert(str(path), f"tiny_{kind}", window_secs=1.0).eval()
     path.unlink()
 
-    model = Vit(finetuning_config(config, frames=100)).eval()
-    start_from(model, pretrained)
+    model = finetuned(pretrained, frames=100)
     wave = speech_like(16_000)
     with torch.no_grad():
         expected = expert([wave])["hidden_states"]
@@ -283,7 +291,7 @@ def test_masked_patches_influence_by_their_position_only(kernel):
     hidden = hidden.repeat_interleave(shape.time, 1).repeat_interleave(shape.mel, 2)
 
     def predict(x: Tensor, ids: MaskIds = mask) -> Prediction:
-        return model(x, None, ids.visible_ids, ids.masked_ids)
+        return model(x, None, ids)
 
     before = predict(source)
     elsewhere = torch.where(hidden, 50 * torch.randn(2, 64, 128), source)
@@ -316,7 +324,7 @@ def test_padding_of_input_frames_is_attended_to():
     together = clips.predict(model)
     states = model.hidden_states(clips.source, clips.lengths)
     for row, (wave, mask) in enumerate(zip(clips.waves, clips.masks, strict=True)):
-        alone = model(wave.unsqueeze(0), None, mask.visible_ids, mask.masked_ids)
+        alone = model(wave.unsqueeze(0), None, mask)
         count = mask.masked_ids.shape[1]
         assert_close(
             together.reconstruction[row, :count], alone.reconstruction[0], rtol=0, atol=1e-4
@@ -345,9 +353,9 @@ def test_clips_longer_than_input_frames_are_refused():
 
 def test_empty_batch_has_zero_loss_and_finite_gradients():
     model = build().train()
-    visible, masked = torch.arange(8).unsqueeze(0), torch.full((1, 1), -1)
+    mask = MaskIds(torch.arange(8).unsqueeze(0), torch.full((1, 1), -1), padded=True)
     source = torch.zeros(1, model.patch_shape.min_samples, dtype=torch.int16)
-    loss = loss_of(model(source, torch.tensor([0]), visible, masked, True))
+    loss = loss_of(model(source, torch.tensor([0]), mask))
     loss.backward()
     assert loss.item() == 0
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
@@ -380,12 +388,10 @@ def test_half_precision_model_uses_float32_log_mel():
 
 def test_finetuning_encoder_has_overlapping_patches_and_pretrained_weights():
     pretrained = build().eval()
-    config = finetuning_config(pretrained.config, frames=100)
-    assert type(config) is not SsastConfig
+    model = finetuned(pretrained, frames=100)
+    config = model.config
     assert config.patch_shape == PatchShape(16, 16, 10, 10)
     assert config.position_grid == (9, 12)
-    model = Vit(config).eval()
-    start_from(model, pretrained)
     for name, value in model.state_dict().items():
         theirs = pretrained.state_dict()[name]
         assert torch.equal(value, theirs) == (name != "positions.table"), name
@@ -401,7 +407,7 @@ def test_finetuning_encoder_has_overlapping_patches_and_pretrained_weights():
 
 
 def test_frame_tokens_have_stride_one_in_finetuning():
-    config = finetuning_config(SsastConfig(**(SMALL | FRAME_TOKENS)))
+    config = finetuning_config(SsastConfig(**(SMALL | FRAME_TOKENS)), overlap=True)
     assert config.patch_shape == PatchShape(2, 128, 1, 128)
     assert (config.position_frames, config.input_frames) == (128, None)
 
@@ -418,12 +424,11 @@ def test_encoder_only_keeps_the_hidden_states():
 def test_pretraining_refuses_patches_that_overlap():
     fields = {"ast_kernel_stride_time": 10, "ast_kernel_stride_chan": 10}
     config = SsastConfig(**(SMALL | fields))
-    config.validate()
     with pytest.raises(ValueError, match="ast_kernel_stride_chan=10 differs from"):
-        config.validate("chunk_mask")
+        config.check_pretraining("chunk_mask")
     model = Ssast(config)
     with pytest.raises(ValueError, match="patches overlap"):
-        model(torch.zeros(1, 64, 128), None, torch.arange(30)[None], torch.arange(30, 60)[None])
+        model(torch.zeros(1, 64, 128), None, random_mask(1, config.patch_shape.grid(64), 0.75))
 
 
 @pytest.mark.parametrize(
@@ -434,7 +439,7 @@ def test_pretraining_refuses_patches_that_overlap():
         ({"input_frames": 0}, "input_frames=0; must be an integer"),
         ({"input_frames": 9}, "input_frames=9; must be at least one patch"),
         ({"encoder_layers": 0}, "encoder_layers=0; must be an integer"),
-        ({"ast_kernel_stride_time": 0}, "ast_kernel_stride_time=0; must be at least 1"),
+        ({"ast_kernel_stride_time": 0}, "ast_kernel_stride_time=0; must be an integer >= 1"),
         ({"ast_kernel_stride_time": 20}, "a stride of 20 frames; must be 1 to 16"),
         ({"encoder_attention_heads": 5}, "encoder_embed_dim=24; .*encoder_attention_heads=5"),
         ({"layer_norm_eps": 0.0}, "layer_norm_eps=0.0; must be positive"),

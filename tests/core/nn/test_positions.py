@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from mae_ast.core.frontend.patches import PatchShape
 from mae_ast.core.nn.positions import (
-    GridPositions,
+    FixedPositions,
     LearnedPositions,
-    SinusoidalPositions,
     fit_positions,
     grid_positions,
     sinusoidal_positions,
@@ -32,45 +32,58 @@ def test_sinusoids_equal_the_formula(dim):
     assert_close(table, expected, rtol=0, atol=1e-4)
 
 
-def test_an_odd_width_is_refused():
-    with pytest.raises(ValueError, match="even width, not 33"):
-        SinusoidalPositions(33)
+PATCHES, FRAMES = PatchShape(16, 16), PatchShape(2, 128)
 
 
-def test_table_grows_and_keeps_its_values():
-    positions = SinusoidalPositions(16)
-    short = positions(7).clone()
-    long = positions(1_500)
-    assert long.shape == (1_500, 16)
-    assert torch.equal(long[:7], short)
-    assert torch.equal(positions(7), short)
-    assert_close(long, sinusoidal_positions(1_500, 16), rtol=0, atol=0)
+@pytest.mark.parametrize(
+    ("kind", "dim", "message"),
+    [("sinusoidal", 33, "even width, not 33"), ("grid", 18, "width divisible by 4, not 18")],
+)
+def test_unsuitable_width_is_refused(kind, dim, message):
+    with pytest.raises(ValueError, match=message):
+        FixedPositions(kind, 0, PATCHES, dim)
 
 
-def test_table_grows_in_powers_of_two():
-    positions = SinusoidalPositions(16)
-    tables = set()
+@pytest.mark.parametrize("shape", [PATCHES, FRAMES], ids=["patches", "frames"])
+@pytest.mark.parametrize("kind", ["sinusoidal", "grid"])
+def test_fixed_positions_grow_and_keep_their_values(kind, shape):
+    positions = FixedPositions(kind, 1, shape, 16)
+    assert not positions.state_dict()
+    assert not list(positions.parameters())
+    per_column, tables = shape.per_column, set()
     held = []  # tables that stay alive have addresses of their own
-    for length in range(1, 1_025):
-        assert positions(length).shape == (length, 16)
+    for along_time in range(1, 129):
+        found = positions((along_time, per_column), torch.tensor([1, along_time]))
         held.append(positions.table)
         tables.add(positions.table.data_ptr())
-    assert len(tables) == 11
+        count = along_time * per_column
+        assert found.shape == (1, 1 + count, 16)
+        assert not found[0, 0].any()  # the prefix token has no position
+        expected = (
+            sinusoidal_positions(count, 16)
+            if kind == "sinusoidal"
+            else grid_positions((along_time, per_column), 16)
+        )
+        assert torch.equal(found[0, 1:], expected)
+    assert len(tables) == 8  # powers of two
+    half = positions.bfloat16()
+    assert half((200, per_column)).dtype == torch.bfloat16
 
 
-def test_table_is_not_in_the_state_dict():
-    positions = SinusoidalPositions(16)
-    positions(40)
-    assert positions.state_dict() == {}
-    assert list(positions.parameters()) == []
-
-
-def test_grown_table_has_the_dtype_of_the_module():
-    positions = SinusoidalPositions(16)
-    positions(4)
-    positions.half()
-    assert positions(900).dtype == torch.float16
-    assert_close(positions(900).float(), sinusoidal_positions(900, 16), rtol=0, atol=1e-3)
+@pytest.mark.parametrize("size", [16, 2])
+@pytest.mark.parametrize("kind", ["sinusoidal", "grid"])
+def test_overlapping_patches_at_the_same_place_have_the_same_position(kind, size):
+    """With half the stride, every second patch is where a patch without overlap is."""
+    height = 16 if size == 16 else 128
+    plain = PatchShape(size, height)
+    overlapping = PatchShape(size, height, size // 2, height // 2 if height < 128 else 128)
+    grids = [shape.grid(10 * size) for shape in (plain, overlapping)]
+    assert grids == ([(10, 8), (19, 15)] if size == 16 else [(10, 1), (19, 1)])
+    wanted, found = (
+        FixedPositions(kind, 0, shape, 16)(grid)[0].unflatten(0, grid)
+        for shape, grid in zip((plain, overlapping), grids, strict=True)
+    )
+    assert_close(found[::2, ::2], wanted, rtol=0, atol=1e-5)
 
 
 GRIDS = [  # time, mel
@@ -145,23 +158,3 @@ def test_grid_positions_separate_time_and_mel():
     # The table of a smaller grid is part of the table of a larger one.
     assert torch.equal(grid_positions((70, 8), 24).view(70, 8, 24)[:64], places)
     assert torch.equal(grid_positions((64, 4), 24).view(64, 4, 24), places[:, :4])
-
-
-def test_grid_positions_grow_and_are_zero_for_prefix_tokens():
-    positions = GridPositions(1, 8, 16)
-    short = positions((3, 8)).clone()
-    assert short.shape == (1, 1 + 24, 16)
-    assert not short[0, 0].any()
-    assert torch.equal(short[0, 1:], grid_positions((3, 8), 16))
-    long = positions((100, 8), torch.tensor([3, 100]))
-    assert long.shape == (1, 1 + 800, 16)
-    assert torch.equal(long[:, :25], short)
-    assert torch.equal(positions((3, 8)), short)
-    assert not positions.state_dict()
-    half = GridPositions(1, 8, 16).bfloat16()
-    assert half((3, 8)).dtype == torch.bfloat16
-
-
-def test_width_not_divisible_by_four_is_refused():
-    with pytest.raises(ValueError, match="width divisible by 4, not 18"):
-        GridPositions(1, 8, 18)

@@ -36,6 +36,11 @@ class AudioInfo:
     sample_rate: int
     note: str | None = None
 
+    @property
+    def seconds(self) -> float:
+        """Length in seconds."""
+        return self.num_frames / self.sample_rate
+
 
 def is_whole(file: AudioFile, sound: soundfile.SoundFile) -> bool:
     """Return whether libsndfile, which relies on the header's length, reads the whole file."""

@@ -1,0 +1,51 @@
+"""Start a training: replace this process by the one that trains."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+def start_training(
+    kind: str,
+    data: Path,
+    config: str,
+    out: Path,
+    overrides: Sequence[str] | None,
+    multirun: bool,
+    *,
+    checkpoint: str | None = None,
+    random_weights: bool = False,
+) -> NoReturn:
+    """Start a run or resume it, with the arguments of ``mae-ast pretrain`` or ``finetune``.
+
+    Args:
+        kind: kind of the preset, "pretrain" or "finetune".
+        data: folder of the manifests.
+        config: name of a preset, or path of a YAML file.
+        out: folder of the run; for a sweep, the parent of the jobs' folders.
+        overrides: hydra's overrides and options, in any order.
+        multirun: hydra's sweeper and launcher start the jobs.
+        checkpoint: checkpoint that fine-tuning starts from.
+        random_weights: use its architecture only.
+
+    Raises:
+        ValueError: the preset does not exist, or the run was started with different settings.
+    """
+    from mae_ast.trainer import resume_guard, stop_request, sweep
+    from mae_ast.trainer.command import NOTE, initial_weights, run_identity, train_command
+
+    arguments = [*(overrides or []), *(["--multirun"] if multirun else [])]
+    settings: dict[str, Any] = dict(run_identity(data, config, checkpoint))
+    if checkpoint is not None:
+        arguments = [*initial_weights(checkpoint, random_weights), *arguments]
+        settings["random_weights"] = random_weights
+    sweep.check_launcher(arguments)
+    command = train_command(data, config, out, arguments, kind)
+    settings |= sweep.note(arguments)
+    resume_guard.check_and_defer(out / NOTE, settings, sweep.has_begun(out))
+    with stop_request.deferring():
+        os.execv(sys.executable, command)

@@ -1,0 +1,66 @@
+"""Results of threads: their order, the bound on pending items, errors, early ends."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from mae_ast.core.io.read_ahead import map_ahead
+
+
+def test_results_are_in_order_and_computed_concurrently() -> None:
+    meeting = threading.Barrier(3, timeout=60)
+
+    def square(number: int) -> int:
+        meeting.wait()  # returns only when three threads are here
+        return number**2
+
+    assert list(map_ahead(square, range(9), 3, 3)) == [n**2 for n in range(9)]
+
+
+@pytest.mark.parametrize("max_ahead", [0, 1, 5])
+def test_at_most_max_ahead_items_are_taken_before_they_are_needed(max_ahead: int) -> None:
+    taken = []
+
+    def items() -> Iterator[int]:
+        for number in range(20):
+            taken.append(number)
+            yield number
+
+    results = map_ahead(lambda number: number, items(), 2, max_ahead)
+    for number in range(20):
+        assert next(results) == number
+        assert len(taken) == min(number + 1 + max_ahead, 20)
+    assert next(results, None) is None
+
+
+def test_an_error_is_raised_in_place_of_its_result() -> None:
+    results = map_ahead(lambda number: 12 // (3 - number), range(5), 4, 8)
+    assert [next(results) for _ in range(3)] == [4, 6, 12]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_pending_items_are_dropped_when_the_iteration_ends_early() -> None:
+    computed = []
+    first_used, started = threading.Event(), threading.Event()
+
+    def compute(number: int) -> int:
+        if number == 1:
+            started.set()
+            assert first_used.wait(60)  # the only thread is busy until then
+        computed.append(number)
+        return number
+
+    results = map_ahead(compute, range(100), 1, 50)
+    assert next(results) == 0
+    assert started.wait(60)
+    threading.Timer(0.05, first_used.set).start()
+    results.close()
+    assert computed == [0, 1]
+
+
+def test_no_items_give_no_results() -> None:
+    assert list(map_ahead(str, [], 2, 2)) == []
