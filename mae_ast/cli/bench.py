@@ -160,6 +160,13 @@ def _end_early(results: Path, names: list[str], measured: Mapping[str, Measured]
     )
 
 
+def _parts(text: str) -> list[str]:
+    asked = [name for name in text.split(",") if name]
+    if not asked or not set(asked) <= set(PART_NAMES):
+        raise ValueError(f"--parts {text}: choose from {', '.join(PART_NAMES)}")
+    return [name for name in PART_NAMES if name in asked]
+
+
 def _device(wanted: str | None) -> str:
     import torch
 
