@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
@@ -80,7 +80,7 @@ class HubModel(
         self.encoder_only = encoder_only
         self.independent = independent
         if encoder_only:
-            encoder.encoder_only(cast(Encoder, self))
+            encoder.encoder_only(self)
         self._hub_mixin_config = hub_files.config_dict(
             config, mask_type, self.labels, encoder_only, independent
         )
