@@ -1,4 +1,4 @@
-"""What is special to MAE-AST: its decoder, its initial weights, half precision."""
+"""MAE-AST: its decoder, its initial weights, half precision."""
 
 from __future__ import annotations
 
