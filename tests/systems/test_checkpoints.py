@@ -176,7 +176,7 @@ def test_probe_baseline_is_the_same_network_untrained(case: Case) -> None:
 
 
 def test_all_masked_systems_can_reconstruct(tmp_path: Path) -> None:
-    systems = [name for name in dict.fromkeys(case.split(":")[0] for case in MASKED)]
+    systems = list(dict.fromkeys(case.split(":")[0] for case in MASKED))
     for case in FIRST.values():
         if case.predict is None:
             to_safetensors(pretrained(case), folder := tmp_path / case.system.network.__name__)
