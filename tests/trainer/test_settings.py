@@ -101,7 +101,7 @@ def documented_settings() -> list[tuple[str, str]]:
 
 def test_demo_accepts_every_documented_setting(tmp_path):
     rows = documented_settings()
-    assert len(rows) >= 15
+    assert len(rows) >= 14
     assert ("task.pad_audio", "false") in rows
     settings = compose_settings(tmp_path, "demo", [f"{key}={value}" for key, value in rows])
     for key, value in rows:
