@@ -104,12 +104,15 @@ def _matches(state: Content) -> bool:
 
 def _read(state: Content, path: Path) -> Checkpoint:
     found: dict[str, Any] = dict(state[MODEL])
-    if any(_SWIN.fullmatch(str(key)) for key in found):
+    skipped = []
+    if any(_SWIN.fullmatch(key) for key in found):
         skipped = [key for key in found if key.startswith((_DECODER, "mask_token"))]
-        logger.warning("%s: %s", path, _describe_skipped(skipped))
-        found = without(found, (_DECODER, "mask_token"))
+        found = without(found, skipped)
     config = _config(found)
-    return Checkpoint(config, "random_mask", key_table.read(_rows(config), config, found))
+    weights = key_table.read(_rows(config), config, found)
+    if skipped:
+        logger.warning("%s: %s", path, _describe_skipped(skipped))
+    return Checkpoint(config, "random_mask", weights)
 
 
 def _config(found: State) -> AudioMaeConfig:
