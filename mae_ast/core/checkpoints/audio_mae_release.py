@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +95,6 @@ def _positions_row(name: str, grid: tuple[int, int], dim: int) -> Row:
     return constant(name, table, check)
 
 
-def _matches(state: Content) -> bool:
-    weights = state.get(MODEL)
-    names = {"patch_embed.proj.weight", "decoder_pred.weight"}
-    return isinstance(weights, Mapping) and weights.keys() >= names
-
-
 def _read(state: Content, path: Path) -> Checkpoint:
     found: dict[str, Any] = dict(state[MODEL])
     skipped = []
@@ -155,7 +148,7 @@ def _describe_skipped(skipped: list[str]) -> str:
 
 AUDIO_MAE = Layout(
     "audio_mae",
-    matches=_matches,
+    keys=("patch_embed.proj.weight", "decoder_pred.weight"),
     read=_read,
     write=lambda model: dict(write_audio_mae(model.config, model.weights)),
     fixed=(
