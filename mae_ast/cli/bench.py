@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -68,9 +67,7 @@ def bench(
     from mae_ast.bench.setting import Setting
     from mae_ast.core.nn.precision import PRECISIONS
 
-    asked = [name for name in parts.split(",") if name]
-    if not asked or not set(asked) <= set(PART_NAMES):
-        raise ValueError(f"--parts {parts}: choose from {', '.join(PART_NAMES)}")
+    names = _parts(parts)
     if precision not in PRECISIONS:
         raise ValueError(f"--precision {precision}: choose from {', '.join(PRECISIONS)}")
     if minutes <= 0:
@@ -85,7 +82,7 @@ def bench(
             model=_overrides(overrides or []),
             quick=quick,
         )
-        _measure([name for name in PART_NAMES if name in asked], setting, out, minutes)
+        _measure(names, setting, out, minutes)
 
 
 def _measure(names: list[str], setting: Setting, out: Path, minutes: float) -> None:
@@ -143,11 +140,7 @@ def _command() -> list[str]:
 @contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
     """Raise ``KeyboardInterrupt`` on SIGTERM, as on SIGINT."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    earlier = signal.signal(signal.SIGTERM, interrupt)
+    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
@@ -167,6 +160,13 @@ def _end_early(results: Path, names: list[str], measured: Mapping[str, Measured]
     )
 
 
+def _parts(text: str) -> list[str]:
+    asked = [name for name in text.split(",") if name]
+    if not asked or not set(asked) <= set(PART_NAMES):
+        raise ValueError(f"--parts {text}: choose from {', '.join(PART_NAMES)}")
+    return [name for name in PART_NAMES if name in asked]
+
+
 def _device(wanted: str | None) -> str:
     import torch
 
@@ -175,6 +175,14 @@ def _device(wanted: str | None) -> str:
         there = "cpu or cuda" if has_gpu else "cpu; there is no GPU here"
         raise ValueError(f"--device {wanted}: {there}")
     return wanted or ("cuda" if has_gpu else "cpu")
+
+
+def _parts(text: str) -> list[str]:
+    """Return the names of parts in the order in which they are measured."""
+    asked = {name for name in text.split(",") if name}
+    if not asked or not asked <= set(PART_NAMES):
+        raise ValueError(f"--parts {text}: choose from {', '.join(PART_NAMES)}")
+    return [name for name in PART_NAMES if name in asked]
 
 
 def _batches(text: str) -> list[int]:

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-from measuring import RESULTS, Report, Side, serve
+from measuring import RESULTS, Report, Side, ratios_of, serve
 
 RATE = 16_000
 CROP_S = 10
@@ -86,8 +86,7 @@ def main() -> None:
             for seconds, folder in folders.items()
             for row in compare(report, folder, seconds, arguments.reference, arguments.turns)
         ]
-    report.add(f"\n```json\n{json.dumps({'manifest': scale, 'clips': speeds})}\n```")
-    report.write("data_path", arguments.results)
+    report.write("data_path", arguments.results, {"manifest": scale, "clips": speeds})
 
 
 # -- part 1 -------------------------------------------------------------------------------------
@@ -182,12 +181,9 @@ def compare(
     rows = []
     for number, (mode, label) in enumerate(MODES.items()):
         each = [turn[number] for turn in taken]
-        ratios = [turn[0] / turn[number] for turn in taken]
+        ratios = ratios_of(turn[0] / turn[number] for turn in taken)
         a_clip = statistics.median(each) / BATCH
-        report.add(
-            f"| {label} | {1000 * a_clip:.2f} | {1 / a_clip:.0f} | "
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
-        )
+        report.add(f"| {label} | {1000 * a_clip:.2f} | {1 / a_clip:.0f} | {ratios} |")
         rows.append({"mode": mode, "file_s": seconds, "batch": BATCH, "seconds": each})
     report.add()
     return rows

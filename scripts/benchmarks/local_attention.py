@@ -12,7 +12,6 @@ allocated. Writes a table, the exponent by which time grows with clip length, an
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -144,8 +143,7 @@ def main() -> None:
         exponent = math.log(ratio) / math.log(longest / shortest)
         report.add(f"\n{kind}: time grows with clip length to the power of {exponent:.2f}.")
     record = {"seconds": list(arguments.seconds), **results}
-    report.add(f"\n```json\n{json.dumps(record)}\n```")
-    path = report.write("local_attention", arguments.results)
+    path = report.write("local_attention", arguments.results, record)
     plot(results, arguments.seconds, path.with_suffix(".png"))
     print(f"plot: {path.with_suffix('.png')}")
 

@@ -7,11 +7,13 @@ that name.
 from __future__ import annotations
 
 import importlib.util
+import json
 import shlex
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date
 from pathlib import Path
 from types import ModuleType
@@ -93,6 +95,12 @@ def serve(step: Callable[[], object], device: str = "cpu") -> None:
     print(f"@{peak}", flush=True)
 
 
+def ratios_of(values: Iterable[float]) -> str:
+    """Format ratios between steps of the same turn: median (minimum to maximum)."""
+    ratios = list(values)
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
 class Report:
     """Result of a benchmark, printed line by line and then written to a file.
 
@@ -114,8 +122,9 @@ class Report:
         print(line, flush=True)
         self._lines.append(line)
 
-    def write(self, name: str, folder: Path) -> Path:
-        """Write ``{name}_{hardware}_{date}.md`` and return its path."""
+    def write(self, name: str, folder: Path, values: object) -> Path:
+        """Write ``{name}_{hardware}_{date}.md``, with all values as JSON, and return its path."""
+        self.add(f"\n```json\n{json.dumps(values)}\n```")
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}_{machine.slug(self._device)}_{date.today()}.md"
         command = shlex.join(

@@ -20,7 +20,6 @@ unfused attention, as in timm 0.4.5.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from measuring import RESULTS, Report, Side, serve
+from measuring import RESULTS, Report, Side, ratios_of, serve
 
 BATCHES = {"cpu": 4, "cuda": 32}
 FRAMES, RATIO = 998, 0.75
@@ -167,6 +166,57 @@ def ssast_step(folder: str, precision: str, device: str) -> Callable[[], float]:
     return step
 
 
+def requested_step(arguments: argparse.Namespace) -> Callable[[], float]:
+    """Return the step that a child process serves."""
+    side, dropout, precision = arguments.serve
+    if side == "ours":
+        return our_step(float(dropout), precision, arguments.device, arguments.compiled)
+    if side == "ssast":
+        return ssast_step(arguments.ssast, precision, arguments.device)
+    return reference_step(arguments.reference, float(dropout), precision, arguments.device)
+
+
+def compare(
+    other: str,
+    their_precision: str,
+    dropout: float,
+    variants: list[str],
+    options: list[str],
+    rounds: int,
+) -> dict[str, Any]:
+    """Run interleaved steps of a reference and of our variants.
+
+    Returns:
+        Seconds of each step by round and side, and the peak memory of each side in GiB.
+    """
+
+    def side(name: str, precision: str, compiled: bool) -> Side:
+        serve_as = ["--serve", name, str(dropout), precision]
+        flags = ["--compiled"] if compiled else []
+        return Side([sys.executable, __file__, *options, *flags, *serve_as])
+
+    sides = {other: side(other, their_precision, False)}
+    sides |= {variant: side("ours", *OURS[variant]) for variant in variants}
+    taken = [{name: each.step() for name, each in sides.items()} for _ in range(rounds)]
+    peaks = {name: each.close() for name, each in sides.items()}
+    case = {"against": other, "in": their_precision, "dropout": dropout}
+    return {**case, "rounds": taken, "peak_gib": peaks}
+
+
+def add_rows(report: Report, result: dict[str, Any], variants: list[str]) -> None:
+    """Add a row of the table for each of our variants."""
+    other, rounds, peaks = result["against"], result["rounds"], result["peak_gib"]
+    for variant in variants:
+        ratios = ratios_of(times[other] / times[variant] for times in rounds)
+        theirs, ours = (
+            statistics.median(times[name] for times in rounds) for name in (other, variant)
+        )
+        report.add(
+            f"| {NAMES[other]} | {result['in']} | {result['dropout']} | {variant} | {theirs:.3f} | "
+            f"{ours:.3f} | {ratios} | {peaks[other]:.2f}, {peaks[variant]:.2f} |"
+        )
+
+
 def main() -> None:
     """Compare all cases; print and write a table and JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -180,19 +230,12 @@ def main() -> None:
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    folders = {"reference": arguments.reference, "ssast": arguments.ssast}
     device = arguments.device
     if arguments.serve:
-        side, dropout, precision = arguments.serve
-        if side == "ours":
-            step = our_step(float(dropout), precision, device, arguments.compiled)
-        elif side == "ssast":
-            step = ssast_step(arguments.ssast, precision, device)
-        else:
-            step = reference_step(arguments.reference, float(dropout), precision, device)
-        serve(step, device)
+        serve(requested_step(arguments), device)
         return
-    if not any(folders.values()):
+    folders = {name: folder for name in NAMES if (folder := getattr(arguments, name))}
+    if not folders:
         parser.error("--reference, --ssast or both are required")
     report = Report(
         "A step of MAE-AST compared with the reference implementations",
@@ -207,40 +250,14 @@ def main() -> None:
         "| reference | its precision | dropout | ours | reference (s) | ours (s) | speed-up | GiB |"
     )
     report.add("| --- " * 8 + "|")
+    options = ["--device", device]
+    options += [word for name, folder in folders.items() for word in (f"--{name}", folder)]
     results = []
-    given = [word for name in folders if folders[name] for word in (f"--{name}", folders[name])]
-    for other, their_precision, dropout, variants in GROUPS[device]:
-        if not folders[other]:
-            continue
-
-        def side(name: str, precision: str, compiled: bool, dropout: float = dropout) -> Side:
-            flags = ["--device", device, *(["--compiled"] if compiled else [])]
-            serve_as = ["--serve", name, str(dropout), precision]
-            return Side([sys.executable, __file__, *given, *flags, *serve_as])
-
-        sides = {other: side(other, their_precision, False)}
-        sides |= {variant: side("ours", *OURS[variant]) for variant in variants}
-        rounds = [
-            {name: each.step() for name, each in sides.items()} for _ in range(arguments.rounds)
-        ]
-        peaks = {name: each.close() for name, each in sides.items()}
-        for variant in variants:
-            ratios = [times[other] / times[variant] for times in rounds]
-            theirs, ours = (
-                statistics.median(times[name] for times in rounds) for name in (other, variant)
-            )
-            report.add(
-                f"| {NAMES[other]} | {their_precision} | {dropout} | {variant} | {theirs:.3f} | "
-                f"{ours:.3f} | "
-                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | "
-                f"{peaks[other]:.2f}, {peaks[variant]:.2f} |"
-            )
-        results.append(
-            {"against": other, "in": their_precision, "dropout": dropout}
-            | {"rounds": rounds, "peak_gib": peaks}
-        )
-    report.add(f"\n```json\n{json.dumps(results)}\n```")
-    report.write("step_against_reference", arguments.results)
+    for other, precision, dropout, variants in GROUPS[device]:
+        if other in folders:
+            results.append(compare(other, precision, dropout, variants, options, arguments.rounds))
+            add_rows(report, results[-1], variants)
+    report.write("step_against_reference", arguments.results, results)
 
 
 if __name__ == "__main__":

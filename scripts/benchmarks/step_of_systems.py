@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -31,11 +30,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import RESULTS, Report, Side, serve
+from measuring import RESULTS, Report, Side, ratios_of, serve
 from torch import Tensor
 from torch.nn import functional as F
 
-from mae_ast.bench.steps import pretraining_loss
+from mae_ast.bench.work import pretraining_loss
 from mae_ast.core.frontend.masking import chunk_mask, random_mask
 from mae_ast.core.models import registry
 from mae_ast.core.models.audio_mae import AudioMae
@@ -125,17 +124,12 @@ def main() -> None:
             turns = [[side.step() for side in sides] for _ in range(arguments.turns)]
             peak = [side.close() for side in sides][-1]
             seconds = statistics.median(turn[-1] for turn in turns)
-            ratios = [turn[-1] / turn[0] for turn in turns]
-            report.add(
-                f"| {precision} | {system} | {seconds:.2f} | "
-                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | "
-                f"{peak:.2f} |"
-            )
+            ratios = ratios_of(turn[-1] / turn[0] for turn in turns)
+            report.add(f"| {precision} | {system} | {seconds:.2f} | {ratios} | {peak:.2f} |")
             results.append(
                 {"precision": precision, "system": system, "turns": turns, "peak_gib": peak}
             )
-    report.add(f"\n```json\n{json.dumps(results)}\n```")
-    report.write("step_of_systems", arguments.results)
+    report.write("step_of_systems", arguments.results, results)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ times slower than it is.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections import Counter
@@ -27,7 +26,7 @@ from step_against_reference import BATCHES, RATIO, our_step
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mae_ast.bench.stopwatch import matrix_rate
-from mae_ast.bench.work import split, step_work
+from mae_ast.bench.work import count_flops
 from mae_ast.core.models.config import MaeAstConfig
 
 CASES = [(0.0, "float32"), (0.0, "bfloat16"), (0.1, "float32"), (0.1, "bfloat16")]
@@ -111,16 +110,14 @@ def main() -> None:
     heads = ("dropout", "precision", "step (s)", "products only (s)", "matrix rate (GFLOP/s)")
     report.add(f"| {' | '.join((*heads, *KINDS, OTHER))} |")
     report.add("| --- " * (len(heads) + len(KINDS) + 1) + "|")
-    config = MaeAstConfig(random_mask_prob=RATIO)
+    flops = count_flops(MaeAstConfig(random_mask_prob=RATIO), "chunk_mask", 160_000)
     results = []
     for dropout, precision in CASES:
-        bfloat16 = precision == "bfloat16"
-        work = step_work(config, split(config, "chunk_mask", 160_000), bfloat16)
-        dtype = torch.bfloat16 if bfloat16 else torch.float32
+        dtype = getattr(torch, precision)
         rate = matrix_rate("cpu", dtype)
         seconds, fractions = profiled(dropout, precision, arguments.steps)
         rate = max(rate, matrix_rate("cpu", dtype))  # other load may have slowed the first
-        bound = BATCHES["cpu"] * work.flops / rate
+        bound = BATCHES["cpu"] * flops / rate
         row = [str(dropout), precision, f"{seconds:.2f}", f"{bound:.2f}", f"{rate / 1e9:.0f}"]
         report.add(f"| {' | '.join((*row, *(f'{value:.1%}' for value in fractions.values())))} |")
         results.append(
@@ -133,8 +130,7 @@ def main() -> None:
                 "fractions": fractions,
             }
         )
-    report.add(f"\n```json\n{json.dumps(results)}\n```")
-    report.write("step_profile", arguments.results)
+    report.write("step_profile", arguments.results, results)
 
 
 if __name__ == "__main__":

@@ -23,12 +23,12 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from measuring import RESULTS, Report, peak_memory
 
+from mae_ast.bench.training import seconds_per_update
 from mae_ast.core.models.config import AudioMaeConfig, MaeAstConfig, SsastConfig, VitConfig
 from mae_ast.finetune.checkpoint import load_finetuned
 from mae_ast.hub.load import Pretrained, PretrainedVit, load
@@ -94,7 +94,6 @@ SYSTEMS = {
     "AST, with labels": System(AST, "ast_speechcommands2", "finetune"),
 }
 MEASURED = "measured.json"  # in a run's folder: its command line and cost
-LOGGED = re.compile(r'\[([\d-]+ [\d:]+,\d+)\]\[train_inner\].*"num_updates": "(\d+)"')
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,8 @@ def main() -> None:
         "is PyTorch and fairseq.",
     )
     add_table(report, costs, probes)
-    report.write("systems_on_demo", arguments.results)
+    values = {name: {**asdict(cost), "probe": probes[name]} for name, cost in costs.items()}
+    report.write("systems_on_demo", arguments.results, values)
 
 
 def pretrain(corpus: Path, run: Path, updates: int, system: System) -> Cost:
@@ -196,7 +196,7 @@ def pretrain(corpus: Path, run: Path, updates: int, system: System) -> Cost:
         raise SystemExit(f"training failed, see {log}")
     cost = Cost(
         seconds / 60,
-        _seconds_per_update(log.read_text()),
+        seconds_per_update(log.read_text(), warm_up=0),
         (used.ru_utime + used.ru_stime) / updates,
         peak_memory(used),
     )
@@ -215,18 +215,8 @@ def trained(run: Path, system: System) -> Pretrained:
     return model.eval()
 
 
-def _seconds_per_update(log: str) -> float:
-    """Return the mean time between the first and the last logged update."""
-    times = [
-        (datetime.strptime(when, "%Y-%m-%d %H:%M:%S,%f"), int(number))
-        for when, number in LOGGED.findall(log)
-    ]
-    (begin, first), (end, last) = times[0], times[-1]
-    return (end - begin).total_seconds() / (last - first)
-
-
 def add_table(report: Report, costs: dict[str, Cost], probes: dict[str, Results]) -> None:
-    """Add the table, then all measurements as JSON."""
+    """Add the table of all measurements."""
     report.add(
         "| system | training (min) | update (ms) | relative to the first | CPU per update (ms) | "
         "peak (GiB) | linear probe | random weights | k-NN | layer |"
@@ -243,8 +233,6 @@ def add_table(report: Report, costs: dict[str, Cost], probes: dict[str, Results]
         )
     log_mel = next(iter(probes.values()))["mean log-mel"]
     report.add(f"\nLinear probe on mean log-mel: {log_mel['linear']:.1%}.")
-    record = {name: {**asdict(cost), "probe": probes[name]} for name, cost in costs.items()}
-    report.add(f"\n```json\n{json.dumps(record)}\n```")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from mae_ast.core.frontend.fbank import num_frames
 from mae_ast.core.frontend.masking import pad_mask_ids, random_mask
 from mae_ast.core.models.encoder import Encoder, Prediction
+from mae_ast.core.models.registry import build_encoder
 from mae_ast.finetune.initialize import read_encoder
 from tests.sounds import pcm16, speech_like
 
@@ -36,7 +37,7 @@ FRAME_TOKENS = {
 def encoder_of(source: str | Path) -> Encoder:
     """Return the encoder that fine-tuning starts from, given a source of ``mae_ast.load``."""
     config, weights = read_encoder(str(source))
-    model = Encoder(config)
+    model = build_encoder(config)
     model.load_state_dict({**model.state_dict(), **weights})
     return model.eval()
 

@@ -134,7 +134,7 @@ def test_reconstruct(mae_ast_command, tmp_path, sound):
     image = tmp_path / "a.png"
     out, message = mae_ast_command("reconstruct", tmp_path / "a", sound, "-o", image)
     assert not message, message
-    assert "80% hidden" in out or "81% hidden" in out, out
+    assert "80% masked" in out or "81% masked" in out, out
     assert image.stat().st_size > 5_000
 
 

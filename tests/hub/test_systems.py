@@ -304,7 +304,7 @@ def test_reconstruct_with_ssast(mae_ast_command, tmp_path):
         "reconstruct", tmp_path / "ssast", sound, "-o", image, "--mask-type", "random_mask"
     )
     assert not message, message
-    assert "78% hidden" in out or "77% hidden" in out or "79% hidden" in out, out
+    assert "78% masked" in out or "77% masked" in out or "79% masked" in out, out
     assert image.stat().st_size > 5_000
 
 

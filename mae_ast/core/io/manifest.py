@@ -24,8 +24,7 @@ from mae_ast.core.io.archive import why_missing
 from mae_ast.core.io.atomic import atomic_write
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, num_samples_16k, probe_rate
 from mae_ast.core.io.manifest_parser import ManifestError, parse_rows
-from mae_ast.core.io.progress import Progress
-from mae_ast.core.io.read_ahead import map_ahead
+from mae_ast.core.io.read_ahead import Progress, for_each_ahead
 from mae_ast.core.io.retry import retried
 
 __all__ = ["Manifest", "ManifestError", "write_manifest"]
@@ -187,12 +186,13 @@ class Manifest:
             unknown = np.flatnonzero(cached == 0)  # unreadable last time; they may be readable now
             if not len(unknown):
                 return
-        found: Iterable[int] = map_ahead(
-            self._probe_rate, unknown.tolist(), PROBE_THREADS, MAX_HEADERS_AHEAD
+
+        def keep(row: int, rate: int) -> None:
+            self.sample_rates[row] = rate
+
+        for_each_ahead(
+            self._probe_rate, unknown.tolist(), keep, PROBE_THREADS, MAX_HEADERS_AHEAD, progress
         )
-        if progress is not None:
-            found = progress(found, len(unknown))
-        self.sample_rates[unknown] = np.fromiter(found, dtype=np.int32)
         _write_cache(cache, digest, self.sample_rates)
 
     def _probe_rate(self, row: int) -> int:

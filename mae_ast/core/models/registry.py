@@ -29,11 +29,13 @@ class System:
         config: its fields are the keys of ``model.*``.
         network: an :class:`Encoder`, constructed from a configuration.
         starts_from_images: pretraining can start from the weights of an image ViT.
+        encoder: class of the encoder without the modules of pretraining, for fine-tuning.
     """
 
     config: type[EncoderConfig]
     network: type[Any]
     starts_from_images: bool = False
+    encoder: type[Encoder] = Encoder
 
 
 # "vit" is a ViT encoder without heads, such as SSAST in fine-tuning.
@@ -59,6 +61,15 @@ def system_name(config: Any) -> str:
     raise ValueError(
         f"{type(config).__name__} is not a configuration of any system ({', '.join(SYSTEMS)})"
     )
+
+
+def build_encoder(config: EncoderConfig) -> Encoder:
+    """Build the encoder of a configuration's system, without the modules of pretraining.
+
+    Raises:
+        ValueError: as :func:`system_name`.
+    """
+    return SYSTEMS[system_name(config)].encoder(config)
 
 
 def parse_config(values: Any, default: str = "mae_ast") -> EncoderConfig:

@@ -8,7 +8,6 @@ never written in place: each write creates a new file and renames it.
 from __future__ import annotations
 
 import errno
-import io
 import itertools
 import json
 import logging
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
+from torch.utils._pytree import tree_leaves
 
 from mae_ast.console import readable
 from mae_ast.core.checkpoints.run_files import LAST, list_checkpoints
@@ -179,9 +179,7 @@ def _on_all_ranks(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
                 ranks.from_first(f"mae_ast/saved/{next(numbers)}", report)
             report()
         except (SavingError, ValueError) as error:
-            raise SystemExit(
-                f"mae-ast: error: ended at update {trainer.get_num_updates()}: {error}"
-            ) from None
+            raise ValueError(f"ended at update {trainer.get_num_updates()}: {error}") from None
         if saved is not None:
             num_updates = trainer.get_num_updates()
             name = os.path.basename(saved)
@@ -229,25 +227,9 @@ def _free(folder: Path) -> str:
         return "0B"
 
 
-class _Counter(io.RawIOBase):
-    """File object that counts its bytes and discards them."""
-
-    size = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        count = memoryview(data).nbytes
-        self.size += count
-        return count
-
-
 def _size(state: Any) -> int:
-    """Return the number of bytes that ``torch.save`` writes."""
-    counter = _Counter()
-    torch.save(state, counter)  # type: ignore[arg-type]
-    return counter.size
+    """Return the number of bytes of a state's tensors."""
+    return sum(each.nbytes for each in tree_leaves(state) if isinstance(each, torch.Tensor))
 
 
 def _remove(path: str | Path) -> None:

@@ -179,8 +179,8 @@ def _with_report(train: Callable[..., Any]) -> Callable[..., Any]:
             text = str(error)
             if "inconsistent" in text and not _NOT_FINITE.search(text):
                 raise  # ranks that disagree are another error
-            raise SystemExit(
-                f"mae-ast: error: training has diverged at update {trainer.get_num_updates() + 1}: "
+            raise ValueError(
+                f"training has diverged at update {trainer.get_num_updates() + 1}: "
                 "gradients are not finite; earlier checkpoints are in "
                 f"{os.path.abspath(cfg.checkpoint.save_dir)} (crash.pt holds the last state); try "
                 "a lower optimization.lr or optimization.clip_norm, or a longer "
