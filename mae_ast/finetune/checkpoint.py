@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mae_ast.core.checkpoints import ast_release
+from mae_ast.core.checkpoints.ast_release import AST
 from mae_ast.core.checkpoints.classifier import ClassifierSpec, classifier_weights
 from mae_ast.core.checkpoints.reader import (
     CONFIG_FILE,
@@ -91,7 +91,7 @@ def _is_published(source: str | os.PathLike[str]) -> bool:
         return (path / CONFIG_FILE).is_file()
     if path.suffix == ".safetensors" or not path.is_file():
         return not os.fspath(source).endswith(".pt")
-    return ast_release.is_ast(read_state(path))
+    return AST.matches(read_state(path))
 
 
 def _published(source: str | os.PathLike[str]) -> FineTuned:
