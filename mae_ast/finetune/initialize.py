@@ -1,4 +1,4 @@
-"""What fine-tuning starts from: the final configuration of an encoder, and its initial weights."""
+"""Start of fine-tuning: the final configuration of an encoder, and its initial weights."""
 
 from __future__ import annotations
 

@@ -10,13 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mae_ast.core.frontend.fbank import fbank, num_frames
-from mae_ast.core.frontend.masking import MaskIds, pad_mask_ids, random_mask
-from mae_ast.core.models.encoder import Encoder, MaskedEncoder, Prediction
-from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
+from mae_ast.core.frontend.fbank import fbank
+from mae_ast.core.frontend.masking import MaskIds
+from mae_ast.core.models.encoder import Encoder, MaskedEncoder
 from mae_ast.core.models.registry import SYSTEMS, System
-from tests.core.vits import FRAME_TOKENS, with_random_weights
-from tests.sounds import pcm16, speech_like
+from tests.core.vits import FRAME_TOKENS, Clips, with_random_weights
 from tests.systems import slow, toy
 
 # Sizes of all cases; a system ignores the keys that it does not have.
@@ -107,39 +105,6 @@ all_cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 masked_cases = pytest.mark.parametrize("case", MASKED.values(), ids=MASKED)
 EQUAL, UNEQUAL = (9_000, 9_000), (16_000, 9_000, 2_800)
 lengths_of_clips = pytest.mark.parametrize("lengths", [EQUAL, UNEQUAL], ids=["equal", "unequal"])
-
-
-class Clips:
-    """Clips with a mask for each, single and as a padded batch.
-
-    Args:
-        model: any encoder.
-        lengths: samples of each clip.
-    """
-
-    def __init__(self, model: Encoder, *lengths: int) -> None:
-        self.waves = [pcm16(speech_like(n, seed)) for seed, n in enumerate(lengths)]
-        generator = torch.Generator().manual_seed(1)
-        grids = [model.patch_shape.grid(num_frames(n)) for n in lengths]
-        self.masks = [random_mask(1, grid, 0.75, generator) for grid in grids]
-        self.mask = pad_mask_ids(self.masks)
-        self.source = nn.utils.rnn.pad_sequence(self.waves, batch_first=True)
-        self.lengths = torch.tensor(lengths) if len(set(lengths)) > 1 else None
-
-    def predict(self, model: Any) -> Prediction:
-        prediction: Prediction = model(self.source, self.lengths, self.mask)
-        return prediction
-
-
-def loss_of(prediction: Prediction) -> Tensor:
-    """Return the loss summed over masked patches, of the heads that the system has."""
-    target, valid = prediction.target, prediction.valid
-    loss = target.new_zeros(())
-    if prediction.reconstruction is not None:
-        loss = loss + 10 * reconstruction_loss(prediction.reconstruction, target, valid)
-    if prediction.classification is not None:
-        loss = loss + info_nce_loss(prediction.classification, target, valid).loss
-    return loss
 
 
 @torch.no_grad()

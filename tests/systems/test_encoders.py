@@ -15,6 +15,7 @@ from mae_ast.core.frontend.masking import MaskIds, structured_mask
 from mae_ast.core.inference.features import extract_features
 from mae_ast.core.models.encoder import Encoder, encoder_only
 from mae_ast.core.models.registry import build_encoder, parse_config, system_name
+from tests.core.vits import Clips
 from tests.sounds import speech_like
 from tests.systems.cases import (
     ALL_SYSTEMS,
@@ -22,7 +23,6 @@ from tests.systems.cases import (
     FIRST,
     UNEQUAL,
     Case,
-    Clips,
     all_cases,
     names_without_gradient,
 )

@@ -17,13 +17,12 @@ from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.models.registry import build_encoder
 from mae_ast.finetune.initialize import finetuning_config, fitted, start_from_checkpoint
 from mae_ast.models.classifier import MaeAstClassifierConfig
-from tests.core.vits import FRAME_TOKENS
+from tests.core.vits import FRAME_TOKENS, Clips
 from tests.sounds import speech_like
 from tests.systems.cases import (
     FIRST,
     UNEQUAL,
     Case,
-    Clips,
     all_cases,
     names_without_gradient,
 )

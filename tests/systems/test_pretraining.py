@@ -14,15 +14,13 @@ from mae_ast.core.frontend.fbank import fbank, num_frames
 from mae_ast.core.frontend.masking import MaskIds, random_mask
 from mae_ast.core.inference.reconstruct import reconstruct
 from mae_ast.core.models.config import RegularisationConfig
-from tests.core.vits import log_mel_like
+from tests.core.vits import Clips, log_mel_like, loss_of
 from tests.systems.cases import (
     EQUAL,
     UNEQUAL,
     Case,
-    Clips,
     hidden_places,
     lengths_of_clips,
-    loss_of,
     masked_cases,
     names_without_gradient,
     slow_loss,
@@ -86,8 +84,9 @@ def test_hidden_patches_cannot_reach_the_encoder(case: Case) -> None:
 
 
 @masked_cases
-def test_padded_batch_equals_single_clips(case: Case) -> None:
-    model = case.build(input_stats="fixed").eval()
+@pytest.mark.parametrize("frames", [None, 128], ids=["own length", "fixed length"])
+def test_padded_batch_equals_single_clips(case: Case, frames: int | None) -> None:
+    model = case.build(input_stats="fixed", input_frames=frames).eval()
     clips = Clips(model, *UNEQUAL)
     together = clips.predict(model)
     assert together.valid is not None
