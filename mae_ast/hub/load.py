@@ -256,7 +256,8 @@ def read_encoder(source: str | os.PathLike[str]) -> tuple[EncoderConfig, dict[st
     found = read_checkpoint(path)
     weights = {name: v for name, v in found.weights.items() if name.split(".")[0] in encoder.PARTS}
     with torch.device("meta"):
-        check_weights(Encoder(found.config).state_dict(), weights, path)
+        own = SYSTEMS[system_name(found.config)].encoder(found.config)
+    check_weights(own.state_dict(), weights, path)
     mean, variance = (weights[f"batch_norm.running_{of}"] for of in ("mean", "var"))
     config = dataclasses.replace(
         found.config,
@@ -268,12 +269,16 @@ def read_encoder(source: str | os.PathLike[str]) -> tuple[EncoderConfig, dict[st
 
 
 def load_encoder(source: str | os.PathLike[str]) -> Encoder:
-    """Load the encoder of a model, in eval mode and float32; arguments as in :func:`load`."""
+    """Load the encoder of a model, in eval mode and float32; arguments as in :func:`load`.
+
+    Layerdrop is off, so that all layers compute features in training mode as well.
+    """
     config, weights = read_encoder(source)
-    config = dataclasses.replace(config, precision="float32")
+    config = dataclasses.replace(config, precision="float32", encoder_layerdrop=0.0)
     norm = InputNorm(False, config.input_mean, config.input_std).state_dict()
     weights |= {f"batch_norm.{name}": value for name, value in norm.items()}
-    return build_with_weights(lambda: Encoder(config), weights, source)
+    kind = SYSTEMS[system_name(config)].encoder
+    return build_with_weights(lambda: kind(config), weights, source)
 
 
 def from_file(path: str | os.PathLike[str]) -> Pretrained:
