@@ -37,7 +37,7 @@ from mae_ast.core.models.config import EncoderConfig, PretrainingConfig
 from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.models.registry import SYSTEMS, system_name
 from mae_ast.hub.download import cache_folder, download, name_from_url
-from mae_ast.hub.model_card import TEMPLATE, about, card_fields
+from mae_ast.hub.model_card import TEMPLATE, card_fields
 from mae_ast.hub.offline import cache_if_unreachable, offline_advice
 from mae_ast.hub.registry import RELEASED
 from mae_ast.hub.sources import is_path
@@ -131,12 +131,14 @@ def __getattr__(name: str) -> Any:
 
 @cache
 def _hub_class(name: str, network: Any) -> type[HubModel]:
-    system = about(name)
+    system = SYSTEMS[name]
     return types.new_class(
         _class_name(name),
         (HubModel, network),
         {"tags": list(system.tags), "paper_url": system.paper_url},
-        lambda body: body.update(__module__=__name__, __doc__=f"Pretrained {system.title}."),
+        lambda body: body.update(
+            __module__=__name__, __doc__=f"Pretrained {system.title or name}."
+        ),
     )
 
 
