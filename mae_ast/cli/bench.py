@@ -177,14 +177,6 @@ def _device(wanted: str | None) -> str:
     return wanted or ("cuda" if has_gpu else "cpu")
 
 
-def _parts(text: str) -> list[str]:
-    """Return the names of parts in the order in which they are measured."""
-    asked = {name for name in text.split(",") if name}
-    if not asked or not asked <= set(PART_NAMES):
-        raise ValueError(f"--parts {text}: choose from {', '.join(PART_NAMES)}")
-    return [name for name in PART_NAMES if name in asked]
-
-
 def _batches(text: str) -> list[int]:
     try:
         sizes = [int(size) for size in text.split(",")]

@@ -13,7 +13,7 @@ from mae_ast.core.frontend.masking import pad_mask_ids, random_mask
 from mae_ast.core.models.encoder import Encoder, Prediction
 from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
 from mae_ast.core.models.registry import build_encoder
-from mae_ast.finetune.initialize import read_encoder
+from mae_ast.hub.load import read_encoder
 from tests.sounds import pcm16, speech_like
 
 M = TypeVar("M", bound=nn.Module)
