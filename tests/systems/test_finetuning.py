@@ -29,7 +29,6 @@ from tests.systems.cases import (
 from tests.systems.test_checkpoints import one_of_each, pretrained
 
 POOLS = ("time_steps", "tokens", "encoder")
-lengths_of_input = pytest.mark.parametrize("frames", [None, 30, 100], ids=lambda n: f"{n} frames")
 overlaps = pytest.mark.parametrize("overlap", [False, True], ids=["as is", "overlap"])
 
 
@@ -83,8 +82,9 @@ def test_starts_from_a_checkpoint(case: Case, overlap: bool, tmp_path: Path) -> 
 
 
 @one_of_each
-@overlaps
-@lengths_of_input
+@pytest.mark.parametrize(
+    ("overlap", "frames"), [(False, None), (True, None), (False, 100), (True, 30)], ids=str
+)
 def test_classifier_of_a_padded_batch_equals_single_clips(
     case: Case, overlap: bool, frames: int | None
 ) -> None:
