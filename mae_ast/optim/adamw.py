@@ -50,20 +50,25 @@ class AdamW(FairseqOptimizer):  # type: ignore[misc]
             key = (getattr(p, "lr_scale", 1.0), getattr(p, "no_decay", False))
             groups.setdefault(key, []).append(p)
         self._lr = float(cfg.lr[0])
-        self._optimizer = torch.optim.AdamW(
-            [
-                {
-                    "params": members,
-                    "lr": self._lr * scale,
-                    "lr_scale": scale,
-                    "weight_decay": 0.0 if no_decay else cfg.weight_decay,
-                }
-                for (scale, no_decay), members in groups.items()
-            ],
-            betas=_parse_betas(cfg.adam_betas),
-            eps=cfg.adam_eps,
-            fused=True,
-        )
+        settings = [
+            {
+                "params": members,
+                "lr": self._lr * scale,
+                "lr_scale": scale,
+                "weight_decay": 0.0 if no_decay else cfg.weight_decay,
+            }
+            for (scale, no_decay), members in groups.items()
+        ]
+        common: dict[str, Any] = {
+            "lr": self._lr,
+            "eps": cfg.adam_eps,
+            "weight_decay": cfg.weight_decay,
+        }
+        betas = _parse_betas(cfg.adam_betas)
+        try:  # torch checks the settings that are common to all groups
+            self._optimizer = torch.optim.AdamW(settings, betas=betas, fused=True, **common)
+        except ValueError as error:
+            raise ValueError(f"optimizer: {error}") from error
 
     @property
     def optimizer_config(self) -> dict[str, Any]:

@@ -6,12 +6,15 @@ of that of collectives: rank 0 may take an hour to read two million headers.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 
 from torch import Tensor, distributed
 from torch.distributed.distributed_c10d import Store, _get_default_store
+
+from mae_ast.console import is_for_user
 
 _RANK_0_TIMEOUT = timedelta(days=7)  # if rank 0 ends, the store ends with it
 _ALL_RANKS_TIMEOUT = timedelta(hours=1)  # other ranks already have the value of rank 0
@@ -119,6 +122,8 @@ def _outcome(compute: Callable[[], bytes]) -> bytes:
     try:
         return _VALUE + compute()
     except (ValueError, OSError) as error:
+        if not is_for_user(error):  # all ranks end with its message; this one shows where it arose
+            traceback.print_exception(error)
         return _ERROR + str(error).encode(errors="replace")
 
 

@@ -89,6 +89,23 @@ def test_error_of_a_library_in_a_step_keeps_its_traceback(
         train_here(four_clips, *ONLY_TRAINING, "dataset.num_workers=0")
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optimizer.weight_decay=-1", "optimizer: Invalid weight_decay value: -1.0"),
+        ("optimizer.adam_betas=[2,3]", "optimizer: Invalid beta parameter at index 0: 2.0"),
+        ("optimizer.adam_betas=[2]", "optimizer.adam_betas=[2]: must be two numbers"),
+    ],
+)
+def test_settings_of_the_optimizer_are_checked(
+    train_here: Train, four_clips: Path, override: str, words: str
+) -> None:
+    run = (*ONLY_TRAINING, "dataset.num_workers=0", "optimization.max_update=1", override)
+    with pytest.raises(SystemExit) as end:
+        train_here(four_clips, *run, config="audio_mae")
+    assert str(end.value.code).startswith(f"mae-ast: error: {words}")
+
+
 def test_fairseq_names_settings_that_exclude_one_another(
     train_here: Train, four_clips: Path, pretrained: Path
 ) -> None:

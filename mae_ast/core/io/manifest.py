@@ -27,7 +27,7 @@ from mae_ast.core.io.manifest_parser import ManifestError, parse_rows
 from mae_ast.core.io.read_ahead import Progress, for_each_ahead
 from mae_ast.core.io.retry import retried
 
-__all__ = ["Manifest", "ManifestError", "write_manifest"]
+__all__ = ["Manifest", "ManifestError", "evenly_spaced", "write_manifest"]
 
 PROBE_THREADS = 16
 MAX_HEADERS_AHEAD = 4_096  # headers read while an earlier file, which may be slow, is waited for
@@ -161,8 +161,7 @@ class Manifest:
         Raises:
             ManifestError: a file does not exist or cannot be read.
         """
-        rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), at_most)).astype(np.int64))
-        for row in rows.tolist():
+        for row in evenly_spaced(len(self), at_most).tolist():
             if problem := _problem_of(self.audio_path(row)):
                 raise ManifestError(
                     f"{self.where(row)}: {self.audio_path(row)}: {problem}; paths are relative to "
@@ -200,6 +199,11 @@ class Manifest:
             return probe_rate(self.audio_path(row))
         except (AudioError, OSError):
             return 0
+
+
+def evenly_spaced(count: int, maximum: int) -> np.ndarray:
+    """Return at most ``maximum`` evenly spaced row indices below ``count``."""
+    return np.unique(np.linspace(0, count - 1, min(count, maximum)).astype(np.int64))
 
 
 def write_manifest(
