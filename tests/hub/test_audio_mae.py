@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from mae_ast.core.checkpoints.timm import to_timm
 from mae_ast.core.models.config import AudioMaeConfig, VitConfig
 from mae_ast.core.models.encoder import Encoder, encoder_only
 from mae_ast.finetune import initialize
-from mae_ast.finetune.initialize import finetuning_config, fitted
+from mae_ast.finetune.initialize import fitted
 from mae_ast.hub.load import PretrainedAudioMae
-from tests.core.vits import encoder_of, with_random_weights
+from tests.core.vits import with_random_weights
 from tests.sounds import speech_like
 
 # D / 64 heads, as assumed for the published layout, which does not store their number.
@@ -130,25 +129,6 @@ def test_reconstruct(mae_ast_command, tmp_path, sound):
 
 
 # Initialisation
-
-
-def test_encoder_for_further_training(tmp_path):
-    path = tmp_path / "audio_mae.pth"
-    model = published(path)
-    encoder = encoder_of(path)
-    assert not any("decoder" in name for name in encoder.state_dict())
-    wave = speech_like(12_000).unsqueeze(0)
-    expected = model.hidden_states(wave)
-    for ours, theirs in zip(encoder.hidden_states(wave), expected, strict=True):
-        assert torch.equal(ours, theirs)
-
-    shorter = Encoder(finetuning_config(encoder.config, frames=128)).eval()
-    shorter.load_state_dict(encoder.state_dict())
-    assert shorter.config == dataclasses.replace(encoder.config, input_frames=128)
-    assert shorter.hidden_states(wave)[0].shape == (1, 64, 24)
-    alone = audio_mae(**(PUBLISHED | {"input_frames": 128}))
-    for ours, theirs in zip(shorter.hidden_states(wave), alone.hidden_states(wave), strict=True):
-        assert torch.equal(ours, theirs)
 
 
 def test_learned_positions_are_initialised_from_the_fixed_ones():

@@ -12,7 +12,6 @@ from torch.testing import assert_close
 
 from mae_ast.core.frontend.fbank import num_frames
 from mae_ast.core.frontend.masking import MaskIds, structured_mask
-from mae_ast.core.inference.features import extract_features
 from mae_ast.core.models.encoder import Encoder, encoder_only
 from mae_ast.core.models.registry import build_encoder, parse_config, system_name
 from tests.core.vits import Clips
@@ -133,28 +132,6 @@ def test_visible_patches_are_encoded_alone(case: Case) -> None:
     assert_close(found[0], pooled[0], rtol=0, atol=1e-5)
     fewer = MaskIds(ids[1:, : ids.shape[1] // 2], ids[1:, :0])
     assert_close(found[1:], model.pooled(source[1:], None, fewer), rtol=0, atol=1e-5)
-
-
-@one_of_each
-def test_features_of_any_length(case: Case) -> None:
-    """Long clips are processed in windows; batches, files and layers: tests/core/inference."""
-    model = case.build(input_stats="fixed").eval()
-    waves = [speech_like(n, seed) for seed, n in enumerate((20_000, 100_000, 3_000))]
-    found = extract_features(model, waves, window_s=4, overlap_s=1)
-    shape = model.patch_shape
-    own = [shape.grid(num_frames(len(wave)))[0] for wave in waves]
-    assert found.lengths.tolist() == own
-    width = model.config.encoder_embed_dim
-    for state in found.hidden_states:
-        assert state.shape == (3, max(own) * shape.per_column, width)
-    assert found.pooled.shape == (3, 2, shape.per_column * width)
-    alone = extract_features(model, waves[0])
-    count = own[0] * shape.per_column
-    for ours, single, state in zip(
-        found.hidden_states, alone.hidden_states, model.hidden_states(waves[0][None]), strict=True
-    ):
-        assert_close(ours[0, :count], single[0], rtol=0, atol=1e-4)
-        assert_close(single[0], state[0, :count], rtol=0, atol=1e-4)
 
 
 # Configurations.

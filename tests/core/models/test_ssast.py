@@ -15,7 +15,6 @@ from mae_ast.core.checkpoints.ast_release import write_ssast
 from mae_ast.core.checkpoints.timm import to_timm
 from mae_ast.core.frontend.fbank import fbank, fit_frames
 from mae_ast.core.frontend.masking import chunk_mask
-from mae_ast.core.frontend.patches import PatchShape
 from mae_ast.core.models.config import SsastConfig
 from mae_ast.core.models.encoder import Encoder, encoder_only
 from mae_ast.core.models.ssast import Ssast
@@ -24,7 +23,6 @@ from tests.core.vits import (
     FRAME_TOKENS,
     SMALL,
     Clips,
-    interpolate_as_published,
     log_mel_like,
     loss_of,
     mel_first,
@@ -238,32 +236,3 @@ def test_padding_is_excluded_from_batch_statistics():
         normalised = model.spectrogram(x, lengths)
         assert normalised[:, :70].mean().item() == pytest.approx(0, abs=1e-5)
         assert normalised[:, :70].std().item() == pytest.approx(0.5, abs=1e-4)
-
-
-# Fine-tuning.
-
-
-def test_finetuning_encoder_has_overlapping_patches_and_pretrained_weights():
-    pretrained = build().eval()
-    model = finetuned(pretrained, frames=100)
-    config = model.config
-    assert config.patch_shape == PatchShape(16, 16, 10, 10)
-    assert config.position_grid == (9, 12)
-    for name, value in model.state_dict().items():
-        theirs = pretrained.state_dict()[name]
-        assert torch.equal(value, theirs) == (name != "positions.table"), name
-    expected = interpolate_as_published(
-        mel_first(pretrained.positions.table[:, 2:], (8, 8)), (8, 8), (12, 9)
-    )
-    assert_close(mel_first(model.positions.table[:, 2:], (9, 12)), expected, rtol=0, atol=1e-6)
-    source = torch.stack([speech_like(16_000, seed) for seed in range(2)])
-    tokens = model.encode(source).patches
-    assert tokens.shape == (2, 108, 24)
-    assert_close(model.pooled(source), tokens.mean(1), rtol=0, atol=1e-5)
-    assert_close(tokens, model.encoder.layer_norm(model.hidden_states(source)[-1]))
-
-
-def test_frame_tokens_have_stride_one_in_finetuning():
-    config = finetuning_config(SsastConfig(**(SMALL | FRAME_TOKENS)), overlap=True)
-    assert config.patch_shape == PatchShape(2, 128, 1, 128)
-    assert (config.position_frames, config.input_frames) == (128, None)
