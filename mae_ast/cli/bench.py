@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -68,7 +67,7 @@ def bench(
     from mae_ast.bench.setting import Setting
     from mae_ast.core.nn.precision import PRECISIONS
 
-    asked = _parts(parts)
+    names = _parts(parts)
     if precision not in PRECISIONS:
         raise ValueError(f"--precision {precision}: choose from {', '.join(PRECISIONS)}")
     if minutes <= 0:
@@ -83,7 +82,7 @@ def bench(
             model=_overrides(overrides or []),
             quick=quick,
         )
-        _measure(asked, setting, out, minutes)
+        _measure(names, setting, out, minutes)
 
 
 def _measure(names: list[str], setting: Setting, out: Path, minutes: float) -> None:
@@ -141,11 +140,7 @@ def _command() -> list[str]:
 @contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
     """Raise ``KeyboardInterrupt`` on SIGTERM, as on SIGINT."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    earlier = signal.signal(signal.SIGTERM, interrupt)
+    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

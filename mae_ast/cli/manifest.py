@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -51,43 +50,22 @@ def manifest(
     A file's split depends only on its path below DIR and the seed, so adding files or folders does
     not change it.
     """
-    from mae_ast.prepare.clips import read_headers, write_clips
-    from mae_ast.prepare.folders import find_audio, split_files
+    from mae_ast.prepare.clips import SKIPPED_FILE
+    from mae_ast.prepare.folders import write_manifests
 
     if valid < 0 or test < 0 or valid + test >= 1:
         raise ValueError(f"--valid {valid} and --test {test} leave nothing for training")
-    for folder in folders:
-        if not folder.is_dir():
-            raise NotADirectoryError(f"{folder}: no such folder")
-    folders = [folder.resolve() for folder in folders]
-    root = Path(os.path.commonpath(folders))
-    found = find_audio(folders, jobs)
-    if not found.audio and not found.damaged:
-        there = found.describe_others() or "nothing"
-        raise ValueError(f"no audio files below {', '.join(map(str, folders))}; found {there}")
-    headers = read_headers(found.audio, jobs, min_seconds, max_seconds)
-    missing = dict.fromkeys(headers.missing, "no such file")
-    skipped = found.damaged | headers.skipped | missing
-    if not headers.infos:
-        reason = next(iter(skipped.values()))
-        raise ValueError(f"none of {plural(len(skipped), 'file')} is usable; the first: {reason}")
-    out.mkdir(parents=True, exist_ok=True)
-    splits = split_files(headers.infos, folders, valid, test, seed)
-    for name in {"train", "valid", "test"} - set(splits):
-        if (out / f"{name}.tsv").exists():
-            raise ValueError(
-                f"{out / name}.tsv is there from before and would stay, though its files may now "
-                "be in another split; remove it, or choose another --out"
-            )
+    found, headers, splits = write_manifests(
+        folders, out, valid, test, min_seconds, max_seconds, seed, jobs
+    )
     for name, paths in splits.items():
-        write_clips(out / f"{name}.tsv", root, paths, headers.infos)
         seconds = [headers.infos[path].seconds for path in paths]
         hours = sum(seconds) / 3600
         typer.echo(f"{out / name}.tsv: {plural(len(paths), 'file')}, {hours:.2f} h")
         _report_short(seconds)
     _report_notes(headers.notes(), out)
     _report_others(found)
-    _report_skipped(skipped, out)
+    report_skipped(headers.skipped.items(), out / SKIPPED_FILE)
 
 
 def _report_short(seconds: Sequence[float]) -> None:
@@ -106,14 +84,12 @@ def _report_short(seconds: Sequence[float]) -> None:
 
 def _report_notes(notes: Mapping[str, str], out: Path) -> None:
     """Report files whose length was measured because their header gives none or a wrong one."""
-    from mae_ast.prepare.clips import write_report
+    from mae_ast.prepare.folders import NOTES_FILE
 
-    report = out / "headers.txt"
-    write_report(report, map("\t".join, notes.items()))
     if notes:
         typer.echo(
             f"{plural(len(notes), 'file')} with no length or a wrong one in the header, listed "
-            f"with the true length; see {report}:",
+            f"with the true length; see {out / NOTES_FILE}:",
             err=True,
         )
     for path, note in islice(notes.items(), MAX_LISTED):
@@ -131,10 +107,3 @@ def _report_others(found: Found) -> None:
         )
     if found.others:
         typer.echo(f"skipped, by suffix: {found.describe_others()}", err=True)
-
-
-def _report_skipped(skipped: Mapping[str, str], out: Path) -> None:
-    from mae_ast.prepare.clips import SKIPPED_FILE, write_report
-
-    write_report(out / SKIPPED_FILE, map("\t".join, skipped.items()))
-    report_skipped(skipped.items(), out / SKIPPED_FILE)

@@ -98,8 +98,8 @@ def _plot(model: PretrainedMasked, samples: Tensor, mask: MaskIds, title: str, i
     image.parent.mkdir(parents=True, exist_ok=True)
     reconstruction_figure(rebuilt, [title]).savefig(image, dpi=120)
     error = mse_loss(rebuilt.rebuilt, rebuilt.original)
-    hidden = rebuilt.visible.isnan().float().mean()
-    return f"{hidden:.0%} hidden, mean squared error there {error / hidden:.4f}"
+    masked = rebuilt.visible.isnan().float().mean()
+    return f"{masked:.0%} masked, mean squared error there {error / masked:.4f}"
 
 
 def _images(files: list[Path], out: Path | None) -> list[Path]:

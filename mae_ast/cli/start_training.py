@@ -20,17 +20,7 @@ def start_training(
     checkpoint: str | None = None,
     random_weights: bool = False,
 ) -> NoReturn:
-    """Start a run or resume it, with the arguments of ``mae-ast pretrain`` or ``finetune``.
-
-    Args:
-        kind: kind of the preset, "pretrain" or "finetune".
-        data: folder of the manifests.
-        config: name of a preset, or path of a YAML file.
-        out: folder of the run; for a sweep, the parent of the jobs' folders.
-        overrides: hydra's overrides and options, in any order.
-        multirun: hydra's sweeper and launcher start the jobs.
-        checkpoint: checkpoint that fine-tuning starts from.
-        random_weights: use its architecture only.
+    """Start or resume a run of a kind, ``pretrain`` or ``finetune``, with the command's arguments.
 
     Raises:
         ValueError: the preset does not exist, or the run was started with different settings.

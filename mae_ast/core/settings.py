@@ -73,8 +73,9 @@ def _problem(value: Any, rules: Mapping[str, Any]) -> str:
         return f"an integer >= {minimum}"
     if choices and value not in choices:
         return f"one of {', '.join(str(choice) for choice in choices)}"
-    if "probability" in rules and not 0 <= value < 1:
+    is_number = isinstance(value, (int, float))
+    if "probability" in rules and not (is_number and 0 <= value < 1):
         return "a probability from 0 to below 1"
-    if "positive" in rules and not value > 0:
+    if "positive" in rules and not (is_number and value > 0):
         return "positive"
     return ""

@@ -13,7 +13,7 @@ from torch import Tensor
 from mae_ast.core.frontend.fbank import fbank
 from mae_ast.core.inference.features import extract_features
 from mae_ast.core.io.manifest import Manifest
-from mae_ast.core.io.progress import Progress
+from mae_ast.core.io.read_ahead import Progress
 from mae_ast.core.models.encoder import Encoder
 from mae_ast.evaluate.read_clips import Batch, check_any, for_each_batch
 

@@ -20,7 +20,7 @@ import numpy as np
 from mae_ast.core.io.atomic import atomic_write, file_lock
 from mae_ast.core.io.manifest import Manifest, ManifestError
 from mae_ast.core.io.plural import plural
-from mae_ast.core.io.progress import Progress
+from mae_ast.core.io.read_ahead import Progress
 from mae_ast.core.io.settings_note import assert_same_as_note, file_digest, write_note
 from mae_ast.evaluate.embeddings import NOT_FINITE
 from mae_ast.evaluate.read_clips import Batch, for_each_batch

@@ -23,7 +23,7 @@ from tensorboardX import SummaryWriter
 from mae_ast.core.inference.features import WINDOW_S
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.first_line import first_line
-from mae_ast.core.io.manifest import Manifest
+from mae_ast.core.io.manifest import Manifest, evenly_spaced
 from mae_ast.core.io.plural import plural
 from mae_ast.core.models.encoder import Encoder
 from mae_ast.evaluate.embeddings import Embedding, embed, mean_log_mel, mean_of_layers
@@ -67,12 +67,12 @@ class FeatureMonitor:
         if num_clips < MIN_CLIPS:
             raise ValueError(f"task.probe_clips={num_clips}; at least {MIN_CLIPS} are needed")
         manifest = Manifest.read(clips)
-        manifest = manifest.take(_evenly_spaced(len(manifest), num_clips))
+        manifest = manifest.take(evenly_spaced(len(manifest), num_clips))
         manifest.check_paths()
         if labelled is None:
             return cls(manifest, None)
         train, test = (
-            data.take(_evenly_spaced(len(data.targets), num_clips))
+            data.take(evenly_spaced(len(data.targets), num_clips))
             for data in match_classes(
                 read_labelled(labelled / "train.tsv"), read_labelled(labelled / "valid.tsv")
             )
@@ -132,8 +132,7 @@ class FeatureMonitor:
             embedded, kept = _embed(data.manifest, min_samples, embedding)
             features.append(embedded)
             clips.append(data.take(kept))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about classes without clips in one of the sets
+        with warnings.catch_warnings(action="ignore"):  # classes without clips in one of the sets
             scores = score(features[0], clips[0], features[1], clips[1], layers)
         measure = "accuracy" if clips[0].targets.ndim == 1 else "mAP"
         skipped = sum(len(data.targets) for data in self.probe) - sum(map(len, features))
@@ -203,11 +202,6 @@ def _some_layers(count: int) -> list[int]:
     """Return up to ``MAX_LAYERS`` evenly spaced layers, counted from 1, with the last one."""
     chosen = min(MAX_LAYERS, count)
     return [count * (n + 1) // chosen for n in range(chosen)]
-
-
-def _evenly_spaced(count: int, maximum: int) -> np.ndarray:
-    """Return at most ``maximum`` evenly spaced row indices below ``count``."""
-    return np.unique(np.linspace(0, count - 1, min(count, maximum)).astype(np.int64))
 
 
 def _num_classes(data: ProbeData) -> int:

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mae_ast.core.inference.whole_clips import BATCH_SAMPLES
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.manifest import Manifest
-from mae_ast.core.io.progress import Progress
+from mae_ast.core.io.read_ahead import Progress
 from mae_ast.core.io.recordings import Waveform, path_of, read_recording
 from mae_ast.evaluate.read_clips import Batch, check_any, check_length, for_each_batch
 from mae_ast.finetune.checkpoint import FineTuned

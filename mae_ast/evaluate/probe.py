@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from sklearn.preprocessing import StandardScaler
 
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.manifest import Manifest
-from mae_ast.core.io.progress import Progress
+from mae_ast.core.io.read_ahead import Progress
 from mae_ast.evaluate.embeddings import embed, mean_log_mel, mean_of_layers
 from mae_ast.hub.load import Pretrained
 
@@ -131,7 +130,7 @@ def with_random_weights(model: Pretrained, seed: int = 2203_16691) -> Pretrained
         fresh = type(model)(model.config, model.mask_type, model.labels)
     fresh.batch_norm.load_state_dict(model.batch_norm.state_dict())
     fresh.precision = model.precision
-    device = model.post_extract_proj.weight.device
+    device = model.encoder.layer_norm.weight.device
     return fresh.eval().to(device)
 
 
@@ -160,9 +159,10 @@ def score(
         probe = _linear(targets, strength).fit(features[fit], targets[fit])
         return _measure(probe, features[dev], targets[dev])
 
-    best = max(range(len(layers)), key=lambda layer: on_dev(layer, FIRST_STRENGTH))
-    strength = max(STRENGTHS, key=lambda strength: on_dev(best, strength))
-    linear = _linear(targets, strength).fit(train[:, best], targets)
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+        best = max(range(len(layers)), key=lambda layer: on_dev(layer, FIRST_STRENGTH))
+        strength = max(STRENGTHS, key=lambda strength: on_dev(best, strength))
+        linear = _linear(targets, strength).fit(train[:, best], targets)
     nearest = make_pipeline(
         StandardScaler(), KNeighborsClassifier(min(NUM_NEAREST, len(targets)), metric="cosine")
     )
@@ -197,17 +197,8 @@ def _split(data: ProbeData) -> tuple[np.ndarray, np.ndarray]:
     return fit, dev
 
 
-class _Regression(LogisticRegression):  # type: ignore[misc]
-    """Logistic regression that does not warn when it stops at the maximum of iterations."""
-
-    def fit(self, *arguments: Any, **options: Any) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            return super().fit(*arguments, **options)
-
-
 def _linear(targets: np.ndarray, strength: float) -> Pipeline:
-    regression = _Regression(C=strength, max_iter=MAX_ITERATIONS, tol=1e-3)
+    regression = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, tol=1e-3)
     return make_pipeline(
         StandardScaler(), OneVsRestClassifier(regression) if targets.ndim == 2 else regression
     )

@@ -12,8 +12,7 @@ from torch import Tensor
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.io.plural import plural
-from mae_ast.core.io.progress import Progress, run_steps
-from mae_ast.core.io.read_ahead import map_ahead
+from mae_ast.core.io.read_ahead import Progress, map_ahead, run_steps
 
 BATCH_SAMPLES = 640 * SAMPLE_RATE  # samples per batch, padding included
 READERS = 4  # files decoded concurrently

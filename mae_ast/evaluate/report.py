@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from mae_ast.core.io.labels import LABELS_FILE, ClipLabels, LabelError, Labels
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.io.plural import plural
-from mae_ast.core.io.progress import Progress
+from mae_ast.core.io.read_ahead import Progress
 from mae_ast.evaluate.metrics import (
     ClassScores,
     Summary,

@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mae_ast.core.checkpoints import ast_release
+from mae_ast.core.checkpoints.ast_release import AST
 from mae_ast.core.checkpoints.classifier import ClassifierSpec, classifier_weights
 from mae_ast.core.checkpoints.reader import (
     CONFIG_FILE,
     CheckpointError,
-    check_weights,
+    build_with_weights,
+    read_checkpoint,
     read_state,
 )
 from mae_ast.core.checkpoints.run_files import LAST, latest
@@ -28,6 +29,7 @@ from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.near_files import suggestion
 from mae_ast.core.io.plural import plural
 from mae_ast.core.models.classifier import Classifier, HeadConfig, to_scores
+from mae_ast.core.models.config import AstConfig
 from mae_ast.finetune.averaging import average
 
 
@@ -79,11 +81,7 @@ def load_finetuned(source: str | os.PathLike[str], num_averaged: int = 1) -> Fin
         return _published(source)
     paths = _files(Path(source), num_averaged)
     spec = _read_spec(paths[-1])
-    weights = average(paths)
-    model = spec.build()
-    check_weights(model.state_dict(), weights, paths[-1])
-    model.load_state_dict(weights)
-    return FineTuned(model, spec)
+    return FineTuned(build_with_weights(spec.build, average(paths), paths[-1]), spec)
 
 
 def _is_published(source: str | os.PathLike[str]) -> bool:
@@ -93,32 +91,32 @@ def _is_published(source: str | os.PathLike[str]) -> bool:
         return (path / CONFIG_FILE).is_file()
     if path.suffix == ".safetensors" or not path.is_file():
         return not os.fspath(source).endswith(".pt")
-    return ast_release.is_ast(read_state(path))
+    return AST.matches(read_state(path))
 
 
 def _published(source: str | os.PathLike[str]) -> FineTuned:
     """Load a published AST, whose head uses the encoder's own pooled output."""
-    from mae_ast.hub.load import PretrainedAst, load  # as in encoder_of
+    from mae_ast.hub.load import locate  # imports the hub's client; pretraining needs none
 
-    model = load(source)
-    if not isinstance(model, PretrainedAst) or model.encoder_only:
+    path = locate(source)
+    found = read_checkpoint(path)
+    config = found.config
+    if not isinstance(config, AstConfig) or found.encoder_only:
         raise CheckpointError(
             f"{os.fspath(source)}: not a fine-tuned checkpoint, as 'mae-ast finetune' writes it"
         )
-    config = model.config
     mids = tuple(f"class_{n}" for n in range(config.num_classes))
     frames = config.input_frames or config.position_frames
     spec = ClassifierSpec(
         config,
         HeadConfig(config.num_classes, pool="encoder", layer_norm_eps=config.head_layer_norm_eps),
-        Labels(mids, model.labels or mids),
-        independent=model.independent,
-        multi_label=model.independent,
+        Labels(mids, found.labels or mids),
+        independent=found.independent,
+        multi_label=found.independent,
         clip_samples=num_samples_of_frames(frames),
     )
-    classifier = spec.build()
-    classifier.load_state_dict(classifier_weights(model.state_dict()))
-    return FineTuned(classifier, spec)
+    weights = classifier_weights(found.weights)
+    return FineTuned(build_with_weights(spec.build, weights, path), spec)
 
 
 def _read_spec(path: Path) -> ClassifierSpec:

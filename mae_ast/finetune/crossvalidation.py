@@ -8,6 +8,7 @@ would have been selected on the clips that it is scored on).
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def find_folds(data: Path) -> list[Path]:
         for name in FILES_OF_A_FOLD:
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder / name}: no such file; every fold needs it")
-    return sorted(found, key=lambda path: (int("0" + _digits(path.name)), path.name))
+    return sorted(found, key=lambda path: (int("0" + re.sub(r"\D", "", path.name)), path.name))
 
 
 def inputs_of(folders: Sequence[Path]) -> dict[str, str]:
@@ -155,12 +156,6 @@ def working_in(
         yield lock
 
 
-def mean_and_std(scores: Sequence[FoldScore]) -> tuple[float, float]:
-    """Return the mean and the sample std (n - 1) of the scores, rounded like the scores."""
-    values = np.array([each.score for each in scores])
-    return round(float(values.mean()), DIGITS), round(float(values.std(ddof=1)), DIGITS)
-
-
 def table(scores: Sequence[FoldScore]) -> str:
     """Format the scores of all folds with their mean and std as a text table."""
     lines = [f"{'fold':20}{'clips':>7}{scores[0].measure:>10}"]
@@ -180,8 +175,6 @@ def write_scores(path: Path, scores: Sequence[FoldScore]) -> None:
 
 
 def _summary(scores: Sequence[FoldScore]) -> list[tuple[str, float]]:
-    return list(zip(("mean", "std"), mean_and_std(scores), strict=True))
-
-
-def _digits(name: str) -> str:
-    return "".join(c for c in name if c in "0123456789")
+    """Return the mean and the sample std (n - 1) of the rounded scores."""
+    values = np.array([each.score for each in scores])
+    return [("mean", float(values.mean())), ("std", float(values.std(ddof=1)))]

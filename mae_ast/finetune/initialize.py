@@ -1,4 +1,4 @@
-"""What fine-tuning starts from: the final configuration of an encoder, and its initial weights."""
+"""Start of fine-tuning: the final configuration of an encoder, and its initial weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from mae_ast.core.models.config import (
     EncoderConfig,
     VitConfig,
 )
-from mae_ast.core.models.encoder import PARTS
 from mae_ast.core.models.registry import system_name
 from mae_ast.core.nn.positions import FixedPositions, fit_positions
 from mae_ast.core.settings import take
@@ -40,6 +39,8 @@ def start_from_checkpoint(cfg: Any) -> tuple[EncoderConfig, Weights]:
     Raises:
         ValueError, FileNotFoundError: as :func:`mae_ast.load`; or a setting is invalid.
     """
+    from mae_ast.hub.load import read_encoder  # imports the hub's client; pretraining needs none
+
     config, weights = read_encoder(cfg.checkpoint or cfg.architecture_of)
     final = for_training(finetuning_config(config, cfg.overlap, cfg.input_frames), cfg)
     return final, (fitted(weights, config, final) if cfg.checkpoint else {})
@@ -59,6 +60,8 @@ def start_ast(cfg: Any, num_classes: int) -> tuple[EncoderConfig, Weights]:
     Raises:
         ValueError, FileNotFoundError: the source does not exist, or is of another size or kind.
     """
+    from mae_ast.hub.load import read_encoder  # as above
+
     architecture = dataclasses.asdict(take(AstArchitecture, cfg))
     config = for_training(AstConfig(**architecture, num_classes=num_classes), cfg)
     key = "checkpoint" if cfg.checkpoint else "architecture_of"
@@ -105,33 +108,6 @@ def start_encoder(model: AudioMae, source: str) -> None:
         raise type(error)(f"model.encoder_weights={source}: {error}") from error
     found["prefix_tokens"] = found["prefix_tokens"] + found.pop("positions.table")[:, :1]
     model.load_state_dict({**model.state_dict(), **found})
-
-
-def read_encoder(source: str) -> tuple[EncoderConfig, Weights]:
-    """Read the encoder of a pretrained or fine-tuned model.
-
-    Args:
-        source: any source of :func:`mae_ast.load`.
-
-    Returns:
-        Its configuration, which has the input statistics that evaluation uses, and its weights.
-
-    Raises:
-        ValueError, FileNotFoundError: as :func:`mae_ast.load`.
-    """
-    from mae_ast.hub.load import load  # imports the hub's client; pretraining needs none
-
-    model = load(source)
-    norm = model.batch_norm
-    config = dataclasses.replace(
-        model.config,
-        input_stats="fixed",
-        input_mean=norm.running_mean.item(),
-        input_std=norm.running_var.double().sqrt().item(),
-    )
-    parts = PARTS[1:]  # the input statistics are in the configuration
-    state = model.state_dict()
-    return config, {name: v for name, v in state.items() if name.split(".")[0] in parts}
 
 
 def finetuning_config(config: C, overlap: bool = False, frames: int | None = None) -> C:

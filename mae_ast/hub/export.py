@@ -78,8 +78,7 @@ def to_released_file(model: Pretrained, path: Path, overwrite: bool = False) -> 
     if model.encoder_only:
         raise ValueError(ENCODER_ONLY)
     name = system_name(model.config)
-    written = (each for each in LAYOUTS if each.system == name and each.write is not None)
-    layout = next(written, None)
+    layout = next((each for each in LAYOUTS if each.system == name and each.write), None)
     if layout is None or layout.write is None:
         raise ValueError(f"a model of kind {name!r} has no released layout")
     content = layout.write(Checkpoint(model.config, model.mask_type, model.state_dict()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import types
@@ -9,26 +10,34 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from mae_ast.core.checkpoints import hf_ast_config, hub_files
 from mae_ast.core.checkpoints.layout import Checkpoint
-from mae_ast.core.checkpoints.reader import CheckpointError, build_with_weights, read_checkpoint
+from mae_ast.core.checkpoints.reader import (
+    CheckpointError,
+    build_with_weights,
+    check_weights,
+    read_checkpoint,
+)
+from mae_ast.core.frontend.input_norm import InputNorm
 from mae_ast.core.inference import features
 from mae_ast.core.io.atomic import atomic_write
 from mae_ast.core.io.first_line import first_line
 from mae_ast.core.io.near_files import near_names, suggestion
 from mae_ast.core.models import encoder
+from mae_ast.core.models.config import EncoderConfig, PretrainingConfig
 from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.models.registry import SYSTEMS, system_name
 from mae_ast.hub.download import cache_folder, download, name_from_url
-from mae_ast.hub.model_card import TEMPLATE, about, card_fields
+from mae_ast.hub.model_card import TEMPLATE, card_fields
 from mae_ast.hub.offline import cache_if_unreachable, offline_advice
 from mae_ast.hub.registry import RELEASED
 from mae_ast.hub.sources import is_path
@@ -36,18 +45,12 @@ from mae_ast.hub.sources import is_path
 ENCODER_ONLY = (
     "an encoder only, from a fine-tuned checkpoint; the pretraining or AST heads are missing"
 )
-MASK_RATIO = "random_mask_prob"  # field of the systems that are pretrained by masking
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-if TYPE_CHECKING:
-    from mae_ast.core.models.mae_ast import MaeAst as Network  # for the methods that all have
-else:
-    Network = nn.Module
 
 
 class HubModel(
     PyTorchModelHubMixin,
-    Network,
+    Encoder,
     library_name="mae-ast",
     pipeline_tag="feature-extraction",
     tags=["audio", "spectrogram-transformer"],
@@ -85,7 +88,7 @@ class HubModel(
         self.encoder_only = encoder_only
         self.independent = independent
         if encoder_only:
-            encoder.encoder_only(cast(Encoder, self))
+            encoder.encoder_only(self)
         self._hub_mixin_config = hub_files.config_dict(
             config, mask_type, self.labels, encoder_only, independent
         )
@@ -101,27 +104,8 @@ class HubModel(
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> HubModel:
-        if Path(model_id).is_dir():
-            return from_file(model_id)
-        known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-        hub_options = {key: options[key] for key in known if key in options}
-
-        def fetch(name: str) -> str | None:
-            try:
-                return str(hf_hub_download(model_id, name, **hub_options))
-            except LocalEntryNotFoundError:
-                raise  # offline: unknown whether the hub has the file
-            except EntryNotFoundError:
-                return None
-
-        if (config := fetch(hub_files.CONFIG_FILE)) is None:
-            raise FileNotFoundError(f"{model_id}: has no {hub_files.CONFIG_FILE} on the hub")
-        if hf_ast_config.is_known(hub_files.read_json(Path(config))):
-            fetch(hub_files.PREPROCESSOR_FILE)
-        path = fetch(hub_files.WEIGHTS_FILE) or fetch(hub_files.TORCH_WEIGHTS_FILE)
-        if path is None:
-            raise FileNotFoundError(f"{model_id}: has no {hub_files.WEIGHTS_FILE} on the hub")
-        return from_file(path)
+        is_folder = Path(model_id).is_dir()
+        return from_file(model_id if is_folder else hub_file(model_id, **options))
 
 
 Pretrained = HubModel
@@ -147,12 +131,14 @@ def __getattr__(name: str) -> Any:
 
 @cache
 def _hub_class(name: str, network: Any) -> type[HubModel]:
-    system = about(name)
+    system = SYSTEMS[name]
     return types.new_class(
         _class_name(name),
         (HubModel, network),
         {"tags": list(system.tags), "paper_url": system.paper_url},
-        lambda body: body.update(__module__=__name__, __doc__=f"Pretrained {system.title}."),
+        lambda body: body.update(
+            __module__=__name__, __doc__=f"Pretrained {system.title or name}."
+        ),
     )
 
 
@@ -193,14 +179,26 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
         CheckpointError: the file is not a checkpoint, or its weights do not match the model.
         DownloadError: the file could not be downloaded.
     """
+    return from_file(locate(source))
+
+
+def locate(source: str | os.PathLike[str]) -> Path:
+    """Return the file or folder of a model, downloaded if necessary.
+
+    Args:
+        source: as in :func:`load`.
+
+    Raises:
+        ValueError, FileNotFoundError, DownloadError: as :func:`load`.
+    """
     text = os.fspath(source)
     if text in RELEASED:
-        return from_file(released_file(text))
+        return released_file(text)
     if text.startswith(("http://", "https://")):
-        return from_file(_from_url(text))
-    path = os.path.expanduser(text)
-    if os.path.exists(path):
-        return from_file(path)
+        return _from_url(text)
+    path = Path(text).expanduser()
+    if text and path.exists():
+        return path
     if not isinstance(source, str) or is_path(text):
         raise FileNotFoundError(f"{text}: no such checkpoint{suggestion(path)}")
     if _HUB_ID.fullmatch(text):
@@ -230,7 +228,9 @@ def load_masked(source: str | os.PathLike[str]) -> Pretrained:
         ValueError: the model is of another kind; or as :func:`load`.
     """
     model = load(source)
-    kinds = [name for name, system in SYSTEMS.items() if hasattr(system.config, MASK_RATIO)]
+    kinds = [
+        name for name, system in SYSTEMS.items() if issubclass(system.config, PretrainingConfig)
+    ]
     if (kind := system_name(model.config)) not in kinds:
         raise ValueError(
             f"{os.fspath(source)}: a model of kind {kind!r} cannot reconstruct masked patches; "
@@ -239,6 +239,48 @@ def load_masked(source: str | os.PathLike[str]) -> Pretrained:
     if model.encoder_only:
         raise ValueError(f"{os.fspath(source)}: {ENCODER_ONLY}")
     return model
+
+
+def read_encoder(source: str | os.PathLike[str]) -> tuple[EncoderConfig, dict[str, Tensor]]:
+    """Read the encoder of a pretrained or fine-tuned model, without building the model.
+
+    Args:
+        source: as in :func:`load`.
+
+    Returns:
+        Its configuration, with the input statistics that evaluation uses, and the other weights,
+        in float32.
+
+    Raises:
+        ValueError, FileNotFoundError, CheckpointError, DownloadError: as :func:`load`.
+    """
+    path = locate(source)
+    found = read_checkpoint(path)
+    weights = {name: v for name, v in found.weights.items() if name.split(".")[0] in encoder.PARTS}
+    with torch.device("meta"):
+        own = SYSTEMS[system_name(found.config)].encoder(found.config)
+    check_weights(own.state_dict(), weights, path)
+    mean, variance = (weights[f"batch_norm.running_{of}"] for of in ("mean", "var"))
+    config = dataclasses.replace(
+        found.config,
+        input_stats="fixed",
+        input_mean=mean.item(),
+        input_std=variance.double().sqrt().item(),
+    )
+    return config, {n: v.float() for n, v in weights.items() if not n.startswith("batch_norm.")}
+
+
+def load_encoder(source: str | os.PathLike[str]) -> Encoder:
+    """Load the encoder of a model, in eval mode and float32; arguments as in :func:`load`.
+
+    Layerdrop is off, so that all layers compute features in training mode as well.
+    """
+    config, weights = read_encoder(source)
+    config = dataclasses.replace(config, precision="float32", encoder_layerdrop=0.0)
+    norm = InputNorm(False, config.input_mean, config.input_std).state_dict()
+    weights |= {f"batch_norm.{name}": value for name, value in norm.items()}
+    kind = SYSTEMS[system_name(config)].encoder
+    return build_with_weights(lambda: kind(config), weights, source)
 
 
 def from_file(path: str | os.PathLike[str]) -> Pretrained:
@@ -273,10 +315,42 @@ def _from_url(url: str) -> Path:
     return download([url], hub_files.WEIGHTS_FILE, None, folder)
 
 
-def _from_hub(model_id: str) -> Pretrained:
+def hub_file(model_id: str, **options: Any) -> Path:
+    """Return the cached weights file of a model on the Hugging Face hub, beside its description.
+
+    Args:
+        model_id: ``user/model``.
+        options: of ``huggingface_hub.hf_hub_download``, such as ``revision``; others are ignored.
+
+    Raises:
+        FileNotFoundError: the model lacks a file.
+        Exception: of huggingface_hub.
+    """
+    known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+    hub_options = {key: options[key] for key in known if key in options}
+
+    def fetch(name: str) -> Path | None:
+        try:
+            return Path(hf_hub_download(model_id, name, **hub_options))
+        except LocalEntryNotFoundError:
+            raise  # offline: unknown whether the hub has the file
+        except EntryNotFoundError:
+            return None
+
+    if (config := fetch(hub_files.CONFIG_FILE)) is None:
+        raise FileNotFoundError(f"{model_id}: has no {hub_files.CONFIG_FILE} on the hub")
+    if hf_ast_config.is_known(hub_files.read_json(config)):
+        fetch(hub_files.PREPROCESSOR_FILE)
+    path = fetch(hub_files.WEIGHTS_FILE) or fetch(hub_files.TORCH_WEIGHTS_FILE)
+    if path is None:
+        raise FileNotFoundError(f"{model_id}: has no {hub_files.WEIGHTS_FILE} on the hub")
+    return path
+
+
+def _from_hub(model_id: str) -> Path:
     with cache_if_unreachable() as offline:
         try:
-            return HubModel.from_pretrained(model_id)
+            return hub_file(model_id)
         except Exception as error:  # network, hub or cache errors, of many classes
             is_about_file = isinstance(error, (CheckpointError, FileNotFoundError))
             if is_about_file and not isinstance(error, LocalEntryNotFoundError):  # else: offline

@@ -3,37 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mae_ast.core.io.plural import plural
-from mae_ast.core.models.registry import system_name
+from mae_ast.core.models.registry import SYSTEMS, system_name
 
-
-@dataclass(frozen=True)
-class About:
-    """Description of a system in model cards.
-
-    Args:
-        title: its name in the literature.
-        paper_url: URL of the paper.
-        tags: tags on the hub.
-    """
-
-    title: str
-    paper_url: str | None = None
-    tags: tuple[str, ...] = ()
-
-
-_ABOUT = {
-    "mae_ast": About("MAE-AST", "https://arxiv.org/abs/2203.16691", ("masked-autoencoder",)),
-    "ssast": About("SSAST", "https://arxiv.org/abs/2110.09784", ("ssast",)),
-    "ast": About("AST", "https://arxiv.org/abs/2104.01778", ("ast",)),
-    "audio_mae": About(
-        "Audio-MAE", "https://arxiv.org/abs/2207.06405", ("masked-autoencoder", "audio-mae")
-    ),
-    "vit": About("Spectrogram transformer encoder"),
-}
 MAX_CLASSES = 10  # class names listed
 # Jinja, like huggingface_hub's own template; model_card_kwargs of push_to_hub take precedence.
 TEMPLATE = """\
@@ -66,11 +40,6 @@ Recordings of any length, sample rate and number of channels are accepted.
 {% endif %}"""
 
 
-def about(system: str) -> About:
-    """Return the description of a system, a key of ``SYSTEMS``."""
-    return _ABOUT.get(system, About(system))
-
-
 def card_fields(model: Any) -> dict[str, Any]:
     """Return the fields of :data:`TEMPLATE` for a :class:`mae_ast.hub.load.HubModel`."""
     config = model.config
@@ -78,7 +47,7 @@ def card_fields(model: Any) -> dict[str, Any]:
     num_classes = 0 if model.encoder_only else getattr(config, "num_classes", 0)
     kind = "classifies audio" if num_classes else "extracts features of audio"
     return {
-        "title": about(name).title,
+        "title": SYSTEMS[name].title or name,
         "summary": f"A spectrogram transformer that {kind}, for the Python package `mae-ast`.",
         "settings": _settings(model, name, num_classes),
         "width": config.encoder_embed_dim,

@@ -18,7 +18,7 @@ from mae_ast.core.models.config import (
     PrecisionConfig,
     RegularisationConfig,
 )
-from mae_ast.core.models.encoder import Encoder
+from mae_ast.core.models.registry import build_encoder
 from mae_ast.core.settings import check_fields, other_default, setting
 from mae_ast.finetune.initialize import start_from_checkpoint
 from mae_ast.models.compute import ComputeConfig, set_compute
@@ -111,7 +111,7 @@ class FairseqClassifier(Classifier, CheckedWeights):
             start: returns the encoder's configuration and initial weights, given ``cfg``.
         """
         config, weights = start(cfg)
-        encoder = Encoder(config)
+        encoder = build_encoder(config)
         encoder.load_state_dict({**encoder.state_dict(), **weights})
         model = cls(encoder, head, cfg.freeze_encoder)
         set_compute(model, cfg)

@@ -29,6 +29,7 @@ from mae_ast.core.io.manifest import PROBE_THREADS
 from mae_ast.core.io.plural import plural
 from mae_ast.core.io.suffixes import AUDIO_SUFFIXES, SOUNDFILE_SUFFIXES
 from mae_ast.prepare.clips import Clip, Headers
+from mae_ast.prepare.layout import text_errors, walk_files
 from mae_ast.prepare.splits import Prepared, write_splits
 
 BALANCED, UNBALANCED = "balanced_train_segments.csv", "unbalanced_train_segments.csv"
@@ -160,21 +161,13 @@ def _scan_folder(folder: Path) -> _Folder:
     """Find lists and clips in a single walk; there may be two million files."""
     found = _Folder({}, {})
     known = {BALANCED, UNBALANCED, EVAL, CLASSES, ONTOLOGY}
-    seen: set[str] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:  # a link to a parent folder, or to one that was already visited
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
-        for name in sorted(names):
-            stem, suffix = os.path.splitext(name)
-            if name in known:
-                found.lists.setdefault(name, Path(parent, name))
-            elif suffix.lower() in AUDIO_SUFFIXES and (match := CLIP_NAME.fullmatch(stem)):
-                video, start = match.groups(default="")
-                found.clips.setdefault(video, []).append((start, os.path.join(parent, name)))
+    for parent, name in walk_files(folder):
+        stem, suffix = os.path.splitext(name)
+        if name in known:
+            found.lists.setdefault(name, Path(parent, name))
+        elif suffix.lower() in AUDIO_SUFFIXES and (match := CLIP_NAME.fullmatch(stem)):
+            video, start = match.groups(default="")
+            found.clips.setdefault(video, []).append((start, os.path.join(parent, name)))
     return found
 
 
@@ -197,29 +190,24 @@ def _find_clip(segment: Segment, files: Sequence[tuple[str, str]]) -> str | None
 
 def _segments(path: Path) -> Iterator[Segment]:
     """Parse a segments CSV file: ``--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"``."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, skipinitialspace=True)
-            for row in reader:
-                if not row or row[0].startswith("#"):
-                    continue
-                where = f"{path}:{reader.line_num}"
-                try:
-                    video, start, end, mids = row
-                    times = float(start), float(end)
-                    if len(video) != 11 or not mids or not 0 <= times[0] < times[1]:
-                        raise ValueError
-                except ValueError:
-                    raise ValueError(
-                        f"{where}: {', '.join(row)!r} is not a valid segment; expected a row like "
-                        "'--PJHxphWEs, 30.000, 40.000, \"/m/09x0r,/t/dd00088\"'"
-                    ) from None
-                unique = tuple(dict.fromkeys(sys.intern(mid.strip()) for mid in mids.split(",")))
-                yield Segment(where, video, *times, unique)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 text ({error})") from error
-    except csv.Error as error:
-        raise ValueError(f"{path}: is not valid CSV ({error})") from error
+    with text_errors(path), path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, skipinitialspace=True)
+        for row in reader:
+            if not row or row[0].startswith("#"):
+                continue
+            where = f"{path}:{reader.line_num}"
+            try:
+                video, start, end, mids = row
+                times = float(start), float(end)
+                if len(video) != 11 or not mids or not 0 <= times[0] < times[1]:
+                    raise ValueError
+            except ValueError:
+                raise ValueError(
+                    f"{where}: {', '.join(row)!r} is not a valid segment; expected a row like "
+                    "'--PJHxphWEs, 30.000, 40.000, \"/m/09x0r,/t/dd00088\"'"
+                ) from None
+            unique = tuple(dict.fromkeys(sys.intern(mid.strip()) for mid in mids.split(",")))
+            yield Segment(where, video, *times, unique)
 
 
 def _labels(

@@ -14,9 +14,10 @@ from mae_ast.console import bar
 from mae_ast.core.io.audio import AudioError, AudioInfo, num_samples_16k, probe_audio
 from mae_ast.core.io.manifest import MAX_HEADERS_AHEAD, PROBE_THREADS, write_manifest
 from mae_ast.core.io.plural import plural
-from mae_ast.core.io.read_ahead import map_ahead
+from mae_ast.core.io.read_ahead import for_each_ahead
 
 MIN_SECONDS = 0.045  # default of 'mae-ast manifest', too; shorter clips give no patch
+SPLITS = ("train", "valid", "test")
 SKIPPED_FILE = "left_out.txt"
 
 
@@ -74,17 +75,18 @@ def read_headers(
         min_seconds, max_seconds: limits of the length of a usable file.
     """
     headers = Headers()
-    probe = partial(_probe, min_seconds=min_seconds, max_seconds=max_seconds)
-    results = map_ahead(probe, paths, jobs, MAX_HEADERS_AHEAD)
-    for path, result in zip(
-        paths, bar("reading headers", "file")(results, len(paths)), strict=True
-    ):
+
+    def add(path: str, result: AudioInfo | str) -> None:
         if isinstance(result, AudioInfo):
             headers.infos[path] = result
         elif result:
             headers.skipped[path] = result
         else:
             headers.missing[path] = None
+
+    probe = partial(_probe, min_seconds=min_seconds, max_seconds=max_seconds)
+    progress = bar("reading headers", "file")
+    for_each_ahead(probe, paths, add, jobs, MAX_HEADERS_AHEAD, progress)
     return headers
 
 

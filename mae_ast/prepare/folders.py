@@ -12,11 +12,20 @@ from pathlib import Path
 from mae_ast.console import bar
 from mae_ast.core.io.archive import TAR_SUFFIX, ArchiveError, list_members
 from mae_ast.core.io.plural import plural
-from mae_ast.core.io.read_ahead import map_ahead
+from mae_ast.core.io.read_ahead import for_each_ahead
 from mae_ast.core.io.retry import retried
 from mae_ast.core.io.suffixes import AUDIO_SUFFIXES
-from mae_ast.prepare.layout import hash_uniform
+from mae_ast.prepare.clips import (
+    SKIPPED_FILE,
+    SPLITS,
+    Headers,
+    read_headers,
+    write_clips,
+    write_report,
+)
+from mae_ast.prepare.layout import hash_uniform, walk_files
 
+NOTES_FILE = "headers.txt"  # files whose header gives no length, or a wrong one
 MAX_SUFFIXES = 50  # maximum number of suffixes of skipped files to name
 
 
@@ -62,6 +71,63 @@ class Found:
         )
 
 
+def write_manifests(
+    folders: Sequence[Path],
+    out: Path,
+    valid: float,
+    test: float,
+    min_seconds: float,
+    max_seconds: float,
+    seed: int,
+    jobs: int,
+) -> tuple[Found, Headers, dict[str, list[str]]]:
+    """Write manifests of the audio below folders, and lists of skipped files and wrong headers.
+
+    Args:
+        folders: folders of audio files or tars.
+        out: output folder, created if it does not exist.
+        valid, test: fractions of the files for validation and test.
+        min_seconds, max_seconds: limits of a file's length.
+        seed: seed of the split.
+        jobs: number of files read at a time.
+
+    Returns:
+        The files below the folders; the lengths of the audio files, with the files that are not
+        listed in ``skipped``; and the paths of each manifest, by its name.
+
+    Raises:
+        NotADirectoryError: a folder does not exist.
+        ValueError: there is no usable audio, or a manifest of an earlier run would remain.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{folder}: no such folder")
+    folders = [folder.resolve() for folder in folders]
+    found = find_audio(folders, jobs)
+    if not found.audio and not found.damaged:
+        there = found.describe_others() or "nothing"
+        raise ValueError(f"no audio files below {', '.join(map(str, folders))}; found {there}")
+    headers = read_headers(found.audio, jobs, min_seconds, max_seconds)
+    headers.skipped.update(found.damaged | dict.fromkeys(headers.missing, "no such file"))
+    if not headers.infos:
+        count, reason = len(headers.skipped), next(iter(headers.skipped.values()))
+        raise ValueError(f"none of {plural(count, 'file')} is usable; the first: {reason}")
+    out.mkdir(parents=True, exist_ok=True)
+    splits = split_files(headers.infos, folders, valid, test, seed)
+    for name in set(SPLITS) - set(splits):
+        if (out / f"{name}.tsv").exists():
+            raise ValueError(
+                f"{out / name}.tsv is there from before and would stay, though its files may now "
+                "be in another split; remove it, or choose another --out"
+            )
+    root = Path(os.path.commonpath(folders))
+    for name, paths in splits.items():
+        write_clips(out / f"{name}.tsv", root, paths, headers.infos)
+    write_report(out / NOTES_FILE, map("\t".join, headers.notes().items()))
+    write_report(out / SKIPPED_FILE, map("\t".join, headers.skipped.items()))
+    return found, headers, splits
+
+
 def find_audio(folders: Sequence[Path], jobs: int) -> Found:
     """Walk folders, and list the files in their tars.
 
@@ -72,17 +138,19 @@ def find_audio(folders: Sequence[Path], jobs: int) -> Found:
     found = Found()
     for folder in set(folders):
         if not any(folder != other and folder.is_relative_to(other) for other in folders):
-            _walk(folder, found)
+            for parent, name in walk_files(folder):
+                found.add(name, os.path.join(parent, name))
     found.audio.sort()
     found.tars.sort()
-    if not found.tars:
-        return found
-    in_tars = map_ahead(_list_tar, found.tars, jobs, jobs)
-    for members in bar("reading tars", "tar")(in_tars, len(found.tars)):
+
+    def add(tar: str, members: Found) -> None:
         found.audio += members.audio
         found.num_in_tars += len(members.audio)
         found.others += members.others
         found.damaged |= members.damaged
+
+    if found.tars:
+        for_each_ahead(_list_tar, found.tars, add, jobs, jobs, bar("reading tars", "tar"))
     return found
 
 
@@ -100,7 +168,7 @@ def split_files(
     Returns:
         The splits that have files, by name.
     """
-    splits: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
+    splits: dict[str, list[str]] = {name: [] for name in SPLITS}
     for file in files:
         folder = next(f for f in folders if file.startswith(os.path.join(f, "")))
         chance = hash_uniform(f"{seed}\t{os.path.relpath(file, folder)}")
@@ -111,18 +179,6 @@ def split_files(
         if ratio > 0 and not splits[name] and len(splits["train"]) > 1:
             splits[name].append(splits["train"].pop())
     return {name: listed for name, listed in splits.items() if listed}
-
-
-def _walk(folder: Path, found: Found) -> None:
-    seen: set[str] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:  # a link to a folder above, or to one that was listed already
-            folders.clear()
-            continue
-        seen.add(real)
-        for name in names:
-            found.add(name, os.path.join(parent, name))
 
 
 def _list_tar(tar: str) -> Found:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -29,19 +31,48 @@ def locate(folder: Path, subfolders: Sequence[str], marker: str, expected: str) 
     raise FileNotFoundError(f"{folder}: no {marker} in it; expected {expected}")
 
 
+def walk_files(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield the folder and the name of each file below a folder, in sorted order.
+
+    There may be millions of files. Links are followed, but no folder is visited twice.
+    """
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link to a folder above, or to one that was visited already
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        for name in sorted(names):
+            yield parent, name
+
+
+@contextmanager
+def text_errors(path: Path) -> Iterator[None]:
+    """Name the file in errors of its encoding or its CSV.
+
+    Raises:
+        ValueError: the file is not UTF-8 text, or not valid CSV.
+    """
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not UTF-8 text ({error})") from error
+    except csv.Error as error:
+        raise ValueError(f"{path}: is not valid CSV ({error})") from error
+
+
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
     """Yield ``file:line`` and the text of each line that is not empty.
 
     Raises:
         ValueError: the file is not UTF-8 text.
     """
-    try:
-        with path.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", line.strip()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 text ({error})") from error
+    with text_errors(path), path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield f"{path}:{number}", line.strip()
 
 
 def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -50,23 +81,18 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[s
     Raises:
         ValueError: the file lacks a column, or is not valid CSV.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
-                raise ValueError(
-                    f"{path}:1: its header lacks {', '.join(missing)}; expected at least "
-                    f"{', '.join(columns)}"
-                )
-            for row in reader:
-                where = f"{path}:{reader.line_num}"
-                if None in row or None in row.values():
-                    raise ValueError(f"{where}: has a different number of columns than the header")
-                yield where, {name: row[name] for name in columns}
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 text ({error})") from error
-    except csv.Error as error:
-        raise ValueError(f"{path}: is not valid CSV ({error})") from error
+    with text_errors(path), path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
+            raise ValueError(
+                f"{path}:1: its header lacks {', '.join(missing)}; expected at least "
+                f"{', '.join(columns)}"
+            )
+        for row in reader:
+            where = f"{path}:{reader.line_num}"
+            if None in row or None in row.values():
+                raise ValueError(f"{where}: has a different number of columns than the header")
+            yield where, {name: row[name] for name in columns}
 
 
 def hash_uniform(name: str) -> float:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.manifest import PROBE_THREADS
-from mae_ast.prepare.clips import Clip
+from mae_ast.prepare.clips import SPLITS, Clip
 from mae_ast.prepare.layout import hash_uniform, locate, read_lines
-from mae_ast.prepare.splits import SPLITS, Prepared, write_splits
+from mae_ast.prepare.splits import Prepared, write_splits
 
 SUBSETS = {"train": "train-*", "valid": "dev-*", "test": "test-*"}
 EXPECTED = (

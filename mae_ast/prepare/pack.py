@@ -20,8 +20,6 @@ import os
 import re
 import shutil
 from collections import deque
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +30,7 @@ from mae_ast.core.io.audio import SAMPLE_RATE, AudioError
 from mae_ast.core.io.labels import LABELS_FILE, LabelError
 from mae_ast.core.io.manifest import Manifest, ManifestError, write_manifest
 from mae_ast.core.io.plural import plural
-from mae_ast.core.io.progress import Progress, run_steps
-from mae_ast.core.io.read_ahead import map_ahead
+from mae_ast.core.io.read_ahead import Progress, for_each_ahead
 from mae_ast.core.io.retry import is_transient
 from mae_ast.core.io.settings_note import file_digest
 from mae_ast.prepare.pack_files import copied, decoded_digest, transcoded
@@ -107,20 +104,16 @@ def pack(
     def pack_row(row: int) -> PackedFile | str:
         return _pack_row(manifest, row, out, transcode)
 
+    def add(row: int, file: PackedFile | str) -> None:
+        try:
+            shards.add(row, file)
+        except (ArchiveError, OSError) as error:
+            shards.add(row, _why_skipped(manifest, row, error))
+
     if not shards.is_complete():
         with file_lock(shards.manifest), shards:
             left = range(shards.num_rows, len(manifest))
-
-            def added() -> Iterator[int]:
-                with closing(map_ahead(pack_row, left, jobs, jobs)) as files:
-                    for row, file in zip(left, files, strict=True):
-                        try:
-                            shards.add(row, file)
-                        except (ArchiveError, OSError) as error:
-                            shards.add(row, _why_skipped(manifest, row, error))
-                        yield row
-
-            run_steps(added(), len(left), progress)
+            for_each_ahead(pack_row, left, add, jobs, jobs, progress)
             shards.end()
             _write_lists(manifest, shards, skipped_list)
             shards.remove_journal()
@@ -165,17 +158,13 @@ def verify(
         except (ArchiveError, AudioError, OSError) as error:
             return str(error).removeprefix(f"{path}: ")
 
-    rows = range(len(manifest))
     found = {}
 
-    def checked() -> Iterator[int]:
-        with closing(map_ahead(problem, rows, jobs, 4 * jobs)) as problems:
-            for row, text in zip(rows, problems, strict=True):
-                if text:
-                    found[row] = text
-                yield row
+    def note(row: int, text: str) -> None:
+        if text:
+            found[row] = text
 
-    run_steps(checked(), len(rows), progress)
+    for_each_ahead(problem, range(len(manifest)), note, jobs, 4 * jobs, progress)
     return found
 
 

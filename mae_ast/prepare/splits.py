@@ -12,6 +12,7 @@ from mae_ast.core.io.manifest import PROBE_THREADS
 from mae_ast.core.io.plural import plural
 from mae_ast.prepare.clips import (
     SKIPPED_FILE,
+    SPLITS,
     Clip,
     Headers,
     read_headers,
@@ -19,7 +20,6 @@ from mae_ast.prepare.clips import (
     write_report,
 )
 
-SPLITS = ("train", "valid", "test")
 MISSING_FILE = "missing.txt"
 
 
@@ -103,16 +103,11 @@ def write_splits(
     report = []
     for name, clips in usable.items():
         _write(out / name, root, clips, labels, headers)
-        missing_clips = (missing or {}).get(name, ())
-        report.append(
-            Split(
-                name,
-                len(clips),
-                sum(headers.infos[clip.path].seconds for clip in clips),
-                len({mid for clip in clips for mid in clip.mids}),
-                len(missing_clips) + sum(clip.path in headers.missing for clip in splits[name]),
-            )
-        )
+        gone = len((missing or {}).get(name, ()))
+        gone += sum(clip.path in headers.missing for clip in splits[name])
+        seconds = sum(headers.infos[clip.path].seconds for clip in clips)
+        classes = {mid for clip in clips for mid in clip.mids}
+        report.append(Split(name, len(clips), seconds, len(classes), gone))
     all_missing = [line for lines in (missing or {}).values() for line in lines]
     prepared = Prepared(
         out,

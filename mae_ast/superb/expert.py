@@ -20,11 +20,10 @@ from s3prl.upstream.interfaces import UpstreamBase
 from torch import Tensor
 from torch.nn import functional as F
 
-from mae_ast import load
 from mae_ast.core.frontend.fbank import FRAME_SHIFT, num_frames
 from mae_ast.core.inference.features import OVERLAP_S, WINDOW_S
 from mae_ast.core.inference.windows import Part, Window, states_of_parts, window_columns, windows
-from mae_ast.core.models.encoder import encoder_only
+from mae_ast.hub.load import load_encoder
 
 TIME_STEPS, TOKENS = "time_steps", "tokens"
 LAYOUTS = (TIME_STEPS, TOKENS)
@@ -60,7 +59,7 @@ class UpstreamExpert(UpstreamBase):  # type: ignore[misc]
         super().__init__(**kwargs)
         if layout not in LAYOUTS:
             raise ValueError(f"layout {layout!r}: choose from {', '.join(LAYOUTS)}")
-        self.model = encoder_only(load(ckpt))
+        self.model = load_encoder(ckpt)
         self.patch_shape = self.model.patch_shape
         self._per_step = self.patch_shape.per_column if layout == TOKENS else 1
         samples = FRAME_SHIFT * self.patch_shape.time_stride

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -59,15 +59,14 @@ def run(
     Args:
         task_name: ks, sid, er, or any downstream of s3prl.
         checkpoint: checkpoint to start from: any argument of :func:`mae_ast.load`.
-        data: folder of the task's data; ``None`` for other downstreams, whose configs name it.
+        data: folder of the task's data; ``None``: the downstream's config names it.
         out: run folder.
         mode: "train" or "evaluate".
         steps: total number of training steps; default: as in the paper.
         fold: session of IEMOCAP used as test set, 1 to 5.
         device: device for s3prl; default: cuda if available.
         arguments: further arguments of s3prl's ``run_downstream``.
-        layout: layout of the features, "time_steps" or "tokens", see
-            :mod:`mae_ast.superb.expert`.
+        layout: layout of :mod:`mae_ast.superb.expert`, "time_steps" or "tokens".
 
     Raises:
         FileNotFoundError: data or the checkpoint to evaluate is missing.
@@ -79,34 +78,29 @@ def run(
     checkpoint = _absolute(checkpoint)
     ours, rest = _split(arguments)
     recorded = _recorded_run(out)
-    own_config = os.path.abspath(ours.config) if ours.config else recorded.get("config")
-    preset = own_config or str(config_dir() / f"{task_name}.yaml")
-    given = ours.override or recorded.get("override") or ""
-    config = _config(task_name, Path(preset), given, steps)
+    settings = _settings(task_name, ours, recorded, steps)
     current = {"task": task_name, "checkpoint": checkpoint, "fold": fold, "layout": layout}
     if mode == "train":
-        current |= {"arguments": rest, "config": own_config}
+        current |= {"arguments": rest, "config": settings.own_file}
     if recorded:
         assert_same_as_note(out / RUN_FILE, current, ADVICE, absent=BEFORE_LAYOUTS)
+    upstream = UPSTREAMS[layout]
     overrides = {
-        "args.expdir": str(out),
-        "args.upstream_ckpt": checkpoint,
-        **_intervals(config["runner"]),
-        **_datarc(task_name, task, data, out, fold, config),
+        **{"args.expdir": str(out), "args.upstream_ckpt": checkpoint},
+        **_intervals(settings.config["runner"]),
+        **_datarc(task_name, task, data, out, fold, settings.config),
     }
     command = [
-        *("-m", mode),
-        *_experiment(mode, task, UPSTREAMS[layout], checkpoint, out, preset),
+        *("-m", mode, *_experiment(mode, task, upstream, checkpoint, out, settings.file)),
         *("--device", device or ("cuda" if torch.cuda.is_available() else "cpu")),
-        *rest,
-        *("-o", _joined(given, overrides)),
+        *(*rest, "-o", _joined(settings.override, overrides)),
     ]
-    with patched_s3prl(UPSTREAMS[layout]), atomic_saves(), command_line(command):
+    with patched_s3prl(upstream), atomic_saves(), command_line(command):
         from s3prl.run_downstream import main
 
-        task.prepare(config["downstream_expert"]["datarc"], out, mode == "train")
+        task.prepare(settings.config["downstream_expert"]["datarc"], out, mode == "train")
         if mode == "train":
-            write_note(out / RUN_FILE, {**current, "override": given})
+            write_note(out / RUN_FILE, {**current, "override": settings.override})
         main()
 
 
@@ -158,8 +152,28 @@ def _split(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(arguments)
 
 
-def _config(task_name: str, path: Path, given: str, steps: int | None) -> dict[str, Any]:
-    """Read the settings of a task and apply the overrides ``given`` and the number of steps."""
+class _Settings(NamedTuple):
+    """Settings of a task.
+
+    Args:
+        own_file: YAML file given by the user, if any.
+        file: YAML file that is used.
+        override: s3prl's ``-o`` given by the user.
+        config: content of ``file``, overridden.
+    """
+
+    own_file: str | None
+    file: str
+    override: str
+    config: dict[str, Any]
+
+
+def _settings(
+    task_name: str, ours: argparse.Namespace, recorded: Mapping[str, Any], steps: int | None
+) -> _Settings:
+    """Return the settings given now or in the recorded run, else those of the paper."""
+    own_file = os.path.abspath(ours.config) if ours.config else recorded.get("config")
+    path = Path(own_file or config_dir() / f"{task_name}.yaml")
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file; give the settings of {task_name} with -- -c FILE; those of "
@@ -169,10 +183,11 @@ def _config(task_name: str, path: Path, given: str, steps: int | None) -> dict[s
     if not isinstance(config, dict) or "runner" not in config:
         raise ValueError(f"{path}: has no 'runner', which s3prl needs, as in {S3PRL_CONFIGS}")
     config.setdefault("downstream_expert", {}).setdefault("datarc", {})
-    _override(config, given)
+    override = ours.override or recorded.get("override") or ""
+    _override(config, override)
     if steps is not None:
         config["runner"]["total_steps"] = steps
-    return config
+    return _Settings(own_file, str(path), override, config)
 
 
 def _override(config: dict[str, Any], text: str) -> None:

@@ -190,6 +190,6 @@ def _reconstruct_first_clips(model: Any, dataset: PretrainingDataset) -> Reconst
     device = next(model.parameters()).device
     try:
         return reconstruct(model.eval(), batch.source.to(device), batch.mask.to(device))
-    except ValueError as error:  # training has diverged; the trainer reports it at its next step
+    except ValueError as error:  # if training has diverged, its next step reports it
         logger.warning("no plot of validation clips: %s", error)
         return None

@@ -19,11 +19,12 @@ from mae_ast.core.frontend.collate import Clip, Collater
 from mae_ast.core.inference.reconstruct import reconstruct
 from mae_ast.core.io.audio import read_audio
 from mae_ast.core.io.manifest import Manifest
-from mae_ast.evaluate import plots
+from mae_ast.evaluate.plots import reconstruction_figure
 from mae_ast.hub.load import PretrainedMaeAst
 from scripts.demo.cache import Results, cached, write_json
 from scripts.demo.corpus import DESCRIPTION_FILE, description, make_corpus
 from scripts.demo.evaluate import evaluate
+from scripts.demo.loss_figure import loss_figure
 from scripts.demo.recognition import confusion_plot, finetune_words, probe_words
 from scripts.demo.report import report
 from scripts.demo.training import num_updates, train
@@ -97,7 +98,7 @@ def _pretrain(corpus: Path, run: Path, updates: int, drawn: list[Path]) -> Resul
     train_set, valid_set = Manifest.load(corpus / "train.tsv"), Manifest.load(corpus / "valid.tsv")
     scores = evaluate(model, train_set, valid_set)
     _draw(model, valid_set, drawn[0])
-    plots.loss_figure(history).savefig(drawn[1], dpi=120)
+    loss_figure(history).savefig(drawn[1], dpi=120)
     return {
         "updates": num_updates(checkpoint),
         "in_one_go": in_one_go,
@@ -113,7 +114,7 @@ def _draw(model: PretrainedMaeAst, valid: Manifest, path: Path) -> None:
     clips = [Clip.of(r, read_audio(valid.audio_path(r)), seed=1, epoch=0) for r in rows]
     batch = Collater(model.config, model.mask_type, random_crop=False)(clips)
     reconstruction = reconstruct(model, batch.source, batch.mask)
-    figure = plots.reconstruction_figure(reconstruction, [f"“{word}”" for word in SHOWN_WORDS])
+    figure = reconstruction_figure(reconstruction, [f"“{word}”" for word in SHOWN_WORDS])
     figure.savefig(path, dpi=120)
 
 

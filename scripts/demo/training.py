@@ -54,14 +54,6 @@ def train(
     history_file, log_file = run / "history.jsonl", run / "train.log"
     settings = [f"optimization.max_update={updates}", *(overrides or [])]
     command = train_command(corpus, "demo", run, settings, kind)
-    # One core is for the data worker; threads that compete for a core slow one another down.
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) - 1))
-    environment = {
-        **os.environ,
-        "HYDRA_FULL_ERROR": "1",
-        "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": threads,
-    }
     last = run / RUN_FILE
     is_new = not last.exists()
     title = "pretraining" if kind == "pretrain" else f"fine-tuning, {run.name.replace('_', ' ')}"
@@ -85,7 +77,7 @@ def train(
             history.write(json.dumps({"kind": match[1], **values}) + "\n")
 
         try:
-            trainings.run(command, environment=environment, on_line=record)
+            trainings.run(command, environment=_environment(), on_line=record)
         except ValueError as error:
             raise SystemExit(f"mae-ast: error: training failed, see {log_file}") from error
         except Interrupted:
@@ -95,6 +87,17 @@ def train(
     if num_updates(last) < updates:  # the training process itself received a signal
         raise SystemExit(f"mae-ast: error: {_stopped(last, updates)}")
     return [json.loads(line) for line in history_file.read_text().splitlines()]
+
+
+def _environment() -> dict[str, str]:
+    # One core is for the data worker; threads that compete for a core slow one another down.
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) - 1))
+    return {
+        **os.environ,
+        "HYDRA_FULL_ERROR": "1",
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": threads,
+    }
 
 
 def _stopped(last: Path, updates: int) -> str:

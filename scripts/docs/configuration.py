@@ -14,6 +14,7 @@ from fairseq.optim import OPTIMIZER_DATACLASS_REGISTRY
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
 
 from mae_ast import plugin
+from mae_ast.core.models.registry import SYSTEMS
 from scripts.docs.presets import preset_names, read_preset
 from scripts.docs.tables import code, prose, table
 
@@ -38,10 +39,7 @@ SECTIONS = (
 TITLES = {
     ("task", "mae_ast_pretraining"): "Pretraining task",
     ("task", "mae_ast_classification"): "Classification task",
-    ("model", "mae_ast"): "MAE-AST",
-    ("model", "ssast"): "SSAST",
-    ("model", "audio_mae"): "Audio-MAE",
-    ("model", "ast"): "AST",
+    **{("model", name): SYSTEMS[name].title for name in ("mae_ast", "ssast", "audio_mae", "ast")},
     ("model", "mae_ast_classifier"): "Classifier on a pretrained encoder",
     ("criterion", "mae_ast"): "Pretraining criterion",
     ("criterion", "mae_ast_classification"): "Classification criterion",

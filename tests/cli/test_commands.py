@@ -175,7 +175,7 @@ def test_reconstruct_writes_an_image(checkpoint, music, tmp_path):
     file = music / "a b" / "36.flac"
     done = run("reconstruct", checkpoint, file, "-o", image, "--ratio", 0.5)
     assert done.returncode == 0, done.stderr
-    assert "50% hidden" in done.stdout
+    assert "50% masked" in done.stdout
     assert image.read_bytes().startswith(b"\x89PNG")
     again = run("reconstruct", checkpoint, file, "-o", image, "--ratio", 0.5)
     assert again.stdout == done.stdout

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
 from mae_ast.cli import bench, manifest, pack, prepare
+from mae_ast.cli.main import COMMANDS
 from mae_ast.core.io.manifest import PROBE_THREADS
 from mae_ast.finetune.crossvalidation import FILES_OF_A_FOLD
 from mae_ast.prepare.pack import JOBS
@@ -95,3 +97,20 @@ def test_bench_records_its_command_line(
 ) -> None:
     monkeypatch.setattr("sys.argv", [*arguments, "--parts", "masks"])
     assert bench._command() == ["mae-ast", "bench", "--parts", "masks"]
+
+
+# Options of one name that are about different things in each command, or have a default there.
+OF_THEIR_COMMAND = {"checkpoint", "config", "data", "device", "manifest", "out", "overrides"} | {
+    *("seed", "source", "test", "to")
+}
+
+
+def test_an_option_of_several_commands_is_declared_once() -> None:
+    """It has the same names, help and limits in all of them."""
+    declared: dict[str, set[tuple[object, ...]]] = {}
+    for command in itertools.chain(*COMMANDS.values()):
+        for name, kind in get_type_hints(command, include_extras=True).items():
+            for option in getattr(kind, "__metadata__", ()):
+                text = (option.help, option.param_decls, option.metavar, option.min, option.max)
+                declared.setdefault(name, set()).add(text)
+    assert {name for name, texts in declared.items() if len(texts) > 1} == OF_THEIR_COMMAND

@@ -46,23 +46,6 @@ def trunc_normal(
         return tensor.mul_(std * math.sqrt(2)).add_(mean).clamp_(a, b)
 
 
-def draw_before_loading() -> None:
-    """Draw random weights before each model is loaded, as earlier versions of this package did.
-
-    Later versions draw none, and thus take other values for all that is drawn afterwards, such as
-    the weights of a new head.
-    """
-    import mae_ast.hub.load as hub
-
-    build_with_weights = hub.build_with_weights
-
-    def draw_and_build(build: Any, *args: Any) -> Any:
-        build()
-        return build_with_weights(build, *args)
-
-    hub.build_with_weights = draw_and_build
-
-
 def find(batch: Any, name: str) -> Any:
     """Find an entry or attribute of that name anywhere in nested batches."""
     if isinstance(batch, dict):
@@ -149,7 +132,6 @@ def run(job: dict[str, Any]) -> NoReturn:
     try:
         from mae_ast.cli.main import main
 
-        draw_before_loading()
         record(job["record"], job.get("stop_at"))
         if job["head"] is not None:
             fix_head(job["head"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,26 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from mae_ast.core.frontend.fbank import fbank, num_frames
-from mae_ast.core.frontend.masking import MaskIds, pad_mask_ids, random_mask
-from mae_ast.core.models.ast import Ast
-from mae_ast.core.models.audio_mae import AudioMae
+from mae_ast.core.frontend.fbank import fbank
 from mae_ast.core.models.classifier import Classifier, HeadConfig
-from mae_ast.core.models.config import (
-    AstConfig,
-    AudioMaeConfig,
-    MaeAstConfig,
-    SsastConfig,
-    VitConfig,
-)
-from mae_ast.core.models.encoder import Encoder, encoder_only
-from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
-from mae_ast.core.models.mae_ast import MaeAst
-from mae_ast.core.models.ssast import Ssast
+from mae_ast.core.models.encoder import Encoder, MaskedEncoder
+from mae_ast.core.models.registry import build_encoder
 from mae_ast.core.nn import attention
 from mae_ast.core.nn.attention import KeyPadding, attend, has_varlen
 from mae_ast.core.nn.transformer import TransformerLayer, compile_layers
+from tests.core.vits import Clips, loss_of
 from tests.sounds import pcm16, speech_like
+from tests.systems.cases import CASES
 
 DEVICE = "cuda"
 pytestmark = [
@@ -41,97 +30,47 @@ pytestmark = [
 ]
 
 # Attention heads of width 64, as in the full-size models.
-WIDTH = {
-    "encoder_layers": 3,
-    "encoder_embed_dim": 192,
-    "encoder_ffn_embed_dim": 768,
-    "encoder_attention_heads": 3,
-    "input_stats": "fixed",
-    "input_mean": 12.0,
-    "input_std": 4.0,
+WIDTH: dict[str, Any] = {
+    **{"encoder_layers": 3, "encoder_embed_dim": 192, "encoder_ffn_embed_dim": 768},
+    **{"decoder_embed_dim": 128, "decoder_ffn_embed_dim": 768, "decoder_attention_heads": 4},
+    **{"position_frames": 1024, "input_mean": 12.0, "input_std": 4.0},
 }
-NO_DROPOUT = dict.fromkeys(
-    ("dropout", "attention_dropout", "dropout_input", "encoder_layerdrop"), 0.0
+NAMES = (
+    *("mae_ast: patches", "mae_ast: frames", "ssast: patches", "ssast: two passes"),
+    *("audio_mae: local", "audio_mae: global", "ast: two", "vit: plain", "toy: patches"),
+    "classifier",
 )
-FRAMES = {
-    "ast_kernel_size_chan": 128,
-    "ast_kernel_stride_chan": 128,
-    "ast_kernel_size_time": 2,
-    "ast_kernel_stride_time": 2,
-}
-MAE_AST = {"decoder_layers": 2, "decoder_embed_dim": 192}
-AUDIO_MAE = {"decoder_layers": 2, "decoder_embed_dim": 128, "decoder_attention_heads": 4}
-NUM_CLASSES = 5
+ALL_SYSTEMS = pytest.mark.parametrize("name", NAMES)
 EQUAL, UNEQUAL = (48_000, 48_000, 48_000, 48_000), (48_000, 20_000, 33_000, 41_000)
 
-Build = Callable[[], nn.Module]
 
-
-def _network(network: type, config: type, **fields: Any) -> Build:
-    known = set(config.__dataclass_fields__)  # type: ignore[attr-defined]
-    settings = {"precision": "float32", **WIDTH, **NO_DROPOUT, **fields}
-    return lambda: network(config(**{k: v for k, v in settings.items() if k in known}))
-
-
-def _classifier() -> nn.Module:
-    model = _network(MaeAst, MaeAstConfig, **MAE_AST)()
-    return Classifier(encoder_only(model), HeadConfig(NUM_CLASSES))
-
-
-SYSTEMS: dict[str, Build] = {
-    "mae_ast patch": _network(MaeAst, MaeAstConfig, **MAE_AST),
-    "mae_ast frame": _network(MaeAst, MaeAstConfig, **MAE_AST, **FRAMES),
-    "ssast one pass": _network(Ssast, SsastConfig),
-    "ssast two passes": _network(Ssast, SsastConfig, two_pass=True),
-    "audio_mae local": _network(AudioMae, AudioMaeConfig, **AUDIO_MAE),
-    "audio_mae global": _network(AudioMae, AudioMaeConfig, **AUDIO_MAE, decoder_attention="global"),
-    "ast": _network(Ast, AstConfig, num_classes=NUM_CLASSES),
-    "vit": _network(Encoder, VitConfig),
-    "classifier": _classifier,
-}
-ALL_SYSTEMS = pytest.mark.parametrize("name", SYSTEMS)
-
-
-@dataclass
-class Batch:
-    """Clips with a mask for each.
-
-    Args:
-        source: (B, L) int16 at 16 kHz.
-        lengths: (B,) samples of each clip; ``None``: all L.
-        mask: mask ids of the batch.
-    """
-
-    source: Tensor
-    lengths: Tensor | None
-    mask: MaskIds
+class Batch(Clips):
+    """Clips that can be moved to a device."""
 
     def to(self, device: str) -> Batch:
-        lengths = None if self.lengths is None else self.lengths.to(device)
-        return Batch(self.source.to(device), lengths, self.mask.to(device))
+        moved = copy.copy(self)
+        moved.source, moved.mask = self.source.to(device), self.mask.to(device)
+        moved.lengths = None if self.lengths is None else self.lengths.to(device)
+        return moved
+
+
+def build(name: str) -> Any:
+    torch.manual_seed(0)
+    case = CASES["mae_ast: patches" if name == "classifier" else name]
+    config = case.config(**WIDTH)
+    if name == "classifier":
+        return Classifier(build_encoder(config), HeadConfig(5)).train()
+    return case.system.network(config).train()
 
 
 def batch_for(model: Any, lengths: tuple[int, ...]) -> Batch:
-    shape = getattr(model, "encoder", model)
-    shape = model.patch_shape if hasattr(model, "patch_shape") else shape.patch_shape
-    generator = torch.Generator().manual_seed(1)
-    grids = [shape.grid(num_frames(n)) for n in lengths]
-    masks = [random_mask(1, grid, 0.75, generator) for grid in grids]
-    waves = [pcm16(speech_like(n, seed)) for seed, n in enumerate(lengths)]
-    source = nn.utils.rnn.pad_sequence(waves, batch_first=True)
-    lengths_or_none = torch.tensor(lengths) if len(set(lengths)) > 1 else None
-    return Batch(source, lengths_or_none, pad_mask_ids(masks))
+    return Batch(model.encoder if isinstance(model, Classifier) else model, *lengths)
 
 
-def loss_of(model: nn.Module, batch: Batch) -> Tensor:
+def training_loss(model: Any, batch: Batch) -> Tensor:
     """Return the training loss, or a substitute that depends on all outputs."""
-    if isinstance(model, (MaeAst, Ssast, AudioMae)):
-        mask = batch.mask
-        out = model(batch.source, batch.lengths, mask)
-        loss = 10 * reconstruction_loss(out.reconstruction, out.target, out.valid)
-        if out.classification is not None:
-            loss = loss + info_nce_loss(out.classification, out.target, out.valid).loss
-        return loss / 1000
+    if isinstance(model, MaskedEncoder):
+        return loss_of(batch.predict(model)) / 1000
     if type(model) is Encoder:
         return model.pooled(batch.source, batch.lengths).float().square().sum()
     labels = torch.arange(len(batch.source), device=batch.source.device)
@@ -151,16 +90,11 @@ def step(
     """
     model.zero_grad()
     with context():
-        loss = loss_of(model, batch)
+        loss = training_loss(model, batch)
     (loss * loss_scale).backward()
     gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     concatenated = torch.cat([g.double().cpu() for g in gradients]) / loss_scale
     return loss.detach().double().cpu(), concatenated
-
-
-def build(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    return SYSTEMS[name]().train()
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
@@ -221,12 +155,12 @@ def test_a_step_never_waits_for_the_device(name: str, lengths: tuple[int, ...]) 
     model = build(name).to(DEVICE)
     set_precision(model, "bfloat16")
     batch = batch_for(model, lengths).to(DEVICE)
-    loss_of(model, batch).backward()  # warm-up: libraries initialise
+    training_loss(model, batch).backward()  # warm-up: libraries initialise
     with no_synchronisation():
-        loss_of(model, batch).backward()
+        training_loss(model, batch).backward()
 
 
-@pytest.mark.parametrize("name", ["mae_ast patch", "mae_ast frame", "ssast one pass"])
+@pytest.mark.parametrize("name", ["mae_ast: patches", "mae_ast: frames", "ssast: patches"])
 def test_activation_checkpointing_keeps_dropout(name: str) -> None:
     model = build(name).to(DEVICE)
     batch = batch_for(model, EQUAL).to(DEVICE)
@@ -267,9 +201,9 @@ def test_padded_batches_use_varlen_attention(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(
         attention, "attend_by_lengths", lambda *args: calls.append(0) or kernel(*args)
     )
-    model = build("mae_ast patch").to(DEVICE)
+    model = build("mae_ast: patches").to(DEVICE)
     set_precision(model, "auto")
-    loss_of(model, batch_for(model, UNEQUAL).to(DEVICE)).backward()
+    training_loss(model, batch_for(model, UNEQUAL).to(DEVICE)).backward()
     assert len(calls) == 3 + 2  # encoder and decoder layers
 
 

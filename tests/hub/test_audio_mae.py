@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import soundfile
 import torch
@@ -17,11 +15,10 @@ from mae_ast.core.checkpoints.audio_mae_release import write_audio_mae
 from mae_ast.core.checkpoints.timm import to_timm
 from mae_ast.core.models.config import AudioMaeConfig, VitConfig
 from mae_ast.core.models.encoder import Encoder, encoder_only
-from mae_ast.evaluate.probe import with_random_weights as untrained
 from mae_ast.finetune import initialize
-from mae_ast.finetune.initialize import finetuning_config, fitted
+from mae_ast.finetune.initialize import fitted
 from mae_ast.hub.load import PretrainedAudioMae
-from tests.core.vits import encoder_of, with_random_weights
+from tests.core.vits import with_random_weights
 from tests.sounds import speech_like
 
 # D / 64 heads, as assumed for the published layout, which does not store their number.
@@ -66,13 +63,6 @@ def assert_same(found: Any, model: Any) -> None:
     assert found.state_dict().keys() == model.state_dict().keys()
     for name, value in model.state_dict().items():
         assert torch.equal(found.state_dict()[name], value), name
-
-
-@pytest.mark.parametrize("fields", [{}, {"decoder_attention": "global"}, {"decoder_layers": 0}])
-def test_folder_round_trip(fields, tmp_path):
-    model = audio_mae(**fields)
-    model.save_pretrained(tmp_path)
-    assert_same(mae_ast.load(tmp_path), model)
 
 
 def test_published_file_round_trip(mae_ast_command, tmp_path):
@@ -134,45 +124,11 @@ def test_reconstruct(mae_ast_command, tmp_path, sound):
     image = tmp_path / "a.png"
     out, message = mae_ast_command("reconstruct", tmp_path / "a", sound, "-o", image)
     assert not message, message
-    assert "80% hidden" in out or "81% hidden" in out, out
+    assert "80% masked" in out or "81% masked" in out, out
     assert image.stat().st_size > 5_000
 
 
-@pytest.mark.parametrize("input_frames", [None, 256])
-def test_features_of_any_length(input_frames, tmp_path):
-    model = audio_mae(input_frames=input_frames)
-    clips = [speech_like(n, seed).numpy() for seed, n in enumerate((20_000, 200_000, 3_000))]
-    found = model.extract_features(clips, window_s=4, overlap_s=1)
-    assert found.hidden_states[0].shape == (3, 78 * 8, 24)
-    assert found.lengths.tolist() == [7, 78, 1]
-    alone = model.extract_features(clips[0], window_s=4, overlap_s=1)
-    np.testing.assert_allclose(
-        alone.hidden_states[1][0], found.hidden_states[1][0, : 7 * 8], atol=1e-4
-    )
-    fresh = untrained(model)
-    assert not torch.equal(fresh.extract_features(clips[0]).pooled, alone.pooled)
-
-
 # Initialisation
-
-
-def test_encoder_for_further_training(tmp_path):
-    path = tmp_path / "audio_mae.pth"
-    model = published(path)
-    encoder = encoder_of(path)
-    assert not any("decoder" in name for name in encoder.state_dict())
-    wave = speech_like(12_000).unsqueeze(0)
-    expected = model.hidden_states(wave)
-    for ours, theirs in zip(encoder.hidden_states(wave), expected, strict=True):
-        assert torch.equal(ours, theirs)
-
-    shorter = Encoder(finetuning_config(encoder.config, frames=128)).eval()
-    shorter.load_state_dict(encoder.state_dict())
-    assert shorter.config == dataclasses.replace(encoder.config, input_frames=128)
-    assert shorter.hidden_states(wave)[0].shape == (1, 64, 24)
-    alone = audio_mae(**(PUBLISHED | {"input_frames": 128}))
-    for ours, theirs in zip(shorter.hidden_states(wave), alone.hidden_states(wave), strict=True):
-        assert torch.equal(ours, theirs)
 
 
 def test_learned_positions_are_initialised_from_the_fixed_ones():

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import soundfile
 import torch
-from safetensors.torch import load_file
 
 import mae_ast
 from mae_ast.core.checkpoints.classifier import ClassifierSpec
@@ -19,7 +18,6 @@ from mae_ast.core.models.config import AstConfig, AudioMaeConfig, SsastConfig, V
 from mae_ast.core.models.encoder import Encoder, encoder_only
 from mae_ast.core.models.registry import SYSTEMS
 from mae_ast.finetune.checkpoint import load_finetuned
-from mae_ast.hub.load import hub_class
 from tests.core.vits import SMALL, encoder_of, with_random_weights
 from tests.sounds import speech_like
 
@@ -63,23 +61,6 @@ def assert_same_states(found: Any, encoder: Any) -> None:
     assert len(states) == 2
     for ours, theirs in zip(found.hidden_states(waveform), states, strict=True):
         assert torch.equal(ours, theirs)
-
-
-def test_encoder_is_loaded_and_saved_in_the_hub_layout(finetuned, tmp_path):
-    system, encoder, run = finetuned
-    for source in (run, run / RUN_FILE):
-        model = mae_ast.load(source)
-        assert type(model) is hub_class(system)
-        assert not model.training
-        assert_same_states(model, encoder)
-    assert model.extract_features(speech_like(12_000)).pooled.isfinite().all()
-
-    model.save_pretrained(tmp_path / "hub")
-    assert set(load_file(tmp_path / "hub" / "model.safetensors")) == set(encoder.state_dict())
-    again = mae_ast.load(tmp_path / "hub")
-    assert again.encoder_only
-    assert_same_states(again, encoder)
-    assert_same_states(encoder_of(run), encoder)
 
 
 def test_commands_accept_encoders_or_refuse_them_in_one_line(mae_ast_command, finetuned, tmp_path):

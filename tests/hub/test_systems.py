@@ -25,15 +25,14 @@ from mae_ast.core.io.labels import Labels, write_clip_labels
 from mae_ast.core.io.manifest import write_manifest
 from mae_ast.core.models.config import AstConfig, SsastConfig, VitConfig
 from mae_ast.core.models.encoder import Encoder
-from mae_ast.core.models.registry import SYSTEMS, System, system_name
-from mae_ast.evaluate.probe import with_random_weights as untrained
+from mae_ast.core.models.registry import SYSTEMS, System
 from mae_ast.evaluate.report import evaluate
 from mae_ast.finetune.checkpoint import load_finetuned
 from mae_ast.hub import load as pretrained
 from mae_ast.hub import offline as hub
 from mae_ast.hub.export import to_hugging_face
-from mae_ast.hub.load import HubModel, PretrainedAst, PretrainedSsast, PretrainedVit, hub_class
-from tests.core.vits import FRAME_TOKENS, SMALL, encoder_of, with_random_weights
+from mae_ast.hub.load import PretrainedAst, PretrainedSsast, PretrainedVit, hub_class
+from tests.core.vits import FRAME_TOKENS, SMALL, with_random_weights
 from tests.sounds import speech_like
 
 # D / 64 heads and the usual strides, which the published layouts do not store.
@@ -63,39 +62,6 @@ def assert_same(found: Any, model: Any) -> None:
     assert not found.training
     for name, value in model.state_dict().items():
         assert torch.equal(found.state_dict()[name], value), name
-
-
-def test_every_system_has_a_pretrained_class():
-    for name, system in SYSTEMS.items():
-        kind = hub_class(name)
-        assert issubclass(kind, HubModel)
-        assert issubclass(kind, system.network)
-        assert getattr(pretrained, kind.__name__) is kind
-        assert system_name(system.config()) == name
-
-
-@pytest.mark.parametrize("build", [ssast, ast, vit])
-def test_folder_round_trip(build, tmp_path):
-    model = build()
-    model.save_pretrained(tmp_path)
-    found = mae_ast.load(tmp_path)
-    assert_same(found, model)
-    assert found.labels == model.labels
-
-
-@pytest.mark.parametrize("kind", [{}, FRAME_TOKENS], ids=["patch", "frame"])
-def test_published_ssast_round_trip(mae_ast_command, kind, tmp_path):
-    model = ssast(**kind)
-    path, again = tmp_path / "ssast.pth", tmp_path / "again.pth"
-    torch.save(write_ssast(model.config, model.state_dict()), path)
-    assert_same(mae_ast.load(path), model)
-
-    out, message = mae_ast_command("convert", path, again, "--to", "released")
-    assert not message, message
-    assert out.startswith(f"{again}: for stock s3prl")
-    first, second = (torch.load(p, weights_only=True) for p in (path, again))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def test_published_ast_round_trip_and_prediction(mae_ast_command, tmp_path):
@@ -223,30 +189,6 @@ def test_scores_of_a_published_classifier_equal_the_model_s(tmp_path):
     assert classifier.labels.names == NAMES
 
 
-@pytest.mark.parametrize("build", [ssast, ast, vit])
-def test_encoder_for_further_training(build, tmp_path):
-    model = build()
-    model.save_pretrained(tmp_path)
-    encoder = encoder_of(tmp_path)
-    assert type(encoder.config) is type(model.config)
-    found, wanted = dataclasses.asdict(encoder.config), dataclasses.asdict(model.config)
-    assert found == pytest.approx(wanted)  # the statistics are rounded to float32
-    waveform = speech_like(12_000).unsqueeze(0)
-    for ours, theirs in zip(
-        encoder.hidden_states(waveform), model.hidden_states(waveform), strict=True
-    ):
-        assert torch.equal(ours, theirs)
-
-
-@pytest.mark.parametrize("build", [ssast, ast, vit])
-def test_probe_baseline_is_the_same_network_untrained(build):
-    model = build()
-    fresh = untrained(model)
-    assert type(fresh) is type(model)
-    assert fresh.config == model.config
-    assert not torch.equal(fresh.positions.table, model.positions.table)
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -304,7 +246,7 @@ def test_reconstruct_with_ssast(mae_ast_command, tmp_path):
         "reconstruct", tmp_path / "ssast", sound, "-o", image, "--mask-type", "random_mask"
     )
     assert not message, message
-    assert "78% hidden" in out or "77% hidden" in out or "79% hidden" in out, out
+    assert "78% masked" in out or "77% masked" in out or "79% masked" in out, out
     assert image.stat().st_size > 5_000
 
 

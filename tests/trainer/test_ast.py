@@ -21,7 +21,8 @@ from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.config import AUDIOSET_MEAN, AUDIOSET_STD, AstConfig, SsastConfig
 from mae_ast.core.models.encoder import PARTS, Encoder
 from mae_ast.finetune.checkpoint import FineTuned, load_finetuned
-from mae_ast.finetune.initialize import finetuning_config, fitted, read_encoder
+from mae_ast.finetune.initialize import finetuning_config, fitted
+from mae_ast.hub.load import read_encoder
 from mae_ast.trainer.command import train_command
 from tests.core.vits import with_random_weights
 from tests.web_server import WebServer

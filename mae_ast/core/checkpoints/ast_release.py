@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +48,6 @@ _FIXED = ("encoder_attention_heads", "layer_norm_eps", "window_type")
 _UNSTORED = ("input_mean", "input_std", "input_frames")
 
 logger = logging.getLogger(__name__)
-
-
-def is_ast(state: State) -> bool:
-    """Return whether the unwrapped content of a file looks like a published AST."""
-    return _has(state, "mlp_head.1.weight")
 
 
 def ambiguity(state: State) -> str | None:
@@ -170,11 +164,6 @@ def _published_strides(time: int, mel: int) -> tuple[int, int]:
     return FINETUNING_STRIDES.get(time, time), FINETUNING_STRIDES.get(mel, mel)
 
 
-def _has(state: State, key: str) -> bool:
-    weights = state.get(MODEL)
-    return isinstance(weights, Mapping) and key in weights and f"{ENCODER}cls_token" in weights
-
-
 def _pooling(weights: State) -> tuple[str, bool]:
     """Return the pooling of a classifier with AST's names, and whether that is certain."""
     kernel = tensor_of(weights, f"{ENCODER}patch_embed.proj.weight", 4)
@@ -197,7 +186,7 @@ def _assumed_of_ast(state: Content, config: AstConfig) -> AstConfig:
 
 SSAST = Layout(
     "ssast",
-    matches=lambda state: _has(state, "mask_embed"),
+    keys=("mask_embed", f"{ENCODER}cls_token"),
     read=_read_ssast,
     write=lambda model: dict(write_ssast(model.config, model.weights)),
     fixed=(*_FIXED, *_STRIDES),
@@ -205,7 +194,7 @@ SSAST = Layout(
 )
 AST = Layout(
     "ast",
-    matches=is_ast,
+    keys=("mlp_head.1.weight", f"{ENCODER}cls_token"),
     read=_read_ast,
     write=lambda model: dict(write_ast(model.config, model.weights)),
     fixed=(*_FIXED, "head_layer_norm_eps"),

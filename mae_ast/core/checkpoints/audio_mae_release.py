@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,20 +95,17 @@ def _positions_row(name: str, grid: tuple[int, int], dim: int) -> Row:
     return constant(name, table, check)
 
 
-def _matches(state: Content) -> bool:
-    weights = state.get(MODEL)
-    names = {"patch_embed.proj.weight", "decoder_pred.weight"}
-    return isinstance(weights, Mapping) and weights.keys() >= names
-
-
 def _read(state: Content, path: Path) -> Checkpoint:
     found: dict[str, Any] = dict(state[MODEL])
-    if any(_SWIN.fullmatch(str(key)) for key in found):
+    skipped = []
+    if any(_SWIN.fullmatch(key) for key in found):
         skipped = [key for key in found if key.startswith((_DECODER, "mask_token"))]
-        logger.warning("%s: %s", path, _describe_skipped(skipped))
-        found = without(found, (_DECODER, "mask_token"))
+        found = without(found, skipped)
     config = _config(found)
-    return Checkpoint(config, "random_mask", key_table.read(_rows(config), config, found))
+    weights = key_table.read(_rows(config), config, found)
+    if skipped:
+        logger.warning("%s: %s", path, _describe_skipped(skipped))
+    return Checkpoint(config, "random_mask", weights)
 
 
 def _config(found: State) -> AudioMaeConfig:
@@ -152,7 +148,7 @@ def _describe_skipped(skipped: list[str]) -> str:
 
 AUDIO_MAE = Layout(
     "audio_mae",
-    matches=_matches,
+    keys=("patch_embed.proj.weight", "decoder_pred.weight"),
     read=_read,
     write=lambda model: dict(write_audio_mae(model.config, model.weights)),
     fixed=(

@@ -10,8 +10,7 @@ from typing import Any
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.models.classifier import Classifier, HeadConfig
 from mae_ast.core.models.config import EncoderConfig
-from mae_ast.core.models.encoder import Encoder
-from mae_ast.core.models.registry import parse_config, system_name
+from mae_ast.core.models.registry import build_encoder, parse_config, system_name
 
 # Layers of a classifier's head: the same layers of AST, whose own pooling it then uses.
 AST_HEAD = {"head.0.": "head.layer_norm.", "head.2.": "head.linear."}
@@ -41,7 +40,7 @@ class ClassifierSpec:
     def build(self) -> Classifier:
         """Build the classifier, with random weights, for inference in float32."""
         config = dataclasses.replace(self.encoder, input_stats="fixed", precision="float32")
-        return Classifier(Encoder(config), self.head)
+        return Classifier(build_encoder(config), self.head)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers to store in a checkpoint."""

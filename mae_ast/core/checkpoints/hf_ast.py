@@ -54,12 +54,6 @@ _MODULES = {
 logger = logging.getLogger(__name__)
 
 
-def is_hugging_face(state: State) -> bool:
-    """Return whether the unwrapped content of a file holds a Hugging Face AST."""
-    weights = state.get(MODEL)
-    return isinstance(weights, Mapping) and _CLS in weights
-
-
 def to_hugging_face(config: AstConfig, weights: State) -> Weights:
     """Return the weights under the names used on the hub."""
     return write(_rows(config), weights)
@@ -124,4 +118,4 @@ def _checkpoint(state: Content, path: Path) -> Checkpoint:
     return read_folder(read_config_file(path), state[MODEL], path)
 
 
-HUGGING_FACE_AST = Layout("ast", matches=is_hugging_face, read=_checkpoint)
+HUGGING_FACE_AST = Layout("ast", keys=(_CLS,), read=_checkpoint)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mae_ast.core.checkpoints.wrappers import MODEL
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -39,7 +41,7 @@ class Layout:
 
     Args:
         system: name of the system whose models it contains.
-        matches: return whether the unwrapped content of a file has this layout.
+        keys: names of weights that only this layout has; empty: any content is read as this layout.
         read: convert the unwrapped content of a file, whose path is for log messages; may raise
             ``KeyError``, ``TypeError`` or ``ValueError``.
         write: inverse of ``read``, may raise ``ValueError``; ``None``: cannot be written.
@@ -50,9 +52,15 @@ class Layout:
     """
 
     system: str
-    matches: Callable[[Content], bool]
+    keys: tuple[str, ...]
     read: Callable[[Content, Path], Checkpoint]
     write: Callable[[Checkpoint], dict[str, Any]] | None = None
     fixed: tuple[str, ...] = ()
     unstored: tuple[str, ...] = ()
     assumed: Callable[[Content, Any], Any] | None = None
+
+    def matches(self, state: Content) -> bool:
+        """Return whether the unwrapped content of a file has this layout."""
+        weights = state.get(MODEL)
+        has_keys = isinstance(weights, Mapping) and all(key in weights for key in self.keys)
+        return has_keys or not self.keys

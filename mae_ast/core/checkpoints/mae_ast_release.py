@@ -31,7 +31,7 @@ TABLES = {
 }
 EXTRAS = ("encoder_mask_emb", "layer_norm.weight", "layer_norm.bias", *TABLES)
 
-# Fields of the released configuration that ours lacks, with the single supported value.
+# Fields of the released configuration that the trainer's lacks, with the single supported value.
 _SUPPORTED = {
     "activation_fn": "gelu",
     "enc_sine_pos": True,
@@ -51,39 +51,10 @@ _IRRELEVANT = {
 }
 _OURS_ONLY = (
     *("random_mask_prob", "decoder_ffn_embed_dim", "decoder_attention_heads", "precision"),
-    *("input_stats", "input_mean", "input_std"),
+    *("input_stats", "input_mean", "input_std", "input_frames"),
 )
 _TASK = {"sample_rate": 16_000, "feature_type": "fbank", "feature_dim": NUM_MEL_BINS}
 FEATURE_RATE = 100  # frames per second
-
-
-def check(model_cfg: Mapping[str, Any], task_cfg: Mapping[str, Any]) -> None:
-    """Refuse a file whose ``cfg`` describes an unsupported network or input.
-
-    Our own files have none of these keys.
-
-    Raises:
-        ValueError: a field has an unsupported value; it is named.
-    """
-    for cfg, known in ((model_cfg, _SUPPORTED), (task_cfg, _TASK)):
-        for key, value in known.items():
-            if cfg.get(key, value) != value:
-                raise ValueError(
-                    f"was trained with {key}={cfg[key]!r}; only {value!r} is supported"
-                )
-
-
-def without_extras(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the weights without the five entries that our layout lacks.
-
-    Raises:
-        ValueError: a table holds other positions than ours; it is named.
-    """
-    for key in TABLES:
-        table = weights.get(key)
-        if isinstance(table, Tensor) and not _is_ours(table):
-            raise ValueError(f"{key} differs from sinusoidal positions")
-    return {key: value for key, value in weights.items() if key not in EXTRAS}
 
 
 def to_released(
@@ -117,25 +88,32 @@ def to_released(
     return {"cfg": {"model": fields, "task": task}, MODEL: {**weights, **extras}}
 
 
-def _is_ours(table: Tensor) -> bool:
-    rows = table.flatten(0, -2).float()
+def _read(state: Content, path: Path) -> Checkpoint:
+    model_cfg, task_cfg = state["cfg"]["model"], state["cfg"]["task"]
+    mask_type, weights = str(task_cfg["mask_type"]), dict(state[MODEL])
+    for cfg, known in ((model_cfg, _SUPPORTED), (task_cfg, _TASK)):
+        for key, value in known.items():
+            if cfg.get(key, value) != value:
+                raise ValueError(
+                    f"was trained with {key}={cfg[key]!r}; only {value!r} is supported"
+                )
+    for key in TABLES:
+        if isinstance(table := weights.get(key), Tensor) and not _is_sinusoidal(table):
+            raise ValueError(f"{key} differs from sinusoidal positions")
+    own = {key: value for key, value in weights.items() if key not in EXTRAS}
+    return Checkpoint(parse_config(model_cfg), mask_type, own)
+
+
+def _is_sinusoidal(table: Tensor) -> bool:
+    rows = table.flatten(0, -2)[:CHECKED_TOKENS].float()
     # float16 is accurate to 2^-11; the implementations' exponentials differ in the last bits.
     atol = 1e-3 if table.dtype != torch.float32 else 1e-4
-    count = min(len(rows), CHECKED_TOKENS)
-    expected = sinusoidal_positions(count, rows.shape[1])
-    return torch.allclose(rows[:count], expected, rtol=0, atol=atol)
-
-
-def _checkpoint(state: Content, path: Path) -> Checkpoint:
-    model_cfg, task_cfg = state["cfg"]["model"], state["cfg"]["task"]
-    mask_type, weights = task_cfg["mask_type"], dict(state[MODEL])
-    check(model_cfg, task_cfg)
-    return Checkpoint(parse_config(model_cfg), str(mask_type), without_extras(weights))
+    return torch.allclose(rows, sinusoidal_positions(*rows.shape), rtol=0, atol=atol)
 
 
 MAE_AST = Layout(
     "mae_ast",
-    matches=lambda state: True,  # tried last; reading names what is missing
-    read=_checkpoint,
+    keys=(),  # tried last; reading names what is missing
+    read=_read,
     write=lambda model: to_released(model.config, model.mask_type, model.weights),
 )

@@ -34,7 +34,7 @@ from mae_ast.core.checkpoints.layout import Checkpoint as Checkpoint
 from mae_ast.core.checkpoints.layout import Layout
 from mae_ast.core.checkpoints.mae_ast_release import MAE_AST
 from mae_ast.core.checkpoints.run_files import latest
-from mae_ast.core.checkpoints.state_dict import MAX_NAMED, first_not_finite, mismatches
+from mae_ast.core.checkpoints.state_dict import MAX_NAMED, first_not_finite, listing, mismatches
 from mae_ast.core.checkpoints.state_files import CheckpointError as CheckpointError
 from mae_ast.core.checkpoints.state_files import read_safetensors
 from mae_ast.core.checkpoints.state_files import read_state as read_state
@@ -84,8 +84,10 @@ def file_of(path: str | os.PathLike[str]) -> Path:
         of_hub = (path / name for name in (WEIGHTS_FILE, TORCH_WEIGHTS_FILE))
         found = found or next((file for file in of_hub if file.is_file()), None)
         if found is None:
+            names = sorted(file.name for file in path.iterdir())
             raise FileNotFoundError(
-                f"{path}: contains neither {RUN_FILE} nor {WEIGHTS_FILE}, but {_listed(path)}"
+                f"{path}: contains neither {RUN_FILE} nor {WEIGHTS_FILE}, but "
+                f"{listing(names) or 'nothing'}"
             )
         return found
     if not path.is_file():
@@ -197,9 +199,3 @@ def _from_finetuned(state: Mapping[str, Any]) -> Checkpoint:
     weights = encoder_weights(state[MODEL], with_head=is_ast)
     labels = spec.labels.names if is_ast else None
     return Checkpoint(config, None, weights, labels, not is_ast, spec.independent)
-
-
-def _listed(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir())
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return f"{', '.join(names[:MAX_NAMED])}{more}" if names else "nothing"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,13 +42,16 @@ def first_not_finite(weights: Mapping[str, Any]) -> str | None:
     return None
 
 
+def listing(names: Sequence[str]) -> str:
+    """List the first names, and count the others."""
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more
+
+
 def _shape(value: Any) -> Any:
     return tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def _named(what: str, keys: Iterable[str]) -> list[str]:
-    listed = list(keys)
-    if not listed:
-        return []
-    more = f" and {len(listed) - MAX_NAMED} more" if len(listed) > MAX_NAMED else ""
-    return [f"{what}{', '.join(listed[:MAX_NAMED])}{more}"]
+    names = list(keys)
+    return [what + listing(names)] if names else []

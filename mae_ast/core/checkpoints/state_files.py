@@ -17,7 +17,7 @@ from numpy._core import multiarray
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from mae_ast.core.checkpoints.state_dict import MAX_NAMED
+from mae_ast.core.checkpoints.state_dict import listing
 from mae_ast.core.checkpoints.wrappers import unwrap
 from mae_ast.core.io.file_kinds import describe, is_safetensors
 
@@ -102,13 +102,11 @@ def _reason(path: Path, error: Exception) -> str:
     """Explain why torch cannot read a file, without torch's advice to execute its content."""
     objects = _refused_objects(path, error)
     classes = [name for name in objects if not name.startswith(_MODULES)] or objects
-    more = f" and {len(classes) - MAX_NAMED} more" if len(classes) > MAX_NAMED else ""
-    named = f"{', '.join(classes[:MAX_NAMED])}{more}"
     if any(name.startswith(_MODULES) for name in objects):
-        return f"holds a pickled module ({named}); save its state_dict() instead"
+        return f"holds a pickled module ({listing(classes)}); save its state_dict() instead"
     if objects:
         return (
-            f"not read, because it holds objects that could run code ({named}); only "
+            f"not read, because it holds objects that could run code ({listing(classes)}); only "
             "tensors, numbers, strings and containers of them are supported"
         )
     return f"damaged or incomplete, or not a checkpoint ({path.stat().st_size:,} bytes)"

@@ -148,7 +148,7 @@ def is_timm(names: Container[str]) -> bool:
 
 
 def sizes_of(state: State, prefix: str = "") -> dict[str, int]:
-    """Derive fields of :class:`VitConfig` from the shapes in a state dict of timm's layout.
+    """Derive fields of :class:`EncoderConfig` from the shapes in a state dict of timm's layout.
 
     Args:
         state: the state dict.

@@ -110,21 +110,8 @@ def extract_features(
     """
     length, overlap = window_columns(model, window_s, overlap_s)
     chosen = _layers(layers, model.config.encoder_layers)
-    is_one = is_one_recording(waveforms)
-    listed: list[Waveform] = [waveforms] if is_one else list(waveforms)  # type: ignore[list-item,arg-type]
-    if not listed:
-        raise ValueError("no waveform given; at least one is required")
-    clips = [read_recording(item, sample_rate, f"waveform {n}") for n, item in enumerate(listed)]
     shape = model.patch_shape
-    for number, clip in enumerate(clips):
-        if len(clip) < shape.min_samples:
-            name = path_of(listed[number]) or number
-            is_array = isinstance(waveforms, (Tensor, np.ndarray)) and not is_one
-            raise ValueError(
-                f"waveform {name}: {len(clip)} samples at 16 kHz are shorter than one patch "
-                f"({shape.min_samples})"
-                f"{'; an array is (recordings, samples), one channel each' if is_array else ''}"
-            )
+    clips = _read(waveforms, sample_rate, shape)
     columns = torch.tensor([shape.grid(num_frames(len(clip)))[0] for clip in clips])
     out = _Collected(chosen, columns, shape.per_column, model.config.encoder_embed_dim)
     was_training = model.training
@@ -140,6 +127,27 @@ def extract_features(
     finally:
         out.discard_unfinished()
         model.train(was_training)
+
+
+def _read(
+    waveforms: Waveform | Sequence[Waveform], sample_rate: int | None, shape: PatchShape
+) -> list[Tensor]:
+    """Read the recordings, and check that each is as long as a patch."""
+    is_one = is_one_recording(waveforms)
+    listed: list[Waveform] = [waveforms] if is_one else list(waveforms)  # type: ignore[list-item,arg-type]
+    if not listed:
+        raise ValueError("no waveform given; at least one is required")
+    clips = [read_recording(item, sample_rate, f"waveform {n}") for n, item in enumerate(listed)]
+    for number, clip in enumerate(clips):
+        if len(clip) < shape.min_samples:
+            name = path_of(listed[number]) or number
+            is_array = isinstance(waveforms, (Tensor, np.ndarray)) and not is_one
+            raise ValueError(
+                f"waveform {name}: {len(clip)} samples at 16 kHz are shorter than one patch "
+                f"({shape.min_samples})"
+                f"{'; an array is (recordings, samples), one channel each' if is_array else ''}"
+            )
+    return clips
 
 
 def _batches(

@@ -37,10 +37,15 @@ def reconstruct(model: MaskedEncoder, source: Tensor, mask: MaskIds) -> Reconstr
         mask: ids of the visible and masked patches.
 
     Raises:
-        ValueError: the prediction is not finite.
+        ValueError: the prediction is not finite, or is no prediction of patches.
     """
     patches = model.patches(source)[:, : mask.num_patches]  # without padding to input_frames
     prediction = model(source, None, mask).rebuilt()
+    if prediction.shape[2] != patches.shape[2]:
+        raise ValueError(
+            f"the model predicts {prediction.shape[2]} values per masked patch, not its "
+            f"{patches.shape[2]} log-mel values; it cannot reconstruct"
+        )
     if not bool(prediction.isfinite().all()):
         raise ValueError("the model's prediction is not finite; its training has diverged")
     index = mask.masked_ids.unsqueeze(2).expand(-1, -1, patches.shape[2])

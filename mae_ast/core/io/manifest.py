@@ -24,11 +24,10 @@ from mae_ast.core.io.archive import why_missing
 from mae_ast.core.io.atomic import atomic_write
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, num_samples_16k, probe_rate
 from mae_ast.core.io.manifest_parser import ManifestError, parse_rows
-from mae_ast.core.io.progress import Progress
-from mae_ast.core.io.read_ahead import map_ahead
+from mae_ast.core.io.read_ahead import Progress, for_each_ahead
 from mae_ast.core.io.retry import retried
 
-__all__ = ["Manifest", "ManifestError", "write_manifest"]
+__all__ = ["Manifest", "ManifestError", "evenly_spaced", "write_manifest"]
 
 PROBE_THREADS = 16
 MAX_HEADERS_AHEAD = 4_096  # headers read while an earlier file, which may be slow, is waited for
@@ -162,8 +161,7 @@ class Manifest:
         Raises:
             ManifestError: a file does not exist or cannot be read.
         """
-        rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), at_most)).astype(np.int64))
-        for row in rows.tolist():
+        for row in evenly_spaced(len(self), at_most).tolist():
             if problem := _problem_of(self.audio_path(row)):
                 raise ManifestError(
                     f"{self.where(row)}: {self.audio_path(row)}: {problem}; paths are relative to "
@@ -187,12 +185,13 @@ class Manifest:
             unknown = np.flatnonzero(cached == 0)  # unreadable last time; they may be readable now
             if not len(unknown):
                 return
-        found: Iterable[int] = map_ahead(
-            self._probe_rate, unknown.tolist(), PROBE_THREADS, MAX_HEADERS_AHEAD
+
+        def keep(row: int, rate: int) -> None:
+            self.sample_rates[row] = rate
+
+        for_each_ahead(
+            self._probe_rate, unknown.tolist(), keep, PROBE_THREADS, MAX_HEADERS_AHEAD, progress
         )
-        if progress is not None:
-            found = progress(found, len(unknown))
-        self.sample_rates[unknown] = np.fromiter(found, dtype=np.int32)
         _write_cache(cache, digest, self.sample_rates)
 
     def _probe_rate(self, row: int) -> int:
@@ -200,6 +199,11 @@ class Manifest:
             return probe_rate(self.audio_path(row))
         except (AudioError, OSError):
             return 0
+
+
+def evenly_spaced(count: int, maximum: int) -> np.ndarray:
+    """Return at most ``maximum`` evenly spaced row indices below ``count``."""
+    return np.unique(np.linspace(0, count - 1, min(count, maximum)).astype(np.int64))
 
 
 def write_manifest(

@@ -3,12 +3,55 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import closing
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+# Shows the progress of an iteration; called with it and the number of its items.
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+
+
+def for_each_ahead(
+    function: Callable[[T], R],
+    items: Sequence[T],
+    use: Callable[[T, R], None],
+    threads: int,
+    max_ahead: int,
+    progress: Progress | None = None,
+) -> None:
+    """Call ``use(item, function(item))`` for each item, in order.
+
+    Args:
+        function, threads, max_ahead: as in :func:`map_ahead`.
+        items: the items.
+        use: called in this thread.
+        progress: wrapper of the iteration over items.
+    """
+
+    def used() -> Generator[T, None, None]:
+        with closing(map_ahead(function, items, threads, max_ahead)) as results:
+            for item, result in zip(items, results, strict=True):
+                use(item, result)
+                yield item
+
+    run_steps(used(), len(items), progress)
+
+
+def run_steps(steps: Iterable[Any], total: int, progress: Progress | None) -> None:
+    """Run through steps, for what they do.
+
+    Errors within a step pass through ``progress``, which ends its line before they are reported.
+
+    Args:
+        steps: iterator that does some work for each item.
+        total: number of steps.
+        progress: wrapper of the iteration over steps; ``None``: nothing is shown.
+    """
+    deque(steps if progress is None else progress(steps, total), maxlen=0)
 
 
 def map_ahead(

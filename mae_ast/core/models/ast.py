@@ -63,5 +63,5 @@ class Ast(Encoder):
         """
         pooled = self.pooled(source, lengths)
         with self.compute():
-            logits: Tensor = self.head(pooled.to(self.post_extract_proj.weight.dtype))
+            logits: Tensor = self.head(pooled.to(self.head.linear.weight.dtype))
         return logits.float()

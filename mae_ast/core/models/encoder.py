@@ -67,7 +67,7 @@ class Encoder(nn.Module):
         self.batch_norm = InputNorm(
             config.input_stats == "batch", config.input_mean, config.input_std
         )
-        self.post_extract_proj = nn.Linear(self.patch_shape.dim, width)
+        self.post_extract_proj: nn.Module = nn.Linear(self.patch_shape.dim, width)
         self.dropout_input = Dropout(config.dropout_input)
         if num_prefix:
             self.prefix_tokens = nn.Parameter(torch.empty(1, num_prefix, width))
@@ -125,12 +125,12 @@ class Encoder(nn.Module):
 
     def embed(self, patches: Tensor) -> Tensor:
         """Project patches to tokens, (B, N, P) -> (B, N, D), without positions."""
-        tokens: Tensor = self.post_extract_proj(patches.to(self.post_extract_proj.weight.dtype))
+        tokens: Tensor = self.post_extract_proj(patches.to(self.encoder.layer_norm.weight.dtype))
         return tokens
 
     def compute(self) -> AbstractContextManager[object]:
         """Return the context in which tokens are computed, see ``precision``."""
-        return compute_in(self.precision, self.post_extract_proj.weight)
+        return compute_in(self.precision, self.encoder.layer_norm.weight)
 
     def encode_tokens(
         self,
@@ -275,7 +275,7 @@ class Prediction:
         reconstruction: (B, M, P), output of the reconstruction head; ``None`` if it is not trained.
         classification: (B, M, P), output of the classification head; ``None`` if it is not trained.
         target: (B, M, P) float32, the masked patches of the normalised input, minus ``offset`` and
-            divided by ``scale``.
+            divided by ``scale``; or other targets, of another size than a patch.
         valid: (B, M) bool, False = padding; ``None``: all valid.
         offset, scale: (B, M, 1) float32, mean and std of each patch; ``None``: 0 and 1.
     """

@@ -23,26 +23,59 @@ from mae_ast.core.models.ssast import Ssast
 
 @dataclass(frozen=True)
 class System:
-    """Classes of one system.
+    """One system: its classes, and how it is called.
 
     Args:
         config: its fields are the keys of ``model.*``.
         network: an :class:`Encoder`, constructed from a configuration.
         starts_from_images: pretraining can start from the weights of an image ViT.
+        encoder: class of the encoder without the modules of pretraining, for fine-tuning.
+        title: its name in the literature.
+        paper_url: URL of the paper.
+        tags: tags on the Hugging Face hub.
     """
 
     config: type[EncoderConfig]
     network: type[Any]
     starts_from_images: bool = False
+    encoder: type[Encoder] = Encoder
+    title: str = ""
+    paper_url: str | None = None
+    tags: tuple[str, ...] = ()
 
 
 # "vit" is a ViT encoder without heads, such as SSAST in fine-tuning.
 SYSTEMS = {
-    "mae_ast": System(MaeAstConfig, MaeAst),
-    "ssast": System(SsastConfig, Ssast),
-    "ast": System(AstConfig, Ast),
-    "audio_mae": System(AudioMaeConfig, AudioMae, starts_from_images=True),
-    "vit": System(VitConfig, Encoder),
+    "mae_ast": System(
+        MaeAstConfig,
+        MaeAst,
+        title="MAE-AST",
+        paper_url="https://arxiv.org/abs/2203.16691",
+        tags=("masked-autoencoder",),
+    ),
+    "ssast": System(
+        SsastConfig,
+        Ssast,
+        title="SSAST",
+        paper_url="https://arxiv.org/abs/2110.09784",
+        tags=("ssast",),
+    ),
+    "ast": System(
+        AstConfig,
+        Ast,
+        title="AST",
+        paper_url="https://arxiv.org/abs/2104.01778",
+        tags=("ast",),
+    ),
+    "audio_mae": System(
+        AudioMaeConfig,
+        AudioMae,
+        starts_from_images=True,
+        title="Audio-MAE",
+        paper_url="https://arxiv.org/abs/2207.06405",
+        tags=("masked-autoencoder", "audio-mae"),
+    ),
+    "vit": System(VitConfig, Encoder, title="Spectrogram transformer encoder"),
 }
 
 
@@ -59,6 +92,15 @@ def system_name(config: Any) -> str:
     raise ValueError(
         f"{type(config).__name__} is not a configuration of any system ({', '.join(SYSTEMS)})"
     )
+
+
+def build_encoder(config: EncoderConfig) -> Encoder:
+    """Build the encoder of a configuration's system, without the modules of pretraining.
+
+    Raises:
+        ValueError: as :func:`system_name`.
+    """
+    return SYSTEMS[system_name(config)].encoder(config)
 
 
 def parse_config(values: Any, default: str = "mae_ast") -> EncoderConfig:

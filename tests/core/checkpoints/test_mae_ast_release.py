@@ -58,6 +58,7 @@ def fields(kernel: tuple[int, int]) -> dict[str, int]:
 @pytest.mark.parametrize("kernel", [PATCH, FRAME], ids=["patch", "frame"])
 def test_stock_s3prl_computes_the_same_features(tmp_path, kernel):
     hubconf = pytest.importorskip("s3prl.upstream.mae_ast.hubconf", reason="needs s3prl")
+    hubconf = pytest.importorskip("s3prl.upstream.mae_ast.hubconf", reason="needs s3prl")
     config = MaeAstConfig(
         encoder_layers=3,
         encoder_embed_dim=96,

@@ -17,43 +17,32 @@ from mae_ast.core.inference.features import extract_features
 from mae_ast.core.inference.windows import windows
 from mae_ast.core.io.audio import AudioError, read_audio, to_pcm16
 from mae_ast.core.io.decoding import audio_file
-from mae_ast.core.models.ast import Ast
-from mae_ast.core.models.config import AstConfig, SsastConfig
 from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.models.mae_ast import MaeAst
-from mae_ast.core.models.ssast import Ssast
+from mae_ast.core.models.registry import build_encoder
 from mae_ast.finetune.initialize import finetuning_config
-from tests.core.vits import FRAME_TOKENS, SMALL, with_random_weights
+from tests.core.vits import with_random_weights
 from tests.sounds import speech_like
+from tests.systems.cases import CASES, FIRST
 
 ATOL = 2e-5
-PATCH, FRAME = (16, 16), (2, 128)
-OF_VIT = SMALL | {"encoder_embed_dim": 32, "encoder_attention_heads": 4}
-
-
-def padded(**kernel: int) -> Encoder:
-    return Encoder(finetuning_config(SsastConfig(**OF_VIT, **kernel), overlap=True, frames=300))
-
-
-VITS = {
-    "ast": lambda: Ast(AstConfig(**OF_VIT)),
-    "ssast": lambda: Ssast(SsastConfig(**OF_VIT, **FRAME_TOKENS)),
-    "padded": lambda: padded(),
-    "padded_frames": lambda: Encoder(
-        finetuning_config(SsastConfig(**OF_VIT, **FRAME_TOKENS), True, 300)
-    ),
+SHAPE = {"encoder_embed_dim": 32, "encoder_attention_heads": 4}
+MODELS = {
+    **{case.system.network.__name__: (case, False) for case in FIRST.values()},
+    "frames": (CASES["mae_ast: frames"], False),
+    "fine-tuned": (CASES["ssast: patches"], True),
+    "fine-tuned frames": (CASES["ssast: frames"], True),
 }
 
 
-@pytest.fixture(params=["patch", "frame", *VITS])
-def model(request, small_config) -> Encoder:
-    """Build a model of each system; padded ones cut or pad to 3 s, with overlapping patches."""
-    if request.param in VITS:
-        return with_random_weights(VITS[request.param]()).eval()
-    model = MaeAst(small_config(FRAME if request.param == "frame" else PATCH)).eval()
-    model.batch_norm.running_mean.fill_(-7)
-    model.batch_norm.running_var.fill_(16)
-    return model
+@pytest.fixture(params=MODELS)
+def model(request) -> Encoder:
+    """Build a model of each system; fine-tuned ones overlap, and cut or pad clips to 3 s."""
+    case, is_finetuned = MODELS[request.param]
+    config = case.config(**SHAPE)
+    if is_finetuned:
+        return with_random_weights(build_encoder(finetuning_config(config, True, 300))).eval()
+    return with_random_weights(case.system.network(config)).eval()
 
 
 def test_features_of_one_waveform_are_the_hidden_states(model):
@@ -224,7 +213,7 @@ def test_files_and_arrays_of_other_rates_agree(model, tmp_path):
     )
     given = model_features(model, wave.numpy(), 48_000).hidden_states[-1]
     # Rounding to 16 bits before and after resampling; random pre-norm layers amplify it.
-    bound = 0.01 if isinstance(model, MaeAst) else 0.02
+    bound = 0.02 if model.config.layer_norm_first else 0.01
     assert (from_file.hidden_states[-1] - given).norm() < bound * given.norm()
     as_int16 = model_features(model, to_pcm16(wave), 48_000).hidden_states[-1]
     assert (as_int16 - given).norm() < bound * given.norm()
@@ -327,7 +316,7 @@ def test_values_beyond_full_scale_are_clipped(model, tmp_path, rate):
     soundfile.write(path, wave.numpy(), rate, subtype="FLOAT")
     from_file = model_features(model, path).hidden_states[-1]
     from_array = model_features(model, wave, rate).hidden_states[-1]
-    bound = 0.01 if isinstance(model, MaeAst) else 0.02  # rounding to 16 bits
+    bound = 0.02 if model.config.layer_norm_first else 0.01  # rounding to 16 bits
     assert (from_file - from_array).norm() < bound * from_array.norm()
 
 

@@ -400,15 +400,15 @@ def test_progress_wraps_each_header_once(manifest_of, audio):
         audio(name)
     seen: list[tuple[int, list[int]]] = []
 
-    def progress(rates, total):
-        found = list(rates)
+    def progress(rows, total):
+        found = list(rows)
         seen.append((total, found))
         return found
 
     path = manifest_of("audio\na.wav\t400\nb.wav\t400\nc.wav\t400\n")
     Manifest.load(path, progress)
     Manifest.load(path, progress)
-    assert seen == [(3, [16_000] * 3)]
+    assert seen == [(3, [0, 1, 2])]
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])

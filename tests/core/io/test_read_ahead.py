@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 
-from mae_ast.core.io.read_ahead import map_ahead
+from mae_ast.core.io.read_ahead import for_each_ahead, map_ahead
 
 
 def test_results_are_in_order_and_computed_concurrently() -> None:
@@ -64,3 +64,32 @@ def test_pending_items_are_dropped_when_the_iteration_ends_early() -> None:
 
 def test_no_items_give_no_results() -> None:
     assert list(map_ahead(str, [], 2, 2)) == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_progress_counts_used_results_and_ends_before_an_error(fails: bool) -> None:
+    events: list[object] = []
+
+    def use(item: str, length: int) -> None:
+        if fails and item == "ccc":
+            raise ValueError("ccc is too long")
+        events.append((item, length))
+
+    def progress(items: Iterable[str], total: int) -> Iterator[str]:
+        try:
+            for item in items:
+                yield item
+                events.append(item)
+        finally:
+            events.append(total)
+
+    items = ["a", "bb", "ccc"]
+    expected: list[object] = [("a", 1), "a", ("bb", 2), "bb"]
+    if fails:
+        with pytest.raises(ValueError, match="ccc is too long") as raised:
+            for_each_ahead(len, items, use, 2, 2, progress)
+        assert raised.traceback  # keeps all frames alive
+    else:
+        for_each_ahead(len, items, use, 2, 2, progress)
+        expected += [("ccc", 3), "ccc"]
+    assert events == [*expected, 3]

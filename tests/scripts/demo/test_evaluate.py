@@ -7,9 +7,9 @@ import torch
 
 from mae_ast.core.io.manifest import Manifest, write_manifest
 from mae_ast.core.models.config import MaeAstConfig
-from mae_ast.evaluate.plots import loss_figure
 from mae_ast.hub.load import PretrainedMaeAst
 from scripts.demo.evaluate import evaluate
+from scripts.demo.loss_figure import loss_figure
 
 
 @pytest.fixture
