@@ -197,7 +197,7 @@ def locate(source: str | os.PathLike[str]) -> Path:
     if text.startswith(("http://", "https://")):
         return _from_url(text)
     path = Path(text).expanduser()
-    if path.exists():
+    if text and path.exists():
         return path
     if not isinstance(source, str) or is_path(text):
         raise FileNotFoundError(f"{text}: no such checkpoint{suggestion(path)}")

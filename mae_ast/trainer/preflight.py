@@ -83,12 +83,12 @@ def guard_resume(config: Any) -> None:
     """
     cfg = _with_defaults(config)
     inputs: dict[str, Any] = {}
-    if not OmegaConf.is_missing(cfg.task, "data"):
+    if folder := OmegaConf.select(cfg, "task.data"):  # None if it is missing
         splits = _splits(cfg)
         names = [f"{split}.tsv" for split in splits]
         if TASK_REGISTRY.get(cfg.task._name) is MaeAstClassificationTask:
             names += [LABELS_FILE, *(f"{split}.lbl" for split in splits)]
-        inputs |= resume_guard.inputs_of(absolute(cfg.task.data), names)
+        inputs |= resume_guard.inputs_of(absolute(folder), names)
     inputs[resume_guard.START_KEY] = cfg.checkpoint.finetune_from_model
     resume_guard.check_or_record(inputs)
 

@@ -75,12 +75,19 @@ def test_commands_refuse_and_write_nothing(mae_ast_command, folder, tmp_path):
         ("extract", folder, tmp_path / "train.tsv", out),
         ("reconstruct", folder, tmp_path / "a.wav", "-o", out),
         ("convert", folder, out, "--to", "released"),
-        ("predict", folder, tmp_path / "a.wav"),
     ):
         printed, message = mae_ast_command(*arguments)
         assert message == f"mae-ast: error: {expected(folder)}"
         assert not printed
         assert not out.exists()
+
+
+@pytest.mark.parametrize("folder", ["ast"], indirect=True)
+def test_prediction_is_refused(mae_ast_command, folder, tmp_path):
+    soundfile.write(tmp_path / "a.wav", speech_like(16_000).numpy(), 16_000)
+    printed, message = mae_ast_command("predict", folder, tmp_path / "a.wav")
+    assert message == f"mae-ast: error: {expected(folder, f'encoder.{WEIGHT}')}"
+    assert not printed
 
 
 def test_non_finite_features_of_finite_weights_are_refused(mae_ast_command, small_config, tmp_path):

@@ -28,6 +28,14 @@ PATH = Path("a.pth")  # of log messages
 PUBLISHED = SMALL | {"input_frames": 128, "encoder_attention_heads": 1}
 
 
+SSAST_KEYS = Path(__file__).parent / "ssast_checkpoint_keys.txt"
+TINY = {
+    "encoder_embed_dim": 192,
+    "encoder_ffn_embed_dim": 768,
+    "encoder_attention_heads": 3,
+}
+
+
 def ssast(**fields: Any) -> Ssast:
     config = SsastConfig(**(PUBLISHED | fields))
     return with_random_weights(Ssast(config)).eval()
@@ -119,6 +127,23 @@ def test_sizes_are_derived_from_the_shapes_of_published_files():
     assert found.position_frames == 296  # the minimum for this number of patches
 
 
+def described(state: dict[str, Tensor]) -> list[str]:
+    """Return a line per key with its shape and dtype; without timm's unused image heads."""
+    return sorted(
+        f"{key}\t{tuple(value.shape)}\t{str(value.dtype).removeprefix('torch.')}"
+        for key, value in state.items()
+        if key not in image_heads()
+    )
+
+
+def test_ssast_keys_shapes_and_dtypes_match_the_authors_code():
+    with torch.device("meta"):
+        config = SsastConfig(**TINY, input_frames=1024)
+        state = write_ssast(config, Ssast(config).state_dict())
+    assert len(state) == 162
+    assert described(state) == SSAST_KEYS.read_text().splitlines()
+
+
 def test_ssast_file_has_the_keys_of_the_authors_code(monkeypatch):
     """Compare with the copy of the authors' code in s3prl."""
     timm = pytest.importorskip("timm")
@@ -130,6 +155,7 @@ def test_ssast_file_has_the_keys_of_the_authors_code(monkeypatch):
         fshape=16, tshape=16, fstride=16, tstride=16, input_tdim=1024, model_size="tiny"
     )
     state = torch.nn.DataParallel(program).state_dict()
+    assert described(state) == SSAST_KEYS.read_text().splitlines()
     found = SSAST.read(unwrap(state), PATH)
     config, weights = found.config, found.weights
     assert (config.encoder_layers, config.encoder_embed_dim) == (12, 192)
