@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,49 +11,23 @@ import soundfile
 import torch
 
 import mae_ast
-from mae_ast.core.checkpoints.classifier import ClassifierSpec
-from mae_ast.core.checkpoints.reader import FINETUNING, RUN_FILE
-from mae_ast.core.io.labels import Labels
-from mae_ast.core.models.classifier import Classifier, HeadConfig
-from mae_ast.core.models.config import AstConfig, AudioMaeConfig, SsastConfig, VitConfig
-from mae_ast.core.models.encoder import Encoder, encoder_only
+from mae_ast.core.checkpoints.reader import RUN_FILE
+from mae_ast.core.models.classifier import HeadConfig
 from mae_ast.core.models.registry import SYSTEMS
 from mae_ast.finetune.checkpoint import load_finetuned
-from tests.core.vits import SMALL, encoder_of, with_random_weights
+from tests.core.vits import encoder_of
 from tests.sounds import speech_like
+from tests.systems.cases import FIRST
+from tests.systems.test_checkpoints import LABELS, finetuned_file
 
 pytestmark = pytest.mark.slow
 
-LABELS = Labels(("/m/a", "/m/b"), ("Animal", "Bird, singing"))
-CONFIGS: dict[str, Any] = {
-    "ssast": SsastConfig(**SMALL),
-    "ast": AstConfig(**SMALL, num_classes=3),
-    "audio_mae": AudioMaeConfig(encoder_layers=2, encoder_embed_dim=24, encoder_attention_heads=3),
-    "vit": VitConfig(**SMALL),
-}
-
-
-def save_run(run: Path, encoder: Any, pool: str) -> Path:
-    head = HeadConfig(len(LABELS.mids), pool=pool)
-    spec = ClassifierSpec(encoder.config, head, LABELS, False, False, clip_samples=16_000)
-    classifier = with_random_weights(Classifier(encoder, head))
-    state = {
-        "model": classifier.state_dict(),
-        "task_state": {FINETUNING: spec.to_dict()},
-        "optimizer_history": [],
-    }
-    (run / RUN_FILE).parent.mkdir(parents=True)
-    torch.save(state, run / RUN_FILE)
-    return run
-
 
 @pytest.fixture(params=sorted(SYSTEMS))
-def finetuned(request, small_config, tmp_path) -> tuple[str, Encoder, Path]:
-    """Return a system, an encoder, and a run with a fine-tuned checkpoint of it."""
-    system = request.param
-    config = CONFIGS.get(system) or small_config()
-    encoder = with_random_weights(encoder_only(SYSTEMS[system].network(config))).eval()
-    return system, encoder, save_run(tmp_path / "run", encoder, "time_steps")
+def finetuned(request, tmp_path) -> tuple[str, Path]:
+    """Return the name of a system, and a run with a fine-tuned checkpoint of it."""
+    finetuned_file(FIRST[request.param], tmp_path / "run", HeadConfig(2))
+    return request.param, tmp_path / "run"
 
 
 def assert_same_states(found: Any, encoder: Any) -> None:
@@ -64,7 +39,7 @@ def assert_same_states(found: Any, encoder: Any) -> None:
 
 
 def test_commands_accept_encoders_or_refuse_them_in_one_line(mae_ast_command, finetuned, tmp_path):
-    system, _, run = finetuned
+    system, run = finetuned
     soundfile.write(tmp_path / "a.wav", speech_like(16_000).numpy(), 16_000)
     (tmp_path / "train.tsv").write_text(f"{tmp_path}\na.wav\t16000\t16000\n")
     out, message = mae_ast_command("extract", run, tmp_path / "train.tsv", tmp_path / "features")
@@ -85,9 +60,9 @@ def test_commands_accept_encoders_or_refuse_them_in_one_line(mae_ast_command, fi
     assert not (tmp_path / "out").exists()
 
 
-def test_classifier_in_wrapper_modules_of_torch(finetuned):
+def test_classifier_in_wrapper_modules_of_torch(tmp_path):
     """Load a checkpoint saved by a user's script for several GPUs with a compiled model."""
-    _, _, run = finetuned
+    finetuned_file(FIRST["mae_ast"], run := tmp_path / "run", HeadConfig(2))
     waveform = speech_like(12_000).unsqueeze(0)
     expected = load_finetuned(run).scores(waveform)
     state = torch.load(run / RUN_FILE, weights_only=True)
@@ -97,11 +72,8 @@ def test_classifier_in_wrapper_modules_of_torch(finetuned):
 
 
 def test_full_ast_is_loaded_and_exported_to_transformers(mae_ast_command, tmp_path):
-    encoder = encoder_only(
-        SYSTEMS["ast"].network(AstConfig(**SMALL, input_frames=128, num_classes=2))
-    )
-    encoder.batch_norm.running_mean.fill_(-6.5)  # as fine-tuning sets it with model.input_mean
-    run = save_run(tmp_path / "run", encoder, "encoder")
+    case = dataclasses.replace(FIRST["ast"], fields={"input_frames": 128, "num_classes": 2})
+    finetuned_file(case, run := tmp_path / "run", HeadConfig(2, pool="encoder"))
     waveform = speech_like(12_000).unsqueeze(0)
     expected = load_finetuned(run).model(waveform)
 

@@ -99,12 +99,18 @@ CASES = {
     for variant, fields in variants.items()
 }
 MASKED = {n: case for n, case in CASES.items() if issubclass(case.system.network, MaskedEncoder)}
-FIRST = {case.system.config: case for case in reversed(CASES.values())}  # one of each system
+FIRST = {name: CASES[f"{name}: {next(iter(variants))}"] for name, (_, variants) in VARIANTS.items()}
 
 all_cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+one_of_each = pytest.mark.parametrize("case", FIRST.values(), ids=FIRST)
 masked_cases = pytest.mark.parametrize("case", MASKED.values(), ids=MASKED)
 EQUAL, UNEQUAL = (9_000, 9_000), (16_000, 9_000, 2_800)
 lengths_of_clips = pytest.mark.parametrize("lengths", [EQUAL, UNEQUAL], ids=["equal", "unequal"])
+
+
+def system_of(case: Case) -> str:
+    """Return the name of a case's system."""
+    return next(name for name, system in ALL_SYSTEMS.items() if system is case.system)
 
 
 @torch.no_grad()

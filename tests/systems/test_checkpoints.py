@@ -21,7 +21,7 @@ from mae_ast.hub.export import to_released_file, to_safetensors
 from mae_ast.hub.load import hub_class, load_masked
 from tests.core.vits import with_random_weights
 from tests.sounds import speech_like
-from tests.systems.cases import FIRST, MASKED, Case
+from tests.systems.cases import FIRST, MASKED, Case, one_of_each, system_of
 
 LABELS = Labels(("/m/a", "/m/b"), ("Animal", "Bird, singing"))
 # What the published layouts assume: D / 64 attention heads, and the usual length of clips.
@@ -38,14 +38,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
 }
 STATISTICS = {f"batch_norm.{name}" for name in ("running_mean", "running_var")}
-one_of_each = pytest.mark.parametrize(
-    "case", FIRST.values(), ids=lambda case: case.system.network.__name__
-)
-
 masked_of_each = pytest.mark.parametrize(
-    "case",
-    [case for case in FIRST.values() if case.predict],
-    ids=lambda case: case.system.network.__name__,
+    "case", [case for case in FIRST.values() if case.predict], ids=system_of
 )
 
 

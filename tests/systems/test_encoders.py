@@ -19,18 +19,13 @@ from tests.sounds import speech_like
 from tests.systems.cases import (
     ALL_SYSTEMS,
     EQUAL,
-    FIRST,
     UNEQUAL,
     Case,
     all_cases,
     names_without_gradient,
+    one_of_each,
+    system_of,
 )
-
-one_of_each = pytest.mark.parametrize("case", FIRST.values(), ids=lambda case: system_of(case))
-
-
-def system_of(case: Case) -> str:
-    return next(name for name, system in ALL_SYSTEMS.items() if system is case.system)
 
 
 def outputs_of(model: Encoder, source: Tensor, lengths: Tensor | None = None) -> dict[str, Any]:

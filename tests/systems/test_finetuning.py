@@ -25,8 +25,9 @@ from tests.systems.cases import (
     Case,
     all_cases,
     names_without_gradient,
+    one_of_each,
 )
-from tests.systems.test_checkpoints import one_of_each, pretrained
+from tests.systems.test_checkpoints import pretrained
 
 POOLS = ("time_steps", "tokens", "encoder")
 overlaps = pytest.mark.parametrize("overlap", [False, True], ids=["as is", "overlap"])
@@ -147,12 +148,12 @@ def test_dropped_patches_do_not_influence_the_logits(case: Case, overlap: bool) 
 
 
 def fixed_positions() -> list[Any]:
-    cases = [case for case in FIRST.values() if case.config().positions != "learned"]
     return [
-        pytest.param(case, kernel, id=f"{case.system.network.__name__}, {name}")
-        for case in cases
-        for name, kernel in (("patches", {}), ("frames", FRAME_TOKENS))
-        if not (kernel and case.system.network.__name__ == "Toy")  # its convolutions need patches
+        pytest.param(case, kernel, id=f"{system}, {kind}")
+        for system, case in FIRST.items()
+        for kind, kernel in (("patches", {}), ("frames", FRAME_TOKENS))
+        if case.config().positions != "learned"
+        and not (kernel and system == "toy")  # whose convolutions need patches
     ]
 
 

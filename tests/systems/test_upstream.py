@@ -26,7 +26,7 @@ KINDS = {
 }
 kinds = pytest.mark.parametrize("kind", KINDS)
 SOME = {
-    **{case.system.network.__name__: case for case in FIRST.values()},
+    **FIRST,
     **{name: CASES[name] for name in ("mae_ast: frames", "ssast: frames")},
 }
 some_cases = pytest.mark.parametrize("case", SOME.values(), ids=SOME)

@@ -12,24 +12,15 @@ import mae_ast
 from mae_ast.core.checkpoints.reader import build_with_weights
 from mae_ast.core.models.registry import SYSTEMS
 from mae_ast.hub.load import hub_class
-from tests.core.vits import SMALL, with_random_weights
+from tests.core.vits import with_random_weights
 from tests.sounds import speech_like
-
-ARCHITECTURE = {key: value for key, value in SMALL.items() if key != "position_frames"}
-DECODER = {
-    "decoder_layers": 2,
-    "decoder_embed_dim": 16,
-    "decoder_ffn_embed_dim": 32,
-    "decoder_attention_heads": 2,
-}
+from tests.systems.cases import FIRST
 
 
 @pytest.fixture(params=SYSTEMS)
 def model(request) -> Any:
-    kind = SYSTEMS[request.param].config
-    config = kind.from_mapping(ARCHITECTURE | DECODER | {"num_classes": 3})
-    model = with_random_weights(hub_class(request.param)(config, "random_mask"))
-    return model.eval()
+    config = FIRST[request.param].config()
+    return with_random_weights(hub_class(request.param)(config, "random_mask")).eval()
 
 
 def trainers_file(model: Any, path: Path, dtype: torch.dtype = torch.float32) -> Path:

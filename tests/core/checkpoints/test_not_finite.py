@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import soundfile
@@ -19,7 +18,7 @@ from mae_ast.core.checkpoints.timm import to_timm
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.manifest import write_manifest
 from mae_ast.core.models.classifier import Classifier, HeadConfig
-from mae_ast.core.models.config import AstConfig, AudioMaeConfig, SsastConfig, VitConfig
+from mae_ast.core.models.config import AstConfig
 from mae_ast.core.models.encoder import encoder_only
 from mae_ast.core.models.registry import SYSTEMS
 from mae_ast.finetune.checkpoint import load_finetuned
@@ -29,13 +28,8 @@ from mae_ast.models import pretraining  # noqa: F401  (registers the models)
 from mae_ast.models.ast import AstModelConfig
 from tests.core.vits import SMALL
 from tests.sounds import speech_like
+from tests.systems.cases import FIRST
 
-CONFIGS: dict[str, Any] = {
-    "ssast": SsastConfig(**SMALL),
-    "ast": AstConfig(**SMALL, num_classes=2),
-    "audio_mae": AudioMaeConfig(encoder_layers=2, encoder_embed_dim=24, encoder_attention_heads=3),
-    "vit": VitConfig(**SMALL),
-}
 WEIGHT = "encoder.layers.1.fc1.weight"
 
 
@@ -47,10 +41,9 @@ def spoil(state: dict[str, Tensor], name: str, value: float) -> dict[str, Tensor
 
 
 @pytest.fixture(params=sorted(SYSTEMS))
-def folder(request, small_config, tmp_path) -> Path:
+def folder(request, tmp_path) -> Path:
     """Save a model in the hub's layout, with NaN in one weight."""
-    config = CONFIGS.get(request.param) or small_config()
-    model = hub_class(request.param)(config, "random_mask")
+    model = hub_class(request.param)(FIRST[request.param].config(), "random_mask")
     model.load_state_dict(spoil(model.state_dict(), WEIGHT, torch.nan))
     model.save_pretrained(tmp_path / "model")
     return tmp_path / "model"

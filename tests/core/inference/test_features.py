@@ -28,7 +28,7 @@ from tests.systems.cases import CASES, FIRST
 ATOL = 2e-5
 SHAPE = {"encoder_embed_dim": 32, "encoder_attention_heads": 4}
 MODELS = {
-    **{case.system.network.__name__: (case, False) for case in FIRST.values()},
+    **{name: (case, False) for name, case in FIRST.items()},
     "frames": (CASES["mae_ast: frames"], False),
     "fine-tuned": (CASES["ssast: patches"], True),
     "fine-tuned frames": (CASES["ssast: frames"], True),
