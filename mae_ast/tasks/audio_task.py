@@ -216,8 +216,8 @@ class AudioTask(InterruptibleTask):
             max_tokens = longest_clip
         longest = max_tokens if max_positions is None else max_positions
         if longest is not None and longest < dataset.sizes.min():
-            raise SystemExit(
-                f"mae-ast: error: dataset.max_tokens={longest} is less than the shortest clip of "
+            raise ValueError(
+                f"dataset.max_tokens={longest} is less than the shortest clip of "
                 f"{dataset.manifest.path} ({dataset.sizes.min()} samples at 16 kHz)"
             )
         return super().get_batch_iterator(
