@@ -27,7 +27,6 @@ from mae_ast.core.checkpoints.reader import LAYOUTS
 from mae_ast.core.checkpoints.wrappers import unwrap
 from mae_ast.core.frontend.fbank import NUM_MEL_BINS
 from mae_ast.core.models.registry import system_name
-from mae_ast.core.nn.positions import sinusoidal_positions
 from mae_ast.hub.load import ENCODER_ONLY, Pretrained, write_safetensors
 
 # Files of an exported folder; a folder with other files is never overwritten.
@@ -208,10 +207,8 @@ class LastHiddenState(nn.Module):
         """Encode all patches (none is masked)."""
         model = self.model
         patches = model.patches(log_mel)
-        tokens = model.embed(patches) + sinusoidal_positions(
-            patches.shape[1], model.config.encoder_embed_dim
-        )
-        encoded: Tensor = model.encoder(tokens)
+        positions = model.positions.build(patches.shape[1] // model.patch_shape.per_column)
+        encoded: Tensor = model.encoder(model.embed(patches) + positions)
         return encoded
 
 

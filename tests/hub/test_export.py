@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 import mae_ast
 from mae_ast.core.frontend.fbank import fbank
+from mae_ast.finetune.initialize import finetuning_config
 from mae_ast.hub import export
 from mae_ast.hub.load import PretrainedMaeAst
 from tests.sounds import speech_like
@@ -42,6 +43,15 @@ def test_released_and_safetensors_round_trip(model, tmp_path):
     for path in (tmp_path / "new" / "a.pt", tmp_path / "folder"):
         assert_close(states(mae_ast.load(path)), states(model), rtol=0, atol=0)
     assert os.listdir(tmp_path / "new") == ["a.pt"]
+
+
+def test_graph_for_onnx_has_the_positions_of_overlapping_patches(model):
+    config = finetuning_config(model.config, overlap=True)
+    overlapping = PretrainedMaeAst(config, "chunk_mask", encoder_only=True).eval()
+    log_mel = fbank(speech_like(20_000)[None])
+    expected = overlapping.last_hidden_state(overlapping.hidden_states(log_mel))
+    found = export.LastHiddenState(overlapping)(log_mel)
+    assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_onnx_computes_the_last_hidden_state(model, tmp_path):

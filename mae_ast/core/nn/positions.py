@@ -106,7 +106,7 @@ class FixedPositions(nn.Module):
 
     def reset_buffers(self) -> None:
         """Compute a table without patches on the default device."""
-        self.register_buffer("table", self._build(0), persistent=False)
+        self.register_buffer("table", self.build(0), persistent=False)
 
     def forward(self, grid: tuple[int, int], num_steps: Tensor | None = None) -> Tensor:
         """Return the embeddings of the prefix tokens and a grid: (1, K + T' F', D).
@@ -118,19 +118,37 @@ class FixedPositions(nn.Module):
         num_rows = self.num_prefix + grid[0] * grid[1]
         if num_rows > len(self.table):
             # Powers of two: clips of all lengths grow the table a few times, not at each step.
-            self.table = self._build(1 << (grid[0] - 1).bit_length()).to(self.table)
+            self.table = self.build(1 << (grid[0] - 1).bit_length()).to(self.table)
         return self.table[:num_rows].unsqueeze(0)
 
-    def _build(self, along_time: int) -> Tensor:
+    def build(self, along_time: int) -> Tensor:
+        """Compute the table (K + T' F', D) for ``along_time`` time steps, on the default device."""
         shape, grid = self.shape, (along_time, self.shape.per_column)
         step = shape.time_stride / shape.time, shape.mel_stride / shape.mel
         if self.kind == "grid":
             patches = grid_positions(grid, self.dim, step)
         else:
-            column = torch.arange(grid[0]).unsqueeze(1) * (step[0] * NUM_MEL_BINS / shape.mel)
-            places = column + torch.arange(grid[1]) * step[1]
-            patches = _sinusoids(places.flatten(), self.dim)
+            patches = self._sequence(grid, step)
         return torch.cat((patches.new_zeros(self.num_prefix, self.dim), patches))
+
+    def _sequence(self, grid: tuple[int, int], step: tuple[float, float]) -> Tensor:
+        """Compute 1-D embeddings (T' F', D); between two time steps, interpolate linearly.
+
+        A fraction of a time step is not added to the index of a patch, which would then be that of
+        a patch at another mel bin.
+        """
+        rows = torch.arange(grid[1]) * step[1]
+
+        def at(columns: Tensor) -> Tensor:
+            places = columns.unsqueeze(1) * (NUM_MEL_BINS / self.shape.mel) + rows
+            return _sinusoids(places.flatten(), self.dim).reshape(-1, grid[1], self.dim)
+
+        columns = torch.arange(grid[0]) * step[0]
+        if step[0] == 1:
+            return at(columns).flatten(0, 1)
+        whole = columns.floor()
+        weight = (columns - whole)[:, None, None]
+        return torch.lerp(at(whole), at(whole + 1), weight).flatten(0, 1)
 
 
 class LearnedPositions(nn.Module):

@@ -73,7 +73,7 @@ def test_fixed_positions_grow_and_keep_their_values(kind, shape):
 @pytest.mark.parametrize("size", [16, 2])
 @pytest.mark.parametrize("kind", ["sinusoidal", "grid"])
 def test_overlapping_patches_at_the_same_place_have_the_same_position(kind, size):
-    """With half the stride, every second patch is where a patch without overlap is."""
+    """With half the stride, every second patch is where one without overlap is; all differ."""
     height = 16 if size == 16 else 128
     plain = PatchShape(size, height)
     overlapping = PatchShape(size, height, size // 2, height // 2 if height < 128 else 128)
@@ -84,6 +84,8 @@ def test_overlapping_patches_at_the_same_place_have_the_same_position(kind, size
         for shape, grid in zip((plain, overlapping), grids, strict=True)
     )
     assert_close(found[::2, ::2], wanted, rtol=0, atol=1e-5)
+    different = len(found.flatten(0, 1).unique(dim=0))
+    assert different == grids[1][0] * grids[1][1]
 
 
 GRIDS = [  # time, mel
