@@ -73,6 +73,7 @@ VARIANTS: dict[str, tuple[Predict | None, dict[str, dict[str, Any]]]] = {
             "patches": {},
             "frames": FRAME_TOKENS,
             "two passes": {"two_pass": True},
+            "CLS only": {"prefix_tokens": 1, "window_type": "povey"},
             "batch statistics": {"input_stats": "batch"},
         },
     ),

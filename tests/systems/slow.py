@@ -56,7 +56,8 @@ def ssast(model: Any, patches: Tensor, masked: list[int]) -> Heads:
         model.mask_emb if n in masked else model.post_extract_proj(patch)
         for n, patch in enumerate(patches)
     ]
-    encoded = model.encoder((torch.stack(tokens) + positions)[None])[0][2:][masked]
+    encoded = model.encoder((torch.stack(tokens) + positions)[None])[0]
+    encoded = encoded[model.config.prefix_tokens :][masked]
     return [
         patches[masked],
         model.final_proj_reconstruction(encoded),
