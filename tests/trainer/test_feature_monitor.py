@@ -101,7 +101,10 @@ def test_skips_an_unreadable_clip(
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["task.probe_interval_updates=-1"], "task.probe_interval_updates=-1; must be an integer >= 0"),
+        (
+            ["task.probe_interval_updates=-1"],
+            "task.probe_interval_updates=-1; must be an integer >= 0",
+        ),
         (["task.probe_clips=5"], "task.probe_clips=5; at least 20"),
         (["task.probe_data=/no/such"], "/no/such/train.tsv: no such manifest"),
         (["task.probe_data=DATA/unlabelled"], "labels.csv"),
