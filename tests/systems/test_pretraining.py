@@ -13,10 +13,12 @@ from mae_ast.core.frontend.collate import Collater
 from mae_ast.core.frontend.fbank import fbank, num_frames
 from mae_ast.core.frontend.masking import MaskIds, random_mask
 from mae_ast.core.inference.reconstruct import reconstruct
-from mae_ast.core.models.config import RegularisationConfig
+from mae_ast.core.models.config import RegularisationConfig, TransformerConfig
+from mae_ast.core.models.registry import parse_pretraining_config, system_name
 from tests.core.vits import Clips, log_mel_like, loss_of
 from tests.systems.cases import (
     EQUAL,
+    FIRST,
     UNEQUAL,
     Case,
     hidden_places,
@@ -24,6 +26,7 @@ from tests.systems.cases import (
     masked_cases,
     names_without_gradient,
     slow_loss,
+    system_of,
 )
 
 HEADS = ("reconstruction", "classification")
@@ -202,13 +205,24 @@ def test_pretraining_refuses_unsuitable_patches(case: Case) -> None:
     mask = random_mask(1, config.patch_shape.grid(64), 0.75)
     with pytest.raises(ValueError, match="patches overlap"):
         case.build(**OVERLAP)(torch.zeros(1, 64, 128), None, mask)
-    case.config().check_pretraining("random_mask")
+    config, name = case.config(), system_of(case)
+    assert parse_pretraining_config({"_name": name, **vars(config)}, "random_mask") == config
     for mask_type, ratio, message in (
         ("chunk_patch", 0.75, "'chunk_patch' is unknown"),
         ("random_mask", 1.45, "random_mask_prob 1.45"),
     ):
         with pytest.raises(ValueError, match=message):
             case.config(random_mask_prob=ratio).check_pretraining(mask_type)
+
+
+def test_systems_without_masks_are_not_pretrained() -> None:
+    for case in FIRST.values():
+        if case.predict is None:
+            values = {"_name": system_of(case), **vars(case.config())}
+            with pytest.raises(ValueError, match="is not pretrained by masking"):
+                parse_pretraining_config(values, "random_mask")
+    with pytest.raises(ValueError, match=r"TransformerConfig is not a configuration of any system"):
+        system_name(TransformerConfig())
 
 
 @masked_cases

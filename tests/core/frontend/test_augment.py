@@ -10,6 +10,7 @@ import torch
 
 from mae_ast.core.frontend.augment import (
     Augmentation,
+    DropConfig,
     StructuredDrop,
     add_noise,
     mask_bands,
@@ -156,12 +157,12 @@ def test_roll_and_scale_is_a_shift_and_a_factor() -> None:
 
 
 def test_structured_drop_keeps_the_requested_fraction() -> None:
-    drop = StructuredDrop(PatchShape(16, 16), None, drop_time=0.3, drop_mel=0.5)
+    drop = StructuredDrop(PatchShape(16, 16), None, DropConfig(0.3, 0.5))
     ids = drop.draw_visible(6 * 16 + 3, clip_generator(1, 1, 1))
     assert len(ids) == 4 * 4
     assert ids.max() < 6 * 8
     assert torch.equal(ids, drop.draw_visible(6 * 16 + 3, clip_generator(1, 1, 1)))
-    padded = StructuredDrop(PatchShape(16, 16), 1024, drop_time=0.3, drop_mel=0.3)
+    padded = StructuredDrop(PatchShape(16, 16), 1024, DropConfig(0.3, 0.3))
     assert len(padded.draw_visible(99, clip_generator(1, 1, 1))) == 44 * 5
     with pytest.raises(ValueError, match=r"drop_mel=1; .* from 0 to below 1"):
-        StructuredDrop(PatchShape(16, 16), None, drop_mel=1)
+        DropConfig(drop_mel=1)
