@@ -102,7 +102,11 @@ CASES = {
 MASKED = {n: case for n, case in CASES.items() if issubclass(case.system.network, MaskedEncoder)}
 FIRST = {name: CASES[f"{name}: {next(iter(variants))}"] for name, (_, variants) in VARIANTS.items()}
 
+# One of each, and with frame tokens.
+SOME = FIRST | {name: CASES[name] for name in ("mae_ast: frames", "ssast: frames")}
+
 all_cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+some_cases = pytest.mark.parametrize("case", SOME.values(), ids=SOME)
 one_of_each = pytest.mark.parametrize("case", FIRST.values(), ids=FIRST)
 masked_cases = pytest.mark.parametrize("case", MASKED.values(), ids=MASKED)
 EQUAL, UNEQUAL = (9_000, 9_000), (16_000, 9_000, 2_800)

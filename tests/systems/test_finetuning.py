@@ -23,9 +23,9 @@ from tests.systems.cases import (
     FIRST,
     UNEQUAL,
     Case,
-    all_cases,
     names_without_gradient,
     one_of_each,
+    some_cases,
 )
 from tests.systems.test_checkpoints import pretrained
 
@@ -44,7 +44,7 @@ def build(case: Case, overlap: bool = False, frames: int | None = None) -> Encod
     return encoder
 
 
-@all_cases
+@some_cases
 @pytest.mark.parametrize("overlap", [False, True], ids=["as pretrained", "overlap"])
 def test_starts_from_a_checkpoint(case: Case, overlap: bool, tmp_path: Path) -> None:
     model = pretrained(case)
