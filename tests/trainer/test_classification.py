@@ -440,7 +440,7 @@ def test_number_of_classes_must_match_the_checkpoint(
     ("override", "words"),
     [
         ("model.checkpoint=null", "model.checkpoint and model.architecture_of are both null"),
-        ("model.head=deep", "head kind 'deep'; must be one of linear, mlp"),
+        ("model.head=deep", "model.head='deep'; must be one of linear, mlp"),
         ("optimizer._name=adam", "optimizer._name=mae_ast_adamw"),
         ("task.mixup=2", "mixup=2"),
         (

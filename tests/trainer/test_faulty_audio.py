@@ -14,10 +14,9 @@ from typer.testing import CliRunner
 from mae_ast.cli.main import app
 from mae_ast.core.io.audio import read_audio
 from mae_ast.core.io.manifest import Manifest
-from mae_ast.core.models.encoder import encoder_only
-from mae_ast.core.models.ssast import Ssast
-from tests.core.vits import with_random_weights
-from tests.hub.test_encoder_of_finetuned import CONFIGS, save_run
+from mae_ast.core.models.classifier import HeadConfig
+from tests.systems.cases import FIRST
+from tests.systems.test_checkpoints import finetuned_file
 
 from .conftest import ONLY_TRAINING
 
@@ -141,8 +140,8 @@ def test_pretraining_reads_all_crops(
 
 
 def test_predict_reads_all_files(tmp_path: Path) -> None:
-    encoder = with_random_weights(encoder_only(Ssast(CONFIGS["ssast"]))).eval()
-    classifier = save_run(tmp_path / "run", "ssast", encoder, "time_steps")
+    classifier = tmp_path / "run"
+    finetuned_file(FIRST["ssast"], classifier, HeadConfig(2))
     result = run("predict", classifier, *(FAULTS / name for name in SECONDS), "--top", 1)
     predicted = [line.split("\t")[0] for line in result.output.splitlines() if "\t" in line]
     assert sorted(Path(path).name for path in predicted) == GOOD

@@ -127,10 +127,9 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
 
 
 def refusal(start: Callable[..., None], data: Path, *overrides: str, kind: str) -> str:
-    with pytest.raises(SystemExit) as refused:
+    with pytest.raises(ValueError) as refused:  # noqa: PT011  (the words are compared below)
         start(data, *overrides, kind=kind)
     message = str(refused.value)
-    assert message.startswith("mae-ast: error: ")
     assert "\n" not in message
     assert "give another --out, or remove begun_with.json if both are equivalent" in message
     return message
