@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -68,7 +70,7 @@ def start_ast(cfg: Any, num_classes: int) -> tuple[EncoderConfig, Weights]:
     source = getattr(cfg, key)
     if not source:
         return config, {}
-    try:
+    with _named(f"model.{key}={source}"):
         weights = timm_weights(config, source, random_weights=not cfg.checkpoint)
         if weights is None:
             pretrained, found = read_encoder(source)
@@ -80,8 +82,6 @@ def start_ast(cfg: Any, num_classes: int) -> tuple[EncoderConfig, Weights]:
             statistics = {key: getattr(pretrained, key) for key in ("input_mean", "input_std")}
             config = for_training(dataclasses.replace(config, **statistics), cfg)
             weights = fitted(found, pretrained, config)
-    except (ValueError, FileNotFoundError) as error:
-        raise type(error)(f"model.{key}={source}: {error}") from error
     weights = {name: value for name, value in weights.items() if "batch_norm." not in name}
     return config, (weights if cfg.checkpoint else {})
 
@@ -100,12 +100,10 @@ def start_encoder(model: AudioMae, source: str) -> None:
         ValueError, FileNotFoundError: the source does not exist, or is of another size or kind.
     """
     fields = dataclasses.asdict(model.config) | {"prefix_tokens": model.config.prefix_tokens}
-    try:
+    with _named(f"model.encoder_weights={source}"):
         found = timm_weights(VitConfig.from_mapping(fields), source)  # with learned positions
         if found is None:
             raise ValueError(f"neither {TIMM}NAME nor a file of timm weights")
-    except (ValueError, FileNotFoundError) as error:
-        raise type(error)(f"model.encoder_weights={source}: {error}") from error
     found["prefix_tokens"] = found["prefix_tokens"] + found.pop("positions.table")[:, :1]
     model.load_state_dict({**model.state_dict(), **found})
 
@@ -177,6 +175,17 @@ def fitted(weights: Weights, old: EncoderConfig, new: EncoderConfig) -> Weights:
         prefix, patches = table[:, :num_old], table[:, num_old:]
     found["positions.table"] = torch.cat((prefix[:, :num_new], patches), dim=1)
     return found
+
+
+@contextmanager
+def _named(setting: str) -> Iterator[None]:
+    """Put the setting that an error is about in front of its message."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{setting}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from error
 
 
 def _replace(config: C, values: dict[str, Any]) -> C:

@@ -260,13 +260,12 @@ def read_encoder(source: str | os.PathLike[str]) -> tuple[EncoderConfig, dict[st
     with torch.device("meta"):
         own = SYSTEMS[system_name(found.config)].encoder(found.config)
     check_weights(own.state_dict(), weights, path)
-    mean, variance = (weights[f"batch_norm.running_{of}"] for of in ("mean", "var"))
-    config = dataclasses.replace(
-        found.config,
-        input_stats="fixed",
-        input_mean=mean.item(),
-        input_std=variance.double().sqrt().item(),
-    )
+    config = dataclasses.replace(found.config, input_stats="fixed")
+    given = InputNorm(False, config.input_mean, config.input_std)
+    mean, variance = (weights[f"batch_norm.running_{of}"].float() for of in ("mean", "var"))
+    if not (torch.equal(given.running_mean, mean) and torch.equal(given.running_var, variance)):
+        std = variance.double().sqrt().item()
+        config = dataclasses.replace(config, input_mean=mean.item(), input_std=std)
     return config, {n: v.float() for n, v in weights.items() if not n.startswith("batch_norm.")}
 
 
