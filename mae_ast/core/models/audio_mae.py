@@ -52,8 +52,8 @@ class AudioMae(MaskedEncoder):
             config.shifts,
             WINDOW,
             decoder_width,
-            config.decoder_ffn_embed_dim,
-            config.decoder_attention_heads,
+            config.decoder_ffn_dim,
+            config.decoder_heads,
             config.layer_norm_eps,
         )
         self.final_proj_reconstruction = nn.Linear(decoder_width, self.patch_shape.dim)

@@ -245,13 +245,8 @@ class PretrainingConfig(MaskConfig, EncoderConfig):
 
 
 @dataclass
-class MaeAstConfig(PretrainingConfig):
-    """Configuration of MAE-AST; its fields are the keys of ``model.*``."""
-
-    window_type: ClassVar[str] = "povey"
-    positions: ClassVar[str] = "sinusoidal"
-    prefix_tokens: ClassVar[int] = 0
-    layer_norm_eps: ClassVar[float] = 1e-5
+class DecoderConfig(PretrainingConfig):
+    """Configuration of a system with a decoder: the size of the decoder."""
 
     decoder_layers: int = setting(2, help="number of decoder layers", minimum=1)
     decoder_embed_dim: int = setting(
@@ -267,6 +262,31 @@ class MaeAstConfig(PretrainingConfig):
         help="number of attention heads in the decoder; default: encoder_attention_heads",
         minimum=1,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_width("decoder", self.decoder_embed_dim, self.decoder_heads)
+
+    @property
+    def decoder_heads(self) -> int:
+        """Number of attention heads in the decoder."""
+        return self.decoder_attention_heads or self.encoder_attention_heads
+
+    @property
+    def decoder_ffn_dim(self) -> int:
+        """Hidden width of the decoder's feed-forward blocks."""
+        return self.decoder_ffn_embed_dim or self.encoder_ffn_embed_dim
+
+
+@dataclass
+class MaeAstConfig(DecoderConfig):
+    """Configuration of MAE-AST; its fields are the keys of ``model.*``."""
+
+    window_type: ClassVar[str] = "povey"
+    positions: ClassVar[str] = "sinusoidal"
+    prefix_tokens: ClassVar[int] = 0
+    layer_norm_eps: ClassVar[float] = 1e-5
+
     layer_norm_first: bool = setting(  # type: ignore[misc]
         False, help="use pre-norm instead of post-norm transformer layers"
     )
@@ -287,11 +307,6 @@ class MaeAstConfig(PretrainingConfig):
     input_stats: str = other_default(InputConfig, "input_stats", "batch")
     input_mean: float = other_default(InputConfig, "input_mean", 0.0)
     input_std: float = other_default(InputConfig, "input_std", 1.0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        heads = self.decoder_attention_heads or self.encoder_attention_heads
-        self.check_width("decoder", self.decoder_embed_dim, heads)
 
 
 @dataclass
@@ -366,7 +381,7 @@ class AstConfig(AstArchitecture, VitConfig):
 
 
 @dataclass
-class AudioMaeConfig(PretrainingConfig):
+class AudioMaeConfig(DecoderConfig):
     """Configuration of Audio-MAE: an encoder with fixed positions and a deep, narrow decoder."""
 
     # Computed for clips of any length; published checkpoints contain a table for 1024 frames.
@@ -375,12 +390,12 @@ class AudioMaeConfig(PretrainingConfig):
     layer_norm_eps: float = other_default(VitArchitecture, "layer_norm_eps", 1e-6)  # type: ignore[misc]
     window_type: str = other_default(VitArchitecture, "window_type", "hanning")  # type: ignore[misc]
     decoder_layers: int = setting(16, help="number of decoder layers; 0: encoder only", minimum=0)
-    decoder_embed_dim: int = other_default(MaeAstConfig, "decoder_embed_dim", 512)
-    decoder_ffn_embed_dim: int = setting(
-        2048, help="hidden width of the decoder's feed-forward blocks", minimum=1
+    decoder_embed_dim: int = other_default(DecoderConfig, "decoder_embed_dim", 512)
+    decoder_ffn_embed_dim: Optional[int] = other_default(  # noqa: UP045
+        DecoderConfig, "decoder_ffn_embed_dim", 2048
     )
-    decoder_attention_heads: int = setting(
-        16, help="number of attention heads in the decoder", minimum=1
+    decoder_attention_heads: Optional[int] = other_default(  # noqa: UP045
+        DecoderConfig, "decoder_attention_heads", 16
     )
     decoder_attention: str = setting(
         "local",
@@ -406,7 +421,6 @@ class AudioMaeConfig(PretrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_width("decoder", self.decoder_embed_dim, self.decoder_attention_heads)
         num_global, num_layers = self.decoder_global_layers, self.decoder_layers
         if self.decoder_attention == "hybrid" and not 0 < num_global < num_layers:
             raise ValueError(

@@ -47,8 +47,8 @@ class MaeAst(MaskedEncoder):
         self.decoder = Transformer(
             config.decoder_layers,
             decoder_width,
-            config.decoder_ffn_embed_dim or config.encoder_ffn_embed_dim,
-            config.decoder_attention_heads or config.encoder_attention_heads,
+            config.decoder_ffn_dim,
+            config.decoder_heads,
             config.layer_norm_first,
             config.dropout,
             config.attention_dropout,
