@@ -30,7 +30,7 @@ def preset_files() -> list[Path]:
 
 
 def flatten(settings: Any) -> Settings:
-    """Return composed settings by ``section.key``; sections that are not set are left out."""
+    """Return composed settings by ``section.key``; sections that are not set are omitted."""
     sections = OmegaConf.to_container(settings, resolve=False, enum_to_str=True)
     return {
         f"{section}.{key}": value
