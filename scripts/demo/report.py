@@ -26,14 +26,14 @@ def _reconstruction(results: Results) -> list[str]:
         f"After {results['updates']} updates{minutes}, on held-out voices:",
         "",
         *_table(
-            ["hidden patches", "this model", "simple guess"],
+            ["masked patches", "this model", "baseline"],
             [
                 "mean squared error",
                 f"{results['mse']:.4f}",
                 f"{results['baseline_mse']:.4f} (each mel bin's mean + the clip's offset)",
             ],
             [
-                f"picked among {results['num_candidates']:.0f} (InfoNCE accuracy)",
+                f"InfoNCE accuracy among {results['num_candidates']:.0f} patches",
                 f"{results['accuracy']:.1%}",
                 f"{chance:.1%} (chance)",
             ],

@@ -89,10 +89,10 @@ def test_tables():
     assert lines == [
         "After 900 updates (4.6 min), on held-out voices:",
         "",
-        "| hidden patches | this model | simple guess |",
+        "| masked patches | this model | baseline |",
         "| --- | --- | --- |",
         "| mean squared error | 0.0552 | 0.1756 (each mel bin's mean + the clip's offset) |",
-        "| picked among 36 (InfoNCE accuracy) | 45.1% | 2.8% (chance) |",
+        "| InfoNCE accuracy among 36 patches | 45.1% | 2.8% (chance) |",
         "",
         "35-word classification, 420 clips of held-out voices (chance 2.9%):",
         "",
