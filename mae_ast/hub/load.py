@@ -35,7 +35,7 @@ from mae_ast.core.io.near_files import near_names, suggestion
 from mae_ast.core.models import encoder
 from mae_ast.core.models.config import EncoderConfig, PretrainingConfig
 from mae_ast.core.models.encoder import Encoder
-from mae_ast.core.models.registry import SYSTEMS, system_name
+from mae_ast.core.models.registry import SYSTEMS, build_encoder, system_name
 from mae_ast.hub.download import cache_folder, download, name_from_url
 from mae_ast.hub.model_card import TEMPLATE, card_fields
 from mae_ast.hub.offline import cache_if_unreachable, offline_advice
@@ -258,7 +258,7 @@ def read_encoder(source: str | os.PathLike[str]) -> tuple[EncoderConfig, dict[st
     found = read_checkpoint(path)
     weights = {name: v for name, v in found.weights.items() if name.split(".")[0] in encoder.PARTS}
     with torch.device("meta"):
-        own = SYSTEMS[system_name(found.config)].encoder(found.config)
+        own = build_encoder(found.config)
     check_weights(own.state_dict(), weights, path)
     config = dataclasses.replace(found.config, input_stats="fixed")
     given = InputNorm(False, config.input_mean, config.input_std)
@@ -278,8 +278,7 @@ def load_encoder(source: str | os.PathLike[str]) -> Encoder:
     config = dataclasses.replace(config, precision="float32", encoder_layerdrop=0.0)
     norm = InputNorm(False, config.input_mean, config.input_std).state_dict()
     weights |= {f"batch_norm.{name}": value for name, value in norm.items()}
-    kind = SYSTEMS[system_name(config)].encoder
-    return build_with_weights(lambda: kind(config), weights, source)
+    return build_with_weights(lambda: build_encoder(config), weights, source)
 
 
 def from_file(path: str | os.PathLike[str]) -> Pretrained:

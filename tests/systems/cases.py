@@ -169,7 +169,7 @@ def hidden_places(model: Encoder, mask: MaskIds, num_frames: int) -> Tensor:
 def names_without_gradient(model: nn.Module) -> list[str]:
     """Return the trained parameters whose gradient is missing, zero or not finite.
 
-    Biases of keys are left out: they shift all scores of a query equally, and have no effect.
+    Biases of keys are omitted: they shift all scores of a query equally, and have no effect.
     """
     return [
         name
