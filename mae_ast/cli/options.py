@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+
+class Choice(str, Enum):
+    """Values that an option may have; the same as ``StrEnum`` of Python 3.11."""
+
+    def __str__(self) -> str:
+        return str(self.value)
 
 
 def _complete_preset(kind: str) -> Callable[[str], list[str]]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mae_ast.cli.options import Jobs
+from mae_ast.cli.options import Choice, Jobs
 from mae_ast.cli.skipped import report_skipped
 from mae_ast.core.io.plural import plural
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from mae_ast.prepare.splits import Prepared
 
 
-class DataSet(StrEnum):
+class DataSet(Choice):
     """Data sets that can be prepared."""
 
     ESC50 = "esc50"
@@ -27,7 +26,7 @@ class DataSet(StrEnum):
     VOXCELEB1 = "voxceleb1"
 
 
-class AudioSetTrain(StrEnum):
+class AudioSetTrain(Choice):
     """AudioSet's training sets."""
 
     BALANCED = "balanced"

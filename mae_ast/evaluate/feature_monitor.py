@@ -132,7 +132,8 @@ class FeatureMonitor:
             embedded, kept = _embed(data.manifest, min_samples, embedding)
             features.append(embedded)
             clips.append(data.take(kept))
-        with warnings.catch_warnings(action="ignore"):  # classes without clips in one of the sets
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # classes without clips in one of the sets
             scores = score(features[0], clips[0], features[1], clips[1], layers)
         measure = "accuracy" if clips[0].targets.ndim == 1 else "mAP"
         skipped = sum(len(data.targets) for data in self.probe) - sum(map(len, features))

@@ -107,7 +107,7 @@ def run(
 def _check_s3prl() -> None:
     # A folder named s3prl, such as ours, is found as a package, but lacks its modules.
     if find_spec("s3prl") is None or find_spec("s3prl.run_downstream") is None:
-        raise ValueError("s3prl is not installed: pip install 'mae-ast[s3prl]'")
+        raise ValueError("s3prl is not installed: pip install 'mae-ast[superb]'")
 
 
 def _checked_folder(out: Path) -> Path:

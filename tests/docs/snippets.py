@@ -134,7 +134,7 @@ class Page:
                 if name == "manifest":  # a reader has none yet
                     shutil.rmtree(arguments[arguments.index("--out") + 1], ignore_errors=True)
                 self.run(*arguments)
-        elif "mae-ast" in arguments:  # behind a launcher, such as torchrun
+        elif "mae-ast" in arguments and program != "pip":  # behind a launcher, such as torchrun
             assert program in ELSEWHERE, command
             self._run_command(arguments[arguments.index("mae-ast") :], True)
         elif program == "make":

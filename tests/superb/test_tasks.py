@@ -154,7 +154,7 @@ def test_rejects_invalid_arguments(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"no\.pt: no such checkpoint"):
         start("ks", tmp_path / "data", tmp_path, checkpoint="no.pt")
     monkeypatch.setattr(run, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'mae-ast\[s3prl\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'mae-ast\[superb\]'"):
         start("ks", tmp_path / "data", tmp_path)
 
 
