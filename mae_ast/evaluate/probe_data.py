@@ -27,6 +27,7 @@ def read_labelled(path: Path, group: re.Pattern[str] | None = None) -> ProbeData
     """
     manifest = Manifest.read(path)
     manifest.check_paths()
+    manifest.check_segments()
     labels = Labels.read(path.parent / LABELS_FILE)
     clip_labels = ClipLabels.read(path.with_suffix(".lbl"), labels, len(manifest))
     rows = np.arange(len(manifest))

@@ -34,7 +34,7 @@ from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, num_samples_16k, prob
 from mae_ast.core.io.manifest_parser import WHOLE, ManifestError, parse_rows
 from mae_ast.core.io.read_ahead import Progress, for_each_ahead
 from mae_ast.core.io.retry import retried
-from mae_ast.core.io.segment import Segment
+from mae_ast.core.io.segment import Segment, end_problem
 
 __all__ = ["WHOLE", "Manifest", "ManifestError", "evenly_spaced", "write_manifest"]
 
@@ -119,10 +119,12 @@ class Manifest:
                 iterable and its length.
 
         Raises:
-            FileNotFoundError, ManifestError: see :meth:`read` and :meth:`check_paths`.
+            FileNotFoundError, ManifestError: see :meth:`read`, :meth:`check_paths` and
+                :meth:`check_segments`.
         """
         manifest = cls.read(path)
         manifest.check_paths()
+        manifest.check_segments()
         manifest.probe_rates(progress)
         return manifest
 
@@ -199,6 +201,32 @@ class Manifest:
                     f"{self.where(row)}: {self.audio_path(row)}: {problem}; paths are relative to "
                     f"the root on line 1 ({self.root})"
                 )
+
+    def check_segments(self, at_most: int = 10_000) -> None:
+        """Check that segments lie within their files, by the files' headers.
+
+        Of each file, the last one of at most ``at_most`` segments is checked, which are spread
+        evenly over the rows. Segments of files whose header gives no length are checked when they
+        are read.
+
+        Raises:
+            ManifestError: a segment reaches beyond the end of its file.
+        """
+        rows = np.flatnonzero(self.starts != WHOLE)
+        rows = rows[evenly_spaced(len(rows), at_most)]
+        last: dict[str, tuple[int, Segment]] = {}
+        for row, segment in zip(rows.tolist(), map(self.segment, rows.tolist()), strict=True):
+            if segment.path not in last or last[segment.path][1].end < segment.end:
+                last[segment.path] = row, segment
+
+        def check(item: tuple[int, Segment], problem: str) -> None:
+            if problem:
+                raise ManifestError(f"{self.where(item[0])}: {item[1].path}: {problem}")
+
+        def problem(item: tuple[int, Segment]) -> str:
+            return end_problem(item[1])
+
+        for_each_ahead(problem, list(last.values()), check, PROBE_THREADS, MAX_HEADERS_AHEAD)
 
     def probe_rates(self, progress: Progress | None = None) -> None:
         """Read missing sample rates from the cache or the files' headers.

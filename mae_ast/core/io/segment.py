@@ -1,25 +1,38 @@
 """Read a segment of a file, at 16 kHz: ``read_segment(segment, start, num_samples) -> (L,) int16``.
 
 A segment that begins at sample s of a file at rate r and is n samples long consists of the 16 kHz
-samples whose time lies from s / r up to, but not including, (s + n) / r. Adjacent segments
-therefore neither overlap nor leave a gap, and a segment from the start of a file has as many
-samples as a file of its length.
+samples whose time lies from s / r up to, but not including, (s + n) / r: the first one is number
+ceil(16000 s / r), counted from 0. Adjacent segments therefore neither overlap nor leave a gap, and
+a segment from the start of a file has as many samples as a file of its length. What is read equals
+the same slice of the whole file (resampled audio: to within one 16-bit step), so at its limits a
+resampled segment depends on the audio around it.
 """
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor
 
 from mae_ast.core.io.audio import (
     SAMPLE_RATE,
     AudioError,
+    header_seconds,
     num_samples_16k,
     probe_audio,
     read_audio,
+    stream_audio,
 )
+
+R = TypeVar("R")
+
+
+class SegmentError(AudioError):
+    """A segment reaches beyond the end of its file."""
 
 
 @dataclass(frozen=True)
@@ -69,40 +82,97 @@ def read_segment(segment: Segment, start: int = 0, num_samples: int | None = Non
 
     Raises:
         FileNotFoundError: the file does not exist.
-        AudioError: the file cannot be decoded, or ends before the part that is read.
+        SegmentError: the part that is read reaches beyond the end of the file.
+        AudioError: the file cannot be decoded.
     """
-    if segment.num_samples is None:
-        return read_audio(segment.path, segment.start + start, num_samples)
-    left = max(0, segment.num_samples - start)
-    wanted = left if num_samples is None else min(num_samples, left)
+    wanted = num_samples
+    if segment.num_samples is not None:
+        left = max(0, segment.num_samples - start)
+        wanted = left if num_samples is None else min(num_samples, left)
     try:
         samples = read_audio(segment.path, segment.start + start, wanted)
     except AudioError:
         check_end(segment)
         raise
-    if len(samples) < wanted:
+    if wanted is not None and len(samples) < wanted:
         check_end(segment)
     return samples
 
 
+def stream_segment(segment: Segment, use: Callable[[Iterator[Tensor]], R]) -> R:
+    """Read a whole segment like :func:`read_segment`, in blocks and in constant memory.
+
+    Args:
+        segment: file, or part of one.
+        use: as in :func:`~mae_ast.core.io.audio.stream_audio`.
+
+    Returns:
+        The result of ``use``.
+
+    Raises:
+        FileNotFoundError, SegmentError, AudioError: see :func:`read_segment`.
+    """
+    num_samples = 0
+
+    def counted(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
+        nonlocal num_samples
+        num_samples = 0
+        for block in blocks:
+            num_samples += len(block)
+            yield block
+
+    try:
+        result = stream_audio(
+            segment.path, lambda blocks: use(counted(blocks)), segment.start, segment.num_samples
+        )
+    except AudioError:
+        check_end(segment)
+        raise
+    if segment.num_samples is not None and num_samples < segment.num_samples:
+        check_end(segment)
+    return result
+
+
 def check_end(segment: Segment) -> None:
-    """Check that a segment lies within its file, by the length of the file.
+    """Check that a segment lies within its file.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        AudioError: the segment reaches beyond the end of the file, or the file cannot be read.
+        SegmentError: the segment reaches beyond the end of the file.
+        AudioError: the file cannot be read.
     """
+    if problem := _end_problem(segment):
+        raise SegmentError(f"{os.path.abspath(segment.path)}: {problem}")
+
+
+def end_problem(segment: Segment) -> str:
+    """Return an error if a segment reaches beyond the end of its file, else ''.
+
+    Little more than the header is read, unless the segment seems to reach beyond the end. A file
+    that cannot be read is no error here; decoding it reports the reason.
+    """
+    try:
+        length_s = header_seconds(segment.path)
+        if segment.num_samples is None or not 0 < math.ceil(length_s * SAMPLE_RATE) < segment.end:
+            return ""
+        return _end_problem(segment)
+    except (AudioError, OSError):
+        return ""
+
+
+def _end_problem(segment: Segment) -> str:
     if segment.num_samples is None:
-        return
+        return ""
     info = probe_audio(segment.path)
     length = num_samples_16k(info.num_frames, info.sample_rate)
-    if segment.end > length:
-        where = "begins after" if segment.start >= length else "reaches beyond"
-        raise AudioError(
-            f"{os.path.abspath(segment.path)}: the segment from {_seconds(segment.start)} to "
-            f"{_seconds(segment.end)} s {where} the end of the file at {_seconds(length)} s "
-            f"({info.num_frames} samples at {info.sample_rate} Hz)"
-        )
+    if segment.end <= length:
+        return ""
+    place = "begins after" if segment.start >= length else "reaches beyond"
+    return (
+        f"the segment from {_seconds(segment.start)} to {_seconds(segment.end)} s {place} the end "
+        f"of the file at {info.seconds:.7g} s; start + length must be at most {info.num_frames} "
+        f"samples at {info.sample_rate} Hz"
+    )
 
 
 def _seconds(samples: int) -> str:
