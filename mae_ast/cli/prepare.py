@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from mae_ast.cli import prepare_own
 from mae_ast.cli.options import Jobs
-from mae_ast.cli.skipped import report_skipped
-from mae_ast.core.io.plural import plural
-
-if TYPE_CHECKING:
-    from mae_ast.prepare.splits import Prepared
+from mae_ast.cli.skipped import report_prepared
 
 DataSetFolder = Annotated[
     Path, typer.Argument(metavar="DIR", help="Folder of the unpacked data set.")
@@ -48,7 +45,7 @@ def esc50(folder: DataSetFolder, out: Out = None, jobs: Jobs = 16) -> None:
     """Write manifests and labels of ESC-50, a folder for each of its five folds."""
     from mae_ast.prepare import esc50
 
-    _report(esc50.prepare(folder, out or Path("manifests/esc50"), jobs))
+    report_prepared(esc50.prepare(folder, out or Path("manifests/esc50"), jobs))
 
 
 def speechcommands1(
@@ -61,7 +58,7 @@ def speechcommands1(
     from mae_ast.prepare import speechcommands
 
     out = out or Path("manifests/speechcommands1")
-    _report(speechcommands.prepare(folder, out, 1, classes, jobs))
+    report_prepared(speechcommands.prepare(folder, out, 1, classes, jobs))
 
 
 def speechcommands2(
@@ -74,7 +71,7 @@ def speechcommands2(
     from mae_ast.prepare import speechcommands
 
     out = out or Path("manifests/speechcommands2")
-    _report(speechcommands.prepare(folder, out, 2, classes, jobs))
+    report_prepared(speechcommands.prepare(folder, out, 2, classes, jobs))
 
 
 def audioset(
@@ -88,7 +85,7 @@ def audioset(
     """Write manifests and labels of AudioSet; valid.tsv is the evaluation set."""
     from mae_ast.prepare import audioset
 
-    _report(audioset.prepare(folder, out or Path("manifests/audioset"), train, jobs))
+    report_prepared(audioset.prepare(folder, out or Path("manifests/audioset"), train, jobs))
 
 
 def librispeech(
@@ -102,18 +99,21 @@ def librispeech(
     """Write manifests of LibriSpeech, which has labels on demand only."""
     from mae_ast.prepare import librispeech
 
-    _report(librispeech.prepare(folder, out or Path("manifests/librispeech"), speakers, jobs))
+    report_prepared(
+        librispeech.prepare(folder, out or Path("manifests/librispeech"), speakers, jobs)
+    )
 
 
 def voxceleb1(folder: DataSetFolder, out: Out = None, jobs: Jobs = 16) -> None:
     """Write manifests and labels of VoxCeleb1, a class per speaker."""
     from mae_ast.prepare import voxceleb1
 
-    _report(voxceleb1.prepare(folder, out or Path("manifests/voxceleb1"), jobs))
+    report_prepared(voxceleb1.prepare(folder, out or Path("manifests/voxceleb1"), jobs))
 
 
 # Heading in the help to functions; the name of a function is that of its command.
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Your own data": (prepare_own.folders, prepare_own.table),
     "Known data sets": (
         *(esc50, speechcommands1, speechcommands2, audioset),
         *(librispeech, voxceleb1),
@@ -132,24 +132,3 @@ def prepare() -> None:
     Writes train.tsv, valid.tsv and test.tsv, the labels of each clip (NAME.lbl), and labels.csv.
     Listed clips that are missing are listed in missing.txt, unreadable files in left_out.txt.
     """
-
-
-def _report(done: Prepared) -> None:
-    from mae_ast.prepare.clips import SKIPPED_FILE
-    from mae_ast.prepare.splits import MISSING_FILE
-
-    for split in done.splits:
-        clips, hours = plural(split.clips, "clip"), split.seconds / 3600
-        line = f"{done.out / split.name}.tsv: {clips}, {hours:.2f} h"
-        if done.num_classes:
-            of = f"{split.classes} of " if split.classes < done.num_classes else ""
-            line += f", {of}{plural(done.num_classes, 'class', 'classes')}"
-        typer.echo(line + (f", {split.missing} missing" if split.missing else ""))
-    for note in done.notes:
-        typer.echo(note)
-    if done.missing:
-        typer.echo(
-            f"{plural(len(done.missing), 'clip')} missing, listed in {done.out / MISSING_FILE}",
-            err=True,
-        )
-    report_skipped(done.skipped, done.out / SKIPPED_FILE)
