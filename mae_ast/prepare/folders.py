@@ -18,6 +18,7 @@ from mae_ast.core.io.suffixes import AUDIO_SUFFIXES
 from mae_ast.prepare.clips import (
     SKIPPED_FILE,
     SPLITS,
+    Clip,
     Headers,
     read_headers,
     write_clips,
@@ -122,7 +123,7 @@ def write_manifests(
             )
     root = Path(os.path.commonpath(folders))
     for name, paths in splits.items():
-        write_clips(out / f"{name}.tsv", root, paths, headers.infos)
+        write_clips(out / f"{name}.tsv", root, map(Clip, paths), headers.infos)
     write_report(out / NOTES_FILE, map("\t".join, headers.notes().items()))
     write_report(out / SKIPPED_FILE, map("\t".join, headers.skipped.items()))
     return found, headers, splits
