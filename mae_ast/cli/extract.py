@@ -46,6 +46,7 @@ def extract(
     part = extraction.parse_shard(shard)
     listed = Manifest.read(manifest)
     listed.check_paths()
+    listed.check_segments()
     model = place(mae_ast.load(checkpoint), device)
     depth = model.config.encoder_layers
     if layer != -1 and not 1 <= layer <= depth:

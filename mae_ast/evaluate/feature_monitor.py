@@ -69,6 +69,7 @@ class FeatureMonitor:
         manifest = Manifest.read(clips)
         manifest = manifest.take(evenly_spaced(len(manifest), num_clips))
         manifest.check_paths()
+        manifest.check_segments()
         if labelled is None:
             return cls(manifest, None)
         train, test = (

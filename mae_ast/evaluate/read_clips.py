@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
+from mae_ast.core.io.audio import SAMPLE_RATE, AudioError
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.io.plural import plural
 from mae_ast.core.io.read_ahead import Progress, map_ahead, run_steps
+from mae_ast.core.io.segment import read_segment
 
 BATCH_SAMPLES = 640 * SAMPLE_RATE  # samples per batch, padding included
 READERS = 4  # files decoded concurrently
@@ -103,10 +104,10 @@ def read_or_skip(
     Returns:
         The samples; ``None`` if the clip cannot be decoded or is too short.
     """
-    path = manifest.audio_path(row)
+    segment = manifest.segment(row)
     try:
-        samples = read_audio(path, 0, max_samples)
-        check_length(samples, min_samples, path)
+        samples = read_segment(segment, 0, max_samples)
+        check_length(samples, min_samples, segment)
     except (AudioError, OSError) as error:
         logger.log(level, "%s: skipped: %s", manifest.where(row), error)
         return None

@@ -17,8 +17,8 @@ from mae_ast.console import bar
 from mae_ast.core.checkpoints.reader import RUN_FILE
 from mae_ast.core.frontend.collate import Clip, Collater
 from mae_ast.core.inference.reconstruct import reconstruct
-from mae_ast.core.io.audio import read_audio
 from mae_ast.core.io.manifest import Manifest
+from mae_ast.core.io.segment import read_segment
 from mae_ast.evaluate.plots import reconstruction_figure
 from mae_ast.hub.load import PretrainedMaeAst
 from scripts.demo.cache import Results, cached, write_json
@@ -111,7 +111,7 @@ def _draw(model: PretrainedMaeAst, valid: Manifest, path: Path) -> None:
     for word in SHOWN_WORDS:
         matches = [r for r in range(len(valid)) if valid.row_path(r).startswith(f"{word}_")]
         rows.append(matches[len(rows) * len(matches) // len(SHOWN_WORDS)])
-    clips = [Clip.of(r, read_audio(valid.audio_path(r)), seed=1, epoch=0) for r in rows]
+    clips = [Clip.of(r, read_segment(valid.segment(r)), seed=1, epoch=0) for r in rows]
     batch = Collater(model.config, model.mask_type, random_crop=False)(clips)
     reconstruction = reconstruct(model, batch.source, batch.mask)
     figure = reconstruction_figure(reconstruction, [f"“{word}”" for word in SHOWN_WORDS])

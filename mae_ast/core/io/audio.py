@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
 from typing import TypeVar
 
 import av
@@ -34,6 +35,7 @@ __all__ = [
     "SOURCE_RATES",
     "AudioError",
     "AudioInfo",
+    "header_seconds",
     "num_samples_16k",
     "probe_audio",
     "probe_rate",
@@ -104,6 +106,22 @@ def probe_rate(path: str | os.PathLike[str]) -> int:
     return _with_decoder(path, by_soundfile, by_av, "cannot be read as audio")
 
 
+def header_seconds(path: str | os.PathLike[str]) -> Fraction:
+    """Return the length that a file's header gives, in seconds; 0 if it gives none.
+
+    Unlike :func:`probe_audio`, which verifies the length, this reads little more than the header.
+
+    Raises:
+        FileNotFoundError, AudioError: see :func:`probe_audio`.
+    """
+    return _with_decoder(
+        path,
+        audio_length.header_seconds_by_soundfile,
+        audio_length.header_seconds_by_av,
+        "cannot be read as audio",
+    )
+
+
 def read_audio(
     path: str | os.PathLike[str], start: int = 0, num_samples: int | None = None
 ) -> Tensor:
@@ -128,9 +146,7 @@ def read_audio(
     """
     samples = _decode(path, start, num_samples, _concatenate)
     if samples.numel() == 0:
-        raise AudioError(
-            f"{_absolute_path(path)}: contains no audio after {start / SAMPLE_RATE:.3f} s"
-        )
+        raise AudioError(_no_audio(path, start))
     return samples
 
 
@@ -143,11 +159,16 @@ def read_long_audio(path: str | os.PathLike[str]) -> Tensor:
     return read_audio(path)
 
 
-def stream_audio(path: str | os.PathLike[str], use: Callable[[Iterator[Tensor]], R]) -> R:
-    """Decode a whole file like :func:`read_audio`, in blocks and in constant memory.
+def stream_audio(
+    path: str | os.PathLike[str],
+    use: Callable[[Iterator[Tensor]], R],
+    start: int = 0,
+    num_samples: int | None = None,
+) -> R:
+    """Decode a file or part of it like :func:`read_audio`, in blocks and in constant memory.
 
     Args:
-        path: path of the file.
+        path, start, num_samples: as in :func:`read_audio`.
         use: function of an iterator over (L,) int16 blocks; called again with all blocks if
             decoding fails and is retried.
 
@@ -164,9 +185,9 @@ def stream_audio(path: str | os.PathLike[str], use: Callable[[Iterator[Tensor]],
             is_empty = False
             yield block
         if is_empty:
-            raise AudioError(f"{_absolute_path(path)}: contains no audio")
+            raise AudioError(_no_audio(path, start))
 
-    return _decode(path, 0, None, lambda blocks: use(checked(blocks)))
+    return _decode(path, start, num_samples, lambda blocks: use(checked(blocks)))
 
 
 def _decode(
@@ -181,6 +202,11 @@ def _decode(
         lambda file: use(_blocks_by_av(file, start, num_samples)),
         "cannot be decoded",
     )
+
+
+def _no_audio(path: str | os.PathLike[str], start: int) -> str:
+    after = f" after {start / SAMPLE_RATE:.3f} s" if start else ""
+    return f"{_absolute_path(path)}: contains no audio{after}"
 
 
 def _concatenate(blocks: Iterator[Tensor]) -> Tensor:

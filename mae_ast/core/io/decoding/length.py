@@ -67,6 +67,18 @@ def length_by_soundfile(file: AudioFile) -> AudioInfo:
     return _info_with_note(measure(file), rate, Fraction(frames, rate))
 
 
+def header_seconds_by_soundfile(file: AudioFile) -> Fraction:
+    """Return the length in the header in seconds, unverified; 0 if it gives none."""
+    with libsndfile.opened(file) as sound:
+        return Fraction(libsndfile.num_frames(sound), int(sound.samplerate))
+
+
+def header_seconds_by_av(file: AudioFile) -> Fraction:
+    """Return the length in the header or estimated by FFmpeg in seconds; 0 if there is none."""
+    with ffmpeg.opened(file) as stream:
+        return _container_duration(stream)[0]
+
+
 def _ends_whole(sound: soundfile.SoundFile) -> bool:
     """Return whether the last frame can be decoded; it may be incomplete in a truncated file."""
     try:
