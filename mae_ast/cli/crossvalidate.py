@@ -46,10 +46,12 @@ def crossvalidate(
     The run saves and exits on Ctrl-C, SIGTERM or SIGUSR1; the same command resumes it. A second
     Ctrl-C exits at once.
     """
+    from mae_ast.extras import TRAINING, require
     from mae_ast.finetune import crossvalidation as folds
     from mae_ast.trainer.child_training import Interrupted, Trainings
     from mae_ast.trainer.command import initial_weights, run_identity, train_command
 
+    require(*TRAINING, "matplotlib")  # the last one for the report
     folders = folds.find_folds(data)
     given = overrides or []
     folds.check_overrides(given)

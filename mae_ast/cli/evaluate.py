@@ -32,7 +32,9 @@ def evaluate(
     from mae_ast.cli.device import load_classifier
     from mae_ast.console import bar
     from mae_ast.evaluate import report
+    from mae_ast.extras import require
 
+    require("sklearn")  # used after scoring
     _check_split(data, split)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # fails before the clips are scored
