@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mae_ast.cli.options import Average, Classifier, Device, data_argument
+from mae_ast.cli.options import Average, Classifier, Device, Precision, data_argument
 from mae_ast.core.io.plural import plural
 
 
@@ -21,6 +21,7 @@ def evaluate(
         Path | None, typer.Option(help="Folder for the scores by class (CSV) and a plot.")
     ] = None,
     device: Device = None,
+    precision: Precision = "float32",
 ) -> None:
     """Score a fine-tuned classifier on a labelled split.
 
@@ -38,7 +39,7 @@ def evaluate(
     _check_split(data, split)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # fails before the clips are scored
-    classifier = load_classifier(source, average, device)
+    classifier = load_classifier(source, average, device, precision)
     found = report.evaluate(classifier, data, split, bar("scoring", "clip"))
     summary = found.summary
     num_skipped = found.num_skipped
