@@ -18,7 +18,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Split to score, such as valid or test.")] = "valid",
     average: Average = 1,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the scores by class (CSV) and a plot.")
+        Path | None, typer.Option(help="Folder for the scores by class (CSV) and plots.")
     ] = None,
     device: Device = None,
 ) -> None:
@@ -32,6 +32,7 @@ def evaluate(
     from mae_ast.cli.device import load_classifier
     from mae_ast.console import bar
     from mae_ast.evaluate import report
+    from mae_ast.evaluate.training_curves import write_curves
 
     _check_split(data, split)
     if out is not None:
@@ -55,6 +56,8 @@ def evaluate(
             typer.echo(f"{name:10}{value:.4f}")
     if out is not None:
         written = report.write_report(found, out, f"{source.name}, {split}")
+        if (curves := write_curves(source, out)) is not None:
+            written.append(curves)
         typer.echo(", ".join(str(path) for path in written))
 
 
