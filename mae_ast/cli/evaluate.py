@@ -18,7 +18,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Split to score, such as valid or test.")] = "valid",
     average: Average = 1,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the scores by class (CSV) and a plot.")
+        Path | None, typer.Option(help="Folder for the scores by class (CSV) and plots.")
     ] = None,
     device: Device = None,
     precision: Precision = "float32",
@@ -33,6 +33,7 @@ def evaluate(
     from mae_ast.cli.device import load_classifier
     from mae_ast.console import bar
     from mae_ast.evaluate import report
+    from mae_ast.evaluate.training_curves import write_curves
     from mae_ast.extras import require
 
     require("sklearn")  # used after scoring
@@ -58,6 +59,8 @@ def evaluate(
             typer.echo(f"{name:10}{value:.4f}")
     if out is not None:
         written = report.write_report(found, out, f"{source.name}, {split}")
+        if (curves := write_curves(source, out)) is not None:
+            written.append(curves)
         typer.echo(", ".join(str(path) for path in written))
 
 
