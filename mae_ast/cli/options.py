@@ -82,6 +82,18 @@ Device = Annotated[
     typer.Option(help="PyTorch device, such as cpu or cuda:1; default: cuda if available."),
 ]
 
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="Dtype of the transformer: float32; bfloat16, about twice as fast on devices that "
+        "multiply bfloat16 matrices in hardware, and an error on others; or auto, bfloat16 on "
+        "these devices and else float32.",
+        autocompletion=lambda incomplete: [
+            name for name in ("float32", "bfloat16", "auto") if name.startswith(incomplete)
+        ],
+    ),
+]
+
 # --- data -----------------------------------------------------------------------------------------
 
 ManifestFile = Annotated[

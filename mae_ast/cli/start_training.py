@@ -27,7 +27,7 @@ def start_training(
             packages are missing.
     """
     from mae_ast.extras import TRAINING, require
-    from mae_ast.trainer import resume_guard, stop_request, sweep
+    from mae_ast.trainer import resume_guard, run_record, stop_request, sweep
     from mae_ast.trainer.command import NOTE, initial_weights, run_identity, train_command
 
     require(*TRAINING)
@@ -40,5 +40,6 @@ def start_training(
     command = train_command(data, config, out, arguments, kind)
     settings |= sweep.note(arguments)
     resume_guard.check_and_defer(out / NOTE, settings, sweep.has_begun(out))
+    run_record.defer_command()
     with stop_request.deferring():
         os.execv(sys.executable, command)

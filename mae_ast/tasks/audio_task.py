@@ -289,7 +289,7 @@ class AudioTask(InterruptibleTask):
             super().before_exit()
             return
         found = [
-            dataset.manifest.audio_path(row)
+            dataset.manifest.segment(row)
             for dataset in self.datasets.values()
             for row in dataset.bad_files.rows
         ]

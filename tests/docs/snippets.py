@@ -37,6 +37,8 @@ ELSEWHERE = {  # programs that are not run here, and why
     "pip": "installs packages",
     "torchrun": "starts several processes; tests/trainer/test_two_processes.py runs it",
     "srun": "needs SLURM",
+    "docker": "needs Docker",
+    "apptainer": "needs Apptainer",
     ".": "activates an environment",
 }
 PARSED_ONLY = {  # words of a command, and why it is not run
