@@ -110,8 +110,8 @@ def check_classifier() -> None:
     sizes |= {"encoder_ffn_embed_dim": 256, "encoder_attention_heads": 1}
     config = AstConfig(encoder_layers=2, num_classes=3, **sizes)
     PretrainedAst(config, labels=("dog", "rain", "siren")).save_pretrained("ast")
-    command("convert", "ast", "transformers", "--to", "hugging-face")
-    said = command("predict", "transformers", "long.flac", "--top", "2")
+    command("convert", "ast", "exported", "--to", "transformers")
+    said = command("predict", "exported", "long.flac", "--top", "2")
     assert said.count("long.flac\t") == 2, said
 
 
