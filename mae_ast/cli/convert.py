@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mae_ast.cli.options import model_argument
+from mae_ast.cli.options import Choice, model_argument
 
 
-class Kind(StrEnum):
+class Kind(Choice):
     """Formats that can be written."""
 
     released = "released"
     safetensors = "safetensors"
-    hugging_face = "hugging-face"
+    transformers = "transformers"
     onnx = "onnx"
 
 
@@ -25,15 +24,16 @@ def convert(
     target: Annotated[
         Path,
         typer.Argument(
-            metavar="OUT", help="File to write; a folder for safetensors and hugging-face."
+            metavar="OUT", help="File to write; a folder for safetensors and transformers."
         ),
     ],
     to: Annotated[
         Kind,
         typer.Option(
             help="Format to write. released: for stock s3prl and the authors' implementations; "
-            "safetensors: for the Hugging Face hub; hugging-face: transformers' AST; onnx: from "
-            "log-mel to the last hidden state of MAE-AST."
+            "safetensors: for mae_ast.load and the Hugging Face hub; transformers: for people "
+            "without this package, who load the encoder or classifier with transformers; onnx: "
+            "from log-mel to the last hidden state of MAE-AST."
         ),
     ],
     force: Annotated[
@@ -41,11 +41,18 @@ def convert(
         typer.Option("--force", help="Overwrite an existing OUT: a file, or a model's folder."),
     ] = False,
 ) -> None:
-    """Convert a checkpoint to another format."""
+    """Convert a checkpoint to another format.
+
+    Of a fine-tuned checkpoint, transformers gets the classifier, and the other formats the encoder
+    (for AST the full classifier).
+    """
     import mae_ast
     from mae_ast.hub import export as conversion
 
-    conversion.check_target(target, to in (Kind.safetensors, Kind.hugging_face), force)
+    conversion.check_target(target, to in (Kind.safetensors, Kind.transformers), force)
+    if to is Kind.transformers:
+        _to_transformers(source, target, force)
+        return
     model = mae_ast.load(source)
     if to is Kind.released:
         unstored = conversion.to_released_file(model, target, force)
@@ -59,9 +66,15 @@ def convert(
     elif to is Kind.safetensors:
         conversion.to_safetensors(model, target, force)
         typer.echo(f"{target}: for mae_ast.load and the Hugging Face hub")
-    elif to is Kind.hugging_face:
-        conversion.to_hugging_face(model, target, force)
-        typer.echo(f"{target}: for transformers' ASTForAudioClassification")
     else:
         worst = conversion.to_onnx(model, target, force)
         typer.echo(f"{target}: differs from PyTorch by at most {worst:.1e}")
+
+
+def _to_transformers(source: str, target: Path, force: bool) -> None:
+    from mae_ast.hub import export_transformers
+
+    model = export_transformers.load_with_head(source)
+    loader = export_transformers.to_transformers(model, target, force)
+    code = "" if loader.startswith("AST") else ", trust_remote_code=True"
+    typer.echo(f"{target}: for transformers: {loader}.from_pretrained({str(target)!r}{code})")

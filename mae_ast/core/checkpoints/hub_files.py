@@ -14,9 +14,15 @@ from mae_ast.core.checkpoints.state_files import CheckpointError
 from mae_ast.core.io.first_line import first_line
 from mae_ast.core.models.registry import parse_config, system_name
 
-# Files of a folder in the hub's layout; the last two are for Hugging Face's own models only.
+# Files of a folder in the hub's layout; the last two are for transformers only.
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 PREPROCESSOR_FILE, TORCH_WEIGHTS_FILE = "preprocessor_config.json", "pytorch_model.bin"
+# Modelling code in a folder exported for transformers.
+CODE_FILES = (
+    "configuration_spectrogram_transformer.py",
+    "layers_spectrogram_transformer.py",
+    "modeling_spectrogram_transformer.py",
+)
 
 
 def config_dict(

@@ -5,7 +5,8 @@ the layouts of the released files (:mod:`mae_ast.core.checkpoints.mae_ast_releas
 :mod:`mae_ast.core.checkpoints.ast_release`, :mod:`mae_ast.core.checkpoints.audio_mae_release`),
 also inside the wrappers of other training code (:mod:`mae_ast.core.checkpoints.wrappers`);
 safetensors with our ``config.json`` in the same folder; Hugging Face's AST
-(:mod:`mae_ast.core.checkpoints.hf_ast`).
+(:mod:`mae_ast.core.checkpoints.hf_ast`); folders with modelling code for transformers
+(:mod:`mae_ast.core.checkpoints.hf_encoder`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mae_ast.core.checkpoints import hf_ast, hf_ast_config
+from mae_ast.core.checkpoints import hf_ast, hf_ast_config, hf_encoder
 from mae_ast.core.checkpoints.ast_release import AST, SSAST
 from mae_ast.core.checkpoints.audio_mae_release import AUDIO_MAE
 from mae_ast.core.checkpoints.classifier import FINETUNING, ClassifierSpec, encoder_weights
@@ -67,6 +68,42 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if is_safetensors(path):
         return _read_safetensors(path)
     return _read_torch(path)
+
+
+def read_exported_classifier(
+    path: str | os.PathLike[str],
+) -> tuple[ClassifierSpec, dict[str, Any]] | None:
+    """Read a classifier that was exported for transformers with our modelling code.
+
+    Returns:
+        Its specification and weights; ``None``: the file or folder contains something else.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as :func:`read_checkpoint`.
+    """
+    path = file_of(path)
+    if not _is_exported_classifier(path):
+        return None
+    return hf_encoder.read_classifier(read_config_file(path), read_safetensors(path), path)
+
+
+def holds_classifier(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file or folder holds a classifier, of which ``load`` reads the encoder.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as :func:`read_checkpoint`.
+    """
+    path = file_of(path)
+    if is_safetensors(path):
+        return _is_exported_classifier(path)
+    return is_finetuned(read_state(path))
+
+
+def _is_exported_classifier(path: Path) -> bool:
+    if not is_safetensors(path):
+        return False
+    fields = read_config_file(path)
+    return hf_encoder.is_known(fields) and hf_encoder.is_classifier(fields)
 
 
 def file_of(path: str | os.PathLike[str]) -> Path:
@@ -173,6 +210,8 @@ def _read_safetensors(path: Path) -> Checkpoint:
     fields = read_config_file(path)
     if hf_ast_config.is_known(fields):
         return hf_ast.read_folder(fields, read_safetensors(path), path)
+    if hf_encoder.is_known(fields):
+        return hf_encoder.read_folder(fields, read_safetensors(path), path)
     found = parse_config_file(fields, path.with_name(CONFIG_FILE))
     return dataclasses.replace(found, weights=read_safetensors(path))
 
