@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from fractions import Fraction
 from typing import TypeVar
 
 import av
@@ -24,7 +23,7 @@ from mae_ast.core.io.decoding import length as audio_length
 from mae_ast.core.io.decoding import libsndfile, seek
 from mae_ast.core.io.decoding.audio_file import AudioError, AudioFile, UndecodableError, open_audio
 from mae_ast.core.io.decoding.downmix import Downmix
-from mae_ast.core.io.decoding.length import AudioInfo
+from mae_ast.core.io.decoding.length import AudioHeader, AudioInfo
 from mae_ast.core.io.decoding.resample import SAMPLE_RATE, Part, resample_to_16k, to_pcm16
 from mae_ast.core.io.first_line import first_line
 from mae_ast.core.io.retry import is_transient, retried
@@ -34,12 +33,13 @@ __all__ = [
     "SAMPLE_RATE",
     "SOURCE_RATES",
     "AudioError",
+    "AudioHeader",
     "AudioInfo",
-    "header_seconds",
     "num_samples_16k",
     "probe_audio",
     "probe_rate",
     "read_audio",
+    "read_header",
     "read_long_audio",
     "resample_to_16k",
     "stream_audio",
@@ -106,8 +106,8 @@ def probe_rate(path: str | os.PathLike[str]) -> int:
     return _with_decoder(path, by_soundfile, by_av, "cannot be read as audio")
 
 
-def header_seconds(path: str | os.PathLike[str]) -> Fraction:
-    """Return the length that a file's header gives, in seconds; 0 if it gives none.
+def read_header(path: str | os.PathLike[str]) -> AudioHeader:
+    """Read the sample rate of a file, and the length that its header gives.
 
     Unlike :func:`probe_audio`, which verifies the length, this reads little more than the header.
 
@@ -116,8 +116,8 @@ def header_seconds(path: str | os.PathLike[str]) -> Fraction:
     """
     return _with_decoder(
         path,
-        audio_length.header_seconds_by_soundfile,
-        audio_length.header_seconds_by_av,
+        audio_length.header_by_soundfile,
+        audio_length.header_by_av,
         "cannot be read as audio",
     )
 

@@ -34,7 +34,7 @@ from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, num_samples_16k, prob
 from mae_ast.core.io.manifest_parser import WHOLE, ManifestError, parse_rows
 from mae_ast.core.io.read_ahead import Progress, for_each_ahead
 from mae_ast.core.io.retry import retried
-from mae_ast.core.io.segment import Segment, end_problem
+from mae_ast.core.io.segment import Segment, segment_problem
 
 __all__ = ["WHOLE", "Manifest", "ManifestError", "evenly_spaced", "write_manifest"]
 
@@ -203,14 +203,15 @@ class Manifest:
                 )
 
     def check_segments(self, at_most: int = 10_000) -> None:
-        """Check that segments lie within their files, by the files' headers.
+        """Check that segments lie within their files, by the length and rate in the header.
 
         Of each file, the last one of at most ``at_most`` segments is checked, which are spread
         evenly over the rows. Segments of files whose header gives no length are checked when they
         are read.
 
         Raises:
-            ManifestError: a segment reaches beyond the end of its file.
+            ManifestError: a segment reaches beyond the end of its file, or its sample rate is not
+                that of the file.
         """
         rows = np.flatnonzero(self.starts != WHOLE)
         rows = rows[evenly_spaced(len(rows), at_most)]
@@ -224,7 +225,7 @@ class Manifest:
                 raise ManifestError(f"{self.where(item[0])}: {item[1].path}: {problem}")
 
         def problem(item: tuple[int, Segment]) -> str:
-            return end_problem(item[1])
+            return segment_problem(item[1], int(self.sample_rates[item[0]]))
 
         for_each_ahead(problem, list(last.values()), check, PROBE_THREADS, MAX_HEADERS_AHEAD)
 

@@ -21,10 +21,10 @@ from torch import Tensor
 from mae_ast.core.io.audio import (
     SAMPLE_RATE,
     AudioError,
-    header_seconds,
     num_samples_16k,
     probe_audio,
     read_audio,
+    read_header,
     stream_audio,
 )
 
@@ -145,17 +145,25 @@ def check_end(segment: Segment) -> None:
         raise SegmentError(f"{os.path.abspath(segment.path)}: {problem}")
 
 
-def end_problem(segment: Segment) -> str:
-    """Return an error if a segment reaches beyond the end of its file, else ''.
+def segment_problem(segment: Segment, sample_rate: int) -> str:
+    """Return an error if the file of a segment ends earlier or has another sample rate, else ''.
 
     Little more than the header is read, unless the segment seems to reach beyond the end. A file
     that cannot be read is no error here; decoding it reports the reason.
+
+    Args:
+        segment: part of a file, with a length.
+        sample_rate: rate in Hz at which its limits were counted.
     """
     try:
-        length_s = header_seconds(segment.path)
-        if segment.num_samples is None or not 0 < math.ceil(length_s * SAMPLE_RATE) < segment.end:
-            return ""
-        return _end_problem(segment)
+        header = read_header(segment.path)
+        if header.sample_rate != sample_rate:
+            return (
+                f"is sampled at {header.sample_rate} Hz, not {sample_rate}; a segment's start and "
+                "length must be counted at the file's own rate"
+            )
+        is_within = segment.end <= math.ceil(header.seconds * SAMPLE_RATE)
+        return "" if is_within or not header.seconds else _end_problem(segment)
     except (AudioError, OSError):
         return ""
 

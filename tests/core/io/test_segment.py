@@ -165,13 +165,22 @@ def test_segment_beyond_the_end_is_reported_when_read(recording):
     assert len(read_segment(Segment(path, 15_001, 1_000), 0, 999)) == 999
 
 
+@pytest.mark.parametrize("suffix", [".flac", ".mp3"])
+def test_segment_at_another_rate_than_its_file_is_reported(tmp_path, recording, suffix):
+    recording(suffix)
+    with pytest.raises(
+        ManifestError, match=rf"train\.tsv:2: .*/a\{suffix}: is sampled at 16000 Hz"
+    ):
+        manifest_of(tmp_path / "train.tsv", [(f"a{suffix}", 1_000, 48_000, 0)])
+
+
 def test_each_file_is_checked_once(tmp_path, recording, monkeypatch):
     from mae_ast.core.io import segment as module
 
     looked_at = []
-    original = module.header_seconds
+    original = module.read_header
     monkeypatch.setattr(
-        module, "header_seconds", lambda path: (looked_at.append(path), original(path))[1]
+        module, "read_header", lambda path: (looked_at.append(path), original(path))[1]
     )
     recording(".flac"), recording(".wav")
     rows = [("a.flac", 100, 16_000, start) for start in (500, 900, 100)]

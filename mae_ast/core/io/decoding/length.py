@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 import av
 import soundfile
@@ -42,6 +43,18 @@ class AudioInfo:
         return self.num_frames / self.sample_rate
 
 
+class AudioHeader(NamedTuple):
+    """Length and sample rate that a file's header gives, unlike :class:`AudioInfo` unverified.
+
+    Args:
+        seconds: length in seconds; 0 if it is not given.
+        sample_rate: the file's own sample rate, in Hz.
+    """
+
+    seconds: Fraction
+    sample_rate: int
+
+
 def is_whole(file: AudioFile, sound: soundfile.SoundFile) -> bool:
     """Return whether libsndfile, which relies on the header's length, reads the whole file."""
     frames = libsndfile.num_frames(sound)
@@ -67,16 +80,17 @@ def length_by_soundfile(file: AudioFile) -> AudioInfo:
     return _info_with_note(measure(file), rate, Fraction(frames, rate))
 
 
-def header_seconds_by_soundfile(file: AudioFile) -> Fraction:
-    """Return the length in the header in seconds, unverified; 0 if it gives none."""
+def header_by_soundfile(file: AudioFile) -> AudioHeader:
+    """Return the sample rate and the length that the header gives."""
     with libsndfile.opened(file) as sound:
-        return Fraction(libsndfile.num_frames(sound), int(sound.samplerate))
+        rate = int(sound.samplerate)
+        return AudioHeader(Fraction(libsndfile.num_frames(sound), rate), rate)
 
 
-def header_seconds_by_av(file: AudioFile) -> Fraction:
-    """Return the length in the header or estimated by FFmpeg in seconds; 0 if there is none."""
-    with ffmpeg.opened(file) as stream:
-        return _container_duration(stream)[0]
+def header_by_av(file: AudioFile) -> AudioHeader:
+    """Return the sample rate and the length that the container gives, or that FFmpeg estimates."""
+    with audio_seek.started(file) as opened:
+        return AudioHeader(_container_duration(opened.stream)[0], opened.rate)
 
 
 def _ends_whole(sound: soundfile.SoundFile) -> bool:
