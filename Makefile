@@ -8,7 +8,7 @@ first = $(shell for python in $(1); do \
 PYTHON ?= $(call first,python3 python3.12 python3.11)
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := demo,s3prl,timm,onnx,docs,dev
+EXTRAS := all,demo,docs,dev
 # The versions to install, for pip's -c; none: the newest that pyproject.toml allows.
 CONSTRAINTS := constraints.txt
 LOWER_BOUNDS := build/lower-bounds.txt

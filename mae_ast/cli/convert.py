@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mae_ast.cli.options import model_argument
+from mae_ast.cli.options import Choice, model_argument
 
 
-class Kind(StrEnum):
+class Kind(Choice):
     """Formats that can be written."""
 
     released = "released"

@@ -45,6 +45,7 @@ def stats(
         raise ValueError(f"--window {window}; it is one of {', '.join(WINDOW_POWERS)}")
     listed = Manifest.read(manifest)
     listed.check_paths()
+    listed.check_segments()
     rows = np.random.default_rng(seed).permutation(len(listed))[:max_files].tolist()
 
     def clip_moments(row: int) -> torch.Tensor:
