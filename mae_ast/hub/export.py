@@ -91,14 +91,20 @@ def to_released_file(model: Pretrained, path: Path, overwrite: bool = False) -> 
     return unstored
 
 
-def to_safetensors(model: Pretrained, path: Path, overwrite: bool = False) -> None:
+def to_safetensors(model: Pretrained, path: Path, overwrite: bool = False, **card: Any) -> None:
     """Write a folder in the hub's layout: ``model.safetensors``, ``config.json``, README.md.
+
+    Args:
+        model: model of any system.
+        path: folder to write.
+        overwrite: as in :func:`check_target`.
+        card: ``scores`` and ``license`` of :func:`mae_ast.hub.model_card.model_card`.
 
     Raises:
         FileExistsError: as :func:`check_target`.
     """
     with replacing(path, True, overwrite) as part:
-        model.save_pretrained(part)
+        model.save_pretrained(part, model_card_kwargs=card)
 
 
 def to_onnx(model: Pretrained, path: Path, overwrite: bool = False) -> float:

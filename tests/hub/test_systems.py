@@ -142,7 +142,7 @@ def test_scores_equal_those_of_the_transformers_pipeline(
     path.write_text(json.dumps(fields | {"problem_type": problem_type}))
 
     pipeline = transformers.pipeline("audio-classification", model=str(folder), top_k=None)
-    # Given explicitly, as pipelines of early 5.x ignore problem_type and use softmax.
+    # Given explicitly, as pipelines before 5.23 ignore problem_type and use softmax.
     name = "sigmoid" if function is torch.sigmoid else "softmax"
     found_here = pipeline(wave.numpy(), function_to_apply=name)
     expected = {found["label"]: found["score"] for found in found_here}
