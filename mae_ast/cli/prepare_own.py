@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -98,7 +99,7 @@ def folders(
         )
     if found.others.others:
         typer.echo(f"skipped, by suffix: {found.others.describe_others()}", err=True)
-    root = folder.absolute()
+    root = Path(os.path.abspath(folder))
     _write(found.clips, root, out or Path("manifests") / root.name, division, min_seconds, jobs)
 
 
