@@ -49,6 +49,7 @@ def crossvalidate(
     The run saves and exits on Ctrl-C, SIGTERM or SIGUSR1; the same command resumes it. A second
     Ctrl-C exits at once.
     """
+    from mae_ast.extras import TRAINING, require
     from mae_ast.finetune import crossvalidation as folds
     from mae_ast.finetune.settings_from_data import NOTE_KEY, as_overrides
     from mae_ast.trainer.child_training import Interrupted, Trainings
@@ -59,6 +60,7 @@ def crossvalidate(
         train_command,
     )
 
+    require(*TRAINING, "matplotlib")  # the last one for the report
     folders = folds.find_folds(data)
     given = overrides or []
     folds.check_overrides(given)
@@ -132,11 +134,13 @@ def _score(run: Path, data: Path, average: int) -> FoldScore:
     from mae_ast.cli.device import load_classifier
     from mae_ast.console import bar
     from mae_ast.evaluate import report
+    from mae_ast.evaluate.training_curves import write_curves
     from mae_ast.finetune.crossvalidation import DIGITS, HELD_OUT, FoldScore
 
     classifier = load_classifier(run, average, None)
     found = report.evaluate(classifier, data, HELD_OUT, bar(f"scoring {run.name}", "clip"))
     report.write_report(found, run / "report", f"{run.name}, {HELD_OUT}")
+    write_curves(run, run / "report")
     summary = found.summary
     measure, value = "accuracy", summary.accuracy
     if found.confusion is None:

@@ -34,6 +34,7 @@ from mae_ast.cli import (
     superb,
 )
 from mae_ast.console import describe
+from mae_ast.extras import named_extras
 
 # Heading in the help to functions; the name of a function is that of its command.
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
@@ -85,7 +86,8 @@ def _options(
 def main() -> None:
     """Run the command line of this process; wrong input ends in one line without a traceback."""
     try:
-        app()
+        with named_extras():
+            app()
     except (ValueError, OSError) as error:
         sys.exit(f"mae-ast: error: {describe(error)}")
     except KeyboardInterrupt:

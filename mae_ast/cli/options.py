@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+
+class Choice(str, Enum):
+    """Values that an option may have; the same as ``StrEnum`` of Python 3.11."""
+
+    def __str__(self) -> str:
+        return str(self.value)
 
 
 def _complete_preset(kind: str) -> Callable[[str], list[str]]:
@@ -72,6 +80,18 @@ Average = Annotated[
 Device = Annotated[
     str | None,
     typer.Option(help="PyTorch device, such as cpu or cuda:1; default: cuda if available."),
+]
+
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="Dtype of the transformer: float32; bfloat16, about twice as fast on devices that "
+        "multiply bfloat16 matrices in hardware, and an error on others; or auto, bfloat16 on "
+        "these devices and else float32.",
+        autocompletion=lambda incomplete: [
+            name for name in ("float32", "bfloat16", "auto") if name.startswith(incomplete)
+        ],
+    ),
 ]
 
 # --- data -----------------------------------------------------------------------------------------

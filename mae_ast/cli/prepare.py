@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mae_ast.cli import prepare_own
-from mae_ast.cli.options import Jobs
+from mae_ast.cli.options import Choice, Jobs
 from mae_ast.cli.skipped import report_prepared
 
 DataSetFolder = Annotated[
@@ -33,7 +32,7 @@ SpeechCommandsClasses = Annotated[
 ]
 
 
-class AudioSetTrain(StrEnum):
+class AudioSetTrain(Choice):
     """AudioSet's training sets."""
 
     BALANCED = "balanced"

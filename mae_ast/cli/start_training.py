@@ -25,9 +25,11 @@ def start_training(
     """Start or resume a run of a kind, ``pretrain`` or ``finetune``, with the command's arguments.
 
     Raises:
-        ValueError: the preset does not exist, or the run was started with different settings.
+        ValueError: the preset does not exist, the run was started with different settings, or
+            packages are missing.
     """
-    from mae_ast.trainer import resume_guard, stop_request, sweep
+    from mae_ast.extras import TRAINING, require
+    from mae_ast.trainer import resume_guard, run_record, stop_request, sweep
     from mae_ast.trainer.command import (
         NOTE,
         OWN_DATA_PRESET,
@@ -36,6 +38,7 @@ def start_training(
         train_command,
     )
 
+    require(*TRAINING)
     arguments = [*(overrides or []), *(["--multirun"] if multirun else [])]
     settings: dict[str, Any] = dict(run_identity(data, config, checkpoint))
     has_begun = sweep.has_begun(out)
@@ -55,6 +58,7 @@ def start_training(
     command = train_command(data, config, out, arguments, kind)
     settings |= sweep.note(arguments)
     resume_guard.check_and_defer(out / NOTE, settings, has_begun)
+    run_record.defer_command()
     with stop_request.deferring():
         os.execv(sys.executable, command)
 

@@ -1,9 +1,8 @@
-"""Export models: released layouts (s3prl), safetensors folders, Hugging Face AST, ONNX."""
+"""Export models: released layouts (s3prl), safetensors folders, ONNX."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 import os
@@ -20,17 +19,22 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from mae_ast.core.checkpoints import hf_ast, hf_ast_config
-from mae_ast.core.checkpoints.hub_files import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE
+from mae_ast.core.checkpoints.hub_files import (
+    CODE_FILES,
+    CONFIG_FILE,
+    PREPROCESSOR_FILE,
+    WEIGHTS_FILE,
+)
 from mae_ast.core.checkpoints.layout import Checkpoint, Layout
 from mae_ast.core.checkpoints.reader import LAYOUTS
 from mae_ast.core.checkpoints.wrappers import unwrap
 from mae_ast.core.frontend.fbank import NUM_MEL_BINS
+from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.models.registry import system_name
-from mae_ast.hub.load import ENCODER_ONLY, Pretrained, write_safetensors
+from mae_ast.hub.load import ENCODER_ONLY, Pretrained
 
 # Files of an exported folder; a folder with other files is never overwritten.
-_MODEL_FILES = (CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE, "README.md")
+_MODEL_FILES = (CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE, "README.md", *CODE_FILES)
 ONNX_OPSET = 18
 ONNX_TOLERANCE = 1e-3
 # Batch sizes and numbers of frames used to check an exported file.
@@ -82,45 +86,25 @@ def to_released_file(model: Pretrained, path: Path, overwrite: bool = False) -> 
         raise ValueError(f"a model of kind {name!r} has no released layout")
     content = layout.write(Checkpoint(model.config, model.mask_type, model.state_dict()))
     unstored = _unstored_settings(model, layout, content)
-    with _replacing(path, False, overwrite) as part:
+    with replacing(path, False, overwrite) as part:
         torch.save(content, part)
     return unstored
 
 
-def to_hugging_face(model: Pretrained, path: Path, overwrite: bool = False) -> None:
-    """Write a folder for transformers' ``ASTForAudioClassification`` and its feature extractor.
-
-    Raises:
-        ValueError: transformers' AST cannot represent the model.
-        FileExistsError: as :func:`check_target`.
-    """
-    if system_name(model.config) != hf_ast.HUGGING_FACE_AST.system:
-        raise ValueError(
-            f"a model of kind {system_name(model.config)!r}; only 'ast' exists in transformers"
-        )
-    if model.encoder_only:
-        raise ValueError(ENCODER_ONLY)
-    mean, std = _statistics(model)  # fine-tuning may have changed them
-    config = dataclasses.replace(model.config, input_mean=mean, input_std=std)
-    fields, preprocessor = hf_ast_config.config_to_hugging_face(
-        config, model.labels, model.independent
-    )
-    weights = hf_ast.to_hugging_face(config, model.state_dict())
-    with _replacing(path, True, overwrite) as part:
-        part.mkdir()
-        for name, values in ((CONFIG_FILE, fields), (PREPROCESSOR_FILE, preprocessor)):
-            (part / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        write_safetensors(weights, part / WEIGHTS_FILE)
-
-
-def to_safetensors(model: Pretrained, path: Path, overwrite: bool = False) -> None:
+def to_safetensors(model: Pretrained, path: Path, overwrite: bool = False, **card: Any) -> None:
     """Write a folder in the hub's layout: ``model.safetensors``, ``config.json``, README.md.
 
+    Args:
+        model: model of any system.
+        path: folder to write.
+        overwrite: as in :func:`check_target`.
+        card: ``scores`` and ``license`` of :func:`mae_ast.hub.model_card.model_card`.
+
     Raises:
         FileExistsError: as :func:`check_target`.
     """
-    with _replacing(path, True, overwrite) as part:
-        model.save_pretrained(part)
+    with replacing(path, True, overwrite) as part:
+        model.save_pretrained(part, model_card_kwargs=card)
 
 
 def to_onnx(model: Pretrained, path: Path, overwrite: bool = False) -> float:
@@ -145,7 +129,7 @@ def to_onnx(model: Pretrained, path: Path, overwrite: bool = False) -> float:
         raise ValueError("ONNX export needs more packages: pip install 'mae-ast[onnx]'")
     encoder = LastHiddenState(model).eval()
     example = torch.randn(2, 40 * model.patch_shape.time, NUM_MEL_BINS)
-    with _replacing(path, False, overwrite) as part:
+    with replacing(path, False, overwrite) as part:
         with _quiet_exporter():
             program = torch.onnx.export(
                 encoder,
@@ -222,7 +206,7 @@ def _unstored_settings(
     """
     if not layout.fixed:
         return {}
-    mean, std = _statistics(model)  # fine-tuning may have changed them
+    mean, std = statistics(model)  # fine-tuning may have changed them
     config = dataclasses.replace(model.config, input_mean=mean, input_std=std)
     stored = unwrap(content)
     assumed = (
@@ -243,7 +227,7 @@ def _are_equal(ours: Any, theirs: Any) -> bool:
     return bool(ours == theirs)
 
 
-def _statistics(model: Pretrained) -> tuple[float, float]:
+def statistics(model: Encoder) -> tuple[float, float]:
     """Return the mean and std that the input is normalised with."""
     norm = model.batch_norm
     return norm.running_mean.item(), norm.running_var.double().sqrt().item()
@@ -264,7 +248,7 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 @contextmanager
-def _replacing(path: Path, is_folder: bool, overwrite: bool) -> Iterator[Path]:
+def replacing(path: Path, is_folder: bool, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary path for a file or folder, which is renamed once it is complete.
 
     Raises:

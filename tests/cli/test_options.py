@@ -102,7 +102,8 @@ def test_bench_records_its_command_line(
 
 # Options of one name that are about different things in each command, or have a default there.
 OF_THEIR_COMMAND = {"checkpoint", "config", "data", "device", "manifest", "out", "overrides"} | {
-    *("seed", "source", "test", "to", "verify", "folder", "group", "min_seconds", "valid")
+    *("precision", "seed", "source", "test", "to", "verify"),
+    *("folder", "group", "min_seconds", "valid"),
 }
 
 

@@ -37,6 +37,8 @@ ELSEWHERE = {  # programs that are not run here, and why
     "pip": "installs packages",
     "torchrun": "starts several processes; tests/trainer/test_two_processes.py runs it",
     "srun": "needs SLURM",
+    "docker": "needs Docker",
+    "apptainer": "needs Apptainer",
     ".": "activates an environment",
 }
 PARSED_ONLY = {  # words of a command, and why it is not run
@@ -135,7 +137,7 @@ class Page:
                 if name == "manifest":  # a reader has none yet
                     shutil.rmtree(arguments[arguments.index("--out") + 1], ignore_errors=True)
                 self.run(*arguments)
-        elif "mae-ast" in arguments:  # behind a launcher, such as torchrun
+        elif "mae-ast" in arguments and program != "pip":  # behind a launcher, such as torchrun
             assert program in ELSEWHERE, command
             self._run_command(arguments[arguments.index("mae-ast") :], True)
         elif program == "make":

@@ -31,6 +31,7 @@ import numpy as np
 from mae_ast.core.io.archive import why_missing
 from mae_ast.core.io.atomic import atomic_write
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, num_samples_16k, probe_rate
+from mae_ast.core.io.checksum import sha256
 from mae_ast.core.io.manifest_parser import WHOLE, ManifestError, parse_rows
 from mae_ast.core.io.read_ahead import Progress, for_each_ahead
 from mae_ast.core.io.retry import retried
@@ -238,8 +239,7 @@ class Manifest:
         if not len(unknown):
             return
         cache = self.path.with_name(self.path.name + ".rates.npz")
-        with self.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256(self.path)
         cached = _read_cache(cache, digest, len(self))
         if cached is not None:
             self.sample_rates = cached
@@ -333,7 +333,7 @@ def _read_cache(cache: Path, digest: str, rows: int) -> np.ndarray | None:
                 return None
             rates: np.ndarray = stored["sample_rates"].astype(np.int32)
             return rates
-    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile, AttributeError):
         return None
 
 
