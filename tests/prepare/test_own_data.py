@@ -259,7 +259,9 @@ def test_missing_matplotlib_is_one_line(
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     said, _, error = run("folders", sounds)
     assert not error
-    assert said.endswith("; summary.png needs matplotlib: pip install 'mae-ast[train]'\n")
+    assert said.endswith(
+        "summary.csv; no summary.png: matplotlib is not installed: pip install 'mae-ast[train]'\n"
+    )
     assert not Path("manifests/my sounds/summary.png").exists()
     assert Path("manifests/my sounds/summary.csv").exists()
 
