@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+from mae_ast.core.nn.precision import cpu_features
+
 # Instruction sets for matrix products, the fastest first.
 FEATURES = ("amx_bf16", "avx512_bf16", "avx512_f", "avx2")
 PACKAGES = (
@@ -35,7 +37,7 @@ def processor() -> str:
 
 def features() -> str:
     """Return the fastest instruction set for matrix products that the processor supports."""
-    has = torch.cpu.get_capabilities()
+    has = cpu_features()
     return next((name for name in FEATURES if has.get(name, False)), "no AVX2")
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mae_ast.cli.options import Choice, model_argument
+
+if TYPE_CHECKING:
+    from mae_ast.hub.onnx_export import Measured
 
 
 class Kind(Choice):
@@ -17,6 +20,14 @@ class Kind(Choice):
     safetensors = "safetensors"
     transformers = "transformers"
     onnx = "onnx"
+
+
+class Input(Choice):
+    """Inputs of an ONNX file."""
+
+    log_mel = "log-mel"
+    waveform = "waveform"
+    waveform_int16 = "waveform-int16"
 
 
 def convert(
@@ -32,8 +43,8 @@ def convert(
         typer.Option(
             help="Format to write. released: for stock s3prl and the authors' implementations; "
             "safetensors: for mae_ast.load and the Hugging Face hub; transformers: for people "
-            "without this package, who load the encoder or classifier with transformers; onnx: "
-            "from log-mel to the last hidden state of MAE-AST."
+            "without this package, who load the encoder or classifier with transformers; onnx: the "
+            "last hidden state of an encoder, or the scores of a fine-tuned model."
         ),
     ],
     force: Annotated[
@@ -55,11 +66,25 @@ def convert(
             "hub, such as cc-by-4.0. Default: stated as not recorded."
         ),
     ] = None,
+    source_kind: Annotated[
+        Input,
+        typer.Option(
+            "--input",
+            help="Input of an ONNX file: log-mel, or the waveform at 16 kHz, float32 in [-1, 1] or "
+            "int16.",
+        ),
+    ] = Input.log_mel,
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8", help="Quantise the linear layers of an ONNX file's transformer to 8 bits."
+        ),
+    ] = False,
 ) -> None:
     """Convert a checkpoint to another format.
 
-    Of a fine-tuned checkpoint, transformers gets the classifier, and the other formats the encoder
-    (for AST the full classifier).
+    Of a fine-tuned checkpoint, the formats transformers and onnx get the classifier, and the others
+    the encoder (for AST the full classifier).
     """
     import mae_ast
     from mae_ast.hub import export as conversion
@@ -68,9 +93,14 @@ def convert(
     conversion.check_target(target, has_card, force)
     if (report or license) and not has_card:
         raise ValueError(f"--report and --license: --to {to.value} writes no model card")
+    if to is not Kind.onnx and (int8 or source_kind is not Input.log_mel):
+        raise ValueError(f"--input and --int8 are options of --to onnx, not of --to {to.value}")
     card = {"scores": _scores(source, report), "license": license} if has_card else {}
     if to is Kind.transformers:
         _to_transformers(source, target, force, card)
+        return
+    if to is Kind.onnx:
+        _to_onnx(source, target, force, source_kind, int8)
         return
     model = mae_ast.load(source)
     if to is Kind.released:
@@ -82,18 +112,25 @@ def convert(
                 for key, value in unstored.items()
             )
             typer.echo(f"the format cannot store {settings}: set them where it is loaded")
-    elif to is Kind.safetensors:
+    else:
         conversion.to_safetensors(model, target, force, **card)
         typer.echo(f"{target}: for mae_ast.load and the Hugging Face hub")
-    else:
-        worst = conversion.to_onnx(model, target, force)
-        typer.echo(f"{target}: differs from PyTorch by at most {worst:.1e}")
+
+
+def _to_onnx(source: str, target: Path, force: bool, kind: Input, int8: bool) -> None:
+    from mae_ast.hub import export
+
+    written = export.to_onnx(export.load_with_head(source), target, force, kind.value, int8)
+    typer.echo(f"{target}: differs from PyTorch by at most {written.float32.max_difference:.1e}")
+    if written.int8 is not None:
+        typer.echo(_int8_text(written.float32, written.int8))
 
 
 def _to_transformers(source: str, target: Path, force: bool, card: dict[str, Any]) -> None:
     from mae_ast.hub import export_transformers
+    from mae_ast.hub.export import load_with_head
 
-    model = export_transformers.load_with_head(source)
+    model = load_with_head(source)
     loader = export_transformers.to_transformers(model, target, force, **card)
     code = "" if loader.startswith("AST") else ", trust_remote_code=True"
     typer.echo(f"{target}: for transformers: {loader}.from_pretrained({str(target)!r}{code})")
@@ -105,3 +142,13 @@ def _scores(source: str, reports: list[Path] | None) -> list[Any]:
 
     folders = reports_in_run(source) if reports is None else reports
     return [score for folder in folders for score in read_report(folder)]
+
+
+def _int8_text(in_float: Measured, int8: Measured) -> str:
+    share = int8.mean_difference / in_float.mean_output
+    return (
+        f"int8 differs from PyTorch by {int8.mean_difference:.2g} on average "
+        f"({share:.2%} of the mean output) and {int8.max_difference:.2g} at most; 10 s of audio "
+        f"take {int8.seconds:.2f} s instead of {in_float.seconds:.2f} s; "
+        f"{int8.size / 1e6:.1f} MB instead of {in_float.size / 1e6:.1f} MB"
+    )

@@ -333,7 +333,7 @@ def _read_cache(cache: Path, digest: str, rows: int) -> np.ndarray | None:
                 return None
             rates: np.ndarray = stored["sample_rates"].astype(np.int32)
             return rates
-    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile, AttributeError):
         return None
 
 

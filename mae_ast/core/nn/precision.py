@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,6 +65,19 @@ def has_bfloat16_units(device_type: str) -> bool:
     if device_type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device_type == "cpu":
-        features = torch.cpu.get_capabilities()
+        features = cpu_features()
         return any(features.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
     return False
+
+
+def cpu_features() -> dict[str, Any]:
+    """Return which instruction sets the CPU has, under torch's names."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return dict(torch.cpu.get_capabilities())
+    cpu: Any = torch.cpu  # of torch 2.6, whose functions are private
+    return {
+        "amx_bf16": cpu._is_amx_tile_supported(),
+        "avx512_bf16": cpu._is_avx512_bf16_supported(),
+        "avx512_f": cpu._is_avx512_supported(),
+        "avx2": cpu._is_avx2_supported(),
+    }

@@ -19,7 +19,6 @@ from mae_ast.hub.download import download
 from mae_ast.hub.export_transformers import to_transformers
 from mae_ast.hub.load import PretrainedAst, PretrainedMaeAst
 from mae_ast.prepare.pack import pack
-from mae_ast.trainer.fairseq_patches import checkpoint_saving
 from tests.sounds import speech_like
 from tests.web_server import WebServer, gives
 
@@ -56,6 +55,11 @@ def _transformers(model: PretrainedMaeAst, folder: Path) -> None:
     to_transformers(model, folder / "own")
 
 
+def _onnx(model: PretrainedMaeAst, folder: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    export.to_onnx(model, folder / "a.onnx")
+
+
 def _manifest(model: PretrainedMaeAst, folder: Path) -> Manifest:
     soundfile.write(folder / "a.flac", speech_like(16_000).numpy(), 16_000)
     write_manifest(folder / "valid.tsv", ".", [("a.flac", 16_000, 16_000)])
@@ -78,6 +82,8 @@ def _download(model: PretrainedMaeAst, folder: Path) -> None:
 
 
 def _checkpoint(model: PretrainedMaeAst, folder: Path) -> None:
+    patches = "mae_ast.trainer.fairseq_patches"
+    checkpoint_saving = pytest.importorskip(f"{patches}.checkpoint_saving", reason="needs fairseq")
     path = str(folder / "checkpoint_1_1.pt")
     checkpoint_saving._save_atomically(lambda *_: None)({"model": model.state_dict()}, path)
     checkpoint_saving.link_or_copy(path, str(folder / "checkpoint_last.pt"))
@@ -89,7 +95,7 @@ WRITERS: dict[str, Write] = {
     "safetensors": lambda model, folder: export.to_safetensors(model, folder / "hub"),
     "save_pretrained": lambda model, folder: model.save_pretrained(folder / "hub"),
     "transformers": _transformers,
-    "onnx": lambda model, folder: export.to_onnx(model, folder / "a.onnx"),
+    "onnx": _onnx,
     "manifest": _manifest,
     "labels": lambda model, folder: Labels(("a",), ("a",)).write(folder / "labels.csv"),
     "extraction": _extraction,
