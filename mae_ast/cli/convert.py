@@ -55,8 +55,8 @@ def convert(
         list[Path] | None,
         typer.Option(
             help="Report of 'mae-ast evaluate --out' whose scores the model card states; may be "
-            "repeated. Default: reports in the folder of the run that are newer than its "
-            "checkpoints."
+            "repeated. Default: reports about the checkpoint in the folder of its run, unless the "
+            "checkpoint is newer."
         ),
     ] = None,
     license: Annotated[  # noqa: A002
