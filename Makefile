@@ -8,7 +8,7 @@ first = $(shell for python in $(1); do \
 PYTHON ?= $(call first,python3 python3.12 python3.11)
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := demo,s3prl,timm,onnx,docs,dev
+EXTRAS := all,demo,docs,dev
 # The versions to install, for pip's -c; none: the newest that pyproject.toml allows.
 CONSTRAINTS := constraints.txt
 LOWER_BOUNDS := build/lower-bounds.txt
@@ -19,7 +19,8 @@ READY := $(VENV)/ready-$(STATE)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix -c ,$(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test quick test-newest test-oldest lint type docs unit format clean
+.PHONY: help venv demo test quick test-newest test-oldest test-light lint type docs light unit \
+  format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,7 +42,7 @@ $(READY):
 demo: $(READY)  ## pretrain on spoken words, evaluate and plot, in minutes
 	$(BIN)/mae-ast demo
 
-test: lint type docs unit  ## everything that has to hold
+test: lint type docs light unit  ## everything that has to hold
 
 # What a change is tried with first: no training, no s3prl.
 quick: $(READY)  ## ruff and the fast tests, in a minute and a half
@@ -59,6 +60,9 @@ type: $(READY)  ## mypy, strict
 docs: $(READY)  ## build the documentation site into build/docs
 	$(BIN)/python -m scripts.docs.build
 
+light: $(READY)  ## check the wheel without extras, its dependencies linked from the environment
+	$(BIN)/python -m scripts.light_install --linked
+
 # Files of tests run side by side, each on one thread: small models gain nothing by more.
 unit: $(READY)  ## pytest
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
@@ -75,6 +79,11 @@ test-oldest:  ## pytest with the oldest dependencies that pyproject.toml allows
 	mkdir -p $(dir $(LOWER_BOUNDS))
 	$(PYTHON) scripts/lower_bounds.py > $(LOWER_BOUNDS)
 	$(MAKE) unit VENV=.venv-oldest CONSTRAINTS=$(LOWER_BOUNDS)
+	$(PYTHON) scripts/lower_bounds.py --light > $(LOWER_BOUNDS)
+	.venv-oldest/bin/python -m scripts.light_install --constraints $(LOWER_BOUNDS) --python 3.10
+
+test-light: $(READY)  ## install the wheel without extras on each Python that is there, and check it
+	$(BIN)/python -m scripts.light_install
 
 format: $(READY)  ## put the code into shape
 	$(BIN)/ruff check --fix .

@@ -13,6 +13,8 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, TypeVar
 
+from mae_ast.extras import named_extras
+
 T = TypeVar("T")
 
 _PACKAGES = ("mae_ast", "fairseq", "fairseq_cli")
@@ -128,9 +130,10 @@ def bar(desc: str, unit: str) -> Callable[[Iterable[T], int], Iterable[T]]:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn errors of the user's input into one line that ends the program."""
+    """Turn errors of the user's input, and missing extras, into one line that ends the program."""
     try:
-        yield
+        with named_extras():
+            yield
     except (ValueError, OSError) as error:
         if not is_for_user(error):
             raise

@@ -19,6 +19,12 @@ if __name__ in ("__main__", "__mp_main__"):  # the latter in a process that the 
     stop_request.listen(spawned=__name__ == "__mp_main__")
     console_filter.quiet()
 
+from mae_ast.console import describe, user_errors
+from mae_ast.extras import TRAINING, require
+
+with user_errors():
+    require(*TRAINING)
+
 from mae_ast.trainer import hydra_job  # takes seconds, during which a signal may arrive
 
 hydra_job.install()
@@ -31,7 +37,6 @@ def main() -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from mae_ast.console import describe, user_errors
     from mae_ast.trainer import preflight
     from mae_ast.trainer.presets import check_preset, compose_preset, search_path_of
     from mae_ast.trainer.settings import explain

@@ -12,7 +12,7 @@
 # without a result. The same command resumes. TASKS and FOLDS select a part of the work, so that
 # several machines can share one OUT. NAME=VALUE sets one of the variables below; each OPTION goes
 # to s3prl's run_downstream in training, such as -o config.optimizer.lr=1e-4. The command mae-ast
-# must be on the PATH, installed with the extra [s3prl].
+# must be on the PATH, installed with the extra [superb].
 set -euo pipefail
 
 # Variables and their defaults:

@@ -8,11 +8,13 @@ import typer
 
 from mae_ast.cli.bench import bench
 from mae_ast.console import describe
+from mae_ast.extras import named_extras
 
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(bench)
     try:
-        app()
+        with named_extras():
+            app()
     except (ValueError, OSError) as error:
         sys.exit(f"mae-ast: error: {describe(error)}")

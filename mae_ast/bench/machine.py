@@ -17,9 +17,14 @@ from pathlib import Path
 
 import torch
 
+from mae_ast.core.nn.precision import cpu_features
+
 # Instruction sets for matrix products, the fastest first.
 FEATURES = ("amx_bf16", "avx512_bf16", "avx512_f", "avx2")
-PACKAGES = ("torch", "torchaudio", "numpy", "soundfile", "av", "fairseq-fixed")
+PACKAGES = (
+    *("torch", "torchaudio", "numpy", "soundfile", "av"),
+    *("fairseq-fixed", "hydra-core", "omegaconf"),
+)
 
 
 def processor() -> str:
@@ -32,7 +37,7 @@ def processor() -> str:
 
 def features() -> str:
     """Return the fastest instruction set for matrix products that the processor supports."""
-    has = torch.cpu.get_capabilities()
+    has = cpu_features()
     return next((name for name in FEATURES if has.get(name, False)), "no AVX2")
 
 
@@ -71,12 +76,10 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """Return the commit of the checkout that contains this file; ``None`` outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() or None
+    git = ("git", "-C", str(Path(__file__).parent))
+    # An installed package may lie in the checkout of another project, which does not track it.
+    is_tracked = _run(*git, "ls-files", "--error-unmatch", Path(__file__).name)
+    return is_tracked and _run(*git, "describe", "--always", "--dirty")
 
 
 def peak_memory(used: resource.struct_rusage | None = None) -> float:
@@ -84,6 +87,15 @@ def peak_memory(used: resource.struct_rusage | None = None) -> float:
     used = used or resource.getrusage(resource.RUSAGE_SELF)
     unit = 1 if sys.platform == "darwin" else 1024
     return used.ru_maxrss * unit / 2**30
+
+
+def _run(*command: str) -> str | None:
+    """Return the output of a program; ``None`` if there is none, or the program is missing."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() or None
 
 
 def _words(name: str) -> list[str]:

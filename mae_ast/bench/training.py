@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from mae_ast.bench.files import FILES, PART_S, write_corpus
 from mae_ast.bench.setting import Case, Column, Part, Row, Setting
@@ -16,8 +17,8 @@ from mae_ast.bench.steps import QUICK
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.trainer.command import train_command
+from mae_ast.trainer.metrics_log import read_metrics
 
-LOGGED = re.compile(r'\[([\d-]+ [\d:]+,\d+)\]\[train_inner\].*"num_updates": "(\d+)"')
 WARM_UP_RATIO = 0.25  # fraction of the updates
 LIMIT_S = 240
 
@@ -76,7 +77,7 @@ def measure_training(case: Case, setting: Setting) -> Row:
     if status:
         lines = text.strip().splitlines() or ["nothing was printed"]
         raise RuntimeError(f"training ended with status {status}: {lines[-1]}")
-    seconds = seconds_per_update(text, round(WARM_UP_RATIO * updates))
+    seconds = seconds_per_update(read_metrics(out), round(WARM_UP_RATIO * updates))
     return {**case, "batch": batch, "update_s": seconds, "clips_per_s": batch / seconds}
 
 
@@ -88,21 +89,21 @@ def model_overrides(setting: Setting) -> list[str]:
     return [f"++model.{k}={'null' if v is None else v}" for k, v in model.items()]
 
 
-def seconds_per_update(log: str, warm_up: int) -> float:
-    """Compute the mean time of an update after the warm-up from a log.
+def seconds_per_update(lines: Sequence[Mapping[str, Any]], warm_up: int) -> float:
+    """Compute the mean time of an update after the warm-up from the lines of ``metrics.jsonl``.
 
     Raises:
         RuntimeError: the log has fewer than two updates after the warm-up.
     """
     logged = [
-        (datetime.strptime(when, "%Y-%m-%d %H:%M:%S,%f"), int(number))
-        for when, number in LOGGED.findall(log)
-        if int(number) >= warm_up
+        (datetime.fromisoformat(line["timestamp"]), line["num_updates"])
+        for line in lines
+        if line["kind"] == "train_inner" and line["num_updates"] >= warm_up
     ]
     if len(logged) < 2:
         raise RuntimeError("training logged fewer than two updates after its warm-up")
     (begin, first), (end, last) = logged[0], logged[-1]
-    return (end - begin).total_seconds() / (last - first)
+    return float((end - begin).total_seconds() / (last - first))
 
 
 TRAINING = Part(

@@ -66,7 +66,9 @@ def bench(
     """
     from mae_ast.bench.setting import Setting
     from mae_ast.core.nn.precision import PRECISIONS
+    from mae_ast.extras import TRAINING, require
 
+    require(*TRAINING, "matplotlib")
     names = _parts(parts)
     if precision not in PRECISIONS:
         raise ValueError(f"--precision {precision}: choose from {', '.join(PRECISIONS)}")

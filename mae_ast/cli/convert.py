@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
-from mae_ast.cli.options import model_argument
-
-if TYPE_CHECKING:
-    from mae_ast.finetune.checkpoint import FineTuned
-    from mae_ast.hub.load import Pretrained
-    from mae_ast.hub.onnx_export import Measured
+from mae_ast.cli.options import Choice, model_argument
 
 
-class Kind(StrEnum):
+class Kind(Choice):
     """Formats that can be written."""
 
     released = "released"
     safetensors = "safetensors"
-    hugging_face = "hugging-face"
+    transformers = "transformers"
     onnx = "onnx"
 
 
-class Input(StrEnum):
+class Input(Choice):
     """Inputs of an ONNX file."""
 
     log_mel = "log-mel"
@@ -38,21 +32,37 @@ def convert(
     target: Annotated[
         Path,
         typer.Argument(
-            metavar="OUT", help="File to write; a folder for safetensors and hugging-face."
+            metavar="OUT", help="File to write; a folder for safetensors and transformers."
         ),
     ],
     to: Annotated[
         Kind,
         typer.Option(
             help="Format to write. released: for stock s3prl and the authors' implementations; "
-            "safetensors: for the Hugging Face hub; hugging-face: transformers' AST; onnx: last "
-            "hidden state of an encoder, or the scores of a fine-tuned model."
+            "safetensors: for mae_ast.load and the Hugging Face hub; transformers: for people "
+            "without this package, who load the encoder or classifier with transformers; onnx: "
+            "the last hidden state of an encoder, or the scores of a classifier."
         ),
     ],
     force: Annotated[
         bool,
         typer.Option("--force", help="Overwrite an existing OUT: a file, or a model's folder."),
     ] = False,
+    report: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Report of 'mae-ast evaluate --out' whose scores the model card states; may be "
+            "repeated. Default: reports in the folder of the run that are newer than its "
+            "checkpoints."
+        ),
+    ] = None,
+    license: Annotated[  # noqa: A002
+        str | None,
+        typer.Option(
+            help="Licence of the weights for the model card: an identifier of the Hugging Face "
+            "hub, such as cc-by-4.0. Default: stated as not recorded."
+        ),
+    ] = None,
     source_kind: Annotated[
         Input,
         typer.Option(
@@ -68,13 +78,27 @@ def convert(
         ),
     ] = False,
 ) -> None:
-    """Convert a checkpoint to another format."""
+    """Convert a checkpoint to another format.
+
+    Of a fine-tuned checkpoint, transformers and onnx get the classifier, and the other formats the
+    encoder (for AST the full classifier).
+    """
     import mae_ast
     from mae_ast.hub import export as conversion
 
-    conversion.check_target(target, to in (Kind.safetensors, Kind.hugging_face), force)
+    has_card = to in (Kind.safetensors, Kind.transformers)
+    conversion.check_target(target, has_card, force)
+    if (report or license) and not has_card:
+        raise ValueError(f"--report and --license: --to {to.value} writes no model card")
     if to is not Kind.onnx and (int8 or source_kind is not Input.log_mel):
         raise ValueError(f"--input and --int8 are options of --to onnx, not of --to {to.value}")
+    card = {"scores": _scores(source, report), "license": license} if has_card else {}
+    if to is Kind.transformers:
+        _to_transformers(source, target, force, card)
+        return
+    if to is Kind.onnx:
+        _to_onnx(source, target, force, source_kind, int8)
+        return
     model = mae_ast.load(source)
     if to is Kind.released:
         unstored = conversion.to_released_file(model, target, force)
@@ -85,40 +109,42 @@ def convert(
                 for key, value in unstored.items()
             )
             typer.echo(f"the format cannot store {settings}: set them where it is loaded")
-    elif to is Kind.safetensors:
-        conversion.to_safetensors(model, target, force)
-        typer.echo(f"{target}: for mae_ast.load and the Hugging Face hub")
-    elif to is Kind.hugging_face:
-        conversion.to_hugging_face(model, target, force)
-        typer.echo(f"{target}: for transformers' ASTForAudioClassification")
     else:
-        written = conversion.to_onnx(
-            classifier_of(source, model) or model, target, force, source_kind.value, int8
-        )
-        worst = written.float32.max_difference
-        typer.echo(f"{target}: differs from PyTorch by at most {worst:.1e}")
-        if written.int8 is not None:
-            typer.echo(_int8_text(written.float32, written.int8))
+        conversion.to_safetensors(model, target, force, **card)
+        typer.echo(f"{target}: for mae_ast.load and the Hugging Face hub")
 
 
-def classifier_of(source: str, model: Pretrained) -> FineTuned | None:
-    """Return the classifier of a source whose encoder is ``model``; ``None``: it has none."""
-    from mae_ast.core.checkpoints.reader import CheckpointError
-    from mae_ast.finetune.checkpoint import load_finetuned
+def _to_onnx(source: str, target: Path, force: bool, source_kind: Input, int8: bool) -> None:
+    from mae_ast.hub import export_onnx
+    from mae_ast.hub.export_transformers import load_with_head
 
-    if not (model.encoder_only or hasattr(model, "head")):
-        return None
-    try:
-        return load_finetuned(source)
-    except CheckpointError:
-        return None
-
-
-def _int8_text(in_float: Measured, int8: Measured) -> str:
-    share = int8.mean_difference / in_float.mean_output
-    return (
-        f"int8 differs from PyTorch by {int8.mean_difference:.2g} on average "
-        f"({share:.2%} of the mean output) and {int8.max_difference:.2g} at most; 10 s of audio "
-        f"take {int8.seconds:.2f} s instead of {in_float.seconds:.2f} s; "
-        f"{int8.size / 1e6:.1f} MB instead of {in_float.size / 1e6:.1f} MB"
+    model = load_with_head(source)
+    written = export_onnx.to_onnx(model, target, force, source_kind.value, int8)
+    in_float, quantised = written.float32, written.int8
+    typer.echo(f"{target}: differs from PyTorch by at most {in_float.max_difference:.1e}")
+    if quantised is None:
+        return
+    ratio = quantised.mean_difference / in_float.mean_output
+    typer.echo(
+        f"int8 differs from PyTorch by {quantised.mean_difference:.2g} on average "
+        f"({ratio:.2%} of the mean output) and {quantised.max_difference:.2g} at most; 10 s of "
+        f"audio take {quantised.seconds:.2f} s instead of {in_float.seconds:.2f} s; "
+        f"{quantised.size / 1e6:.1f} MB instead of {in_float.size / 1e6:.1f} MB"
     )
+
+
+def _to_transformers(source: str, target: Path, force: bool, card: dict[str, Any]) -> None:
+    from mae_ast.hub import export_transformers
+
+    model = export_transformers.load_with_head(source)
+    loader = export_transformers.to_transformers(model, target, force, **card)
+    code = "" if loader.startswith("AST") else ", trust_remote_code=True"
+    typer.echo(f"{target}: for transformers: {loader}.from_pretrained({str(target)!r}{code})")
+
+
+def _scores(source: str, reports: list[Path] | None) -> list[Any]:
+    """Return the scores in the given reports, or in those of a run."""
+    from mae_ast.hub.scores import read_report, reports_in_run
+
+    folders = reports_in_run(source) if reports is None else reports
+    return [score for folder in folders for score in read_report(folder)]

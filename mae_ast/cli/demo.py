@@ -23,6 +23,7 @@ def demo(
     folder scripts/demo is not part of an installed package.
     """
     import mae_ast
+    from mae_ast.extras import TRAINING, require
 
     checkout = Path(mae_ast.__file__).resolve().parents[1]
     if not (checkout / "scripts" / "demo" / "run.py").is_file():
@@ -30,5 +31,6 @@ def demo(
             f"the demo needs a checkout of the repository, and {checkout} has no scripts/demo; "
             "clone the repository and run 'make demo' there"
         )
+    require(*TRAINING, "matplotlib")
     sys.path.insert(0, str(checkout))
     importlib.import_module("scripts.demo.run").run_demo(out, updates, takes)

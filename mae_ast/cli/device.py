@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
 
 from mae_ast.core.io.first_line import first_line
+from mae_ast.core.models.encoder import Encoder
+from mae_ast.core.nn.precision import resolve_precision
 from mae_ast.finetune.checkpoint import FineTuned, load_finetuned
+
+if TYPE_CHECKING:
+    from mae_ast.hub.load import Pretrained
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def load_classifier(source: Path, average: int, device: str | None) -> FineTuned:
+def load_classifier(
+    source: Path, average: int, device: str | None, precision: str = "float32"
+) -> FineTuned:
     """Load a fine-tuned classifier, from the arguments of a command; see :func:`place`."""
     classifier = load_finetuned(source, average)
     place(classifier.model, device)
+    compute_in(classifier.model.encoder, precision)
     return classifier
+
+
+def load_model(source: str, device: str | None, precision: str) -> Pretrained:
+    """Load a model for feature extraction, from the arguments of a command; see :func:`place`."""
+    from mae_ast.hub.load import load
+
+    model = place(load(source), device)
+    compute_in(model, precision)
+    return model
 
 
 def place(model: M, device: str | None) -> M:
@@ -31,3 +48,16 @@ def place(model: M, device: str | None) -> M:
         return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device}: {first_line(error)}") from error
+
+
+def compute_in(encoder: Encoder, precision: str) -> None:
+    """Set the dtype of ``--precision``.
+
+    Raises:
+        ValueError: it is unknown, or the device does not support it in hardware.
+    """
+    device_type = encoder.batch_norm.running_mean.device.type
+    try:
+        encoder.precision = resolve_precision(precision, device_type)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mae_ast.cli.options import Average, Classifier, Device, data_argument
+from mae_ast.cli.options import Average, Classifier, Device, Precision, data_argument
 from mae_ast.core.io.plural import plural
 
 
@@ -18,9 +18,10 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Split to score, such as valid or test.")] = "valid",
     average: Average = 1,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the scores by class (CSV) and a plot.")
+        Path | None, typer.Option(help="Folder for the scores by class (CSV) and plots.")
     ] = None,
     device: Device = None,
+    precision: Precision = "float32",
 ) -> None:
     """Score a fine-tuned classifier on a labelled split.
 
@@ -32,11 +33,14 @@ def evaluate(
     from mae_ast.cli.device import load_classifier
     from mae_ast.console import bar
     from mae_ast.evaluate import report
+    from mae_ast.evaluate.training_curves import write_curves
+    from mae_ast.extras import require
 
+    require("sklearn")  # used after scoring
     _check_split(data, split)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # fails before the clips are scored
-    classifier = load_classifier(source, average, device)
+    classifier = load_classifier(source, average, device, precision)
     found = report.evaluate(classifier, data, split, bar("scoring", "clip"))
     summary = found.summary
     num_skipped = found.num_skipped
@@ -55,6 +59,8 @@ def evaluate(
             typer.echo(f"{name:10}{value:.4f}")
     if out is not None:
         written = report.write_report(found, out, f"{source.name}, {split}")
+        if (curves := write_curves(source, out)) is not None:
+            written.append(curves)
         typer.echo(", ".join(str(path) for path in written))
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mae_ast.cli.options import Checkpoint, Device, ManifestFile
+from mae_ast.cli.options import Checkpoint, Device, ManifestFile, Precision
 from mae_ast.core.io.plural import plural
 
 
@@ -31,14 +31,14 @@ def extract(
         str, typer.Option(metavar="I/N", help="Process part I of N only, counted from 0.")
     ] = "0/1",
     device: Device = None,
+    precision: Precision = "float32",
 ) -> None:
     """Write the features of a manifest's clips.
 
     The files follow fairseq's convention: OUT/NAME.npy with the rows of all clips, OUT/NAME.len
     with the number of rows of each clip. The same command again resumes an interrupted extraction.
     """
-    import mae_ast
-    from mae_ast.cli.device import place
+    from mae_ast.cli.device import load_model
     from mae_ast.console import bar
     from mae_ast.core.io.manifest import Manifest
     from mae_ast.evaluate import extract as extraction
@@ -46,7 +46,8 @@ def extract(
     part = extraction.parse_shard(shard)
     listed = Manifest.read(manifest)
     listed.check_paths()
-    model = place(mae_ast.load(checkpoint), device)
+    listed.check_segments()
+    model = load_model(checkpoint, device, precision)
     depth = model.config.encoder_layers
     if layer != -1 and not 1 <= layer <= depth:
         raise ValueError(f"--layer {layer}; the model has 1 to {depth}, -1 is the last")

@@ -34,10 +34,11 @@ from mae_ast.cli import (
     superb,
 )
 from mae_ast.console import describe
+from mae_ast.extras import named_extras
 
 # Heading in the help to functions; the name of a function is that of its command.
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Data": (prepare.prepare, manifest.manifest, stats.stats, pack.pack),
+    "Data": (manifest.manifest, stats.stats, pack.pack),
     "Train": (pretrain.pretrain, finetune.finetune, crossvalidate.crossvalidate, demo.demo),
     "Evaluate": (evaluate.evaluate, probe.probe, superb.superb),
     "Use a model": (
@@ -46,6 +47,8 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     ),
     "Measure": (plan.plan, bench.bench),
 }
+# Commands with commands of their own, by name, and their heading in the help.
+GROUPS: dict[str, tuple[str, typer.Typer]] = {"prepare": ("Data", prepare.app)}
 # Commands that pass unknown options on to hydra.
 TAKE_OPTIONS_OF_HYDRA = (
     *(pretrain.pretrain, finetune.finetune, crossvalidate.crossvalidate),
@@ -61,6 +64,8 @@ for _panel, _functions in COMMANDS.items():
     for _function in _functions:
         _settings = {"ignore_unknown_options": _function in TAKE_OPTIONS_OF_HYDRA}
         app.command(rich_help_panel=_panel, context_settings=_settings)(_function)
+for _name, (_panel, _group) in GROUPS.items():
+    app.add_typer(_group, name=_name, rich_help_panel=_panel)
 
 
 def _show_version(wanted: bool) -> None:
@@ -81,7 +86,8 @@ def _options(
 def main() -> None:
     """Run the command line of this process; wrong input ends in one line without a traceback."""
     try:
-        app()
+        with named_extras():
+            app()
     except (ValueError, OSError) as error:
         sys.exit(f"mae-ast: error: {describe(error)}")
     except KeyboardInterrupt:

@@ -38,6 +38,14 @@ def manifest(
     max_seconds: Annotated[
         float, typer.Option(help="Maximum length of a file, in seconds.")
     ] = float("inf"),
+    segment: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="List each longer file as segments of this length, without copying audio. The "
+            "rest at its end is listed, too, if it has at least --min-seconds.",
+        ),
+    ] = None,
     seed: Annotated[int, seed_option("split")] = 0,
     jobs: Jobs = 16,
 ) -> None:
@@ -48,7 +56,7 @@ def manifest(
     headers; files whose header has none, or a wrong one, are decoded.
 
     A file's split depends only on its path below DIR and the seed, so adding files or folders does
-    not change it.
+    not change it. All segments of a file are in one split.
     """
     from mae_ast.prepare.clips import SKIPPED_FILE
     from mae_ast.prepare.folders import write_manifests
@@ -56,12 +64,13 @@ def manifest(
     if valid < 0 or test < 0 or valid + test >= 1:
         raise ValueError(f"--valid {valid} and --test {test} leave nothing for training")
     found, headers, splits = write_manifests(
-        folders, out, valid, test, min_seconds, max_seconds, seed, jobs
+        folders, out, valid, test, min_seconds, max_seconds, seed, jobs, segment
     )
-    for name, paths in splits.items():
-        seconds = [headers.infos[path].seconds for path in paths]
-        hours = sum(seconds) / 3600
-        typer.echo(f"{out / name}.tsv: {plural(len(paths), 'file')}, {hours:.2f} h")
+    for name, clips in splits.items():
+        seconds = [clip.seconds(headers.infos[clip.path]) for clip in clips]
+        files = plural(len({clip.path for clip in clips}), "file")
+        listed = files if segment is None else f"{plural(len(clips), 'clip')} of {files}"
+        typer.echo(f"{out / name}.tsv: {listed}, {sum(seconds) / 3600:.2f} h")
         _report_short(seconds)
     _report_notes(headers.notes(), out)
     _report_others(found)

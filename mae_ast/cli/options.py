@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+
+class Choice(str, Enum):
+    """Values that an option may have; the same as ``StrEnum`` of Python 3.11."""
+
+    def __str__(self) -> str:
+        return str(self.value)
 
 
 def _complete_preset(kind: str) -> Callable[[str], list[str]]:
@@ -74,6 +82,18 @@ Device = Annotated[
     typer.Option(help="PyTorch device, such as cpu or cuda:1; default: cuda if available."),
 ]
 
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="Dtype of the transformer: float32; bfloat16, about twice as fast on devices that "
+        "multiply bfloat16 matrices in hardware, and an error on others; or auto, bfloat16 on "
+        "these devices and else float32.",
+        autocompletion=lambda incomplete: [
+            name for name in ("float32", "bfloat16", "auto") if name.startswith(incomplete)
+        ],
+    ),
+]
+
 # --- data -----------------------------------------------------------------------------------------
 
 ManifestFile = Annotated[
@@ -98,11 +118,10 @@ FinetunePreset = Annotated[
     str,
     typer.Option(
         metavar="PRESET",
-        help="Name of a fine-tuning preset, or path of a YAML file. Required; without it, the "
-        "presets are listed. Presets for MAE-AST are named after the data set, such as esc50, "
-        "speechcommands2 or audioset_balanced; those for SSAST, AST and Audio-MAE begin with "
-        "ssast_, ast_ and audio_mae_.",
-        show_default=False,
+        help="Name of a fine-tuning preset, or path of a YAML file. 'own' is for labelled data of "
+        "your own and for models of all systems. The published recipes are named after the data "
+        "set, such as esc50, speechcommands2 or audioset_balanced (for MAE-AST); those for SSAST, "
+        "AST and Audio-MAE begin with ssast_, ast_ and audio_mae_.",
         autocompletion=_complete_preset("finetune"),
     ),
 ]

@@ -29,15 +29,17 @@ def pack(
         bool,
         typer.Option(
             "--verify",
-            help="Read all clips back and compare checksums; with --transcode, also compare their "
-            "samples with the original files. Without OUT, verify the clips of MANIFEST.",
+            help="Read all clips back and compare checksums; with --transcode or segments, also "
+            "compare their samples with the original files. Without OUT, verify the clips of "
+            "MANIFEST.",
         ),
     ] = False,
     jobs: Jobs = 8,
 ) -> None:
     """Pack the files of a manifest into uncompressed tars.
 
-    Labels in NAME.lbl and labels.csv are copied, so that OUT replaces the folder of the manifest.
+    Segments of a file are cut out of it, as 16 kHz mono FLAC. Labels in NAME.lbl and labels.csv are
+    copied, so that OUT replaces the folder of the manifest.
     The same command again resumes an interrupted packing.
     """
     from mae_ast.console import bar
@@ -59,7 +61,7 @@ def pack(
         if packed.skipped_list is not None:
             skipped = plural(len(listed) - packed.num_clips, "file")
             typer.echo(f"skipped {skipped}, listed in {packed.skipped_list}", err=True)
-        if verify and transcode:
+        if verify and (transcode or listed.has_segments):
             sources = packing.sources_of(listed, packed)
     if verify:
         listed = Manifest.read(manifest)

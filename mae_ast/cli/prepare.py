@@ -1,33 +1,38 @@
-"""``mae-ast prepare DATASET DIR``: write manifests and labels of a known data set."""
+"""``mae-ast prepare DATASET DIR``: write manifests and labels of a data set."""
 
 from __future__ import annotations
 
-from enum import StrEnum
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from mae_ast.cli.options import Jobs
-from mae_ast.cli.skipped import report_skipped
-from mae_ast.core.io.plural import plural
+from mae_ast.cli import prepare_own
+from mae_ast.cli.options import Choice, Jobs
+from mae_ast.cli.skipped import report_prepared
 
-if TYPE_CHECKING:
-    from mae_ast.prepare.splits import Prepared
+DataSetFolder = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Folder of the unpacked data set.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for the manifests; default: manifests/NAME of the data set.",
+        show_default=False,
+    ),
+]
+
+SpeechCommandsClasses = Annotated[
+    int,
+    typer.Option(
+        help="Number of classes: 12 (ten commands, unknown, silence), or one for each word: 30 in "
+        "version 1, 35 in version 2."
+    ),
+]
 
 
-class DataSet(StrEnum):
-    """Data sets that can be prepared."""
-
-    ESC50 = "esc50"
-    SPEECHCOMMANDS1 = "speechcommands1"
-    SPEECHCOMMANDS2 = "speechcommands2"
-    AUDIOSET = "audioset"
-    LIBRISPEECH = "librispeech"
-    VOXCELEB1 = "voxceleb1"
-
-
-class AudioSetTrain(StrEnum):
+class AudioSetTrain(Choice):
     """AudioSet's training sets."""
 
     BALANCED = "balanced"
@@ -35,83 +40,94 @@ class AudioSetTrain(StrEnum):
     FULL = "full"
 
 
-def prepare(
-    data_set: Annotated[
-        DataSet,
-        typer.Argument(metavar="DATASET", help=f"Name of the data set: {', '.join(DataSet)}."),
-    ],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the unpacked data set.")],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for the manifests; default: manifests/DATASET.", show_default=False
-        ),
-    ] = None,
-    classes: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of classes of Speech Commands: 12, 30 or 35; default: 12 for version 1, "
-            "35 for version 2."
-        ),
-    ] = None,
+def esc50(folder: DataSetFolder, out: Out = None, jobs: Jobs = 16) -> None:
+    """Write manifests and labels of ESC-50, a folder for each of its five folds."""
+    from mae_ast.prepare import esc50
+
+    report_prepared(esc50.prepare(folder, out or Path("manifests/esc50"), jobs))
+
+
+def speechcommands1(
+    folder: DataSetFolder,
+    out: Out = None,
+    classes: SpeechCommandsClasses = 12,
+    jobs: Jobs = 16,
+) -> None:
+    """Write manifests and labels of Speech Commands version 1."""
+    from mae_ast.prepare import speechcommands
+
+    out = out or Path("manifests/speechcommands1")
+    report_prepared(speechcommands.prepare(folder, out, 1, classes, jobs))
+
+
+def speechcommands2(
+    folder: DataSetFolder,
+    out: Out = None,
+    classes: SpeechCommandsClasses = 35,
+    jobs: Jobs = 16,
+) -> None:
+    """Write manifests and labels of Speech Commands version 2."""
+    from mae_ast.prepare import speechcommands
+
+    out = out or Path("manifests/speechcommands2")
+    report_prepared(speechcommands.prepare(folder, out, 2, classes, jobs))
+
+
+def audioset(
+    folder: DataSetFolder,
+    out: Out = None,
     train: Annotated[
-        AudioSetTrain | None, typer.Option(help="Training set of AudioSet; default: balanced.")
-    ] = None,
+        AudioSetTrain, typer.Option(help="Training set: balanced, unbalanced or both.")
+    ] = AudioSetTrain.BALANCED,
+    jobs: Jobs = 16,
+) -> None:
+    """Write manifests and labels of AudioSet; valid.tsv is the evaluation set."""
+    from mae_ast.prepare import audioset
+
+    report_prepared(audioset.prepare(folder, out or Path("manifests/audioset"), train, jobs))
+
+
+def librispeech(
+    folder: DataSetFolder,
+    out: Out = None,
     speakers: Annotated[
-        bool, typer.Option("--speakers", help="Label LibriSpeech with its speakers.")
+        bool, typer.Option("--speakers", help="Label the recordings with their speakers.")
     ] = False,
     jobs: Jobs = 16,
 ) -> None:
-    """Write manifests and labels of a known data set.
+    """Write manifests of LibriSpeech, which has labels on demand only."""
+    from mae_ast.prepare import librispeech
+
+    report_prepared(
+        librispeech.prepare(folder, out or Path("manifests/librispeech"), speakers, jobs)
+    )
+
+
+def voxceleb1(folder: DataSetFolder, out: Out = None, jobs: Jobs = 16) -> None:
+    """Write manifests and labels of VoxCeleb1, a class per speaker."""
+    from mae_ast.prepare import voxceleb1
+
+    report_prepared(voxceleb1.prepare(folder, out or Path("manifests/voxceleb1"), jobs))
+
+
+# Heading in the help to functions; the name of a function is that of its command.
+COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Your own data": (prepare_own.folders, prepare_own.table),
+    "Known data sets": (
+        *(esc50, speechcommands1, speechcommands2, audioset),
+        *(librispeech, voxceleb1),
+    ),
+}
+app = typer.Typer(no_args_is_help=True)
+for _panel, _functions in COMMANDS.items():
+    for _function in _functions:
+        app.command(rich_help_panel=_panel)(_function)
+
+
+@app.callback()
+def prepare() -> None:
+    """Write manifests and labels of a data set.
 
     Writes train.tsv, valid.tsv and test.tsv, the labels of each clip (NAME.lbl), and labels.csv.
-    ESC-50 gets a folder for each of its five folds; AudioSet's valid.tsv is the evaluation set.
-    Clips of the data set that are missing are listed in missing.txt, unreadable files in
-    left_out.txt.
+    Listed clips that are missing are listed in missing.txt, unreadable files in left_out.txt.
     """
-    from mae_ast.prepare import audioset, esc50, librispeech, speechcommands, voxceleb1
-
-    is_words = data_set in (DataSet.SPEECHCOMMANDS1, DataSet.SPEECHCOMMANDS2)
-    for option, given, fits in (
-        ("--classes", classes is not None, is_words),
-        ("--train", train is not None, data_set is DataSet.AUDIOSET),
-        ("--speakers", speakers, data_set is DataSet.LIBRISPEECH),
-    ):
-        if given and not fits:
-            raise ValueError(f"{option} is not supported for {data_set}")
-    out = out or Path("manifests") / data_set
-    match data_set:
-        case DataSet.ESC50:
-            done = esc50.prepare(folder, out, jobs)
-        case DataSet.SPEECHCOMMANDS1:
-            done = speechcommands.prepare(folder, out, 1, classes, jobs)
-        case DataSet.SPEECHCOMMANDS2:
-            done = speechcommands.prepare(folder, out, 2, classes, jobs)
-        case DataSet.AUDIOSET:
-            done = audioset.prepare(folder, out, train or AudioSetTrain.BALANCED, jobs)
-        case DataSet.LIBRISPEECH:
-            done = librispeech.prepare(folder, out, speakers, jobs)
-        case DataSet.VOXCELEB1:
-            done = voxceleb1.prepare(folder, out, jobs)
-    _report(done)
-
-
-def _report(done: Prepared) -> None:
-    from mae_ast.prepare.clips import SKIPPED_FILE
-    from mae_ast.prepare.splits import MISSING_FILE
-
-    for split in done.splits:
-        clips, hours = plural(split.clips, "clip"), split.seconds / 3600
-        line = f"{done.out / split.name}.tsv: {clips}, {hours:.2f} h"
-        if done.num_classes:
-            of = f"{split.classes} of " if split.classes < done.num_classes else ""
-            line += f", {of}{plural(done.num_classes, 'class', 'classes')}"
-        typer.echo(line + (f", {split.missing} missing" if split.missing else ""))
-    for note in done.notes:
-        typer.echo(note)
-    if done.missing:
-        typer.echo(
-            f"{plural(len(done.missing), 'clip')} missing, listed in {done.out / MISSING_FILE}",
-            err=True,
-        )
-    report_skipped(done.skipped, done.out / SKIPPED_FILE)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mae_ast.cli.options import Checkpoint, Device
+from mae_ast.cli.options import Checkpoint, Device, Precision
 from mae_ast.core.io.plural import plural
 
 
@@ -34,13 +34,13 @@ def probe(
         ),
     ] = "(.*)",
     device: Device = None,
+    precision: Precision = "float32",
 ) -> None:
     """Evaluate frozen features with a linear probe and k-NN.
 
     Baselines are the same network with random weights, and the mean log-mel spectrum.
     """
-    import mae_ast
-    from mae_ast.cli.device import place
+    from mae_ast.cli.device import load_model
     from mae_ast.console import bar
     from mae_ast.evaluate import probe as probing
     from mae_ast.evaluate.probe_data import match_classes, read_labelled
@@ -54,7 +54,7 @@ def probe(
         read_labelled(manifest, pattern),
         read_labelled(test or manifest.parent / "valid.tsv", pattern),
     )
-    model = place(mae_ast.load(checkpoint), device)
+    model = load_model(checkpoint, device, precision)
     scores = probing.probe(model, train, tested, chosen, bar("embedding", "clip"))
     measure = "accuracy" if train.targets.ndim == 1 else "mean average precision"
     typer.echo(f"{measure} on {plural(scores['pretrained'].num_clips, 'clip')}")

@@ -52,8 +52,10 @@ def reconstruct(
     from mae_ast.core.frontend.collate import clip_generator
     from mae_ast.core.frontend.fbank import num_frames
     from mae_ast.core.frontend.masking import check_mask, mask_strategy
+    from mae_ast.extras import require
     from mae_ast.hub.load import load_masked
 
+    require("matplotlib")
     images = _images(files, out)
     if seconds <= 0:
         raise ValueError(f"--seconds {seconds:g}; a positive number is needed")

@@ -1,14 +1,18 @@
-"""Report files that a command skipped."""
+"""Report what a command wrote, and the files that it skipped."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from mae_ast.core.io.plural import plural
+
+if TYPE_CHECKING:
+    from mae_ast.prepare.splits import Prepared
 
 MAX_LISTED = 10  # maximum number of reasons for skipping files to print
 
@@ -28,6 +32,28 @@ def report_skipped(skipped: Iterable[tuple[str, str]], report: Path) -> None:
     counts = Counter(problem for _, problem in listed)
     for problem, count in counts.most_common(MAX_LISTED):
         typer.echo(f"  {count} x {problem} (such as {examples[problem]})", err=True)
+
+
+def report_prepared(done: Prepared) -> None:
+    """Print the splits of a prepared data set, and its missing and skipped clips."""
+    from mae_ast.prepare.clips import SKIPPED_FILE
+    from mae_ast.prepare.splits import MISSING_FILE
+
+    for split in done.splits:
+        clips, hours = plural(split.clips, "clip"), split.seconds / 3600
+        line = f"{done.out / split.name}.tsv: {clips}, {hours:.2f} h"
+        if done.num_classes:
+            of = f"{split.classes} of " if split.classes < done.num_classes else ""
+            line += f", {of}{plural(done.num_classes, 'class', 'classes')}"
+        typer.echo(line + (f", {split.missing} missing" if split.missing else ""))
+    for note in done.notes:
+        typer.echo(note)
+    if done.missing:
+        typer.echo(
+            f"{plural(len(done.missing), 'clip')} missing, listed in {done.out / MISSING_FILE}",
+            err=True,
+        )
+    report_skipped(done.skipped, done.out / SKIPPED_FILE)
 
 
 def for_each_file(files: Sequence[Path], use: Callable[[int, Path], None]) -> None:

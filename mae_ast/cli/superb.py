@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mae_ast.cli.options import RUN_FOLDER_HELP, Checkpoint, Device
+from mae_ast.cli.options import RUN_FOLDER_HELP, Checkpoint, Choice, Device
 
 
-class Mode(StrEnum):
+class Mode(Choice):
     """Training or evaluation."""
 
     TRAIN = "train"
     EVALUATE = "evaluate"
 
 
-class Layout(StrEnum):
+class Layout(Choice):
     """Layout of the upstream's features."""
 
     TIME_STEPS = "time_steps"

@@ -91,12 +91,12 @@ def log_scores(ids: Tensor, scores: Tensor, targets: Tensor, multi_label: bool) 
     if _KEY not in aggregator:
         aggregator.add_meter(_KEY, ScoreMeter(), 0)
         if not multi_label:
-            _derive(aggregator, "accuracy", lambda meters: round(meters[_KEY].accuracy(), 5))
+            _derive(aggregator, "accuracy", lambda meters: meters[_KEY].accuracy())
         for name, field in _NAMES.items() if multi_label else ():
             _derive(
                 aggregator,
                 name,
-                lambda meters, field=field: round(getattr(meters[_KEY].summary(), field), 5),
+                lambda meters, field=field: getattr(meters[_KEY].summary(), field),
             )
     aggregator[_KEY].update(ids, scores, targets)
 

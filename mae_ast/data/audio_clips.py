@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from mae_ast.core.frontend.collate import draw_start
-from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
+from mae_ast.core.io.audio import SAMPLE_RATE, AudioError
 from mae_ast.core.io.manifest import Manifest, ManifestError
+from mae_ast.core.io.segment import SegmentError, read_segment
 from mae_ast.data.bad_files import BadFile, BadFiles
 from mae_ast.trainer import ranks
 from mae_ast.trainer.preemption import heed_only_the_trainer
@@ -126,9 +127,8 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
         row = int(self.rows[index])
         num_samples = int(self.sizes[index])
         slack = int(self.lengths[index]) - num_samples if self.random_crop else 0
-        path = self.manifest.audio_path(row)
         try:
-            return self._read(path, draw_start(slack, generator), num_samples)
+            return self._read(row, draw_start(slack, generator), num_samples)
         except (AudioError, OSError) as error:
             return BadFile(row, str(error))
 
@@ -138,28 +138,29 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
         length = int(self.lengths[index])
         num_samples = min(length, max(max_samples, self._min_samples))
         try:
-            return self._read(
-                self.manifest.audio_path(row), (length - num_samples) // 2, num_samples
-            )
+            return self._read(row, (length - num_samples) // 2, num_samples)
         except (AudioError, OSError) as error:
             return BadFile(row, str(error))
 
-    def _read(self, path: str, start: int, num_samples: int) -> torch.Tensor:
-        """Read a part, or the beginning of a file that is shorter than the manifest says.
+    def _read(self, row: int, start: int, num_samples: int) -> torch.Tensor:
+        """Read a part of a clip, or its beginning if the file is shorter than the manifest says.
 
         Whether a file counts as bad thus depends on its content and not on the crop drawn.
         """
+        segment = self.manifest.segment(row)
         try:
-            samples = read_audio(path, start, num_samples)
+            samples = read_segment(segment, start, num_samples)
+        except SegmentError:
+            raise
         except AudioError:
             if start == 0:
                 raise
             samples = torch.empty(0)
         if len(samples) < self._min_samples and start > 0:
-            samples = read_audio(path, 0, num_samples)
+            samples = read_segment(segment, 0, num_samples)
         if len(samples) < self._min_samples:
             raise AudioError(
-                f"{path}: decodes to {len(samples)} samples at 16 kHz, at least "
+                f"{segment}: decodes to {len(samples)} samples at 16 kHz, at least "
                 f"{self._min_samples} are needed"
             )
         return samples

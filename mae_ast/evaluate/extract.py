@@ -22,6 +22,7 @@ from mae_ast.core.io.manifest import Manifest, ManifestError
 from mae_ast.core.io.plural import plural
 from mae_ast.core.io.read_ahead import Progress
 from mae_ast.core.io.settings_note import assert_same_as_note, file_digest, write_note
+from mae_ast.core.nn.precision import resolve_precision
 from mae_ast.evaluate.embeddings import NOT_FINITE
 from mae_ast.evaluate.read_clips import Batch, for_each_batch
 from mae_ast.hub.load import Pretrained
@@ -93,9 +94,11 @@ def extract(
     out.mkdir(parents=True, exist_ok=True)
     name = f"{manifest.path.stem}_{wanted.shard}_{wanted.shards}"
     done = out / f"{name}.npy"
+    device = model.batch_norm.running_mean.device
     tokens_per_row = 1 if wanted.tokens else model.patch_shape.per_column
     description = {
         **asdict(wanted),
+        "precision": resolve_precision(model.precision, device.type),
         "weights": _digest(model),
         "manifest": str(manifest.path.resolve()),
         "content": file_digest(manifest.path),
@@ -165,6 +168,7 @@ class _Files:
                 self._description,
                 description,
                 f"remove {self._description.name} and its files, or choose another folder",
+                absent={"precision": "float32"},
             )
         elif self.npy.exists():
             raise ValueError(

@@ -69,6 +69,7 @@ class FeatureMonitor:
         manifest = Manifest.read(clips)
         manifest = manifest.take(evenly_spaced(len(manifest), num_clips))
         manifest.check_paths()
+        manifest.check_segments()
         if labelled is None:
             return cls(manifest, None)
         train, test = (
@@ -132,7 +133,8 @@ class FeatureMonitor:
             embedded, kept = _embed(data.manifest, min_samples, embedding)
             features.append(embedded)
             clips.append(data.take(kept))
-        with warnings.catch_warnings(action="ignore"):  # classes without clips in one of the sets
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # classes without clips in one of the sets
             scores = score(features[0], clips[0], features[1], clips[1], layers)
         measure = "accuracy" if clips[0].targets.ndim == 1 else "mAP"
         skipped = sum(len(data.targets) for data in self.probe) - sum(map(len, features))
@@ -160,15 +162,18 @@ class PeriodicMonitor:
         self._log_mel: dict[str, float] | None = None
         self._last = 0
 
-    def after_update(self, model: Encoder, num_updates: int) -> None:
+    def after_update(self, model: Encoder, num_updates: int) -> dict[str, float]:
         """Log metrics if they are due; call after each update, in all processes.
 
         The first process computes them while the others wait at the next collective. Errors are
         logged as warnings and do not stop training.
+
+        Returns:
+            The metrics; empty if none are due, and in other processes.
         """
         is_due = num_updates % self.interval == 0 and num_updates != self._last
         if not is_due or (torch.distributed.is_initialized() and torch.distributed.get_rank()):
-            return
+            return {}
         self._last = num_updates
         begin = time.monotonic()
         try:
@@ -178,7 +183,7 @@ class PeriodicMonitor:
         except (ValueError, OSError, RuntimeError) as error:
             reason = first_line(error)
             logger.warning(f"no feature metrics after update {num_updates}: {reason}")
-            return
+            return {}
         found |= {f"log_mel_{name}": value for name, value in self._log_mel.items()}
         found["seconds"] = time.monotonic() - begin
         rounded = {name: round(value, 4) for name, value in found.items()}
@@ -189,6 +194,7 @@ class PeriodicMonitor:
                 self._writer = SummaryWriter(folder, flush_secs=FLUSH_S)
             for name, value in found.items():
                 self._writer.add_scalar(name, value, num_updates)
+        return found
 
 
 def _embed(

@@ -57,4 +57,5 @@ def to_array(figure: Figure) -> np.ndarray:
     """Render a figure as RGB, (height, width, 3) uint8."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+    pixels: np.ndarray = np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+    return pixels

@@ -1,6 +1,10 @@
-"""Score recordings with a fine-tuned classifier: a manifest (R, C), or one recording (C,)."""
+"""Score recordings with a fine-tuned classifier: a manifest (R, C), or each recording (C,)."""
 
 from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -8,11 +12,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mae_ast.core.inference.whole_clips import BATCH_SAMPLES
-from mae_ast.core.io.audio import SAMPLE_RATE
+from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
 from mae_ast.core.io.manifest import Manifest
-from mae_ast.core.io.read_ahead import Progress
+from mae_ast.core.io.read_ahead import Progress, one_ahead
 from mae_ast.core.io.recordings import Waveform, path_of, read_recording
-from mae_ast.evaluate.read_clips import Batch, check_any, check_length, for_each_batch
+from mae_ast.evaluate.read_clips import Batch, batches, check_any, check_length, for_each_batch
 from mae_ast.finetune.checkpoint import FineTuned
 
 
@@ -76,6 +80,56 @@ def score_recording(
     check_length(samples, _min_samples(classifier), name)
     scores: np.ndarray = _score(classifier, [samples])[0]
     return scores
+
+
+def score_files(
+    classifier: FineTuned, files: Sequence[Path]
+) -> Generator[np.ndarray | Exception, None, None]:
+    """Score whole files, several at a time; the next ones are decoded meanwhile.
+
+    Args:
+        classifier: classifier on any device.
+        files: audio files.
+
+    Yields:
+        For each file its scores, (C,) float32, as :func:`score_recording` returns them; or the
+        ``FileNotFoundError`` or ``AudioError`` that it would raise.
+
+    Raises:
+        ValueError: a score is not finite.
+    """
+    problems: dict[int, Exception] = {}
+    min_samples = _min_samples(classifier)
+
+    def read(row: int) -> Tensor | None:
+        try:
+            samples = read_audio(files[row])
+            check_length(samples, min_samples, files[row])
+        except (AudioError, FileNotFoundError) as error:
+            problems[row] = error
+            return None
+        return samples
+
+    with closing(one_ahead(batches(read, range(len(files))))) as ahead:
+        for batch in ahead:
+            found: dict[int, np.ndarray] = {}
+            for rows in _similar_lengths(batch.clips):
+                scores = _score(classifier, [batch.clips[row] for row in rows])
+                found.update(zip(rows, scores, strict=True))
+            for row in batch.rows:
+                yield found[row] if row in found else problems.pop(row)
+
+
+def _similar_lengths(clips: Mapping[int, Tensor]) -> Iterator[list[int]]:
+    """Group the rows of clips by length, into batches of at most ``BATCH_SAMPLES``."""
+    rows: list[int] = []
+    for row in sorted(clips, key=lambda row: len(clips[row])):
+        if rows and (len(rows) + 1) * len(clips[row]) > BATCH_SAMPLES:
+            yield rows
+            rows = []
+        rows.append(row)
+    if rows:
+        yield rows
 
 
 def _score(classifier: FineTuned, clips: list[Tensor]) -> np.ndarray:

@@ -159,7 +159,8 @@ def score(
         probe = _linear(targets, strength).fit(features[fit], targets[fit])
         return _measure(probe, features[dev], targets[dev])
 
-    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
         best = max(range(len(layers)), key=lambda layer: on_dev(layer, FIRST_STRENGTH))
         strength = max(STRENGTHS, key=lambda strength: on_dev(best, strength))
         linear = _linear(targets, strength).fit(train[:, best], targets)

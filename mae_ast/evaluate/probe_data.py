@@ -18,7 +18,7 @@ def read_labelled(path: Path, group: re.Pattern[str] | None = None) -> ProbeData
     Args:
         path: path of the manifest.
         group: expression whose first group, found in a clip's path, names the clip's group;
-            ``None``: each clip is a group of its own.
+            ``None``: each clip is a group of its own, or the segments of each file are.
 
     Raises:
         FileNotFoundError: one of the three files does not exist.
@@ -27,13 +27,13 @@ def read_labelled(path: Path, group: re.Pattern[str] | None = None) -> ProbeData
     """
     manifest = Manifest.read(path)
     manifest.check_paths()
+    manifest.check_segments()
     labels = Labels.read(path.parent / LABELS_FILE)
     clip_labels = ClipLabels.read(path.with_suffix(".lbl"), labels, len(manifest))
-    rows = np.arange(len(manifest))
-    targets = clip_labels.multi_hot(rows)
+    targets = clip_labels.multi_hot(np.arange(len(manifest)))
     if (targets.sum(1) == 1).all():
         targets = targets.argmax(1)
-    groups = rows if group is None else _groups(manifest, group)
+    groups = _files(manifest) if group is None else _groups(manifest, group)
     return ProbeData(manifest, targets, groups, labels)
 
 
@@ -62,6 +62,16 @@ def _multi_hot(data: ProbeData, num_classes: int) -> ProbeData:
         return data
     hot = np.eye(num_classes, dtype=np.float32)[data.targets]
     return ProbeData(data.manifest, hot, data.groups, data.labels)
+
+
+def _files(manifest: Manifest) -> np.ndarray:
+    """Return the index of each clip's file; if there are no segments or one file, of each clip."""
+    rows = range(len(manifest))
+    if not manifest.has_segments:
+        return np.arange(len(manifest))
+    indices: dict[str, int] = {}
+    files = [indices.setdefault(manifest.row_path(row), len(indices)) for row in rows]
+    return np.array(files if len(indices) > 1 else rows)
 
 
 def _groups(manifest: Manifest, pattern: re.Pattern[str]) -> np.ndarray:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
 from torch import Tensor
 
-from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, read_audio
+from mae_ast.core.io.audio import SAMPLE_RATE, AudioError
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.io.plural import plural
-from mae_ast.core.io.read_ahead import Progress, map_ahead, run_steps
+from mae_ast.core.io.read_ahead import Progress, map_ahead, one_ahead, run_steps
+from mae_ast.core.io.segment import read_segment
 
 BATCH_SAMPLES = 640 * SAMPLE_RATE  # samples per batch, padding included
 READERS = 4  # files decoded concurrently
@@ -45,6 +46,8 @@ def for_each_batch(
 ) -> None:
     """Call a function with the clips of a manifest, batch by batch.
 
+    The next batch is read while the function runs.
+
     Args:
         manifest: manifest of the clips.
         min_samples: minimum length of a clip at 16 kHz; shorter ones are skipped.
@@ -62,24 +65,37 @@ def for_each_batch(
         return read_or_skip(manifest, row, min_samples, max_samples, level)
 
     def used() -> Iterator[int]:
-        with closing(map_ahead(read, listed, READERS, READERS)) as clips:
-            for batch in _in_batches(zip(listed, clips, strict=True), batch_samples):
+        with closing(one_ahead(batches(read, listed, batch_samples))) as ahead:
+            for batch in ahead:
                 use(batch)
                 yield from batch.rows
 
     run_steps(used(), len(listed), progress)
 
 
-def _in_batches(clips: Iterable[tuple[int, Tensor | None]], batch_samples: int) -> Iterator[Batch]:
+def batches(
+    read: Callable[[int], Tensor | None],
+    rows: Sequence[int],
+    batch_samples: int = BATCH_SAMPLES,
+) -> Generator[Batch, None, None]:
+    """Read clips in threads, and yield them in batches of consecutive ones.
+
+    Args:
+        read: function of a row, which returns its samples (L,), or ``None`` to skip it.
+        rows: the rows, in this order.
+        batch_samples: maximum size of a batch, number of clips times the longest, of more than one
+            clip.
+    """
     batch, longest = Batch([], {}), 0
-    for row, samples in clips:
-        if samples is not None:
-            longest = max(longest, len(samples))
-            if batch.clips and longest * (len(batch.clips) + 1) > batch_samples:
-                yield batch
-                batch, longest = Batch([], {}), len(samples)
-            batch.clips[row] = samples
-        batch.rows.append(row)
+    with closing(map_ahead(read, rows, READERS, READERS)) as clips:
+        for row, samples in zip(rows, clips, strict=True):
+            if samples is not None:
+                longest = max(longest, len(samples))
+                if batch.clips and longest * (len(batch.clips) + 1) > batch_samples:
+                    yield batch
+                    batch, longest = Batch([], {}), len(samples)
+                batch.clips[row] = samples
+            batch.rows.append(row)
     if batch.rows:
         yield batch
 
@@ -103,10 +119,10 @@ def read_or_skip(
     Returns:
         The samples; ``None`` if the clip cannot be decoded or is too short.
     """
-    path = manifest.audio_path(row)
+    segment = manifest.segment(row)
     try:
-        samples = read_audio(path, 0, max_samples)
-        check_length(samples, min_samples, path)
+        samples = read_segment(segment, 0, max_samples)
+        check_length(samples, min_samples, segment)
     except (AudioError, OSError) as error:
         logger.log(level, "%s: skipped: %s", manifest.where(row), error)
         return None

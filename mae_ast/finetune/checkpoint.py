@@ -7,28 +7,33 @@ names, so that neither the pretrained checkpoint nor the label file is needed to
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mae_ast.core.checkpoints.ast_release import AST
-from mae_ast.core.checkpoints.classifier import ClassifierSpec, classifier_weights
+from mae_ast.core.checkpoints.classifier import (
+    ClassifierSpec,
+    classifier_weights,
+    spec_of_ast,
+)
 from mae_ast.core.checkpoints.reader import (
     CONFIG_FILE,
     CheckpointError,
     build_with_weights,
     read_checkpoint,
+    read_exported_classifier,
     read_state,
 )
 from mae_ast.core.checkpoints.run_files import LAST, latest
-from mae_ast.core.frontend.fbank import num_samples_of_frames
+from mae_ast.core.checkpoints.training_record import training_record
 from mae_ast.core.inference.whole_clips import clip_logits
-from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.near_files import suggestion
 from mae_ast.core.io.plural import plural
-from mae_ast.core.models.classifier import Classifier, HeadConfig, to_scores
+from mae_ast.core.models.classifier import Classifier, to_scores
 from mae_ast.core.models.config import AstConfig
 from mae_ast.finetune.averaging import average
 
@@ -39,12 +44,20 @@ class FineTuned:
     Args:
         model: the classifier.
         description: its architecture, class names and type of scores.
+        training: what is recorded about its training, as in
+            :class:`mae_ast.core.checkpoints.layout.Checkpoint`.
     """
 
-    def __init__(self, model: Classifier, description: ClassifierSpec) -> None:
+    def __init__(
+        self,
+        model: Classifier,
+        description: ClassifierSpec,
+        training: Mapping[str, Any] | None = None,
+    ) -> None:
         self.model = model.eval()
         self.description = description
         self.labels = description.labels
+        self.training_record = dict(training or {})
 
     @torch.no_grad()
     def scores(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -69,7 +82,8 @@ def load_finetuned(source: str | os.PathLike[str], num_averaged: int = 1) -> Fin
 
     Args:
         source: a checkpoint of ``mae-ast finetune``; the folder of a run, whose last checkpoint is
-            read; or an AST trained elsewhere, from any source of :func:`mae_ast.load`.
+            read; a classifier exported for transformers; or an AST trained elsewhere, from any
+            source of :func:`mae_ast.load`.
         num_averaged: average the weights of the last N epoch checkpoints of a run.
 
     Raises:
@@ -80,8 +94,8 @@ def load_finetuned(source: str | os.PathLike[str], num_averaged: int = 1) -> Fin
     if _is_published(source):
         return _published(source)
     paths = _files(Path(source), num_averaged)
-    spec = _read_spec(paths[-1])
-    return FineTuned(build_with_weights(spec.build, average(paths), paths[-1]), spec)
+    spec, training = _read_spec(paths[-1])
+    return FineTuned(build_with_weights(spec.build, average(paths), paths[-1]), spec, training)
 
 
 def _is_published(source: str | os.PathLike[str]) -> bool:
@@ -95,33 +109,27 @@ def _is_published(source: str | os.PathLike[str]) -> bool:
 
 
 def _published(source: str | os.PathLike[str]) -> FineTuned:
-    """Load a published AST, whose head uses the encoder's own pooled output."""
+    """Load a published AST, or a classifier exported for transformers."""
     from mae_ast.hub.load import locate  # imports the hub's client; pretraining needs none
 
     path = locate(source)
-    found = read_checkpoint(path)
-    config = found.config
-    if not isinstance(config, AstConfig) or found.encoder_only:
+    if (found := read_exported_classifier(path)) is not None:
+        spec, weights, training = found
+        return FineTuned(build_with_weights(spec.build, weights, path), spec, training)
+    ast = read_checkpoint(path)
+    if not isinstance(ast.config, AstConfig) or ast.encoder_only:
         raise CheckpointError(
             f"{os.fspath(source)}: not a fine-tuned checkpoint, as 'mae-ast finetune' writes it"
         )
-    mids = tuple(f"class_{n}" for n in range(config.num_classes))
-    frames = config.input_frames or config.position_frames
-    spec = ClassifierSpec(
-        config,
-        HeadConfig(config.num_classes, pool="encoder", layer_norm_eps=config.head_layer_norm_eps),
-        Labels(mids, found.labels or mids),
-        independent=found.independent,
-        multi_label=found.independent,
-        clip_samples=num_samples_of_frames(frames),
-    )
-    weights = classifier_weights(found.weights)
-    return FineTuned(build_with_weights(spec.build, weights, path), spec)
+    spec = spec_of_ast(ast.config, ast.labels, ast.independent)
+    weights = classifier_weights(ast.weights)
+    return FineTuned(build_with_weights(spec.build, weights, path), spec, ast.training)
 
 
-def _read_spec(path: Path) -> ClassifierSpec:
+def _read_spec(path: Path) -> tuple[ClassifierSpec, dict[str, Any]]:
     try:
-        return ClassifierSpec.from_state(read_state(path))
+        state = read_state(path)
+        return ClassifierSpec.from_state(state), training_record(state, "fine-tuning")
     except CheckpointError:
         raise
     except (KeyError, TypeError) as error:

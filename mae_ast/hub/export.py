@@ -1,9 +1,8 @@
-"""Export models: released layouts (s3prl), safetensors folders, Hugging Face AST, ONNX."""
+"""Export models: released layouts (s3prl), safetensors folders."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import shutil
@@ -16,18 +15,21 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from mae_ast.core.checkpoints import hf_ast, hf_ast_config
-from mae_ast.core.checkpoints.hub_files import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE
+from mae_ast.core.checkpoints.hub_files import (
+    CODE_FILES,
+    CONFIG_FILE,
+    PREPROCESSOR_FILE,
+    WEIGHTS_FILE,
+)
 from mae_ast.core.checkpoints.layout import Checkpoint, Layout
 from mae_ast.core.checkpoints.reader import LAYOUTS
 from mae_ast.core.checkpoints.wrappers import unwrap
+from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.models.registry import system_name
-from mae_ast.finetune.checkpoint import FineTuned
-from mae_ast.hub.load import ENCODER_ONLY, Pretrained, write_safetensors
-from mae_ast.hub.onnx_export import Written, write_onnx
+from mae_ast.hub.load import ENCODER_ONLY, Pretrained
 
 # Files of an exported folder; a folder with other files is never overwritten.
-_MODEL_FILES = (CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE, "README.md")
+_MODEL_FILES = (CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE, "README.md", *CODE_FILES)
 
 
 def check_target(path: Path, is_folder: bool, overwrite: bool = False) -> None:
@@ -75,73 +77,25 @@ def to_released_file(model: Pretrained, path: Path, overwrite: bool = False) -> 
         raise ValueError(f"a model of kind {name!r} has no released layout")
     content = layout.write(Checkpoint(model.config, model.mask_type, model.state_dict()))
     unstored = _unstored_settings(model, layout, content)
-    with _replacing(path, False, overwrite) as part:
+    with replacing(path, False, overwrite) as part:
         torch.save(content, part)
     return unstored
 
 
-def to_hugging_face(model: Pretrained, path: Path, overwrite: bool = False) -> None:
-    """Write a folder for transformers' ``ASTForAudioClassification`` and its feature extractor.
-
-    Raises:
-        ValueError: transformers' AST cannot represent the model.
-        FileExistsError: as :func:`check_target`.
-    """
-    if system_name(model.config) != hf_ast.HUGGING_FACE_AST.system:
-        raise ValueError(
-            f"a model of kind {system_name(model.config)!r}; only 'ast' exists in transformers"
-        )
-    if model.encoder_only:
-        raise ValueError(ENCODER_ONLY)
-    mean, std = _statistics(model)  # fine-tuning may have changed them
-    config = dataclasses.replace(model.config, input_mean=mean, input_std=std)
-    fields, preprocessor = hf_ast_config.config_to_hugging_face(
-        config, model.labels, model.independent
-    )
-    weights = hf_ast.to_hugging_face(config, model.state_dict())
-    with _replacing(path, True, overwrite) as part:
-        part.mkdir()
-        for name, values in ((CONFIG_FILE, fields), (PREPROCESSOR_FILE, preprocessor)):
-            (part / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        write_safetensors(weights, part / WEIGHTS_FILE)
-
-
-def to_safetensors(model: Pretrained, path: Path, overwrite: bool = False) -> None:
+def to_safetensors(model: Pretrained, path: Path, overwrite: bool = False, **card: Any) -> None:
     """Write a folder in the hub's layout: ``model.safetensors``, ``config.json``, README.md.
 
-    Raises:
-        FileExistsError: as :func:`check_target`.
-    """
-    with _replacing(path, True, overwrite) as part:
-        model.save_pretrained(part)
-
-
-def to_onnx(
-    model: Pretrained | FineTuned,
-    path: Path,
-    overwrite: bool = False,
-    source: str = "log-mel",
-    int8: bool = False,
-) -> Written:
-    """Write an ONNX file: encoder to its last hidden state, or classifier to its scores.
-
     Args:
-        model: model of any system, or a classifier of
-            :func:`mae_ast.finetune.checkpoint.load_finetuned`.
-        path: file to write.
+        model: model of any system.
+        path: folder to write.
         overwrite: as in :func:`check_target`.
-        source: input, a key of :data:`mae_ast.hub.onnx_export.INPUTS`.
-        int8: quantise the weights of the transformer to 8 bits.
-
-    Returns:
-        Differences from PyTorch, and speed.
+        card: ``scores`` and ``license`` of :func:`mae_ast.hub.model_card.model_card`.
 
     Raises:
-        ValueError: onnxruntime's output differs from PyTorch's, or packages are missing.
         FileExistsError: as :func:`check_target`.
     """
-    with _replacing(path, False, overwrite) as part:
-        return write_onnx(model, part, source, int8)
+    with replacing(path, True, overwrite) as part:
+        model.save_pretrained(part, model_card_kwargs=card)
 
 
 def _unstored_settings(
@@ -154,7 +108,7 @@ def _unstored_settings(
     """
     if not layout.fixed:
         return {}
-    mean, std = _statistics(model)  # fine-tuning may have changed them
+    mean, std = statistics(model)  # fine-tuning may have changed them
     config = dataclasses.replace(model.config, input_mean=mean, input_std=std)
     stored = unwrap(content)
     assumed = (
@@ -175,14 +129,14 @@ def _are_equal(ours: Any, theirs: Any) -> bool:
     return bool(ours == theirs)
 
 
-def _statistics(model: Pretrained) -> tuple[float, float]:
+def statistics(model: Encoder) -> tuple[float, float]:
     """Return the mean and std that the input is normalised with."""
     norm = model.batch_norm
     return norm.running_mean.item(), norm.running_var.double().sqrt().item()
 
 
 @contextmanager
-def _replacing(path: Path, is_folder: bool, overwrite: bool) -> Iterator[Path]:
+def replacing(path: Path, is_folder: bool, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary path for a file or folder, which is renamed once it is complete.
 
     Raises:

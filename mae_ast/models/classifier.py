@@ -3,12 +3,13 @@
 # No postponed annotations: fairseq reads the field types at run time.
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Optional, Self
+from typing import Any, Optional
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import register_model
 from omegaconf import II
 from torch import Tensor
+from typing_extensions import Self
 
 from mae_ast.core.checkpoints.timm import Weights
 from mae_ast.core.inference.whole_clips import clip_logits

@@ -2,9 +2,10 @@
 
 # No postponed annotations: fairseq reads the field types at run time.
 from dataclasses import dataclass, make_dataclass
-from typing import Any, Optional, Self
+from typing import Any, Optional
 
 from fairseq.models import register_model
+from typing_extensions import Self
 
 from mae_ast.core.models.encoder import MaskedEncoder, mark_weight_decay
 from mae_ast.core.models.registry import SYSTEMS, System, parse_pretraining_config

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from mae_ast.console import bar
 from mae_ast.core.io.audio import AudioError, AudioInfo, num_samples_16k, probe_audio
-from mae_ast.core.io.manifest import MAX_HEADERS_AHEAD, PROBE_THREADS, write_manifest
+from mae_ast.core.io.manifest import MAX_HEADERS_AHEAD, PROBE_THREADS, Row, write_manifest
 from mae_ast.core.io.plural import plural
 from mae_ast.core.io.read_ahead import for_each_ahead
 
@@ -22,15 +22,29 @@ SKIPPED_FILE = "left_out.txt"
 
 
 class Clip(NamedTuple):
-    """A clip listed by a data set.
+    """A clip listed by a data set: a file or a segment of it.
 
     Args:
         path: absolute path; the file may be missing.
         mids: labels of the clip.
+        start, length: segment in samples at the file's own rate; no length: the whole file.
     """
 
     path: str
     mids: tuple[str, ...] = ()
+    start: int = 0
+    length: int | None = None
+
+    def seconds(self, info: AudioInfo) -> float:
+        """Return the duration, given the length and sample rate of the file."""
+        return info.seconds if self.length is None else self.length / info.sample_rate
+
+    def row(self, root: Path, info: AudioInfo) -> Row:
+        """Return the clip's row of a manifest with this root."""
+        path = os.path.relpath(self.path, root)
+        if self.length is None:
+            return path, info.num_frames, info.sample_rate
+        return path, self.length, info.sample_rate, self.start
 
 
 @dataclass(frozen=True)
@@ -91,11 +105,10 @@ def read_headers(
 
 
 def write_clips(
-    path: Path, root: Path, paths: Iterable[str], infos: Mapping[str, AudioInfo]
+    path: Path, root: Path, clips: Iterable[Clip], infos: Mapping[str, AudioInfo]
 ) -> None:
     """Write the manifest of clips below ``root``."""
-    rows = ((os.path.relpath(each, root), infos[each]) for each in paths)
-    write_manifest(path, str(root), ((row, i.num_frames, i.sample_rate) for row, i in rows))
+    write_manifest(path, str(root), (clip.row(root, infos[clip.path]) for clip in clips))
 
 
 def write_report(path: Path, lines: Iterable[str]) -> None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mae_ast.console import bar
 from mae_ast.core.io.archive import TAR_SUFFIX, ArchiveError, list_members
+from mae_ast.core.io.audio import AudioInfo
 from mae_ast.core.io.plural import plural
 from mae_ast.core.io.read_ahead import for_each_ahead
 from mae_ast.core.io.retry import retried
 from mae_ast.core.io.suffixes import AUDIO_SUFFIXES
 from mae_ast.prepare.clips import (
+    MIN_SECONDS,
     SKIPPED_FILE,
     SPLITS,
+    Clip,
     Headers,
     read_headers,
     write_clips,
@@ -80,7 +84,8 @@ def write_manifests(
     max_seconds: float,
     seed: int,
     jobs: int,
-) -> tuple[Found, Headers, dict[str, list[str]]]:
+    segment_s: float | None = None,
+) -> tuple[Found, Headers, dict[str, list[Clip]]]:
     """Write manifests of the audio below folders, and lists of skipped files and wrong headers.
 
     Args:
@@ -90,18 +95,26 @@ def write_manifests(
         min_seconds, max_seconds: limits of a file's length.
         seed: seed of the split.
         jobs: number of files read at a time.
+        segment_s: length of the segments that longer files are listed as (:func:`segments_of`);
+            ``None``: list whole files.
 
     Returns:
         The files below the folders; the lengths of the audio files, with the files that are not
-        listed in ``skipped``; and the paths of each manifest, by its name.
+        listed in ``skipped``; and the clips of each manifest, by its name.
 
     Raises:
         NotADirectoryError: a folder does not exist.
-        ValueError: there is no usable audio, or a manifest of an earlier run would remain.
+        ValueError: the segments are too short, there is no usable audio, or a manifest of an
+            earlier run would remain.
     """
     for folder in folders:
         if not folder.is_dir():
             raise NotADirectoryError(f"{folder}: no such folder")
+    if segment_s is not None and not max(min_seconds, MIN_SECONDS) <= segment_s < math.inf:
+        raise ValueError(
+            f"segments of {segment_s:g} s: expected at least {max(min_seconds, MIN_SECONDS):g} s, "
+            "the minimum length of a clip"
+        )
     folders = [folder.resolve() for folder in folders]
     found = find_audio(folders, jobs)
     if not found.audio and not found.damaged:
@@ -121,11 +134,43 @@ def write_manifests(
                 "be in another split; remove it, or choose another --out"
             )
     root = Path(os.path.commonpath(folders))
-    for name, paths in splits.items():
-        write_clips(out / f"{name}.tsv", root, paths, headers.infos)
+    clips = {
+        name: [
+            clip
+            for path in paths
+            for clip in segments_of(path, headers.infos[path], segment_s, min_seconds)
+        ]
+        for name, paths in splits.items()
+    }
+    for name, listed in clips.items():
+        write_clips(out / f"{name}.tsv", root, listed, headers.infos)
     write_report(out / NOTES_FILE, map("\t".join, headers.notes().items()))
     write_report(out / SKIPPED_FILE, map("\t".join, headers.skipped.items()))
-    return found, headers, splits
+    return found, headers, clips
+
+
+def segments_of(
+    path: str, info: AudioInfo, segment_s: float | None, min_seconds: float
+) -> Iterator[Clip]:
+    """Yield a file as one clip or, if it is longer than a segment, its segments.
+
+    They follow one another from the start of the file. The last one has what remains; it is left
+    out if it is shorter than ``min_seconds``.
+
+    Args:
+        path: path of the file.
+        info: its length and sample rate.
+        segment_s: length of a segment in seconds; ``None``: the file is one clip.
+        min_seconds: minimum length of a clip.
+    """
+    size = info.num_frames if segment_s is None else round(segment_s * info.sample_rate)
+    if info.num_frames <= size:
+        yield Clip(path)
+        return
+    for start in range(0, info.num_frames, size):
+        length = min(size, info.num_frames - start)
+        if length == size or length >= min_seconds * info.sample_rate:
+            yield Clip(path, start=start, length=length)
 
 
 def find_audio(folders: Sequence[Path], jobs: int) -> Found:

@@ -2,7 +2,8 @@
 
 For ``train.tsv``, the output folder contains
 
-    train-00000.tar, ...   the shards, with the files under their own names
+    train-00000.tar, ...   the shards, with the files under their own names, and the segments of a
+                           file as NAME_START-END.flac, in samples at the file's own rate
     train.tsv              the manifest, with rows ``train-00000.tar:offset:length``
     train.lbl, labels.csv  labels, if there are any beside the original manifest
     train.left_out.txt     skipped files and the reasons; they have no row and no label
@@ -28,10 +29,11 @@ from mae_ast.core.io.archive import ArchiveError, Member, check_member
 from mae_ast.core.io.atomic import atomic_write, file_lock
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError
 from mae_ast.core.io.labels import LABELS_FILE, LabelError
-from mae_ast.core.io.manifest import Manifest, ManifestError, write_manifest
+from mae_ast.core.io.manifest import WHOLE, Manifest, ManifestError, write_manifest
 from mae_ast.core.io.plural import plural
 from mae_ast.core.io.read_ahead import Progress, for_each_ahead
 from mae_ast.core.io.retry import is_transient
+from mae_ast.core.io.segment import Segment
 from mae_ast.core.io.settings_note import file_digest
 from mae_ast.prepare.pack_files import copied, decoded_digest, transcoded
 from mae_ast.prepare.shard_writer import PackedFile, Shards
@@ -80,8 +82,9 @@ def pack(
 ) -> Packed:
     """Pack the files of a manifest into shards, or resume an interrupted run.
 
-    Files are copied without checking that they can be decoded. Files that do not exist are skipped,
-    and with ``transcode`` also those that cannot be decoded.
+    Files are copied without checking that they can be decoded. Of a segment, only its own audio is
+    packed, transcoded. Files that do not exist are skipped, and of those transcoded also the ones
+    that cannot be decoded.
 
     Args:
         manifest: manifest with sample rates.
@@ -127,7 +130,7 @@ def verify(
     manifest: Manifest,
     jobs: int = JOBS,
     progress: Progress | None = None,
-    sources: list[str] | None = None,
+    sources: list[Segment] | None = None,
 ) -> dict[int, str]:
     """Read all files of a packed manifest; return the problems of damaged ones, by row.
 
@@ -137,8 +140,8 @@ def verify(
         manifest: manifest of shards.
         jobs: number of files read at a time.
         progress: wraps the iteration over rows; called with the iterable and its length.
-        sources: for each row, the path of the file that it was transcoded from, whose decoded
-            samples are compared; ``None`` verifies checksums only.
+        sources: for each row, the file or segment that it was packed from, whose decoded samples
+            are compared; ``None`` verifies checksums only.
 
     Raises:
         ManifestError: a row is a loose file.
@@ -150,9 +153,10 @@ def verify(
         if member is None:
             raise ManifestError(f"{manifest.where(row)}: {path}: is not inside an archive")
         try:
+            segment = manifest.segment(row)
             if not check_member(member):
-                decoded_digest(path)
-            if sources is not None and decoded_digest(path) != decoded_digest(sources[row]):
+                decoded_digest(segment)
+            if sources is not None and decoded_digest(segment) != decoded_digest(sources[row]):
                 return f"its samples differ from those of {sources[row]}"
             return ""
         except (ArchiveError, AudioError, OSError) as error:
@@ -168,29 +172,32 @@ def verify(
     return found
 
 
-def sources_of(manifest: Manifest, packed: Packed) -> list[str]:
-    """Return the paths of the files that were packed, one for each row of the packed manifest."""
+def sources_of(manifest: Manifest, packed: Packed) -> list[Segment]:
+    """Return the files and segments that were packed, one for each row of the packed manifest."""
     skipped: deque[str] = deque()
     if packed.skipped_list is not None:
         lines = os.fsdecode(packed.skipped_list.read_bytes()).split("\n")
         skipped.extend(line.rpartition("\t")[0] for line in lines[:-1])
-    paths = []
-    for path in map(manifest.audio_path, range(len(manifest))):
-        if skipped and skipped[0] == path:
+    sources = []
+    for segment in map(manifest.segment, range(len(manifest))):
+        if skipped and skipped[0] == str(segment):
             skipped.popleft()
         else:
-            paths.append(path)
-    return paths
+            sources.append(segment)
+    return sources
 
 
 def _pack_row(manifest: Manifest, row: int, out: Path, transcode: bool) -> PackedFile | str:
     """Return the packed file of a row, or the reason why it is skipped."""
-    path, row_path = manifest.audio_path(row), manifest.row_path(row)
+    segment, row_path = manifest.segment(row), manifest.row_path(row)
+    start, length = int(manifest.starts[row]), int(manifest.lengths[row])
     try:
+        if start != WHOLE:
+            return transcoded(segment, row_path, f"_{start}-{start + length}", out)
         if transcode:
-            return transcoded(path, row_path, out)
+            return transcoded(segment, row_path, "", out)
         rate = int(manifest.sample_rates[row]) or SAMPLE_RATE  # the default for unknown rates
-        return copied(path, row_path, int(manifest.lengths[row]), rate)
+        return copied(segment.path, row_path, length, rate)
     except (AudioError, ArchiveError, OSError) as error:
         return _why_skipped(manifest, row, error)
 
@@ -222,13 +229,13 @@ def _write_lists(manifest: Manifest, shards: Shards, skipped_list: Path) -> None
         first = next(shards.rows())
         raise ValueError(
             f"{manifest.path}: none of {plural(len(manifest), 'file')} could be packed; the first, "
-            f"{manifest.audio_path(0)}: {first.problem}"
+            f"{manifest.segment(0)}: {first.problem}"
         )
     if num_left < len(manifest):
         with atomic_write(skipped_list) as part, part.open("wb") as file:
             for number, row in enumerate(shards.rows()):
                 if not row.member:
-                    line = f"{manifest.audio_path(number)}\t{row.problem}\n"
+                    line = f"{manifest.segment(number)}\t{row.problem}\n"
                     file.write(os.fsencode(line))
     labels, classes = manifest.path.with_suffix(".lbl"), manifest.path.with_name(LABELS_FILE)
     if labels.is_file():

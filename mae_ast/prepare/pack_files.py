@@ -14,8 +14,9 @@ import soundfile
 from torch import Tensor
 
 from mae_ast.core.io.archive import ArchiveError, Member, open_member
-from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, stream_audio
+from mae_ast.core.io.audio import SAMPLE_RATE, AudioError
 from mae_ast.core.io.retry import retried
+from mae_ast.core.io.segment import Segment, stream_segment
 from mae_ast.prepare.shard_writer import PackedFile
 
 _PIECE = 4 * 2**20  # bytes; longer files are read in pieces of this size
@@ -55,19 +56,20 @@ def copied(path: str, row_path: str, length: int, sample_rate: int) -> PackedFil
     return PackedFile(source.name, pieces, source.num_bytes, length, sample_rate)
 
 
-def transcoded(path: str, row_path: str, folder: Path) -> PackedFile:
-    """Prepare a file transcoded to FLAC at 16 kHz, mono, 16 bits.
+def transcoded(segment: Segment, row_path: str, limits: str, folder: Path) -> PackedFile:
+    """Prepare a file or a part of one, transcoded to FLAC at 16 kHz, mono, 16 bits.
 
     Args:
-        path: path of the file, loose or inside an archive.
+        segment: the file, loose or inside an archive, or the part of it.
         row_path: path of the file as written in its manifest.
+        limits: added to the name of the file; distinguishes the segments of one file.
         folder: folder for an unnamed temporary file, used if the result is long.
 
     Raises:
         FileNotFoundError, ArchiveError, AudioError: the file cannot be decoded.
         OSError: the file cannot be read, or the temporary file cannot be written.
     """
-    name = f"{os.path.splitext(_find(path, row_path).name)[0]}.flac"
+    name = f"{os.path.splitext(_find(segment.path, row_path).name)[0]}{limits}.flac"
     spool = _Spool(folder)
 
     def encode(blocks: Iterator[Tensor]) -> int:
@@ -80,7 +82,7 @@ def transcoded(path: str, row_path: str, folder: Path) -> PackedFile:
         return num_samples
 
     try:
-        length = stream_audio(path, encode)
+        length = stream_segment(segment, encode)
     except AudioError:
         spool.check()  # a full disk, not a bad file
         raise
@@ -89,8 +91,8 @@ def transcoded(path: str, row_path: str, folder: Path) -> PackedFile:
     return PackedFile(name, spool.pieces(), num_bytes, length, SAMPLE_RATE)
 
 
-def decoded_digest(path: str) -> bytes:
-    """Decode a whole file and return the SHA-256 of its samples at 16 kHz.
+def decoded_digest(segment: Segment) -> bytes:
+    """Decode a file or a part of one and return the SHA-256 of its samples at 16 kHz.
 
     Raises:
         FileNotFoundError, AudioError: the file cannot be decoded.
@@ -102,7 +104,7 @@ def decoded_digest(path: str) -> bytes:
             value.update(block.numpy().tobytes())
         return value.digest()
 
-    return stream_audio(path, digest)
+    return stream_segment(segment, digest)
 
 
 @retried

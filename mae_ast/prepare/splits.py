@@ -71,6 +71,7 @@ def write_splits(
     missing: Mapping[str, Sequence[str]] | None = None,
     remarks: Callable[[Headers], Iterable[str]] = lambda headers: (),
     jobs: int = PROBE_THREADS,
+    headers: Headers | None = None,
 ) -> Prepared:
     """Read the clips' headers, and write splits of the usable clips.
 
@@ -82,6 +83,7 @@ def write_splits(
         missing: split to clips already known to be missing.
         remarks: function of the headers that returns further lines for the report.
         jobs: number of headers read at a time.
+        headers: the clips' headers, if they have been read.
 
     Raises:
         ValueError: a split has no usable clip, two splits share a clip, or files of an earlier run
@@ -90,9 +92,9 @@ def write_splits(
     splits = {name: list(dict.fromkeys(clips)) for name, clips in splits.items()}
     _check_disjoint(splits)
     _check_stale_files(out, splits, labels is not None)
-    headers = read_headers(
-        list(dict.fromkeys(clip.path for clips in splits.values() for clip in clips)), jobs
-    )
+    if headers is None:
+        paths = dict.fromkeys(clip.path for clips in splits.values() for clip in clips)
+        headers = read_headers(list(paths), jobs)
     usable = {
         name: [clip for clip in clips if clip.path in headers.infos]
         for name, clips in splits.items()
@@ -105,7 +107,7 @@ def write_splits(
         _write(out / name, root, clips, labels, headers)
         gone = len((missing or {}).get(name, ()))
         gone += sum(clip.path in headers.missing for clip in splits[name])
-        seconds = sum(headers.infos[clip.path].seconds for clip in clips)
+        seconds = sum(clip.seconds(headers.infos[clip.path]) for clip in clips)
         classes = {mid for clip in clips for mid in clip.mids}
         report.append(Split(name, len(clips), seconds, len(classes), gone))
     all_missing = [line for lines in (missing or {}).values() for line in lines]
@@ -130,22 +132,22 @@ def _write(
     if labels is not None:
         labels.write(folder / LABELS_FILE)
         write_clip_labels(f"{stem}.lbl", (clip.mids for clip in clips))
-    paths = (clip.path for clip in clips)
-    write_clips(folder / f"{stem.name}.tsv", root, paths, headers.infos)
+    write_clips(folder / f"{stem.name}.tsv", root, clips, headers.infos)
 
 
 def _check_disjoint(splits: Mapping[str, Sequence[Clip]]) -> None:
     """Raise if a clip is in two splits of a folder, or in one split with different labels."""
-    folders: dict[str, dict[str, str]] = {}
+    folders: dict[str, dict[tuple[object, ...], str]] = {}
     for name, clips in splits.items():
         seen = folders.setdefault(os.path.dirname(name), {})
         for clip in clips:
-            if clip.path in seen:
+            segment = clip.path, clip.start, clip.length
+            if segment in seen:
                 raise ValueError(
-                    f"{clip.path}: is listed in {seen[clip.path]} and again in {name}; expected "
+                    f"{clip.path}: is listed in {seen[segment]} and again in {name}; expected "
                     "one entry in the data set's lists"
                 )
-            seen[clip.path] = name
+            seen[segment] = name
 
 
 def _check_stale_files(out: Path, names: Iterable[str], labelled: bool) -> None:

@@ -23,6 +23,7 @@ import yaml
 import mae_ast
 from mae_ast.core.io.near_files import suggestion
 from mae_ast.core.io.settings_note import assert_same_as_note, read_note, write_note
+from mae_ast.extras import require
 from mae_ast.hub.sources import is_path
 from mae_ast.superb.environment import atomic_saves, command_line, patched_s3prl
 from mae_ast.superb.tasks import TASKS, Task
@@ -72,7 +73,7 @@ def run(
         FileNotFoundError: data or the checkpoint to evaluate is missing.
         ValueError: arguments are invalid, or differ from those of the run in ``out``.
     """
-    _check_s3prl()
+    require("s3prl.run_downstream")  # a folder named s3prl, such as ours, is a package without it
     out = _checked_folder(out)
     task = TASKS.get(task_name) or _other_task(task_name)
     checkpoint = _absolute(checkpoint)
@@ -102,12 +103,6 @@ def run(
         if mode == "train":
             write_note(out / RUN_FILE, {**current, "override": settings.override})
         main()
-
-
-def _check_s3prl() -> None:
-    # A folder named s3prl, such as ours, is found as a package, but lacks its modules.
-    if find_spec("s3prl") is None or find_spec("s3prl.run_downstream") is None:
-        raise ValueError("s3prl is not installed: pip install 'mae-ast[s3prl]'")
 
 
 def _checked_folder(out: Path) -> Path:

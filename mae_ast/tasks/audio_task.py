@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Optional, Self
+from typing import Any, ClassVar, Optional
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import II, MISSING
+from typing_extensions import Self
 
 from mae_ast.console import bar
 from mae_ast.core.io.audio import SAMPLE_RATE
@@ -288,7 +289,7 @@ class AudioTask(InterruptibleTask):
             super().before_exit()
             return
         found = [
-            dataset.manifest.audio_path(row)
+            dataset.manifest.segment(row)
             for dataset in self.datasets.values()
             for row in dataset.bad_files.rows
         ]

@@ -21,6 +21,7 @@ from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.settings import setting
 from mae_ast.data.pretraining_dataset import PretrainingDataset
 from mae_ast.tasks.audio_task import AudioTask, AudioTaskConfig, absolute
+from mae_ast.trainer.fairseq_patches import logged_values
 
 if TYPE_CHECKING:
     from mae_ast.evaluate.feature_monitor import PeriodicMonitor
@@ -154,7 +155,9 @@ class MaeAstPretrainingTask(AudioTask):
     def after_update(self, model: Any, num_updates: int) -> None:
         """Log feature metrics every ``task.probe_interval_updates`` updates."""
         if self._monitor is not None:
-            self._monitor.after_update(model, num_updates)
+            found = self._monitor.after_update(model, num_updates)
+            if found:
+                logged_values.record("health", num_updates, found)
 
     def _build_monitor(self, cfg: MaeAstPretrainingConfig) -> "PeriodicMonitor | None":
         if cfg.probe_interval_updates == 0:

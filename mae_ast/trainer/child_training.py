@@ -72,18 +72,17 @@ class Trainings:
             SystemExit: a second SIGINT was received; the process was killed.
             ValueError: the process failed.
         """
-        output: dict[str, Any] = {}
-        if on_line is not None:
-            output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        self._is_starting = True
         # In its own process group, so that Ctrl-C in a terminal reaches this program only.
+        options: dict[str, Any] = {"process_group": 0}  # new in Python 3.11, which fairseq needs
+        if on_line is not None:
+            options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        self._is_starting = True
         self._child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             pass_fds=pass_fds,
-            process_group=0,
             env=environment,
-            **output,
+            **options,
         )
         self._is_starting = False
         if self._received is not None:

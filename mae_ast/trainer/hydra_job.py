@@ -18,7 +18,7 @@ from omegaconf import open_dict, read_write
 
 from mae_ast.plugin import register
 from mae_ast.trainer import console_filter, stop_request
-from mae_ast.trainer.fairseq_patches import early_stopping
+from mae_ast.trainer.fairseq_patches import early_stopping, logged_values
 
 _train = fairseq_cli.hydra_train._hydra_main
 
@@ -73,9 +73,10 @@ def _quiet_console() -> None:
 
 
 def _reset_state() -> None:
-    """Reset fairseq's state of a previous job of a sweep: best value, early stopping, writers."""
+    """Reset fairseq's state of a previous job of a sweep: best value, early stopping, logs."""
     checkpoint_utils.save_checkpoint.__dict__.pop("best", None)
     early_stopping.reset()
     for writer in progress_bar._tensorboard_writers.values():
         writer.close()
     progress_bar._tensorboard_writers.clear()
+    logged_values.end()

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import fairseq_cli.train
@@ -18,7 +19,8 @@ from mae_ast.core.io.plural import plural
 from mae_ast.core.models.classifier import Classifier
 from mae_ast.core.models.registry import system_name
 from mae_ast.core.nn.precision import has_bfloat16_units
-from mae_ast.trainer.fairseq_patches import early_stopping
+from mae_ast.trainer import metrics_log, run_record
+from mae_ast.trainer.fairseq_patches import early_stopping, weights_and_biases
 from mae_ast.trainer.schedule import planned_updates
 
 FIRST_LINE_UPDATES = 10  # independent of common.log_interval
@@ -45,6 +47,7 @@ class RunReport:
             self._has_progress = False
             if trainer.is_data_parallel_master:
                 logger.info("%s", describe(cfg, trainer, task, epoch_itr))
+                _begin_files(cfg, trainer)
 
     def after_update(self, cfg: Any, trainer: Any, epoch_itr: Any) -> None:
         """Log a first progress line unless ``common.log_interval`` has already produced one."""
@@ -101,6 +104,19 @@ def describe(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> str:
     if trainer.get_num_updates():
         parts.append(f"resuming from update {trainer.get_num_updates()}")
     return "; ".join(parts)
+
+
+def _begin_files(cfg: Any, trainer: Any) -> None:
+    """Record the start, and open the metrics file; hydra runs a job in the run's folder."""
+    folder, num_updates = Path.cwd(), trainer.get_num_updates()
+    more = {}
+    if cfg.common.wandb_project:
+        run_id = os.environ.get(weights_and_biases.RUN_ID)
+        more["wandb_run_id"] = run_id or run_record.wandb_run_id(folder, num_updates)
+        weights_and_biases.begin(more["wandb_run_id"])
+    processes = trainer.data_parallel_world_size
+    run_record.append(folder, num_updates, trainer.device.type, processes, **more)
+    metrics_log.begin(folder, num_updates)
 
 
 def log_progress(cfg: Any, num_updates: int, epoch_itr: Any) -> None:

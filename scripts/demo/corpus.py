@@ -29,6 +29,7 @@ from torchaudio.functional import resample
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.labels import Labels, write_clip_labels
 from mae_ast.core.io.manifest import write_manifest
+from mae_ast.extras import require
 
 WORDS = (
     *("backward", "bed", "bird", "cat", "dog", "down", "eight", "five", "follow", "forward"),
@@ -91,14 +92,14 @@ class Synthesiser:
     """Speech synthesis by espeak-ng, through ctypes: about 15 ms per word.
 
     Raises:
-        SystemExit: espeakng-loader is not installed, or the path of its data is too long.
+        ValueError: espeakng-loader is not installed.
+        SystemExit: the path of its data is too long.
     """
 
     def __init__(self) -> None:
-        try:
-            import espeakng_loader
-        except ImportError as error:
-            raise SystemExit("the demo needs espeak-ng: pip install espeakng-loader") from error
+        require("espeakng_loader")
+        import espeakng_loader
+
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         retrieve_audio, do_not_exit = 1, 0x8000
         data = espeakng_loader.get_data_path()

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mae_ast.core.frontend.collate import Batch, Clip, Collater
 from mae_ast.core.frontend.patches import patchify, unpatchify
-from mae_ast.core.io.audio import read_audio
 from mae_ast.core.io.manifest import Manifest
+from mae_ast.core.io.segment import read_segment
 from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
 from mae_ast.hub.load import PretrainedMaeAst
 
@@ -45,7 +45,7 @@ def batches(manifest: Manifest, model: PretrainedMaeAst, seed: int = 0) -> Itera
     for first in range(0, len(manifest), BATCH_SIZE):
         rows = range(first, min(first + BATCH_SIZE, len(manifest)))
         yield collate(
-            [Clip.of(row, read_audio(manifest.audio_path(row)), seed, epoch=0) for row in rows]
+            [Clip.of(row, read_segment(manifest.segment(row)), seed, epoch=0) for row in rows]
         )
 
 

@@ -17,14 +17,15 @@ from mae_ast.console import bar
 from mae_ast.core.checkpoints.reader import RUN_FILE
 from mae_ast.core.frontend.collate import Clip, Collater
 from mae_ast.core.inference.reconstruct import reconstruct
-from mae_ast.core.io.audio import read_audio
 from mae_ast.core.io.manifest import Manifest
+from mae_ast.core.io.segment import read_segment
 from mae_ast.evaluate.plots import reconstruction_figure
+from mae_ast.evaluate.training_curves import curves_figure
 from mae_ast.hub.load import PretrainedMaeAst
+from mae_ast.trainer.metrics_log import read_metrics
 from scripts.demo.cache import Results, cached, write_json
 from scripts.demo.corpus import DESCRIPTION_FILE, description, make_corpus
 from scripts.demo.evaluate import evaluate
-from scripts.demo.loss_figure import loss_figure
 from scripts.demo.recognition import confusion_plot, finetune_words, probe_words
 from scripts.demo.report import report
 from scripts.demo.training import num_updates, train
@@ -92,13 +93,13 @@ def _pretrain(corpus: Path, run: Path, updates: int, drawn: list[Path]) -> Resul
     shutil.copy(corpus / DESCRIPTION_FILE, run)
     checkpoint = run / RUN_FILE
     in_one_go = not checkpoint.exists()
-    history = train(corpus, run, updates)
+    train(corpus, run, updates)
     model = mae_ast.load(checkpoint)
     assert isinstance(model, PretrainedMaeAst)  # as the preset says
     train_set, valid_set = Manifest.load(corpus / "train.tsv"), Manifest.load(corpus / "valid.tsv")
     scores = evaluate(model, train_set, valid_set)
     _draw(model, valid_set, drawn[0])
-    loss_figure(history).savefig(drawn[1], dpi=120)
+    curves_figure(read_metrics(run)).savefig(drawn[1], dpi=120)
     return {
         "updates": num_updates(checkpoint),
         "in_one_go": in_one_go,
@@ -111,7 +112,7 @@ def _draw(model: PretrainedMaeAst, valid: Manifest, path: Path) -> None:
     for word in SHOWN_WORDS:
         matches = [r for r in range(len(valid)) if valid.row_path(r).startswith(f"{word}_")]
         rows.append(matches[len(rows) * len(matches) // len(SHOWN_WORDS)])
-    clips = [Clip.of(r, read_audio(valid.audio_path(r)), seed=1, epoch=0) for r in rows]
+    clips = [Clip.of(r, read_segment(valid.segment(r)), seed=1, epoch=0) for r in rows]
     batch = Collater(model.config, model.mask_type, random_crop=False)(clips)
     reconstruction = reconstruct(model, batch.source, batch.mask)
     figure = reconstruction_figure(reconstruction, [f"“{word}”" for word in SHOWN_WORDS])

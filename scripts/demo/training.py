@@ -1,4 +1,4 @@
-"""Train in child processes, with a progress bar and a history of the logged values."""
+"""Train in child processes, with a progress bar."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from mae_ast.console import progress_bar
 from mae_ast.core.checkpoints.reader import RUN_FILE, read_state
 from mae_ast.trainer.child_training import Interrupted, Trainings
 from mae_ast.trainer.command import train_command
 
-_JSON_LINE = re.compile(r"\]\[(train_inner|train|valid)\]\[INFO\] - (\{.*\})")
+_UPDATE = re.compile(r"\]\[train_inner\]\[INFO\] - (\{.*\})")
 
 _SHOWN = ("mse", "info_nce_accuracy", "accuracy")  # next to the progress bar
-
-History = list[dict[str, Any]]
 
 
 def num_updates(checkpoint: Path) -> int:
@@ -33,48 +30,38 @@ def train(
     updates: int,
     overrides: list[str] | None = None,
     kind: str = "pretrain",
-) -> History:
+) -> None:
     """Train with the preset ``demo``, or resume an interrupted run.
 
     Args:
         corpus: folder of the manifests.
-        run: folder of the checkpoints, ``train.log`` and ``history.jsonl``.
+        run: folder of the run, with the process's output in ``train.log``.
         updates: total number of updates.
         overrides: further settings, ``KEY=VALUE``.
         kind: "pretrain" or "finetune".
-
-    Returns:
-        The values that the trainer logged, one mapping per line of ``history.jsonl``.
 
     Raises:
         SystemExit: training failed (the message names its log), or was stopped (after Ctrl-C, with
             status 0, once it has saved).
     """
     run.mkdir(parents=True, exist_ok=True)
-    history_file, log_file = run / "history.jsonl", run / "train.log"
+    log_file = run / "train.log"
     settings = [f"optimization.max_update={updates}", *(overrides or [])]
     command = train_command(corpus, "demo", run, settings, kind)
     last = run / RUN_FILE
-    is_new = not last.exists()
     title = "pretraining" if kind == "pretrain" else f"fine-tuning, {run.name.replace('_', ' ')}"
     with (
         log_file.open("a", buffering=1) as log,
-        history_file.open("w" if is_new else "a", buffering=1) as history,
         progress_bar(title, "update", updates) as progress,
         Trainings() as trainings,
     ):
 
         def record(line: str) -> None:
             log.write(line)
-            match = _JSON_LINE.search(line)
-            if match is None:
-                return
-            values = json.loads(match[2])
-            if match[1] == "train_inner":
+            if match := _UPDATE.search(line):
+                values = json.loads(match[1])
                 progress.update(int(values["num_updates"]) - progress.n)
-                shown = {key: values[key] for key in _SHOWN if key in values}
-                progress.set_postfix(shown)
-            history.write(json.dumps({"kind": match[1], **values}) + "\n")
+                progress.set_postfix({key: values[key] for key in _SHOWN if key in values})
 
         try:
             trainings.run(command, environment=_environment(), on_line=record)
@@ -86,7 +73,6 @@ def train(
             raise SystemExit(0) from None
     if num_updates(last) < updates:  # the training process itself received a signal
         raise SystemExit(f"mae-ast: error: {_stopped(last, updates)}")
-    return [json.loads(line) for line in history_file.read_text().splitlines()]
 
 
 def _environment() -> dict[str, str]:

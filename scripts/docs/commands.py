@@ -40,7 +40,8 @@ def reference() -> str:
     sections = []
     for panel, members in panels.items():
         sections.append(f"## {panel}\n")
-        sections.extend(_section(name, command, context) for name, command in members)
+        for name, command in members:
+            sections += _sections([name], command, context)
     return HEADER + overview + "\n" + "\n".join(sections)
 
 
@@ -57,13 +58,23 @@ def _paragraphs(command: Any) -> list[str]:
     return [" ".join(part.split()) for part in (command.help or "").split("\n\n")]
 
 
-def _section(name: str, command: Any, parent: Any) -> str:
-    context = typer.Context(command, info_name=name, parent=parent)
+def _sections(names: list[str], command: Any, parent: Any) -> list[str]:
+    """Describe a command, and those below it."""
+    context = typer.Context(command, info_name=names[-1], parent=parent)
+    below = getattr(command, "commands", {})
+    found = [_section(names, command, context)]
+    for name, each in below.items():
+        found += _sections([*names, name], each, context)
+    return found
+
+
+def _section(names: list[str], command: Any, context: Any) -> str:
     usage = command.get_usage(context).removeprefix("Usage: ")
-    if command.context_settings.get("allow_extra_args"):
-        usage += " [KEY=VALUE ...]" if name != "superb" else " [-- ARGUMENTS OF S3PRL]"
+    if command.context_settings.get("allow_extra_args") and not hasattr(command, "commands"):
+        usage += " [KEY=VALUE ...]" if names != ["superb"] else " [-- ARGUMENTS OF S3PRL]"
+    level = "#" * (2 + len(names))
     parts = [
-        f"### mae-ast {name} {{ #mae-ast-{name} }}\n",
+        f"{level} mae-ast {' '.join(names)} {{ #mae-ast-{'-'.join(names)} }}\n",
         "\n\n".join(prose(paragraph) for paragraph in _paragraphs(command)) + "\n",
         f"```text\n{' '.join(usage.split())}\n```\n",
     ]

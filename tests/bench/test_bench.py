@@ -514,12 +514,15 @@ def test_unreadable_results_are_reported_before_measuring(tmp_path):
 
 def test_seconds_per_update_exclude_the_warm_up():
     lines = [
-        f'[2026-01-01 10:00:{second:02d},500][train_inner][INFO] - {{"num_updates": "{number}"}}'
-        for number, second in ((1, 0), (2, 30), (3, 32), (4, 34))
+        {"timestamp": f"2026-01-01T10:00:{time}+00:00", "kind": kind, "num_updates": number}
+        for number, time, kind in (
+            *((1, "00.000", "train_inner"), (2, "30.250", "train_inner")),
+            *((3, "32.250", "train_inner"), (4, "34.250", "train_inner"), (4, "59.000", "train")),
+        )
     ]
-    assert training.seconds_per_update("\n".join(lines), 2) == 2.0
+    assert training.seconds_per_update(lines, 2) == 2.0
     with pytest.raises(RuntimeError, match="fewer than two"):
-        training.seconds_per_update(lines[0], 1)
+        training.seconds_per_update(lines[:1], 1)
 
 
 @pytest.mark.slow

@@ -32,9 +32,9 @@ def test_convert_keeps_the_weights(mae_ast_command, checkpoint, tmp_path, kind):
     assert all((there[name] == value).all() for name, value in here.items())
 
 
-@pytest.mark.parametrize("kind", ["released", "safetensors", "hugging-face", "onnx"])
+@pytest.mark.parametrize("kind", ["released", "safetensors", "transformers", "onnx"])
 def test_convert_refuses_an_existing_target_before_reading(mae_ast_command, tmp_path, kind):
-    is_folder = kind in ("safetensors", "hugging-face")
+    is_folder = kind in ("safetensors", "transformers")
     path = tmp_path / "out"
     if is_folder:
         path.mkdir()

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from mae_ast.bench.parts import PARTS
 from mae_ast.cli.bench import PART_NAMES
-from mae_ast.cli.main import COMMANDS, app
+from mae_ast.cli.main import COMMANDS, GROUPS, app
 
 # Packages that take long to import.
 HEAVY = (
@@ -34,7 +34,8 @@ print("@" + json.dumps(found))
 
 
 def command_names() -> list[str]:
-    return [command.__name__ for commands in COMMANDS.values() for command in commands]
+    named = [command.__name__ for commands in COMMANDS.values() for command in commands]
+    return [*named, *GROUPS]
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -64,6 +65,9 @@ def test_help_groups_the_commands() -> None:
     registered = {each.callback.__name__: each.rich_help_panel for each in app.registered_commands}
     assert registered == {
         command.__name__: panel for panel, commands in COMMANDS.items() for command in commands
+    }
+    assert {each.name: each.rich_help_panel for each in app.registered_groups} == {
+        name: panel for name, (panel, _) in GROUPS.items()
     }
     said = CliRunner().invoke(app, ["--help"]).output
     places = [said.index(f"─ {panel} ─") for panel in COMMANDS]

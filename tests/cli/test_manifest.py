@@ -16,6 +16,7 @@ from mae_ast.cli.main import app
 from mae_ast.cli.manifest import PRETRAINING_S
 from mae_ast.core.io.audio import read_audio
 from mae_ast.core.io.manifest import Manifest
+from mae_ast.core.io.segment import read_segment
 from mae_ast.core.io.suffixes import AUDIO_SUFFIXES
 from mae_ast.trainer.command import config_dir
 from mae_ast.trainer.presets import read_preset
@@ -174,3 +175,64 @@ def test_files_that_pretraining_skips_by_default_are_counted(tmp_path: Path) -> 
     for preset in ("mae_ast", "ssast_patch", "ssast_frame", "audio_mae"):
         settings = read_preset(config_dir() / "pretrain" / f"{preset}.yaml")
         assert settings["task"]["min_sample_size"] == PRETRAINING_S * 16_000
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> Path:
+    """Files of 25.5, 20, 20.04, 3 and 10 s, at several rates."""
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    for name, rate, seconds in (
+        *(("a.flac", 44_100, 25.5), ("b.wav", 16_000, 20), ("c.wav", 8_000, 20.04)),
+        *(("d.flac", 48_000, 3), ("e.wav", 22_050, 10)),
+    ):
+        soundfile.write(folder / name, np.zeros(round(seconds * rate), np.int16), rate)
+    return folder
+
+
+def rows(path: Path) -> list[str]:
+    return path.read_text().splitlines()[1:]
+
+
+def test_long_files_are_listed_as_segments(recordings: Path, tmp_path: Path) -> None:
+    said = manifest(recordings, "--out", tmp_path, "--valid", 0, "--segment", 10)
+    assert rows(tmp_path / "train.tsv") == [
+        *("a.flac\t441000\t44100\t0", "a.flac\t441000\t44100\t441000"),
+        "a.flac\t242550\t44100\t882000",
+        *("b.wav\t160000\t16000\t0", "b.wav\t160000\t16000\t160000"),
+        *("c.wav\t80000\t8000\t0", "c.wav\t80000\t8000\t80000"),  # 0.04 s are too short for a model
+        *("d.flac\t144000\t48000", "e.wav\t220500\t22050"),
+    ]
+    assert "train.tsv: 9 clips of 5 files, 0.02 h" in said
+    listed = Manifest.load(tmp_path / "train.tsv")
+    assert [len(read_segment(listed.segment(row))) for row in range(9)] == [
+        *(160_000, 160_000, 88_000, 160_000, 160_000, 160_000, 160_000, 48_000, 160_000)
+    ]
+
+
+def test_rest_of_a_long_file_has_the_minimum_length(recordings: Path, tmp_path: Path) -> None:
+    arguments = ("--out", tmp_path, "--valid", 0, "--segment", 2.5, "--min-seconds")
+    manifest(recordings, *arguments, 0.6)
+    shortest = min(lengths(tmp_path / "train.tsv").values())
+    assert shortest == 40_000
+    manifest(recordings, *arguments, 0.5)
+    assert sum("\t22050\t44100\t" in row for row in rows(tmp_path / "train.tsv")) == 1
+
+
+def test_segments_of_a_file_are_in_one_split(recordings: Path, tmp_path: Path) -> None:
+    manifest(recordings, "--out", tmp_path, "--valid", 0.5, "--segment", 1)
+    paths = [
+        {row.split("\t")[0] for row in rows(tmp_path / f"{n}.tsv")} for n in ("train", "valid")
+    ]
+    assert all(paths)
+    assert not paths[0] & paths[1]
+    assert len(paths[0] | paths[1]) == 5
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "0.04", "inf", "nan"])
+def test_invalid_length_of_segments_is_refused(
+    recordings: Path, tmp_path: Path, seconds: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"segments of {seconds} s: expected at least 0\.045 s"):
+        manifest(recordings, "--out", tmp_path / "out", "--segment", seconds)
+    assert not (tmp_path / "out").exists()

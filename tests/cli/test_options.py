@@ -84,7 +84,8 @@ def test_default_jobs_are_those_of_the_library() -> None:
     def jobs(command: Callable[..., Any]) -> Any:
         return inspect.signature(command).parameters["jobs"].default
 
-    assert jobs(manifest.manifest) == jobs(prepare.prepare) == PROBE_THREADS
+    prepared = {jobs(command) for command in itertools.chain(*prepare.COMMANDS.values())}
+    assert {jobs(manifest.manifest)} == prepared == {PROBE_THREADS}
     assert jobs(pack.pack) == JOBS
 
 
@@ -101,14 +102,15 @@ def test_bench_records_its_command_line(
 
 # Options of one name that are about different things in each command, or have a default there.
 OF_THEIR_COMMAND = {"checkpoint", "config", "data", "device", "manifest", "out", "overrides"} | {
-    *("seed", "source", "test", "to", "verify")
+    *("precision", "seed", "source", "test", "to", "verify"),
+    *("folder", "group", "min_seconds", "valid"),
 }
 
 
 def test_an_option_of_several_commands_is_declared_once() -> None:
     """It has the same names, help and limits in all of them."""
     declared: dict[str, set[tuple[object, ...]]] = {}
-    for command in itertools.chain(*COMMANDS.values()):
+    for command in itertools.chain(*COMMANDS.values(), *prepare.COMMANDS.values()):
         for name, kind in get_type_hints(command, include_extras=True).items():
             for option in getattr(kind, "__metadata__", ()):
                 text = (option.help, option.param_decls, option.metavar, option.min, option.max)

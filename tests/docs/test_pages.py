@@ -55,10 +55,16 @@ def test_commands_are_all_described():
     reference = commands.reference()
     group = typer.main.get_command(app)
     context = typer.Context(group)
-    for name in group.list_commands(context):
-        section = reference.partition(f"{{ #mae-ast-{name} }}")[2].partition("\n### ")[0]
+    found = {(name,): group.get_command(context, name) for name in group.list_commands(context)}
+    for (name,), command in list(found.items()):
+        below = getattr(command, "commands", {})
+        found |= {(name, each): sub for each, sub in below.items()}
+    assert ("prepare", "esc50") in found
+    for names, command in found.items():
+        name = " ".join(names)
+        section = reference.partition(f"{{ #mae-ast-{'-'.join(names)} }}")[2].partition("\n##")[0]
         assert section, name
-        for parameter in group.get_command(context, name).params:
+        for parameter in command.params:
             if parameter.param_type_name == "option" and not getattr(parameter, "hidden", False):
                 assert parameter.opts[0] in section or parameter.name == "help", parameter.opts
 

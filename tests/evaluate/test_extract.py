@@ -13,6 +13,7 @@ import torch
 
 from mae_ast.core.io.atomic import file_lock
 from mae_ast.core.io.manifest import Manifest, ManifestError, write_manifest
+from mae_ast.core.nn import precision
 from mae_ast.evaluate import extract as extraction
 from mae_ast.evaluate.extract import Extraction, extract, parse_shard
 from mae_ast.hub.load import PretrainedMaeAst
@@ -72,6 +73,23 @@ def expected(model, manifest, row, **fields) -> np.ndarray | None:
         view = found.hidden_states if fields.get("tokens") else found.time_steps
         return view[0][0].mean(0, keepdim=True).numpy()
     return (found.hidden_states if fields.get("tokens") else found.time_steps)[0][0].numpy()
+
+
+def test_extraction_is_not_resumed_in_another_precision(model, manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "has_bfloat16_units", lambda kind: True)
+    path, _ = run(model, manifest, tmp_path)
+    in_float32 = np.load(path)
+    note = path.with_suffix(".json")
+    known = json.loads(note.read_text())
+    assert known.pop("precision") == "float32"
+    note.write_text(json.dumps(known))  # as written by earlier versions
+    assert run(model, manifest, tmp_path)[0] == path
+    model.precision = "auto"
+    with pytest.raises(ValueError, match="with precision 'float32', not 'bfloat16'; remove"):
+        run(model, manifest, tmp_path)
+    found = np.load(run(model, manifest, tmp_path / "half")[0])
+    error = np.linalg.norm(found - in_float32) / np.linalg.norm(in_float32)
+    assert 1e-5 < error < 0.02
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,13 @@ import pytest
 import soundfile
 import torch
 
+from mae_ast.core.io.audio import AudioError
 from mae_ast.core.io.labels import Labels, write_clip_labels
 from mae_ast.core.io.manifest import Manifest, write_manifest
 from mae_ast.core.models.config import AstConfig
-from mae_ast.evaluate import read_clips
-from mae_ast.evaluate.predict import score_manifest, score_recording
+from mae_ast.core.nn import precision
+from mae_ast.evaluate import predict, read_clips
+from mae_ast.evaluate.predict import score_files, score_manifest, score_recording
 from mae_ast.finetune.checkpoint import FineTuned, load_finetuned
 from mae_ast.hub.load import PretrainedAst
 from tests.core.vits import SMALL, with_random_weights
@@ -68,6 +70,49 @@ def test_predict_scores_a_clip_to_its_end(mae_ast_command, published, tmp_path):
     for path, scores in ((quiet, one), (loud, other)):
         for name, score in zip(NAMES, scores, strict=True):
             assert printed[str(path), name] == pytest.approx(score, abs=1e-4)
+
+
+def test_files_in_batches_have_the_scores_of_each_alone(published, tmp_path, monkeypatch):
+    seconds = (3.0, 0.5, 1.28, 4.2, 0.9, 2.0, 1.1)
+    files = [write_sound(tmp_path / f"{n}.wav", s, s - 0.4) for n, s in enumerate(seconds)]
+    (tmp_path / "bad.wav").write_bytes(b"RIFFnothing")
+    files[3:3] = [tmp_path / "bad.wav", tmp_path / "none.wav"]
+    classifier = load_finetuned(published)
+    sizes = []
+    scores = classifier.scores
+    monkeypatch.setattr(
+        classifier, "scores", lambda x, *rest: sizes.append(tuple(x.shape)) or scores(x, *rest)
+    )
+    monkeypatch.setattr(predict, "BATCH_SAMPLES", 3 * 16_000)
+    found = list(score_files(classifier, files))
+    assert [(n, round(samples / 16_000, 2)) for n, samples in sizes] == [
+        (2, 0.9), (2, 1.28), (1, 2.0), (1, 3.0), (1, 4.2),
+    ]  # fmt: skip
+    assert [type(each) for each in found[3:5]] == [AudioError, FileNotFoundError]
+    for file, own in zip(files, found, strict=True):
+        if isinstance(own, np.ndarray):
+            np.testing.assert_allclose(own, score_recording(classifier, file), atol=1e-5)
+
+
+def test_bfloat16_scores_are_close_to_those_in_float32(
+    mae_ast_command, published, tmp_path, monkeypatch
+):
+    path = write_sound(tmp_path / "a.wav", 3.0, loud_at=1.0)
+    monkeypatch.setattr(precision, "has_bfloat16_units", lambda kind: True)
+    scores = {}
+    for name in ("float32", "bfloat16"):
+        out, message = mae_ast_command("predict", published, path, "--precision", name)
+        assert not message
+        scores[name] = {
+            line.split("\t")[2]: float(line.split("\t")[1]) for line in out.splitlines()
+        }
+    assert scores["bfloat16"] != scores["float32"]
+    assert scores["bfloat16"] == pytest.approx(scores["float32"], abs=0.02)
+    monkeypatch.setattr(precision, "has_bfloat16_units", lambda kind: False)
+    _, message = mae_ast_command("predict", published, path, "--precision", "bfloat16")
+    assert message.startswith("mae-ast: error: --precision 'bfloat16': this device (cpu) does not ")
+    _, message = mae_ast_command("predict", published, path, "--precision", "half")
+    assert message == ("mae-ast: error: --precision 'half'; must be one of auto, float32, bfloat16")
 
 
 def test_evaluate_and_predict_give_the_same_scores(mae_ast_command, published, tmp_path):

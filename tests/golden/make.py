@@ -72,7 +72,7 @@ def make_files(root: Path) -> None:
     jobs["for_release"] = trainings.finetune(root, "ast", "made/ast", *FOR_RELEASE)
     trainings.run(root, jobs, mae_ast=trainings.FINETUNING_STOP)
     _convert(root, "made/ast", "released/ast.pth", "released")
-    _convert(root, "finetuning/ast", "hugging_face_ast", "hugging-face")
+    _convert(root, "finetuning/ast", "hugging_face_ast", "transformers")
 
     pack = ("pack", root / "data" / "train.tsv", root / "pack")
     workspace.mae_ast(*pack, "--shard-size", "100K", "--transcode")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from mae_ast.cli.prepare import DataSet, prepare
+from mae_ast.cli import prepare
 from mae_ast.prepare.speechcommands import WORDS
 from tests.prepare.conftest import write_garbage, write_sound
 
@@ -17,11 +16,9 @@ from tests.prepare.conftest import write_garbage, write_sound
 def run(monkeypatch, tmp_path):
     """Run the command in this process; return its stdout, its stderr and its error message."""
     monkeypatch.chdir(tmp_path)
-    app = typer.Typer()
-    app.command()(prepare)
 
     def run(*arguments) -> tuple[str, str, str]:
-        done = CliRunner().invoke(app, [*map(str, arguments)])
+        done = CliRunner().invoke(prepare.app, [*map(str, arguments)])
         error = done.exception
         assert error is None or isinstance(error, ValueError | OSError), error
         assert "\n" not in str(error or "")
@@ -56,7 +53,9 @@ def test_command_prints_a_report(run, tmp_path):
     )
 
 
-@pytest.mark.parametrize("data_set", list(DataSet))
+@pytest.mark.parametrize(
+    "data_set", [command.__name__ for command in prepare.COMMANDS["Known data sets"]]
+)
 def test_every_data_set_refuses_a_wrong_folder(run, tmp_path, data_set):
     write_sound(tmp_path / "music" / "song.wav")
     for folder in ("music", "nowhere"):
@@ -67,14 +66,6 @@ def test_every_data_set_refuses_a_wrong_folder(run, tmp_path, data_set):
         assert not Path("manifests").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["esc50", ".", "--classes", 12], "--classes is not supported for esc50"),
-        (["voxceleb1", ".", "--speakers"], "--speakers is not supported for voxceleb1"),
-        (["librispeech", ".", "--train", "full"], "--train is not supported for librispeech"),
-        (["speechcommands2", ".", "--classes", 30], "30 classes; Speech Commands version 2"),
-    ],
-)
-def test_unsupported_options_are_refused(run, arguments, words):
-    assert run(*arguments)[2].startswith(words)
+def test_unsupported_number_of_classes_is_refused(run):
+    error = run("speechcommands2", ".", "--classes", 30)[2]
+    assert error.startswith("30 classes; Speech Commands version 2")

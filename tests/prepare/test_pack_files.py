@@ -203,10 +203,10 @@ def test_verify_compares_transcoded_files_with_their_sources(tmp_path: Path) -> 
     listed = Manifest.load(packed.manifest)
     assert listed.lengths.tolist() == [20_000, 22_000, 23_000]
     sources = sources_of(manifest, packed)
-    assert sources == [manifest.audio_path(row) for row in (0, 2, 3)]
+    assert sources == [manifest.segment(row) for row in (0, 2, 3)]
     assert verify(listed, sources=sources) == {}
 
-    longer = np.append(read_audio(sources[1]).numpy(), np.int16(1))
-    soundfile.write(sources[1], longer, 16_000)
+    longer = np.append(read_audio(sources[1].path).numpy(), np.int16(1))
+    soundfile.write(sources[1].path, longer, 16_000)
     found = verify(listed, sources=sources)
     assert found == {1: f"its samples differ from those of {sources[1]}"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -153,8 +154,8 @@ def test_rejects_invalid_arguments(tmp_path, monkeypatch):
         start("ks", tmp_path / "data", tmp_path, out=tmp_path / "old[1]")
     with pytest.raises(FileNotFoundError, match=r"no\.pt: no such checkpoint"):
         start("ks", tmp_path / "data", tmp_path, checkpoint="no.pt")
-    monkeypatch.setattr(run, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'mae-ast\[s3prl\]'"):
+    monkeypatch.setitem(sys.modules, "s3prl.run_downstream", None)  # as if not installed
+    with pytest.raises(ValueError, match=r"pip install 'mae-ast\[superb\]'"):
         start("ks", tmp_path / "data", tmp_path)
 
 

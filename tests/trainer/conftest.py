@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +177,7 @@ class Training:
                     "CUDA_VISIBLE_DEVICES": "",
                     "OMP_NUM_THREADS": "1",
                     "HYDRA_FULL_ERROR": "1",
+                    "PYTHONFAULTHANDLER": "1",  # see stacks()
                     "TMPDIR": self.temporary.name,
                     **environment,
                 },
@@ -198,8 +199,7 @@ class Training:
         try:
             return self.process.wait(deadline_s)
         except subprocess.TimeoutExpired:
-            self.kill()
-            raise AssertionError(f"still runs after {deadline_s} s:\n{self.tail}") from None
+            raise AssertionError(f"still runs after {deadline_s} s:\n{self.stacks()}") from None
 
     def finish(self) -> Training:
         """Wait for the end and check that the exit status is 0."""
@@ -212,7 +212,7 @@ class Training:
         end = time.monotonic() + deadline_s
         while f'"num_updates": "{number}"' not in self.output:
             assert self.process.poll() is None, f"ended too early:\n{self.tail}"
-            assert time.monotonic() < end, f"still waits after {deadline_s} s:\n{self.tail}"
+            assert time.monotonic() < end, f"still waits after {deadline_s} s:\n{self.stacks()}"
             time.sleep(0.01)
 
     def wait_for_error(self, line: str, deadline_s: float = DEADLINE_S) -> None:
@@ -220,7 +220,7 @@ class Training:
         end = time.monotonic() + deadline_s
         while line not in self.errors.splitlines():
             assert self.process.poll() is None, f"ended too early:\n{self.tail}"
-            assert time.monotonic() < end, f"still waits after {deadline_s} s:\n{self.tail}"
+            assert time.monotonic() < end, f"still waits after {deadline_s} s:\n{self.stacks()}"
             time.sleep(0.01)
 
     def signal_group(self, number: signal.Signals) -> None:
@@ -233,6 +233,15 @@ class Training:
             self.signal_group(signal.SIGKILL)
             self.process.wait()
         self.temporary.cleanup()
+
+    def stacks(self) -> str:
+        """End all processes of all trainings in this folder; return where each of them waited."""
+        for process in _processes_of(self.log.parent):
+            os.kill(process, signal.SIGABRT)
+            time.sleep(1)  # they share stderr
+        self.process.wait(30)
+        logs = sorted(self.log.parent.glob("*.stderr"))
+        return self.tail + "".join(f"\n{log.name}:\n{log.read_text()[-20_000:]}" for log in logs)
 
     @property
     def tail(self) -> str:
@@ -271,6 +280,16 @@ class Training:
             }
             for stats in self.stats("train")
         }
+
+
+def _processes_of(folder: Path) -> list[int]:
+    """PIDs of the programs that were started in a folder, and of their data workers."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or it is somebody else's
+            if (process / "cwd").resolve().is_relative_to(folder):
+                found.append(int(process.name))
+    return found
 
 
 def _run_folder(command: Sequence[str] | str, parent: Path) -> Path | None:

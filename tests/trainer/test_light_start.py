@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 HEAVY = {
     *("sklearn", "scipy", "matplotlib", "PIL", "pandas", "timm", "transformers", "typer"),
-    *("huggingface_hub", "pooch", "requests", "s3prl"),
+    *("huggingface_hub", "pooch", "requests", "s3prl", "wandb"),
 }
 # fairseq itself imports these two for metrics of its own tasks, unless it is imported by `launch`.
 OF_FAIRSEQ = {"sklearn", "scipy"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -15,6 +16,8 @@ import torch
 from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.hub import export
 from mae_ast.hub.load import PretrainedMaeAst
+from mae_ast.trainer.metrics_log import read_metrics
+from mae_ast.trainer.run_record import STARTS_FILE
 from mae_ast.trainer.stop_request import SAVING
 
 from .conftest import LAUNCHER, ONLY_TRAINING, VALUES, WITHOUT_DROPOUT, Start, Training
@@ -65,6 +68,28 @@ def test_only_rank_0_logs_feature_metrics(
     assert all(1 < line["rank_me"] < 5 for line in first.stats("health"))
     assert not second.stats("health")
     assert not one.stats("health")
+
+
+def test_only_rank_0_writes_metrics_and_the_record_of_the_start(
+    ranks_and_one: tuple[list[Training], Training],
+) -> None:
+    (first, _), one = ranks_and_one
+    for run, command, processes in (
+        (first, "mae_ast/launch.py", 2),
+        (one, "bin/fairseq-hydra-train", 1),
+    ):
+        assert run.folder is not None
+        updates = [
+            line["num_updates"]
+            for line in read_metrics(run.folder)
+            if line["kind"] == "train_inner"
+        ]
+        assert updates == sorted(run.updates)
+        (start,) = map(json.loads, (run.folder / STARTS_FILE).read_text().splitlines())
+        assert command in start["command"]
+        assert "model.input_stats=batch" in start["command"]
+        assert start["folder"] == str(run.folder.parent)
+        assert start["processes"] == processes
 
 
 def test_two_processes_log_the_values_of_one(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mae_ast.core.frontend.fbank import num_samples_of_frames
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.models.classifier import Classifier, HeadConfig
-from mae_ast.core.models.config import EncoderConfig
+from mae_ast.core.models.config import AstConfig, EncoderConfig
 from mae_ast.core.models.registry import build_encoder, parse_config, system_name
 
 # Layers of a classifier's head: the same layers of AST, whose own pooling it then uses.
@@ -75,6 +76,28 @@ class ClassifierSpec:
     def from_state(cls, state: Mapping[str, Any]) -> ClassifierSpec:
         """Read the specification from the content of a fine-tuned file; see :meth:`from_dict`."""
         return cls.from_dict(state["task_state"][FINETUNING])
+
+
+def spec_of_ast(
+    config: AstConfig, labels: Sequence[str] | None, independent: bool
+) -> ClassifierSpec:
+    """Return the specification of an AST as a classifier whose head uses AST's own pooling.
+
+    Args:
+        config: configuration of the AST.
+        labels: class names, if known.
+        independent: scores are sigmoids (multi-label); else a softmax over all classes.
+    """
+    mids = tuple(f"class_{n}" for n in range(config.num_classes))
+    frames = config.input_frames or config.position_frames
+    return ClassifierSpec(
+        config,
+        HeadConfig(config.num_classes, pool="encoder", layer_norm_eps=config.head_layer_norm_eps),
+        Labels(mids, mids if labels is None else tuple(labels)),
+        independent=independent,
+        multi_label=independent,
+        clip_samples=num_samples_of_frames(frames),
+    )
 
 
 def classifier_weights(weights: Mapping[str, Any]) -> dict[str, Any]:

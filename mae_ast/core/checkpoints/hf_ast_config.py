@@ -146,6 +146,11 @@ def is_independent(fields: Mapping[str, Any]) -> bool:
     return _INDEPENDENT[kind]
 
 
+def problem_type(independent: bool) -> str:
+    """Return the ``problem_type`` of a classifier; see :func:`is_independent`."""
+    return next(kind for kind, is_one in _INDEPENDENT.items() if kind and is_one == independent)
+
+
 def config_to_hugging_face(
     config: AstConfig, labels: Sequence[str] | None = None, independent: bool = True
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -184,9 +189,7 @@ def config_to_hugging_face(
         **{their: getattr(config, ours[0]) for their, (ours, _) in _FIELDS.items()},
         "id2label": {str(n): name for n, name in enumerate(names)},
         "label2id": {name: n for n, name in enumerate(names)},
-        "problem_type": next(
-            kind for kind, is_one in _INDEPENDENT.items() if kind and is_one == independent
-        ),
+        "problem_type": problem_type(independent),
     }
     preprocessor = {
         **_SUPPORTED_INPUT,

@@ -14,9 +14,15 @@ from mae_ast.core.checkpoints.state_files import CheckpointError
 from mae_ast.core.io.first_line import first_line
 from mae_ast.core.models.registry import parse_config, system_name
 
-# Files of a folder in the hub's layout; the last two are for Hugging Face's own models only.
+# Files of a folder in the hub's layout; the last two are for transformers only.
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 PREPROCESSOR_FILE, TORCH_WEIGHTS_FILE = "preprocessor_config.json", "pytorch_model.bin"
+# Modelling code in a folder exported for transformers.
+CODE_FILES = (
+    "configuration_spectrogram_transformer.py",
+    "layers_spectrogram_transformer.py",
+    "modeling_spectrogram_transformer.py",
+)
 
 
 def config_dict(
@@ -25,6 +31,7 @@ def config_dict(
     labels: Sequence[str] | None = None,
     encoder_only: bool = False,
     independent: bool = True,
+    training: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the content of ``config.json``."""
     return {
@@ -33,6 +40,7 @@ def config_dict(
         **({} if labels is None else {"labels": list(labels)}),
         **({"encoder_only": True} if encoder_only else {}),
         **({} if independent else {"independent": False}),
+        **({"training": dict(training)} if training else {}),
         **dataclasses.asdict(config),
     }
 
@@ -56,11 +64,18 @@ def parse_config_file(values: Any, path: str | os.PathLike[str]) -> Checkpoint:
             None if labels is None else tuple(str(label) for label in labels),
             bool(values.get("encoder_only", False)),
             bool(values.get("independent", True)),
+            recorded_training(values),
         )
     except KeyError as error:
         raise CheckpointError(f"{path}: has no {error}") from error
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {first_line(error)}") from error
+
+
+def recorded_training(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what ``config.json`` records about the training."""
+    training = values.get("training")
+    return training if isinstance(training, Mapping) else {}
 
 
 def read_config_file(path: Path) -> Any:

@@ -5,7 +5,8 @@ the layouts of the released files (:mod:`mae_ast.core.checkpoints.mae_ast_releas
 :mod:`mae_ast.core.checkpoints.ast_release`, :mod:`mae_ast.core.checkpoints.audio_mae_release`),
 also inside the wrappers of other training code (:mod:`mae_ast.core.checkpoints.wrappers`);
 safetensors with our ``config.json`` in the same folder; Hugging Face's AST
-(:mod:`mae_ast.core.checkpoints.hf_ast`).
+(:mod:`mae_ast.core.checkpoints.hf_ast`); folders with modelling code for transformers
+(:mod:`mae_ast.core.checkpoints.hf_encoder`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mae_ast.core.checkpoints import hf_ast, hf_ast_config
+from mae_ast.core.checkpoints import hf_ast, hf_ast_config, hf_encoder
 from mae_ast.core.checkpoints.ast_release import AST, SSAST
 from mae_ast.core.checkpoints.audio_mae_release import AUDIO_MAE
 from mae_ast.core.checkpoints.classifier import FINETUNING, ClassifierSpec, encoder_weights
@@ -29,6 +30,7 @@ from mae_ast.core.checkpoints.hub_files import (
     WEIGHTS_FILE,
     parse_config_file,
     read_config_file,
+    recorded_training,
 )
 from mae_ast.core.checkpoints.layout import Checkpoint as Checkpoint
 from mae_ast.core.checkpoints.layout import Layout
@@ -38,6 +40,7 @@ from mae_ast.core.checkpoints.state_dict import MAX_NAMED, first_not_finite, lis
 from mae_ast.core.checkpoints.state_files import CheckpointError as CheckpointError
 from mae_ast.core.checkpoints.state_files import read_safetensors
 from mae_ast.core.checkpoints.state_files import read_state as read_state
+from mae_ast.core.checkpoints.training_record import training_record
 from mae_ast.core.checkpoints.wrappers import MODEL
 from mae_ast.core.io.file_kinds import is_safetensors
 from mae_ast.core.io.first_line import first_line
@@ -67,6 +70,45 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if is_safetensors(path):
         return _read_safetensors(path)
     return _read_torch(path)
+
+
+def read_exported_classifier(
+    path: str | os.PathLike[str],
+) -> tuple[ClassifierSpec, dict[str, Any], Mapping[str, Any]] | None:
+    """Read a classifier that was exported for transformers with our modelling code.
+
+    Returns:
+        Its specification, weights and ``Checkpoint.training``; ``None``: the file or folder
+        contains something else.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as :func:`read_checkpoint`.
+    """
+    path = file_of(path)
+    if not _is_exported_classifier(path):
+        return None
+    fields = read_config_file(path)
+    spec, weights = hf_encoder.read_classifier(fields, read_safetensors(path), path)
+    return spec, weights, recorded_training(fields)
+
+
+def holds_classifier(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file or folder holds a classifier, of which ``load`` reads the encoder.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as :func:`read_checkpoint`.
+    """
+    path = file_of(path)
+    if is_safetensors(path):
+        return _is_exported_classifier(path)
+    return is_finetuned(read_state(path))
+
+
+def _is_exported_classifier(path: Path) -> bool:
+    if not is_safetensors(path):
+        return False
+    fields = read_config_file(path)
+    return hf_encoder.is_known(fields) and hf_encoder.is_classifier(fields)
 
 
 def file_of(path: str | os.PathLike[str]) -> Path:
@@ -160,7 +202,10 @@ def _read_torch(path: Path) -> Checkpoint:
         if is_finetuned(state):
             return _from_finetuned(state)
         layout = next(each for each in LAYOUTS if each.matches(state))
-        return layout.read(state, path)
+        found = layout.read(state, path)
+        if found.training:
+            return found
+        return dataclasses.replace(found, training=training_record(state, "pretraining"))
     except CheckpointError:
         raise
     except KeyError as error:
@@ -173,6 +218,8 @@ def _read_safetensors(path: Path) -> Checkpoint:
     fields = read_config_file(path)
     if hf_ast_config.is_known(fields):
         return hf_ast.read_folder(fields, read_safetensors(path), path)
+    if hf_encoder.is_known(fields):
+        return hf_encoder.read_folder(fields, read_safetensors(path), path)
     found = parse_config_file(fields, path.with_name(CONFIG_FILE))
     return dataclasses.replace(found, weights=read_safetensors(path))
 
@@ -198,4 +245,5 @@ def _from_finetuned(state: Mapping[str, Any]) -> Checkpoint:
         )
     weights = encoder_weights(state[MODEL], with_head=is_ast)
     labels = spec.labels.names if is_ast else None
-    return Checkpoint(config, None, weights, labels, not is_ast, spec.independent)
+    training = training_record(state, "fine-tuning")
+    return Checkpoint(config, None, weights, labels, not is_ast, spec.independent, training)

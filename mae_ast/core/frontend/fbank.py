@@ -100,7 +100,7 @@ def fit_frames(spectrogram: Tensor, num_frames: Tensor | None, target: int) -> T
 
 def log_mel_of_frames(frames: Tensor, window_type: str) -> Tensor:
     """Compute log-mel energies: (..., 400) samples -> (..., 128)."""
-    window, mel_banks = _constants(frames.device, window_type)
+    window, mel_banks = filterbank(frames.device, window_type)
     if frames.dtype == torch.int16:
         frames = frames.float() / 32768.0
     frames = frames.float()
@@ -114,8 +114,8 @@ def log_mel_of_frames(frames: Tensor, window_type: str) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _constants(device: torch.device, window_type: str) -> tuple[Tensor, Tensor]:
-    """Return the window (400,) and the mel matrix (128, 257) on ``device``."""
+def filterbank(device: torch.device, window_type: str = "povey") -> tuple[Tensor, Tensor]:
+    """Return the window (400,) and the mel matrix (128, 257) on ``device``; do not change them."""
     if window_type not in WINDOW_POWERS:
         raise ValueError(f"window {window_type!r}; must be one of {', '.join(WINDOW_POWERS)}")
     window = torch.hann_window(FRAME_LENGTH, periodic=False).pow(WINDOW_POWERS[window_type])

@@ -59,6 +59,10 @@ class InputNorm(nn.Module):
             mean, var = self._track(spectrogram, num_frames)
         return (spectrogram - mean) * (torch.rsqrt(var + EPS) * TARGET_STD)
 
+    def invert(self, normalised: Tensor) -> Tensor:
+        """Return the log-mel values, of any shape, of input that was normalised in eval mode."""
+        return normalised * ((self.running_var + EPS).sqrt() / TARGET_STD) + self.running_mean
+
     @torch.no_grad()
     def _track(self, x: Tensor, num_frames: Tensor | None) -> tuple[Tensor, Tensor]:
         count, mean, var = _statistics(x, num_frames)

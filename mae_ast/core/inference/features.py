@@ -7,10 +7,9 @@ the centre of each is kept. Batching does not change the features of a window.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,16 +17,21 @@ from torch import Tensor
 
 from mae_ast.core.frontend.fbank import FRAME_SHIFT, num_frames, num_samples_of_frames
 from mae_ast.core.frontend.patches import PatchShape, time_steps
+from mae_ast.core.inference.collected import Collected
 from mae_ast.core.inference.windows import Part, states_of_parts, window_columns, windows
 from mae_ast.core.io.audio import SAMPLE_RATE
+from mae_ast.core.io.read_ahead import map_ahead, one_ahead
 from mae_ast.core.io.recordings import Waveform, is_one_recording, path_of, read_recording
 from mae_ast.core.models.encoder import Encoder
+from mae_ast.core.nn.precision import resolve_precision
 
 __all__ = ["Features", "Waveform", "extract_features"]
 
 WINDOW_S = 10.0  # length of the clips in pretraining
 OVERLAP_S = 2.0
 BATCH_S = 80.0  # audio per forward pass
+CHUNK_S = 640.0  # audio that is read while features of other recordings are computed
+READERS = 4  # recordings decoded concurrently
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,12 @@ def extract_features(
     window_s: float = WINDOW_S,
     overlap_s: float = OVERLAP_S,
     batch_s: float = BATCH_S,
+    precision: str | None = None,
 ) -> Features:
     """Extract features of recordings, without gradients.
+
+    Recordings are decoded while features of others are computed. No layers above the highest one
+    of ``layers`` are computed.
 
     Args:
         model: any system, on any device; its training mode is restored. For a model with
@@ -101,53 +109,87 @@ def extract_features(
             the model's ``input_frames``.
         overlap_s: overlap of adjacent windows in seconds; scaled down with shorter windows.
         batch_s: maximum seconds of audio per forward pass.
+        precision: "float32"; "bfloat16", which takes half the time on devices that multiply
+            bfloat16 matrices in hardware, and differs from float32 by about 1 %; or "auto",
+            bfloat16 on these devices and else float32. ``None``: ``model.precision``, which is
+            float32 in loaded models.
 
     Raises:
         ValueError: a recording has a wrong shape, holds values that are not finite or not in
             [-1, 1], or is shorter than one patch; a layer does not exist; window, overlap or
-            sample rate is invalid.
+            sample rate is invalid; or the device does not support bfloat16 in hardware.
         FileNotFoundError, AudioError: a file does not exist, or cannot be decoded.
     """
     length, overlap = window_columns(model, window_s, overlap_s)
     chosen = _layers(layers, model.config.encoder_layers)
     shape = model.patch_shape
-    clips = _read(waveforms, sample_rate, shape)
-    columns = torch.tensor([shape.grid(num_frames(len(clip)))[0] for clip in clips])
-    out = _Collected(chosen, columns, shape.per_column, model.config.encoder_embed_dim)
-    was_training = model.training
-    model.eval()
-    try:
-        if not pooled_only:
-            out.allocate(folder)
-        for batch in _batches(model, columns.tolist(), length, overlap, batch_s):
-            _run(model, clips, batch, out)
-        return out.features(shape)
-    except OSError as error:
-        raise OSError(f"{folder}: could not be written ({error.strerror or error})") from error
-    finally:
-        out.discard_unfinished()
-        model.train(was_training)
-
-
-def _read(
-    waveforms: Waveform | Sequence[Waveform], sample_rate: int | None, shape: PatchShape
-) -> list[Tensor]:
-    """Read the recordings, and check that each is as long as a patch."""
     is_one = is_one_recording(waveforms)
     listed: list[Waveform] = [waveforms] if is_one else list(waveforms)  # type: ignore[list-item,arg-type]
     if not listed:
         raise ValueError("no waveform given; at least one is required")
-    clips = [read_recording(item, sample_rate, f"waveform {n}") for n, item in enumerate(listed)]
-    for number, clip in enumerate(clips):
+    is_array = isinstance(waveforms, (Tensor, np.ndarray)) and not is_one
+    width = model.config.encoder_embed_dim
+    out = Collected(chosen, shape.per_column, width, not pooled_only, folder)
+    chunk_s = CHUNK_S if out.folder is None else float("inf")  # files have a fixed size
+    was_training, own_precision = model.training, model.precision
+    device = model.batch_norm.running_mean.device
+    model.precision = resolve_precision(precision, device.type) if precision else own_precision
+    model.eval()
+    try:
+        first = 0
+        chunks = _chunks(listed, sample_rate, shape, is_array, chunk_s)
+        with closing(one_ahead(chunks)) as ahead:
+            for clips in ahead:
+                columns = [shape.grid(num_frames(len(clip)))[0] for clip in clips]
+                out.add_recordings(columns)
+                for batch in _batches(model, columns, length, overlap, batch_s):
+                    _run(model, clips, batch, first, out)
+                first += len(clips)
+        return _features(out, shape)
+    finally:
+        out.discard_unfinished()
+        model.train(was_training)
+        model.precision = own_precision
+
+
+def _chunks(
+    listed: list[Waveform],
+    sample_rate: int | None,
+    shape: PatchShape,
+    is_array: bool,
+    size_s: float,
+) -> Generator[list[Tensor], None, None]:
+    """Read recordings in chunks of about ``size_s`` seconds, and check that none is too short.
+
+    Args:
+        listed: the recordings.
+        sample_rate: as in :func:`extract_features`.
+        shape: size of the patches.
+        is_array: the recordings are the rows of an array.
+        size_s: size of a chunk.
+    """
+
+    def read(number: int) -> Tensor:
+        clip = read_recording(listed[number], sample_rate, f"waveform {number}")
         if len(clip) < shape.min_samples:
-            name = path_of(listed[number]) or number
-            is_array = isinstance(waveforms, (Tensor, np.ndarray)) and not is_one
             raise ValueError(
-                f"waveform {name}: {len(clip)} samples at 16 kHz are shorter than one patch "
-                f"({shape.min_samples})"
+                f"waveform {path_of(listed[number]) or number}: {len(clip)} samples at 16 kHz are "
+                f"shorter than one patch ({shape.min_samples})"
                 f"{'; an array is (recordings, samples), one channel each' if is_array else ''}"
             )
-    return clips
+        return clip
+
+    chunk: list[Tensor] = []
+    size = 0
+    with closing(map_ahead(read, range(len(listed)), READERS, READERS)) as clips:
+        for clip in clips:
+            chunk.append(clip)
+            size += len(clip)
+            if size >= size_s * SAMPLE_RATE:
+                yield chunk
+                chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _batches(
@@ -169,94 +211,26 @@ def _batches(
         yield batch
 
 
-def _run(model: Encoder, clips: list[Tensor], batch: list[Part], out: _Collected) -> None:
-    states = states_of_parts(model, clips, batch)
+def _run(
+    model: Encoder, clips: list[Tensor], batch: list[Part], first: int, out: Collected
+) -> None:
+    """Compute a batch of windows; ``first`` is the index of the first clip among all recordings."""
+    states = states_of_parts(model, clips, batch, max(out.layers))
     for index, layer in enumerate(out.layers):
         values = states[layer - 1].float().cpu()
         for row, part in enumerate(batch):
             w = part.window
             begin, end = ((at - w.start) * out.per_column for at in (w.keep_from, w.keep_to))
-            out.add(index, part.clip, w.keep_from * out.per_column, values[row, begin:end])
+            out.add(index, first + part.clip, w.keep_from, values[row, begin:end])
 
 
-class _Collected:
-    """Collector of the kept tokens, in memory or in files, and of their sums."""
-
-    def __init__(
-        self, layers: tuple[int, ...], columns: Tensor, per_column: int, width: int
-    ) -> None:
-        self.layers = layers
-        self.per_column = per_column
-        self._columns = columns
-        self._shape = (len(columns), int(columns.max()) * per_column, width)
-        self._states: list[Tensor] = []
-        self._files: list[_StatesFile] = []
-        self._sums = torch.zeros(len(columns), len(layers), per_column * width).double()
-
-    def allocate(self, folder: str | os.PathLike[str] | None) -> None:
-        if folder is None:
-            self._states = [torch.zeros(self._shape) for _ in self.layers]
-            return
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for layer in self.layers:
-            self._files.append(_StatesFile(Path(folder) / f"layer_{layer}.npy", self._shape))
-
-    def add(self, index: int, clip: int, start: int, tokens: Tensor) -> None:
-        """Add tokens (K, D) of a clip, at offset ``start``."""
-        if self._files:
-            self._files[index].write(clip, start, tokens)
-        elif self._states:
-            self._states[index][clip, start : start + len(tokens)] = tokens
-        steps = tokens.reshape(-1, self._sums.shape[2])
-        self._sums[clip, index] += steps.sum(0, dtype=torch.float64)
-
-    def discard_unfinished(self) -> None:
-        for file in self._files:
-            file.discard()
-
-    def features(self, shape: PatchShape) -> Features:
-        self._states += [file.close() for file in self._files]
-        self._files = []
-        step = FRAME_SHIFT * shape.time_stride
-        half = num_samples_of_frames(shape.time) / 2
-        steps = torch.arange(int(self._columns.max()), dtype=torch.float64)
-        return Features(
-            self.layers,
-            tuple(self._states),
-            self._columns,
-            (steps * step + half) / SAMPLE_RATE,
-            (self._sums / self._columns[:, None, None]).float(),
-            self.per_column,
-        )
-
-
-class _StatesFile:
-    """A (B, N, D) float32 ``.npy`` file that is written in parts, without holding it in memory."""
-
-    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
-        # Renamed once complete, so that an older file that is still memory-mapped stays intact.
-        self._path, self._part = path, path.with_name(f".{path.name}.{os.getpid()}.part")
-        array = np.lib.format.open_memmap(self._part, "w+", np.float32, shape)
-        self._begin, self._shape = array.offset, shape
-        del array
-        self._file = self._part.open("r+b")
-
-    def write(self, clip: int, start: int, tokens: Tensor) -> None:
-        _, per_clip, width = self._shape
-        self._file.seek(self._begin + (clip * per_clip + start) * width * 4)
-        self._file.write(tokens.contiguous().numpy().data)
-
-    def close(self) -> Tensor:
-        """Close and rename the file, and return it memory-mapped."""
-        self._file.close()
-        os.replace(self._part, self._path)
-        return torch.from_numpy(np.load(self._path, mmap_mode="c"))
-
-    def discard(self) -> None:
-        """Remove the incomplete file."""
-        with suppress(OSError):
-            self._file.close()
-        self._part.unlink(missing_ok=True)
+def _features(found: Collected, shape: PatchShape) -> Features:
+    step = FRAME_SHIFT * shape.time_stride
+    half = num_samples_of_frames(shape.time) / 2
+    columns, means = found.columns, found.means
+    steps = torch.arange(int(columns.max()), dtype=torch.float64)
+    times_s = (steps * step + half) / SAMPLE_RATE
+    return Features(found.layers, found.finish(), columns, times_s, means, found.per_column)
 
 
 def _layers(layers: Sequence[int] | None, count: int) -> tuple[int, ...]:

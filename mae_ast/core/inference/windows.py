@@ -89,17 +89,23 @@ def window_columns(model: Encoder, window_s: float, overlap_s: float) -> tuple[i
     return max_length, overlap * max_length // length
 
 
-def states_of_parts(model: Encoder, clips: Sequence[Tensor], parts: Sequence[Part]) -> list[Tensor]:
+def states_of_parts(
+    model: Encoder,
+    clips: Sequence[Tensor],
+    parts: Sequence[Part],
+    num_layers: int | None = None,
+) -> list[Tensor]:
     """Compute the hidden states of parts of clips in one batch, with gradients.
 
     Args:
         model, clips, parts: as in :func:`cut_parts`.
+        num_layers: number of layers to compute, from the first one; ``None``: all.
 
     Returns:
         Per layer (P, N, D). The tokens of a part come first and equal those computed for it alone;
         the rest is padding with undefined values.
     """
-    return model.hidden_states(*cut_parts(model, clips, parts))
+    return model.hidden_states(*cut_parts(model, clips, parts), num_layers)
 
 
 def cut_parts(

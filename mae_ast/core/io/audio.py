@@ -23,7 +23,7 @@ from mae_ast.core.io.decoding import length as audio_length
 from mae_ast.core.io.decoding import libsndfile, seek
 from mae_ast.core.io.decoding.audio_file import AudioError, AudioFile, UndecodableError, open_audio
 from mae_ast.core.io.decoding.downmix import Downmix
-from mae_ast.core.io.decoding.length import AudioInfo
+from mae_ast.core.io.decoding.length import AudioHeader, AudioInfo
 from mae_ast.core.io.decoding.resample import SAMPLE_RATE, Part, resample_to_16k, to_pcm16
 from mae_ast.core.io.first_line import first_line
 from mae_ast.core.io.retry import is_transient, retried
@@ -33,11 +33,13 @@ __all__ = [
     "SAMPLE_RATE",
     "SOURCE_RATES",
     "AudioError",
+    "AudioHeader",
     "AudioInfo",
     "num_samples_16k",
     "probe_audio",
     "probe_rate",
     "read_audio",
+    "read_header",
     "read_long_audio",
     "resample_to_16k",
     "stream_audio",
@@ -104,6 +106,22 @@ def probe_rate(path: str | os.PathLike[str]) -> int:
     return _with_decoder(path, by_soundfile, by_av, "cannot be read as audio")
 
 
+def read_header(path: str | os.PathLike[str]) -> AudioHeader:
+    """Read the sample rate of a file, and the length that its header gives.
+
+    Unlike :func:`probe_audio`, which verifies the length, this reads little more than the header.
+
+    Raises:
+        FileNotFoundError, AudioError: see :func:`probe_audio`.
+    """
+    return _with_decoder(
+        path,
+        audio_length.header_by_soundfile,
+        audio_length.header_by_av,
+        "cannot be read as audio",
+    )
+
+
 def read_audio(
     path: str | os.PathLike[str], start: int = 0, num_samples: int | None = None
 ) -> Tensor:
@@ -128,9 +146,7 @@ def read_audio(
     """
     samples = _decode(path, start, num_samples, _concatenate)
     if samples.numel() == 0:
-        raise AudioError(
-            f"{_absolute_path(path)}: contains no audio after {start / SAMPLE_RATE:.3f} s"
-        )
+        raise AudioError(_no_audio(path, start))
     return samples
 
 
@@ -143,11 +159,16 @@ def read_long_audio(path: str | os.PathLike[str]) -> Tensor:
     return read_audio(path)
 
 
-def stream_audio(path: str | os.PathLike[str], use: Callable[[Iterator[Tensor]], R]) -> R:
-    """Decode a whole file like :func:`read_audio`, in blocks and in constant memory.
+def stream_audio(
+    path: str | os.PathLike[str],
+    use: Callable[[Iterator[Tensor]], R],
+    start: int = 0,
+    num_samples: int | None = None,
+) -> R:
+    """Decode a file or part of it like :func:`read_audio`, in blocks and in constant memory.
 
     Args:
-        path: path of the file.
+        path, start, num_samples: as in :func:`read_audio`.
         use: function of an iterator over (L,) int16 blocks; called again with all blocks if
             decoding fails and is retried.
 
@@ -164,9 +185,9 @@ def stream_audio(path: str | os.PathLike[str], use: Callable[[Iterator[Tensor]],
             is_empty = False
             yield block
         if is_empty:
-            raise AudioError(f"{_absolute_path(path)}: contains no audio")
+            raise AudioError(_no_audio(path, start))
 
-    return _decode(path, 0, None, lambda blocks: use(checked(blocks)))
+    return _decode(path, start, num_samples, lambda blocks: use(checked(blocks)))
 
 
 def _decode(
@@ -181,6 +202,11 @@ def _decode(
         lambda file: use(_blocks_by_av(file, start, num_samples)),
         "cannot be decoded",
     )
+
+
+def _no_audio(path: str | os.PathLike[str], start: int) -> str:
+    after = f" after {start / SAMPLE_RATE:.3f} s" if start else ""
+    return f"{_absolute_path(path)}: contains no audio{after}"
 
 
 def _concatenate(blocks: Iterator[Tensor]) -> Tensor:

@@ -1,9 +1,17 @@
 """Manifests: text files that list the audio files of a split.
 
-The first line is the root folder, absolute or relative to the manifest; each further line is
-``path<TAB>length`` with the file's length in samples, or ``path<TAB>length<TAB>sample rate``. Paths
-may name files inside archives, ``archive:offset:length`` (:mod:`mae_ast.core.io.archive`). Without
-the third column, sample rates are read from the files' headers once and cached beside the manifest.
+The first line is the root folder, absolute or relative to the manifest; each further line is a
+clip:
+
+    path<TAB>length                                 a file and its length in samples
+    path<TAB>length<TAB>sample rate                 with its sample rate in Hz
+    path<TAB>length<TAB>sample rate<TAB>start       a segment of a file
+
+Paths may name files inside archives, ``archive:offset:length`` (:mod:`mae_ast.core.io.archive`).
+Without the third column, sample rates are read from the files' headers once and cached beside the
+manifest. A segment begins at sample ``start``, counted from 0, and is ``length`` samples long, both
+at the given sample rate. Several rows may name segments of one file. A row without a start is read
+to the end of its file.
 
 Rows are stored packed (one block of bytes and arrays of numbers), so forked worker processes share
 the memory and their start-up time does not depend on the number of rows.
@@ -23,11 +31,15 @@ import numpy as np
 from mae_ast.core.io.archive import why_missing
 from mae_ast.core.io.atomic import atomic_write
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, num_samples_16k, probe_rate
-from mae_ast.core.io.manifest_parser import ManifestError, parse_rows
+from mae_ast.core.io.checksum import sha256
+from mae_ast.core.io.manifest_parser import WHOLE, ManifestError, parse_rows
 from mae_ast.core.io.read_ahead import Progress, for_each_ahead
 from mae_ast.core.io.retry import retried
+from mae_ast.core.io.segment import Segment, segment_problem
 
-__all__ = ["Manifest", "ManifestError", "evenly_spaced", "write_manifest"]
+__all__ = ["WHOLE", "Manifest", "ManifestError", "evenly_spaced", "write_manifest"]
+
+Row = tuple[str, int, int] | tuple[str, int, int, int | None]
 
 PROBE_THREADS = 16
 MAX_HEADERS_AHEAD = 4_096  # headers read while an earlier file, which may be slow, is waited for
@@ -44,6 +56,8 @@ class Manifest:
         lines: (rows,) int64, line numbers in the file.
         lengths: (rows,) int64, number of samples at each file's own rate.
         sample_rates: (rows,) int32, in Hz; 0 if the manifest does not give it.
+        starts: (rows,) int64, first sample of a segment, at the file's own rate; ``WHOLE`` (-1) for
+            a whole file.
     """
 
     def __init__(
@@ -55,12 +69,14 @@ class Manifest:
         lines: np.ndarray,
         lengths: np.ndarray,
         sample_rates: np.ndarray,
+        starts: np.ndarray,
     ) -> None:
         self.path = path
         self.root = root
         self.lines = lines
         self.lengths = lengths
         self.sample_rates = sample_rates
+        self.starts = starts
         self._packed_paths = packed_paths
         self._path_ends = path_ends
 
@@ -91,9 +107,8 @@ class Manifest:
         if not len(rows.lines):
             raise ManifestError(f"{path}: lists no files; expected one row per file after line 1")
         path_ends = np.cumsum(rows.path_sizes)
-        return cls(
-            path, root, rows.packed_paths, path_ends, rows.lines, rows.lengths, rows.sample_rates
-        )
+        numbers = rows.lines, rows.lengths, rows.sample_rates, rows.starts
+        return cls(path, root, rows.packed_paths, path_ends, *numbers)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], progress: Progress | None = None) -> Manifest:
@@ -105,10 +120,12 @@ class Manifest:
                 iterable and its length.
 
         Raises:
-            FileNotFoundError, ManifestError: see :meth:`read` and :meth:`check_paths`.
+            FileNotFoundError, ManifestError: see :meth:`read`, :meth:`check_paths` and
+                :meth:`check_segments`.
         """
         manifest = cls.read(path)
         manifest.check_paths()
+        manifest.check_segments()
         manifest.probe_rates(progress)
         return manifest
 
@@ -128,16 +145,33 @@ class Manifest:
         """Return ``file:line`` of a row, for messages."""
         return f"{self.path}:{self.lines[row]}"
 
+    def segment(self, row: int) -> Segment:
+        """Return the part of a file that a row names, at 16 kHz."""
+        path, start = self.audio_path(row), int(self.starts[row])
+        if start == WHOLE:
+            return Segment(path)
+        length, rate = int(self.lengths[row]), int(self.sample_rates[row])
+        return Segment.of(path, start, length, rate)
+
+    @property
+    def has_segments(self) -> bool:
+        """True if a row has a start."""
+        return bool((self.starts != WHOLE).any())
+
     @property
     def num_samples(self) -> np.ndarray:
         """Lengths at 16 kHz, (rows,) int64."""
         rates = np.where(self.sample_rates > 0, self.sample_rates, SAMPLE_RATE).astype(np.int64)
-        return num_samples_16k(self.lengths, rates)
+        starts = np.maximum(self.starts, 0)
+        ends = num_samples_16k(starts + self.lengths, rates)
+        lengths: np.ndarray = ends - num_samples_16k(starts, rates)
+        return lengths
 
     def digest(self) -> bytes:
-        """Return the SHA-256 of the rows' paths, lengths and sample rates."""
+        """Return the SHA-256 of the rows' paths, lengths, sample rates and, if any, starts."""
         digest = hashlib.sha256(self._packed_paths)
-        for values in (self._path_ends, self.lengths, self.sample_rates):
+        starts = [self.starts] if self.has_segments else []
+        for values in (self._path_ends, self.lengths, self.sample_rates, *starts):
             digest.update(np.ascontiguousarray(values).tobytes())
         return digest.digest()
 
@@ -153,6 +187,7 @@ class Manifest:
             self.lines[chosen],
             self.lengths[chosen],
             self.sample_rates[chosen],
+            self.starts[chosen],
         )
 
     def check_paths(self, at_most: int = 10_000) -> None:
@@ -168,6 +203,33 @@ class Manifest:
                     f"the root on line 1 ({self.root})"
                 )
 
+    def check_segments(self, at_most: int = 10_000) -> None:
+        """Check that segments lie within their files, by the length and rate in the header.
+
+        Of each file, the last one of at most ``at_most`` segments is checked, which are spread
+        evenly over the rows. Segments of files whose header gives no length are checked when they
+        are read.
+
+        Raises:
+            ManifestError: a segment reaches beyond the end of its file, or its sample rate is not
+                that of the file.
+        """
+        rows = np.flatnonzero(self.starts != WHOLE)
+        rows = rows[evenly_spaced(len(rows), at_most)]
+        last: dict[str, tuple[int, Segment]] = {}
+        for row, segment in zip(rows.tolist(), map(self.segment, rows.tolist()), strict=True):
+            if segment.path not in last or last[segment.path][1].end < segment.end:
+                last[segment.path] = row, segment
+
+        def check(item: tuple[int, Segment], problem: str) -> None:
+            if problem:
+                raise ManifestError(f"{self.where(item[0])}: {item[1].path}: {problem}")
+
+        def problem(item: tuple[int, Segment]) -> str:
+            return segment_problem(item[1], int(self.sample_rates[item[0]]))
+
+        for_each_ahead(problem, list(last.values()), check, PROBE_THREADS, MAX_HEADERS_AHEAD)
+
     def probe_rates(self, progress: Progress | None = None) -> None:
         """Read missing sample rates from the cache or the files' headers.
 
@@ -177,8 +239,7 @@ class Manifest:
         if not len(unknown):
             return
         cache = self.path.with_name(self.path.name + ".rates.npz")
-        with self.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256(self.path)
         cached = _read_cache(cache, digest, len(self))
         if cached is not None:
             self.sample_rates = cached
@@ -206,22 +267,34 @@ def evenly_spaced(count: int, maximum: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(count, maximum)).astype(np.int64))
 
 
-def write_manifest(
-    path: str | os.PathLike[str], root: str, rows: Iterable[tuple[str, int, int]]
-) -> None:
-    """Write (path, length in samples, sample rate) rows, atomically.
+def write_manifest(path: str | os.PathLike[str], root: str, rows: Iterable[Row]) -> None:
+    """Write rows (path, length, sample rate) or (path, length, sample rate, start), atomically.
+
+    Args:
+        path: path of the manifest.
+        root: folder that relative paths start from, absolute or relative to the manifest.
+        rows: length and start in samples at the sample rate, in Hz. A row with a start, which may
+            be 0, is a segment; one without, or with ``None``, is a whole file.
 
     Raises:
-        ManifestError: the root or a path contains a tab or line break, or the root is empty.
+        ManifestError: the root or a path contains a tab or line break, the root is empty, or a
+            start is negative.
     """
     path = Path(path)
 
     def lines() -> Iterator[str]:
         yield f"{root}\n"
-        for name, length, rate in rows:
+        for name, length, rate, *rest in rows:
             if any(c in name for c in "\t\r\n"):
                 raise ManifestError(f"{name!r}: a path must not contain a tab or line break")
-            yield f"{name}\t{length}\t{rate}\n"
+            start = rest[0] if rest else None
+            if start is not None and start < 0:
+                raise ManifestError(f"{name}: start {start}; expected 0 or more samples")
+            yield (
+                f"{name}\t{length}\t{rate}\n"
+                if start is None
+                else (f"{name}\t{length}\t{rate}\t{start}\n")
+            )
 
     if not root or any(c in root for c in "\t\r\n"):
         raise ManifestError(f"{root!r}: the root must not be empty or contain a tab or line break")
@@ -260,7 +333,7 @@ def _read_cache(cache: Path, digest: str, rows: int) -> np.ndarray | None:
                 return None
             rates: np.ndarray = stored["sample_rates"].astype(np.int32)
             return rates
-    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile, AttributeError):
         return None
 
 

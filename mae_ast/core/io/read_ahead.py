@@ -1,4 +1,4 @@
-"""Apply a function to many items in threads, a bounded number of items ahead."""
+"""Compute items in threads, a bounded number ahead of their use."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from itertools import islice
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -80,3 +81,21 @@ def map_ahead(
             yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def one_ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
+    """Yield items, while a thread computes the next one.
+
+    Args:
+        items: runs in the thread, and is closed at the end. At most two of its items exist at a
+            time: the one in use and the next one.
+    """
+    with closing(items), ThreadPoolExecutor(1) as pool:
+
+        def following() -> Future[list[T]]:
+            return pool.submit(lambda: list(islice(items, 1)))  # empty at the end
+
+        pending = following()
+        while found := pending.result():
+            pending = following()
+            yield found[0]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_ast.core.io.atomic import atomic_write
+from mae_ast.core.io.checksum import sha256
 from mae_ast.core.io.first_line import first_line
 from mae_ast.core.io.plural import plural
 
@@ -81,8 +82,7 @@ def assert_same(
 
 def file_digest(path: Path) -> str:
     """Return the first 16 digits of the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:_DIGITS]
+    return sha256(path)[:_DIGITS]
 
 
 def list_content(path: Path) -> str:

@@ -8,7 +8,9 @@ dataclasses, and checkpoints store them as dictionaries.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Optional, Self
+from typing import Any, ClassVar, Optional
+
+from typing_extensions import Self
 
 from mae_ast.core.frontend.fbank import WINDOW_POWERS
 from mae_ast.core.frontend.masking import check_mask

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar, TypeVar
 
 import torch
@@ -136,7 +137,6 @@ class Encoder(nn.Module):
         self,
         tokens: Tensor,
         num_steps: Tensor | None = None,
-        hidden_states: list[Tensor] | None = None,
         ids: Tensor | None = None,
     ) -> Tensor:
         """Run the transformer on the tokens of all patches.
@@ -144,19 +144,15 @@ class Encoder(nn.Module):
         Args:
             tokens: (B, N, D), tokens of the patches.
             num_steps: (B,) int64, valid time steps of each clip; ``None``: all.
-            hidden_states: if given, the output (B, K + N, D) of each layer is appended to this
-                list.
             ids: (B, M) int64, patches whose tokens are returned; ``None``: all tokens, including
                 the prefix.
 
         Returns:
             (B, K + N, D), or (B, M, D).
         """
-        valid = self._valid(tokens.shape[1], num_steps)
-        positions = self._positions(tokens.shape[1], num_steps)
         ids = None if ids is None else ids + self.config.prefix_tokens
-        padding = None if valid is None else ~valid
-        return self._transform(tokens, positions, padding, hidden_states, ids)
+        encoded: Tensor = self.encoder(*self._all_inputs(tokens, num_steps), ids)
+        return encoded
 
     def encode_visible(
         self, patches: Tensor, mask: MaskIds, num_steps: Tensor | None = None
@@ -177,7 +173,9 @@ class Encoder(nn.Module):
         own = gather_tokens(positions[:, num_prefix:], ids)
         positions = torch.cat((positions[:, :num_prefix], own), dim=1) if num_prefix else own
         tokens = self.dropout_input(self.embed(gather_tokens(patches, ids)))
-        return self._transform(tokens, positions, ids < 0 if mask.padded else None)
+        padding = ids < 0 if mask.padded else None
+        encoded: Tensor = self.encoder(*self._inputs(tokens, positions, padding))
+        return encoded
 
     def encode(
         self, source: Tensor, lengths: Tensor | None = None, visible: MaskIds | None = None
@@ -213,21 +211,24 @@ class Encoder(nn.Module):
             return encoded.prefix.float().mean(1)
         return masked_mean(encoded.patches.float(), encoded.valid)
 
-    def hidden_states(self, source: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
+    def hidden_states(
+        self, source: Tensor, lengths: Tensor | None = None, num_layers: int | None = None
+    ) -> list[Tensor]:
         """Return the output of each encoder layer, before the final layer norm.
 
         Args:
             source, lengths: as in :meth:`encode`.
+            num_layers: number of layers to compute, from the first one; ``None``: all.
 
         Returns:
             Per layer (B, N, D), without prefix tokens. Tokens beyond a clip's own patches are
             meaningless.
         """
-        states: list[Tensor] = []
         num_steps = self.num_steps(source, lengths)
         patches = self.patches(source, lengths)
         with self.compute():
-            self.encode_tokens(self.embed(patches), num_steps, states)
+            inputs = self._all_inputs(self.embed(patches), num_steps)
+            states = list(islice(self.encoder.layer_outputs(*inputs), num_layers))
         return [state[:, self.config.prefix_tokens :] for state in states]
 
     def last_hidden_state(self, states: list[Tensor]) -> Tensor:
@@ -248,23 +249,27 @@ class Encoder(nn.Module):
         index = torch.arange(num_patches, device=num_steps.device)
         return index < (num_steps * self.patch_shape.per_column)[:, None]
 
-    def _transform(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        padding_mask: Tensor | None,
-        hidden_states: list[Tensor] | None = None,
-        ids: Tensor | None = None,
-    ) -> Tensor:
-        """Add positions (1 or B, K + N, D) and the prefix to tokens (B, N, D); run all layers."""
+    def _all_inputs(self, tokens: Tensor, num_steps: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the transformer's inputs, see :meth:`_inputs`, for the tokens of all patches."""
+        valid = self._valid(tokens.shape[1], num_steps)
+        positions = self._positions(tokens.shape[1], num_steps)
+        return self._inputs(tokens, positions, None if valid is None else ~valid)
+
+    def _inputs(
+        self, tokens: Tensor, positions: Tensor, padding_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Add the prefix and positions (1 or B, K + N, D) to tokens (B, N, D).
+
+        Returns:
+            (B, K + N, D), and the padding mask (B, K + N) or ``None``.
+        """
         num_prefix = self.config.prefix_tokens
         if num_prefix:
             tokens = torch.cat((self.prefix_tokens.expand(tokens.shape[0], -1, -1), tokens), dim=1)
             if padding_mask is not None:
                 shown = padding_mask.new_zeros(len(tokens), num_prefix)
                 padding_mask = torch.cat((shown, padding_mask), dim=1)
-        encoded: Tensor = self.encoder(tokens + positions, padding_mask, hidden_states, ids)
-        return encoded
+        return tokens + positions, padding_mask
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 D is the width of a head here. This is ``F.scaled_dot_product_attention``, except in two cases:
 
 - On a CPU, with attention dropout (for which there is no fused kernel) or in bfloat16 (where the
-  fused kernel is not faster), the scores are computed as one matrix in the dtype of the queries.
+  fused kernel is not faster), the scores are computed as matrices in the dtype of the queries;
+  without gradients, a few heads at a time, so that they stay in the cache.
 - On a GPU in half precision, padded batches use the kernel for sequences of variable length, which
   computes no scores of padding and needs no mask.
 """
@@ -25,7 +26,10 @@ try:
 except ImportError:  # before torch 2.10
     varlen_attn = None  # type: ignore[assignment]
 
-MAX_SCORES = 2**25  # B H Q N; above it, the memory that the fused kernel saves is worth its time
+# Scores held at a time: B H Q N, or Q N without gradients; above it, the memory that the fused
+# kernel saves is worth its time.
+MAX_SCORES = 2**25
+BLOCK_SCORES = 2**22  # scores of the heads that are computed at a time without gradients
 _HALF = (torch.float16, torch.bfloat16)
 _WIDTH_MULTIPLE, _MAX_WIDTH = 8, 256  # head widths of FlashAttention's variable-length kernel
 
@@ -77,15 +81,40 @@ def attend(
         if has_varlen(q, dropout_p):
             return attend_by_lengths(q, k, v, mask)
         mask = mask.attention_mask
-    num_scores = q.shape[:-1].numel() * k.shape[2]
+    in_blocks = not (torch.is_grad_enabled() or dropout_p > 0)
+    num_scores = q.shape[2 if in_blocks else 0 : -1].numel() * k.shape[2]  # held at a time
     is_cheaper = q.dtype == torch.bfloat16 and num_scores <= MAX_SCORES
     if q.device.type != "cpu" or not (dropout_p > 0 or is_cheaper):
         return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout_p)
+    return (_attend_in_blocks if in_blocks else _attend_by_matrix)(q, k, v, mask, dropout_p)
+
+
+def _attend_by_matrix(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float
+) -> Tensor:
+    """Compute attention through the matrix of scores, (..., Q, N)."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if mask is not None:
         # The minimum of the dtype, not -inf, so that a clip of nothing but padding gives no NaN.
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return dropout(scores.softmax(-1), dropout_p) @ v
+
+
+def _attend_in_blocks(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float
+) -> Tensor:
+    """Compute :func:`_attend_by_matrix` for a few heads at a time."""
+    batch, heads, num_queries, _ = q.shape
+    size = max(1, BLOCK_SCORES // (num_queries * k.shape[2]))
+    if mask is not None:
+        mask = mask.expand(batch, heads, *mask.shape[2:]).flatten(0, 1)
+    num_blocks = -(-batch * heads // size)
+    masks = [None] * num_blocks if mask is None else list(mask.split(size))
+    qs, ks, vs = (x.flatten(0, 1).split(size) for x in (q, k, v))
+    blocks = zip(qs, ks, vs, masks, strict=True)
+    attended = torch.cat([_attend_by_matrix(*each, dropout_p) for each in blocks])
+    out: Tensor = attended.unflatten(0, (batch, heads))
+    return out
 
 
 def attend_by_lengths(q: Tensor, k: Tensor, v: Tensor, padding: KeyPadding) -> Tensor:

@@ -27,7 +27,7 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
         return F.dropout(x, p)
     num_dropped = round(p * _STEPS)
     if torch.compiler.is_compiling():
-        kept: Tensor = _keep(x, num_dropped)
+        kept: Tensor = torch.ops.mae_ast.keep(x, num_dropped)
         return x * kept * _scale(num_dropped)
     dropped: Tensor = _Dropout.apply(x, num_dropped)  # type: ignore[no-untyped-call]
     return dropped
@@ -53,16 +53,16 @@ def _scale(num_dropped: int) -> float:
 
 # A custom op is opaque to the compiler, which therefore does not recompute the draw in the backward
 # pass. It takes x itself: as a function of the shape, two draws would be merged into one.
-@torch.library.custom_op(
-    "mae_ast::keep", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
+# (torch.library.custom_op takes tags from torch 2.7 on only.)
+torch.library.define(
+    "mae_ast::keep",
+    "(Tensor x, int num_dropped) -> Tensor",
+    tags=(torch.Tag.nondeterministic_seeded,),
 )
-def _keep(x: Tensor, num_dropped: int) -> Tensor:
-    return _draw(x, num_dropped)
-
-
-@_keep.register_fake
-def _(x: Tensor, num_dropped: int) -> Tensor:
-    return x.new_empty(x.shape, dtype=torch.bool)
+torch.library.impl("mae_ast::keep", "default", _draw)
+torch.library.register_fake(
+    "mae_ast::keep", lambda x, num_dropped: x.new_empty(x.shape, dtype=torch.bool)
+)
 
 
 class _Dropout(torch.autograd.Function):

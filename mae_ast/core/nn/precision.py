@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,31 @@ def compute_in(precision: str, weight: Tensor) -> AbstractContextManager[object]
     return nullcontext()  # float32, or the autocast that the trainer has entered
 
 
+def resolve_precision(precision: str, device_type: str) -> str:
+    """Return the dtype of inference on a type of device, "float32" or "bfloat16".
+
+    Args:
+        precision: one of ``PRECISIONS``; "auto": bfloat16 if the device multiplies bfloat16
+            matrices in hardware, else float32.
+        device_type: "cpu", "cuda", ...
+
+    Raises:
+        ValueError: the precision is unknown, or bfloat16 is requested of a device that only
+            emulates it, which is slower than float32.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r}; must be one of {', '.join(PRECISIONS)}")
+    if precision == "bfloat16" and not has_bfloat16_units(device_type):
+        raise ValueError(
+            f"precision 'bfloat16': this device ({device_type}) does not multiply bfloat16 "
+            "matrices in hardware, and would be slower than in 'float32'; 'auto' chooses the "
+            "faster one"
+        )
+    if precision == "auto":
+        return "bfloat16" if has_bfloat16_units(device_type) else "float32"
+    return precision
+
+
 @lru_cache
 def has_bfloat16_units(device_type: str) -> bool:
     """Return whether a type of device multiplies bfloat16 matrices in hardware.
@@ -39,6 +65,19 @@ def has_bfloat16_units(device_type: str) -> bool:
     if device_type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device_type == "cpu":
-        features = torch.cpu.get_capabilities()
+        features = cpu_features()
         return any(features.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
     return False
+
+
+def cpu_features() -> dict[str, Any]:
+    """Return which instruction sets the CPU has, under torch's names."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return dict(torch.cpu.get_capabilities())
+    cpu: Any = torch.cpu  # of torch 2.6, whose functions are private
+    return {
+        "amx_bf16": cpu._is_amx_tile_supported(),
+        "avx512_bf16": cpu._is_avx512_bf16_supported(),
+        "avx512_f": cpu._is_avx512_supported(),
+        "avx2": cpu._is_avx2_supported(),
+    }

@@ -8,6 +8,8 @@ its checkpoints load without renaming.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -213,24 +215,35 @@ class Transformer(nn.Module):
         self.layer_norm = nn.LayerNorm(embed_dim, layer_norm_eps)
 
     def forward(
-        self,
-        x: Tensor,
-        padding_mask: Tensor | None = None,
-        hidden_states: list[Tensor] | None = None,
-        ids: Tensor | None = None,
+        self, x: Tensor, padding_mask: Tensor | None = None, ids: Tensor | None = None
     ) -> Tensor:
         """Run all layers.
+
+        Args:
+            x, padding_mask, ids: as in :meth:`layer_outputs`.
+
+        Returns:
+            (B, N, D), or (B, K, D), after the final layer norm if layers are pre-norm.
+        """
+        for output in self.layer_outputs(x, padding_mask, ids):
+            x = output
+        return self.layer_norm(x) if self.norm_first else x
+
+    def layer_outputs(
+        self, x: Tensor, padding_mask: Tensor | None = None, ids: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Yield the output of each layer, which is computed when it is asked for.
 
         Args:
             x: (B, N, D).
             padding_mask: (B, N) bool, True = padding, at the end of each clip; ``None``: no
                 padding. Padding does not influence the other tokens.
-            hidden_states: if given, the output of each layer is appended to this list.
             ids: (B, K) int64, the tokens to return; the last layer computes no others. ``None``:
                 all tokens.
 
-        Returns:
-            (B, N, D), or (B, K, D).
+        Yields:
+            (B, N, D), before the final layer norm; for the last layer (B, K, D) if ``ids`` is
+            given.
         """
         mask = None if padding_mask is None else KeyPadding(padding_mask)
         if not self.norm_first:
@@ -243,6 +256,4 @@ class Transformer(nn.Module):
                 keep = torch.rand((), device=x.device) >= self.layerdrop
                 y = torch.where(keep, y, x if layer_ids is None else gather_tokens(x, layer_ids))
             x = y
-            if hidden_states is not None:
-                hidden_states.append(x)
-        return self.layer_norm(x) if self.norm_first else x
+            yield x

@@ -1,4 +1,4 @@
-"""Import fairseq without scikit-learn and SciPy, which only metrics of its own tasks call."""
+"""Import fairseq without scikit-learn, SciPy and wandb, which most trainings do not call."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 _DEFERRED = ("sklearn.metrics", "scipy.stats")
+_HIDDEN = "wandb"  # imported by weights_and_biases.py in trainings that log to it
 
 
 @contextmanager
@@ -17,13 +18,13 @@ def deferring_metrics() -> Iterator[None]:
     """Defer the import of metrics to their first call, for modules imported within the context.
 
     fairseq imports all its tasks and criterions, and two of them import these packages: a second
-    for each process of a pretraining, which needs neither. Remove when fairseq imports them where
-    they are called.
+    for each process of a pretraining, which needs neither. It imports wandb if that is
+    installed. Remove when fairseq imports them where they are called.
     """
     if any(name.partition(".")[0] in sys.modules for name in _DEFERRED):
         yield
         return
-    stand_ins: dict[str, Any] = {}
+    stand_ins: dict[str, Any] = {} if _HIDDEN in sys.modules else {_HIDDEN: None}
     for name in _DEFERRED:
         package, _, attribute = name.partition(".")
         stand_ins[package], stand_ins[name] = ModuleType(package), _Deferred(name)

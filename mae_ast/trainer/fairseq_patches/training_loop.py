@@ -33,6 +33,8 @@ from mae_ast.trainer.fairseq_patches import (
     early_stopping,
     error_lines,
     log_files,
+    logged_values,
+    weights_and_biases,
 )
 from mae_ast.trainer.run_report import RunReport
 from mae_ast.trainer.schedule import check_schedule
@@ -90,6 +92,7 @@ def apply() -> None:
     FP16Optimizer.build_optimizer = classmethod(_without_flattening(build.__func__))
 
     log_files.apply()
+    logged_values.apply()
     checkpoint_saving.apply()
     checkpoint_loading.apply()
     error_lines.apply()
@@ -135,6 +138,7 @@ def _with_checks(add_defaults: Callable[[Any], None]) -> Callable[[Any], None]:
         except OmegaConfBaseException as error:
             raise ValueError(explain(error, cfg)) from error
         choose_metric(cfg)
+        weights_and_biases.check(cfg)
         check_schedule(cfg)
         distributed.configure_devices(cfg)
 
@@ -187,8 +191,10 @@ def _with_report(train: Callable[..., Any]) -> Callable[..., Any]:
                 "lr_scheduler.warmup_updates"
             ) from error
         was_last_epoch = epoch_itr.next_epoch_idx > (cfg.optimization.max_epoch or math.inf)
-        if (result[1] or was_last_epoch) and not getattr(task, "should_stop", False):
-            _report.end(cfg, trainer)
+        if result[1] or was_last_epoch:
+            if not getattr(task, "should_stop", False):
+                _report.end(cfg, trainer)
+            logged_values.end()
         return result
 
     return wrapper

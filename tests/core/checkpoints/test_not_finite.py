@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from fairseq.models import MODEL_REGISTRY
 from torch import Tensor
 
 import mae_ast
@@ -24,8 +23,6 @@ from mae_ast.core.models.registry import SYSTEMS
 from mae_ast.finetune.checkpoint import load_finetuned
 from mae_ast.finetune.initialize import start_ast
 from mae_ast.hub.load import hub_class
-from mae_ast.models import pretraining  # noqa: F401  (registers the models)
-from mae_ast.models.ast import AstModelConfig
 from tests.core.vits import SMALL
 from tests.sounds import speech_like
 from tests.systems.cases import FIRST
@@ -61,6 +58,7 @@ def test_loading_is_refused_for_every_system(folder):
 
 @pytest.mark.parametrize("folder", ["mae_ast"], indirect=True)
 def test_commands_refuse_and_write_nothing(mae_ast_command, folder, tmp_path):
+    pytest.importorskip("matplotlib", reason="reconstruct needs matplotlib")
     soundfile.write(tmp_path / "a.wav", speech_like(16_000).numpy(), 16_000)
     write_manifest(tmp_path / "train.tsv", ".", [("a.wav", 16_000, 16_000)])
     out = tmp_path / "out"
@@ -84,6 +82,7 @@ def test_prediction_is_refused(mae_ast_command, folder, tmp_path):
 
 
 def test_non_finite_features_of_finite_weights_are_refused(mae_ast_command, small_config, tmp_path):
+    pytest.importorskip("matplotlib", reason="reconstruct needs matplotlib")
     model = hub_class("mae_ast")(small_config(), "random_mask")
     model.encoder.layers[1].fc1.weight.data.fill_(1e30)
     model.save_pretrained(tmp_path / "model")
@@ -119,7 +118,10 @@ def test_finetuned_classifier_is_refused(small_config, tmp_path, value):
 
 
 def test_training_refuses_to_load_it(small_config):
-    model = MODEL_REGISTRY["mae_ast"](small_config())
+    models = pytest.importorskip("fairseq.models", reason="needs fairseq")
+    from mae_ast.models import pretraining  # noqa: F401  (registers the models)
+
+    model = models.MODEL_REGISTRY["mae_ast"](small_config())
     model.weights_are_from = "runs/a/checkpoints/checkpoint_last.pt"
     state = spoil(dict(model.state_dict()), WEIGHT, torch.nan)
     with pytest.raises(CheckpointError) as error:
@@ -128,13 +130,14 @@ def test_training_refuses_to_load_it(small_config):
 
 
 def test_timm_vit_is_refused_for_initialisation(tmp_path):
+    settings = pytest.importorskip("mae_ast.models.ast", reason="needs fairseq").AstModelConfig
     config = AstConfig(**SMALL)
     state = to_timm(config, SYSTEMS["ast"].network(config).state_dict())
     path = tmp_path / "vit.pth"
     torch.save({"state_dict": spoil(state, "blocks.1.attn.qkv.bias", torch.nan)}, path)
     message = rf"model\.checkpoint={path}: blocks\.1\.attn\.qkv\.bias holds NaN"
     with pytest.raises(ValueError, match=message):
-        start_ast(AstModelConfig(**SMALL, checkpoint=str(path)), 527)
+        start_ast(settings(**SMALL, checkpoint=str(path)), 527)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -13,6 +13,7 @@ import soundfile
 import torch
 from torch.testing import assert_close
 
+from mae_ast.core.inference import features
 from mae_ast.core.inference.features import extract_features
 from mae_ast.core.inference.windows import windows
 from mae_ast.core.io.audio import AudioError, read_audio, to_pcm16
@@ -20,6 +21,7 @@ from mae_ast.core.io.decoding import audio_file
 from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.registry import build_encoder
+from mae_ast.core.nn import precision
 from mae_ast.finetune.initialize import finetuning_config
 from tests.core.vits import with_random_weights
 from tests.sounds import speech_like
@@ -135,9 +137,9 @@ def test_padding_counts_towards_the_batch_size(model, monkeypatch):
     rows = []
     hidden_states = model.hidden_states
 
-    def counting(source, lengths):
+    def counting(source, lengths, num_layers):
         rows.append(len(source))
-        return hidden_states(source, lengths)
+        return hidden_states(source, lengths, num_layers)
 
     monkeypatch.setattr(model, "hidden_states", counting)
     model_features(model, [speech_like(8_000, n) for n in range(20)], batch_s=12.1)
@@ -160,6 +162,46 @@ def test_layers_are_counted_from_one(model):
     assert found.layers == (2, 1)
     assert torch.equal(found.hidden_states[0], everything.hidden_states[1])
     assert torch.equal(found.hidden_states[1], everything.hidden_states[0])
+
+
+@pytest.mark.parametrize("layers", [[1], [1, 2], [2, 1], [-1], None])
+def test_layers_above_the_highest_one_are_not_computed(model, layers):
+    computed = []
+    for number, layer in enumerate(model.encoder.layers, 1):
+        layer.register_forward_pre_hook(lambda *_, number=number: computed.append(number))
+    model_features(model, speech_like(16_000), layers=layers)
+    assert computed == ([1] if layers == [1] else [1, 2])
+
+
+def test_chunks_that_are_read_ahead_do_not_change_the_features(model, monkeypatch):
+    waves = [speech_like(n, seed) for seed, n in enumerate((3_000, 90_000, 16_000, 40_000, 5_000))]
+    expected = model_features(model, waves)
+    monkeypatch.setattr(features, "CHUNK_S", 1.0)
+    found = model_features(model, waves)
+    assert torch.equal(found.lengths, expected.lengths)
+    for ours, theirs in zip(found.hidden_states, expected.hidden_states, strict=True):
+        assert_close(ours, theirs, rtol=0, atol=ATOL)
+    assert_close(found.pooled, expected.pooled, rtol=0, atol=ATOL)
+
+
+def test_bfloat16_is_close_to_float32_and_needs_its_units(model, monkeypatch):
+    waves = [speech_like(16_000), speech_like(200_000, 1)]
+    monkeypatch.setattr(precision, "has_bfloat16_units", lambda kind: True)
+    exact = model_features(model, waves)
+    found = {name: model_features(model, waves, precision=name) for name in ("bfloat16", "auto")}
+    error = (found["bfloat16"].pooled - exact.pooled).norm() / exact.pooled.norm()
+    assert 1e-5 < error < 0.02
+    assert torch.equal(found["auto"].pooled, found["bfloat16"].pooled)
+    assert found["auto"].pooled.dtype == torch.float32
+    assert model.precision == "float32"
+    alone = model_features(model, waves[0], precision="bfloat16").pooled[0]
+    assert (alone - found["bfloat16"].pooled[0]).norm() < 0.01 * alone.norm()
+    monkeypatch.setattr(precision, "has_bfloat16_units", lambda kind: False)
+    assert torch.equal(model_features(model, waves, precision="auto").pooled, exact.pooled)
+    with pytest.raises(ValueError, match=r"precision 'bfloat16': this device \(cpu\) does not "):
+        model_features(model, waves, precision="bfloat16")
+    with pytest.raises(ValueError, match="precision 'half'; must be one of auto, float32, bfloat"):
+        model_features(model, waves, precision="half")
 
 
 def test_features_on_disk_equal_those_in_memory(model, tmp_path):
@@ -390,6 +432,7 @@ AN_HOUR = """
 import resource, sys
 import numpy as np, soundfile, torch
 from mae_ast.core.models.config import MaeAstConfig
+from mae_ast.core.inference import features
 from mae_ast.core.inference.features import extract_features
 from mae_ast.core.models.mae_ast import MaeAst
 

@@ -12,8 +12,9 @@ import pytest
 import soundfile
 
 from mae_ast.core.io import manifest as manifest_module
-from mae_ast.core.io.audio import AudioInfo, read_audio
-from mae_ast.core.io.manifest import Manifest, ManifestError, write_manifest
+from mae_ast.core.io.audio import AudioInfo, num_samples_16k, read_audio
+from mae_ast.core.io.manifest import WHOLE, Manifest, ManifestError, write_manifest
+from mae_ast.core.io.segment import Segment
 
 
 @pytest.fixture
@@ -144,6 +145,50 @@ def test_reads_many_rows(manifest_of):
     assert rows(manifest) == expected
 
 
+# -- segments -----------------------------------------------------------------------------------
+
+
+def test_reads_starts(manifest_of):
+    text = "/data\na.wav\t400\t8000\t1200\nb.wav\t5\na.wav\t7\t8000\t0\nc.wav\t9\t8000\t\n"
+    manifest = Manifest.read(manifest_of(text))
+    assert manifest.starts.tolist() == [1_200, WHOLE, 0, WHOLE]
+    assert manifest.starts.dtype == np.int64
+    assert manifest.take([2, 1]).starts.tolist() == [0, WHOLE]
+    assert [manifest.segment(row) for row in range(4)] == [
+        Segment("/data/a.wav", 2_400, 800),
+        Segment("/data/b.wav"),
+        Segment("/data/a.wav", 0, 14),
+        Segment("/data/c.wav"),
+    ]
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
+def test_adjacent_segments_have_the_length_of_the_whole(manifest_of, rate):
+    sizes = [1, 1, 2, 3, 997, 4_411, 2_000_003]
+    starts = np.cumsum([0, *sizes]).tolist()
+    lines = [f"a\t{size}\t{rate}\t{start}\n" for size, start in zip(sizes, starts, strict=False)]
+    manifest = Manifest.read(manifest_of("/data\n" + "".join(lines)))
+    segments = [manifest.segment(row) for row in range(len(sizes))]
+    assert [segment.num_samples for segment in segments] == manifest.num_samples.tolist()
+    assert [segment.end for segment in segments[:-1]] == [segment.start for segment in segments[1:]]
+    assert segments[-1].end == num_samples_16k(starts[-1], rate)
+
+
+def test_lengths_of_segments_never_overflow(manifest_of):
+    path = manifest_of(f"/data\na.wav\t{2**40}\t1000\t{2**48 - 1 - 2**40}\n")
+    assert Manifest.read(path).num_samples.tolist() == [2**40 * 16]
+
+
+def test_digest_includes_starts_only_if_there_are_any(manifest_of):
+    manifest = Manifest.read(manifest_of("/data\na.wav\t400\t8000\nb.wav\t400\n"))
+    # computed by a version without starts
+    expected = "cdb5b8278be34089be1c36771b65012fa4f037ac77e3c0984395ff0f16077e32"
+    assert manifest.digest().hex() == expected
+    texts = (f"/data\na.wav\t400\t8000\t{start}\nb.wav\t400\n" for start in (0, 1))
+    digests = {Manifest.read(manifest_of(text)).digest().hex() for text in texts}
+    assert len(digests | {expected}) == 3
+
+
 # -- invalid manifests --------------------------------------------------------------------------
 
 
@@ -152,7 +197,7 @@ def test_reads_many_rows(manifest_of):
     [
         ("/data\na.wav\t7\nb.wav\n", 3, "'b.wav' has 1 column"),
         ("/data\na.wav 7\n", 2, "'a.wav 7' has 1 column"),
-        ("/data\na.wav\t7\t8\t9\n", 2, "has 4 column"),
+        ("/data\na.wav\t7\t8\t9\t10\n", 2, "has 5 columns; .*start in samples"),
         ("/data\n\t7\n", 2, "path, tab, length"),
         ("/data\na.wav\tlong\n", 2, "'long' is not a valid length in samples"),
         ("/data\na.wav\t\n", 2, "'' is not a valid length in samples"),
@@ -162,6 +207,11 @@ def test_reads_many_rows(manifest_of):
         ("/data\na.wav\t7\tfast\n", 2, "'fast' is not a valid sample rate"),
         ("/data\na.wav\t7\t0\n", 2, "'0' is not a valid sample rate"),
         ("/data\na.wav\t7\t-1\n", 2, "'-1' is not a valid sample rate"),
+        ("/data\na.wav\t7\t16000\t-1\n", 2, "'-1' is not a valid start in samples"),
+        ("/data\na.wav\t7\t16000\t0.5\n", 2, "'0.5' is not a valid start in samples"),
+        ("/data\na.wav\t7\t16000\tnow\n", 2, "expected an integer from 0"),
+        ("/data\na.wav\t7\t\t8\n", 2, "a segment needs the sample rate"),
+        (f"/data\na.wav\t7\t8000\t{2**48 - 5}\n", 2, "add up to more than"),
         ("a.wav\t16000\nb.wav\t7\n", 1, "'a.wav\\\\t16000' is not a root folder"),
         ("\n/data\na.wav\t7\n", 1, "'' is not a root folder"),
         ("\ufeff\na.wav\t7\n", 1, "'' is not a root folder"),
@@ -437,6 +487,25 @@ def test_written_manifest_is_read_back(tmp_path):
         assert rows(manifest) == content
         assert manifest.root == "/data/some root"
         assert os.listdir(tmp_path) == [path.name]
+
+
+def test_written_starts_are_read_back(tmp_path):
+    path = tmp_path / "train.tsv"
+    content = [("a.wav", 7, 8_000, 2**40), ("a.wav", 7, 8_000, 0), ("b.wav", 7, 8_000, None)]
+    write_manifest(path, "/data", [*content, ("c.wav", 7, 8_000)])
+    assert path.read_text().splitlines()[1:] == [
+        f"a.wav\t7\t8000\t{2**40}",
+        "a.wav\t7\t8000\t0",
+        "b.wav\t7\t8000",
+        "c.wav\t7\t8000",
+    ]
+    assert Manifest.read(path).starts.tolist() == [2**40, 0, WHOLE, WHOLE]
+
+
+def test_negative_start_is_refused(tmp_path):
+    with pytest.raises(ManifestError, match=r"a\.wav: start -1; expected 0 or more"):
+        write_manifest(tmp_path / "train.tsv", "/data", [("a.wav", 7, 8_000, -1)])
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["a\tb.wav", "a\nb.wav", "a\rb.wav"])

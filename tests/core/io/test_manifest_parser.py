@@ -20,9 +20,19 @@ PLAIN = [
     b"caf\xe9 \xf0\x9f\x8e\xb5.wav\t281474976710655\t768000",
     b"c\x0b\r.wav\t1\t",
     b"d.wav\t0000000012\t016000",
+    b"s.wav\t7\t44100\t0",
+    b"s.wav\t7\t44100\t281474976710648",
+    b"s.wav\t7\t44100\t0001500",
+    b"s.wav\t7\t44100\t",
+    b"s.wav\t7\t\t",
     b"",
 ]
-UNUSUAL = [b"e.wav\t +1_000 \t16_000", b"f.wav\t" + b"0" * 20 + b"9", b"g.wav\t5\r"]
+UNUSUAL = [
+    b"e.wav\t +1_000 \t16_000",
+    b"f.wav\t" + b"0" * 20 + b"9",
+    b"g.wav\t5\r",
+    b"s.wav\t7\t8_000\t +1_000",
+]
 WRONG = [
     b"a.wav",
     b"\t7",
@@ -35,7 +45,13 @@ WRONG = [
     b"a.wav\t1/0",
     b"a.wav\t-5",
     b"a.wav\t\xb25",
-    b"a.wav\t1\t2\t3",
+    b"a.wav\t1\t2\t3\t4",
+    b"a.wav\t7\t16000\t-1",
+    b"a.wav\t7\t16000\t1.5",
+    b"a.wav\t7\t16000\t281474976710656",
+    b"a.wav\t7\t16000\t281474976710649",
+    b"a.wav\t7\t\t8",
+    b"a.wav\t7\t0\t8",
     b"\t\t",
 ]
 
@@ -57,7 +73,7 @@ def some_text(seed: int, kinds: list[bytes]) -> bytes:
 
 def assert_equal(one: Rows, other: Rows) -> None:
     assert one.packed_paths == other.packed_paths
-    for name in ("path_sizes", "lines", "lengths", "sample_rates"):
+    for name in ("path_sizes", "lines", "lengths", "sample_rates", "starts"):
         mine, its = getattr(one, name), getattr(other, name)
         assert mine.dtype == its.dtype, name
         np.testing.assert_array_equal(mine, its, err_msg=name)
@@ -109,5 +125,5 @@ def test_peak_memory_is_close_to_the_size_of_the_rows(monkeypatch):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(rows.lines) == 50_000
-    packed = len(rows.packed_paths) + 50_000 * (8 + 8 + 8 + 4)
+    packed = len(rows.packed_paths) + 50_000 * (8 + 8 + 8 + 4 + 8)
     assert peak < 1.2 * packed + 40 * 2**14

@@ -14,11 +14,11 @@ from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.manifest import Manifest, write_manifest
 from mae_ast.core.models.config import AstConfig
 from mae_ast.evaluate import extract as extraction
-from mae_ast.hub import export
+from mae_ast.hub import export, export_onnx
 from mae_ast.hub.download import download
+from mae_ast.hub.export_transformers import to_transformers
 from mae_ast.hub.load import PretrainedAst, PretrainedMaeAst
 from mae_ast.prepare.pack import pack
-from mae_ast.trainer.fairseq_patches import checkpoint_saving
 from tests.sounds import speech_like
 from tests.web_server import WebServer, gives
 
@@ -41,7 +41,7 @@ def _atomic_write(model: PretrainedMaeAst, folder: Path) -> None:
         os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600))
 
 
-def _hugging_face(model: PretrainedMaeAst, folder: Path) -> None:
+def _transformers(model: PretrainedMaeAst, folder: Path) -> None:
     config = AstConfig(
         encoder_layers=1,
         encoder_embed_dim=32,
@@ -51,7 +51,13 @@ def _hugging_face(model: PretrainedMaeAst, folder: Path) -> None:
         input_frames=64,
         num_classes=2,
     )
-    export.to_hugging_face(PretrainedAst(config), folder / "hf")
+    to_transformers(PretrainedAst(config), folder / "hf")
+    to_transformers(model, folder / "own")
+
+
+def _onnx(model: PretrainedMaeAst, folder: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    export_onnx.to_onnx(model, folder / "a.onnx")
 
 
 def _manifest(model: PretrainedMaeAst, folder: Path) -> Manifest:
@@ -76,6 +82,8 @@ def _download(model: PretrainedMaeAst, folder: Path) -> None:
 
 
 def _checkpoint(model: PretrainedMaeAst, folder: Path) -> None:
+    patches = "mae_ast.trainer.fairseq_patches"
+    checkpoint_saving = pytest.importorskip(f"{patches}.checkpoint_saving", reason="needs fairseq")
     path = str(folder / "checkpoint_1_1.pt")
     checkpoint_saving._save_atomically(lambda *_: None)({"model": model.state_dict()}, path)
     checkpoint_saving.link_or_copy(path, str(folder / "checkpoint_last.pt"))
@@ -86,8 +94,8 @@ WRITERS: dict[str, Write] = {
     "released": lambda model, folder: export.to_released_file(model, folder / "a.pt"),
     "safetensors": lambda model, folder: export.to_safetensors(model, folder / "hub"),
     "save_pretrained": lambda model, folder: model.save_pretrained(folder / "hub"),
-    "hugging face": _hugging_face,
-    "onnx": lambda model, folder: export.to_onnx(model, folder / "a.onnx"),
+    "transformers": _transformers,
+    "onnx": _onnx,
     "manifest": _manifest,
     "labels": lambda model, folder: Labels(("a",), ("a",)).write(folder / "labels.csv"),
     "extraction": _extraction,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from mae_ast.core.io.read_ahead import for_each_ahead, map_ahead
+from mae_ast.core.io.read_ahead import for_each_ahead, map_ahead, one_ahead
 
 
 def test_results_are_in_order_and_computed_concurrently() -> None:
@@ -93,3 +93,46 @@ def test_progress_counts_used_results_and_ends_before_an_error(fails: bool) -> N
         for_each_ahead(len, items, use, 2, 2, progress)
         expected += [("ccc", 3), "ccc"]
     assert events == [*expected, 3]
+
+
+def test_the_next_item_is_computed_while_one_is_used() -> None:
+    begun = [threading.Event() for _ in range(6)]
+    closed = []
+
+    def items() -> Iterator[int]:
+        try:
+            for number in range(5):
+                begun[number].set()
+                yield number
+            begun[5].set()
+        finally:
+            closed.append(threading.current_thread())
+
+    for number in one_ahead(items()):
+        assert begun[number + 1].wait(60)
+        if number < 4:
+            assert not begun[min(number + 2, 5)].is_set()
+    assert number == 4
+    assert len(closed) == 1
+
+
+def test_an_unfinished_iteration_closes_its_items() -> None:
+    closed = []
+
+    def items() -> Iterator[int]:
+        try:
+            yield from range(10)
+        finally:
+            closed.append(1)
+
+    ahead = one_ahead(items())
+    assert next(ahead) == 0
+    ahead.close()
+    assert closed
+
+
+def test_an_error_of_the_next_item_is_raised_after_the_one_before_it() -> None:
+    ahead = one_ahead(12 // (2 - number) for number in range(5))
+    assert [next(ahead), next(ahead)] == [6, 12]
+    with pytest.raises(ZeroDivisionError):
+        next(ahead)

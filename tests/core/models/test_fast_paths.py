@@ -66,8 +66,8 @@ def plain_attention(
 class AllTokens(Transformer):
     """Transformer that computes all tokens in its last layer and then selects some."""
 
-    def forward(self, x, padding_mask=None, hidden_states=None, ids=None):
-        y = super().forward(x, padding_mask, hidden_states)
+    def forward(self, x, padding_mask=None, ids=None):
+        y = super().forward(x, padding_mask)
         return y if ids is None else gather_tokens(y, ids)
 
 

@@ -46,6 +46,23 @@ def test_bfloat16_is_as_accurate_as_torch(mask):
     assert all(mine < 2 * theirs for mine, theirs in zip(ours, fused, strict=True))
 
 
+@pytest.mark.parametrize("block_scores", [1, 5 * 37 * 50, 2**22], ids=["head", "5 heads", "all"])
+@pytest.mark.parametrize("mask", [None, padding()], ids=["whole", "padded"])
+def test_blocks_of_heads_equal_the_whole_matrix(monkeypatch, mask, block_scores):
+    q, k, v = draw(dtype=torch.bfloat16)
+    expected = attend(q, k, v, mask)  # with gradients
+    monkeypatch.setattr(attention, "BLOCK_SCORES", block_scores)
+    sizes = []
+    by_matrix = attention._attend_by_matrix
+    monkeypatch.setattr(
+        attention, "_attend_by_matrix", lambda q, *rest: sizes.append(len(q)) or by_matrix(q, *rest)
+    )
+    with torch.no_grad():
+        found = attend(q, k, v, mask)
+    assert sizes == {1: [1] * 6, 5 * 37 * 50: [5, 1], 2**22: [6]}[block_scores]
+    assert_close(found, expected, rtol=0, atol=0.01)
+
+
 def test_float32_and_large_inputs_use_torch(monkeypatch):
     for dtype in (torch.float32, torch.bfloat16):
         q, k, v = draw(dtype=dtype)

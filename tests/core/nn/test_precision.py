@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mae_ast.core.nn import precision
-from mae_ast.core.nn.precision import compute_in, has_bfloat16_units
+from mae_ast.core.nn.precision import compute_in, cpu_features, has_bfloat16_units
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def cpu_with(monkeypatch):
     """Return a function that simulates a CPU with the given features."""
 
     def cpu_with(**features):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
         has_bfloat16_units.cache_clear()
 
     yield cpu_with
@@ -33,6 +33,21 @@ def test_auto_depends_on_the_cpu_features(cpu_with, feature):
     assert dtype_in("auto", weight) == torch.bfloat16
     cpu_with(avx2=True, **{feature: False})
     assert dtype_in("auto", weight) == torch.float32
+
+
+def test_torch_2_6_tells_the_cpu_features(monkeypatch):
+    known = cpu_features()
+    private = {
+        "_is_amx_tile_supported": "amx_bf16",
+        "_is_avx512_bf16_supported": "avx512_bf16",
+        "_is_avx512_supported": "avx512_f",
+        "_is_avx2_supported": "avx2",
+    }
+    for function, name in private.items():
+        has = bool(known.get(name))
+        monkeypatch.setattr(torch.cpu, function, lambda has=has: has, raising=False)
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert cpu_features() == {name: bool(known.get(name)) for name in private.values()}
 
 
 def test_explicit_precision_is_used(cpu_with):

@@ -86,8 +86,7 @@ def test_layer_equals_torch_with_padding(norm_first):
 def test_stack_equals_torch_layers_and_one_more_norm(norm_first):
     stack = with_random_weights(Transformer(3, DIM, FFN, HEADS, norm_first))
     x = torch.randn(2, 7, DIM)
-    states: list[Tensor] = []
-    out = stack(x, hidden_states=states)
+    out, states = stack(x), list(stack.layer_outputs(x))
     expected = x if norm_first else stack.layer_norm(x)
     for layer, state in zip(stack.layers, states, strict=True):
         expected = torch_layer(layer)(expected)
@@ -123,8 +122,8 @@ def test_skipped_layer_is_the_identity_and_has_zero_gradients(norm_first):
         torch.manual_seed(seed)
         stack.zero_grad(set_to_none=True)
         x = torch.randn(2, 7, DIM)
-        states: list[Tensor] = []
-        stack(x, hidden_states=states).square().sum().backward()
+        states = list(stack.layer_outputs(x))
+        states[-1].square().sum().backward()
         inputs = [x if norm_first else stack.layer_norm(x), *states]
         for layer, before, after in zip(stack.layers, inputs, states, strict=False):
             dropped = torch.equal(after, before)

@@ -1,4 +1,4 @@
-"""Demo metrics, on noise whose metrics are known; the loss plot."""
+"""Demo metrics, on noise whose metrics are known."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,6 @@ from mae_ast.core.io.manifest import Manifest, write_manifest
 from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.hub.load import PretrainedMaeAst
 from scripts.demo.evaluate import evaluate
-from scripts.demo.loss_figure import loss_figure
 
 
 @pytest.fixture
@@ -45,15 +44,3 @@ def test_baseline_predicts_level_and_spectral_shape(manifest):
     assert scores.accuracy == pytest.approx(1 / 36, abs=0.02)  # equal logits: the first wins
     # White noise: given level and spectral shape, only the ripple of the log spectrum remains.
     assert scores.baseline_mse < 0.03 < scores.mse
-
-
-def test_loss_plot_has_training_and_validation_curves():
-    history = [
-        {"kind": "train_inner", "num_updates": n, "loss": 2 / n, "mse": 1 / n, "info_nce": 1 / n}
-        for n in (1, 2, 3)
-    ]
-    history.append({"kind": "valid", "valid_num_updates": "3", "valid_loss": "0.5"})
-    axes = loss_figure(history).axes
-    lines = axes[0].get_lines()
-    assert [len(line.get_xdata()) for line in lines] == [3, 1]
-    assert lines[1].get_ydata()[0] == 0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 import av
 import soundfile
@@ -42,6 +43,18 @@ class AudioInfo:
         return self.num_frames / self.sample_rate
 
 
+class AudioHeader(NamedTuple):
+    """Length and sample rate that a file's header gives, unlike :class:`AudioInfo` unverified.
+
+    Args:
+        seconds: length in seconds; 0 if it is not given.
+        sample_rate: the file's own sample rate, in Hz.
+    """
+
+    seconds: Fraction
+    sample_rate: int
+
+
 def is_whole(file: AudioFile, sound: soundfile.SoundFile) -> bool:
     """Return whether libsndfile, which relies on the header's length, reads the whole file."""
     frames = libsndfile.num_frames(sound)
@@ -65,6 +78,19 @@ def length_by_soundfile(file: AudioFile) -> AudioInfo:
         if is_whole(file, sound) and (file.content.name != "FLAC" or _ends_whole(sound)):
             return AudioInfo(frames, rate)
     return _info_with_note(measure(file), rate, Fraction(frames, rate))
+
+
+def header_by_soundfile(file: AudioFile) -> AudioHeader:
+    """Return the sample rate and the length that the header gives."""
+    with libsndfile.opened(file) as sound:
+        rate = int(sound.samplerate)
+        return AudioHeader(Fraction(libsndfile.num_frames(sound), rate), rate)
+
+
+def header_by_av(file: AudioFile) -> AudioHeader:
+    """Return the sample rate and the length that the container gives, or that FFmpeg estimates."""
+    with audio_seek.started(file) as opened:
+        return AudioHeader(_container_duration(opened.stream)[0], opened.rate)
 
 
 def _ends_whole(sound: soundfile.SoundFile) -> bool:

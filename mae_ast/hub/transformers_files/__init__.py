@@ -1,0 +1,1 @@
+"""Modelling code that is copied into folders exported for transformers."""

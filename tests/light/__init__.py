@@ -1,0 +1,1 @@
+"""Check of a light installation, run by :mod:`scripts.light_install` in a fresh environment."""
