@@ -200,7 +200,7 @@ def _write(
 
 def _print_summary(summary: Summary, table: Path) -> None:
     """Print the clips of each class, and a line on their labels and balance."""
-    from mae_ast.prepare.summary import UNEVEN
+    from mae_ast.core.io.labels import UNEVEN
 
     header, *rows = summary.rows()
     shown = [header, *rows[:MAX_ROWS]]

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 TABLE_FILE, FIGURE_FILE = "summary.csv", "summary.png"
 MAX_NAMED_CLASSES = 40  # a figure with more classes has no tick labels
-UNEVEN = 3.0  # clips of the largest class per clip of the smallest from which classes are uneven
 
 
 @dataclass(frozen=True)

@@ -209,6 +209,8 @@ def test_identical_files_with_other_labels_are_reported(run: Any, tmp_path: Path
         write_noise(tmp_path / "data" / "ab"[number % 2] / f"{number}.wav", number)
     shutil.copy(tmp_path / "data" / "a" / "0.wav", tmp_path / "data" / "b" / "again.wav")
     _, errors, _ = run("folders", "data")
+    assert "warning: 1 " in errors
+    assert "manifests/data/duplicates.txt\n" in errors or "duplicates.txt lists all" in errors
     assert "a/0.wav and b/again.wav have the same bytes, but different labels: a and b" in errors
 
 
