@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from mae_ast.cli.options import (
     RandomWeights,
     data_argument,
 )
+from mae_ast.cli.start_training import report_settings
 from mae_ast.core.io.plural import plural
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def crossvalidate(
         data_argument("Folder with fold1, fold2, ..., each as 'mae-ast finetune' takes it."),
     ],
     overrides: Overrides = None,
-    config: FinetunePreset = "",
+    config: FinetunePreset = "own",
     out: Annotated[
         Path,
         typer.Option(help="Folder for the runs of the folds; the same command again resumes them."),
@@ -43,27 +44,39 @@ def crossvalidate(
     of each fold, their mean and std, and writes them to OUT/folds.csv. The run of a
     fold is OUT/fold1, ..., its scores by class are in OUT/fold1/report.
 
+    Without --config, settings follow from the data of each fold, as in 'mae-ast finetune'.
+
     The run saves and exits on Ctrl-C, SIGTERM or SIGUSR1; the same command resumes it. A second
     Ctrl-C exits at once.
     """
     from mae_ast.extras import TRAINING, require
     from mae_ast.finetune import crossvalidation as folds
+    from mae_ast.finetune.settings_from_data import NOTE_KEY, as_overrides
     from mae_ast.trainer.child_training import Interrupted, Trainings
-    from mae_ast.trainer.command import initial_weights, run_identity, train_command
+    from mae_ast.trainer.command import (
+        OWN_DATA_PRESET,
+        initial_weights,
+        run_identity,
+        train_command,
+    )
 
     require(*TRAINING, "matplotlib")  # the last one for the report
     folders = folds.find_folds(data)
     given = overrides or []
     folds.check_overrides(given)
-    arguments = [*initial_weights(checkpoint, random_weights), *given]
-    commands = {
-        folder: train_command(folder, config, out / folder.name, arguments, "finetune")
-        for folder in folders
-    }
+    start = initial_weights(checkpoint, random_weights)
+    from_data = (
+        _settings_of_folds(folders, out, checkpoint, given) if config == OWN_DATA_PRESET else {}
+    )
+    commands = {}
+    for folder in folders:
+        arguments = [*start, *as_overrides(from_data.get(folder.name, {}), given), *given]
+        commands[folder] = train_command(folder, config, out / folder.name, arguments, "finetune")
     settings = {
         **run_identity(data, config, checkpoint),
         "random_weights": random_weights,
         "overrides": given,
+        **({NOTE_KEY: from_data} if from_data else {}),
     }
     inputs = folds.inputs_of(folders)
     try:
@@ -78,6 +91,24 @@ def crossvalidate(
         return
     typer.echo(folds.table(scores))
     typer.echo(str(out / folds.SCORES_FILE))
+
+
+def _settings_of_folds(
+    folders: list[Path], out: Path, checkpoint: str, given: list[str]
+) -> dict[str, Any]:
+    """Return the settings of each fold from its data, by its name, and print those of the first."""
+    from mae_ast.finetune.crossvalidation import SETTINGS_FILE, has_begun
+    from mae_ast.finetune.settings_from_data import NOTE_KEY, as_overrides, settings_of_run
+    from mae_ast.trainer import resume_guard
+
+    recorded = resume_guard.recorded(out / SETTINGS_FILE, NOTE_KEY) if has_begun(out) else None
+    found: dict[str, Any] = {}
+    for folder in folders:
+        of_fold = (recorded or {}).get(folder.name)
+        found[folder.name], origin = settings_of_run(of_fold, folder, checkpoint, given)
+        if len(found) == 1:
+            report_settings(as_overrides(found[folder.name], given), f"{folder.name}: {origin}")
+    return found
 
 
 def _train(trainings: Trainings, command: list[str], lock: int, run: Path) -> None:

@@ -24,12 +24,15 @@ def finetune(
         data_argument("Folder with labels.csv, train.tsv, train.lbl, valid.tsv, ..."),
     ],
     overrides: Overrides = None,
-    config: FinetunePreset = "",
+    config: FinetunePreset = "own",
     out: RunFolder = Path("outputs/finetune"),
     random_weights: RandomWeights = False,
     multirun: Multirun = False,
 ) -> None:
     """Fine-tune a model as a classifier of labelled clips.
+
+    Without --config, batch size, epochs, learning rate, length of the clips, class balancing and
+    the kind of labels follow from the data; they are printed, and KEY=VALUE overrides them.
 
     The run saves and exits on Ctrl-C, SIGTERM or SIGUSR1; the same command resumes it. A second
     Ctrl-C exits at once.

@@ -118,11 +118,10 @@ FinetunePreset = Annotated[
     str,
     typer.Option(
         metavar="PRESET",
-        help="Name of a fine-tuning preset, or path of a YAML file. Required; without it, the "
-        "presets are listed. Presets for MAE-AST are named after the data set, such as esc50, "
-        "speechcommands2 or audioset_balanced; those for SSAST, AST and Audio-MAE begin with "
-        "ssast_, ast_ and audio_mae_.",
-        show_default=False,
+        help="Name of a fine-tuning preset, or path of a YAML file. 'own' is for labelled data of "
+        "your own and for models of all systems. The published recipes are named after the data "
+        "set, such as esc50, speechcommands2 or audioset_balanced (for MAE-AST); those for SSAST, "
+        "AST and Audio-MAE begin with ssast_, ast_ and audio_mae_.",
         autocompletion=_complete_preset("finetune"),
     ),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from mae_ast.prepare.summary import Summary
 
 MAX_ROWS = 20  # maximum number of classes to print
-TRAINING_EXTRA = "pip install 'mae-ast[train]'"
 
 Out = Annotated[
     Path | None,
@@ -98,7 +98,7 @@ def folders(
         )
     if found.others.others:
         typer.echo(f"skipped, by suffix: {found.others.describe_others()}", err=True)
-    root = folder.absolute()
+    root = Path(os.path.abspath(folder))
     _write(found.clips, root, out or Path("manifests") / root.name, division, min_seconds, jobs)
 
 
@@ -183,6 +183,7 @@ def _write(
     jobs: int,
 ) -> None:
     """Write the manifests and the summary, and report them."""
+    from mae_ast.extras import advice
     from mae_ast.prepare.own_data import write_own_data
     from mae_ast.prepare.summary import FIGURE_FILE, TABLE_FILE
 
@@ -193,14 +194,14 @@ def _write(
         written.summary.draw(out / FIGURE_FILE)
         typer.echo(f"{out / TABLE_FILE}, {out / FIGURE_FILE}")
     except ImportError:
-        typer.echo(f"{out / TABLE_FILE}; {FIGURE_FILE} needs matplotlib: {TRAINING_EXTRA}")
+        typer.echo(f"{out / TABLE_FILE}; no {FIGURE_FILE}: {advice('matplotlib')}")
     for warning in written.warnings:
         typer.echo(f"warning: {warning}", err=True)
 
 
 def _print_summary(summary: Summary, table: Path) -> None:
     """Print the clips of each class, and a line on their labels and balance."""
-    from mae_ast.prepare.summary import UNEVEN
+    from mae_ast.core.io.labels import UNEVEN
 
     header, *rows = summary.rows()
     shown = [header, *rows[:MAX_ROWS]]

@@ -10,13 +10,13 @@ from mae_ast.cli.options import Jobs, ManifestFile, seed_option
 from mae_ast.console import bar
 from mae_ast.core.io.plural import plural
 
-MAX_SECONDS = 30.0  # read of each file
+MAX_SECONDS = 30.0  # read of each clip
 
 
 def stats(
     manifest: ManifestFile,
     max_files: Annotated[
-        int, typer.Option(min=1, help="Maximum number of files, drawn at random.")
+        int, typer.Option(min=1, help="Maximum number of clips, drawn at random.")
     ] = 10_000,
     seed: Annotated[int, seed_option("random draw")] = 0,
     window: Annotated[
@@ -53,10 +53,10 @@ def stats(
         return torch.zeros(3, dtype=torch.float64) if samples is None else moments(samples, window)
 
     found = map_ahead(clip_moments, rows, jobs, jobs)
-    sums = torch.stack(list(bar("computing log-mel", "file")(found, len(rows))))
+    sums = torch.stack(list(bar("computing log-mel", "clip")(found, len(rows))))
     total = sums.sum(dim=0)
     if not total[0]:
-        raise ValueError(f"{manifest}: none of {plural(len(rows), 'file')} could be decoded")
+        raise ValueError(f"{manifest}: none of {plural(len(rows), 'clip')} could be decoded")
     try:
         mean, std = mean_and_std(total)
     except ValueError as error:
@@ -64,6 +64,6 @@ def stats(
     num_bad = int((sums[:, 0] == 0).sum())
     hours = float(total[0]) / NUM_MEL_BINS / 100 / 3600
     typer.echo(
-        f"{plural(len(rows) - num_bad, 'file')}, {hours:.2f} h, {num_bad} skipped as bad", err=True
+        f"{plural(len(rows) - num_bad, 'clip')}, {hours:.2f} h, {num_bad} skipped as bad", err=True
     )
     typer.echo(f"model.input_stats=fixed model.input_mean={mean:.6f} model.input_std={std:.6f}")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from mae_ast.core.checkpoints.training_record import data_name
 from mae_ast.core.io.labels import LABELS_FILE, ClipLabels, LabelError, Labels
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.io.plural import plural
@@ -42,6 +43,8 @@ class Evaluation:
         classes: metrics per class.
         summary: metrics over all classes.
         confusion: (C, C) counts, row the true class; ``None`` if clips have several classes.
+        data, split: names of the data's folder and of the split.
+        checkpoints: names of the classifier's checkpoint files.
     """
 
     labels: Labels
@@ -51,6 +54,9 @@ class Evaluation:
     classes: ClassScores
     summary: Summary
     confusion: np.ndarray | None
+    data: str = ""
+    split: str = ""
+    checkpoints: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -94,6 +100,9 @@ def evaluate(
         classes,
         summarise(scores, targets, multi_label, classes),
         None if multi_label else confusion(scores, targets),
+        data_name(data.resolve()),
+        split,
+        classifier.files,
     )
 
 
@@ -112,7 +121,8 @@ def write_report(found: Evaluation, out: Path, title: str) -> list[Path]:
     summary, classes = out / "summary.json", out / "classes.csv"
     values = {**dataclasses.asdict(found.summary), "num_left_out": found.num_skipped}
     finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-    summary.write_text(json.dumps(finite, indent=1) + "\n", encoding="utf-8")
+    names = {"data": found.data, "split": found.split, "checkpoints": found.checkpoints}
+    summary.write_text(json.dumps(names | finite, indent=1) + "\n", encoding="utf-8")
     with classes.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS if found.confusion is None else (*COLUMNS, "recall"))

@@ -7,8 +7,9 @@ names, so that neither the pretrained checkpoint nor the label file is needed to
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from mae_ast.core.checkpoints.reader import (
     read_state,
 )
 from mae_ast.core.checkpoints.run_files import LAST, latest
+from mae_ast.core.checkpoints.training_record import training_record
 from mae_ast.core.inference.whole_clips import clip_logits
 from mae_ast.core.io.near_files import suggestion
 from mae_ast.core.io.plural import plural
@@ -42,12 +44,23 @@ class FineTuned:
     Args:
         model: the classifier.
         description: its architecture, class names and type of scores.
+        training: what is recorded about its training, as in
+            :class:`mae_ast.core.checkpoints.layout.Checkpoint`.
+        files: names of the checkpoint files that the weights are from.
     """
 
-    def __init__(self, model: Classifier, description: ClassifierSpec) -> None:
+    def __init__(
+        self,
+        model: Classifier,
+        description: ClassifierSpec,
+        training: Mapping[str, Any] | None = None,
+        files: Sequence[str] = (),
+    ) -> None:
         self.model = model.eval()
         self.description = description
         self.labels = description.labels
+        self.training_record = dict(training or {})
+        self.files = tuple(files)
 
     @torch.no_grad()
     def scores(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -84,8 +97,9 @@ def load_finetuned(source: str | os.PathLike[str], num_averaged: int = 1) -> Fin
     if _is_published(source):
         return _published(source)
     paths = _files(Path(source), num_averaged)
-    spec = _read_spec(paths[-1])
-    return FineTuned(build_with_weights(spec.build, average(paths), paths[-1]), spec)
+    spec, training = _read_spec(paths[-1])
+    model = build_with_weights(spec.build, average(paths), paths[-1])
+    return FineTuned(model, spec, training, [path.name for path in paths])
 
 
 def _is_published(source: str | os.PathLike[str]) -> bool:
@@ -104,8 +118,8 @@ def _published(source: str | os.PathLike[str]) -> FineTuned:
 
     path = locate(source)
     if (found := read_exported_classifier(path)) is not None:
-        spec, weights = found
-        return FineTuned(build_with_weights(spec.build, weights, path), spec)
+        spec, weights, training = found
+        return FineTuned(build_with_weights(spec.build, weights, path), spec, training)
     ast = read_checkpoint(path)
     if not isinstance(ast.config, AstConfig) or ast.encoder_only:
         raise CheckpointError(
@@ -113,12 +127,13 @@ def _published(source: str | os.PathLike[str]) -> FineTuned:
         )
     spec = spec_of_ast(ast.config, ast.labels, ast.independent)
     weights = classifier_weights(ast.weights)
-    return FineTuned(build_with_weights(spec.build, weights, path), spec)
+    return FineTuned(build_with_weights(spec.build, weights, path), spec, ast.training)
 
 
-def _read_spec(path: Path) -> ClassifierSpec:
+def _read_spec(path: Path) -> tuple[ClassifierSpec, dict[str, Any]]:
     try:
-        return ClassifierSpec.from_state(read_state(path))
+        state = read_state(path)
+        return ClassifierSpec.from_state(state), training_record(state, "fine-tuning")
     except CheckpointError:
         raise
     except (KeyError, TypeError) as error:

@@ -64,7 +64,7 @@ def find_folds(data: Path) -> list[Path]:
     if len(found) < 2:
         raise FileNotFoundError(
             f"{data}: contains {plural(len(found), 'folder')} fold*; at least two are required "
-            "(fold1, fold2, ...), as 'mae-ast prepare esc50' writes them"
+            "(fold1, fold2, ...), as 'mae-ast prepare' writes them for ESC-50 or with --folds"
         )
     for folder in found:
         for name in FILES_OF_A_FOLD:
@@ -149,11 +149,16 @@ def working_in(
     path = out / SETTINGS_FILE
     with file_lock(path) as lock:
         current = {**settings, **(inputs or {})}
-        if path.is_file() and any(out.glob("*/checkpoints/*.pt")):
+        if path.is_file() and has_begun(out):
             resume_guard.assert_same_run(path, current, added=inputs)
         else:
             write_note(path, current)
         yield lock
+
+
+def has_begun(out: Path) -> bool:
+    """Return ``True`` if a fold has a checkpoint."""
+    return any(out.glob("*/checkpoints/*.pt"))
 
 
 def table(scores: Sequence[FoldScore]) -> str:

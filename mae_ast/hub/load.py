@@ -37,7 +37,7 @@ from mae_ast.core.models.config import EncoderConfig, PretrainingConfig
 from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.models.registry import SYSTEMS, build_encoder, system_name
 from mae_ast.hub.download import cache_folder, download, name_from_url
-from mae_ast.hub.model_card import TEMPLATE, card_fields
+from mae_ast.hub.model_card import CardFacts, model_card, usage_here
 from mae_ast.hub.offline import cache_if_unreachable, offline_advice
 from mae_ast.hub.registry import RELEASED
 from mae_ast.hub.sources import is_path
@@ -48,14 +48,7 @@ ENCODER_ONLY = (
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-class HubModel(
-    PyTorchModelHubMixin,
-    Encoder,
-    library_name="mae-ast",
-    pipeline_tag="feature-extraction",
-    tags=["audio", "spectrogram-transformer"],
-    model_card_template=TEMPLATE,
-):
+class HubModel(PyTorchModelHubMixin, Encoder):
     """Pretrained model of any system: a network with feature extraction and the Hugging Face hub.
 
     Models are of a class derived from this one and the system's network, see :func:`hub_class`;
@@ -70,6 +63,8 @@ class HubModel(
         encoder_only: without pretraining modules, as :func:`encoder.encoder_only` leaves it.
         independent: a classifier's scores are sigmoids (multi-label); else a softmax over all
             classes.
+        training: what is recorded about the training, as in
+            :class:`mae_ast.core.checkpoints.layout.Checkpoint`.
     """
 
     config: Any
@@ -81,23 +76,47 @@ class HubModel(
         labels: Sequence[str] | None = None,
         encoder_only: bool = False,
         independent: bool = True,
+        training: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(config)  # the network is the next base
         self.mask_type = mask_type
         self.labels = None if labels is None else tuple(labels)
         self.encoder_only = encoder_only
         self.independent = independent
+        self.training_record = dict(training or {})
         if encoder_only:
             encoder.encoder_only(self)
         self._hub_mixin_config = hub_files.config_dict(
-            config, mask_type, self.labels, encoder_only, independent
+            config, mask_type, self.labels, encoder_only, independent, self.training_record
         )
 
     extract_features = features.extract_features
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """Return the model card; keyword arguments replace fields of its template."""
-        return super().generate_model_card(*args, **{**card_fields(self), **kwargs})
+        """Return the model card.
+
+        Args:
+            args: not used.
+            kwargs: as in :func:`mae_ast.hub.model_card.model_card`, such as ``license`` and
+                ``scores``; others replace fields of its template. ``push_to_hub`` and
+                ``save_pretrained`` take them as ``model_card_kwargs``.
+        """
+        facts = self.card_facts()
+        tags = ("model_hub_mixin", "pytorch_model_hub_mixin")
+        return model_card(facts, usage_here(facts), **{"tags": tags, **kwargs})
+
+    def card_facts(self) -> CardFacts:
+        """Return what a model card says about the model."""
+        return CardFacts(
+            self.config,
+            sum(parameter.numel() for parameter in self.parameters()),
+            self.training_record,
+            0 if self.encoder_only else getattr(self.config, "num_classes", 0),
+            self.labels,
+            self.independent,
+            self.encoder_only,
+            self.mask_type,
+        )
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_safetensors(self.state_dict(), save_directory / hub_files.WEIGHTS_FILE)
@@ -135,7 +154,7 @@ def _hub_class(name: str, network: Any) -> type[HubModel]:
     return types.new_class(
         _class_name(name),
         (HubModel, network),
-        {"tags": list(system.tags), "paper_url": system.paper_url},
+        {},
         lambda body: body.update(
             __module__=__name__, __doc__=f"Pretrained {system.title or name}."
         ),
@@ -291,7 +310,12 @@ def from_checkpoint(found: Checkpoint, path: str | os.PathLike[str]) -> Pretrain
     kind = hub_class(system_name(found.config))
     model: Pretrained = build_with_weights(
         lambda: kind(
-            found.config, found.mask_type, found.labels, found.encoder_only, found.independent
+            found.config,
+            found.mask_type,
+            found.labels,
+            found.encoder_only,
+            found.independent,
+            found.training,
         ),
         found.weights,
         path,

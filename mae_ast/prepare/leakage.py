@@ -66,6 +66,12 @@ def _duplicate_warnings(parts: Parts, out: Path, jobs: int) -> Iterator[str]:
             f"{plural(len(across), 'file')} with the same bytes in two splits, such as {first} and "
             f"{second}; {out / DUPLICATES_FILE} lists all identical files"
         )
+    elif identical:
+        copies = sum(map(len, identical)) - len(identical)
+        yield (
+            f"{plural(copies, 'copy', 'copies')} of files in the same split, listed in "
+            f"{out / DUPLICATES_FILE}"
+        )
     for paths in identical:
         whole = [clips[path] for path in paths if not clips[path].is_segment]
         differing = {clip.labels: clip for clip in whole}

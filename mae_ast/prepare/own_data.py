@@ -135,6 +135,7 @@ def write_own_data(
     usable, remarks = _usable(clips, headers, min_seconds)
     labels, mid_of = _labels(usable)
     parts, notes = _divide(list(usable), division)
+    _check_other_folds(out, parts)
     warnings = [*_lacking(parts, labels.names), *find_leaks(parts, out, jobs)]
 
     def labelled(some: Iterable[OwnClip]) -> list[Clip]:
@@ -283,6 +284,21 @@ def _as_splits(parts: Mapping[str, Sequence[OwnClip]]) -> dict[str, list[OwnClip
         splits[f"{fold}/{TRAIN}"] = list(chain(*others))
         splits[f"{fold}/{VALID}"] = list(held_out)
     return splits
+
+
+def _check_other_folds(out: Path, parts: Mapping[str, object]) -> None:
+    """Refuse to write next to folds, or splits, of an earlier run, which would not match.
+
+    Raises:
+        ValueError: there are some; the message names one.
+    """
+    folds = [path for path in sorted(out.glob("fold*")) if path.name not in parts]
+    splits = [out / f"{name}.tsv" for name in SPLITS] if TRAIN not in parts else []
+    for path in [*folds, *filter(Path.exists, splits)]:
+        raise ValueError(
+            f"{path}: exists from an earlier run and would remain among the new files; remove it, "
+            "or choose another --out"
+        )
 
 
 def _lacking(parts: Mapping[str, Sequence[OwnClip]], names: Sequence[str]) -> list[str]:

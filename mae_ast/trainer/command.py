@@ -12,6 +12,7 @@ from mae_ast.trainer import sweep
 
 PACKAGE = Path(mae_ast.__file__).absolute().parent  # links unresolved, as in its __path__
 NOTE = "begun_with.json"  # in a run's folder
+OWN_DATA_PRESET = "own"  # of fine-tuning; some of its settings follow from the data
 # Overrides that hold a path: hydra changes the working folder before they are read.
 PATH_KEYS = (
     *("task.data", "hydra.run.dir", "checkpoint.save_dir", "checkpoint.restore_file"),
@@ -39,15 +40,13 @@ def find_preset(config: str, kind: str) -> Path:
     """Return the YAML file of a preset.
 
     Args:
-        config: name of a preset or path of a YAML file; empty if missing.
+        config: name of a preset or path of a YAML file.
         kind: kind of the preset, "pretrain" or "finetune".
 
     Raises:
-        ValueError: there is no such preset, it is of the other kind, or ``config`` is empty.
+        ValueError: there is no such preset, or it is of the other kind.
     """
     known = ", ".join(preset_names(kind))
-    if not config:
-        raise ValueError(f"--config is missing; give a preset ({known}) or a YAML file")
     is_file = config.endswith(".yaml")
     if is_file and Path(config).is_file():
         return Path(config)
@@ -81,13 +80,13 @@ def train_command(
 
     Args:
         data: folder of the manifests.
-        config: name of a preset or path of a YAML file; empty if missing.
+        config: name of a preset or path of a YAML file.
         out: folder of the run; for a sweep, the parent of the jobs' folders.
         overrides: hydra's overrides and options, in any order; relative paths are made absolute.
         kind: kind of the preset, "pretrain" or "finetune".
 
     Raises:
-        ValueError: there is no such preset, ``config`` is empty, or a file is invalid.
+        ValueError: there is no such preset, or a file is invalid.
     """
     preset = find_preset(config, kind)
     is_multirun = sweep.is_multirun(overrides)

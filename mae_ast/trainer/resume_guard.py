@@ -12,7 +12,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mae_ast.core.io.settings_note import assert_same_as_note, list_content, write_note
+from mae_ast.core.io.settings_note import (
+    assert_same_as_note,
+    list_content,
+    read_note,
+    write_note,
+)
 
 START_KEY = "checkpoint.finetune_from_model"
 ADVICE = "give another --out, or remove {name} if both are equivalent"
@@ -52,6 +57,15 @@ def check_or_record(inputs: Mapping[str, Any]) -> None:
             assert_same_run(Path(path), inputs, added=inputs)
         else:
             write_note(Path(path), {**settings, **inputs})
+
+
+def recorded(note: Path, key: str) -> Any:
+    """Return a setting that a run has recorded; ``None`` if there is none.
+
+    Raises:
+        ValueError: the note is damaged.
+    """
+    return read_note(note, ADVICE.format(name=note.name)).get(key) if note.is_file() else None
 
 
 def assert_same_run(

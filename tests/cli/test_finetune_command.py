@@ -10,7 +10,6 @@ import typer
 from typer.testing import CliRunner
 
 from mae_ast.cli import finetune
-from mae_ast.finetune.crossvalidation import FILES_OF_A_FOLD
 from mae_ast.trainer.command import config_dir, train_command
 
 
@@ -69,19 +68,3 @@ def test_names_of_models_are_not_made_paths(tmp_path: Path) -> None:
 def test_unknown_preset_names_those_for_fine_tuning(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"huge.*audioset.*esc50"):
         train_command(tmp_path, "huge", tmp_path, [], "finetune")
-
-
-@pytest.mark.parametrize("command", ["finetune", "crossvalidate"])
-def test_config_is_required(
-    mae_ast_command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
-) -> None:
-    monkeypatch.setattr("os.execv", None)  # nothing is started
-    for fold in ("fold1", "fold2"):
-        (tmp_path / "data" / fold).mkdir(parents=True)
-        for name in FILES_OF_A_FOLD:
-            (tmp_path / "data" / fold / name).touch()
-    _, message = mae_ast_command(command, "a.pt", tmp_path / "data", "--out", tmp_path / "run")
-    assert message.startswith("mae-ast: error: --config is missing; give a preset (ast_audioset, ")
-    assert "demo, esc50, " in message
-    assert message.endswith(") or a YAML file")
-    assert not (tmp_path / "run").exists()

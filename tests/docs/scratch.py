@@ -2,11 +2,12 @@
 
 ``/data/...`` in the documentation is ``data/...`` here.
 
-    speech.flac music.mp3 dog.wav        recordings
+    speech.flac music.mp3 dog.wav day.wav   recordings
     clips/                               a folder of recordings
     data/my-audio, data/ESC-50, ...      data sets
+    data/my-sounds, data/recordings      labelled recordings: class folders, and a table of segments
     manifests/                           train and valid, with labels
-    model.pt, runs/patch, demo/run, ...  small models; fold1 is a classifier
+    model.pt, runs/patch, demo/run, ...  small models; fold1, my-sounds, events are classifiers
     cache/                               the released model mae_ast_patch
 """
 
@@ -56,6 +57,7 @@ def make(folder: Path, run: Run) -> None:
     """
     torch.manual_seed(0)
     _make_audio(folder)
+    _make_labelled_audio(folder)
     _make_manifests(folder)
     _make_models(folder, run)
     (folder / "benchmarks").mkdir()
@@ -79,6 +81,7 @@ def _make_audio(folder: Path) -> None:
     _record(folder / "speech.flac", 3, 1)
     _record(folder / "music.mp3", 2.5, 2)
     _record(folder / "dog.wav", 1, 3)
+    _record(folder / "day.wav", 17, 4)
     for number in range(6):
         _record(folder / "clips" / f"{number}.flac", 1, 10 + number)
     for number in range(16):
@@ -95,6 +98,20 @@ def _make_audio(folder: Path) -> None:
     (esc50 / "meta").mkdir()
     with (esc50 / "meta" / "esc50.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("filename", "fold", "target", "category"), *rows])
+
+
+def _make_labelled_audio(folder: Path) -> None:
+    for number in range(20):
+        name = f"garden{number % 5}_{number:02}.wav"
+        _record(folder / "data" / "my-sounds" / LABELS.mids[number % 2] / name, 0.5, 120 + number)
+    recordings = folder / "data" / "recordings"
+    rows = []
+    for number in range(6):
+        name = f"{number}.flac"
+        _record(recordings / name, 2, 150 + number)
+        rows += [(name, "dog", 0.5, 1), (name, "dog;rain", 1, ""), (name, "rain", "", 0.5)]
+    with (recordings / "events.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "start", "end"), *rows])
 
 
 def _make_manifests(folder: Path) -> None:
@@ -122,7 +139,8 @@ def _make_models(folder: Path, run: Run) -> None:
     run("convert", "hub", "model.pt", "--to", "released")
     for name in ("runs/patch", "runs/first", "demo/run"):
         _save_run(folder / name, model)
-    _save_classifier(folder / "runs" / "fold1")
+    for name in ("fold1", "my-sounds", "events"):
+        _save_classifier(folder / "runs" / name)
     released = folder / "cache" / RELEASED["mae_ast_patch"].file_name
     released.parent.mkdir()
     os.link(folder / "model.pt", released)

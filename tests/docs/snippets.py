@@ -45,8 +45,9 @@ PARSED_ONLY = {  # words of a command, and why it is not run
     "superb": "needs data of SUPERB",
     "bench": "takes minutes",
     "demo": "takes minutes",
-    "onnx": "takes 15 s; tests/hub/test_export.py runs it",
+    "onnx": "takes 15 s; tests/hub/test_export_onnx.py runs it",
 }
+DEFAULT_PRESETS = {"pretrain": "mae_ast", "finetune": "own"}
 NOT_COMPOSED = ("hydra.", "hydra/", "+run_config=")
 _OVERRIDE = re.compile(r"\+{0,2}[\w./]+=")
 _BLOCK = re.compile(
@@ -173,7 +174,7 @@ def check_settings(kind: str, arguments: list[str]) -> None:
         hydra's exceptions: there is no such preset or key, or a value does not parse.
     """
     named = arguments.index("--config") + 1 if "--config" in arguments else None
-    preset = arguments[named] if named is not None else "mae_ast"
+    preset = arguments[named] if named is not None else DEFAULT_PRESETS[kind]
     if preset.endswith(".yaml"):  # the reader's own file, with the keys of a preset
         preset = "mae_ast" if kind == "pretrain" else "esc50"
     is_sweep = "--multirun" in arguments

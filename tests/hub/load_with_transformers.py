@@ -50,13 +50,20 @@ def classify(folder: Path, waves: list[Any]) -> dict[str, Any]:
     batch = extractor(waves, sampling_rate=16_000, padding=True, return_tensors="pt")
     classifier = pipeline("audio-classification", model=str(folder), top_k=None, **CODE)
     options = {}
-    # Pipelines of early 5.x always use softmax.
+    # Before 5.23, pipelines always use softmax.
     if "problem_type" not in inspect.getsource(pipelines.audio_classification):
         is_multi_label = model.config.problem_type == "multi_label_classification"
         options = {"function_to_apply": "sigmoid" if is_multi_label else "softmax"}
     found = classifier(waves, **options)
     scores = [{each["label"]: each["score"] for each in clip} for clip in found]
     return {"logits": model(**batch).logits, "scores": scores}
+
+
+def run_card(folder: Path, waveform: Any) -> None:
+    """Run the code on a model card."""
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    code = card.partition("```python\n")[2].partition("```")[0]
+    exec(code.replace("FOLDER_OR_HUB_ID", str(folder)), {"waveform": waveform})
 
 
 def main() -> None:
@@ -67,6 +74,7 @@ def main() -> None:
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         compute = encode if folder.name.startswith("encoder_") else classify
         found[folder.name] = compute(folder, waves)
+        run_card(folder, waves[0])
     torch.save(found, root / "outputs.pt")
 
 

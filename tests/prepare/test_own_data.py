@@ -209,6 +209,8 @@ def test_identical_files_with_other_labels_are_reported(run: Any, tmp_path: Path
         write_noise(tmp_path / "data" / "ab"[number % 2] / f"{number}.wav", number)
     shutil.copy(tmp_path / "data" / "a" / "0.wav", tmp_path / "data" / "b" / "again.wav")
     _, errors, _ = run("folders", "data")
+    assert "warning: 1 " in errors
+    assert "manifests/data/duplicates.txt\n" in errors or "duplicates.txt lists all" in errors
     assert "a/0.wav and b/again.wav have the same bytes, but different labels: a and b" in errors
 
 
@@ -225,6 +227,17 @@ def test_folds_are_those_of_crossvalidate(run: Any, sounds: Path, rows: Rows) ->
         assert len(set(valid.values())) == 3
         held_out += valid
     assert len(set(held_out)) == len(held_out) == 60
+
+
+def test_folds_and_splits_of_an_earlier_run_are_refused(run: Any, sounds: Path) -> None:
+    """Their clips may be in another split now."""
+    run("folders", sounds, "--folds", 3, "--out", "out")
+    for arguments, left in (("--folds", 2), "fold3"), ((), "fold1"):
+        error = run("folders", sounds, *arguments, "--out", "out")[2]
+        assert error.startswith(f"out/{left}: exists from an earlier run and would remain among")
+    run("folders", sounds, "--out", "splits")
+    error = run("folders", sounds, "--folds", 2, "--out", "splits")[2]
+    assert error.startswith("splits/train.tsv: exists from an earlier run")
 
 
 def test_classes_with_too_few_clips_are_reported(run: Any, tmp_path: Path, rows: Rows) -> None:
@@ -246,7 +259,9 @@ def test_missing_matplotlib_is_one_line(
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     said, _, error = run("folders", sounds)
     assert not error
-    assert said.endswith("; summary.png needs matplotlib: pip install 'mae-ast[train]'\n")
+    assert said.endswith(
+        "summary.csv; no summary.png: matplotlib is not installed: pip install 'mae-ast[train]'\n"
+    )
     assert not Path("manifests/my sounds/summary.png").exists()
     assert Path("manifests/my sounds/summary.csv").exists()
 

@@ -116,7 +116,7 @@ def test_stats_skips_samples_out_of_range(listed: Path, caplog: pytest.LogCaptur
     assert message.startswith(f"{listed / 'train.tsv'}:")
     assert f": skipped: {listed / OUT_OF_RANGE}: contains float samples up to" in message
     hours = sum(SECONDS[name] for name in GOOD) / 3600
-    assert f"12 files, {hours:.2f} h, 1 skipped as bad" in output
+    assert f"12 clips, {hours:.2f} h, 1 skipped as bad" in output
     assert "model.input_stats=fixed" in output
 
 

@@ -18,6 +18,7 @@ from mae_ast.core.checkpoints.hub_files import (
     PREPROCESSOR_FILE,
     read_config_file,
     read_json,
+    recorded_training,
 )
 from mae_ast.core.checkpoints.key_table import Row, State, Weights, modules, read, write
 from mae_ast.core.checkpoints.layout import Checkpoint, Content, Layout
@@ -98,7 +99,8 @@ def read_folder(fields: Any, weights: Mapping[str, Any], path: Path) -> Checkpoi
             "transformers' pipeline; set it to multi_label_classification for sigmoids",
             path.with_name(CONFIG_FILE),
         )
-    return Checkpoint(config, None, found, labels, independent=independent)
+    training = recorded_training(fields)
+    return Checkpoint(config, None, found, labels, independent=independent, training=training)
 
 
 def _rows(config: AstConfig, is_short: bool = False) -> list[Row]:

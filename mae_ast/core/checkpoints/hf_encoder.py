@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mae_ast.core.checkpoints.classifier import ClassifierSpec
 from mae_ast.core.checkpoints.hf_ast_config import is_independent, labels_of, problem_type
-from mae_ast.core.checkpoints.hub_files import CONFIG_FILE
+from mae_ast.core.checkpoints.hub_files import CONFIG_FILE, recorded_training
 from mae_ast.core.checkpoints.layout import Checkpoint
 from mae_ast.core.checkpoints.state_files import CheckpointError
 from mae_ast.core.frontend.input_norm import InputNorm
@@ -61,7 +61,10 @@ def encoder_fields(config: EncoderConfig) -> dict[str, Any]:
     """
     name = system_name(config)
     if SYSTEMS[name].encoder is not Encoder:
-        raise ValueError(f"a model of kind {name!r} has an encoder of its own; not supported")
+        raise ValueError(
+            f"a model of kind {name!r} has an encoder of its own, which the modelling code for "
+            "transformers does not implement"
+        )
     fields = {key: getattr(config, key) for key in _ENCODER_KEYS}
     return {"architectures": [ENCODER], "model_type": MODEL_TYPE, "system": name, **fields}
 
@@ -119,7 +122,9 @@ def read_folder(fields: Mapping[str, Any], weights: Mapping[str, Any], path: Pat
     if is_classifier(fields):
         prefix = "model."
         weights = {n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)}
-    return Checkpoint(config, None, {**weights, **_statistics(config)}, encoder_only=True)
+    weights = {**weights, **_statistics(config)}
+    training = recorded_training(fields)
+    return Checkpoint(config, None, weights, encoder_only=True, training=training)
 
 
 def read_classifier(

@@ -31,6 +31,7 @@ def config_dict(
     labels: Sequence[str] | None = None,
     encoder_only: bool = False,
     independent: bool = True,
+    training: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the content of ``config.json``."""
     return {
@@ -39,6 +40,7 @@ def config_dict(
         **({} if labels is None else {"labels": list(labels)}),
         **({"encoder_only": True} if encoder_only else {}),
         **({} if independent else {"independent": False}),
+        **({"training": dict(training)} if training else {}),
         **dataclasses.asdict(config),
     }
 
@@ -62,11 +64,18 @@ def parse_config_file(values: Any, path: str | os.PathLike[str]) -> Checkpoint:
             None if labels is None else tuple(str(label) for label in labels),
             bool(values.get("encoder_only", False)),
             bool(values.get("independent", True)),
+            recorded_training(values),
         )
     except KeyError as error:
         raise CheckpointError(f"{path}: has no {error}") from error
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {first_line(error)}") from error
+
+
+def recorded_training(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what ``config.json`` records about the training."""
+    training = values.get("training")
+    return training if isinstance(training, Mapping) else {}
 
 
 def read_config_file(path: Path) -> Any:

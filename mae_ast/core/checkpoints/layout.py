@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ class Checkpoint:
         encoder_only: ``weights`` are the encoder's only, without pretraining modules.
         independent: a classifier's scores are sigmoids (multi-label), as in the published AST; else
             a softmax over all classes.
+        training: what is recorded about the training, as
+            :func:`mae_ast.core.checkpoints.training_record.training_record` returns it.
     """
 
     config: Any
@@ -30,6 +32,7 @@ class Checkpoint:
     labels: tuple[str, ...] | None = None
     encoder_only: bool = False
     independent: bool = True
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 Content = Mapping[str, Any]

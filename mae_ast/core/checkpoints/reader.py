@@ -30,6 +30,7 @@ from mae_ast.core.checkpoints.hub_files import (
     WEIGHTS_FILE,
     parse_config_file,
     read_config_file,
+    recorded_training,
 )
 from mae_ast.core.checkpoints.layout import Checkpoint as Checkpoint
 from mae_ast.core.checkpoints.layout import Layout
@@ -39,6 +40,7 @@ from mae_ast.core.checkpoints.state_dict import MAX_NAMED, first_not_finite, lis
 from mae_ast.core.checkpoints.state_files import CheckpointError as CheckpointError
 from mae_ast.core.checkpoints.state_files import read_safetensors
 from mae_ast.core.checkpoints.state_files import read_state as read_state
+from mae_ast.core.checkpoints.training_record import training_record
 from mae_ast.core.checkpoints.wrappers import MODEL
 from mae_ast.core.io.file_kinds import is_safetensors
 from mae_ast.core.io.first_line import first_line
@@ -72,11 +74,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 def read_exported_classifier(
     path: str | os.PathLike[str],
-) -> tuple[ClassifierSpec, dict[str, Any]] | None:
+) -> tuple[ClassifierSpec, dict[str, Any], Mapping[str, Any]] | None:
     """Read a classifier that was exported for transformers with our modelling code.
 
     Returns:
-        Its specification and weights; ``None``: the file or folder contains something else.
+        Its specification, weights and ``Checkpoint.training``; ``None``: the file or folder
+        contains something else.
 
     Raises:
         FileNotFoundError, CheckpointError: as :func:`read_checkpoint`.
@@ -84,7 +87,9 @@ def read_exported_classifier(
     path = file_of(path)
     if not _is_exported_classifier(path):
         return None
-    return hf_encoder.read_classifier(read_config_file(path), read_safetensors(path), path)
+    fields = read_config_file(path)
+    spec, weights = hf_encoder.read_classifier(fields, read_safetensors(path), path)
+    return spec, weights, recorded_training(fields)
 
 
 def holds_classifier(path: str | os.PathLike[str]) -> bool:
@@ -197,7 +202,10 @@ def _read_torch(path: Path) -> Checkpoint:
         if is_finetuned(state):
             return _from_finetuned(state)
         layout = next(each for each in LAYOUTS if each.matches(state))
-        return layout.read(state, path)
+        found = layout.read(state, path)
+        if found.training:
+            return found
+        return dataclasses.replace(found, training=training_record(state, "pretraining"))
     except CheckpointError:
         raise
     except KeyError as error:
@@ -237,4 +245,5 @@ def _from_finetuned(state: Mapping[str, Any]) -> Checkpoint:
         )
     weights = encoder_weights(state[MODEL], with_head=is_ast)
     labels = spec.labels.names if is_ast else None
-    return Checkpoint(config, None, weights, labels, not is_ast, spec.independent)
+    training = training_record(state, "fine-tuning")
+    return Checkpoint(config, None, weights, labels, not is_ast, spec.independent, training)

@@ -26,6 +26,7 @@ from mae_ast.core.io.plural import plural
 
 HEADER = ("index", "mid", "display_name")
 LABELS_FILE = "labels.csv"
+UNEVEN = 3.0  # clips of the largest class per clip of the smallest, from which classes are uneven
 _SEPARATORS = ',"\t\r\n'  # characters that a mid must not contain, for both files
 
 
