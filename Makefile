@@ -19,8 +19,8 @@ READY := $(VENV)/ready-$(STATE)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix -c ,$(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test quick test-newest test-oldest test-light lint type docs light unit \
-  format clean
+.PHONY: help venv demo test quick test-newest test-oldest test-light test-kits lint type docs light \
+  unit format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -85,9 +85,15 @@ test-oldest:  ## pytest with the oldest dependencies that pyproject.toml allows
 test-light: $(READY)  ## install the wheel without extras on each Python that is there, and check it
 	$(BIN)/python -m scripts.light_install
 
+test-kits:  ## the evaluation kits' own checkers: HEAR, X-ARES, mteb
+	$(MAKE) venv VENV=.venv-kits
+	.venv-kits/bin/python -m pip install --quiet -c constraints.txt xares mteb tensorflow-cpu
+	.venv-kits/bin/python -m pip install --quiet --no-deps hearvalidator
+	OMP_NUM_THREADS=1 .venv-kits/bin/python -m pytest tests/evaluate/kits
+
 format: $(READY)  ## put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:  ## remove the environment and what was built
-	rm -rf .venv .venv-newest .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-newest .venv-oldest .venv-kits build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,23 +1,19 @@
-"""Export models: released layouts (s3prl), safetensors folders, ONNX."""
+"""Export models: released layouts (s3prl), safetensors folders."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
 
 from mae_ast.core.checkpoints.hub_files import (
     CODE_FILES,
@@ -26,19 +22,28 @@ from mae_ast.core.checkpoints.hub_files import (
     WEIGHTS_FILE,
 )
 from mae_ast.core.checkpoints.layout import Checkpoint, Layout
-from mae_ast.core.checkpoints.reader import LAYOUTS
+from mae_ast.core.checkpoints.reader import LAYOUTS, holds_classifier
 from mae_ast.core.checkpoints.wrappers import unwrap
-from mae_ast.core.frontend.fbank import NUM_MEL_BINS
 from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.models.registry import system_name
-from mae_ast.hub.load import ENCODER_ONLY, Pretrained
+from mae_ast.finetune.checkpoint import FineTuned, load_finetuned
+from mae_ast.hub.load import ENCODER_ONLY, Pretrained, from_file, locate
 
 # Files of an exported folder; a folder with other files is never overwritten.
 _MODEL_FILES = (CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE, "README.md", *CODE_FILES)
-ONNX_OPSET = 18
-ONNX_TOLERANCE = 1e-3
-# Batch sizes and numbers of frames used to check an exported file.
-ONNX_CHECKS = ((1, 998), (3, 100), (2, 1_537))
+
+
+def load_with_head(source: str) -> Pretrained | FineTuned:
+    """Load a model with its classification head, if it has one.
+
+    Args:
+        source: as in :func:`mae_ast.load`.
+
+    Raises:
+        ValueError, FileNotFoundError, CheckpointError, DownloadError: as :func:`mae_ast.load`.
+    """
+    path = locate(source)
+    return load_finetuned(path) if holds_classifier(path) else from_file(path)
 
 
 def check_target(path: Path, is_folder: bool, overwrite: bool = False) -> None:
@@ -107,95 +112,6 @@ def to_safetensors(model: Pretrained, path: Path, overwrite: bool = False, **car
         model.save_pretrained(part, model_card_kwargs=card)
 
 
-def to_onnx(model: Pretrained, path: Path, overwrite: bool = False) -> float:
-    """Write an ONNX file, log-mel (B, T, 128) -> last hidden state (B, N, D), and check it.
-
-    The dynamic axes are named batch and frames in the input, batch and tokens in the output. The
-    input is the output of :func:`mae_ast.core.frontend.fbank.fbank`, not normalised.
-
-    Returns:
-        The largest absolute difference between onnxruntime and PyTorch.
-
-    Raises:
-        ValueError: onnxruntime's output differs from PyTorch's; packages are missing; or the model
-            is not MAE-AST.
-        FileExistsError: as :func:`check_target`.
-    """
-    if system_name(model.config) != "mae_ast":
-        raise ValueError(
-            f"a model of kind {system_name(model.config)!r}; only 'mae_ast' can be exported to ONNX"
-        )
-    if any(find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")):
-        raise ValueError("ONNX export needs more packages: pip install 'mae-ast[onnx]'")
-    encoder = LastHiddenState(model).eval()
-    example = torch.randn(2, 40 * model.patch_shape.time, NUM_MEL_BINS)
-    with replacing(path, False, overwrite) as part:
-        with _quiet_exporter():
-            program = torch.onnx.export(
-                encoder,
-                (example,),
-                dynamo=True,
-                opset_version=ONNX_OPSET,
-                dynamic_shapes={"log_mel": {0: "batch", 1: "frames"}},
-                input_names=["log_mel"],
-                output_names=["last_hidden_state"],
-                verbose=False,
-            )
-        assert program is not None
-        (states,) = program.model.graph.outputs
-        assert states.shape is not None
-        states.shape[1] = "tokens"  # instead of torch's formula of "frames"
-        program.save(str(part))
-        if len(os.listdir(part.parent)) > 1:
-            raise ValueError(f"{path}: the weights exceed the limit of one ONNX file (1.5 GiB)")
-        return check_onnx(encoder, part)
-
-
-def check_onnx(encoder: nn.Module, path: Path) -> float:
-    """Compare an ONNX file with its PyTorch module on several input sizes.
-
-    Returns:
-        The largest absolute difference.
-
-    Raises:
-        ValueError: shapes differ, or values by more than 1e-3.
-    """
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    max_error = 0.0
-    generator = torch.Generator().manual_seed(0)
-    for batch, frames in ONNX_CHECKS:
-        log_mel = torch.randn(batch, frames, NUM_MEL_BINS, generator=generator) * 4 - 7
-        (found,) = session.run(None, {"log_mel": log_mel.numpy()})
-        with torch.no_grad():
-            expected = encoder(log_mel)
-        if found.shape != tuple(expected.shape):
-            raise ValueError(
-                f"{path}: output of shape {found.shape}; expected {tuple(expected.shape)}"
-            )
-        max_error = max(max_error, float((torch.from_numpy(found) - expected).abs().max()))
-    if not max_error <= ONNX_TOLERANCE:
-        raise ValueError(f"{path}: differs from PyTorch by {max_error:.2g}")
-    return max_error
-
-
-class LastHiddenState(nn.Module):
-    """The encoder as a graph without branches: log-mel (B, T, 128) -> (B, N, D)."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, log_mel: Tensor) -> Tensor:
-        """Encode all patches (none is masked)."""
-        model = self.model
-        patches = model.patches(log_mel)
-        positions = model.positions.build(patches.shape[1] // model.patch_shape.per_column)
-        encoded: Tensor = model.encoder(model.embed(patches) + positions)
-        return encoded
-
-
 def _unstored_settings(
     model: Pretrained, layout: Layout, content: dict[str, Any]
 ) -> dict[str, Any]:
@@ -231,20 +147,6 @@ def statistics(model: Encoder) -> tuple[float, float]:
     """Return the mean and std that the input is normalised with."""
     norm = model.batch_norm
     return norm.running_mean.item(), norm.running_var.double().sqrt().item()
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Silence torch's messages about its internals and about missing packages."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 @contextmanager

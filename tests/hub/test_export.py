@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 
-import onnx
-import onnxruntime
 import pytest
 import torch
 from torch.testing import assert_close
 
 import mae_ast
-from mae_ast.core.frontend.fbank import fbank
-from mae_ast.finetune.initialize import finetuning_config
 from mae_ast.hub import export
 from mae_ast.hub.load import PretrainedMaeAst
 from tests.sounds import speech_like
@@ -43,46 +39,6 @@ def test_released_and_safetensors_round_trip(model, tmp_path):
     for path in (tmp_path / "new" / "a.pt", tmp_path / "folder"):
         assert_close(states(mae_ast.load(path)), states(model), rtol=0, atol=0)
     assert os.listdir(tmp_path / "new") == ["a.pt"]
-
-
-def test_graph_for_onnx_has_the_positions_of_overlapping_patches(model):
-    config = finetuning_config(model.config, overlap=True)
-    overlapping = PretrainedMaeAst(config, "chunk_mask", encoder_only=True).eval()
-    log_mel = fbank(speech_like(20_000)[None])
-    expected = overlapping.last_hidden_state(overlapping.hidden_states(log_mel))
-    found = export.LastHiddenState(overlapping)(log_mel)
-    assert_close(found, expected, rtol=0, atol=1e-5)
-
-
-def test_onnx_computes_the_last_hidden_state(model, tmp_path):
-    path = tmp_path / "a.onnx"
-    assert export.to_onnx(model, path) < 1e-3
-    graph = onnx.load(path).graph
-    axes = {
-        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
-        for value in (*graph.input, *graph.output)
-    }
-    width = model.config.encoder_embed_dim
-    assert axes == {
-        "log_mel": ["batch", "frames", 128],
-        "last_hidden_state": ["batch", "tokens", width],
-    }
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    for batch, lengths in ((1, (2_800, 16_000, 40_000, 159_520, 320_000)), (3, (5_000, 48_000))):
-        for length in lengths:
-            waves = torch.stack([speech_like(length, seed) for seed in range(batch)])
-            (found,) = session.run(None, {"log_mel": fbank(waves).numpy()})
-            with torch.no_grad():
-                # Pre-norm stacks end with a layer norm.
-                expected = model.hidden_states(waves)[-1]
-                if model.config.layer_norm_first:
-                    expected = model.encoder.layer_norm(expected)
-            assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-3)
-    assert os.listdir(tmp_path) == ["a.onnx"]
-    with torch.no_grad():
-        model.encoder.layers[0].fc1.bias += 0.5
-    with pytest.raises(ValueError, match=r"a\.onnx: differs from PyTorch by"):
-        export.check_onnx(export.LastHiddenState(model), path)
 
 
 @pytest.mark.parametrize("kind", ["to_released_file", "to_safetensors"])

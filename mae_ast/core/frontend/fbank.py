@@ -68,12 +68,12 @@ def fbank(waveform: Tensor, window_type: str = "povey") -> Tensor:
     with torch.autocast(waveform.device.type, enabled=False):
         frames = waveform.unfold(-1, FRAME_LENGTH, FRAME_SHIFT)  # (B, T, 400), a view
         if waveform.device.type != "cpu":
-            return _log_mel(frames, window_type)
+            return log_mel_of_frames(frames, window_type)
         clips = min(max(len(frames), 1), 16)
         rows = [
             torch.cat(
                 [
-                    _log_mel(block, window_type)
+                    log_mel_of_frames(block, window_type)
                     for block in some.split(_CPU_BLOCK_FRAMES // clips, dim=1)
                 ],
                 1,
@@ -98,7 +98,7 @@ def fit_frames(spectrogram: Tensor, num_frames: Tensor | None, target: int) -> T
     return fitted.where(valid[:, :, None], 0.0)
 
 
-def _log_mel(frames: Tensor, window_type: str) -> Tensor:
+def log_mel_of_frames(frames: Tensor, window_type: str) -> Tensor:
     """Compute log-mel energies: (..., 400) samples -> (..., 128)."""
     window, mel_banks = filterbank(frames.device, window_type)
     if frames.dtype == torch.int16:

@@ -75,14 +75,18 @@ def clip_windows(encoder: Encoder, num_samples: list[int], trained_samples: int 
     Returns:
         Windows of the first clip, then of the second, and so on.
     """
-    shape = encoder.patch_shape
-    longest = max(round(LONGEST_S * SAMPLE_RATE), trained_samples, shape.min_samples)
-    length, _ = window_columns(encoder, longest / SAMPLE_RATE, 0.0)
+    shape, length = encoder.patch_shape, longest_window(encoder, trained_samples)
     return [
         Part(clip, window)
         for clip, count in enumerate(num_samples)
         for window in windows(shape.grid(num_frames(count))[0], length, 0)
     ]
+
+
+def longest_window(encoder: Encoder, trained_samples: int = 0) -> int:
+    """Return the length of the windows of :func:`clip_windows`, in columns of patches."""
+    longest = max(round(LONGEST_S * SAMPLE_RATE), trained_samples, encoder.patch_shape.min_samples)
+    return window_columns(encoder, longest / SAMPLE_RATE, 0.0)[0]
 
 
 def mean_logits(logits: Tensor, clips: Tensor, num_clips: int, independent: bool) -> Tensor:

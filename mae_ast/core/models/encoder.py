@@ -106,7 +106,7 @@ class Encoder(nn.Module):
                 lengths = None if lengths is None else num_frames_of(lengths)
             if target is not None:
                 if lengths is None:  # exclude padding from the batch statistics
-                    lengths = torch.full((len(source),), source.shape[1], device=source.device)
+                    lengths = torch.full((source.shape[0],), source.shape[1], device=source.device)
                 source, lengths = fit_frames(source, lengths, target), lengths.clamp(max=target)
             normalised: Tensor = self.batch_norm(source, lengths)
             return normalised
@@ -265,7 +265,7 @@ class Encoder(nn.Module):
         """
         num_prefix = self.config.prefix_tokens
         if num_prefix:
-            tokens = torch.cat((self.prefix_tokens.expand(len(tokens), -1, -1), tokens), dim=1)
+            tokens = torch.cat((self.prefix_tokens.expand(tokens.shape[0], -1, -1), tokens), dim=1)
             if padding_mask is not None:
                 shown = padding_mask.new_zeros(len(tokens), num_prefix)
                 padding_mask = torch.cat((shown, padding_mask), dim=1)

@@ -172,6 +172,9 @@ def test_segment_at_another_rate_than_its_file_is_reported(tmp_path, recording, 
         ManifestError, match=rf"train\.tsv:2: .*/a\{suffix}: is sampled at 16000 Hz"
     ):
         manifest_of(tmp_path / "train.tsv", [(f"a{suffix}", 1_000, 48_000, 0)])
+    rows = [(f"a{suffix}", 1_000, rate, 9_000) for rate in (16_000, 48_000)]
+    with pytest.raises(ManifestError, match=r"train\.tsv:3: .*not 48000"):
+        manifest_of(tmp_path / "train.tsv", rows)
 
 
 def test_each_file_is_checked_once(tmp_path, recording, monkeypatch):

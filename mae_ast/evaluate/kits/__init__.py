@@ -1,0 +1,1 @@
+"""Adapters for evaluation kits: HEAR, X-ARES, mteb and EVAR; no kit is imported or required."""
