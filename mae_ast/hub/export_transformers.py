@@ -26,14 +26,13 @@ from mae_ast.core.checkpoints.hub_files import (
     PREPROCESSOR_FILE,
     WEIGHTS_FILE,
 )
-from mae_ast.core.checkpoints.reader import holds_classifier
 from mae_ast.core.inference.whole_clips import LONGEST_S
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.config import AstConfig, EncoderConfig
-from mae_ast.finetune.checkpoint import FineTuned, load_finetuned
+from mae_ast.finetune.checkpoint import FineTuned
 from mae_ast.hub.export import replacing, statistics
-from mae_ast.hub.load import Pretrained, from_file, locate, write_safetensors
+from mae_ast.hub.load import Pretrained, write_safetensors
 from mae_ast.hub.model_card import CardFacts, model_card, usage_in_transformers
 
 CODE = Path(__file__).parent / "transformers_files"
@@ -52,19 +51,6 @@ FEATURE_EXTRACTOR = {
     "do_normalize": False,
     "return_attention_mask": True,
 }
-
-
-def load_with_head(source: str) -> Pretrained | FineTuned:
-    """Load a model with its classification head, if it has one.
-
-    Args:
-        source: as in :func:`mae_ast.load`.
-
-    Raises:
-        ValueError, FileNotFoundError, CheckpointError, DownloadError: as :func:`mae_ast.load`.
-    """
-    path = locate(source)
-    return load_finetuned(path) if holds_classifier(path) else from_file(path)
 
 
 def to_transformers(

@@ -14,8 +14,8 @@ FOLDER = Path(__file__).parents[2] / "scripts" / "benchmarks"
 PROGRAMS = sorted(path.name for path in FOLDER.glob("*.py") if path.stem != "measuring")
 
 
-def test_seven_programs():
-    assert len(PROGRAMS) == 7
+def test_eight_programs():
+    assert len(PROGRAMS) == 8
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
