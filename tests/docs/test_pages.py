@@ -48,6 +48,9 @@ def test_every_page_is_in_the_navigation():
         path.relative_to(REPOSITORY / "docs").as_posix()
         for path in (REPOSITORY / "docs").rglob("*.md")
     }
+    written |= {
+        f"notebooks/{path.stem}.md" for path in (REPOSITORY / "docs/notebooks").glob("*.ipynb")
+    }
     assert listed == written | stage.GENERATED.keys() | set(stage.INCLUDED.values())
 
 
