@@ -49,6 +49,9 @@ def test_every_page_is_in_the_navigation():
         for suffix in ("md", "ipynb")
         for path in (REPOSITORY / "docs").rglob(f"*.{suffix}")
     }
+    written |= {
+        f"notebooks/{path.stem}.md" for path in (REPOSITORY / "docs/notebooks").glob("*.ipynb")
+    }
     assert listed == written | stage.GENERATED.keys() | set(stage.INCLUDED.values())
 
 
