@@ -88,15 +88,16 @@ def install(
         CalledProcessError: pip failed; its messages are on the console.
     """
     subprocess.run([python, "-m", "venv", environment], check=True)
-    options = ["--only-binary=:all:"]
+    options: list[str | Path] = ["--only-binary=:all:"]
     if linked:
         (site,) = environment.glob("lib/python*/site-packages")
         for each in required_by(wheel):
             link(each, site)
         options = ["--no-index"]
     if constraints is not None:
-        options += ["-c", str(constraints)]
-    pip = [environment / "bin" / "python", "-I", "-m", "pip", "--disable-pip-version-check"]
+        options += ["-c", constraints]
+    pip: list[str | Path] = [environment / "bin" / "python", "-I", "-m", "pip"]
+    pip.append("--disable-pip-version-check")
     without_compiler = {**os.environ, "CC": "/bin/false", "CXX": "/bin/false"}
     subprocess.run([*pip, "install", "--quiet", *options, wheel], check=True, env=without_compiler)
     subprocess.run([*pip, "check"], check=True, stdout=subprocess.DEVNULL)

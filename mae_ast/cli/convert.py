@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from mae_ast.cli.options import Choice, model_argument
-
-if TYPE_CHECKING:
-    from mae_ast.hub.onnx_export import Measured
 
 
 class Kind(Choice):
@@ -43,8 +40,8 @@ def convert(
         typer.Option(
             help="Format to write. released: for stock s3prl and the authors' implementations; "
             "safetensors: for mae_ast.load and the Hugging Face hub; transformers: for people "
-            "without this package, who load the encoder or classifier with transformers; onnx: the "
-            "last hidden state of an encoder, or the scores of a fine-tuned model."
+            "without this package, who load the encoder or classifier with transformers; onnx: "
+            "the last hidden state of an encoder, or the scores of a classifier."
         ),
     ],
     force: Annotated[
@@ -55,8 +52,8 @@ def convert(
         list[Path] | None,
         typer.Option(
             help="Report of 'mae-ast evaluate --out' whose scores the model card states; may be "
-            "repeated. Default: reports in the folder of the run that are newer than its "
-            "checkpoints."
+            "repeated. Default: reports about the checkpoint in the folder of its run, unless the "
+            "checkpoint is newer."
         ),
     ] = None,
     license: Annotated[  # noqa: A002
@@ -83,8 +80,8 @@ def convert(
 ) -> None:
     """Convert a checkpoint to another format.
 
-    Of a fine-tuned checkpoint, the formats transformers and onnx get the classifier, and the others
-    the encoder (for AST the full classifier).
+    Of a fine-tuned checkpoint, transformers and onnx get the classifier, and the other formats the
+    encoder (for AST the full classifier).
     """
     import mae_ast
     from mae_ast.hub import export as conversion
@@ -117,13 +114,23 @@ def convert(
         typer.echo(f"{target}: for mae_ast.load and the Hugging Face hub")
 
 
-def _to_onnx(source: str, target: Path, force: bool, kind: Input, int8: bool) -> None:
-    from mae_ast.hub import export
+def _to_onnx(source: str, target: Path, force: bool, source_kind: Input, int8: bool) -> None:
+    from mae_ast.hub import export_onnx
+    from mae_ast.hub.export import load_with_head
 
-    written = export.to_onnx(export.load_with_head(source), target, force, kind.value, int8)
-    typer.echo(f"{target}: differs from PyTorch by at most {written.float32.max_difference:.1e}")
-    if written.int8 is not None:
-        typer.echo(_int8_text(written.float32, written.int8))
+    model = load_with_head(source)
+    written = export_onnx.to_onnx(model, target, force, source_kind.value, int8)
+    in_float, quantised = written.float32, written.int8
+    typer.echo(f"{target}: differs from PyTorch by at most {in_float.max_difference:.1e}")
+    if quantised is None:
+        return
+    ratio = quantised.mean_difference / in_float.mean_output
+    typer.echo(
+        f"int8 differs from PyTorch by {quantised.mean_difference:.2g} on average "
+        f"({ratio:.2%} of the mean output) and {quantised.max_difference:.2g} at most; 10 s of "
+        f"audio take {quantised.seconds:.2f} s instead of {in_float.seconds:.2f} s; "
+        f"{quantised.size / 1e6:.1f} MB instead of {in_float.size / 1e6:.1f} MB"
+    )
 
 
 def _to_transformers(source: str, target: Path, force: bool, card: dict[str, Any]) -> None:
@@ -142,13 +149,3 @@ def _scores(source: str, reports: list[Path] | None) -> list[Any]:
 
     folders = reports_in_run(source) if reports is None else reports
     return [score for folder in folders for score in read_report(folder)]
-
-
-def _int8_text(in_float: Measured, int8: Measured) -> str:
-    share = int8.mean_difference / in_float.mean_output
-    return (
-        f"int8 differs from PyTorch by {int8.mean_difference:.2g} on average "
-        f"({share:.2%} of the mean output) and {int8.max_difference:.2g} at most; 10 s of audio "
-        f"take {int8.seconds:.2f} s instead of {in_float.seconds:.2f} s; "
-        f"{int8.size / 1e6:.1f} MB instead of {in_float.size / 1e6:.1f} MB"
-    )

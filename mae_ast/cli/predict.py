@@ -1,35 +1,103 @@
-"""``mae-ast predict RUN_OR_CHECKPOINT FILE...``: classify audio files."""
+"""``mae-ast predict RUN_OR_CHECKPOINT FILE...``: classify audio files, as a whole or over time."""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mae_ast.cli.options import AudioFiles, Average, Classifier, Device, Precision
-from mae_ast.cli.skipped import for_each_file
+from mae_ast.cli.options import Average, Classifier, Device, Precision
+from mae_ast.cli.skipped import for_each_file, numbered
+from mae_ast.core.io.plural import plural
+
+if TYPE_CHECKING:
+    from mae_ast.evaluate.timeline import Windows
+    from mae_ast.finetune.checkpoint import FineTuned
+
+FORMATS = ("csv", "audacity", "raven")
+SETTINGS_FILE = "timeline.json"
 
 
 def predict(
     source: Classifier,
-    files: AudioFiles,
-    top: Annotated[int, typer.Option(min=1, help="Number of labels per file.")] = 5,
+    recordings: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE", help="Audio files in any format, or folders of them."),
+    ],
+    top: Annotated[
+        int, typer.Option(min=1, help="Number of labels per file; with --window, at a time.")
+    ] = 5,
+    window: Annotated[
+        float | None,
+        typer.Option(help="Label files over time, in windows of this length in seconds."),
+    ] = None,
+    hop: Annotated[
+        float | None,
+        typer.Option(help="Seconds between the starts of windows; default: half of --window."),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Minimum score of a label over time; default: 0.5 for classifiers with several "
+            "labels per clip, else 0."
+        ),
+    ] = None,
+    format: Annotated[  # noqa: A002
+        str,
+        typer.Option(
+            help="Format of the tables over time: csv (start, end, label, score), audacity (label "
+            "track) or raven (selection table).",
+            autocompletion=lambda incomplete: [f for f in FORMATS if f.startswith(incomplete)],
+        ),
+    ] = "csv",
+    out: Annotated[Path, typer.Option(help="Folder for tables and plots over time.")] = Path(
+        "timelines"
+    ),
+    plot: Annotated[
+        bool, typer.Option("--plot/--no-plot", help="Plot labels over time and spectrogram.")
+    ] = True,
     average: Average = 1,
     device: Device = None,
     precision: Precision = "float32",
 ) -> None:
-    """Print the most likely labels of audio files.
+    """Print the most likely labels of audio files, or with --window write labels over time.
 
     Each line has a file, a score and a label, separated by tabs. A file longer than the network's
     input is scored in windows up to its end; its score is the mean of their probabilities.
 
+    With --window, a table and a plot are written for each file, of any length. The score of a
+    moment is the mean over the windows that cover it; adjacent moments with the same label are
+    merged. For several files, the same command again resumes.
+
     If several files are given, unreadable ones are reported and skipped; the exit status is then 1.
     """
     from mae_ast.cli.device import load_classifier
+
+    over_time = {"--hop": hop, "--threshold": threshold}
+    if window is None:
+        if given := [name for name, value in over_time.items() if value is not None]:
+            raise ValueError(f"{given[0]} needs --window")
+        listed = [file for file, _ in _listed(recordings)]
+        _print_labels(load_classifier(source, average, device, precision), listed, top)
+        return
+    from mae_ast.evaluate.timeline import Windows
+
+    windows = Windows(window, window / 2 if hop is None else hop, threshold, top)
+    if format not in FORMATS:
+        raise ValueError(f"--format {format}: choose from {', '.join(FORMATS)}")
+    targets = _listed(recordings)
+    out.mkdir(parents=True, exist_ok=True)  # fails before the model is loaded
+    classifier = load_classifier(source, average, device, precision)
+    if len(targets) > 1:
+        _check_same_settings(classifier, windows, out)
+    _write_timelines(classifier, windows, targets, out, format, plot)
+
+
+def _print_labels(classifier: FineTuned, files: list[Path], top: int) -> None:
     from mae_ast.evaluate.predict import score_files
 
-    classifier = load_classifier(source, average, device, precision)
     found = score_files(classifier, files)
 
     def print_scores(index: int, file: Path) -> None:
@@ -40,3 +108,99 @@ def predict(
             typer.echo(f"{file}\t{scores[label]:.4f}\t{classifier.labels.names[label]}")
 
     for_each_file(files, print_scores)
+
+
+def _write_timelines(
+    classifier: FineTuned,
+    windows: Windows,
+    targets: list[tuple[Path, Path]],
+    out: Path,
+    format: str,  # noqa: A002
+    plot: bool,
+) -> None:
+    from mae_ast.console import bar
+    from mae_ast.evaluate.timeline import FORMATS, label_over_time, write_table
+
+    if plot and importlib.util.find_spec("matplotlib") is None:
+        typer.echo("no plots: they need more packages: pip install 'mae-ast[train]'", err=True)
+        plot = False
+    files = [file for file, _ in targets]
+    names = classifier.labels.names
+    suffix = FORMATS[format][0]
+
+    def write(index: int, file: Path) -> None:
+        base = out / targets[index][1]
+        table, image = (base.with_name(base.name + end) for end in (suffix, ".png"))
+        if len(files) > 1 and table.exists():  # written last
+            typer.echo(f"{numbered(index, files)}{table}: exists already")
+            return
+        base.parent.mkdir(parents=True, exist_ok=True)
+        progress = bar(f"{numbered(index, files)}{file.name}", "window")
+        found = label_over_time(classifier, file, windows, plot, progress)
+        if plot:
+            from mae_ast.evaluate.timeline_figure import timeline_figure
+
+            timeline_figure(found, names, file.name).savefig(image, dpi=120)
+        write_table(table, format, found.segments, names)
+        written = f"{table}{f', {image}' if plot else ''}"
+        count = plural(len(found.segments), "segment")
+        typer.echo(f"{numbered(index, files)}{written}: {count} in {found.duration_s:.1f} s")
+
+    for_each_file(files, write)
+
+
+def _check_same_settings(classifier: FineTuned, windows: Windows, out: Path) -> None:
+    """Record the settings of a folder, so that only the same ones resume it.
+
+    Raises:
+        ValueError: the folder was started with others.
+    """
+    from dataclasses import asdict
+
+    from mae_ast.core.io.settings_note import assert_same_as_note, write_note
+    from mae_ast.evaluate.extract import digest_of_weights
+
+    encoder = classifier.model.encoder
+    settings = {
+        **asdict(windows),
+        "precision": encoder.precision,
+        "weights": digest_of_weights(classifier.model),
+    }
+    note = out / SETTINGS_FILE
+    if note.exists():
+        assert_same_as_note(note, settings, "choose another folder (--out)")
+    else:
+        write_note(note, settings)
+
+
+def _listed(paths: list[Path]) -> list[tuple[Path, Path]]:
+    """Return files, and those below folders, with the path of each output without its suffix.
+
+    Outputs lie like the files below their folder; equal names are numbered.
+
+    Raises:
+        FileNotFoundError: a folder has no files with the suffix of an audio format.
+    """
+    from mae_ast.core.io.suffixes import AUDIO_SUFFIXES
+
+    found: list[tuple[Path, Path]] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append((path, Path(path.name)))
+            continue
+        below = sorted(
+            each
+            for each in path.rglob("*")
+            if each.suffix.lower() in AUDIO_SUFFIXES and each.is_file()
+        )
+        if not below:
+            raise FileNotFoundError(f"{path}: no audio files in this folder")
+        found += [(each, each.relative_to(path)) for each in below]
+    taken: dict[Path, int] = {}
+    outputs = []
+    for file, output in found:
+        base = output.with_suffix("") if output.suffix.lower() in AUDIO_SUFFIXES else output
+        taken[base] = taken.get(base, 0) + 1
+        number = taken[base]
+        outputs.append((file, base if number == 1 else base.with_name(f"{base.name}_{number}")))
+    return outputs

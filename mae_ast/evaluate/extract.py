@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from mae_ast.core.io.atomic import atomic_write, file_lock
 from mae_ast.core.io.manifest import Manifest, ManifestError
@@ -99,7 +100,7 @@ def extract(
     description = {
         **asdict(wanted),
         "precision": resolve_precision(model.precision, device.type),
-        "weights": _digest(model),
+        "weights": digest_of_weights(model),
         "manifest": str(manifest.path.resolve()),
         "content": file_digest(manifest.path),
         "clips": len(rows),
@@ -145,7 +146,7 @@ def _features(model: Pretrained, batch: Batch, wanted: Extraction) -> list[np.nd
     return list(arrays.values())
 
 
-def _digest(model: Pretrained) -> str:
+def digest_of_weights(model: nn.Module) -> str:
     """Return a hash of the weights: a checkpoint may be replaced between two runs."""
     digest = hashlib.sha256()
     for value in model.state_dict().values():

@@ -44,6 +44,7 @@ class Evaluation:
         summary: metrics over all classes.
         confusion: (C, C) counts, row the true class; ``None`` if clips have several classes.
         data, split: names of the data's folder and of the split.
+        checkpoints: names of the classifier's checkpoint files.
     """
 
     labels: Labels
@@ -55,6 +56,7 @@ class Evaluation:
     confusion: np.ndarray | None
     data: str = ""
     split: str = ""
+    checkpoints: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -100,6 +102,7 @@ def evaluate(
         None if multi_label else confusion(scores, targets),
         data_name(data.resolve()),
         split,
+        classifier.files,
     )
 
 
@@ -118,8 +121,8 @@ def write_report(found: Evaluation, out: Path, title: str) -> list[Path]:
     summary, classes = out / "summary.json", out / "classes.csv"
     values = {**dataclasses.asdict(found.summary), "num_left_out": found.num_skipped}
     finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-    finite = {"data": found.data, "split": found.split, **finite}
-    summary.write_text(json.dumps(finite, indent=1) + "\n", encoding="utf-8")
+    names = {"data": found.data, "split": found.split, "checkpoints": found.checkpoints}
+    summary.write_text(json.dumps(names | finite, indent=1) + "\n", encoding="utf-8")
     with classes.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS if found.confusion is None else (*COLUMNS, "recall"))

@@ -46,6 +46,7 @@ class FineTuned:
         description: its architecture, class names and type of scores.
         training: what is recorded about its training, as in
             :class:`mae_ast.core.checkpoints.layout.Checkpoint`.
+        files: names of the checkpoint files that the weights are from.
     """
 
     def __init__(
@@ -53,11 +54,13 @@ class FineTuned:
         model: Classifier,
         description: ClassifierSpec,
         training: Mapping[str, Any] | None = None,
+        files: Sequence[str] = (),
     ) -> None:
         self.model = model.eval()
         self.description = description
         self.labels = description.labels
         self.training_record = dict(training or {})
+        self.files = tuple(files)
 
     @torch.no_grad()
     def scores(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -95,7 +98,8 @@ def load_finetuned(source: str | os.PathLike[str], num_averaged: int = 1) -> Fin
         return _published(source)
     paths = _files(Path(source), num_averaged)
     spec, training = _read_spec(paths[-1])
-    return FineTuned(build_with_weights(spec.build, average(paths), paths[-1]), spec, training)
+    model = build_with_weights(spec.build, average(paths), paths[-1])
+    return FineTuned(model, spec, training, [path.name for path in paths])
 
 
 def _is_published(source: str | os.PathLike[str]) -> bool:

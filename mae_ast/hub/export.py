@@ -1,4 +1,4 @@
-"""Export models: released layouts (s3prl), safetensors folders, ONNX."""
+"""Export models: released layouts (s3prl), safetensors folders."""
 
 from __future__ import annotations
 
@@ -24,12 +24,10 @@ from mae_ast.core.checkpoints.hub_files import (
 from mae_ast.core.checkpoints.layout import Checkpoint, Layout
 from mae_ast.core.checkpoints.reader import LAYOUTS, holds_classifier
 from mae_ast.core.checkpoints.wrappers import unwrap
-from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.models.registry import system_name
 from mae_ast.finetune.checkpoint import FineTuned, load_finetuned
 from mae_ast.hub.load import ENCODER_ONLY, Pretrained, from_file, locate
-from mae_ast.hub.onnx_export import Written, write_onnx
 
 # Files of an exported folder; a folder with other files is never overwritten.
 _MODEL_FILES = (CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE, "README.md", *CODE_FILES)
@@ -45,11 +43,7 @@ def load_with_head(source: str) -> Pretrained | FineTuned:
         ValueError, FileNotFoundError, CheckpointError, DownloadError: as :func:`mae_ast.load`.
     """
     path = locate(source)
-    if holds_classifier(path):
-        return load_finetuned(path)
-    model = from_file(path)
-    has_head = isinstance(model, Ast) and not model.encoder_only
-    return load_finetuned(path) if has_head else model
+    return load_finetuned(path) if holds_classifier(path) else from_file(path)
 
 
 def check_target(path: Path, is_folder: bool, overwrite: bool = False) -> None:
@@ -116,34 +110,6 @@ def to_safetensors(model: Pretrained, path: Path, overwrite: bool = False, **car
     """
     with replacing(path, True, overwrite) as part:
         model.save_pretrained(part, model_card_kwargs=card)
-
-
-def to_onnx(
-    model: Pretrained | FineTuned,
-    path: Path,
-    overwrite: bool = False,
-    source: str = "log-mel",
-    int8: bool = False,
-) -> Written:
-    """Write an ONNX file: encoder to its last hidden state, or classifier to its scores.
-
-    Args:
-        model: model of any system, or a classifier of
-            :func:`mae_ast.finetune.checkpoint.load_finetuned`.
-        path: file to write.
-        overwrite: as in :func:`check_target`.
-        source: input, a key of :data:`mae_ast.hub.onnx_export.INPUTS`.
-        int8: quantise the weights of the transformer to 8 bits.
-
-    Returns:
-        Differences from PyTorch, and speed.
-
-    Raises:
-        ValueError: onnxruntime's output differs from PyTorch's, or packages are missing.
-        FileExistsError: as :func:`check_target`.
-    """
-    with replacing(path, False, overwrite) as part:
-        return write_onnx(model, part, source, int8)
 
 
 def _unstored_settings(

@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from mae_ast.core.checkpoints.reader import RUN_FILE, file_of
 from mae_ast.core.io.first_line import first_line
 
 SUMMARY_FILE = "summary.json"  # in the folder of a report
@@ -42,15 +44,7 @@ def read_report(folder: Path) -> list[Score]:
         FileNotFoundError: the folder has no report.
         ValueError: the report is not valid; it is named.
     """
-    path = folder / SUMMARY_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; 'mae-ast evaluate --out DIR' writes one")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({first_line(error)})") from error
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{path}: not a report of 'mae-ast evaluate'")
+    values = _read_summary(folder / SUMMARY_FILE)
     data, split = (str(values.get(key, "")) for key in ("data", "split"))
     return [
         Score(data, split, name, float(values[key]))
@@ -60,13 +54,36 @@ def read_report(folder: Path) -> list[Score]:
 
 
 def reports_in_run(source: str) -> list[Path]:
-    """Return the reports in the folder of a run that are newer than its checkpoints."""
-    run = Path(source)
-    if not run.is_dir():
-        run = run.parent.parent if run.parent.name == "checkpoints" else Path()
-    checkpoints = list((run / "checkpoints").glob("*.pt")) if run != Path() else []
-    if not checkpoints:
+    """Return the reports about a checkpoint in the folder of its run, unless it is newer.
+
+    Args:
+        source: run or checkpoint; of other sources of :func:`mae_ast.load`, there are none.
+
+    Raises:
+        ValueError: a report is not valid; it is named.
+        CheckpointError: all checkpoints of the run are damaged.
+    """
+    if not Path(source).exists():
         return []
-    saved = max(path.stat().st_mtime for path in checkpoints)
-    found = sorted(run.glob(f"*/{SUMMARY_FILE}"))
-    return [path.parent for path in found if path.stat().st_mtime >= saved]
+    checkpoint = file_of(source)
+    if checkpoint.parent.name != RUN_FILE.parent.name:
+        return []
+    saved = checkpoint.stat().st_mtime
+    return [
+        path.parent
+        for path in sorted(checkpoint.parent.parent.glob(f"*/{SUMMARY_FILE}"))
+        if path.stat().st_mtime >= saved
+        and _read_summary(path).get("checkpoints") == [checkpoint.name]
+    ]
+
+
+def _read_summary(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; 'mae-ast evaluate --out DIR' writes one")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({first_line(error)})") from error
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{path}: not a report of 'mae-ast evaluate'")
+    return values

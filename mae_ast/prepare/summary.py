@@ -6,7 +6,6 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,9 +13,7 @@ from mae_ast.core.io.atomic import atomic_write
 from mae_ast.core.io.audio import AudioInfo
 from mae_ast.core.io.labels import Labels
 from mae_ast.prepare.clips import Clip
-
-if TYPE_CHECKING:
-    from mae_ast.prepare.own_data import OwnClip
+from mae_ast.prepare.own_clip import OwnClip
 
 TABLE_FILE, FIGURE_FILE = "summary.csv", "summary.png"
 MAX_NAMED_CLASSES = 40  # a figure with more classes has no tick labels
@@ -75,20 +72,22 @@ class Summary:
         from matplotlib.figure import Figure
 
         num_classes = len(self.labels)
-        height = 1.6 + 0.24 * min(max(num_classes, 8), MAX_NAMED_CLASSES)
+        order, width, height = np.arange(num_classes), 0.8, 1.6 + 0.24 * max(num_classes, 8)
+        if num_classes > MAX_NAMED_CLASSES:  # only their distribution can be seen
+            order, width, height = np.argsort(-self.counts.sum(0), kind="stable"), 1.0, 5.0
         figure = Figure(figsize=(11, height), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         places, before = np.arange(num_classes), np.zeros(num_classes)
         edges = self._length_bins()
         for part, counts in zip(self.parts, self.counts, strict=True):
-            left.barh(places, counts, left=before, label=part, height=0.8)
-            before += counts
+            left.barh(places, counts[order], left=before, label=part, height=width)
+            before += counts[order]
         right.hist(self.seconds, bins=edges, stacked=True, label=self.parts)
         if num_classes <= MAX_NAMED_CLASSES:
             left.set_yticks(places, self.labels.names, fontsize=8)
         else:
-            left.set_ylabel("class")
-        left.invert_yaxis()
+            left.set_ylabel("classes, by number of clips")
+        left.set_ylim(num_classes - 0.5, -0.5)
         left.set_xlabel("clips")
         handles, names = left.get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper center", ncols=10)

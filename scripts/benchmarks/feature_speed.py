@@ -128,8 +128,7 @@ def main() -> None:
         "Feature extraction compared with s3prl's MAE-AST and transformers' AST, CPU",
         f"{CLIPS} clips of 10 s, from waveforms to features; 12 layers of width 768, random "
         "weights. s3prl computes all\nlayers, transformers the last one, both in float32. "
-        f"{arguments.turns} runs each, in turn; ratios are taken within a turn.\nPeak memory is "
-        "that of each process.",
+        f"{arguments.turns} runs each, in turn; ratios are taken within a turn.",
     )
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "model.pt")
@@ -144,10 +143,11 @@ def main() -> None:
         for _ in range(arguments.turns):
             for name, side in sides.items():
                 seconds[name].append(side.step())
-        peaks = {name: side.close() for name, side in sides.items()}
+        for side in sides.values():
+            side.close()
     report.add()
-    report.add(f"| features | time (s) | speed-up over {S3PRL} | over {AST} | peak (GiB) |")
-    report.add("| --- | --- | --- | --- | --- |")
+    report.add(f"| features | time (s) | speed-up over {S3PRL} | over {AST} |")
+    report.add("| --- | --- | --- | --- |")
     for name in names:
         ratios = [
             ratios_of(
@@ -155,9 +155,9 @@ def main() -> None:
             )
             for other in (S3PRL, AST)
         ]
-        cells = [f"{statistics.median(seconds[name]):.2f}", *ratios, f"{peaks[name]:.1f}"]
+        cells = [f"{statistics.median(seconds[name]):.2f}", *ratios]
         report.add(f"| {name} | {' | '.join(cells)} |")
-    values = {"seconds": seconds, "peak_gib": peaks, "relative_differences": found}
+    values = {"seconds": seconds, "relative_differences": found}
     report.write("feature_speed", arguments.results, values)
 
 

@@ -2,7 +2,7 @@
 
 ``python -m scripts.docs.stage`` writes ``build/docs-source``, the folder of pages in zensical.toml:
 
-- ``docs/`` as it is;
+- ``docs/`` as it is, and a page for each notebook;
 - CONTRIBUTING.md, CHANGELOG.md, SECURITY.md and BENCHMARKS.md, and the folder of measured results;
 - the command reference and the configuration reference, from the code.
 
@@ -12,12 +12,13 @@ such as source code, become plain text.
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 import shutil
 from pathlib import Path
 
-from scripts.docs import commands, configuration
+from scripts.docs import commands, configuration, notebooks
 
 REPOSITORY = Path(__file__).parents[2]
 TARGET = REPOSITORY / "build" / "docs-source"
@@ -50,7 +51,7 @@ def relink(markdown: str, folder: str) -> str:
             return match[0]
         path = posixpath.normpath(posixpath.join(folder, target))
         if path.startswith("docs/"):
-            page = path.removeprefix("docs/")
+            page = path.removeprefix("docs/").replace(".ipynb", ".md")
         elif path in INCLUDED:
             page = INCLUDED[path]
         elif path.startswith(RESULTS + "/"):
@@ -71,6 +72,11 @@ def stage(target: Path = TARGET) -> None:
     shutil.copytree(REPOSITORY / RESULTS, target / RESULTS)
     for page in target.glob("*.md"):  # pages in subfolders link to pages only
         page.write_text(relink(page.read_text(encoding="utf-8"), "docs"), encoding="utf-8")
+    for path in (target / "notebooks").glob("*.ipynb"):
+        text, images = notebooks.page(json.loads(path.read_text(encoding="utf-8")), path.stem)
+        path.with_suffix(".md").write_text(text, encoding="utf-8")
+        for name, content in images.items():
+            path.with_name(name).write_bytes(content)
     for source, page in INCLUDED.items():
         text = (REPOSITORY / source).read_text(encoding="utf-8")
         (target / page).write_text(relink(text, ""), encoding="utf-8")

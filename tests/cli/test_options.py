@@ -102,7 +102,7 @@ def test_bench_records_its_command_line(
 
 # Options of one name that are about different things in each command, or have a default there.
 OF_THEIR_COMMAND = {"checkpoint", "config", "data", "device", "manifest", "out", "overrides"} | {
-    *("precision", "seed", "source", "test", "to", "verify"),
+    *("precision", "seed", "source", "test", "to", "verify", "window"),
     *("folder", "group", "min_seconds", "valid"),
 }
 

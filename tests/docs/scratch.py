@@ -2,7 +2,7 @@
 
 ``/data/...`` in the documentation is ``data/...`` here.
 
-    speech.flac music.mp3 dog.wav        recordings
+    speech.flac music.mp3 dog.wav day.wav   recordings
     clips/                               a folder of recordings
     data/my-audio, data/ESC-50, ...      data sets
     data/my-sounds, data/recordings      labelled recordings: class folders, and a table of segments
@@ -81,6 +81,7 @@ def _make_audio(folder: Path) -> None:
     _record(folder / "speech.flac", 3, 1)
     _record(folder / "music.mp3", 2.5, 2)
     _record(folder / "dog.wav", 1, 3)
+    _record(folder / "day.wav", 17, 4)
     for number in range(6):
         _record(folder / "clips" / f"{number}.flac", 1, 10 + number)
     for number in range(16):

@@ -45,7 +45,7 @@ PARSED_ONLY = {  # words of a command, and why it is not run
     "superb": "needs data of SUPERB",
     "bench": "takes minutes",
     "demo": "takes minutes",
-    "onnx": "takes 15 s; tests/hub/test_onnx.py runs it",
+    "onnx": "takes 15 s; tests/hub/test_export_onnx.py runs it",
 }
 DEFAULT_PRESETS = {"pretrain": "mae_ast", "finetune": "own"}
 NOT_COMPOSED = ("hydra.", "hydra/", "+run_config=")

@@ -126,7 +126,12 @@ def test_scores_of_a_report_and_licence_are_on_the_card(mae_ast_command, tmp_pat
     assert card.data.license == "cc-by-4.0"
     assert "Weights: cc-by-4.0." in card.text
 
-    # A report of earlier weights is not of these.
+    # Reports of other checkpoints and of earlier weights are not of these.
+    other = run / "checkpoints/checkpoint_best.pt"
+    other.write_bytes((run / RUN_FILE).read_bytes())
+    os.utime(other, (1, 1))
+    mae_ast_command("convert", other, tmp_path / "other", "--to", "transformers")
+    assert scores_of(card_of(tmp_path / "other")) == []
     os.utime(report / "summary.json", (1, 1))
     mae_ast_command("convert", run, tmp_path / "b", "--to", "transformers")
     assert scores_of(card_of(tmp_path / "b")) == []

@@ -23,6 +23,7 @@ from mae_ast.core.checkpoints.classifier import ClassifierSpec
 from mae_ast.core.checkpoints.reader import CheckpointError
 from mae_ast.core.frontend.fbank import num_samples_of_frames
 from mae_ast.core.io.labels import Labels
+from mae_ast.core.models import registry
 from mae_ast.core.models.classifier import Classifier, HeadConfig
 from mae_ast.core.models.registry import build_encoder, system_name
 from mae_ast.finetune.checkpoint import FineTuned, load_finetuned
@@ -174,6 +175,14 @@ def test_clips_of_more_than_30_s_are_scored_in_windows(tmp_path, sigmoid):
     scores = out.logits.sigmoid() if sigmoid else out.logits.softmax(1)
     assert_close(scores, ours.scores(source, lengths), rtol=0, atol=1e-5)
     assert out.hidden_states is None
+
+
+def test_encoder_of_its_own_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(registry.SYSTEMS, "toy", CASES["toy: patches"].system)
+    model = hub_class("toy")(CASES["toy: patches"].config(), "random_mask")
+    with pytest.raises(ValueError, match="a model of kind 'toy' has an encoder of its own"):
+        to_transformers(model, tmp_path / "a")
+    assert os.listdir(tmp_path) == []
 
 
 def test_clip_shorter_than_one_patch_is_refused(tmp_path):

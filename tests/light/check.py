@@ -64,7 +64,10 @@ def write_audio() -> None:
         name = f"{fold}-{target}.wav"
         Path("ESC-50/audio").mkdir(parents=True, exist_ok=True)
         soundfile.write(Path("ESC-50/audio") / name, samples, RATE)
-        rows.append((name, fold, target, ("dog", "rain")[target]))
+        category = ("dog", "rain")[target]
+        rows.append((name, fold, target, category))
+        Path("own", category).mkdir(parents=True, exist_ok=True)
+        soundfile.write(Path("own", category, name), samples, RATE)
     soundfile.write("long.flac", np.tile(samples, 6), RATE)
     Path("ESC-50/meta").mkdir()
     with Path("ESC-50/meta/esc50.csv").open("w", newline="") as file:
@@ -78,6 +81,12 @@ def check_data() -> None:
     assert sum(len(lines) - 1 for lines in files) == 10
     command("prepare", "esc50", "ESC-50", "--out", "esc50")
     assert Path("esc50/fold1/train.lbl").is_file()
+    command("prepare", "folders", "own", "--out", "folders")
+    segments = [("long.flac", "dog", 0, 1), ("long.flac", "rain", 2, 3)]
+    with Path("table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "start", "end"), *segments])
+    command("prepare", "table", "table.csv", "--out", "table")
+    assert all(Path(name, "labels.csv").is_file() for name in ("folders", "table"))
     assert "std" in command("stats", "manifests/train.tsv")
     command("pack", "esc50/fold1/train.tsv", "packed")
     assert list(Path("packed").glob("*.tar"))
@@ -113,6 +122,8 @@ def check_classifier() -> None:
     command("convert", "ast", "exported", "--to", "transformers")
     said = command("predict", "exported", "long.flac", "--top", "2")
     assert said.count("long.flac\t") == 2, said
+    command("predict", "exported", "long.flac", "--window", "1", "--hop", "0.5", "--out", "labels")
+    assert list(Path("labels").iterdir())
 
 
 def check_extras() -> None:

@@ -229,6 +229,17 @@ def test_folds_are_those_of_crossvalidate(run: Any, sounds: Path, rows: Rows) ->
     assert len(set(held_out)) == len(held_out) == 60
 
 
+def test_folds_and_splits_of_an_earlier_run_are_refused(run: Any, sounds: Path) -> None:
+    """Their clips may be in another split now."""
+    run("folders", sounds, "--folds", 3, "--out", "out")
+    for arguments, left in (("--folds", 2), "fold3"), ((), "fold1"):
+        error = run("folders", sounds, *arguments, "--out", "out")[2]
+        assert error.startswith(f"out/{left}: exists from an earlier run and would remain among")
+    run("folders", sounds, "--out", "splits")
+    error = run("folders", sounds, "--folds", 2, "--out", "splits")[2]
+    assert error.startswith("splits/train.tsv: exists from an earlier run")
+
+
 def test_classes_with_too_few_clips_are_reported(run: Any, tmp_path: Path, rows: Rows) -> None:
     for number in range(30):
         write_noise(tmp_path / "data" / "many" / f"{number}.wav", number)
@@ -248,7 +259,9 @@ def test_missing_matplotlib_is_one_line(
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     said, _, error = run("folders", sounds)
     assert not error
-    assert said.endswith("; summary.png needs matplotlib: pip install 'mae-ast[train]'\n")
+    assert said.endswith(
+        "summary.csv; no summary.png: matplotlib is not installed: pip install 'mae-ast[train]'\n"
+    )
     assert not Path("manifests/my sounds/summary.png").exists()
     assert Path("manifests/my sounds/summary.csv").exists()
 
@@ -264,6 +277,10 @@ def test_missing_matplotlib_is_one_line(
         (["folders", "my sounds", "--folds", 3, "--valid", 0.1], "--folds leaves no other splits"),
         (["folders", "my sounds", "--valid", 0.5, "--test", 0.5], "leave nothing for training"),
         (["folders", "my sounds", "--group", "(voice9)"], "does not match"),
+        (["table", "split.csv", "--folds", 2], "--folds 2: the clips have a split of their own"),
+        (["table", "split.csv", "--test", 0.2], "--test 0.2: the clips have a split of their own"),
+        (["table", "split.csv", "--valid", 0], "--valid 0: the clips have a split of their own"),
+        (["table", "fold.csv", "--valid", 0.2], "--valid 0.2: the clips have a fold of their own"),
         (["table", "clips.csv"], "none of 1 clip can be used; the first is .*x.wav: no such file"),
         (["table", "clips.csv", "--column", "path"], "--column path: expected KEY=NAME"),
     ],
@@ -278,6 +295,13 @@ def test_invalid_data_is_refused(
         (tmp_path / "bad" / name).mkdir(parents=True)
         (tmp_path / "bad" / name / "x.wav").write_bytes(b"this is no sound")
     (tmp_path / "clips.csv").write_text("path,label\nx.wav,a\n")
+    for name, values in (("split", ("train", "valid")), ("fold", (1, 2))):
+        rows = [
+            f"my sounds/{c}/voice{n}/0{n}.wav,{c},{v}"
+            for c, n in (("bark", 0), ("wind", 2))
+            for v in values
+        ]
+        (tmp_path / f"{name}.csv").write_text(f"path,label,{name}\n" + "\n".join(rows[::3]) + "\n")
     assert re.search(words, run(*arguments)[2])
     assert not Path("manifests").exists()
 

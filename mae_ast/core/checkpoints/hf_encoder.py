@@ -61,7 +61,10 @@ def encoder_fields(config: EncoderConfig) -> dict[str, Any]:
     """
     name = system_name(config)
     if SYSTEMS[name].encoder is not Encoder:
-        raise ValueError(f"a model of kind {name!r} has an encoder of its own; not supported")
+        raise ValueError(
+            f"a model of kind {name!r} has an encoder of its own, which the modelling code for "
+            "transformers does not implement"
+        )
     fields = {key: getattr(config, key) for key in _ENCODER_KEYS}
     return {"architectures": [ENCODER], "model_type": MODEL_TYPE, "system": name, **fields}
 

@@ -21,9 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +31,7 @@ from mae_ast.core.io.atomic import atomic_write
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError, num_samples_16k, probe_rate
 from mae_ast.core.io.checksum import sha256
 from mae_ast.core.io.manifest_parser import WHOLE, ManifestError, parse_rows
+from mae_ast.core.io.rate_cache import read_cache, write_cache
 from mae_ast.core.io.read_ahead import Progress, for_each_ahead
 from mae_ast.core.io.retry import retried
 from mae_ast.core.io.segment import Segment, segment_problem
@@ -215,20 +214,22 @@ class Manifest:
                 that of the file.
         """
         rows = np.flatnonzero(self.starts != WHOLE)
-        rows = rows[evenly_spaced(len(rows), at_most)]
-        last: dict[str, tuple[int, Segment]] = {}
-        for row, segment in zip(rows.tolist(), map(self.segment, rows.tolist()), strict=True):
-            if segment.path not in last or last[segment.path][1].end < segment.end:
-                last[segment.path] = row, segment
+        last: dict[tuple[str, int], tuple[int, Segment]] = {}
+        for row in rows[evenly_spaced(len(rows), at_most)].tolist():
+            segment = self.segment(row)
+            key = segment.path, int(self.sample_rates[row])
+            if key not in last or last[key][1].end < segment.end:
+                last[key] = row, segment
 
-        def check(item: tuple[int, Segment], problem: str) -> None:
+        def problem(row: int) -> str:
+            return segment_problem(self.segment(row), int(self.sample_rates[row]))
+
+        def check(row: int, problem: str) -> None:
             if problem:
-                raise ManifestError(f"{self.where(item[0])}: {item[1].path}: {problem}")
+                raise ManifestError(f"{self.where(row)}: {self.audio_path(row)}: {problem}")
 
-        def problem(item: tuple[int, Segment]) -> str:
-            return segment_problem(item[1], int(self.sample_rates[item[0]]))
-
-        for_each_ahead(problem, list(last.values()), check, PROBE_THREADS, MAX_HEADERS_AHEAD)
+        ends = [row for row, _ in last.values()]
+        for_each_ahead(problem, ends, check, PROBE_THREADS, MAX_HEADERS_AHEAD)
 
     def probe_rates(self, progress: Progress | None = None) -> None:
         """Read missing sample rates from the cache or the files' headers.
@@ -240,7 +241,7 @@ class Manifest:
             return
         cache = self.path.with_name(self.path.name + ".rates.npz")
         digest = sha256(self.path)
-        cached = _read_cache(cache, digest, len(self))
+        cached = read_cache(cache, digest, len(self))
         if cached is not None:
             self.sample_rates = cached
             unknown = np.flatnonzero(cached == 0)  # unreadable last time; they may be readable now
@@ -253,7 +254,7 @@ class Manifest:
         for_each_ahead(
             self._probe_rate, unknown.tolist(), keep, PROBE_THREADS, MAX_HEADERS_AHEAD, progress
         )
-        _write_cache(cache, digest, self.sample_rates)
+        write_cache(cache, digest, self.sample_rates)
 
     def _probe_rate(self, row: int) -> int:
         try:
@@ -324,20 +325,3 @@ def _parse_root(line: bytes, path: Path) -> str:
             "relative to ('/' for absolute paths)"
         )
     return os.path.normpath(path.parent.resolve() / root)
-
-
-def _read_cache(cache: Path, digest: str, rows: int) -> np.ndarray | None:
-    try:
-        with np.load(cache, allow_pickle=False) as stored:
-            if str(stored["digest"]) != digest or len(stored["sample_rates"]) != rows:
-                return None
-            rates: np.ndarray = stored["sample_rates"].astype(np.int32)
-            return rates
-    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile, AttributeError):
-        return None
-
-
-def _write_cache(cache: Path, digest: str, rates: np.ndarray) -> None:
-    # In a read-only folder nothing is cached, and the rates are probed again next time.
-    with suppress(OSError), atomic_write(cache) as part, part.open("wb") as file:
-        np.savez(file, digest=np.array(digest), sample_rates=rates)

@@ -14,7 +14,7 @@ from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.manifest import Manifest, write_manifest
 from mae_ast.core.models.config import AstConfig
 from mae_ast.evaluate import extract as extraction
-from mae_ast.hub import export
+from mae_ast.hub import export, export_onnx
 from mae_ast.hub.download import download
 from mae_ast.hub.export_transformers import to_transformers
 from mae_ast.hub.load import PretrainedAst, PretrainedMaeAst
@@ -57,7 +57,7 @@ def _transformers(model: PretrainedMaeAst, folder: Path) -> None:
 
 def _onnx(model: PretrainedMaeAst, folder: Path) -> None:
     pytest.importorskip("onnxruntime", reason="needs onnxruntime")
-    export.to_onnx(model, folder / "a.onnx")
+    export_onnx.to_onnx(model, folder / "a.onnx")
 
 
 def _manifest(model: PretrainedMaeAst, folder: Path) -> Manifest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -25,8 +24,8 @@ from mae_ast.core.io.labels import Labels
 from mae_ast.core.models.classifier import HeadConfig
 from mae_ast.evaluate.predict import score_recording
 from mae_ast.finetune.checkpoint import FineTuned, load_finetuned
-from mae_ast.hub import export, onnx_export
-from mae_ast.hub.load import hub_class
+from mae_ast.hub import export_onnx
+from mae_ast.hub.load import hub_class, load_encoder
 from mae_ast.hub.onnx_graph import LastHiddenState, Scores, frames_of
 from tests.core.vits import with_random_weights
 from tests.docs.snippets import blocks
@@ -126,7 +125,7 @@ def test_graph_scores_as_predict(name):
 def test_onnx_of_an_encoder(name, tmp_path):
     path, source = tmp_path / "a.onnx", EXPORTED[name]
     model = model_of(CASES[name])
-    written = export.to_onnx(model, path, source=source)
+    written = export_onnx.to_onnx(model, path, source=source)
     assert written.float32.max_difference < 1e-3
     assert written.float32.size == path.stat().st_size
     assert written.int8 is None
@@ -175,11 +174,11 @@ def test_files_that_differ_are_not_kept(monkeypatch, tmp_path):
         path.write_bytes(b"")
         return []
 
-    differing = onnx_export.Measured(0.002, 0.001, 1.0, 0.1, 1)
-    monkeypatch.setattr(onnx_export, "_export", export_nothing)
-    monkeypatch.setattr(onnx_export, "measure", lambda *_: differing)
+    differing = export_onnx.Measured(0.002, 0.001, 1.0, 0.1, 1)
+    monkeypatch.setattr(export_onnx, "_export", export_nothing)
+    monkeypatch.setattr(export_onnx, "measure", lambda *_: differing)
     with pytest.raises(ValueError, match=r"a\.onnx: differs from PyTorch by 0\.002"):
-        export.to_onnx(model_of(CASES["mae_ast: patches"]), tmp_path / "a.onnx")
+        export_onnx.to_onnx(model_of(CASES["mae_ast: patches"]), tmp_path / "a.onnx")
     assert os.listdir(tmp_path) == []
 
 
@@ -235,15 +234,13 @@ def test_classifier_and_its_runner_without_torch(mae_ast_command, tmp_path):
     assert next(iter(printed)) == NAMES[int(np.argmax(scores))]
 
 
-def test_encoders_are_no_classifiers(mae_ast_command, tmp_path):
-    from mae_ast.hub.export import load_with_head
-
-    model = model_of(CASES["vit: plain"])
-    model.save_pretrained(tmp_path / "vit")
-    assert not isinstance(load_with_head(str(tmp_path / "vit")), FineTuned)
-    ast = hub_class("ast")(CASES["ast: two"].config(), labels=NAMES)
+def test_ast_with_its_head_is_a_classifier(tmp_path):
+    ast = hub_class("ast")(CASES["ast: two"].config(), labels=NAMES).eval()
     ast.save_pretrained(tmp_path / "ast")
-    found = load_with_head(str(tmp_path / "ast"))
-    assert isinstance(found, FineTuned)
+    found = export_onnx._with_head(ast)
+    pcm = clips(2, 20_000)
+    expected = load_finetuned(tmp_path / "ast").scores(pcm)
+    assert_close(found.scores(pcm), expected, rtol=0, atol=1e-6)
     assert found.labels.names == NAMES
-    assert dataclasses.asdict(found.description.head)["pool"] == "encoder"
+    for encoder in (model_of(CASES["ast: two"]), load_encoder(tmp_path / "ast")):
+        assert export_onnx._with_head(encoder) is encoder

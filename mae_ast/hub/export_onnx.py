@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,16 @@ import torch
 from torch import Tensor
 
 from mae_ast import __version__
+from mae_ast.core.checkpoints.classifier import classifier_weights, spec_of_ast
 from mae_ast.core.frontend.fbank import fbank
 from mae_ast.core.io.audio import SAMPLE_RATE
+from mae_ast.core.models.ast import Ast
+from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.models.registry import system_name
+from mae_ast.extras import require
 from mae_ast.finetune.checkpoint import FineTuned
-from mae_ast.hub.load import Pretrained
+from mae_ast.hub.export import replacing
+from mae_ast.hub.load import HubModel
 from mae_ast.hub.onnx_graph import Graph, LastHiddenState, Scores
 
 # Inputs of a graph: names of the tensor and of its second axis.
@@ -75,32 +79,55 @@ class Written:
     int8: Measured | None
 
 
-def write_onnx(
-    model: Pretrained | FineTuned, path: Path, source: str = "log-mel", int8: bool = False
+def to_onnx(
+    model: Encoder | FineTuned,
+    path: Path,
+    overwrite: bool = False,
+    source: str = "log-mel",
+    int8: bool = False,
 ) -> Written:
-    """Write and check an ONNX file; see :func:`mae_ast.hub.export.to_onnx`."""
-    if any(find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")):
-        raise ValueError("ONNX export needs more packages: pip install 'mae-ast[onnx]'")
-    graph = graph_of(model)
-    linear = _export(graph, path, source, metadata_of(model, graph))
-    in_float = measure(graph, path, source)
-    if not in_float.max_difference <= TOLERANCE:
-        raise ValueError(f"{path}: differs from PyTorch by {in_float.max_difference:.2g}")
-    if not int8:
-        return Written(in_float, None)
-    _quantise(path, linear)
-    quantised = measure(graph, path, source)
-    _add_metadata(path, {"int8_mean_difference": f"{quantised.mean_difference:.3g}"})
-    return Written(in_float, quantised)
+    """Write an ONNX file: an encoder to its last hidden state, or a classifier to its scores.
 
+    Args:
+        model: encoder of any system, an AST with its head, or a classifier of
+            :func:`mae_ast.finetune.checkpoint.load_finetuned`.
+        path: file to write.
+        overwrite: as in :func:`mae_ast.hub.export.check_target`.
+        source: input, a key of :data:`INPUTS`.
+        int8: quantise the linear layers of the transformer to 8 bits.
 
-def graph_of(model: Pretrained | FineTuned) -> Graph:
-    """Return the graph of a model: scores of a classifier, else the last hidden state."""
+    Raises:
+        ValueError: onnxruntime's output differs from PyTorch's, or packages are missing.
+        FileExistsError: as :func:`mae_ast.hub.export.check_target`.
+    """
+    require("onnx", "onnxscript", "onnxruntime")
+    model = _with_head(model)
     graph = Scores(model) if isinstance(model, FineTuned) else LastHiddenState(model)
-    return graph.eval()
+    graph.eval()
+    with replacing(path, False, overwrite) as part:
+        linear = _export(graph, part, source, _metadata(model, graph))
+        in_float = measure(graph, part, source)
+        if not in_float.max_difference <= TOLERANCE:
+            raise ValueError(f"{path}: differs from PyTorch by {in_float.max_difference:.2g}")
+        if not int8:
+            return Written(in_float, None)
+        _quantise(part, linear)
+        quantised = measure(graph, part, source)
+        _add_metadata(part, {"int8_mean_difference": f"{quantised.mean_difference:.3g}"})
+        return Written(in_float, quantised)
 
 
-def metadata_of(model: Pretrained | FineTuned, graph: Graph) -> dict[str, str]:
+def _with_head(model: Encoder | FineTuned) -> Encoder | FineTuned:
+    """Return an AST with its head as a classifier, and any other model as it is."""
+    if not (isinstance(model, HubModel) and isinstance(model, Ast)) or model.encoder_only:
+        return model
+    spec = spec_of_ast(model.config, model.labels, model.independent)
+    classifier = spec.build()
+    classifier.load_state_dict(classifier_weights(model.state_dict()))
+    return FineTuned(classifier, spec)
+
+
+def _metadata(model: Encoder | FineTuned, graph: Graph) -> dict[str, str]:
     """Return what programs that run the file need to know."""
     found = {
         "sample_rate": str(SAMPLE_RATE),
