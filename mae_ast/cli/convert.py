@@ -27,56 +27,63 @@ class Input(Choice):
     waveform_int16 = "waveform-int16"
 
 
+Target = Annotated[
+    Path,
+    typer.Argument(metavar="OUT", help="File to write; a folder for safetensors and transformers."),
+]
+To = Annotated[
+    Kind,
+    typer.Option(
+        help="Format to write. released: for stock s3prl and the authors' implementations; "
+        "safetensors: for mae_ast.load and the Hugging Face hub; transformers: for people "
+        "without this package, who load the encoder or classifier with transformers; onnx: "
+        "the last hidden state of an encoder, or the scores of a classifier."
+    ),
+]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Overwrite an existing OUT: a file, or a model's folder."),
+]
+Reports = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Report of 'mae-ast evaluate --out' whose scores the model card states; may be "
+        "repeated. Default: reports about the checkpoint in the folder of its run, unless the "
+        "checkpoint is newer."
+    ),
+]
+License = Annotated[
+    str | None,
+    typer.Option(
+        help="Licence of the weights for the model card: an identifier of the Hugging Face "
+        "hub, such as cc-by-4.0. Default: stated as not recorded."
+    ),
+]
+InputKind = Annotated[
+    Input,
+    typer.Option(
+        "--input",
+        help="Input of an ONNX file: log-mel, or the waveform at 16 kHz, float32 in [-1, 1] or "
+        "int16.",
+    ),
+]
+Int8 = Annotated[
+    bool,
+    typer.Option(
+        "--int8", help="Quantise the linear layers of an ONNX file's transformer to 8 bits."
+    ),
+]
+
+
 def convert(
     source: Annotated[str, model_argument("IN")],
-    target: Annotated[
-        Path,
-        typer.Argument(
-            metavar="OUT", help="File to write; a folder for safetensors and transformers."
-        ),
-    ],
-    to: Annotated[
-        Kind,
-        typer.Option(
-            help="Format to write. released: for stock s3prl and the authors' implementations; "
-            "safetensors: for mae_ast.load and the Hugging Face hub; transformers: for people "
-            "without this package, who load the encoder or classifier with transformers; onnx: "
-            "the last hidden state of an encoder, or the scores of a classifier."
-        ),
-    ],
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Overwrite an existing OUT: a file, or a model's folder."),
-    ] = False,
-    report: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Report of 'mae-ast evaluate --out' whose scores the model card states; may be "
-            "repeated. Default: reports about the checkpoint in the folder of its run, unless the "
-            "checkpoint is newer."
-        ),
-    ] = None,
-    license: Annotated[  # noqa: A002
-        str | None,
-        typer.Option(
-            help="Licence of the weights for the model card: an identifier of the Hugging Face "
-            "hub, such as cc-by-4.0. Default: stated as not recorded."
-        ),
-    ] = None,
-    source_kind: Annotated[
-        Input,
-        typer.Option(
-            "--input",
-            help="Input of an ONNX file: log-mel, or the waveform at 16 kHz, float32 in [-1, 1] or "
-            "int16.",
-        ),
-    ] = Input.log_mel,
-    int8: Annotated[
-        bool,
-        typer.Option(
-            "--int8", help="Quantise the linear layers of an ONNX file's transformer to 8 bits."
-        ),
-    ] = False,
+    target: Target,
+    to: To,
+    force: Force = False,
+    report: Reports = None,
+    license: License = None,  # noqa: A002
+    source_kind: InputKind = Input.log_mel,
+    int8: Int8 = False,
 ) -> None:
     """Convert a checkpoint to another format.
 

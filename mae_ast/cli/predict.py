@@ -20,44 +20,52 @@ FORMATS = ("csv", "audacity", "raven")
 SETTINGS_FILE = "timeline.json"
 
 
+Recordings = Annotated[
+    list[Path],
+    typer.Argument(metavar="FILE", help="Audio files in any format, or folders of them."),
+]
+Top = Annotated[
+    int, typer.Option(min=1, help="Number of labels per file; with --window, at a time.")
+]
+WindowLength = Annotated[
+    float | None,
+    typer.Option(help="Label files over time, in windows of this length in seconds."),
+]
+Hop = Annotated[
+    float | None,
+    typer.Option(help="Seconds between the starts of windows; default: half of --window."),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        help="Minimum score of a label over time; default: 0.5 for classifiers with several "
+        "labels per clip, else 0."
+    ),
+]
+Format = Annotated[
+    str,
+    typer.Option(
+        help="Format of the tables over time: csv (start, end, label, score), audacity (label "
+        "track) or raven (selection table).",
+        autocompletion=lambda incomplete: [f for f in FORMATS if f.startswith(incomplete)],
+    ),
+]
+Out = Annotated[Path, typer.Option(help="Folder for tables and plots over time.")]
+Plot = Annotated[
+    bool, typer.Option("--plot/--no-plot", help="Plot labels over time and spectrogram.")
+]
+
+
 def predict(
     source: Classifier,
-    recordings: Annotated[
-        list[Path],
-        typer.Argument(metavar="FILE", help="Audio files in any format, or folders of them."),
-    ],
-    top: Annotated[
-        int, typer.Option(min=1, help="Number of labels per file; with --window, at a time.")
-    ] = 5,
-    window: Annotated[
-        float | None,
-        typer.Option(help="Label files over time, in windows of this length in seconds."),
-    ] = None,
-    hop: Annotated[
-        float | None,
-        typer.Option(help="Seconds between the starts of windows; default: half of --window."),
-    ] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="Minimum score of a label over time; default: 0.5 for classifiers with several "
-            "labels per clip, else 0."
-        ),
-    ] = None,
-    format: Annotated[  # noqa: A002
-        str,
-        typer.Option(
-            help="Format of the tables over time: csv (start, end, label, score), audacity (label "
-            "track) or raven (selection table).",
-            autocompletion=lambda incomplete: [f for f in FORMATS if f.startswith(incomplete)],
-        ),
-    ] = "csv",
-    out: Annotated[Path, typer.Option(help="Folder for tables and plots over time.")] = Path(
-        "timelines"
-    ),
-    plot: Annotated[
-        bool, typer.Option("--plot/--no-plot", help="Plot labels over time and spectrogram.")
-    ] = True,
+    recordings: Recordings,
+    top: Top = 5,
+    window: WindowLength = None,
+    hop: Hop = None,
+    threshold: Threshold = None,
+    format: Format = "csv",  # noqa: A002
+    out: Out = Path("timelines"),
+    plot: Plot = True,
     average: Average = 1,
     device: Device = None,
     precision: Precision = "float32",

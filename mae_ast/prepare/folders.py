@@ -116,15 +116,7 @@ def write_manifests(
             "the minimum length of a clip"
         )
     folders = [folder.resolve() for folder in folders]
-    found = find_audio(folders, jobs)
-    if not found.audio and not found.damaged:
-        there = found.describe_others() or "nothing"
-        raise ValueError(f"no audio files below {', '.join(map(str, folders))}; found {there}")
-    headers = read_headers(found.audio, jobs, min_seconds, max_seconds)
-    headers.skipped.update(found.damaged | dict.fromkeys(headers.missing, "no such file"))
-    if not headers.infos:
-        count, reason = len(headers.skipped), next(iter(headers.skipped.values()))
-        raise ValueError(f"none of {plural(count, 'file')} is usable; the first: {reason}")
+    found, headers = _usable_files(folders, min_seconds, max_seconds, jobs)
     out.mkdir(parents=True, exist_ok=True)
     splits = split_files(headers.infos, folders, valid, test, seed)
     for name in set(SPLITS) - set(splits):
@@ -147,6 +139,26 @@ def write_manifests(
     write_report(out / NOTES_FILE, map("\t".join, headers.notes().items()))
     write_report(out / SKIPPED_FILE, map("\t".join, headers.skipped.items()))
     return found, headers, clips
+
+
+def _usable_files(
+    folders: Sequence[Path], min_seconds: float, max_seconds: float, jobs: int
+) -> tuple[Found, Headers]:
+    """Find the audio below folders and read its headers; see :func:`write_manifests`.
+
+    Raises:
+        ValueError: there is no usable audio.
+    """
+    found = find_audio(folders, jobs)
+    if not found.audio and not found.damaged:
+        there = found.describe_others() or "nothing"
+        raise ValueError(f"no audio files below {', '.join(map(str, folders))}; found {there}")
+    headers = read_headers(found.audio, jobs, min_seconds, max_seconds)
+    headers.skipped.update(found.damaged | dict.fromkeys(headers.missing, "no such file"))
+    if not headers.infos:
+        count, reason = len(headers.skipped), next(iter(headers.skipped.values()))
+        raise ValueError(f"none of {plural(count, 'file')} is usable; the first: {reason}")
+    return found, headers
 
 
 def segments_of(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,14 +131,10 @@ def extract_features(
     width = model.config.encoder_embed_dim
     out = Collected(chosen, shape.per_column, width, not pooled_only, folder)
     chunk_s = CHUNK_S if out.folder is None else float("inf")  # files have a fixed size
-    was_training, own_precision = model.training, model.precision
-    device = model.batch_norm.running_mean.device
-    model.precision = resolve_precision(precision, device.type) if precision else own_precision
-    model.eval()
+    chunks = _chunks(listed, sample_rate, shape, is_array, chunk_s)
+    first = 0
     try:
-        first = 0
-        chunks = _chunks(listed, sample_rate, shape, is_array, chunk_s)
-        with closing(one_ahead(chunks)) as ahead:
+        with _evaluating(model, precision), closing(one_ahead(chunks)) as ahead:
             for clips in ahead:
                 columns = [shape.grid(num_frames(len(clip)))[0] for clip in clips]
                 out.add_recordings(columns)
@@ -148,6 +144,19 @@ def extract_features(
         return _features(out, shape)
     finally:
         out.discard_unfinished()
+
+
+@contextmanager
+def _evaluating(model: Encoder, precision: str | None) -> Iterator[None]:
+    """Set evaluation mode and a precision, and restore both at the end."""
+    was_training, own_precision = model.training, model.precision
+    if precision is not None:
+        device = model.batch_norm.running_mean.device
+        model.precision = resolve_precision(precision, device.type)
+    model.eval()
+    try:
+        yield
+    finally:
         model.train(was_training)
         model.precision = own_precision
 
