@@ -13,7 +13,8 @@ from mae_ast.cli.skipped import report_prepared
 from mae_ast.core.io.plural import plural
 
 if TYPE_CHECKING:
-    from mae_ast.prepare.own_data import Division, OwnClip
+    from mae_ast.prepare.division import Division
+    from mae_ast.prepare.own_clip import OwnClip
     from mae_ast.prepare.summary import Summary
 
 MAX_ROWS = 20  # maximum number of classes to print
@@ -85,8 +86,9 @@ def folders(
     that adding files does not move others.
     """
     from mae_ast.prepare.class_folders import find_clips
+    from mae_ast.prepare.division import Division
 
-    division = _division(valid, test, folds, seed)
+    division = Division(valid, test, folds or 0, seed)
     found = find_clips(folder, group, jobs)
     for note in found.notes:
         typer.echo(note)
@@ -145,26 +147,17 @@ def table(
     Without a column split or fold, the hash of the path decides the split, so that adding files
     does not move others; all segments of a file are in one split.
     """
-    from mae_ast.prepare.own_data import common_root
+    from mae_ast.prepare.division import Division
+    from mae_ast.prepare.own_clip import common_root
     from mae_ast.prepare.table import read_table
 
-    division = _division(valid, test, folds, seed)
+    division = Division(valid, test, folds or 0, seed)
     renamed = dict(_key_and_name(text) for text in column or ())
     found = read_table(file, root, renamed, separator, group)
     for line in found.preview():
         typer.echo(line)
     out = out or Path("manifests") / file.stem
     _write(found.clips, common_root(found.clips), out, division, min_seconds, jobs)
-
-
-def _division(valid: float | None, test: float | None, folds: int | None, seed: int) -> Division:
-    from mae_ast.prepare.own_data import Division
-
-    if folds and (valid is not None or test is not None):
-        raise ValueError("--folds leaves no other splits; leave out --valid and --test")
-    return Division(
-        0.1 if valid is None else valid, 0.1 if test is None else test, folds or 0, seed
-    )
 
 
 def _key_and_name(text: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mae_ast.core.io.plural import plural
 from mae_ast.prepare.folders import Found, find_audio
-from mae_ast.prepare.own_data import OwnClip
+from mae_ast.prepare.own_clip import OwnClip
 from mae_ast.prepare.splitting import group_by
 
 # Names of split folders and, in tables, of splits; upper case is accepted as well.

@@ -8,23 +8,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mae_ast.core.io.audio import AudioError
 from mae_ast.core.io.decoding.audio_file import open_audio
 from mae_ast.core.io.plural import plural
 from mae_ast.core.io.read_ahead import for_each_ahead
 from mae_ast.prepare.clips import write_report
-
-if TYPE_CHECKING:
-    from mae_ast.prepare.own_data import OwnClip
+from mae_ast.prepare.own_clip import OwnClip
 
 DUPLICATES_FILE = "duplicates.txt"
 _BLOCK = 2**20  # bytes read at a time
 _SAMPLE = 2**16  # bytes from the middle of a file that are compared before the whole
 _MAX_AHEAD = 64
 
-Parts = Mapping[str, Sequence["OwnClip"]]
+Parts = Mapping[str, Sequence[OwnClip]]
 
 
 def find_leaks(parts: Parts, out: Path, jobs: int) -> list[str]:

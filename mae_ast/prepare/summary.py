@@ -6,7 +6,6 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,9 +13,7 @@ from mae_ast.core.io.atomic import atomic_write
 from mae_ast.core.io.audio import AudioInfo
 from mae_ast.core.io.labels import Labels
 from mae_ast.prepare.clips import Clip
-
-if TYPE_CHECKING:
-    from mae_ast.prepare.own_data import OwnClip
+from mae_ast.prepare.own_clip import OwnClip
 
 TABLE_FILE, FIGURE_FILE = "summary.csv", "summary.png"
 MAX_NAMED_CLASSES = 40  # a figure with more classes has no tick labels

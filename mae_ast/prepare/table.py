@@ -23,7 +23,7 @@ from typing import Any
 
 from mae_ast.core.io.plural import plural
 from mae_ast.prepare.class_folders import SPLIT_NAMES
-from mae_ast.prepare.own_data import OwnClip
+from mae_ast.prepare.own_clip import OwnClip
 from mae_ast.prepare.splitting import group_by
 
 REQUIRED = ("path", "label")

@@ -11,6 +11,7 @@ Values are Python expressions. Cells with the tag ``install`` are skipped.
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 import sys
@@ -21,6 +22,8 @@ from typing import Any
 FOLDER = Path(__file__).parents[2] / "docs" / "notebooks"
 INSTALL, PARAMETERS = "install", "parameters"  # tags of cells
 HOSTED_FOLDER = "/content"  # shown instead of the folder of the execution, as in hosted notebooks
+MAX_WIDTH = 1000  # of a stored image
+MAX_LINES, LAST_LINES = 16, 4  # that are stored of what a cell prints, and those at its end
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _OVERWRITTEN = re.compile(r"[^\n]*\r(?!\n)")  # earlier states of a progress bar
@@ -109,16 +112,33 @@ def _displayed(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     stored: dict[str, Any] = {}
     for kind, value in data.items():
         if isinstance(value, bytes):
-            stored[kind] = base64.b64encode(value).decode()
+            value = base64.b64encode(value).decode()  # the inline plots are text already
+        if kind == "image/png":
+            stored[kind] = base64.b64encode(_small(base64.b64decode(value))).decode()
         else:
             stored[kind] = value.replace(str(folder), HOSTED_FOLDER).splitlines(keepends=True)
     return {"output_type": "display_data", "data": stored, "metadata": {}}
 
 
+def _small(png: bytes) -> bytes:
+    """Return an image with at most ``MAX_WIDTH`` columns and 64 colours, a third of the bytes."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    if image.width > MAX_WIDTH:
+        image = image.resize((MAX_WIDTH, round(image.height * MAX_WIDTH / image.width)))
+    out = io.BytesIO()
+    image.quantize(64, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
 def _printed(text: str, folder: Path) -> list[str]:
     """Return printed lines without control characters and the machine's paths."""
     text = _CONTROL.sub("", text).replace("\r\n", "\n").replace(str(folder), HOSTED_FOLDER)
-    return _OVERWRITTEN.sub("", text).splitlines(keepends=True)
+    lines = _OVERWRITTEN.sub("", text).splitlines(keepends=True)
+    if len(lines) > MAX_LINES:
+        lines[MAX_LINES - LAST_LINES : -LAST_LINES] = ["...\n"]
+    return lines
 
 
 def _shown(output: Mapping[str, Any], name: str, images: dict[str, bytes]) -> str:

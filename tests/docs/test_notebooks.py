@@ -23,6 +23,7 @@ MAX_BYTES = 400_000  # of a notebook with its output
 SMALL = {
     "use-a-model": (('MODEL = "model"',), 2),
     "reconstruction": (('MODEL = "model"', "SECONDS = 1.0"), 1),
+    "own-data": (('MODEL = "model"', 'SETTINGS = "optimization.max_update=2 common.cpu=true"'), 3),
 }
 
 

@@ -45,8 +45,12 @@ def test_every_page_is_in_the_navigation():
     nav = tomllib.loads((REPOSITORY / "zensical.toml").read_text())["project"]["nav"]
     listed = set(re.findall(r"'([\w/-]+\.md)'", str(nav)))
     written = {
-        path.relative_to(REPOSITORY / "docs").as_posix()
-        for path in (REPOSITORY / "docs").rglob("*.md")
+        path.relative_to(REPOSITORY / "docs").with_suffix(".md").as_posix()
+        for suffix in ("md", "ipynb")
+        for path in (REPOSITORY / "docs").rglob(f"*.{suffix}")
+    }
+    written |= {
+        f"notebooks/{path.stem}.md" for path in (REPOSITORY / "docs/notebooks").glob("*.ipynb")
     }
     assert listed == written | stage.GENERATED.keys() | set(stage.INCLUDED.values())
 

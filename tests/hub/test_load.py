@@ -277,7 +277,7 @@ def test_help_shows_the_arguments_of_extract_features(file):
     model = mae_ast.load(file)
     assert list(inspect.signature(model.extract_features).parameters) == [
         *("waveforms", "sample_rate", "layers", "pooled_only", "folder"),
-        *("window_s", "overlap_s", "batch_s"),
+        *("window_s", "overlap_s", "batch_s", "precision"),
     ]
     text = " ".join(pydoc.render_doc(model.extract_features, renderer=pydoc.plaintext).split())
     assert "sample_rate: 'int' = 16000, *, layers: " in text

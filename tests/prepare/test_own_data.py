@@ -277,6 +277,10 @@ def test_missing_matplotlib_is_one_line(
         (["folders", "my sounds", "--folds", 3, "--valid", 0.1], "--folds leaves no other splits"),
         (["folders", "my sounds", "--valid", 0.5, "--test", 0.5], "leave nothing for training"),
         (["folders", "my sounds", "--group", "(voice9)"], "does not match"),
+        (["table", "split.csv", "--folds", 2], "--folds 2: the clips have a split of their own"),
+        (["table", "split.csv", "--test", 0.2], "--test 0.2: the clips have a split of their own"),
+        (["table", "split.csv", "--valid", 0], "--valid 0: the clips have a split of their own"),
+        (["table", "fold.csv", "--valid", 0.2], "--valid 0.2: the clips have a fold of their own"),
         (["table", "clips.csv"], "none of 1 clip can be used; the first is .*x.wav: no such file"),
         (["table", "clips.csv", "--column", "path"], "--column path: expected KEY=NAME"),
     ],
@@ -291,6 +295,13 @@ def test_invalid_data_is_refused(
         (tmp_path / "bad" / name).mkdir(parents=True)
         (tmp_path / "bad" / name / "x.wav").write_bytes(b"this is no sound")
     (tmp_path / "clips.csv").write_text("path,label\nx.wav,a\n")
+    for name, values in (("split", ("train", "valid")), ("fold", (1, 2))):
+        rows = [
+            f"my sounds/{c}/voice{n}/0{n}.wav,{c},{v}"
+            for c, n in (("bark", 0), ("wind", 2))
+            for v in values
+        ]
+        (tmp_path / f"{name}.csv").write_text(f"path,label,{name}\n" + "\n".join(rows[::3]) + "\n")
     assert re.search(words, run(*arguments)[2])
     assert not Path("manifests").exists()
 

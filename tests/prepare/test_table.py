@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mae_ast.prepare.own_data import OwnClip
+from mae_ast.prepare.own_clip import OwnClip
 from mae_ast.prepare.table import Table, read_table
 
 

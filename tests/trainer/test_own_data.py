@@ -7,16 +7,19 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
 from mae_ast.core.io.settings_note import write_note
 from mae_ast.core.models.registry import SYSTEMS
 from mae_ast.finetune.checkpoint import load_finetuned
 from mae_ast.finetune.settings_from_data import TrainingData, as_overrides, derive
 from mae_ast.hub.load import hub_class, read_encoder
+from mae_ast.trainer.child_training import Trainings
 from tests.core.vits import FRAME_TOKENS
 
-from .classification import finetune_here, write_corpus
+from .classification import PITCHES, finetune_here, tone, write_corpus
 
 SMALL = {
     **{"encoder_layers": 1, "encoder_embed_dim": 64, "encoder_ffn_embed_dim": 96},
@@ -58,7 +61,11 @@ def test_several_labels_are_learned(
     train_here: Any, caplog: pytest.LogCaptureFixture, pretrained: Path, tmp_path: Path
 ) -> None:
     folder = write_corpus(tmp_path / "data", multi_label=True)
-    given = (f"model.checkpoint={pretrained}", "optimization.max_epoch=15")
+    given = (
+        f"model.checkpoint={pretrained}",
+        "optimization.max_epoch=15",
+        "dataset.validate_interval=100",
+    )
     encoder, _ = read_encoder(pretrained)
     found = derive(TrainingData.read(folder), encoder, given)
     log = finetune_here(caplog, "own", folder, *as_overrides(found, given), *given)
@@ -114,3 +121,89 @@ def test_finetune_needs_no_preset(
         "dataset.batch_size=4"
     ]
     assert said.startswith("settings from the data (as at the start of the run): optimization.max")
+
+
+def test_crossvalidate_uses_the_settings_of_each_fold(
+    mae_ast_command: Any, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StartedError(Exception):
+        pass
+
+    def start(self: Trainings, command: list[str], *rest: Any) -> None:
+        raise StartedError(command)
+
+    monkeypatch.setattr(Trainings, "run", start)
+    data, out = tmp_path / "data", tmp_path / "out"
+    for number in (1, 2):
+        write_corpus(data / f"fold{number}")
+
+    def first_command() -> list[str]:
+        with pytest.raises(StartedError) as error:
+            mae_ast_command("crossvalidate", pretrained, data, "--out", out, "task.mixup=0.5")
+        command: list[str] = error.value.args[0]
+        return command
+
+    command = first_command()
+    assert "optimization.max_update=300" in command
+    assert command[-1] == "task.mixup=0.5"
+    note = json.loads((out / "settings.json").read_text())
+    assert note["from_data"].keys() == {"fold1", "fold2"}
+    note["from_data"]["fold1"]["optimization.max_update"] = 7  # by other rules
+    write_note(out / "settings.json", note)
+    (out / "fold1" / "checkpoints").mkdir(parents=True)
+    (out / "fold1" / "checkpoints" / "a.pt").touch()
+    assert "optimization.max_update=7" in first_command()
+
+
+@pytest.mark.parametrize("kind", ["folders", "table"])
+def test_from_recordings_to_a_report(
+    train_here: Any,
+    mae_ast_command: Any,
+    caplog: pytest.LogCaptureFixture,
+    pretrained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    """Three commands, from class folders and from a table with segments of long recordings."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "my sounds"
+    tones_of = [[tone([c], 0.4, 100 * c + n) for n in range(16)] for c in range(3)]
+    folder.mkdir()
+    if kind == "folders":
+        for c, name in enumerate(PITCHES):
+            (folder / name).mkdir()
+            for n, samples in enumerate(tones_of[c]):
+                soundfile.write(folder / name / f"{n}.wav", samples, 16_000)
+        source = folder
+    else:
+        lines = ["path,label,start,end"]
+        for n in range(16):
+            recording = np.concatenate([each[n] for each in tones_of])
+            soundfile.write(folder / f"{n}.flac", recording, 16_000)
+            lines += [
+                f"{n}.flac,{name},{0.4 * c:.1f},{0.4 * c + 0.4:.1f}"
+                for c, name in enumerate(PITCHES)
+            ]
+        source = folder / "my sounds.csv"
+        source.write_text("\n".join(lines) + "\n")
+    run_command(mae_ast_command, "prepare", kind, source)
+    data = tmp_path / "manifests" / "my sounds"
+    given = (f"model.checkpoint={pretrained}", "optimization.max_epoch=20")
+    given += ("dataset.validate_interval=100", "model.precision=float32")
+    found = derive(TrainingData.read(data), read_encoder(pretrained)[0], given)
+    finetune_here(caplog, "own", data, *as_overrides(found, given), *given)
+    said = run_command(
+        mae_ast_command, "evaluate", tmp_path, data, "--split", "test", "--out", "report"
+    )
+    assert "3 of 3 classes" in said
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    assert summary["accuracy"] > 0.8
+    assert (tmp_path / "report" / "confusion.png").exists()
+
+
+def run_command(mae_ast_command: Any, *arguments: object) -> str:
+    """Run a command that succeeds, and return its output."""
+    output, message = mae_ast_command(*arguments)
+    assert not message
+    return str(output)
