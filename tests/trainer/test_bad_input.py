@@ -105,7 +105,8 @@ def test_invalid_settings_are_named(
     [
         (".\ntrain_00.flac\t16000\ntrain_01.flac\n", ["train.tsv:3", "'train_01.flac'", "tab"]),
         (".\ntrain_00.flac 16000\n", ["train.tsv:2", "'train_00.flac 16000'", "tab"]),
-        (".\na\t1\t16000\tmore\n", ["train.tsv:2", "4 columns"]),
+        (".\na\t1\t16000\t0\tmore\n", ["train.tsv:2", "5 columns"]),
+        (".\na\t1\t16000\tmore\n", ["train.tsv:2", "'more'", "start in samples"]),
         (".\ntrain_00.flac\tlong\n", ["train.tsv:2", "'long'", "length in samples"]),
         (".\n\ntrain_00.flac\t-5\n", ["train.tsv:3", "'-5'", "positive"]),
         (".\ntrain_00.flac\t16000\t16k\n", ["train.tsv:2", "'16k'", "sample rate"]),
@@ -118,7 +119,7 @@ def test_invalid_settings_are_named(
         ),
     ],
     ids=[
-        *("one column", "space for tab", "four columns", "length", "negative", "rate"),
+        *("one column", "space for tab", "five columns", "start", "length", "negative", "rate"),
         *("only a root", "empty", "no root", "no such file"),
     ],
 )

@@ -123,7 +123,7 @@ def test_resumes_an_interrupted_fold_and_writes_the_scores(commands: Commands) -
         assert f"fold{number}: accuracy {score:.4f} of 6 clips" in second.output
         report = commands.out / f"fold{number}" / "report"
         assert {path.name for path in report.iterdir()} == {
-            *("summary.json", "classes.csv", "confusion.png")
+            *("summary.json", "classes.csv", "confusion.png", "curves.png")
         }
 
 

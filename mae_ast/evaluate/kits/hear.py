@@ -39,7 +39,7 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
     """Return one embedding per sound, (n_sounds, scene_embedding_size) float32.
 
     Args:
-        audio: (n_sounds, n_samples) float in [-1, 1], at ``model.sample_rate``.
+        audio: (n_sounds, n_samples) float in [-1, 1], at the model's ``sample_rate``.
         model: of :func:`load_model`.
     """
     return model.clips(audio).to(audio.device)
@@ -49,7 +49,7 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     """Return the embeddings of all time steps.
 
     Args:
-        audio: (n_sounds, n_samples) float in [-1, 1], at ``model.sample_rate``.
+        audio: (n_sounds, n_samples) float in [-1, 1], at the model's ``sample_rate``.
         model: of :func:`load_model`.
 
     Returns:
