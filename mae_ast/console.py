@@ -1,4 +1,4 @@
-"""Console: progress and one-line errors."""
+"""Console: progress, one-line errors, and the extra that a missing package belongs to."""
 
 from __future__ import annotations
 
@@ -9,17 +9,36 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from time import monotonic
 from types import TracebackType
 from typing import Any, TypeVar
-
-from mae_ast.extras import named_extras
 
 T = TypeVar("T")
 
 _PACKAGES = ("mae_ast", "fairseq", "fairseq_cli")
 LINE_INTERVAL_S = 10.0  # from one line of progress to the next where there is no terminal
 _LINE = "{desc}: {percentage:.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+
+_PYTHONS_OF_FAIRSEQ = ((3, 11), (3, 12))
+# Extra to the modules that it installs, with the names of their packages.
+EXTRAS = {
+    "train": {
+        "fairseq": "fairseq-fixed",
+        "fairseq_cli": "fairseq-fixed",
+        "hydra": "hydra-core",
+        "omegaconf": "omegaconf",
+        "yaml": "PyYAML",
+        "tensorboardX": "tensorboardX",
+        "matplotlib": "matplotlib",
+        "sklearn": "scikit-learn",
+    },
+    "superb": {"s3prl": "s3prl"},
+    "timm": {"timm": "timm", "torchvision": "torchvision"},
+    "onnx": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
+    "demo": {"espeakng_loader": "espeakng-loader"},
+}
+TRAINING = ("fairseq", "hydra", "omegaconf", "tensorboardX", "sklearn")
 
 
 class ProgressLines:
@@ -126,6 +145,48 @@ def bar(desc: str, unit: str) -> Callable[[Iterable[T], int], Iterable[T]]:
                 progress.update()
 
     return wrap
+
+
+def require(*modules: str) -> None:
+    """Check that modules of an extra are installed, before work starts that needs them.
+
+    Raises:
+        ValueError: one is missing; the message has pip's command.
+    """
+    for module in modules:
+        try:
+            is_installed = find_spec(module) is not None
+        except ModuleNotFoundError:  # of the package that it is part of
+            is_installed = False
+        if not is_installed:
+            raise ValueError(advice(module))
+
+
+@contextmanager
+def named_extras() -> Iterator[None]:
+    """Turn the error of a missing module into a ``ValueError`` that names its extra."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        text = advice(error.name or "")
+        if text is None:
+            raise
+        raise ValueError(text) from error
+
+
+def advice(module: str) -> str | None:
+    """Return what to install for a module; ``None`` if it belongs to no extra."""
+    name = module.partition(".")[0]
+    for extra, packages in EXTRAS.items():
+        if name in packages:
+            package, version = packages[name], sys.version_info
+            if package == "fairseq-fixed" and version[:2] not in _PYTHONS_OF_FAIRSEQ:
+                return (
+                    f"{package} is not installed: it needs Python 3.11 or 3.12, and this is "
+                    f"{version[0]}.{version[1]}"
+                )
+            return f"{package} is not installed: pip install 'mae-ast[{extra}]'"
+    return None
 
 
 @contextmanager

@@ -19,8 +19,7 @@ if __name__ in ("__main__", "__mp_main__"):  # the latter in a process that the 
     stop_request.listen(spawned=__name__ == "__mp_main__")
     console_filter.quiet()
 
-from mae_ast.console import describe, user_errors
-from mae_ast.extras import TRAINING, require
+from mae_ast.console import TRAINING, describe, require, user_errors
 
 with user_errors():
     require(*TRAINING)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mae_ast import extras
-from mae_ast.extras import EXTRAS, advice, named_extras, require
+from mae_ast import console
+from mae_ast.console import EXTRAS, advice, named_extras, require
 
 REPOSITORY = Path(__file__).parents[1]
 HIDDEN = sorted({module for modules in EXTRAS.values() for module in modules} - {"yaml"})
@@ -104,7 +104,7 @@ def test_installed_modules_are_accepted_and_submodules_are_looked_for() -> None:
 def test_fairseq_is_not_offered_where_it_cannot_be_installed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(extras.sys, "version_info", (3, 13, 0, "final", 0))
+    monkeypatch.setattr(console.sys, "version_info", (3, 13, 0, "final", 0))
     assert advice("fairseq_cli.train") == (
         "fairseq-fixed is not installed: it needs Python 3.11 or 3.12, and this is 3.13"
     )

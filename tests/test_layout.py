@@ -27,7 +27,7 @@ def imports(path: Path) -> set[str]:
 
 def test_no_module_stands_loose_at_the_top():
     names = {path.stem for path in PACKAGE.glob("*.py")}
-    assert names == {"__init__", "__main__", "launch", "plugin", "console", "extras"}
+    assert names == {"__init__", "__main__", "launch", "plugin", "console"}
     core = {path.name for path in (PACKAGE / "core").glob("*.py")}
     assert core == {"__init__.py", "settings.py"}  # the rules of fields serve all rooms
 

@@ -7,8 +7,7 @@ import sys
 import typer
 
 from mae_ast.cli.bench import bench
-from mae_ast.console import describe
-from mae_ast.extras import named_extras
+from mae_ast.console import describe, named_extras
 
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

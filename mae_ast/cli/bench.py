@@ -65,8 +65,8 @@ def bench(
     measured earlier on the same day are kept.
     """
     from mae_ast.bench.setting import Setting
+    from mae_ast.console import TRAINING, require
     from mae_ast.core.nn.precision import PRECISIONS
-    from mae_ast.extras import TRAINING, require
 
     require(*TRAINING, "matplotlib")
     names = _parts(parts)

@@ -49,7 +49,7 @@ def crossvalidate(
     The run saves and exits on Ctrl-C, SIGTERM or SIGUSR1; the same command resumes it. A second
     Ctrl-C exits at once.
     """
-    from mae_ast.extras import TRAINING, require
+    from mae_ast.console import TRAINING, require
     from mae_ast.finetune import crossvalidation as folds
     from mae_ast.finetune.settings_from_data import NOTE_KEY, as_overrides
     from mae_ast.trainer.child_training import Interrupted, Trainings

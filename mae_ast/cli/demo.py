@@ -23,7 +23,7 @@ def demo(
     folder scripts/demo is not part of an installed package.
     """
     import mae_ast
-    from mae_ast.extras import TRAINING, require
+    from mae_ast.console import TRAINING, require
 
     checkout = Path(mae_ast.__file__).resolve().parents[1]
     if not (checkout / "scripts" / "demo" / "run.py").is_file():

@@ -31,10 +31,9 @@ def evaluate(
     Clips longer than the network's input are scored in windows, as in 'mae-ast predict'.
     """
     from mae_ast.cli.device import load_classifier
-    from mae_ast.console import bar
+    from mae_ast.console import bar, require
     from mae_ast.evaluate import report
     from mae_ast.evaluate.training_curves import write_curves
-    from mae_ast.extras import require
 
     require("sklearn")  # used after scoring
     _check_split(data, split)

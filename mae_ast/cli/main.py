@@ -33,8 +33,7 @@ from mae_ast.cli import (
     stats,
     superb,
 )
-from mae_ast.console import describe
-from mae_ast.extras import named_extras
+from mae_ast.console import describe, named_extras
 
 # Heading in the help to functions; the name of a function is that of its command.
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {

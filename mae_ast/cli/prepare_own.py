@@ -176,7 +176,7 @@ def _write(
     jobs: int,
 ) -> None:
     """Write the manifests and the summary, and report them."""
-    from mae_ast.extras import advice
+    from mae_ast.console import advice
     from mae_ast.prepare.own_data import write_own_data
     from mae_ast.prepare.summary import FIGURE_FILE, TABLE_FILE
 

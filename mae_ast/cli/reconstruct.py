@@ -49,10 +49,10 @@ def reconstruct(
 
     If several files are given, unreadable ones are reported and skipped; the exit status is then 1.
     """
+    from mae_ast.console import require
     from mae_ast.core.frontend.collate import clip_generator
     from mae_ast.core.frontend.fbank import num_frames
     from mae_ast.core.frontend.masking import check_mask, mask_strategy
-    from mae_ast.extras import require
     from mae_ast.hub.load import load_masked
 
     require("matplotlib")

@@ -28,7 +28,7 @@ def start_training(
         ValueError: the preset does not exist, the run was started with different settings, or
             packages are missing.
     """
-    from mae_ast.extras import TRAINING, require
+    from mae_ast.console import TRAINING, require
     from mae_ast.trainer import resume_guard, run_record, stop_request, sweep
     from mae_ast.trainer.command import (
         NOTE,

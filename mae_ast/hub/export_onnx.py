@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from mae_ast import __version__
+from mae_ast.console import require
 from mae_ast.core.checkpoints.classifier import classifier_weights, spec_of_ast
 from mae_ast.core.frontend.fbank import fbank
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.models.ast import Ast
 from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.models.registry import system_name
-from mae_ast.extras import require
 from mae_ast.finetune.checkpoint import FineTuned
 from mae_ast.hub.export import replacing
 from mae_ast.hub.load import HubModel

@@ -21,9 +21,9 @@ import torch
 import yaml
 
 import mae_ast
+from mae_ast.console import require
 from mae_ast.core.io.near_files import suggestion
 from mae_ast.core.io.settings_note import assert_same_as_note, read_note, write_note
-from mae_ast.extras import require
 from mae_ast.hub.sources import is_path
 from mae_ast.superb.environment import atomic_saves, command_line, patched_s3prl
 from mae_ast.superb.tasks import TASKS, Task

@@ -26,10 +26,10 @@ import soundfile
 import torch
 from torchaudio.functional import resample
 
+from mae_ast.console import require
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.labels import Labels, write_clip_labels
 from mae_ast.core.io.manifest import write_manifest
-from mae_ast.extras import require
 
 WORDS = (
     *("backward", "bed", "bird", "cat", "dog", "down", "eight", "five", "follow", "forward"),

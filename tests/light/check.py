@@ -26,8 +26,8 @@ import torch
 
 import mae_ast
 from mae_ast.cli.main import main as main_command
+from mae_ast.console import EXTRAS
 from mae_ast.core.models.config import AstConfig, MaeAstConfig
-from mae_ast.extras import EXTRAS
 from mae_ast.hub.load import PretrainedAst, PretrainedMaeAst
 
 RATE = 16_000

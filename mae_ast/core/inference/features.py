@@ -110,7 +110,7 @@ def extract_features(
         overlap_s: overlap of adjacent windows in seconds; scaled down with shorter windows.
         batch_s: maximum seconds of audio per forward pass.
         precision: "float32"; "bfloat16", which takes half the time on devices that multiply
-            bfloat16 matrices in hardware, and differs from float32 by 0.5 %; or "auto",
+            bfloat16 matrices in hardware, and differs from float32 by about 1 %; or "auto",
             bfloat16 on these devices and else float32. ``None``: ``model.precision``, which is
             float32 in loaded models.
 
