@@ -126,11 +126,11 @@ def _write_timelines(
     format: str,  # noqa: A002
     plot: bool,
 ) -> None:
-    from mae_ast.console import bar
+    from mae_ast.console import advice, bar
     from mae_ast.evaluate.timeline import FORMATS, label_over_time, write_table
 
     if plot and importlib.util.find_spec("matplotlib") is None:
-        typer.echo("no plots: they need more packages: pip install 'mae-ast[train]'", err=True)
+        typer.echo(f"no plots: {advice('matplotlib')}", err=True)
         plot = False
     files = [file for file, _ in targets]
     names = classifier.labels.names

@@ -284,7 +284,7 @@ def test_predict_without_matplotlib_writes_the_table(
         "predict", source, recordings / "a.wav", "--window", 2, "--out", out
     )
     assert not message
-    assert warned == ["no plots: they need more packages: pip install 'mae-ast[train]'"]
+    assert warned == ["no plots: matplotlib is not installed: pip install 'mae-ast[train]'"]
     assert [path.name for path in out.iterdir()] == ["a.csv"]
 
 
