@@ -27,9 +27,9 @@ from mae_ast.core.frontend.fbank import fbank
 from mae_ast.core.frontend.masking import MaskIds
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.models.registry import SYSTEMS, parse_config, system_name
+from mae_ast.core.nn.malloc import keep_freed_memory
 from mae_ast.core.nn.precision import has_bfloat16_units
 from mae_ast.trainer.command import config_dir
-from mae_ast.trainer.malloc import keep_freed_memory
 from mae_ast.trainer.presets import read_preset
 
 OUT_OF_MEMORY = "out of memory"

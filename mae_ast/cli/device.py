@@ -10,6 +10,7 @@ from torch import nn
 
 from mae_ast.core.io.first_line import first_line
 from mae_ast.core.models.encoder import Encoder
+from mae_ast.core.nn.malloc import keep_freed_memory
 from mae_ast.core.nn.precision import resolve_precision
 from mae_ast.finetune.checkpoint import FineTuned, load_finetuned
 
@@ -41,11 +42,16 @@ def load_model(source: str, device: str | None, precision: str) -> Pretrained:
 def place(model: M, device: str | None) -> M:
     """Move a model to the device of ``--device``; ``None``: a GPU if available.
 
+    On a CPU, freed memory is kept for the next batch, see :mod:`mae_ast.core.nn.malloc`.
+
     Raises:
         ValueError: there is no such device.
     """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu":
+        keep_freed_memory()
     try:
-        return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device}: {first_line(error)}") from error
 

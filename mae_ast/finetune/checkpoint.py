@@ -35,6 +35,7 @@ from mae_ast.core.io.near_files import suggestion
 from mae_ast.core.io.plural import plural
 from mae_ast.core.models.classifier import Classifier, to_scores
 from mae_ast.core.models.config import AstConfig
+from mae_ast.core.nn.packed import packed_weights
 from mae_ast.finetune.averaging import average
 
 
@@ -76,7 +77,9 @@ class FineTuned:
         device = next(self.model.parameters()).device
         lengths = None if lengths is None else lengths.to(device)
         independent, trained = self.description.independent, self.description.clip_samples
-        logits = clip_logits(self.model, source.to(device), lengths, independent, trained)
+        encoder = self.model.encoder
+        with packed_weights(encoder.encoder.layers, encoder.precision):
+            logits = clip_logits(self.model, source.to(device), lengths, independent, trained)
         return to_scores(logits, independent).cpu()
 
 

@@ -22,6 +22,7 @@ from mae_ast.console import bar
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.models.encoder import Encoder
+from mae_ast.core.nn.malloc import keep_freed_memory
 from mae_ast.core.settings import check_fields, setting
 from mae_ast.data.audio_clips import AudioClips
 from mae_ast.data.bad_files import FilesRead
@@ -29,7 +30,6 @@ from mae_ast.data.clip_warnings import log_too_long, statistics_warning
 from mae_ast.trainer import ranks, stop_request
 from mae_ast.trainer.best_metric import AUTO, direction_warning
 from mae_ast.trainer.fairseq_patches import early_stopping, training_loop
-from mae_ast.trainer.malloc import keep_freed_memory
 from mae_ast.trainer.preemption import InterruptibleTask
 from mae_ast.trainer.schedule import schedule_warning
 

@@ -71,8 +71,8 @@ def our_step(
 
     from mae_ast.core.models.config import MaeAstConfig
     from mae_ast.core.models.mae_ast import MaeAst
+    from mae_ast.core.nn.malloc import keep_freed_memory
     from mae_ast.core.nn.transformer import compile_layers
-    from mae_ast.trainer.malloc import keep_freed_memory
 
     keep_freed_memory()  # as in training on a CPU
     config = MaeAstConfig(

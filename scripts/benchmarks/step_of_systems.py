@@ -39,7 +39,7 @@ from mae_ast.core.frontend.masking import chunk_mask, random_mask
 from mae_ast.core.models import registry
 from mae_ast.core.models.audio_mae import AudioMae
 from mae_ast.core.models.config import AstConfig, AudioMaeConfig, MaeAstConfig, SsastConfig
-from mae_ast.trainer.malloc import keep_freed_memory
+from mae_ast.core.nn.malloc import keep_freed_memory
 
 BATCH, FRAMES, CLASSES = 4, 998, 527
 STRIDE = 10  # stride of AST's patches along time and mel

@@ -23,6 +23,7 @@ from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.read_ahead import map_ahead, one_ahead
 from mae_ast.core.io.recordings import Waveform, is_one_recording, path_of, read_recording
 from mae_ast.core.models.encoder import Encoder
+from mae_ast.core.nn.packed import packed_weights
 from mae_ast.core.nn.precision import resolve_precision
 
 __all__ = ["Features", "Waveform", "extract_features"]
@@ -112,7 +113,8 @@ def extract_features(
         precision: "float32"; "bfloat16", which takes half the time on devices that multiply
             bfloat16 matrices in hardware, and differs from float32 by about 1 %; or "auto",
             bfloat16 on these devices and else float32. ``None``: ``model.precision``, which is
-            float32 in loaded models.
+            float32 in loaded models. On a CPU, bfloat16 keeps a packed copy of the weights for
+            later calls (:mod:`mae_ast.core.nn.packed`).
 
     Raises:
         ValueError: a recording has a wrong shape, holds values that are not finite or not in
@@ -134,7 +136,7 @@ def extract_features(
     chunks = _chunks(listed, sample_rate, shape, is_array, chunk_s)
     first = 0
     try:
-        with _evaluating(model, precision), closing(one_ahead(chunks)) as ahead:
+        with _evaluating(model, precision, max(chosen)), closing(one_ahead(chunks)) as ahead:
             for clips in ahead:
                 columns = [shape.grid(num_frames(len(clip)))[0] for clip in clips]
                 out.add_recordings(columns)
@@ -147,15 +149,16 @@ def extract_features(
 
 
 @contextmanager
-def _evaluating(model: Encoder, precision: str | None) -> Iterator[None]:
-    """Set evaluation mode and a precision, and restore both at the end."""
+def _evaluating(model: Encoder, precision: str | None, num_layers: int) -> Iterator[None]:
+    """Set evaluation mode, a precision and packed weights, and restore the state at the end."""
     was_training, own_precision = model.training, model.precision
     if precision is not None:
         device = model.batch_norm.running_mean.device
         model.precision = resolve_precision(precision, device.type)
     model.eval()
     try:
-        yield
+        with packed_weights(model.encoder.layers[:num_layers], model.precision):
+            yield
     finally:
         model.train(was_training)
         model.precision = own_precision

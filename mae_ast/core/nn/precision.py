@@ -24,11 +24,17 @@ def compute_in(precision: str, weight: Tensor) -> AbstractContextManager[object]
             half precision keeps its own dtype.
         weight: any parameter of the model.
     """
-    kind = weight.device.type
-    use_bfloat16 = precision == "bfloat16" or (precision == "auto" and has_bfloat16_units(kind))
-    if use_bfloat16 and weight.dtype == torch.float32:
-        return torch.autocast(kind, dtype=torch.bfloat16)
+    if uses_bfloat16(precision, weight):
+        return torch.autocast(weight.device.type, dtype=torch.bfloat16)
     return nullcontext()  # float32, or the autocast that the trainer has entered
+
+
+def uses_bfloat16(precision: str, weight: Tensor) -> bool:
+    """Return whether :func:`compute_in` gives bfloat16 autocast; arguments as there."""
+    is_chosen = precision == "bfloat16" or (
+        precision == "auto" and has_bfloat16_units(weight.device.type)
+    )
+    return is_chosen and weight.dtype == torch.float32
 
 
 def resolve_precision(precision: str, device_type: str) -> str:

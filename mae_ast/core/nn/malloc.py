@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 
-# Constants of glibc's malloc.h, and the largest threshold that it accepts.
+# Constants of glibc's malloc.h, and thresholds in bytes: before glibc 2.35, 32 MiB is the maximum.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-_LARGEST_MMAP_THRESHOLD = 32 * 2**20
+_MMAP_THRESHOLDS = (2**30, 32 * 2**20)
 _NEVER = 2**31 - 1
 _PAD = 64 * 2**20
 
@@ -16,7 +16,8 @@ def keep_freed_memory() -> bool:
 
     By default glibc returns large blocks at once, and the kernel zeroes their pages on the next
     allocation: 1 GB per step of a 12-layer model, a tenth of the time of a bfloat16 step. Blocks
-    above 32 MiB are still returned. The resident memory stays at its maximum.
+    above 1 GiB (with glibc before 2.35, 32 MiB) are still returned. The resident memory stays at
+    its maximum.
 
     Returns:
         ``False`` if the C library does not support it.
@@ -25,11 +26,12 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library
         return False
-    return all(
-        mallopt(ctypes.c_int(parameter), ctypes.c_int(value))
-        for parameter, value in (
-            (_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD),
-            (_M_TRIM_THRESHOLD, _NEVER),
-            (_M_TOP_PAD, _PAD),
-        )
+
+    def set_to(parameter: int, value: int) -> bool:
+        return bool(mallopt(ctypes.c_int(parameter), ctypes.c_int(value)))
+
+    return (
+        any(set_to(_M_MMAP_THRESHOLD, threshold) for threshold in _MMAP_THRESHOLDS)
+        and set_to(_M_TRIM_THRESHOLD, _NEVER)
+        and set_to(_M_TOP_PAD, _PAD)
     )
