@@ -204,11 +204,16 @@ def _listed(paths: list[Path]) -> list[tuple[Path, Path]]:
         if not below:
             raise FileNotFoundError(f"{path}: no audio files in this folder")
         found += [(each, each.relative_to(path)) for each in below]
-    taken: dict[Path, int] = {}
-    outputs = []
-    for file, output in found:
-        base = output.with_suffix("") if output.suffix.lower() in AUDIO_SUFFIXES else output
-        taken[base] = taken.get(base, 0) + 1
-        number = taken[base]
-        outputs.append((file, base if number == 1 else base.with_name(f"{base.name}_{number}")))
-    return outputs
+    bases = [
+        output.with_suffix("") if output.suffix.lower() in AUDIO_SUFFIXES else output
+        for _, output in found
+    ]
+    unnumbered = set(bases)
+    outputs: dict[Path, Path] = {}
+    for (file, _), base in zip(found, bases, strict=True):
+        output, number = base, 1
+        while output in outputs or (number > 1 and output in unnumbered):
+            number += 1
+            output = base.with_name(f"{base.name}_{number}")
+        outputs[output] = file
+    return [(file, output) for output, file in outputs.items()]

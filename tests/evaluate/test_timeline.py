@@ -16,10 +16,13 @@ import soundfile
 import torch
 import typer
 
+from mae_ast.cli.predict import _listed
 from mae_ast.core.frontend.fbank import fbank
 from mae_ast.core.inference.timeline import Segment
 from mae_ast.core.io.audio import AudioError
 from mae_ast.core.models.config import AstConfig
+from mae_ast.evaluate.plots import to_array
+from mae_ast.evaluate.report import confusion_figure
 from mae_ast.evaluate.timeline import (
     Timeline,
     Windows,
@@ -173,6 +176,23 @@ def test_tables_in_three_formats():
         ["1", "Spectrogram 1", "1", "0.000", "1.500", "0.0", "8000.0", "a, b", "0.7500"],
         ["2", "Spectrogram 1", "1", "1.000", "10.005", "0.0", "8000.0", "c d", "0.3333"],
     ]
+
+
+def test_outputs_have_different_names(tmp_path):
+    names = ("a.mp3", "a.wav", "a_2.wav", "b.wav")
+    for name in names:
+        (tmp_path / name).touch()
+    found = _listed([tmp_path, tmp_path / "b.wav"])
+    assert [file.name for file, _ in found] == [*names, "b.wav"]
+    assert [str(output) for _, output in found] == ["a", "a_3", "a_2", "b", "b_2"]
+
+
+def test_names_are_not_formulas_in_plots():
+    names = ("$^$", "US$ and $_$")
+    log_mel = np.zeros((10, 128), dtype=np.float32)
+    found = Timeline([Segment(0, 16_000, 0, 0.5)], 1.0, log_mel, 0.1)
+    to_array(timeline_figure(found, names, names[1]))
+    to_array(confusion_figure(np.eye(2), names, names[0]))
 
 
 def test_a_plot_of_a_day_is_bounded():

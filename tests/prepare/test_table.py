@@ -120,12 +120,19 @@ def test_errors_have_line_and_column(tmp_path: Path, text: str, words: str) -> N
         ('{"path": ["a"], "label": "b"}\n', "clips.jsonl:1: column path: .* neither text nor"),
         ('{"path": "a", "label": []}\n', "column label: .* empty label"),
         ('{"path": "a", "label": [["b"]]}\n', "column label: .* is not a list of labels"),
+        ('{"path": "a", "label": ["b", null]}\n', "column label: .* is not a list of labels"),
+        ('{"path": "a", "label": [true]}\n', "column label: .* is not a list of labels"),
         ('{"path": "a"}\n', "clips.jsonl:1: has no column label"),
     ],
 )
 def test_errors_of_json_have_line_and_column(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         read(tmp_path, text, ".jsonl")
+
+
+def test_a_line_of_json_ends_with_a_line_feed_only(tmp_path: Path) -> None:
+    text = '{"path": "a", "label": "b\u2028c"}\r\n{"path": "d", "label": "e\x85f"}\r\n'
+    assert [clip.labels for clip in read(tmp_path, text, ".jsonl").clips] == [("b c",), ("e f",)]
 
 
 def test_text_that_is_not_utf_8_is_located(tmp_path: Path) -> None:
