@@ -9,7 +9,7 @@ from pathlib import Path
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.plural import plural
 from mae_ast.prepare.clips import MIN_SECONDS, SPLITS, Clip, Headers, read_headers
-from mae_ast.prepare.division import TRAIN, Division, as_splits, divide
+from mae_ast.prepare.division import TRAIN, VALID, Division, as_splits, divide
 from mae_ast.prepare.leakage import find_leaks
 from mae_ast.prepare.own_clip import OwnClip
 from mae_ast.prepare.splits import Prepared, write_splits
@@ -176,6 +176,12 @@ def _lacking(parts: Mapping[str, Sequence[OwnClip]], names: Sequence[str]) -> li
         if (other := spellings.setdefault(name.casefold(), name)) != name:
             warnings.append(f"classes {other!r} and {name!r} differ in upper and lower case only")
     for part, clips in parts.items():
+        if not clips:
+            warnings.append(
+                f"{part} is empty, since each class needs a file (or group) for each split"
+                f"{'; fine-tuning needs valid.tsv' if part == VALID else ''}"
+            )
+            continue
         present = {name for clip in clips for name in clip.labels}
         if absent := [name for name in names if name not in present]:
             more = ", ..." if len(absent) > MAX_NAMED else ""

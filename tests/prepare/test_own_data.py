@@ -396,8 +396,13 @@ def test_class_folders_of_another_encoding_are_named(run: Any, tmp_path: Path) -
     )
 
 
-def test_names_of_classes_are_no_formulas(run: Any, tmp_path: Path) -> None:
+def test_names_of_classes_are_no_formulas_and_empty_splits_are_named(
+    run: Any, tmp_path: Path
+) -> None:
     for name in ("$^$", "tea"):
         write_noise(tmp_path / "sounds" / name / "a.wav", len(name))
-    assert not run("folders", "sounds")[2]
+    _, errors, error = run("folders", "sounds")
+    assert not error
+    assert "warning: valid is empty, since each class needs a file (or group) for each" in errors
+    assert "; fine-tuning needs valid.tsv\n" in errors
     assert Path("manifests/sounds/summary.png").stat().st_size > 1_000
