@@ -184,23 +184,22 @@ def _check_same_settings(classifier: FineTuned, windows: Windows, out: Path) -> 
 def _listed(paths: list[Path]) -> list[tuple[Path, Path]]:
     """Return files, and those below folders, with the path of each output without its suffix.
 
+    Links to folders are followed; hidden files are not listed.
     Outputs lie like the files below their folder; equal names are numbered.
 
     Raises:
         FileNotFoundError: a folder has no files with the suffix of an audio format.
     """
     from mae_ast.core.io.suffixes import AUDIO_SUFFIXES
+    from mae_ast.prepare.layout import walk_files
 
     found: list[tuple[Path, Path]] = []
     for path in paths:
         if not path.is_dir():
             found.append((path, Path(path.name)))
             continue
-        below = sorted(
-            each
-            for each in path.rglob("*")
-            if each.suffix.lower() in AUDIO_SUFFIXES and each.is_file()
-        )
+        files = (Path(parent, name) for parent, name in walk_files(path) if name[0] != ".")
+        below = sorted(each for each in files if each.suffix.lower() in AUDIO_SUFFIXES)
         if not below:
             raise FileNotFoundError(f"{path}: no audio files in this folder")
         found += [(each, each.relative_to(path)) for each in below]

@@ -93,6 +93,8 @@ def read_table(
     if unknown := sorted(columns.keys() - set(COLUMNS)):
         raise ValueError(f"--column {unknown[0]}: is not one of {', '.join(COLUMNS)}")
     header, rows = _read_json_lines(file) if file.suffix.lower() in JSON_LINES else _read_csv(file)
+    if not any(header):
+        raise ValueError(f"{file}: is empty; expected the columns path and label")
     columns = _used_columns(file, header, columns, renamed or {})
     if group is not None and "group" in columns:
         raise ValueError(f"{file}: has a column {columns['group']} already; leave out --group")

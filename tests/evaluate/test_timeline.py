@@ -180,11 +180,17 @@ def test_tables_in_three_formats():
 
 def test_outputs_have_different_names(tmp_path):
     names = ("a.mp3", "a.wav", "a_2.wav", "b.wav")
-    for name in names:
-        (tmp_path / name).touch()
-    found = _listed([tmp_path, tmp_path / "b.wav"])
-    assert [file.name for file, _ in found] == [*names, "b.wav"]
-    assert [str(output) for _, output in found] == ["a", "a_3", "a_2", "b", "b_2"]
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    for name in (*names, "._a.wav"):  # a hidden file of macOS
+        (folder / name).touch()
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "link").symlink_to(folder)
+    found = _listed([folder, folder / "b.wav", tmp_path / "site"])
+    assert [file.name for file, _ in found] == [*names, "b.wav", *names]
+    outputs = [str(output) for _, output in found]
+    assert outputs[:5] == ["a", "a_3", "a_2", "b", "b_2"]
+    assert outputs[5:] == ["link/a", "link/a_3", "link/a_2", "link/b"]
 
 
 def test_names_are_not_formulas_in_plots():

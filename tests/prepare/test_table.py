@@ -84,7 +84,7 @@ def test_folds_and_groups_of_the_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "clips.csv:1: has no column path"),
+        ("", "clips.csv: is empty; expected the columns path and label"),
         ("file,label\n", "clips.csv:1: has no column path, but file, label; rename one, or name"),
         ("path,label\n", "has no rows; expected one for each clip"),
         ("path,label,label\n", "clips.csv:1: has several columns label"),
