@@ -46,11 +46,15 @@ Folds = Annotated[
 ]
 Valid = Annotated[
     float | None,
-    typer.Option(min=0, help="Ratio of validation clips; default: 0.1.", show_default=False),
+    typer.Option(
+        min=0, help="Ratio of files, or groups, for validation; default: 0.1.", show_default=False
+    ),
 ]
 Test = Annotated[
     float | None,
-    typer.Option(min=0, help="Ratio of test clips; default: 0.1.", show_default=False),
+    typer.Option(
+        min=0, help="Ratio of files, or groups, for test; default: 0.1.", show_default=False
+    ),
 ]
 MinSeconds = Annotated[
     float,

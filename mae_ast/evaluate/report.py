@@ -145,11 +145,11 @@ def confusion_figure(counts: np.ndarray, names: tuple[str, ...], title: str = ""
     figure.colorbar(image, ax=axis, shrink=0.8, label="fraction of the class's clips")
     if len(names) <= MAX_NAMED_CLASSES:
         ticks = np.arange(len(names))
-        axis.set_xticks(ticks, names, rotation=90, fontsize=8)
-        axis.set_yticks(ticks, names, fontsize=8)
+        axis.set_xticks(ticks, names, rotation=90, fontsize=8, parse_math=False)
+        axis.set_yticks(ticks, names, fontsize=8, parse_math=False)
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
-    axis.set_title(title)
+    axis.set_title(title, parse_math=False)
     return figure
 
 

@@ -83,9 +83,8 @@ def _draw_labels(
         extent=(0, timeline.duration_s, len(labels) or 1, 0),
         zorder=1,  # above the grid
     )
-    axis.set_yticks(
-        np.arange(len(labels)) + 0.5, [_short(names[label]) for label in labels], fontsize=10
-    )
+    shown = [_short(names[label]) for label in labels]
+    axis.set_yticks(np.arange(len(labels)) + 0.5, shown, fontsize=10, parse_math=False)
     for line in range(1, len(labels)):
         axis.axhline(line, color="white", linewidth=2)
         axis.axhline(line, color="0.85", linewidth=0.5)

@@ -39,7 +39,8 @@ def draw_splits(
         groups: name of each group to the classes of its clips.
         ratios: split to its expected ratio of the groups; they sum to 1.
         seed: seed of the draw.
-        first: split that gets a class which has too few groups for all splits; "": none.
+        first: split that gets each class, also one which has too few groups for all splits; "":
+            none.
     """
     split_of = {group: _split_at(hash_uniform(f"{seed}\t{group}"), ratios) for group in groups}
     counts = {split: Counter[str]() for split in ratios}
@@ -57,8 +58,10 @@ def draw_splits(
             free = [
                 group
                 for group in having[wanted]
-                if _can_move(groups[group], counts[split_of[group]], counts[split], split == first)
+                if all(counts[split_of[group]][each] > 1 for each in groups[group])
             ]
+            if not free and split == first:  # the others may lack a class, it must not
+                free = having[wanted]
             if free:
                 group = min(free, key=lambda each: hash_uniform(f"{seed}\t{split}\t{each}"))
                 counts[split_of[group]].subtract(groups[group])
@@ -105,12 +108,3 @@ def _split_at(chance: float, ratios: Mapping[str, float]) -> str:
         if chance < end:
             return split
     return split  # the ratios sum to slightly less than 1
-
-
-def _can_move(
-    classes: Classes, here: Mapping[str, int], there: Mapping[str, int], is_first: bool
-) -> bool:
-    """Return whether a group may leave a split: its classes stay in it, or the first lacks them."""
-    return here is not there and all(
-        here[each] > 1 or (is_first and not there[each]) for each in classes
-    )

@@ -84,7 +84,7 @@ class Summary:
             before += counts[order]
         right.hist(self.seconds, bins=edges, stacked=True, label=self.parts)
         if num_classes <= MAX_NAMED_CLASSES:
-            left.set_yticks(places, self.labels.names, fontsize=8)
+            left.set_yticks(places, self.labels.names, fontsize=8, parse_math=False)
         else:
             left.set_ylabel("classes, by number of clips")
         left.set_ylim(num_classes - 0.5, -0.5)

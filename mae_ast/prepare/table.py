@@ -93,6 +93,8 @@ def read_table(
     if unknown := sorted(columns.keys() - set(COLUMNS)):
         raise ValueError(f"--column {unknown[0]}: is not one of {', '.join(COLUMNS)}")
     header, rows = _read_json_lines(file) if file.suffix.lower() in JSON_LINES else _read_csv(file)
+    if not any(header):
+        raise ValueError(f"{file}: is empty; expected the columns path and label")
     columns = _used_columns(file, header, columns, renamed or {})
     if group is not None and "group" in columns:
         raise ValueError(f"{file}: has a column {columns['group']} already; leave out --group")
@@ -154,7 +156,7 @@ class _Row:
         value = self.values.get(self.columns.get(key, ""))
         if value is None:
             return ""
-        if isinstance(value, bool | list | dict):
+        if not _is_cell(value):
             self.fail(key, f"{json.dumps(value)} is neither text nor a number")
         return str(value).strip()
 
@@ -169,7 +171,7 @@ class _Row:
         """Return the labels, without repetitions."""
         value = self.values.get(self.columns["label"])
         if isinstance(value, list):
-            texts = [str(each).strip() for each in value if not isinstance(each, list | dict)]
+            texts = [str(each).strip() for each in value if _is_cell(each)]
             if len(texts) < len(value):
                 self.fail("label", f"{json.dumps(value)} is not a list of labels")
         elif self.separator:
@@ -207,6 +209,11 @@ class _Row:
         if not 0 <= value < math.inf:
             self.fail(key, f"{text!r} is not a time in seconds, such as 12.5")
         return value
+
+
+def _is_cell(value: object) -> bool:
+    """Return whether a value of JSON is text or a number, as in a cell of a table."""
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def _merge(
@@ -292,7 +299,7 @@ def _read_csv(file: Path) -> tuple[list[str], Iterator[tuple[str, dict[str, str]
 def _read_json_lines(file: Path) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]]]:
     """Return the keys of all rows, and the rows with ``file:line``."""
     found = []
-    for number, line in enumerate(_read_text(file).splitlines(), start=1):
+    for number, line in enumerate(_read_text(file).split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import shutil
 import tarfile
@@ -365,3 +366,43 @@ def test_several_labels_of_a_clip_are_written(run: Any, tmp_path: Path, rows: Ro
     assert list(rows(Path("manifests/clips"), "valid").values()) == [("a",), ("a", "b"), ("b",)]
     assert not Path("manifests/clips/test.tsv").exists()
     assert "clips with several labels; even classes" in said
+
+
+def test_segments_with_the_same_samples_are_listed_once(run: Any, tmp_path: Path) -> None:
+    """Segments that end after the file are cut, and may then be the same."""
+    write_noise(tmp_path / "day.wav", 0, 3.0)
+    text = (
+        "path,label,start,end\nday.wav,a,0,1\nday.wav,b,2,3\nday.wav,b,2,5\nday.wav,a,2.99999,9\n"
+    )
+    (tmp_path / "events.csv").write_text(text)
+    said, errors, error = run("table", "events.csv", "--min-seconds", 0)
+    assert not error
+    assert "events/train.tsv: 2 clips" in said
+    assert re.search(r"^b +1 +0 +0 +1 ", said, re.MULTILINE)
+    assert "1 x has the same samples as day.wav from 2 s to 3 s (such as day.wav from 2" in errors
+    assert "1 x shorter than 0 s (such as day.wav from 2.99999 s to 9 s)" in errors
+    (tmp_path / "events.csv").write_text(text.replace("b,2,5", "a,2,5"))
+    assert run("table", "events.csv")[2].startswith(
+        "day.wav from 2 s to 5 s and day.wav from 2 s to 3 s: have the same samples"
+    )
+
+
+def test_class_folders_of_another_encoding_are_named(run: Any, tmp_path: Path) -> None:
+    for name in ("tea", "cafe"):
+        write_noise(tmp_path / "sounds" / name / "a.wav", len(name))
+    (tmp_path / "sounds" / "cafe").rename(tmp_path / "sounds" / os.fsdecode(b"caf\xe9"))
+    assert run("folders", "sounds")[2] == (
+        r"label 'caf\udce9': is not UTF-8 text; rename it or its folder"
+    )
+
+
+def test_names_of_classes_are_no_formulas_and_empty_splits_are_named(
+    run: Any, tmp_path: Path
+) -> None:
+    for name in ("$^$", "tea"):
+        write_noise(tmp_path / "sounds" / name / "a.wav", len(name))
+    _, errors, error = run("folders", "sounds")
+    assert not error
+    assert "warning: valid is empty, since each class needs a file (or group) for each" in errors
+    assert "; fine-tuning needs valid.tsv\n" in errors
+    assert Path("manifests/sounds/summary.png").stat().st_size > 1_000

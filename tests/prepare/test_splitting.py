@@ -65,12 +65,13 @@ def test_each_fold_has_each_class_that_has_enough_groups(seed: int) -> None:
     assert max(count(drawn.split_of, fold, "two") for fold in FOLDS) == 1
 
 
+@pytest.mark.parametrize("num_groups", [3, 5, 12])
 @pytest.mark.parametrize("seed", range(10))
-def test_groups_of_several_classes_keep_each_class_in_training(seed: int) -> None:
+def test_groups_of_several_classes_keep_each_class_in_training(seed: int, num_groups: int) -> None:
     rng = np.random.default_rng(seed)
     groups = {
         f"site{number}": frozenset(rng.choice(list("abcdef"), size=3, replace=False).tolist())
-        for number in range(12)
+        for number in range(num_groups)
     }
     drawn = draw_splits(groups, RATIOS, seed, "train")
     present = {
@@ -78,7 +79,7 @@ def test_groups_of_several_classes_keep_each_class_in_training(seed: int) -> Non
         for split in RATIOS
     }
     assert present["train"] == frozenset().union(*groups.values())
-    assert len(present["valid"]) >= 4
+    assert len(present["valid"]) >= 4 or num_groups < 12
 
 
 @pytest.mark.parametrize(

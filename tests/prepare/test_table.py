@@ -84,7 +84,7 @@ def test_folds_and_groups_of_the_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "clips.csv:1: has no column path"),
+        ("", "clips.csv: is empty; expected the columns path and label"),
         ("file,label\n", "clips.csv:1: has no column path, but file, label; rename one, or name"),
         ("path,label\n", "has no rows; expected one for each clip"),
         ("path,label,label\n", "clips.csv:1: has several columns label"),
@@ -120,12 +120,19 @@ def test_errors_have_line_and_column(tmp_path: Path, text: str, words: str) -> N
         ('{"path": ["a"], "label": "b"}\n', "clips.jsonl:1: column path: .* neither text nor"),
         ('{"path": "a", "label": []}\n', "column label: .* empty label"),
         ('{"path": "a", "label": [["b"]]}\n', "column label: .* is not a list of labels"),
+        ('{"path": "a", "label": ["b", null]}\n', "column label: .* is not a list of labels"),
+        ('{"path": "a", "label": [true]}\n', "column label: .* is not a list of labels"),
         ('{"path": "a"}\n', "clips.jsonl:1: has no column label"),
     ],
 )
 def test_errors_of_json_have_line_and_column(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         read(tmp_path, text, ".jsonl")
+
+
+def test_a_line_of_json_ends_with_a_line_feed_only(tmp_path: Path) -> None:
+    text = '{"path": "a", "label": "b\u2028c"}\r\n{"path": "d", "label": "e\x85f"}\r\n'
+    assert [clip.labels for clip in read(tmp_path, text, ".jsonl").clips] == [("b c",), ("e f",)]
 
 
 def test_text_that_is_not_utf_8_is_located(tmp_path: Path) -> None:
