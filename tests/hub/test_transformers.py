@@ -286,6 +286,18 @@ def test_exported_classifier_is_read_back(tmp_path, mae_ast_command, name):
     assert fields[0] == fields[1]
 
 
+def test_class_ids_are_kept_when_transformers_saves_the_folder(tmp_path):
+    """It sorts the keys of config.json."""
+    ours = classifier(*CLASSIFIERS["mae_ast patch"])
+    ours.description = dataclasses.replace(
+        ours.description, labels=Labels(("/m/c", "/m/a", "/m/b"), LABELS.names), multi_label=True
+    )
+    in_transformers(ours, tmp_path / "a").save_pretrained(tmp_path / "b")
+    found = load_finetuned(tmp_path / "b").description
+    assert found.labels == ours.description.labels
+    assert found.multi_label
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
