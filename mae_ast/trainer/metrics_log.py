@@ -3,8 +3,8 @@
 Each line has
 
 - ``timestamp``: ISO 8601, UTC;
-- ``kind``: ``train_inner`` (since the last line of this kind), ``train`` (one epoch), the name of
-  the validation split, or ``health`` (feature metrics);
+- ``kind``: ``train_inner`` (since the last line of this kind), ``train`` (one epoch, or its part so
+  far at a signal), the name of the validation split, or ``health`` (feature metrics);
 - ``epoch``, except for ``health``, and ``num_updates``;
 - the values in full precision; ``null`` if a value is not finite.
 
