@@ -19,6 +19,7 @@ from mae_ast.hub.citations import BIBTEX
 from mae_ast.hub.scores import Score
 
 MAX_CLASSES = 10  # class names listed
+_NOT_IN_ID = re.compile(r"[^\w./-]", re.ASCII)  # the hub refuses results with such a dataset's ID
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 # Jinja, like huggingface_hub's own template; model_card_kwargs of push_to_hub take precedence.
 TEMPLATE = """\
@@ -303,7 +304,7 @@ def _validation(training: Mapping[str, Any]) -> list[Score]:
 def _result(score: Score, task: str) -> EvalResult:
     return EvalResult(
         task_type=task,
-        dataset_type=score.data,
+        dataset_type=_NOT_IN_ID.sub("_", score.data),
         dataset_name=score.data,
         dataset_split=score.split or None,
         metric_type=score.metric,

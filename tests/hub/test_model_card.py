@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,15 @@ def test_names_with_separators_stay_whole():
     card = model_card(facts, "", scores=[Score("my|data", "", "mAP", 0.5)])
     assert "| classes | 2 (sigmoid): Bird, singing; a\\|b |" in card.text
     assert "| my\\|data | not recorded | mAP | 0.5 |" in card.text
+    (result,) = card.data.eval_results
+    assert (result.dataset_name, result.dataset_type) == ("my|data", "my_data")
+
+
+def test_results_have_an_id_that_the_hub_accepts():
+    facts = CardFacts(FIRST["mae_ast"].config(), 1, num_classes=2)
+    for data in ("esc50/fold1", "Meine Vögel 2026"):
+        (result,) = model_card(facts, "", scores=[Score(data, "", "mAP", 0)]).data.eval_results
+        assert re.fullmatch(r"(?:[\w-]+/)?[\w.-]+", result.dataset_type, re.ASCII)
 
 
 @pytest.mark.parametrize("text", ["CC BY 4.0", "MIT", "", "https://example.org"])
