@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import platform
@@ -190,6 +191,24 @@ def test_a_full_disk_leaves_whole_lines_and_does_not_stop_training(
     updates = [json.loads(line)["num_updates"] for line in lines]
     assert updates[-1] == 200
     assert len(updates) < 200
+
+
+def test_a_disk_that_is_gone_does_not_stop_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = MetricsLog(tmp_path / METRICS_FILE, 0)
+
+    class Stale:  # as a file whose server is gone: every operation fails
+        def __getattr__(self, name: str) -> Callable[..., int]:
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "_file", Stale())
+        for update in (1, 2):
+            log.write("train_inner", update, {"loss": 0.5})
+    log.write("train_inner", 3, {"loss": 0.25})
+    assert caplog.text.count("lines are missing (Stale file handle)") == 1
+    assert [line["num_updates"] for line in read_metrics(tmp_path)] == [3]
 
 
 def test_a_run_without_the_file_is_named(tmp_path: Path) -> None:
