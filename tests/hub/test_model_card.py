@@ -193,6 +193,9 @@ def test_invalid_report_is_refused(mae_ast_command, tmp_path):
     assert "summary.json: no such file; 'mae-ast evaluate --out DIR' writes one" in message
     _, message = mae_ast_command(*arguments, "--to", "released")
     assert message.endswith("--report and --license: --to released writes no model card")
+    (tmp_path / "summary.json").write_text('{"mean_auc": null}')
+    _, message = mae_ast_command(*arguments, "--to", "safetensors")
+    assert "summary.json: not a report of 'mae-ast evaluate'; it has none of accuracy" in message
     (tmp_path / "summary.json").write_text("[")
     _, message = mae_ast_command(*arguments, "--to", "safetensors")
     assert "summary.json: not valid JSON" in message
