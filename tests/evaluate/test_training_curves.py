@@ -23,7 +23,7 @@ def test_each_metric_has_a_panel_and_each_kind_a_curve() -> None:
 
 
 def test_short_epochs_are_a_curve_of_their_means() -> None:
-    """Of small data, a line within an epoch is rare."""
+    """Small data rarely has a line within an epoch."""
     lines = [{"kind": "train", "num_updates": 5 * n, "loss": 3 / n} for n in (1, 2, 3)]
     lines += [{"kind": "train_inner", "num_updates": 10, "loss": 9.0}]
     (axis,) = curves_figure(lines).axes
