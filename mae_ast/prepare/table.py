@@ -24,7 +24,6 @@ from typing import Any
 from mae_ast.core.io.plural import plural
 from mae_ast.prepare.class_folders import SPLIT_NAMES
 from mae_ast.prepare.own_clip import OwnClip
-from mae_ast.prepare.splitting import group_by
 
 REQUIRED = ("path", "label")
 COLUMNS = (*REQUIRED, "split", "fold", "group", "start", "end")
@@ -69,7 +68,6 @@ def read_table(
     root: Path | None = None,
     renamed: Mapping[str, str] | None = None,
     separator: str = ";",
-    group: str | None = None,
 ) -> Table:
     """Read a table of labelled clips.
 
@@ -78,7 +76,6 @@ def read_table(
         root: folder that paths are relative to; ``None``: that of the file.
         renamed: meaning to name of a column that is named differently; "": do not use it.
         separator: string between the labels of a clip; "": each cell is one label.
-        group: regular expression on the path, for tables without a column ``group``.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -94,8 +91,6 @@ def read_table(
         raise ValueError(f"--column {unknown[0]}: is not one of {', '.join(COLUMNS)}")
     header, rows = _read_json_lines(file) if file.suffix.lower() in JSON_LINES else _read_csv(file)
     columns = _used_columns(file, header, columns, renamed or {})
-    if group is not None and "group" in columns:
-        raise ValueError(f"{file}: has a column {columns['group']} already; leave out --group")
     merged: dict[tuple[str, float, float | None], tuple[str, OwnClip]] = {}
     num_rows = 0
     for where, row in rows:
@@ -104,9 +99,6 @@ def read_table(
     if not merged:
         raise ValueError(f"{file}: has no rows; expected one for each clip after the header")
     clips = [clip for _, clip in merged.values()]
-    if group is not None:
-        groups = group_by(group, [clip.name for clip in clips])
-        clips = [clip._replace(group=each) for clip, each in zip(clips, groups, strict=True)]
     used = set(columns.values())
     return Table(clips, num_rows, columns, [name for name in header if name and name not in used])
 
@@ -237,6 +229,8 @@ def _used_columns(
     Raises:
         ValueError: a column is missing, or there are both splits and folds.
     """
+    if not any(header):
+        raise ValueError(f"{file}: is empty; expected the columns path and label")
     used = {key: name for key, name in columns.items() if name in header}
     shown = ", ".join(header[:MAX_SHOWN])
     for key in columns:

@@ -74,17 +74,16 @@ def test_columns_root_and_separator_can_be_given(tmp_path: Path) -> None:
     ]
 
 
-def test_folds_and_groups_of_the_path(tmp_path: Path) -> None:
-    text = "path,label,fold\nann/1.wav,a,2\nbob/1.wav,b,fold 10\n"
-    table = read(tmp_path, text, group="^(.*)/")
+def test_folds(tmp_path: Path) -> None:
+    table = read(tmp_path, "path,label,fold\nann/1.wav,a,2\nbob/1.wav,b,fold 10\n")
     assert [clip.fold for clip in table.clips] == ["fold2", "fold10"]
-    assert [clip.group for clip in table.clips] == ["ann", "bob"]
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "clips.csv:1: has no column path"),
+        ("", "clips.csv: is empty; expected the columns path and label"),
+        ("\n", "clips.csv: is empty; expected the columns"),
         ("file,label\n", "clips.csv:1: has no column path, but file, label; rename one, or name"),
         ("path,label\n", "has no rows; expected one for each clip"),
         ("path,label,label\n", "clips.csv:1: has several columns label"),
@@ -121,6 +120,7 @@ def test_errors_have_line_and_column(tmp_path: Path, text: str, words: str) -> N
         ('{"path": "a", "label": []}\n', "column label: .* empty label"),
         ('{"path": "a", "label": [["b"]]}\n', "column label: .* is not a list of labels"),
         ('{"path": "a"}\n', "clips.jsonl:1: has no column label"),
+        ("", "clips.jsonl: is empty; expected the columns path and label"),
     ],
 )
 def test_errors_of_json_have_line_and_column(tmp_path: Path, text: str, words: str) -> None:
@@ -140,7 +140,6 @@ def test_wrong_options_are_refused(tmp_path: Path) -> None:
     for options, words in (
         ({"renamed": {"patj": "x"}}, "--column patj: is not one of path, label"),
         ({"renamed": {"group": "site"}}, "has no column site, but path, label, group"),
-        ({"group": "(.)"}, "has a column group already"),
         ({"root": tmp_path / "none"}, "--root .*none: no such folder"),
     ):
         with pytest.raises((ValueError, OSError), match=words):
