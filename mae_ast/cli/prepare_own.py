@@ -215,6 +215,11 @@ def _print_summary(summary: Summary, table: Path) -> None:
         more = plural(len(rows) - MAX_ROWS, "more class", "more classes")
         typer.echo(f"and {more}, listed in {table}")
     labels = "clips with several labels" if summary.multi_label else "one label per clip"
+    if summary.imbalance == 1:
+        typer.echo(
+            f"{labels}; even classes: {plural(int(summary.counts[:, 0].sum()), 'clip')} each"
+        )
+        return
     balance = "uneven" if summary.imbalance > UNEVEN else "even"
     typer.echo(
         f"{labels}; {balance} classes: the largest has {summary.imbalance:.3g} times the clips of "

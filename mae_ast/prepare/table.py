@@ -78,9 +78,14 @@ def read_table(
         separator: string between the labels of a clip; "": each cell is one label.
 
     Raises:
-        FileNotFoundError: the file does not exist.
+        FileNotFoundError, IsADirectoryError: there is no such file.
         ValueError: it is invalid; the message has the line and the column.
     """
+    if file.is_dir():
+        raise IsADirectoryError(
+            f"{file}: is a folder; expected a table of clips. For a folder for each class, use "
+            "'mae-ast prepare folders'"
+        )
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; expected a table of clips")
     folder = Path(os.path.abspath(root or file.parent))
@@ -275,8 +280,10 @@ def _read_csv(file: Path) -> tuple[list[str], Iterator[tuple[str, dict[str, str]
             if not any(cell.strip() for cell in row):
                 continue
             if len(row) != len(header):
+                hint = f"; put cells with {delimiter!r} in quotes" if len(row) > len(header) else ""
                 raise ValueError(
-                    f"{where}: has {plural(len(row), 'column')}, but the header has {len(header)}"
+                    f"{where}: has {plural(len(row), 'column')}, but the header has "
+                    f"{len(header)}{hint}"
                 )
             yield where, dict(zip(header, row, strict=True))
 
@@ -306,4 +313,6 @@ def _read_text(file: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{file}:{line}: is not UTF-8 text; save the table as UTF-8") from error
+        raise ValueError(
+            f"{file}:{line}: is not UTF-8 text; save the table as CSV in UTF-8"
+        ) from error

@@ -89,7 +89,7 @@ def test_class_folders_become_splits(run: Any, sounds: Path, rows: Rows) -> None
     assert "skipped, by suffix: 1 .txt" in errors
     assert "skipped 2 files, listed in manifests/my sounds/left_out.txt" in errors
     assert "1 x shorter than 0.175 s" in errors
-    assert "one label per clip; even classes: the largest has 1 times" in said
+    assert "one label per clip; even classes: 20 clips each\n" in said
     with (out / "summary.csv").open(newline="") as file:
         header, *table = csv.reader(file)
     assert header == ["class", "train", "valid", "test", "clips", "hours"]
@@ -284,6 +284,7 @@ def test_missing_matplotlib_is_one_line(
         (["table", "split.csv", "--valid", 0], "--valid 0: the clips have a split of their own"),
         (["table", "fold.csv", "--valid", 0.2], "--valid 0.2: the clips have a fold of their own"),
         (["table", "clips.csv"], "none of 1 clip can be used; the first is .*x.wav: no such file"),
+        (["table", "one"], "one: is a folder; .* use 'mae-ast prepare folders'"),
         (["table", "clips.csv", "--column", "path"], "--column path: expected KEY=NAME"),
     ],
 )

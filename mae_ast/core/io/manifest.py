@@ -98,7 +98,8 @@ class Manifest:
             )
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path}: no such manifest; 'mae-ast manifest DIR...' writes one from folders"
+                f"{path}: no such manifest; 'mae-ast manifest' writes one or, with labels, "
+                "'mae-ast prepare'"
             )
         with path.open("rb") as file:
             root = _parse_root(file.readline(), path)
