@@ -146,9 +146,10 @@ def _write_timelines(
         progress = bar(f"{numbered(index, files)}{file.name}", "window")
         found = label_over_time(classifier, file, windows, plot, progress)
         if plot:
+            from mae_ast.evaluate.drawing import save_figure
             from mae_ast.evaluate.timeline_figure import timeline_figure
 
-            timeline_figure(found, names, file.name).savefig(image, dpi=120)
+            save_figure(timeline_figure(found, names, file.name), image)
         write_table(table, format, found.segments, names)
         written = f"{table}{f', {image}' if plot else ''}"
         count = plural(len(found.segments), "segment")

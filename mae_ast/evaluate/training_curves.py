@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from mae_ast.evaluate.drawing import save_figure
 from mae_ast.trainer.metrics_log import read_metrics
 
 CURVES_FILE = "curves.png"
@@ -69,10 +70,11 @@ def write_curves(run: Path, out: Path) -> Path | None:
     Returns:
         The file; ``None`` if there is no ``metrics.jsonl``, as of an exported model.
     """
+    path = out / CURVES_FILE
     try:
         lines = read_metrics(run)
     except (FileNotFoundError, NotADirectoryError):
+        path.unlink(missing_ok=True)  # of an earlier report
         return None
-    path = out / CURVES_FILE
-    curves_figure(lines).savefig(path, dpi=120)
+    save_figure(curves_figure(lines), path)
     return path

@@ -53,10 +53,12 @@ def write_own_data(
         jobs: number of files read at a time.
 
     Raises:
-        ValueError: no clip is usable, there is one class only, or as :func:`write_splits`.
+        ValueError: no clip is usable or has a group that it should have, there is one class only,
+            or as :func:`write_splits`.
     """
     headers = read_headers(list(dict.fromkeys(clip.path for clip in clips)), jobs, min_seconds)
     usable, remarks = _usable(clips, headers, min_seconds)
+    usable = dict(zip(division.grouped(list(usable)), usable.values(), strict=True))
     labels, mid_of = _labels(usable)
     parts, notes = divide(list(usable), division)
     _check_other_folds(out, parts)

@@ -71,16 +71,11 @@ def draw_splits(
     return Drawn(split_of, tuple(moved))
 
 
-def group_by(pattern: str, names: Sequence[str]) -> list[str]:
-    """Return the group of each name: what a group of a regular expression matches.
-
-    Args:
-        pattern: regular expression, searched in each name; its group ``(?P<group>...)``, or the
-            first one, is used.
-        names: paths, relative to the folder of the data.
+def compile_group(pattern: str) -> re.Pattern[str]:
+    """Compile the regular expression of ``--group``.
 
     Raises:
-        ValueError: the pattern is invalid or has no group, or does not match a name.
+        ValueError: it is invalid or has no group.
     """
     try:
         compiled = re.compile(pattern)
@@ -91,12 +86,28 @@ def group_by(pattern: str, names: Sequence[str]) -> list[str]:
             f"--group {pattern}: has no group in parentheses; expected one around the part of "
             "the path that names the speaker or site, such as '([^/_]+)_[^/]*$'"
         )
-    key = "group" if "group" in compiled.groupindex else 1
+    return compiled
+
+
+def group_by(pattern: re.Pattern[str], names: Sequence[str]) -> list[str]:
+    """Return the group of each name: what a group of a regular expression matches.
+
+    Args:
+        pattern: regular expression, searched in each name; its group ``(?P<group>...)``, or the
+            first one, is used.
+        names: paths, relative to the folder of the data.
+
+    Raises:
+        ValueError: the pattern does not match a name.
+    """
+    key = "group" if "group" in pattern.groupindex else 1
     found = []
     for name in names:
-        match = compiled.search(name)
+        match = pattern.search(name)
         if match is None or match[key] is None:
-            raise ValueError(f"--group {pattern}: does not match {name}; every file needs a group")
+            raise ValueError(
+                f"--group {pattern.pattern}: does not match {name}; every file needs a group"
+            )
         found.append(match[key])
     return found
 

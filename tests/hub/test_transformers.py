@@ -164,6 +164,15 @@ def in_transformers(model: Any, folder: Path, **options: Any) -> Any:
     return kind.from_pretrained(folder, **options)
 
 
+def test_encoder_of_a_classifier_is_loaded_without_a_report_on_its_head(tmp_path):
+    to_transformers(classifier("mae_ast", {}, HeadConfig(3), False), tmp_path / "a")
+    _, report = SpectrogramTransformerModel.from_pretrained(
+        tmp_path / "a", output_loading_info=True
+    )
+    assert not report["unexpected_keys"]
+    assert not report["missing_keys"]
+
+
 @pytest.mark.parametrize("sigmoid", [False, True], ids=["softmax", "sigmoid"])
 def test_clips_of_more_than_30_s_are_scored_in_windows(tmp_path, sigmoid):
     ours = classifier("mae_ast", {}, HeadConfig(3), sigmoid)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mae_ast.prepare.splitting import draw_splits, group_by
+from mae_ast.prepare.splitting import compile_group, draw_splits, group_by
 
 RATIOS = {"valid": 0.1, "test": 0.1, "train": 0.8}
 FOLDS = dict.fromkeys(("fold1", "fold2", "fold3", "fold4", "fold5"), 0.2)
@@ -90,7 +90,7 @@ def test_groups_of_several_classes_keep_each_class_in_training(seed: int, num_gr
     ],
 )
 def test_groups_are_matched(pattern: str, names: list[str], groups: list[str]) -> None:
-    assert group_by(pattern, names) == groups
+    assert group_by(compile_group(pattern), names) == groups
 
 
 @pytest.mark.parametrize(
@@ -103,4 +103,4 @@ def test_groups_are_matched(pattern: str, names: list[str], groups: list[str]) -
 )
 def test_invalid_groups_are_refused(pattern: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        group_by(pattern, ["dog/ann_1.wav", "cat/bob_2.wav"])
+        group_by(compile_group(pattern), ["dog/ann_1.wav", "cat/bob_2.wav"])

@@ -83,6 +83,9 @@ class SpectrogramTransformerPreTrainedModel(PreTrainedModel):
 class SpectrogramTransformerModel(SpectrogramTransformerPreTrainedModel):
     """Encoder of MAE-AST, SSAST, AST or Audio-MAE, from waveforms at 16 kHz."""
 
+    # The head of a classifier.
+    _keys_to_ignore_on_load_unexpected = [r"^head\."]  # noqa: RUF012
+
     def __init__(self, config: SpectrogramTransformerConfig) -> None:
         super().__init__(config)
         width = config.encoder_embed_dim
