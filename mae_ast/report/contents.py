@@ -1,0 +1,77 @@
+"""Contents of a page: what its sections show, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from mae_ast import __version__
+from mae_ast.core.io.plural import plural
+from mae_ast.report import curves, embeddings, reconstructions, steps, tables
+from mae_ast.report.collect import Run
+from mae_ast.report.reconstructions import Excerpts
+from mae_ast.report.settings import settings_tables
+from mae_ast.report.sounds import Sounds
+
+MAX_WITH_SOUND = 6  # runs with reconstructions, embeddings and measured steps
+
+Contents = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Choices for a page.
+
+    Args:
+        title: title of the page; empty: the names of the runs.
+        excerpts: clips to reconstruct.
+        labelled: folder of labelled clips to embed; ``None``: the run's own.
+        measured: measure the parts of a training step.
+        device: device of the models.
+    """
+
+    title: str
+    excerpts: Excerpts
+    labelled: Path | None
+    measured: bool
+    device: str
+
+
+def contents(runs: Sequence[Run], choices: Choices) -> Contents:
+    """Collect what the page shows; the values can be written as JSON."""
+    sounds = Sounds()
+    some = runs[:MAX_WITH_SOUND]
+    clips = reconstructions.reconstructions(some, choices.excerpts, choices.device, sounds)
+    points = embeddings.embeddings(some, choices.labelled, choices.device, sounds)
+    times = steps.step_times(some, choices.device, choices.measured)
+    settings = settings_tables(runs)
+    notes = [[run.name, note] for run in runs for note in run.notes]
+    if len(runs) > len(some):
+        notes.append(
+            ["", f"reconstructions, embeddings and steps are those of the first {len(some)} runs"]
+        )
+    return {
+        "title": choices.title or ", ".join(run.name for run in runs),
+        "about": _about(len(runs)),
+        "runs": [run.name for run in runs],
+        "facts": tables.facts(runs),
+        "settings": settings,
+        "panels": curves.panels(runs),
+        "max_points": curves.MAX_POINTS,
+        "clips": clips,
+        "embeddings": points,
+        "validation": tables.validation_table(runs),
+        "probe": tables.probe_table(runs),
+        "evaluation": tables.evaluation_table(runs),
+        "steps": times,
+        "notes": notes,
+        "sounds": sounds.uris,
+    }
+
+
+def _about(num_runs: int) -> str:
+    made = datetime.now(timezone.utc)
+    return f"{plural(num_runs, 'run')}; made by mae-ast {__version__} on {made:%Y-%m-%d %H:%M} UTC"
