@@ -23,6 +23,10 @@ def report(
     title: Annotated[
         str, typer.Option(help="Title of the page; default: the names of the runs.")
     ] = "",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the runs' manifests, if it was moved since training."),
+    ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -49,7 +53,7 @@ def report(
     from mae_ast.console import readable, require
 
     require("sklearn", "hydra")
-    _check(out, labels, seconds)
+    _check(out, data, labels, seconds)
 
     from mae_ast.cli.device import usable_device
     from mae_ast.report.collect import read_runs
@@ -57,7 +61,7 @@ def report(
     from mae_ast.report.page import write_page
     from mae_ast.report.reconstructions import Excerpts
 
-    found = read_runs(runs)
+    found = read_runs(runs, data)
     chosen = Choices(title, Excerpts(clips, seconds), labels, timing, usable_device(device))
     values = contents(found, chosen)
     size = write_page(values, out)
@@ -66,18 +70,22 @@ def report(
     typer.echo(f"{out}: {readable(size)}")
 
 
-def _check(out: Path, labels: Path | None, seconds: float) -> None:
-    """Check options before work starts.
+def _check(out: Path, data: Path | None, labels: Path | None, seconds: float) -> None:
+    """Check options before work starts, and make the folder of the page.
 
     Raises:
         ValueError: an option is invalid.
+        NotADirectoryError: ``--data`` is no folder.
         FileNotFoundError: a file of ``--labels`` does not exist.
     """
     if out.is_dir() or out.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--out {out}: a file whose name ends in .html is needed")
     if not seconds > 0:
         raise ValueError(f"--seconds {seconds:g}; a positive number is needed")
+    if data is not None and not data.is_dir():
+        raise NotADirectoryError(f"--data {data}: no such folder")
     needed = ("labels.csv", "valid.tsv", "valid.lbl")
     missing = [name for name in needed if labels is not None and not (labels / name).is_file()]
     if missing:
         raise FileNotFoundError(f"--labels {labels}: has no {' and no '.join(missing)}")
+    out.parent.mkdir(parents=True, exist_ok=True)

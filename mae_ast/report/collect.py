@@ -34,6 +34,7 @@ class Run:
         begun_with: content of ``begun_with.json``.
         checkpoint: the last checkpoint; ``None`` if there is none.
         cfg: settings in the checkpoint, by section.
+        data: folder of its manifests; ``None`` if it is not recorded.
         num_updates: updates of the checkpoint, or of the last line.
         is_finetuned: whether the run trained a classifier.
         evaluations: summaries of ``mae-ast evaluate``, by the name of their folder.
@@ -47,6 +48,7 @@ class Run:
     begun_with: Entries
     checkpoint: Path | None
     cfg: Mapping[str, Mapping[str, Any]]
+    data: Path | None
     num_updates: int
     is_finetuned: bool
     evaluations: dict[str, Entries]
@@ -56,13 +58,28 @@ class Run:
         """Return a setting of the checkpoint; ``None`` if it is not recorded."""
         return self.cfg.get(section, {}).get(key)
 
+    def manifest(self, key: str, default: str) -> Path:
+        """Return the manifest of a split; ``key`` of ``dataset.*`` names the split.
+
+        Raises:
+            ValueError: the folder of the data is not recorded.
+        """
+        if self.data is None:
+            raise ValueError("the folder of the data is not recorded; --data names it")
+        split = str(self.setting("dataset", key) or default).split(",")[0]
+        return self.data / f"{split}.tsv"
+
     def note(self, part: str, reason: object) -> None:
         """Note that a part is missing on the page, and why."""
         self.notes.append(f"{part}: {' '.join(str(reason).split())}")
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
+def read_runs(folders: Sequence[Path], data: Path | None = None) -> list[Run]:
     """Read run folders.
+
+    Args:
+        folders: run folders of any number.
+        data: folder of their manifests, if it was moved.
 
     Raises:
         FileNotFoundError: a folder does not exist.
@@ -73,11 +90,16 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         if folder in resolved[:number]:
             raise ValueError(f"{folders[number]}: given twice")
     names = unique_names(resolved)
-    return [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    return [read_run(folder, name, data) for folder, name in zip(folders, names, strict=True)]
 
 
-def read_run(folder: Path, name: str) -> Run:
+def read_run(folder: Path, name: str, data: Path | None = None) -> Run:
     """Read a run folder; parts that are missing or damaged are noted.
+
+    Args:
+        folder: the run folder.
+        name: name of the run on the page.
+        data: folder of its manifests; default: as recorded.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -94,14 +116,17 @@ def read_run(folder: Path, name: str) -> Run:
     cfg = state.get("cfg")
     sections = {key: value for key, value in _mapping(cfg).items() if isinstance(value, Mapping)}
     updates = training_record(state, "").get("updates")
+    begun_with = _json(folder / NOTE)
+    recorded = _mapping(sections.get("task")).get("data") or begun_with.get("data")
     return Run(
         name,
         folder,
         _json_lines(folder / STARTS_FILE),
         lines,
-        _json(folder / NOTE),
+        begun_with,
         checkpoint,
         sections,
+        data or (Path(str(recorded)) if recorded else None),
         int(updates or max((line["num_updates"] for line in lines), default=0)),
         "classification" in str(_mapping(sections.get("task")).get("_name")),
         _evaluations(folder),

@@ -54,23 +54,42 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
     """Return panels in the order of the page, each with ``group``, ``title`` and ``series``.
 
     A series has the ``run`` (its number), ``kind`` ("training", "reference" or "points"),
-    ``label``, and ``x`` (updates) and ``y``.
+    ``label``, and ``x`` (updates) and ``y``. Pretraining and fine-tuning have panels of their own.
     """
-    metrics = dict.fromkeys(name for run in runs for line in run.lines for name in line)
+    numbered = list(enumerate(runs))
+    stages = {
+        "pretraining": [each for each in numbered if not each[1].is_finetuned],
+        "fine-tuning": [each for each in numbered if each[1].is_finetuned],
+    }
+    is_mixed = all(stages.values())
+    return [
+        {**panel, "group": f"{panel['group']}, {stage}" if is_mixed else panel["group"]}
+        for stage, some in stages.items()
+        for panel in _panels_of(some)
+    ]
+
+
+def _panels_of(runs: Sequence[tuple[int, Run]]) -> list[Panel]:
+    metrics = dict.fromkeys(name for _, run in runs for line in run.lines for name in line)
     named = [(group, name, title) for group, own in GROUPS.items() for name, title in own.items()]
     known = {name for _, name, _ in named} | REFERENCES.keys() | _NO_METRICS
     named += [(OTHERS, name, name) for name in metrics if name not in known]
     found = [
-        {"group": group, "title": title, "series": _series_of(runs, name)}
+        {
+            "group": group,
+            "title": title,
+            "is_minor": group == OTHERS,
+            "series": _series_of(runs, name),
+        }
         for group, name, title in named
         if name in metrics
     ]
     return [panel for panel in found if panel["series"]]
 
 
-def _series_of(runs: Sequence[Run], name: str) -> list[dict[str, Any]]:
+def _series_of(runs: Sequence[tuple[int, Run]], name: str) -> list[dict[str, Any]]:
     found = []
-    for number, run in enumerate(runs):
+    for number, run in runs:
         for kind in dict.fromkeys(line["kind"] for line in run.lines):
             if kind == EPOCH_MEANS:  # of the same values as the training lines
                 continue

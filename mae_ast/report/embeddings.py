@@ -71,9 +71,13 @@ def embeddings(
 
 def labelled_folder(run: Run) -> Path | None:
     """Return the folder of a run's labelled clips; ``None`` if there is none."""
-    folders = (run.setting("task", key) for key in ("probe_data", "data"))
-    for folder in (Path(str(each)) for each in folders if each):
-        if (folder / f"{SPLIT}.lbl").is_file() and (folder / LABELS_FILE).is_file():
+    probe_data = run.setting("task", "probe_data")
+    for folder in (Path(str(probe_data)) if probe_data else None, run.data):
+        if (
+            folder is not None
+            and (folder / f"{SPLIT}.lbl").is_file()
+            and (folder / LABELS_FILE).is_file()
+        ):
             return folder
     return None
 

@@ -49,7 +49,6 @@ def write_page(values: dict[str, Any], path: Path) -> int:
         OSError: the file cannot be written.
     """
     text = page_of(values).encode("utf-8", errors="replace")
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as part:
         part.write_bytes(text)
     return len(text)

@@ -67,12 +67,6 @@ def reconstructions(
     return list(found.values())
 
 
-def validation_manifest(run: Run) -> Path:
-    """Return the manifest of a run's validation clips."""
-    split = str(run.setting("dataset", "valid_subset") or "valid").split(",")[0]
-    return Path(str(run.setting("task", "data"))) / f"{split}.tsv"
-
-
 def _add_run(
     found: dict[tuple[str, int], Shown],
     number: int,
@@ -81,7 +75,7 @@ def _add_run(
     device: str,
     sounds: Sounds,
 ) -> None:
-    manifest = Manifest.load(validation_manifest(run))
+    manifest = Manifest.load(run.manifest("valid_subset", "valid"))
     assert run.checkpoint is not None
     model: Any = load_masked(run.checkpoint).to(device)
     seed = int(run.setting("task", "seed") or 0)

@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -34,7 +33,7 @@ from mae_ast.report.curves import TRAINING
 
 PARTS = ("data", "forward", "backward", "optimizer")
 MAX_STEPS, LIMIT_S = 5, 8.0
-MAX_BATCH_S = {"cpu": 32.0, "cuda": 640.0}  # seconds of audio in a measured batch
+MAX_BATCH_S = {"cpu": 48.0, "cuda": 640.0}  # seconds of audio in a measured batch
 DEFAULT_BATCH = 8  # clips, where the settings do not limit a batch
 WHAT = "parts of a step"  # in notes
 
@@ -135,8 +134,7 @@ def _training(run: Run, device: torch.device) -> _Training:
         model = encoder = load_masked(run.checkpoint)
         mask_type = str(model.mask_type)
     encoder.precision = encoder.config.precision if not run.is_finetuned else encoder.precision
-    split = run.setting("dataset", "train_subset") or "train"
-    manifest = Manifest.load(Path(str(run.setting("task", "data"))) / f"{split}.tsv")
+    manifest = Manifest.load(run.manifest("train_subset", "train"))
     crop = run.setting("task", "max_sample_size")
     sizes = manifest.num_samples
     typical = int(min(crop or sizes.max(), median(sizes.tolist())))

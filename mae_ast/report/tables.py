@@ -83,7 +83,7 @@ def _facts_of(run: Run) -> dict[str, str]:
     found = {
         "stage": " ".join(filter(None, (stage, str(run.setting("model", "_name") or "")))),
         "folder": str(run.folder),
-        "data": str(run.setting("task", "data") or run.begun_with.get("data") or ""),
+        "data": str(run.data or ""),
         "preset": str(run.begun_with.get("config") or ""),
         "updates": str(run.num_updates),
     }

@@ -12,8 +12,7 @@ function curvesSection() {
   const parts = [];
   for (const [group, panels] of groups) {
     const grid = element("div", { class: "grid" }, ...panels.map(plotCard));
-    const isOther = group === "Other values";
-    parts.push(isOther ? element("details", {}, element("summary", {}, group), grid)
+    parts.push(panels[0].is_minor ? element("details", {}, element("summary", {}, group), grid)
       : element("div", {}, element("h3", {}, group), grid));
   }
   return [

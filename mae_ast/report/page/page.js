@@ -5,6 +5,10 @@ function milliseconds(seconds) {
   return `${numberText(seconds * 1000)} ms`;
 }
 
+function memoryText(gib) {
+  return gib < 1 ? `${Math.round(gib * 1024)} MiB` : `${gib.toFixed(1)} GiB`;
+}
+
 function stepCard(times) {
   const title = element("b", {}, values.runs[times.run]);
   const recorded = times.update_s === undefined ? "no update times are recorded"
@@ -18,8 +22,8 @@ function stepCard(times) {
   const legend = element("div", { class: "legend" }, ...PARTS.map((part, n) => element("span", { class: "soft" },
     swatch(n), `${part} ${milliseconds(times.parts[part])} (${Math.round((100 * times.parts[part]) / total)} %)`)));
   const memory = [
-    times.peak_gib ? `peak ${numberText(times.peak_gib)} GiB on the GPU` : null,
-    times.counted_gib ? `${numberText(times.counted_gib)} GiB counted for a batch of ${times.batch} clips` : null,
+    times.peak_gib ? `peak ${memoryText(times.peak_gib)} on the GPU` : null,
+    times.counted_gib ? `${memoryText(times.counted_gib)} counted for a batch of ${times.batch} clips` : null,
   ].filter(Boolean).join("; ");
   card.append(bar, legend, element("div", { class: "soft" },
     `measured: ${times.clips} of ${times.batch} clips per batch, ${numberText(times.seconds)} s each, in ${times.precision}, ` +

@@ -13,7 +13,7 @@ function embeddingsSection() {
 function scatterCard(entry) {
   const area = svg("svg", { viewBox: `0 0 ${FIELD} ${FIELD}`, role: "img", "aria-label": "embeddings" });
   const explained = ` (${Math.round(entry.explained * 100)} % of the variance)`;
-  const choice = element("div", { class: "legend" });
+  const choice = element("div", { class: "legend choice" });
   const card = element("div", { class: "card plot" },
     element("div", { class: "head" }, element("span", {}, `${values.runs[entry.run]}, layer ${entry.layer}`)),
     choice, area);
