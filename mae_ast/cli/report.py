@@ -21,7 +21,8 @@ def report(
         Path, typer.Option("--out", "--output", "-o", help="HTML file to write.")
     ] = Path("report.html"),
     title: Annotated[
-        str, typer.Option(help="Title of the page; default: the names of the runs.")
+        str,
+        typer.Option(help="Title of the page; default: the names of the runs, or their number."),
     ] = "",
     data: Annotated[
         Path | None,

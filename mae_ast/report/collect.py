@@ -128,7 +128,7 @@ def read_run(folder: Path, name: str, data: Path | None = None) -> Run:
         sections,
         data or (Path(str(recorded)) if recorded else None),
         int(updates or max((line["num_updates"] for line in lines), default=0)),
-        "classification" in str(_mapping(sections.get("task")).get("_name")),
+        _is_finetuned(sections, begun_with),
         _evaluations(folder),
         notes,
     )
@@ -169,6 +169,12 @@ def _last_checkpoint(folder: Path, notes: list[str]) -> tuple[Path | None, Entri
     except CheckpointError as error:
         notes.append(f"settings, reconstructions and embeddings: {error}")
     return None, {}
+
+
+def _is_finetuned(cfg: Mapping[str, Any], begun_with: Entries) -> bool:
+    """Return whether a run trained a classifier, by its settings or the record of its start."""
+    task = _mapping(cfg.get("task")).get("_name")
+    return "classification" in str(task) if task else "checkpoint" in begun_with
 
 
 def _evaluations(folder: Path) -> dict[str, Entries]:

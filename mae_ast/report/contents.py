@@ -17,6 +17,7 @@ from mae_ast.report.settings import settings_tables
 from mae_ast.report.sounds import Sounds
 
 MAX_WITH_SOUND = 6  # runs with reconstructions, embeddings and measured steps
+MAX_NAMED = 4  # runs in the title
 
 Contents = dict[str, Any]
 
@@ -26,7 +27,7 @@ class Choices:
     """Choices for a page.
 
     Args:
-        title: title of the page; empty: the names of the runs.
+        title: title of the page; empty: the names of the runs, or their number.
         excerpts: clips to reconstruct.
         labelled: folder of labelled clips to embed; ``None``: the run's own.
         measured: measure the parts of a training step.
@@ -46,15 +47,14 @@ def contents(runs: Sequence[Run], choices: Choices) -> Contents:
     some = runs[:MAX_WITH_SOUND]
     clips = reconstructions.reconstructions(some, choices.excerpts, choices.device, sounds)
     points = embeddings.embeddings(some, choices.labelled, choices.device, sounds)
-    times = steps.step_times(some, choices.device, choices.measured)
+    times = steps.step_times(runs, choices.device, len(some) if choices.measured else 0)
     settings = settings_tables(runs)
     notes = [[run.name, note] for run in runs for note in run.notes]
     if len(runs) > len(some):
-        notes.append(
-            ["", f"reconstructions, embeddings and steps are those of the first {len(some)} runs"]
-        )
+        first = f"only of the first {len(some)} of {plural(len(runs), 'run')}"
+        notes.append(["", f"reconstructions, embeddings and parts of a step: {first}"])
     return {
-        "title": choices.title or ", ".join(run.name for run in runs),
+        "title": choices.title or _title(runs),
         "about": _about(len(runs)),
         "runs": [run.name for run in runs],
         "facts": tables.facts(runs),
@@ -70,6 +70,12 @@ def contents(runs: Sequence[Run], choices: Choices) -> Contents:
         "notes": notes,
         "sounds": sounds.uris,
     }
+
+
+def _title(runs: Sequence[Run]) -> str:
+    if len(runs) > MAX_NAMED:
+        return plural(len(runs), "run")
+    return ", ".join(run.name for run in runs)
 
 
 def _about(num_runs: int) -> str:

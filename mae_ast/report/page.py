@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,8 @@ def page_of(values: dict[str, Any]) -> str:
         "data": data,
         "script": "\n".join(_part(name) for name in SCRIPTS),
     }
-    page = _part("page.html")
-    for name in ("title", "style", "script", "data"):  # data last: it may hold any text
-        page = page.replace(f"{{{{{name}}}}}", parts[name])
-    return page
+    # At once, so that values may look like the names of parts.
+    return re.sub(r"\{\{(\w+)\}\}", lambda name: parts[name[1]], _part("page.html"))
 
 
 def write_page(values: dict[str, Any], path: Path) -> int:

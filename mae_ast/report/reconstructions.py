@@ -54,7 +54,8 @@ def reconstructions(
     Returns:
         For each clip ``name``, ``original`` (spectrogram, ``sound``, ``inverted`` sound) and
         ``runs``: number of the run, ``visible`` and ``rebuilt`` (spectrogram and sound), ``masked``
-        fraction and ``mse`` there. What is missing is noted in the runs.
+        fraction, ``mse`` there, and ``rescaled`` as in the reconstruction. What is missing is
+        noted in the runs.
     """
     found: dict[tuple[str, int], Shown] = {}
     for number, run in enumerate(runs):
@@ -127,6 +128,7 @@ def _add_clip(
             "visible": {**visible, "sound": sounds.add(waves[1] * gain)},
             "rebuilt": {**rebuilt, "sound": sounds.add(waves[2] * gain)},
             "masked": masked,
+            "rescaled": made.rescaled,
             "mse": error / masked if masked else math.nan,
         }
     )

@@ -40,13 +40,13 @@ WHAT = "parts of a step"  # in notes
 Times = dict[str, Any]
 
 
-def step_times(runs: Sequence[Run], device: str, measured: bool) -> list[Times]:
+def step_times(runs: Sequence[Run], device: str, num_measured: int) -> list[Times]:
     """Return the time of an update of each run, as recorded, and its parts.
 
     Args:
         runs: the runs; what is missing is noted in them.
         device: device to measure on.
-        measured: measure the parts.
+        num_measured: number of runs, from the first one, to measure the parts of.
 
     Returns:
         For each run ``run``, its number; ``update_s`` and ``clips_per_s``, medians of its training
@@ -57,7 +57,7 @@ def step_times(runs: Sequence[Run], device: str, measured: bool) -> list[Times]:
     found = []
     for number, run in enumerate(runs):
         times: Times = {"run": number, **recorded(run)}
-        if measured and run.checkpoint is not None:
+        if number < num_measured and run.checkpoint is not None:
             try:
                 times |= _measure(run, torch.device(device))
             except (ValueError, OSError, torch.OutOfMemoryError) as error:

@@ -59,7 +59,9 @@ function plotCard(panel) {
   area.addEventListener("dblclick", clear);
   enlarge.addEventListener("click", () => card.classList.toggle("large"));
   zoomable(area, state, draw);
-  area.addEventListener("pointermove", (event) => readValues(event, area, panel, state, tip));
+  area.addEventListener("pointermove", (event) => {
+    if (event.buttons) tip.hide(); else readValues(event, area, panel, state, tip);
+  });
   area.addEventListener("pointerleave", () => { tip.hide(); area.querySelector(".cross")?.remove(); });
   draw();
   return card;
