@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,11 @@ def different_settings(settings: Sequence[Settings]) -> list[list[str]]:
 
 
 def preset_of(run: Run) -> str | None:
-    """Return the name or path of a run's preset; ``None`` if it is not recorded."""
-    preset = run.begun_with.get("config")
+    """Return the name or path of a run's preset; ``None`` if it is not recorded.
+
+    A run that ``mae-ast`` did not start has it in its command, as ``--config-name``.
+    """
+    preset = run.begun_with.get("config") or _option(run, "--config-name")
     return preset if isinstance(preset, str) else None
 
 
@@ -103,10 +107,24 @@ def _preset_settings(run: Run) -> Settings:
 
 def _keys_in_command(run: Run) -> list[str]:
     """Return the keys that the first command line of a run sets."""
+    words = (word for word in _command(run) if not word.startswith("-"))
+    pairs = (word.lstrip("+").partition("=") for word in words)
+    return [key for key, equals, _ in pairs if equals]
+
+
+def _option(run: Run, name: str) -> str | None:
+    """Return the value of an option of the first command line of a run."""
+    for word, following in pairwise([*_command(run), ""]):
+        if word == name:
+            return following or None
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+    return None
+
+
+def _command(run: Run) -> list[str]:
     command = str(run.starts[0].get("command", "")) if run.starts else ""
     try:
-        words = shlex.split(command)
-    except ValueError:
-        words = command.split()
-    pairs = (word.lstrip("+").partition("=") for word in words if not word.startswith("-"))
-    return [key for key, equals, _ in pairs if equals]
+        return shlex.split(command)
+    except ValueError:  # a quotation without an end
+        return command.split()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from mae_ast.report import curves, tables
 from mae_ast.report.collect import read_run, read_runs, unique_names
 from mae_ast.report.curves import panels, thinned
-from mae_ast.report.settings import settings_tables
+from mae_ast.report.settings import preset_of, settings_tables
 
 
 def test_names_are_as_short_as_they_are_unique():
@@ -59,6 +60,14 @@ def test_settings_of_one_run_are_compared_with_its_preset(run):
     assert "optimization.lr" not in rows  # as in the preset
     assert "task.seed" not in rows  # the preset refers to another setting
     assert found.notes == []
+
+
+@pytest.mark.parametrize("option", ["--config-name demo", "--config-name=demo"])
+def test_preset_of_a_run_by_fairseq_is_in_its_command(run, option):
+    start = {"command": f"fairseq-hydra-train --config-dir config {option} optimization.lr=[1]"}
+    found = dataclasses.replace(read_run(run, "tones"), begun_with={}, starts=[start])
+    assert preset_of(found) == "demo"
+    assert preset_of(dataclasses.replace(found, starts=[])) is None
 
 
 def test_settings_of_two_runs_are_those_that_differ(run, write_run, tmp_path):
