@@ -112,24 +112,32 @@ def read_run(folder: Path, name: str, data: Path | None = None) -> Run:
         lines = [line for line in read_metrics(folder) if isinstance(line.get("kind"), str)]
     if not lines:
         notes.append(f"curves: {folder / METRICS_FILE} does not exist or is empty")
+    starts = _json_lines(folder / STARTS_FILE)
+    if not starts:
+        notes.append(f"command, versions: {folder / STARTS_FILE} does not exist or is empty")
     checkpoint, state = _last_checkpoint(folder, notes)
     cfg = state.get("cfg")
     sections = {key: value for key, value in _mapping(cfg).items() if isinstance(value, Mapping)}
     updates = training_record(state, "").get("updates")
     begun_with = _json(folder / NOTE)
+    is_finetuned, evaluations = _is_finetuned(sections, begun_with), _evaluations(folder)
+    if is_finetuned and not evaluations:
+        notes.append(
+            f"evaluation: 'mae-ast evaluate {folder} DATA --out {folder}/report' makes one"
+        )
     recorded = _mapping(sections.get("task")).get("data") or begun_with.get("data")
     return Run(
         name,
         folder,
-        _json_lines(folder / STARTS_FILE),
+        starts,
         lines,
         begun_with,
         checkpoint,
         sections,
         data or (Path(str(recorded)) if recorded else None),
         int(updates or max((line["num_updates"] for line in lines), default=0)),
-        _is_finetuned(sections, begun_with),
-        _evaluations(folder),
+        is_finetuned,
+        evaluations,
         notes,
     )
 

@@ -53,6 +53,8 @@ def contents(runs: Sequence[Run], choices: Choices) -> Contents:
     if len(runs) > len(some):
         first = f"only of the first {len(some)} of {plural(len(runs), 'run')}"
         notes.append(["", f"reconstructions, embeddings and parts of a step: {first}"])
+    if not choices.measured:
+        notes.append(["", "parts of a step: not measured, because of --no-timing"])
     return {
         "title": choices.title or _title(runs),
         "about": _about(len(runs)),

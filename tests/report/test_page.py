@@ -82,7 +82,8 @@ def test_many_runs_have_curves_but_the_first_ones_sound(run, tmp_path, monkeypat
     assert len(values["clips"][0]["runs"]) == len(values["embeddings"]) == 1
     assert values["title"] == "run0, run1, run2"
     assert values["notes"] == [
-        ["", "reconstructions, embeddings and parts of a step: only of the first 1 of 3 runs"]
+        ["", "reconstructions, embeddings and parts of a step: only of the first 1 of 3 runs"],
+        ["", "parts of a step: not measured, because of --no-timing"],
     ]
 
 
@@ -182,6 +183,17 @@ def test_dragging_zooms_and_a_double_click_resets(browser):
         browser.mouse("mousePressed", x, y, count)
         browser.mouse("mouseReleased", x, y, count)
     assert browser.run(ticks) == before
+
+
+def test_runs_can_be_hidden(browser):
+    curves = "document.querySelectorAll('.plot')[0].querySelectorAll('path.curve').length"
+    toggle = "document.querySelectorAll('#curves .legend button')[{}].click()"
+    shown = [browser.run(curves)]
+    for number in (0, 1, 0, 1):
+        browser.run(toggle.format(number))
+        shown.append(browser.run(curves))
+    assert shown == [4, 2, 0, 2, 4]
+    assert browser.errors == []
 
 
 def test_light_and_dark(browser):

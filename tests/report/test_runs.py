@@ -30,13 +30,25 @@ def test_a_run_is_read(run, corpus):
 def test_missing_parts_are_noted(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     (copy / "metrics.jsonl").unlink()
+    (copy / "starts.jsonl").write_text('{"command": "cut o')
     (copy / "checkpoints" / "checkpoint_last.pt").write_bytes(b"PK damaged")
     found = read_run(copy, "run")
-    curves_note, checkpoint_note = found.notes
+    curves_note, start_note, checkpoint_note = found.notes
+    assert start_note.startswith("command, versions: ")
     assert curves_note.startswith("curves: ")
     assert "metrics.jsonl does not exist" in curves_note
     assert checkpoint_note.startswith("settings, reconstructions and embeddings: ")
     assert found.checkpoint is None
+
+
+def test_a_classifier_without_an_evaluation_is_noted(write_run, tmp_path):
+    folder = write_run(tmp_path / "run", task___name="mae_ast_classification")
+    assert "mae-ast evaluate" in read_run(folder, "run").notes[0]
+    (folder / "report").mkdir()
+    (folder / "report" / "summary.json").write_text('{"accuracy": 0.5, "num_clips": 9}')
+    found = read_run(folder, "run")
+    assert found.notes == []
+    assert tables.evaluation_table([found])["rows"] == [["run", "report", "", "0.5", "9"]]
 
 
 def test_folders_that_are_no_runs_are_refused(run, corpus, tmp_path):

@@ -92,9 +92,8 @@ function limits(panel, view) {
 function ticks(low, high, count) {
   const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((each) => each >= rough);
-  const found = [];
-  for (let n = Math.ceil(low / step); n * step <= high; n += 1) found.push(n * step);
-  return found;
+  const first = Math.ceil(low / step), length = Math.min(Math.floor(high / step) - first + 1, 2 * count);
+  return Array.from({ length: Math.max(length, 0) }, (_, n) => (first + n) * step);
 }
 
 function scalesOf({ x0, x1, y0, y1 }) {
@@ -116,12 +115,12 @@ function drawPlot(area, panel, state, clip) {
   for (const tick of ticks(range.x0, range.x1, 6)) {
     const x = scale.x(tick);
     drawn.push(svg("line", { class: "axis", x1: x, x2: x, y1: SIZE.top, y2: bottom }),
-      svg("text", { x, y: bottom + 14, "text-anchor": "middle" }, numberText(tick)));
+      svg("text", { x, y: bottom + 14, "text-anchor": "middle" }, numberText(tick, 6)));
   }
   for (const tick of ticks(range.y0, range.y1, 5)) {
     const y = scale.y(tick);
     drawn.push(svg("line", { class: "axis", x1: SIZE.left, x2: right, y1: y, y2: y }),
-      svg("text", { x: SIZE.left - 6, y: y + 4, "text-anchor": "end" }, numberText(tick)));
+      svg("text", { x: SIZE.left - 6, y: y + 4, "text-anchor": "end" }, numberText(tick, 6)));
   }
   drawn.push(svg("text", { x: (SIZE.left + right) / 2, y: SIZE.height - 4, "text-anchor": "middle" }, "updates"));
   const curves = svg("g", { "clip-path": `url(#${clip})` });

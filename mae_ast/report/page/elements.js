@@ -28,17 +28,18 @@ function tableOf(table, kind = "") {
 }
 
 function colour(number) {
-  return number < 8 ? `var(--c${number})` : `hsl(${(number * 137.5) % 360} 55% var(--lightness))`;
+  if (number < 8) return `var(--c${number})`;
+  const hue = Math.round(number * 137.5) % 360;
+  return `light-dark(hsl(${hue} 55% 42%), hsl(${hue} 60% 72%))`;
 }
 
 function swatch(number) {
   return element("i", { class: "swatch", style: `background: ${colour(number)}` });
 }
 
-function numberText(value) {
-  const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2);
-  return String(Number(value.toPrecision(4)));
+function numberText(value, digits = 4) {
+  const rounded = Number(value.toPrecision(digits)), size = Math.abs(rounded);
+  return size !== 0 && (size < 1e-3 || size >= 1e6) ? rounded.toExponential() : String(rounded);
 }
 
 // A box beside the pointer, inside a positioned card.
