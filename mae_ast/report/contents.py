@@ -62,7 +62,7 @@ def contents(runs: Sequence[Run], choices: Choices) -> Contents:
         "facts": tables.facts(runs),
         "settings": settings,
         "panels": curves.panels(runs),
-        "max_points": curves.MAX_POINTS,
+        "max_points": curves.max_points(len(runs)),
         "clips": clips,
         "embeddings": points,
         "validation": tables.validation_table(runs),

@@ -8,7 +8,8 @@ from typing import Any
 from mae_ast.report.collect import Run
 
 TRAINING, EPOCH_MEANS, FEATURES = "train_inner", "train", "health"  # kinds of lines
-MAX_POINTS = 1500  # of a curve; more are averaged in groups
+MIN_POINTS, MAX_POINTS = 150, 1500  # limits of :func:`max_points`
+ALL_POINTS = 6000  # of a metric of all runs
 # Group of panels to metrics and their titles; metrics of no group are in the last one.
 GROUPS = {
     "Losses": {
@@ -65,11 +66,11 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
     return [
         {**panel, "group": f"{panel['group']}, {stage}" if is_mixed else panel["group"]}
         for stage, some in stages.items()
-        for panel in _panels_of(some)
+        for panel in _panels_of(some, max_points(len(runs)))
     ]
 
 
-def _panels_of(runs: Sequence[tuple[int, Run]]) -> list[Panel]:
+def _panels_of(runs: Sequence[tuple[int, Run]], maximum: int) -> list[Panel]:
     metrics = dict.fromkeys(name for _, run in runs for line in run.lines for name in line)
     named = [(group, name, title) for group, own in GROUPS.items() for name, title in own.items()]
     known = {name for _, name, _ in named} | REFERENCES.keys() | _NO_METRICS
@@ -79,7 +80,7 @@ def _panels_of(runs: Sequence[tuple[int, Run]]) -> list[Panel]:
             "group": group,
             "title": title,
             "is_minor": group == OTHERS,
-            "series": _series_of(runs, name),
+            "series": _series_of(runs, name, maximum),
         }
         for group, name, title in named
         if name in metrics
@@ -87,7 +88,20 @@ def _panels_of(runs: Sequence[tuple[int, Run]]) -> list[Panel]:
     return [panel for panel in found if panel["series"]]
 
 
-def _series_of(runs: Sequence[tuple[int, Run]], name: str) -> list[dict[str, Any]]:
+def max_points(num_runs: int) -> int:
+    """Return the maximum number of points of a curve; more are averaged in groups."""
+    return min(max(ALL_POINTS // max(num_runs, 1), MIN_POINTS), MAX_POINTS)
+
+
+def thinned(points: Sequence[tuple[int, float]], maximum: int) -> tuple[list[int], list[float]]:
+    """Return x and y of at most ``maximum`` points: the last x and the mean y of each group."""
+    size = -(-len(points) // maximum) or 1
+    groups = [points[first : first + size] for first in range(0, len(points), size)]
+    means = [sum(y for _, y in group) / len(group) for group in groups]
+    return [group[-1][0] for group in groups], [float(f"{mean:.6g}") for mean in means]
+
+
+def _series_of(runs: Sequence[tuple[int, Run]], name: str, maximum: int) -> list[dict[str, Any]]:
     found = []
     for number, run in runs:
         for kind in dict.fromkeys(line["kind"] for line in run.lines):
@@ -95,31 +109,25 @@ def _series_of(runs: Sequence[tuple[int, Run]], name: str) -> list[dict[str, Any
                 continue
             label = {TRAINING: "training", FEATURES: "features"}.get(kind, kind)
             drawn = "training" if kind == TRAINING else "points"
-            found.append(_series(run, number, kind, name, drawn, label))
-            for reference, (panel, text) in REFERENCES.items():
-                if panel == name and kind != TRAINING:
-                    found.append(_series(run, number, kind, reference, "reference", text))
+            curves = [(name, drawn, label)]
+            if kind != TRAINING:
+                curves += [
+                    (metric, "reference", text)
+                    for metric, (panel, text) in REFERENCES.items()
+                    if panel == name
+                ]
+            for metric, drawn, label in curves:
+                x, y = thinned(_points(run, kind, metric), maximum)
+                found.append({"run": number, "kind": drawn, "label": label, "x": x, "y": y})
     return [series for series in found if series["x"]]
 
 
-def _series(
-    run: Run, number: int, kind: str, metric: str, drawn: str, label: str
-) -> dict[str, Any]:
-    points = [
+def _points(run: Run, kind: str, metric: str) -> list[tuple[int, float]]:
+    return [
         (line["num_updates"], float(line[metric]))
         for line in run.lines
         if line["kind"] == kind and _is_number(line.get(metric))
     ]
-    x, y = thinned(points)
-    return {"run": number, "kind": drawn, "label": label, "x": x, "y": y}
-
-
-def thinned(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
-    """Return x and y of at most ``MAX_POINTS`` points: the last x and the mean y of each group."""
-    size = -(-len(points) // MAX_POINTS) or 1
-    groups = [points[first : first + size] for first in range(0, len(points), size)]
-    means = [sum(y for _, y in group) / len(group) for group in groups]
-    return [group[-1][0] for group in groups], [float(f"{mean:.6g}") for mean in means]
 
 
 def _is_number(value: Any) -> bool:

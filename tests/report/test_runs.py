@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mae_ast.report import curves, tables
+from mae_ast.report import tables
 from mae_ast.report.collect import read_run, read_runs, unique_names
-from mae_ast.report.curves import panels, thinned
+from mae_ast.report.curves import max_points, panels, thinned
 from mae_ast.report.settings import preset_of, settings_tables
 
 
@@ -116,11 +116,14 @@ def test_stages_have_panels_of_their_own(run, write_run, tmp_path):
     assert [{each["run"] for each in panel["series"]} for panel in losses] == [{0}, {1}]
 
 
-def test_long_curves_are_averaged_in_groups(monkeypatch):
-    monkeypatch.setattr(curves, "MAX_POINTS", 10)
-    x, y = thinned([(n, float(n)) for n in range(1, 101)])
+def test_long_curves_are_averaged_in_groups():
+    x, y = thinned([(n, float(n)) for n in range(1, 101)], 10)
     assert x == list(range(10, 101, 10))
     assert y == [5.5 + 10 * n for n in range(10)]
+
+
+def test_many_runs_have_fewer_points_each():
+    assert [max_points(runs) for runs in (1, 4, 8, 40, 1000)] == [1500, 1500, 750, 150, 150]
 
 
 def test_tables_have_the_last_values(run):
