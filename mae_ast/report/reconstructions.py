@@ -6,7 +6,6 @@ Spectrograms are log-mel (T, 128) before normalisation, in 8 bits, with the scal
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +128,7 @@ def _add_clip(
             "rebuilt": {**rebuilt, "sound": sounds.add(waves[2] * gain)},
             "masked": masked,
             "rescaled": made.rescaled,
-            "mse": error / masked if masked else math.nan,
+            "mse": error / masked if masked else None,
         }
     )
 

@@ -84,6 +84,7 @@ def _different_from_preset(run: Run) -> list[list[str]]:
     """Return settings that the preset or the command sets, where they differ from the preset."""
     own, preset = settings_of(run.cfg), _preset_settings(run)
     resolved = {key: value for key, value in preset.items() if not str(value).startswith("${")}
+    own = {key: value for key, value in own.items() if resolved.get(key) != "???"}  # the data
     chosen = {key for key in (*resolved, *_keys_in_command(run)) if key in own}
     pairs = ({key: resolved.get(key, NOT_SET) for key in chosen}, {key: own[key] for key in chosen})
     return different_settings(pairs)

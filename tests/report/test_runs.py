@@ -70,6 +70,7 @@ def test_settings_of_one_run_are_compared_with_its_preset(run):
     assert rows["optimization.max_update"] == ["1500", "40"]
     assert rows["model.decoder_layers"] == ["2", "1"]
     assert "optimization.lr" not in rows  # as in the preset
+    assert "task.data" not in rows  # a preset has none
     assert "task.seed" not in rows  # the preset refers to another setting
     assert found.notes == []
 

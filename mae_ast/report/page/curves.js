@@ -130,6 +130,10 @@ function drawPlot(area, panel, state, clip) {
 
 function curveOf(series, scale) {
   const places = series.x.map((x, n) => [scale.x(x).toFixed(1), scale.y(series.y[n]).toFixed(1)]);
+  if (series.kind === "reference") { // a level, also if it is known at one update only
+    places.unshift([SIZE.left, places[0][1]]);
+    places.push([SIZE.width - SIZE.right, places[places.length - 1][1]]);
+  }
   const line = svg("path", { class: `curve ${series.kind}`, d: `M${places.join("L")}` });
   line.style.stroke = colour(series.run);
   const hasDots = series.kind === "points" || (places.length === 1 && series.kind === "training");

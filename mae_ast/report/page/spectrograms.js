@@ -47,12 +47,13 @@ function clipCard(clip) {
   const rows = clip.runs.map((each, row) => {
     const run = values.runs.length > 1 ? `${values.runs[each.run]}: ` : "";
     const percent = `${Math.round(each.masked * 100)} % masked`;
+    const error = each.mse === null ? "" : `, MSE of masked patches ${numberText(each.mse)}`;
     const scaled = each.rescaled ? " with the original's mean and std of each patch" : "";
     return element("div", { class: "row" },
       row === 0 ? audible(clip.original, "original", [[clip.sound, "recording"], [clip.inverted, "after inversion"]])
         : element("div"),
       audible(each.visible, `${run}visible, ${percent}`, [[each.visible.sound, "visible"]]),
-      audible(each.rebuilt, `${run}rebuilt${scaled}, MSE of masked patches ${numberText(each.mse)}`, [[each.rebuilt.sound, "rebuilt"]]));
+      audible(each.rebuilt, `${run}rebuilt${scaled}${error}`, [[each.rebuilt.sound, "rebuilt"]]));
   });
   return element("div", { class: "card clip" },
     element("div", {}, element("b", {}, clip.name), ` (${numberText(clip.seconds)} s)`), ...rows);
