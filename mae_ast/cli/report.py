@@ -51,7 +51,7 @@ def report(
     The page is one HTML file that needs no network. Masked and reconstructed spectrograms are made
     audible by Griffin-Lim. What a run lacks is named on the page.
     """
-    from mae_ast.console import readable, require
+    from mae_ast.console import bar, readable, require
 
     require("sklearn", "hydra")
     _check(out, data, labels, seconds)
@@ -64,7 +64,7 @@ def report(
 
     found = read_runs(runs, data)
     chosen = Choices(title, Excerpts(clips, seconds), labels, timing, usable_device(device))
-    values = contents(found, chosen)
+    values = contents(found, chosen, bar("making the page", "part"))
     size = write_page(values, out)
     for name, note in values["notes"]:
         typer.echo(f"{name}: {note}" if name else note, err=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -10,11 +10,14 @@ from typing import Any
 
 from mae_ast import __version__
 from mae_ast.core.io.plural import plural
-from mae_ast.report import curves, embeddings, reconstructions, steps, tables
+from mae_ast.core.io.read_ahead import Progress
+from mae_ast.report import curves, tables
 from mae_ast.report.collect import Run
-from mae_ast.report.reconstructions import Excerpts
+from mae_ast.report.embeddings import embeddings
+from mae_ast.report.reconstructions import Excerpts, reconstructions
 from mae_ast.report.settings import settings_tables
 from mae_ast.report.sounds import Sounds
+from mae_ast.report.steps import step_times
 
 MAX_WITH_SOUND = 6  # runs with reconstructions, embeddings and measured steps
 MAX_NAMED = 4  # runs in the title
@@ -41,13 +44,23 @@ class Choices:
     device: str
 
 
-def contents(runs: Sequence[Run], choices: Choices) -> Contents:
-    """Collect what the page shows; the values can be written as JSON."""
+def contents(runs: Sequence[Run], choices: Choices, progress: Progress | None = None) -> Contents:
+    """Collect what the page shows; the values can be written as JSON.
+
+    Args:
+        runs: runs of any number.
+        choices: choices for the page.
+        progress: wrapper of the iteration over the parts that take long.
+    """
     sounds = Sounds()
     some = runs[:MAX_WITH_SOUND]
-    clips = reconstructions.reconstructions(some, choices.excerpts, choices.device, sounds)
-    points = embeddings.embeddings(some, choices.labelled, choices.device, sounds)
-    times = steps.step_times(runs, choices.device, len(some) if choices.measured else 0)
+    parts: dict[str, Callable[[], Any]] = {
+        "clips": lambda: reconstructions(some, choices.excerpts, choices.device, sounds),
+        "embeddings": lambda: embeddings(some, choices.labelled, choices.device, sounds),
+        "steps": lambda: step_times(runs, choices.device, len(some) if choices.measured else 0),
+    }
+    names = parts if progress is None else progress(parts, len(parts))
+    values = {name: parts[name]() for name in names}
     settings = settings_tables(runs)
     notes = [[run.name, note] for run in runs for note in run.notes]
     if len(runs) > len(some):
@@ -63,12 +76,10 @@ def contents(runs: Sequence[Run], choices: Choices) -> Contents:
         "settings": settings,
         "panels": curves.panels(runs),
         "max_points": curves.max_points(len(runs)),
-        "clips": clips,
-        "embeddings": points,
+        **values,
         "validation": tables.validation_table(runs),
         "probe": tables.probe_table(runs),
         "evaluation": tables.evaluation_table(runs),
-        "steps": times,
         "notes": notes,
         "sounds": sounds.uris,
     }

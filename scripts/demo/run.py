@@ -95,7 +95,7 @@ def run_demo(
     cached(
         folder / "report.json",
         {"checkpoints": checkpoints, "version": mae_ast.__version__},
-        lambda: {"bytes": write_page(contents(read_runs(runs), PAGE), page)},
+        lambda: {"bytes": _write_page(runs, page)},
         [page],
     )
     typer.echo(f"curves, sounds and embeddings, for a browser: {page}")
@@ -132,6 +132,10 @@ def _draw(model: PretrainedMaeAst, valid: Manifest, path: Path) -> None:
     reconstruction = reconstruct(model, batch.source, batch.mask)
     figure = reconstruction_figure(reconstruction, [f"“{word}”" for word in SHOWN_WORDS])
     figure.savefig(path, dpi=120)
+
+
+def _write_page(runs: list[Path], page: Path) -> int:
+    return write_page(contents(read_runs(runs), PAGE, bar("making the page", "part")), page)
 
 
 def _sha256(path: Path) -> str:
