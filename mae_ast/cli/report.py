@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mae_ast.cli.options import Device
+from mae_ast.cli.options import Device, ExcerptSeconds
 
 
 def report(
@@ -38,9 +38,7 @@ def report(
     clips: Annotated[
         int, typer.Option(min=0, help="Number of validation clips to reconstruct.")
     ] = 4,
-    seconds: Annotated[
-        float, typer.Option(help="Maximum length of a reconstructed clip, in seconds.")
-    ] = 5.0,
+    seconds: ExcerptSeconds = 5.0,
     timing: Annotated[
         bool, typer.Option(help="Measure the parts of a training step, for up to 10 s per run.")
     ] = True,
