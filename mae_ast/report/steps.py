@@ -133,15 +133,14 @@ def _training(run: Run, device: torch.device) -> _Training:
     else:
         model = encoder = load_masked(run.checkpoint)
         mask_type = str(model.mask_type)
-    encoder.precision = encoder.config.precision if not run.is_finetuned else encoder.precision
+    encoder.precision = run.setting("model", "precision") or encoder.config.precision
     manifest = Manifest.load(run.manifest("train_subset", "train"))
     crop = run.setting("task", "max_sample_size")
     sizes = manifest.num_samples
     typical = int(min(crop or sizes.max(), median(sizes.tolist())))
-    tokens = run.setting("dataset", "max_tokens")
-    batch_size = run.setting("dataset", "batch_size") or (
-        max(1, tokens // typical) if tokens else DEFAULT_BATCH
-    )
+    tokens, clips = (run.setting("dataset", key) for key in ("max_tokens", "batch_size"))
+    limits = [clips or 0, max(1, tokens // typical) if tokens else 0]
+    batch_size = min(filter(None, limits), default=DEFAULT_BATCH)
     limit = MAX_BATCH_S.get(device.type, MAX_BATCH_S["cpu"]) * SAMPLE_RATE
     count = max(1, min(batch_size, int(limit / typical)))
     rows = evenly_spaced(len(manifest), count).tolist()

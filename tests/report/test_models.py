@@ -12,6 +12,7 @@ import torch
 from mae_ast.core.io.labels import write_clip_labels
 from mae_ast.core.io.manifest import Manifest, write_manifest
 from mae_ast.report import embeddings as embedding
+from mae_ast.report import steps
 from mae_ast.report.collect import read_run
 from mae_ast.report.embeddings import embeddings, layer_of, principal_components
 from mae_ast.report.reconstructions import MASKED, Excerpts, as_pixels, reconstructions
@@ -115,3 +116,15 @@ def test_a_step_is_recorded_and_split(run):
     assert 0 < times["counted_gib"] < 0.1
     assert found.notes == []
     assert step_times([found], "cpu", 0) == [{"run": 0, **recorded(found)}]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "clips", "batch"), [(None, 4, 4), (16_000, None, 2), (16_000, 4, 2), (None, None, 8)]
+)
+def test_batch_is_limited_by_clips_and_samples(write_run, tmp_path, tokens, clips, batch):
+    limits = {"dataset__max_tokens": tokens, "dataset__batch_size": clips}
+    found = read_run(write_run(tmp_path / "run", **limits, model__precision="float32"), "run")
+    training = steps._training(found, torch.device("cpu"))
+    assert training.batch_size == batch
+    assert len(training.rows) == min(batch, 6)
+    assert training.encoder.precision == "float32"
