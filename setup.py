@@ -12,6 +12,7 @@ setup(
     package_dir={"mae_ast.config": "config", "mae_ast.superb_config": "s3prl/config"},
     package_data={
         "mae_ast": ["py.typed"],
+        "mae_ast.report": ["page/*"],
         "mae_ast.config": ["**/*.yaml"],
         "mae_ast.superb_config": ["*.yaml"],
     },

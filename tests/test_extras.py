@@ -49,6 +49,7 @@ NEEDS = {
     "reconstruct model.pt a.wav": "matplotlib",
     "evaluate model.pt DATA": "matplotlib",
     "probe model.pt DATA/train.tsv": "scikit-learn is not installed: pip install 'mae-ast[train]'",
+    "report runs/patch": "scikit-learn",
     "superb ks model.pt": "s3prl is not installed: pip install 'mae-ast[superb]'",
 }
 

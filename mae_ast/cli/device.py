@@ -56,6 +56,15 @@ def place(model: M, device: str | None) -> M:
         raise ValueError(f"--device {device}: {first_line(error)}") from error
 
 
+def usable_device(device: str | None) -> str:
+    """Return the device of ``--device``; ``None``: a GPU if available.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    return str(next(place(nn.Linear(1, 1), device).parameters()).device)
+
+
 def compute_in(encoder: Encoder, precision: str) -> None:
     """Set the dtype of ``--precision``.
 

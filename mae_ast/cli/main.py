@@ -30,6 +30,7 @@ from mae_ast.cli import (
     pretrain,
     probe,
     reconstruct,
+    report,
     stats,
     superb,
 )
@@ -39,7 +40,7 @@ from mae_ast.console import describe, named_extras
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Data": (manifest.manifest, stats.stats, pack.pack),
     "Train": (pretrain.pretrain, finetune.finetune, crossvalidate.crossvalidate, demo.demo),
-    "Evaluate": (evaluate.evaluate, probe.probe, superb.superb),
+    "Evaluate": (evaluate.evaluate, probe.probe, report.report, superb.superb),
     "Use a model": (
         *(models.models, download.download, predict.predict, extract.extract),
         *(reconstruct.reconstruct, convert.convert),

@@ -102,6 +102,9 @@ ManifestFile = Annotated[
 AudioFiles = Annotated[
     list[Path], typer.Argument(metavar="FILE", help="Audio files in any format.")
 ]
+ExcerptSeconds = Annotated[
+    float, typer.Option(help="Maximum length of an excerpt to reconstruct, in seconds.")
+]
 Jobs = Annotated[int, typer.Option(min=1, help="Number of files to read in parallel.")]
 
 # --- training -------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mae_ast.cli.options import AudioFiles, Checkpoint, seed_option
+from mae_ast.cli.options import AudioFiles, Checkpoint, ExcerptSeconds, seed_option
 from mae_ast.cli.skipped import for_each_file, numbered
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def reconstruct(
         ),
     ] = None,
     start: Annotated[float, typer.Option(min=0, help="Start of the excerpt, in seconds.")] = 0.0,
-    seconds: Annotated[float, typer.Option(help="Length of the excerpt, in seconds.")] = 10.0,
+    seconds: ExcerptSeconds = 10.0,
     mask_type: Annotated[
         str | None, typer.Option(help="Mask type; default: the one used in training.")
     ] = None,

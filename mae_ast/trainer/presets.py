@@ -14,6 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from mae_ast.core.io.first_line import first_line
+
 # Sections whose dataclass depends on ``_name``; hydra only knows the keys that the YAML files list.
 NAMED_SECTIONS = ("task", "model", "criterion", "optimizer", "lr_scheduler")
 SEARCH_PATH = "hydra.searchpath="  # override: further folders with parts
@@ -47,6 +49,18 @@ def read_preset(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return the sections of :func:`compose_preset` as dictionaries, references unresolved."""
     sections: Any = OmegaConf.to_container(compose_preset(file, overrides), enum_to_str=True)
     return dict(sections)
+
+
+def read_valid_preset(file: Path) -> dict[str, Any]:
+    """Return :func:`read_preset` of a file without overrides.
+
+    Raises:
+        ValueError: the file is invalid, or one of its parts is missing.
+    """
+    try:
+        return read_preset(file)
+    except (HydraException, yaml.YAMLError) as error:
+        raise ValueError(f"{file}: {first_line(error)}") from None
 
 
 def search_path_of(overrides: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Run the demo: corpus, pretraining, probe and fine-tuning, then tables and plots."""
+"""Run the demo: corpus, pretraining, probe and fine-tuning, then tables, plots and a page."""
 
 from __future__ import annotations
 
@@ -22,16 +22,21 @@ from mae_ast.core.io.segment import read_segment
 from mae_ast.evaluate.plots import reconstruction_figure
 from mae_ast.evaluate.training_curves import curves_figure
 from mae_ast.hub.load import PretrainedMaeAst
+from mae_ast.report.collect import read_runs
+from mae_ast.report.contents import Choices, contents
+from mae_ast.report.page import write_page
+from mae_ast.report.reconstructions import Excerpts
 from mae_ast.trainer.metrics_log import read_metrics
 from scripts.demo.cache import Results, cached, write_json
 from scripts.demo.corpus import DESCRIPTION_FILE, description, make_corpus
 from scripts.demo.evaluate import evaluate
-from scripts.demo.recognition import confusion_plot, finetune_words, probe_words
+from scripts.demo.recognition import INITIAL_WEIGHTS, confusion_plot, finetune_words, probe_words
 from scripts.demo.report import report
 from scripts.demo.training import num_updates, train
 
 SHOWN_WORDS = ("marvin", "seven", "sheila", "yes")
 FINETUNING_UPDATES = 300  # a compromise between accuracy and time
+PAGE = Choices("mae-ast demo", Excerpts(4, 5.0), None, True, "cpu")
 
 
 def run_demo(
@@ -84,6 +89,16 @@ def run_demo(
     (folder / "results.md").write_text(tables, encoding="utf-8")
     typer.echo(tables)
     typer.echo(f"plots: {', '.join(map(str, [*drawn, confusion_plot(finetuned)]))}")
+    page = folder / "report.html"
+    runs = [run, *(finetuned / name.replace(" ", "_") for name in INITIAL_WEIGHTS)]
+    checkpoints = {each.name: _sha256(each / RUN_FILE) for each in runs}
+    cached(
+        folder / "report.json",
+        {"checkpoints": checkpoints, "version": mae_ast.__version__},
+        lambda: {"bytes": _write_page(runs, page)},
+        [page],
+    )
+    typer.echo(f"curves, sounds and embeddings, for a browser: {page}")
     return results
 
 
@@ -117,6 +132,10 @@ def _draw(model: PretrainedMaeAst, valid: Manifest, path: Path) -> None:
     reconstruction = reconstruct(model, batch.source, batch.mask)
     figure = reconstruction_figure(reconstruction, [f"“{word}”" for word in SHOWN_WORDS])
     figure.savefig(path, dpi=120)
+
+
+def _write_page(runs: list[Path], page: Path) -> int:
+    return write_page(contents(read_runs(runs), PAGE, bar("making the page", "part")), page)
 
 
 def _sha256(path: Path) -> str:

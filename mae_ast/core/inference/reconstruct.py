@@ -20,11 +20,13 @@ class Reconstruction:
         original: (B, T', 128).
         visible: (B, T', 128), NaN at masked patches.
         rebuilt: (B, T', 128), with the model's prediction at masked patches.
+        rescaled: the model predicts normalised patches, which got the original's mean and std.
     """
 
     original: Tensor
     visible: Tensor
     rebuilt: Tensor
+    rescaled: bool = False
 
 
 @torch.no_grad()
@@ -40,7 +42,8 @@ def reconstruct(model: MaskedEncoder, source: Tensor, mask: MaskIds) -> Reconstr
         ValueError: the prediction is not finite, or is no prediction of patches.
     """
     patches = model.patches(source)[:, : mask.num_patches]  # without padding to input_frames
-    prediction = model(source, None, mask).rebuilt()
+    out = model(source, None, mask)
+    prediction = out.rebuilt()
     if prediction.shape[2] != patches.shape[2]:
         raise ValueError(
             f"the model predicts {prediction.shape[2]} values per masked patch, not its "
@@ -57,4 +60,5 @@ def reconstruct(model: MaskedEncoder, source: Tensor, mask: MaskIds) -> Reconstr
         spectrogram(patches),
         spectrogram(patches.scatter(1, index, float("nan"))),
         spectrogram(patches.scatter(1, index, prediction)),
+        out.scale is not None,
     )

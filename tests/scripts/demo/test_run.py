@@ -99,6 +99,17 @@ def test_confusion_matrix_is_plotted(demo):
     assert pixels.std() > 0.01
 
 
+def test_page_shows_the_three_runs(demo):
+    page = (demo.folder / "report.html").read_text(encoding="utf-8")
+    values = json.loads(page.partition('id="values">')[2].partition("</script>")[0])
+    assert values["title"] == "mae-ast demo"
+    assert values["runs"] == ["run", "pretrained", "random_weights"]
+    assert values["notes"] == []
+    assert (len(values["clips"]), len(values["embeddings"]), len(values["steps"])) == (4, 3, 3)
+    assert [row[0] for row in values["evaluation"]["rows"]] == ["pretrained", "random_weights"]
+    assert len(page) < 8_000_000
+
+
 def test_probe_groups_clips_by_voice(demo):
     train = recognition._labelled(demo.folder / "corpus", "train")
     assert set(train.groups) == {
@@ -114,6 +125,7 @@ def test_complete_demo_runs_nothing_again(demo, monkeypatch):
     monkeypatch.setattr(probe, "probe", None)
     monkeypatch.setattr(corpus, "ProcessPoolExecutor", None)
     monkeypatch.setattr(report, "evaluate", None)
+    monkeypatch.setattr(run, "contents", None)
     assert run.run_demo(demo.folder, **UPDATES) == demo.results
 
 
