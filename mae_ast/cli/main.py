@@ -31,6 +31,7 @@ from mae_ast.cli import (
     probe,
     reconstruct,
     stats,
+    study,
     superb,
 )
 from mae_ast.console import describe, named_extras
@@ -39,7 +40,7 @@ from mae_ast.console import describe, named_extras
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Data": (manifest.manifest, stats.stats, pack.pack),
     "Train": (pretrain.pretrain, finetune.finetune, crossvalidate.crossvalidate, demo.demo),
-    "Evaluate": (evaluate.evaluate, probe.probe, superb.superb),
+    "Evaluate": (evaluate.evaluate, probe.probe, superb.superb, study.study),
     "Use a model": (
         *(models.models, download.download, predict.predict, extract.extract),
         *(reconstruct.reconstruct, convert.convert),
