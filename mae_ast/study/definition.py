@@ -6,6 +6,7 @@ A cell is one run: a value of each axis, and a seed. A study file has
     scale: {NAME: {config, overrides, data}}
     axes: {AXIS: {VALUE: [overrides] or {SCALE: [overrides]}}}
     omit: [{AXIS: VALUE, ...}]   combinations that are not run
+    also: [{where: {AXIS: VALUE, ...}, overrides}]   further overrides of some combinations
     updates_to: 0.6              optional: accuracy of the probe during training
     compare: [{claim, measure, of, against, as, paper}]
     paper: {source, rows}        the paper's own numbers
@@ -29,7 +30,10 @@ from mae_ast.trainer.command import config_dir
 DEFAULT_SCALE = "demo"
 FOLDER = "study"  # below the presets' folder
 FORMS = ("ratio", "difference")
-_KEYS = {"title", "finding", "limits", "scale", "axes", "omit", "updates_to", "compare", "paper"}
+_KEYS = (
+    *("title", "finding", "limits", "scale", "axes", "omit", "also"),
+    *("updates_to", "compare", "paper"),
+)
 _PRESET = "config="
 
 
@@ -175,7 +179,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: is not a study; a mapping with title, scale and axes is needed")
     if unknown := [key for key in content if key not in _KEYS]:
-        raise ValueError(f"{path}: {unknown[0]}: no such key; keys are {', '.join(sorted(_KEYS))}")
+        raise ValueError(f"{path}: {unknown[0]}: no such key; keys are {', '.join(_KEYS)}")
     return content
 
 
@@ -201,6 +205,9 @@ def _cells(
         for axis, value in zip(axes, chosen, strict=True):
             given = axes[axis][value]
             settings += given.get(scale, []) if isinstance(given, dict) else given or []
+        for each in content.get("also", []):
+            if _agrees(values, each["where"]):
+                settings += each["overrides"]
         for each in settings:
             if not isinstance(each, str) or not ("=" in each or each.startswith("~")):
                 where = ", ".join(values.values())

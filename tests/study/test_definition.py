@@ -71,7 +71,7 @@ def test_studies_of_the_package_are_valid(name, scale):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"axis": {}}, "axis: no such key; keys are axes, compare, "),
+        ({"axis": {}}, "axis: no such key; keys are title, finding, "),
         ({"axes": {}}, "axes: a mapping is needed"),
         ({"title": 3}, "title: a text is needed"),
         (
