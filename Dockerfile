@@ -21,7 +21,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 RUN useradd --create-home --shell /bin/bash --uid 1001 mae \
-    && install --directory --owner mae /var/cache/pip
+    && install --directory --mode 0777 /var/cache/pip
 ENV PIP_CACHE_DIR=/var/cache/pip
 
 # --- the package and its environment ---

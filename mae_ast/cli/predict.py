@@ -146,9 +146,10 @@ def _write_timelines(
         progress = bar(f"{numbered(index, files)}{file.name}", "window")
         found = label_over_time(classifier, file, windows, plot, progress)
         if plot:
+            from mae_ast.evaluate.drawing import save_figure
             from mae_ast.evaluate.timeline_figure import timeline_figure
 
-            timeline_figure(found, names, file.name).savefig(image, dpi=120)
+            save_figure(timeline_figure(found, names, file.name), image)
         write_table(table, format, found.segments, names)
         written = f"{table}{f', {image}' if plot else ''}"
         count = plural(len(found.segments), "segment")
@@ -184,31 +185,35 @@ def _check_same_settings(classifier: FineTuned, windows: Windows, out: Path) -> 
 def _listed(paths: list[Path]) -> list[tuple[Path, Path]]:
     """Return files, and those below folders, with the path of each output without its suffix.
 
+    Links to folders are followed; hidden files are not listed.
     Outputs lie like the files below their folder; equal names are numbered.
 
     Raises:
         FileNotFoundError: a folder has no files with the suffix of an audio format.
     """
     from mae_ast.core.io.suffixes import AUDIO_SUFFIXES
+    from mae_ast.prepare.layout import walk_files
 
     found: list[tuple[Path, Path]] = []
     for path in paths:
         if not path.is_dir():
             found.append((path, Path(path.name)))
             continue
-        below = sorted(
-            each
-            for each in path.rglob("*")
-            if each.suffix.lower() in AUDIO_SUFFIXES and each.is_file()
-        )
+        files = (Path(parent, name) for parent, name in walk_files(path) if name[0] != ".")
+        below = sorted(each for each in files if each.suffix.lower() in AUDIO_SUFFIXES)
         if not below:
             raise FileNotFoundError(f"{path}: no audio files in this folder")
         found += [(each, each.relative_to(path)) for each in below]
-    taken: dict[Path, int] = {}
-    outputs = []
-    for file, output in found:
-        base = output.with_suffix("") if output.suffix.lower() in AUDIO_SUFFIXES else output
-        taken[base] = taken.get(base, 0) + 1
-        number = taken[base]
-        outputs.append((file, base if number == 1 else base.with_name(f"{base.name}_{number}")))
-    return outputs
+    bases = [
+        output.with_suffix("") if output.suffix.lower() in AUDIO_SUFFIXES else output
+        for _, output in found
+    ]
+    unnumbered = set(bases)
+    outputs: dict[Path, Path] = {}
+    for (file, _), base in zip(found, bases, strict=True):
+        output, number = base, 1
+        while output in outputs or (number > 1 and output in unnumbered):
+            number += 1
+            output = base.with_name(f"{base.name}_{number}")
+        outputs[output] = file
+    return [(file, output) for output, file in outputs.items()]

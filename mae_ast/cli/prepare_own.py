@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,11 +47,15 @@ Folds = Annotated[
 ]
 Valid = Annotated[
     float | None,
-    typer.Option(min=0, help="Ratio of validation clips; default: 0.1.", show_default=False),
+    typer.Option(
+        min=0, help="Ratio of files, or groups, for validation; default: 0.1.", show_default=False
+    ),
 ]
 Test = Annotated[
     float | None,
-    typer.Option(min=0, help="Ratio of test clips; default: 0.1.", show_default=False),
+    typer.Option(
+        min=0, help="Ratio of files, or groups, for test; default: 0.1.", show_default=False
+    ),
 ]
 MinSeconds = Annotated[
     float,
@@ -88,8 +93,8 @@ def folders(
     from mae_ast.prepare.class_folders import find_clips
     from mae_ast.prepare.division import Division
 
-    division = Division(valid, test, folds or 0, seed)
-    found = find_clips(folder, group, jobs)
+    division = Division(valid, test, folds or 0, seed, _compiled(group))
+    found = find_clips(folder, jobs)
     for note in found.notes:
         typer.echo(note)
     if found.loose:
@@ -151,13 +156,21 @@ def table(
     from mae_ast.prepare.own_clip import common_root
     from mae_ast.prepare.table import read_table
 
-    division = Division(valid, test, folds or 0, seed)
+    division = Division(valid, test, folds or 0, seed, _compiled(group))
     renamed = dict(_key_and_name(text) for text in column or ())
-    found = read_table(file, root, renamed, separator, group)
+    found = read_table(file, root, renamed, separator)
+    if group is not None and "group" in found.columns:
+        raise ValueError(f"{file}: has a column {found.columns['group']} already; drop --group")
     for line in found.preview():
         typer.echo(line)
     out = out or Path("manifests") / file.stem
     _write(found.clips, common_root(found.clips), out, division, min_seconds, jobs)
+
+
+def _compiled(group: str | None) -> re.Pattern[str] | None:
+    from mae_ast.prepare.splitting import compile_group
+
+    return None if group is None else compile_group(group)
 
 
 def _key_and_name(text: str) -> tuple[str, str]:
@@ -206,6 +219,11 @@ def _print_summary(summary: Summary, table: Path) -> None:
         more = plural(len(rows) - MAX_ROWS, "more class", "more classes")
         typer.echo(f"and {more}, listed in {table}")
     labels = "clips with several labels" if summary.multi_label else "one label per clip"
+    if summary.imbalance == 1:
+        typer.echo(
+            f"{labels}; even classes: {plural(int(summary.counts[:, 0].sum()), 'clip')} each"
+        )
+        return
     balance = "uneven" if summary.imbalance > UNEVEN else "even"
     typer.echo(
         f"{labels}; {balance} classes: the largest has {summary.imbalance:.3g} times the clips of "

@@ -94,11 +94,12 @@ def _plot(model: PretrainedMasked, samples: Tensor, mask: MaskIds, title: str, i
     from torch.nn.functional import mse_loss
 
     from mae_ast.core.inference.reconstruct import reconstruct as rebuild
+    from mae_ast.evaluate.drawing import save_figure
     from mae_ast.evaluate.plots import reconstruction_figure
 
     rebuilt = rebuild(model, samples.unsqueeze(0), mask)
     image.parent.mkdir(parents=True, exist_ok=True)
-    reconstruction_figure(rebuilt, [title]).savefig(image, dpi=120)
+    save_figure(reconstruction_figure(rebuilt, [title]), image)
     error = mse_loss(rebuilt.rebuilt, rebuilt.original)
     masked = rebuilt.visible.isnan().float().mean()
     return f"{masked:.0%} masked, mean squared error there {error / masked:.4f}"

@@ -49,7 +49,8 @@ def reconstruction_figure(spectrograms: Reconstruction, titles: Sequence[str] = 
                 axis.set_title(name)
             if row == num_clips - 1:
                 axis.set_xlabel("time (s)")
-        axes[row][0].set_ylabel(f"{titles[row]}\nmel bin" if row < len(titles) else "mel bin")
+        label = f"{titles[row]}\nmel bin" if row < len(titles) else "mel bin"
+        axes[row][0].set_ylabel(label, parse_math=False)
     return figure
 
 

@@ -17,6 +17,7 @@ from mae_ast.core.io.labels import LABELS_FILE, ClipLabels, LabelError, Labels
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.io.plural import plural
 from mae_ast.core.io.read_ahead import Progress
+from mae_ast.evaluate.drawing import save_figure, short_name
 from mae_ast.evaluate.metrics import (
     ClassScores,
     Summary,
@@ -30,6 +31,7 @@ from mae_ast.finetune.checkpoint import FineTuned
 
 COLUMNS = ("index", "mid", "display_name", "clips", "average_precision", "auc", "d_prime")
 MAX_NAMED_CLASSES = 60  # a plot with more classes has no tick labels
+MAX_COUNTED_CLASSES = 20  # a plot with more classes has no counts in its cells
 
 
 @dataclass(frozen=True)
@@ -127,10 +129,11 @@ def write_report(found: Evaluation, out: Path, title: str) -> list[Path]:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS if found.confusion is None else (*COLUMNS, "recall"))
         writer.writerows(_rows(found))
-    if found.confusion is None:
-        return [summary, classes]
     plot = out / "confusion.png"
-    confusion_figure(found.confusion, found.labels.names, title).savefig(plot, dpi=120)
+    if found.confusion is None:
+        plot.unlink(missing_ok=True)  # of an earlier report
+        return [summary, classes]
+    save_figure(confusion_figure(found.confusion, found.labels.names, title), plot)
     return [summary, classes, plot]
 
 
@@ -138,18 +141,24 @@ def confusion_figure(counts: np.ndarray, names: tuple[str, ...], title: str = ""
     """Plot (C, C) counts, each row normalised by the number of the class's clips."""
     clips = counts.sum(1, keepdims=True)
     normalized = counts / np.maximum(clips, 1)
+    shown = [short_name(name) for name in names] if len(names) <= MAX_NAMED_CLASSES else []
     size = 3.0 + 0.25 * min(len(names), MAX_NAMED_CLASSES)
-    figure = Figure(figsize=(size + 0.8, size), layout="constrained")
+    size += 0.07 * max((len(name) - 8 for name in shown if len(name) > 8), default=0)
+    figure = Figure(figsize=(size + 0.8, size), layout="compressed")
     axis = figure.subplots()
     image = axis.imshow(normalized, cmap="magma", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(image, ax=axis, shrink=0.8, label="fraction of the class's clips")
-    if len(names) <= MAX_NAMED_CLASSES:
-        ticks = np.arange(len(names))
-        axis.set_xticks(ticks, names, rotation=90, fontsize=8)
-        axis.set_yticks(ticks, names, fontsize=8)
+    if shown:
+        ticks = np.arange(len(shown))
+        axis.set_xticks(ticks, shown, rotation=90, fontsize=8, parse_math=False)
+        axis.set_yticks(ticks, shown, fontsize=8, parse_math=False)
+    if len(names) <= MAX_COUNTED_CLASSES:
+        for (row, column), count in np.ndenumerate(counts):
+            color = "black" if normalized[row, column] > 0.6 else "white"
+            axis.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
-    axis.set_title(title)
+    axis.set_title(title, parse_math=False)
     return figure
 
 

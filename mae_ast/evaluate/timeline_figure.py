@@ -13,6 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from mae_ast.core.inference.timeline import Segment
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.plural import plural
+from mae_ast.evaluate.drawing import short_name
 from mae_ast.evaluate.timeline import Timeline
 
 MAX_LABELS = 16  # rows of the plot
@@ -83,9 +84,8 @@ def _draw_labels(
         extent=(0, timeline.duration_s, len(labels) or 1, 0),
         zorder=1,  # above the grid
     )
-    axis.set_yticks(
-        np.arange(len(labels)) + 0.5, [_short(names[label]) for label in labels], fontsize=10
-    )
+    shown = [short_name(names[label]) for label in labels]
+    axis.set_yticks(np.arange(len(labels)) + 0.5, shown, fontsize=10, parse_math=False)
     for line in range(1, len(labels)):
         axis.axhline(line, color="white", linewidth=2)
         axis.axhline(line, color="0.85", linewidth=0.5)
@@ -151,7 +151,3 @@ def clock(at_s: float, duration_s: float) -> str:
     if duration_s < 3600:
         return f"{minutes}:{seconds:02d}"
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-
-
-def _short(name: str, max_length: int = 32) -> str:
-    return name if len(name) <= max_length else f"{name[: max_length - 1]}…"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from mae_ast.evaluate.drawing import save_figure
 from mae_ast.trainer.metrics_log import read_metrics
 
 CURVES_FILE = "curves.png"
@@ -23,8 +25,9 @@ PANELS = {
     "linear_accuracy": "linear probe, accuracy",
     "linear_mAP": "linear probe, mAP",
 }
-TRAINING = "train_inner"
-_OMITTED = "train"  # means over epochs, of the same values
+# Means since the last line, and over epochs; of the two, the kind with more lines is plotted.
+TRAINING = ("train_inner", "train")
+FEW = 30  # points of a training curve that are marked
 
 
 def curves_figure(lines: Sequence[Mapping[str, Any]]) -> Figure:
@@ -34,7 +37,9 @@ def curves_figure(lines: Sequence[Mapping[str, Any]]) -> Figure:
         lines: lines of ``metrics.jsonl``, from :func:`mae_ast.trainer.metrics_log.read_metrics`.
     """
     names = [name for name in PANELS if any(line.get(name) is not None for line in lines)]
-    kinds = [kind for kind in dict.fromkeys(line["kind"] for line in lines) if kind != _OMITTED]
+    counts = Counter(line["kind"] for line in lines)
+    training = max(TRAINING, key=lambda kind: counts[kind])
+    kinds = [kind for kind in counts if kind == training or kind not in TRAINING]
     figure = Figure(figsize=(3.6 * max(1, len(names)), 3.2), layout="constrained")
     for number, name in enumerate(names, 1):
         axis = figure.add_subplot(1, len(names), number)
@@ -44,9 +49,9 @@ def curves_figure(lines: Sequence[Mapping[str, Any]]) -> Figure:
                 axis.plot(
                     [line["num_updates"] for line in own],
                     [line[name] for line in own],
-                    "-" if kind == TRAINING else "o-",
+                    "-" if kind == training and len(own) > FEW else "o-",
                     markersize=3,
-                    label="training" if kind == TRAINING else kind,
+                    label="training" if kind == training else kind,
                 )
         axis.set_title(PANELS[name])
         axis.set_xlabel("updates")
@@ -65,10 +70,11 @@ def write_curves(run: Path, out: Path) -> Path | None:
     Returns:
         The file; ``None`` if there is no ``metrics.jsonl``, as of an exported model.
     """
+    path = out / CURVES_FILE
     try:
         lines = read_metrics(run)
     except (FileNotFoundError, NotADirectoryError):
+        path.unlink(missing_ok=True)  # of an earlier report
         return None
-    path = out / CURVES_FILE
-    curves_figure(lines).savefig(path, dpi=120)
+    save_figure(curves_figure(lines), path)
     return path

@@ -240,12 +240,16 @@ def _quantise(path: Path, linear: list[str]) -> None:
     Their inputs are quantised when the file is run (dynamically). The rest remains in float32: the
     filterbank loses quiet bands in 8 bits, and patch projection and head are small.
     """
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantised = path.with_name(f"{path.name}.int8")
+    model = onnx.load(path)
+    # The quantiser transposes the weight of a classifier's head, but not the shape noted here.
+    del model.graph.value_info[:]
     with _quiet():
         quantize_dynamic(
-            path,
+            model,
             quantised,
             nodes_to_quantize=linear,
             weight_type=QuantType.QInt8,

@@ -5,6 +5,7 @@ Whatever is not recorded in the checkpoint or given is named as unknown, or omit
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,8 @@ from mae_ast.hub.citations import BIBTEX
 from mae_ast.hub.scores import Score
 
 MAX_CLASSES = 10  # class names listed
+_NOT_IN_ID = re.compile(r"[^\w./-]", re.ASCII)  # the hub refuses results with such a dataset's ID
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 # Jinja, like huggingface_hub's own template; model_card_kwargs of push_to_hub take precedence.
 TEMPLATE = """\
 ---
@@ -44,7 +47,7 @@ TEMPLATE = """\
 {% if scores %}{{ scores_of }}| data | split | metric | value |
 | --- | --- | --- | --- |
 {% for score in scores %}\
-| {{ score.data or unknown }} | {{ score.split or unknown }} \
+| {{ cell(score.data) or unknown }} | {{ cell(score.split) or unknown }} \
 | {{ score.metric }} | {{ "%.4g" | format(score.value) }} |
 {% endfor %}{% else %}No evaluation of these weights is recorded.
 {% endif %}
@@ -91,10 +94,10 @@ waveforms = [torch.zeros(48_000).numpy(), torch.zeros(16_000).numpy()]  # 16 kHz
 inputs = extractor(waveforms, sampling_rate=16_000, padding=True, return_tensors="pt")
 output = model(**inputs, output_hidden_states=True)
 output.last_hidden_state  # (clips, {prefix} + patches, {width}); prefix tokens come first
-output.pooler_output  # (clips, {width}), mean over the clip
+output.pooler_output  # (clips, {width}), mean over the {pooled}
 ```
 
-Padding does not change the features of a clip. The package mae-ast is not needed.
+Padding does not change the features of a clip.{cropped} The package mae-ast is not needed.
 """
 _USE_CLASSIFIER = """\
 ```python
@@ -167,7 +170,15 @@ def model_card(
         license: identifier of the weights' licence on the hub, such as ``cc-by-4.0``.
         has_code: the folder contains modelling code.
         replaced: fields of :data:`TEMPLATE` with other values.
+
+    Raises:
+        ValueError: ``license`` cannot be an identifier of the hub, which would refuse the card.
     """
+    if license is not None and not _LICENSE.fullmatch(license):
+        raise ValueError(
+            f"licence {license!r}; must be an identifier of the Hugging Face hub, such as "
+            "cc-by-4.0, or other"
+        )
     system = SYSTEMS[facts.system]
     scores = [*_validation(facts.training), *scores]
     kind = "classifies audio" if facts.num_classes else "extracts features of audio"
@@ -192,6 +203,7 @@ def model_card(
         "scores": scores,
         "scores_of": "" if facts.num_classes else _OF_CLASSIFIER,
         "unknown": "not recorded",
+        "cell": _cell,
         "usage": usage,
         "license": license,
         "has_code": has_code,
@@ -217,8 +229,13 @@ def usage_in_transformers(facts: CardFacts, window_s: float = 0.0, native: bool 
         native: it is of a class of transformers.
     """
     if not facts.num_classes:
+        config = facts.config
+        fixed_s = (config.input_frames or 0) / 100
         return _USE_ENCODER.format(
-            width=facts.config.encoder_embed_dim, prefix=facts.config.prefix_tokens
+            width=config.encoder_embed_dim,
+            prefix=config.prefix_tokens,
+            pooled="patches" if config.pool == "tokens" else "prefix tokens",
+            cropped=f" {_CROPPED.format(seconds=fixed_s)}" if fixed_s else "",
         )
     long_clips = (_CROPPED if native else _WINDOWS).format(seconds=window_s)
     return _USE_CLASSIFIER.format(
@@ -287,7 +304,7 @@ def _validation(training: Mapping[str, Any]) -> list[Score]:
 def _result(score: Score, task: str) -> EvalResult:
     return EvalResult(
         task_type=task,
-        dataset_type=score.data,
+        dataset_type=_NOT_IN_ID.sub("_", score.data),
         dataset_name=score.data,
         dataset_split=score.split or None,
         metric_type=score.metric,
@@ -299,9 +316,8 @@ def _classes(count: int, labels: Sequence[str] | None, independent: bool) -> str
     text = f"{count} ({'sigmoid' if independent else 'softmax'})"
     if not labels:
         return text
-    return (
-        f"{text}: {_cell(', '.join(labels[:MAX_CLASSES]))}{', ...' if count > MAX_CLASSES else ''}"
-    )
+    names = "; ".join(labels[:MAX_CLASSES])  # many names contain commas
+    return f"{text}: {_cell(names)}{'; ...' if count > MAX_CLASSES else ''}"
 
 
 def _cell(value: Any) -> str:

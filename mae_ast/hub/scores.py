@@ -46,11 +46,17 @@ def read_report(folder: Path) -> list[Score]:
     """
     values = _read_summary(folder / SUMMARY_FILE)
     data, split = (str(values.get(key, "")) for key in ("data", "split"))
-    return [
+    scores = [
         Score(data, split, name, float(values[key]))
         for key, name in _METRICS.items()
         if isinstance(values.get(key), (int, float))
     ]
+    if not scores:
+        raise ValueError(
+            f"{folder / SUMMARY_FILE}: not a report of 'mae-ast evaluate'; it has none of "
+            f"{', '.join(_METRICS)}"
+        )
+    return scores
 
 
 def reports_in_run(source: str) -> list[Path]:

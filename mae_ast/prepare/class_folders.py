@@ -14,7 +14,6 @@ from pathlib import Path
 from mae_ast.core.io.plural import plural
 from mae_ast.prepare.folders import Found, find_audio
 from mae_ast.prepare.own_clip import OwnClip
-from mae_ast.prepare.splitting import group_by
 
 # Names of split folders and, in tables, of splits; upper case is accepted as well.
 SPLIT_NAMES = {
@@ -41,18 +40,22 @@ class ClassFolders:
     notes: list[str]
 
 
-def find_clips(folder: Path, group: str | None = None, jobs: int = 16) -> ClassFolders:
+def find_clips(folder: Path, jobs: int = 16) -> ClassFolders:
     """Find the clips below class folders.
 
     Args:
         folder: folder of class folders, or of ``train``, ``valid`` and ``test`` with class folders.
-        group: regular expression on a file's path below ``folder``, see :func:`group_by`.
         jobs: number of tars read at a time.
 
     Raises:
         NotADirectoryError: the folder does not exist.
-        ValueError: there is no audio in class folders, or ``group`` is invalid.
+        ValueError: there is no audio in class folders.
     """
+    if folder.is_file():
+        raise NotADirectoryError(
+            f"{folder}: is a file; expected a folder with a folder for each class. If it is a "
+            "table of labels, use 'mae-ast prepare table'"
+        )
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder}: no such folder")
     root = Path(os.path.abspath(folder))
@@ -81,9 +84,6 @@ def find_clips(folder: Path, group: str | None = None, jobs: int = 16) -> ClassF
         confusing = sorted({c.labels[0] for c in clips if c.labels[0].lower() in SPLIT_NAMES})
         if confusing:
             notes.append(f"{', '.join(confusing)}: taken as a class, since other folders are there")
-    if group is not None:
-        groups = group_by(group, [clip.name for clip in clips])
-        clips = [clip._replace(group=g) for clip, g in zip(clips, groups, strict=True)]
     return ClassFolders(clips, found, loose, notes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -9,7 +10,7 @@ from itertools import chain
 from mae_ast.core.io.plural import plural
 from mae_ast.prepare.clips import SPLITS
 from mae_ast.prepare.own_clip import OwnClip
-from mae_ast.prepare.splitting import draw_splits
+from mae_ast.prepare.splitting import draw_splits, group_by
 
 TRAIN, VALID, TEST = SPLITS
 RATIO = 0.1  # of the groups, for validation and for test
@@ -24,6 +25,8 @@ class Division:
             tenth, if the split is to be drawn.
         folds: number of folds for cross-validation; 0: splits.
         seed: seed of the draw.
+        group: pattern that finds the group of a clip in its name, see :func:`group_by`; ``None``:
+            the clips have theirs.
 
     Raises:
         ValueError: the ratios leave nothing for training, or contradict the number of folds.
@@ -33,6 +36,7 @@ class Division:
     test: float | None = None
     folds: int = 0
     seed: int = 0
+    group: re.Pattern[str] | None = None
 
     def __post_init__(self) -> None:
         ratios = self.ratios()
@@ -47,6 +51,17 @@ class Division:
         """Return the ratios of the splits for validation and test."""
         given = {VALID: self.valid, TEST: self.test}
         return {name: RATIO if ratio is None else ratio for name, ratio in given.items()}
+
+    def grouped(self, clips: Sequence[OwnClip]) -> list[OwnClip]:
+        """Return clips with their groups.
+
+        Raises:
+            ValueError: the pattern does not match the name of a clip.
+        """
+        if self.group is None:
+            return list(clips)
+        groups = group_by(self.group, [clip.name for clip in clips])
+        return [clip._replace(group=each) for clip, each in zip(clips, groups, strict=True)]
 
     def check_unused(self, own: str, there: Container[str]) -> None:
         """Check that no option contradicts the splits or folds that the clips have already.

@@ -108,6 +108,8 @@ def write_manifests(
             earlier run would remain.
     """
     for folder in folders:
+        if folder.is_file():
+            raise NotADirectoryError(f"{folder}: is a file; expected a folder of audio files")
         if not folder.is_dir():
             raise NotADirectoryError(f"{folder}: no such folder")
     if segment_s is not None and not max(min_seconds, MIN_SECONDS) <= segment_s < math.inf:

@@ -9,7 +9,7 @@ from pathlib import Path
 from mae_ast.core.io.labels import Labels
 from mae_ast.core.io.plural import plural
 from mae_ast.prepare.clips import MIN_SECONDS, SPLITS, Clip, Headers, read_headers
-from mae_ast.prepare.division import TRAIN, Division, as_splits, divide
+from mae_ast.prepare.division import TRAIN, VALID, Division, as_splits, divide
 from mae_ast.prepare.leakage import find_leaks
 from mae_ast.prepare.own_clip import OwnClip
 from mae_ast.prepare.splits import Prepared, write_splits
@@ -53,10 +53,12 @@ def write_own_data(
         jobs: number of files read at a time.
 
     Raises:
-        ValueError: no clip is usable, there is one class only, or as :func:`write_splits`.
+        ValueError: no clip is usable or has a group that it should have, there is one class only,
+            or as :func:`write_splits`.
     """
     headers = read_headers(list(dict.fromkeys(clip.path for clip in clips)), jobs, min_seconds)
     usable, remarks = _usable(clips, headers, min_seconds)
+    usable = dict(zip(division.grouped(list(usable)), usable.values(), strict=True))
     labels, mid_of = _labels(usable)
     parts, notes = divide(list(usable), division)
     _check_other_folds(out, parts)
@@ -80,8 +82,12 @@ def _usable(
     """Return the clips that can be used with their segment in samples, and remarks.
 
     The reasons of segments that cannot be used are added to the headers.
+
+    Raises:
+        ValueError: no clip is usable, or two have the same samples and different labels.
     """
     usable: dict[OwnClip, Clip] = {}
+    first: dict[Clip, OwnClip] = {}
     cut = []
     for own in clips:
         info = headers.infos.get(own.path)
@@ -90,8 +96,11 @@ def _usable(
         clip = own.in_samples(info)
         if own.start_s >= info.seconds:
             headers.skipped[own.describe()] = "starts after the end of the file"
-        elif clip.seconds(info) < min_seconds:
+        elif clip.length == 0 or clip.seconds(info) < min_seconds:
             headers.skipped[own.describe()] = f"shorter than {min_seconds:g} s"
+        elif (other := first.setdefault(clip, own)) is not own:
+            _check_alike(own, other)
+            headers.skipped[own.describe()] = f"has the same samples as {other.describe()}"
         else:
             usable[own] = clip
             if own.end_s is not None and own.end_s > info.seconds + ROUNDING_S:
@@ -108,17 +117,33 @@ def _usable(
     return usable, found
 
 
+def _check_alike(clip: OwnClip, other: OwnClip) -> None:
+    """Check that a clip with the same samples as another one differs only in its limits.
+
+    Raises:
+        ValueError: it has other labels, or another split, fold or group.
+    """
+    if clip._replace(start_s=other.start_s, end_s=other.end_s) != other:
+        raise ValueError(
+            f"{clip.describe()} and {other.describe()}: have the same samples, since segments are "
+            "cut at the end of the file, but differ in labels, split, fold or group; remove one, "
+            "or give both the same times"
+        )
+
+
 def _labels(clips: Iterable[OwnClip]) -> tuple[Labels, dict[str, str]]:
     """Return the list of classes in alphabetical order, and the mid of each name.
 
     Raises:
-        ValueError: there is one class only, or two names have the same mid.
+        ValueError: there is one class only, a name is not UTF-8 text, or two have the same mid.
     """
     names = sorted({name for clip in clips for name in clip.labels})
     if len(names) < 2:
         raise ValueError(f"all clips are of one class, {names[0]!r}; expected two or more classes")
     mids: dict[str, str] = {}
     for name in names:
+        if any("\ud800" <= each <= "\udfff" for each in name):  # bytes of another encoding
+            raise ValueError(f"label {name!r}: is not UTF-8 text; rename it or its folder")
         mid = " ".join(name.replace('"', " ").replace(",", " ").split())
         if not mid:
             raise ValueError(f"label {name!r}: has commas, quotes or spaces only; rename it")
@@ -153,6 +178,12 @@ def _lacking(parts: Mapping[str, Sequence[OwnClip]], names: Sequence[str]) -> li
         if (other := spellings.setdefault(name.casefold(), name)) != name:
             warnings.append(f"classes {other!r} and {name!r} differ in upper and lower case only")
     for part, clips in parts.items():
+        if not clips:
+            warnings.append(
+                f"{part} is empty, since each class needs a file (or group) for each split"
+                f"{'; fine-tuning needs valid.tsv' if part == VALID else ''}"
+            )
+            continue
         present = {name for clip in clips for name in clip.labels}
         if absent := [name for name in names if name not in present]:
             more = ", ..." if len(absent) > MAX_NAMED else ""

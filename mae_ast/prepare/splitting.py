@@ -39,7 +39,8 @@ def draw_splits(
         groups: name of each group to the classes of its clips.
         ratios: split to its expected ratio of the groups; they sum to 1.
         seed: seed of the draw.
-        first: split that gets a class which has too few groups for all splits; "": none.
+        first: split that gets each class, also one which has too few groups for all splits; "":
+            none.
     """
     split_of = {group: _split_at(hash_uniform(f"{seed}\t{group}"), ratios) for group in groups}
     counts = {split: Counter[str]() for split in ratios}
@@ -57,8 +58,10 @@ def draw_splits(
             free = [
                 group
                 for group in having[wanted]
-                if _can_move(groups[group], counts[split_of[group]], counts[split], split == first)
+                if all(counts[split_of[group]][each] > 1 for each in groups[group])
             ]
+            if not free and split == first:  # the others may lack a class, it must not
+                free = having[wanted]
             if free:
                 group = min(free, key=lambda each: hash_uniform(f"{seed}\t{split}\t{each}"))
                 counts[split_of[group]].subtract(groups[group])
@@ -68,16 +71,11 @@ def draw_splits(
     return Drawn(split_of, tuple(moved))
 
 
-def group_by(pattern: str, names: Sequence[str]) -> list[str]:
-    """Return the group of each name: what a group of a regular expression matches.
-
-    Args:
-        pattern: regular expression, searched in each name; its group ``(?P<group>...)``, or the
-            first one, is used.
-        names: paths, relative to the folder of the data.
+def compile_group(pattern: str) -> re.Pattern[str]:
+    """Compile the regular expression of ``--group``.
 
     Raises:
-        ValueError: the pattern is invalid or has no group, or does not match a name.
+        ValueError: it is invalid or has no group.
     """
     try:
         compiled = re.compile(pattern)
@@ -88,12 +86,28 @@ def group_by(pattern: str, names: Sequence[str]) -> list[str]:
             f"--group {pattern}: has no group in parentheses; expected one around the part of "
             "the path that names the speaker or site, such as '([^/_]+)_[^/]*$'"
         )
-    key = "group" if "group" in compiled.groupindex else 1
+    return compiled
+
+
+def group_by(pattern: re.Pattern[str], names: Sequence[str]) -> list[str]:
+    """Return the group of each name: what a group of a regular expression matches.
+
+    Args:
+        pattern: regular expression, searched in each name; its group ``(?P<group>...)``, or the
+            first one, is used.
+        names: paths, relative to the folder of the data.
+
+    Raises:
+        ValueError: the pattern does not match a name.
+    """
+    key = "group" if "group" in pattern.groupindex else 1
     found = []
     for name in names:
-        match = compiled.search(name)
+        match = pattern.search(name)
         if match is None or match[key] is None:
-            raise ValueError(f"--group {pattern}: does not match {name}; every file needs a group")
+            raise ValueError(
+                f"--group {pattern.pattern}: does not match {name}; every file needs a group"
+            )
         found.append(match[key])
     return found
 
@@ -105,12 +119,3 @@ def _split_at(chance: float, ratios: Mapping[str, float]) -> str:
         if chance < end:
             return split
     return split  # the ratios sum to slightly less than 1
-
-
-def _can_move(
-    classes: Classes, here: Mapping[str, int], there: Mapping[str, int], is_first: bool
-) -> bool:
-    """Return whether a group may leave a split: its classes stay in it, or the first lacks them."""
-    return here is not there and all(
-        here[each] > 1 or (is_first and not there[each]) for each in classes
-    )

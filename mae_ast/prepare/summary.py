@@ -71,6 +71,8 @@ class Summary:
         """
         from matplotlib.figure import Figure
 
+        from mae_ast.evaluate.drawing import save_figure, short_name
+
         num_classes = len(self.labels)
         order, width, height = np.arange(num_classes), 0.8, 1.6 + 0.24 * max(num_classes, 8)
         if num_classes > MAX_NAMED_CLASSES:  # only their distribution can be seen
@@ -84,18 +86,19 @@ class Summary:
             before += counts[order]
         right.hist(self.seconds, bins=edges, stacked=True, label=self.parts)
         if num_classes <= MAX_NAMED_CLASSES:
-            left.set_yticks(places, self.labels.names, fontsize=8)
+            names = [short_name(name) for name in self.labels.names]
+            left.set_yticks(places, names, fontsize=8, parse_math=False)
         else:
             left.set_ylabel("classes, by number of clips")
         left.set_ylim(num_classes - 0.5, -0.5)
         left.set_xlabel("clips")
-        handles, names = left.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper center", ncols=10)
+        handles, parts = left.get_legend_handles_labels()
+        figure.legend(handles, parts, loc="outside upper center", ncols=10)
         right.set_xlabel("length of a clip (s)")
         right.set_ylabel("clips")
         if edges[-1] > 20 * edges[0] and edges[0] > 0:
             right.set_xscale("log")
-        figure.savefig(path, dpi=120)
+        save_figure(figure, path)
 
     def _length_bins(self) -> np.ndarray:
         """Return the edges of 30 bins; of equal ratio if the lengths differ by a factor of 20."""

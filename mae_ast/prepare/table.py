@@ -24,7 +24,6 @@ from typing import Any
 from mae_ast.core.io.plural import plural
 from mae_ast.prepare.class_folders import SPLIT_NAMES
 from mae_ast.prepare.own_clip import OwnClip
-from mae_ast.prepare.splitting import group_by
 
 REQUIRED = ("path", "label")
 COLUMNS = (*REQUIRED, "split", "fold", "group", "start", "end")
@@ -69,7 +68,6 @@ def read_table(
     root: Path | None = None,
     renamed: Mapping[str, str] | None = None,
     separator: str = ";",
-    group: str | None = None,
 ) -> Table:
     """Read a table of labelled clips.
 
@@ -78,12 +76,16 @@ def read_table(
         root: folder that paths are relative to; ``None``: that of the file.
         renamed: meaning to name of a column that is named differently; "": do not use it.
         separator: string between the labels of a clip; "": each cell is one label.
-        group: regular expression on the path, for tables without a column ``group``.
 
     Raises:
-        FileNotFoundError: the file does not exist.
+        FileNotFoundError, IsADirectoryError: there is no such file.
         ValueError: it is invalid; the message has the line and the column.
     """
+    if file.is_dir():
+        raise IsADirectoryError(
+            f"{file}: is a folder; expected a table of clips. For a folder for each class, use "
+            "'mae-ast prepare folders'"
+        )
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; expected a table of clips")
     folder = Path(os.path.abspath(root or file.parent))
@@ -93,9 +95,9 @@ def read_table(
     if unknown := sorted(columns.keys() - set(COLUMNS)):
         raise ValueError(f"--column {unknown[0]}: is not one of {', '.join(COLUMNS)}")
     header, rows = _read_json_lines(file) if file.suffix.lower() in JSON_LINES else _read_csv(file)
+    if not any(header):
+        raise ValueError(f"{file}: is empty; expected the columns path and label")
     columns = _used_columns(file, header, columns, renamed or {})
-    if group is not None and "group" in columns:
-        raise ValueError(f"{file}: has a column {columns['group']} already; leave out --group")
     merged: dict[tuple[str, float, float | None], tuple[str, OwnClip]] = {}
     num_rows = 0
     for where, row in rows:
@@ -104,9 +106,6 @@ def read_table(
     if not merged:
         raise ValueError(f"{file}: has no rows; expected one for each clip after the header")
     clips = [clip for _, clip in merged.values()]
-    if group is not None:
-        groups = group_by(group, [clip.name for clip in clips])
-        clips = [clip._replace(group=each) for clip, each in zip(clips, groups, strict=True)]
     used = set(columns.values())
     return Table(clips, num_rows, columns, [name for name in header if name and name not in used])
 
@@ -154,7 +153,7 @@ class _Row:
         value = self.values.get(self.columns.get(key, ""))
         if value is None:
             return ""
-        if isinstance(value, bool | list | dict):
+        if not _is_cell(value):
             self.fail(key, f"{json.dumps(value)} is neither text nor a number")
         return str(value).strip()
 
@@ -169,7 +168,7 @@ class _Row:
         """Return the labels, without repetitions."""
         value = self.values.get(self.columns["label"])
         if isinstance(value, list):
-            texts = [str(each).strip() for each in value if not isinstance(each, list | dict)]
+            texts = [str(each).strip() for each in value if _is_cell(each)]
             if len(texts) < len(value):
                 self.fail("label", f"{json.dumps(value)} is not a list of labels")
         elif self.separator:
@@ -209,6 +208,11 @@ class _Row:
         return value
 
 
+def _is_cell(value: object) -> bool:
+    """Return whether a value of JSON is text or a number, as in a cell of a table."""
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
 def _merge(
     merged: dict[tuple[str, float, float | None], tuple[str, OwnClip]], clip: OwnClip, where: str
 ) -> None:
@@ -237,6 +241,8 @@ def _used_columns(
     Raises:
         ValueError: a column is missing, or there are both splits and folds.
     """
+    if not any(header):
+        raise ValueError(f"{file}: is empty; expected the columns path and label")
     used = {key: name for key, name in columns.items() if name in header}
     shown = ", ".join(header[:MAX_SHOWN])
     for key in columns:
@@ -281,8 +287,10 @@ def _read_csv(file: Path) -> tuple[list[str], Iterator[tuple[str, dict[str, str]
             if not any(cell.strip() for cell in row):
                 continue
             if len(row) != len(header):
+                hint = f"; put cells with {delimiter!r} in quotes" if len(row) > len(header) else ""
                 raise ValueError(
-                    f"{where}: has {plural(len(row), 'column')}, but the header has {len(header)}"
+                    f"{where}: has {plural(len(row), 'column')}, but the header has "
+                    f"{len(header)}{hint}"
                 )
             yield where, dict(zip(header, row, strict=True))
 
@@ -292,7 +300,7 @@ def _read_csv(file: Path) -> tuple[list[str], Iterator[tuple[str, dict[str, str]
 def _read_json_lines(file: Path) -> tuple[list[str], Iterator[tuple[str, dict[str, Any]]]]:
     """Return the keys of all rows, and the rows with ``file:line``."""
     found = []
-    for number, line in enumerate(_read_text(file).splitlines(), start=1):
+    for number, line in enumerate(_read_text(file).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -312,4 +320,6 @@ def _read_text(file: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{file}:{line}: is not UTF-8 text; save the table as UTF-8") from error
+        raise ValueError(
+            f"{file}:{line}: is not UTF-8 text; save the table as CSV in UTF-8"
+        ) from error

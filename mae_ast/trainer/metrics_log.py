@@ -3,9 +3,9 @@
 Each line has
 
 - ``timestamp``: ISO 8601, UTC;
-- ``kind``: ``train_inner`` (since the last line of this kind), ``train`` (one epoch), the name of
-  the validation split, ``health`` (feature metrics), or ``end`` (duration and peak memory of the
-  process, when it ends);
+- ``kind``: ``train_inner`` (since the last line of this kind), ``train`` (one epoch, or its part so
+  far at a signal), the name of the validation split, ``health`` (feature metrics), or ``end``
+  (duration and peak memory of the process, when it ends);
 - ``epoch``, except for ``health`` and ``end``, and ``num_updates``;
 - the values in full precision; ``null`` if a value is not finite.
 
@@ -70,18 +70,23 @@ class MetricsLog:
             **{name: number(value) for name, value in values.items()},
             "num_updates": num_updates,
         }
-        data = f"{json.dumps(line)}\n".encode()
-        end = self._file.seek(0, os.SEEK_END)
         try:
-            if self._file.write(data) < len(data):  # the disk became full within the line
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._append(f"{json.dumps(line)}\n".encode())
         except OSError as error:
-            self._file.truncate(end)
             if not self._has_failed:
                 self._has_failed = True
                 logger.warning(
                     "%s: lines are missing (%s)", self._path, error.strerror or str(error)
                 )
+
+    def _append(self, data: bytes) -> None:
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            if self._file.write(data) < len(data):  # the disk became full within the line
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            self._file.truncate(end)
+            raise
 
     def close(self) -> None:
         """Close the file."""

@@ -139,7 +139,11 @@ def _no_such_key(full_key: str, preset: Any) -> str:
     name = _name(preset, section)
     known = defaults_of(section, name)
     if not known:
-        sections = difflib.get_close_matches(section, FairseqConfig.__dataclass_fields__, 1)
+        every = FairseqConfig.__dataclass_fields__
+        sections = difflib.get_close_matches(section, every, 1)
+        if not key:  # a key without its section
+            having = (each for each in every if section in defaults_of(each, _name(preset, each)))
+            sections = [f"{each}.{section}" for each in having] or sections
         return f"{full_key}: there is no such setting{_meant(sections, '')}"
     whose = f" of {section}._name={name}" if section in NAMED_SECTIONS else ""
     close = difflib.get_close_matches(key, known, 1)

@@ -33,6 +33,7 @@ from mae_ast.core.models.config import AudioMaeConfig, MaeAstConfig, SsastConfig
 from mae_ast.finetune.checkpoint import load_finetuned
 from mae_ast.hub.load import Pretrained, PretrainedVit, load
 from mae_ast.trainer.command import train_command
+from mae_ast.trainer.metrics_log import read_metrics
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from scripts.demo.cache import Results, cached
@@ -196,7 +197,7 @@ def pretrain(corpus: Path, run: Path, updates: int, system: System) -> Cost:
         raise SystemExit(f"training failed, see {log}")
     cost = Cost(
         seconds / 60,
-        seconds_per_update(log.read_text(), warm_up=0),
+        seconds_per_update(read_metrics(run), warm_up=0),
         (used.ru_utime + used.ru_stime) / updates,
         peak_memory(used),
     )

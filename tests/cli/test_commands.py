@@ -109,6 +109,7 @@ def test_adding_folders_keeps_the_split_of_a_file(music, tmp_path):
     ("arguments", "words"),
     [
         (("manifest", "nowhere"), ("nowhere", "no such folder")),
+        (("manifest", __file__), ("test_commands.py: is a file; expected a folder of audio",)),
         (("manifest", ".", "--valid", "1"), ("--valid 1", "nothing for training")),
         (("manifest", "."), ("no audio files",)),
         (("stats", "nowhere.tsv"), ("nowhere.tsv", "no such manifest")),

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from mae_ast.core.models.config import MaeAstConfig
@@ -23,7 +25,13 @@ MAX_BYTES = 400_000  # of a notebook with its output
 SMALL = {
     "use-a-model": (('MODEL = "model"',), 2),
     "reconstruction": (('MODEL = "model"', "SECONDS = 1.0"), 1),
-    "own-data": (('MODEL = "model"', 'SETTINGS = "optimization.max_update=2 common.cpu=true"'), 3),
+    "own-data": (
+        (
+            *('MODEL = "model"', 'DATA = "my sounds"'),
+            'SETTINGS = "optimization.max_update=2 common.cpu=true"',
+        ),
+        3,
+    ),
 }
 
 
@@ -50,11 +58,23 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def write_own_sounds(folder: Path) -> None:
+    """Write stereo FLAC files at 44.1 kHz in class folders, beside a file without a class."""
+    noise = np.random.default_rng(0).standard_normal((10, 3, 44_100, 2)) * 0.1
+    folder.mkdir()
+    (folder / "notes.txt").write_text("recorded in May")
+    for number, clips in enumerate(noise):
+        for name, clip in zip(("a bird", "rain", "wind"), clips, strict=True):
+            (folder / name).mkdir(exist_ok=True)
+            soundfile.write(folder / name / f"{number}.flac", clip, 44_100)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_notebook_runs_at_small_size(name: str, folder: Path) -> None:
     pytest.importorskip("IPython")
     parameters, num_images = SMALL[name]
+    write_own_sounds(folder / "my sounds")
     source = notebooks.FOLDER / f"{name}.ipynb"
     done = subprocess.run(
         [sys.executable, "-m", "scripts.docs.notebooks", source, "out.ipynb", *parameters],
@@ -75,6 +95,15 @@ def test_notebook_runs_at_small_size(name: str, folder: Path) -> None:
     assert str(folder) not in text
     for image in images.values():
         assert image.startswith(b"\x89PNG")
+
+
+def test_without_own_sounds_three_classes_are_made(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, _, example, *_ = ("".join(cell["source"]) for cell in code(read("own-data")))
+    values: dict[str, Any] = {"DATA": ""}
+    exec(example, values)
+    classes = {path.parent.name for path in Path(values["DATA"]).rglob("*.wav")}
+    assert classes == {"chirps", "engine", "rain"}
 
 
 def test_all_notebooks_are_run() -> None:

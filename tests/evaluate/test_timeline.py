@@ -16,10 +16,13 @@ import soundfile
 import torch
 import typer
 
+from mae_ast.cli.predict import _listed
 from mae_ast.core.frontend.fbank import fbank
 from mae_ast.core.inference.timeline import Segment
 from mae_ast.core.io.audio import AudioError
 from mae_ast.core.models.config import AstConfig
+from mae_ast.evaluate.plots import to_array
+from mae_ast.evaluate.report import confusion_figure
 from mae_ast.evaluate.timeline import (
     Timeline,
     Windows,
@@ -173,6 +176,29 @@ def test_tables_in_three_formats():
         ["1", "Spectrogram 1", "1", "0.000", "1.500", "0.0", "8000.0", "a, b", "0.7500"],
         ["2", "Spectrogram 1", "1", "1.000", "10.005", "0.0", "8000.0", "c d", "0.3333"],
     ]
+
+
+def test_outputs_have_different_names(tmp_path):
+    names = ("a.mp3", "a.wav", "a_2.wav", "b.wav")
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    for name in (*names, "._a.wav"):  # a hidden file of macOS
+        (folder / name).touch()
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "link").symlink_to(folder)
+    found = _listed([folder, folder / "b.wav", tmp_path / "site"])
+    assert [file.name for file, _ in found] == [*names, "b.wav", *names]
+    outputs = [str(output) for _, output in found]
+    assert outputs[:5] == ["a", "a_3", "a_2", "b", "b_2"]
+    assert outputs[5:] == ["link/a", "link/a_3", "link/a_2", "link/b"]
+
+
+def test_names_are_not_formulas_in_plots():
+    names = ("$^$", "US$ and $_$")
+    log_mel = np.zeros((10, 128), dtype=np.float32)
+    found = Timeline([Segment(0, 16_000, 0, 0.5)], 1.0, log_mel, 0.1)
+    to_array(timeline_figure(found, names, names[1]))
+    to_array(confusion_figure(np.eye(2), names, names[0]))
 
 
 def test_a_plot_of_a_day_is_bounded():

@@ -22,6 +22,22 @@ def test_each_metric_has_a_panel_and_each_kind_a_curve() -> None:
     assert [line.get_label() for line in axes[2].get_lines()] == ["health"]
 
 
+def test_short_epochs_are_a_curve_of_their_means() -> None:
+    """Small data rarely has a line within an epoch."""
+    lines = [{"kind": "train", "num_updates": 5 * n, "loss": 3 / n} for n in (1, 2, 3)]
+    lines += [{"kind": "train_inner", "num_updates": 10, "loss": 9.0}]
+    (axis,) = curves_figure(lines).axes
+    (curve,) = axis.get_lines()
+    assert curve.get_label() == "training"
+    assert [list(point) for point in curve.get_xydata()] == [[5, 3], [10, 1.5], [15, 1]]
+
+
+def test_a_single_point_is_visible() -> None:
+    (axis,) = curves_figure([{"kind": "train_inner", "num_updates": 10, "loss": 1.0}]).axes
+    (curve,) = axis.get_lines()
+    assert curve.get_marker() == "o"
+
+
 def test_curves_of_a_run_are_written_if_it_logged_any(tmp_path: Path) -> None:
     assert write_curves(tmp_path, tmp_path) is None
     assert write_curves(tmp_path / "no" / "model.pt", tmp_path) is None

@@ -169,6 +169,22 @@ def test_int8_changes_little_and_leaves_the_filterbank_alone(mae_ast_command, tm
     assert 0 < float(metadata["int8_mean_difference"]) < 0.03
 
 
+@pytest.mark.slow
+def test_int8_of_a_classifier(tmp_path):
+    classifier = classifier_of("AST, multi-label, windows of 1.28 s")
+    path = tmp_path / "a.onnx"
+    written = export_onnx.to_onnx(classifier, path, source="waveform", int8=True)
+    nodes = [node.op_type for node in onnx.load(path).graph.node]
+    assert nodes.count("MatMulInteger") == 6  # those of the transformer; the head is in float32
+    pcm = clips(2, 40_000)
+    difference = (run(path, "waveform", pcm) - classifier.scores(pcm)).abs().mean()
+    assert 0 < difference < 0.02
+    assert 0 < written.int8.mean_difference < 0.02
+    metadata = {each.key: each.value for each in onnx.load(path).metadata_props}
+    assert json.loads(metadata["labels"]) == list(NAMES)
+    assert metadata["multi_label"] == "true"
+
+
 def test_files_that_differ_are_not_kept(monkeypatch, tmp_path):
     def export_nothing(graph, path, *_):
         path.write_bytes(b"")

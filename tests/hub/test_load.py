@@ -85,7 +85,7 @@ CARDS = {
     "mae_ast": (("MAE-AST", "2 + 2 (decoder)", "`chunk_mask`, `random_mask_prob=0.75`"), {}),
     "ssast": (("SSAST", "`random_mask`"), {}),
     "ast": (
-        ("AST", "10.24 s", r"3 (softmax): a, b\|c, d", "mae-ast predict"),
+        ("AST", "10.24 s", r"3 (softmax): a; b\|c; d", "mae-ast predict"),
         {"num_classes": 3, "input_frames": 1024},
     ),
     "audio_mae": (("Audio-MAE", "2 + 16 (decoder)"), {}),

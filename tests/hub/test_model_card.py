@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from mae_ast.core.checkpoints.training_record import training_record
 from mae_ast.core.io.labels import Labels, write_clip_labels
 from mae_ast.core.io.manifest import write_manifest
 from mae_ast.core.models.classifier import HeadConfig
-from mae_ast.hub.scores import read_report
+from mae_ast.hub.model_card import CardFacts, model_card, usage_in_transformers
+from mae_ast.hub.scores import Score, read_report
 from tests.sounds import speech_like
-from tests.systems.cases import FIRST
+from tests.systems.cases import CASES, FIRST
 from tests.systems.test_checkpoints import LABELS, finetuned_file
 
 soundfile = pytest.importorskip("soundfile")
@@ -140,6 +142,50 @@ def test_scores_of_a_report_and_licence_are_on_the_card(mae_ast_command, tmp_pat
     assert "| birds | test | accuracy | 0.5 |" in card_of(out).text
 
 
+def test_names_with_separators_stay_whole():
+    config = FIRST["mae_ast"].config()
+    facts = CardFacts(config, 1, num_classes=2, labels=("Bird, singing", "a|b"))
+    card = model_card(facts, "", scores=[Score("my|data", "", "mAP", 0.5)])
+    assert "| classes | 2 (sigmoid): Bird, singing; a\\|b |" in card.text
+    assert "| my\\|data | not recorded | mAP | 0.5 |" in card.text
+    (result,) = card.data.eval_results
+    assert (result.dataset_name, result.dataset_type) == ("my|data", "my_data")
+
+
+def test_results_have_an_id_that_the_hub_accepts():
+    facts = CardFacts(FIRST["mae_ast"].config(), 1, num_classes=2)
+    for data in ("esc50/fold1", "Meine Vögel 2026"):
+        (result,) = model_card(facts, "", scores=[Score(data, "", "mAP", 0)]).data.eval_results
+        assert re.fullmatch(r"(?:[\w-]+/)?[\w.-]+", result.dataset_type, re.ASCII)
+
+
+@pytest.mark.parametrize("text", ["CC BY 4.0", "MIT", "", "https://example.org"])
+def test_licence_that_the_hub_would_refuse_is_refused(mae_ast_command, tmp_path, text):
+    run = finetuned_run(tmp_path / "run")
+    arguments = ("convert", run, tmp_path / "out", "--to", "transformers", "--license", text)
+    _, message = mae_ast_command(*arguments)
+    assert message == (
+        f"mae-ast: error: licence {text!r}; must be an identifier of the Hugging Face hub, such "
+        "as cc-by-4.0, or other"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("mae_ast: patches", "mean over the patches"),
+        ("ast: two", "mean over the prefix tokens"),
+        ("audio_mae: fixed length", "Clips are cropped or zero-padded to 1.28 s."),
+    ],
+)
+def test_card_of_an_encoder_says_how_clips_are_read_and_pooled(case, said):
+    facts = CardFacts(CASES[case].config(), 1, encoder_only=True)
+    usage = usage_in_transformers(facts)
+    assert said in usage
+    assert ("cropped" in usage) == ("fixed" in case)
+
+
 def test_invalid_report_is_refused(mae_ast_command, tmp_path):
     run = finetuned_run(tmp_path / "run")
     arguments = ("convert", run, tmp_path / "out", "--report", tmp_path)
@@ -147,6 +193,9 @@ def test_invalid_report_is_refused(mae_ast_command, tmp_path):
     assert "summary.json: no such file; 'mae-ast evaluate --out DIR' writes one" in message
     _, message = mae_ast_command(*arguments, "--to", "released")
     assert message.endswith("--report and --license: --to released writes no model card")
+    (tmp_path / "summary.json").write_text('{"mean_auc": null}')
+    _, message = mae_ast_command(*arguments, "--to", "safetensors")
+    assert "summary.json: not a report of 'mae-ast evaluate'; it has none of accuracy" in message
     (tmp_path / "summary.json").write_text("[")
     _, message = mae_ast_command(*arguments, "--to", "safetensors")
     assert "summary.json: not valid JSON" in message

@@ -164,6 +164,15 @@ def in_transformers(model: Any, folder: Path, **options: Any) -> Any:
     return kind.from_pretrained(folder, **options)
 
 
+def test_encoder_of_a_classifier_is_loaded_without_a_report_on_its_head(tmp_path):
+    to_transformers(classifier("mae_ast", {}, HeadConfig(3), False), tmp_path / "a")
+    _, report = SpectrogramTransformerModel.from_pretrained(
+        tmp_path / "a", output_loading_info=True
+    )
+    assert not report["unexpected_keys"]
+    assert not report["missing_keys"]
+
+
 @pytest.mark.parametrize("sigmoid", [False, True], ids=["softmax", "sigmoid"])
 def test_clips_of_more_than_30_s_are_scored_in_windows(tmp_path, sigmoid):
     ours = classifier("mae_ast", {}, HeadConfig(3), sigmoid)
@@ -234,6 +243,19 @@ def test_loss_of_several_labels(tmp_path):
     assert_close(out.loss, expected)
 
 
+@pytest.mark.parametrize("kind", ["multi", "single"])
+def test_problem_type_follows_from_the_labels_unless_set(tmp_path, kind):
+    to_transformers(encoder(ENCODERS["mae_ast"]), tmp_path / "a")
+    model = SpectrogramTransformerForAudioClassification.from_pretrained(tmp_path / "a")
+    assert model.config.problem_type is None
+    labels = torch.tensor([[1.0, 1.0], [0.0, 1.0]]) if kind == "multi" else torch.tensor([0, 1])
+    out = model(torch.stack([WAVES[1], WAVES[1].flip(0)]), labels=labels)
+    p = out.logits.sigmoid() if kind == "multi" else out.logits.softmax(1)
+    right = torch.where(labels == 1, p, 1 - p) if kind == "multi" else p.diagonal()
+    assert_close(out.loss, -right.log().mean())
+    assert model.config.problem_type == f"{kind}_label_classification"
+
+
 def test_bfloat16_keeps_the_filterbank_in_float32(tmp_path):
     ours = classifier("audio_mae", {}, HeadConfig(3), False)
     model = in_transformers(ours, tmp_path / "a", dtype=torch.bfloat16)
@@ -271,6 +293,18 @@ def test_exported_classifier_is_read_back(tmp_path, mae_ast_command, name):
     assert all(torch.equal(again[name], value) for name, value in weights.items())
     fields = [json.loads((tmp_path / each / "config.json").read_text()) for each in "ab"]
     assert fields[0] == fields[1]
+
+
+def test_class_ids_are_kept_when_transformers_saves_the_folder(tmp_path):
+    """It sorts the keys of config.json."""
+    ours = classifier(*CLASSIFIERS["mae_ast patch"])
+    ours.description = dataclasses.replace(
+        ours.description, labels=Labels(("/m/c", "/m/a", "/m/b"), LABELS.names), multi_label=True
+    )
+    in_transformers(ours, tmp_path / "a").save_pretrained(tmp_path / "b")
+    found = load_finetuned(tmp_path / "b").description
+    assert found.labels == ours.description.labels
+    assert found.multi_label
 
 
 @pytest.mark.parametrize(

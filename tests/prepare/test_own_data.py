@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import shutil
 import tarfile
@@ -89,7 +90,7 @@ def test_class_folders_become_splits(run: Any, sounds: Path, rows: Rows) -> None
     assert "skipped, by suffix: 1 .txt" in errors
     assert "skipped 2 files, listed in manifests/my sounds/left_out.txt" in errors
     assert "1 x shorter than 0.175 s" in errors
-    assert "one label per clip; even classes: the largest has 1 times" in said
+    assert "one label per clip; even classes: 20 clips each\n" in said
     with (out / "summary.csv").open(newline="") as file:
         header, *table = csv.reader(file)
     assert header == ["class", "train", "valid", "test", "clips", "hours"]
@@ -120,8 +121,7 @@ def test_adding_files_moves_no_others(run: Any, sounds: Path, rows: Rows, tmp_pa
 def test_groups_stay_in_one_split(
     run: Any, sounds: Path, rows: Rows, tmp_path: Path, seed: int
 ) -> None:
-    for path in (sounds / "bark" / "bad.wav", sounds / "wind" / "short.wav"):
-        path.unlink()
+    """Files that cannot be used need no group: bark/bad.wav and wind/short.wav have none."""
     _, errors, error = run(
         "folders", sounds, "--group", r"(voice\d)/", "--seed", seed, "--out", "out"
     )
@@ -277,11 +277,15 @@ def test_missing_matplotlib_is_one_line(
         (["folders", "my sounds", "--folds", 3, "--valid", 0.1], "--folds leaves no other splits"),
         (["folders", "my sounds", "--valid", 0.5, "--test", 0.5], "leave nothing for training"),
         (["folders", "my sounds", "--group", "(voice9)"], "does not match"),
+        (["folders", "my sounds", "--group", "("], "is no regular expression"),
+        (["folders", "clips.csv"], "clips.csv: is a file; .* use 'mae-ast prepare table'"),
+        (["table", "group.csv", "--group", "(.)"], "has a column group already; drop --group"),
         (["table", "split.csv", "--folds", 2], "--folds 2: the clips have a split of their own"),
         (["table", "split.csv", "--test", 0.2], "--test 0.2: the clips have a split of their own"),
         (["table", "split.csv", "--valid", 0], "--valid 0: the clips have a split of their own"),
         (["table", "fold.csv", "--valid", 0.2], "--valid 0.2: the clips have a fold of their own"),
         (["table", "clips.csv"], "none of 1 clip can be used; the first is .*x.wav: no such file"),
+        (["table", "one"], "one: is a folder; .* use 'mae-ast prepare folders'"),
         (["table", "clips.csv", "--column", "path"], "--column path: expected KEY=NAME"),
     ],
 )
@@ -295,6 +299,7 @@ def test_invalid_data_is_refused(
         (tmp_path / "bad" / name).mkdir(parents=True)
         (tmp_path / "bad" / name / "x.wav").write_bytes(b"this is no sound")
     (tmp_path / "clips.csv").write_text("path,label\nx.wav,a\n")
+    (tmp_path / "group.csv").write_text("path,label,group\nx.wav,a,b\n")
     for name, values in (("split", ("train", "valid")), ("fold", (1, 2))):
         rows = [
             f"my sounds/{c}/voice{n}/0{n}.wav,{c},{v}"
@@ -365,3 +370,43 @@ def test_several_labels_of_a_clip_are_written(run: Any, tmp_path: Path, rows: Ro
     assert list(rows(Path("manifests/clips"), "valid").values()) == [("a",), ("a", "b"), ("b",)]
     assert not Path("manifests/clips/test.tsv").exists()
     assert "clips with several labels; even classes" in said
+
+
+def test_segments_with_the_same_samples_are_listed_once(run: Any, tmp_path: Path) -> None:
+    """Segments that end after the file are cut, and may then be the same."""
+    write_noise(tmp_path / "day.wav", 0, 3.0)
+    text = (
+        "path,label,start,end\nday.wav,a,0,1\nday.wav,b,2,3\nday.wav,b,2,5\nday.wav,a,2.99999,9\n"
+    )
+    (tmp_path / "events.csv").write_text(text)
+    said, errors, error = run("table", "events.csv", "--min-seconds", 0)
+    assert not error
+    assert "events/train.tsv: 2 clips" in said
+    assert re.search(r"^b +1 +0 +0 +1 ", said, re.MULTILINE)
+    assert "1 x has the same samples as day.wav from 2 s to 3 s (such as day.wav from 2" in errors
+    assert "1 x shorter than 0 s (such as day.wav from 2.99999 s to 9 s)" in errors
+    (tmp_path / "events.csv").write_text(text.replace("b,2,5", "a,2,5"))
+    assert run("table", "events.csv")[2].startswith(
+        "day.wav from 2 s to 5 s and day.wav from 2 s to 3 s: have the same samples"
+    )
+
+
+def test_class_folders_of_another_encoding_are_named(run: Any, tmp_path: Path) -> None:
+    for name in ("tea", "cafe"):
+        write_noise(tmp_path / "sounds" / name / "a.wav", len(name))
+    (tmp_path / "sounds" / "cafe").rename(tmp_path / "sounds" / os.fsdecode(b"caf\xe9"))
+    assert run("folders", "sounds")[2] == (
+        r"label 'caf\udce9': is not UTF-8 text; rename it or its folder"
+    )
+
+
+def test_names_of_classes_are_no_formulas_and_empty_splits_are_named(
+    run: Any, tmp_path: Path
+) -> None:
+    for name in ("$^$", "tea"):
+        write_noise(tmp_path / "sounds" / name / "a.wav", len(name))
+    _, errors, error = run("folders", "sounds")
+    assert not error
+    assert "warning: valid is empty, since each class needs a file (or group) for each" in errors
+    assert "; fine-tuning needs valid.tsv\n" in errors
+    assert Path("manifests/sounds/summary.png").stat().st_size > 1_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mae_ast.prepare.splitting import draw_splits, group_by
+from mae_ast.prepare.splitting import compile_group, draw_splits, group_by
 
 RATIOS = {"valid": 0.1, "test": 0.1, "train": 0.8}
 FOLDS = dict.fromkeys(("fold1", "fold2", "fold3", "fold4", "fold5"), 0.2)
@@ -65,12 +65,13 @@ def test_each_fold_has_each_class_that_has_enough_groups(seed: int) -> None:
     assert max(count(drawn.split_of, fold, "two") for fold in FOLDS) == 1
 
 
+@pytest.mark.parametrize("num_groups", [3, 5, 12])
 @pytest.mark.parametrize("seed", range(10))
-def test_groups_of_several_classes_keep_each_class_in_training(seed: int) -> None:
+def test_groups_of_several_classes_keep_each_class_in_training(seed: int, num_groups: int) -> None:
     rng = np.random.default_rng(seed)
     groups = {
         f"site{number}": frozenset(rng.choice(list("abcdef"), size=3, replace=False).tolist())
-        for number in range(12)
+        for number in range(num_groups)
     }
     drawn = draw_splits(groups, RATIOS, seed, "train")
     present = {
@@ -78,7 +79,7 @@ def test_groups_of_several_classes_keep_each_class_in_training(seed: int) -> Non
         for split in RATIOS
     }
     assert present["train"] == frozenset().union(*groups.values())
-    assert len(present["valid"]) >= 4
+    assert len(present["valid"]) >= 4 or num_groups < 12
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_groups_of_several_classes_keep_each_class_in_training(seed: int) -> Non
     ],
 )
 def test_groups_are_matched(pattern: str, names: list[str], groups: list[str]) -> None:
-    assert group_by(pattern, names) == groups
+    assert group_by(compile_group(pattern), names) == groups
 
 
 @pytest.mark.parametrize(
@@ -102,4 +103,4 @@ def test_groups_are_matched(pattern: str, names: list[str], groups: list[str]) -
 )
 def test_invalid_groups_are_refused(pattern: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        group_by(pattern, ["dog/ann_1.wav", "cat/bob_2.wav"])
+        group_by(compile_group(pattern), ["dog/ann_1.wav", "cat/bob_2.wav"])

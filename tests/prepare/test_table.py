@@ -74,22 +74,22 @@ def test_columns_root_and_separator_can_be_given(tmp_path: Path) -> None:
     ]
 
 
-def test_folds_and_groups_of_the_path(tmp_path: Path) -> None:
-    text = "path,label,fold\nann/1.wav,a,2\nbob/1.wav,b,fold 10\n"
-    table = read(tmp_path, text, group="^(.*)/")
+def test_folds(tmp_path: Path) -> None:
+    table = read(tmp_path, "path,label,fold\nann/1.wav,a,2\nbob/1.wav,b,fold 10\n")
     assert [clip.fold for clip in table.clips] == ["fold2", "fold10"]
-    assert [clip.group for clip in table.clips] == ["ann", "bob"]
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "clips.csv:1: has no column path"),
+        ("", "clips.csv: is empty; expected the columns path and label"),
+        ("\n", "clips.csv: is empty; expected the columns"),
         ("file,label\n", "clips.csv:1: has no column path, but file, label; rename one, or name"),
         ("path,label\n", "has no rows; expected one for each clip"),
         ("path,label,label\n", "clips.csv:1: has several columns label"),
         ("path,label,split,fold\na,b,train,1\n", "clips.csv:1: has both splits .column split. and"),
-        ("path,label\na,b,c\n", "clips.csv:2: has 3 columns, but the header has 2"),
+        ("path,label\na,b,c\n", "clips.csv:2: has 3 columns, .* has 2; put cells with ',' in"),
+        ("path,label\na\n", "clips.csv:2: has 1 column, but the header has 2$"),
         ('path,label\na,b\n"a,b\n', "clips.csv:3: is not valid CSV"),
         ("path,label\n,b\n", "clips.csv:2: column path: is empty"),
         ("path,label\n\na, \n", "clips.csv:3: column label: ' ' has an empty label|is empty"),
@@ -120,12 +120,20 @@ def test_errors_have_line_and_column(tmp_path: Path, text: str, words: str) -> N
         ('{"path": ["a"], "label": "b"}\n', "clips.jsonl:1: column path: .* neither text nor"),
         ('{"path": "a", "label": []}\n', "column label: .* empty label"),
         ('{"path": "a", "label": [["b"]]}\n', "column label: .* is not a list of labels"),
+        ('{"path": "a", "label": ["b", null]}\n', "column label: .* is not a list of labels"),
+        ('{"path": "a", "label": [true]}\n', "column label: .* is not a list of labels"),
         ('{"path": "a"}\n', "clips.jsonl:1: has no column label"),
+        ("", "clips.jsonl: is empty; expected the columns path and label"),
     ],
 )
 def test_errors_of_json_have_line_and_column(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         read(tmp_path, text, ".jsonl")
+
+
+def test_a_line_of_json_ends_with_a_line_feed_only(tmp_path: Path) -> None:
+    text = '{"path": "a", "label": "b\u2028c"}\r\n{"path": "d", "label": "e\x85f"}\r\n'
+    assert [clip.labels for clip in read(tmp_path, text, ".jsonl").clips] == [("b c",), ("e f",)]
 
 
 def test_text_that_is_not_utf_8_is_located(tmp_path: Path) -> None:
@@ -140,7 +148,6 @@ def test_wrong_options_are_refused(tmp_path: Path) -> None:
     for options, words in (
         ({"renamed": {"patj": "x"}}, "--column patj: is not one of path, label"),
         ({"renamed": {"group": "site"}}, "has no column site, but path, label, group"),
-        ({"group": "(.)"}, "has a column group already"),
         ({"root": tmp_path / "none"}, "--root .*none: no such folder"),
     ):
         with pytest.raises((ValueError, OSError), match=words):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import platform
@@ -74,7 +75,8 @@ def test_every_logged_value_has_a_line_with_all_digits(
     assert set(VALUES) <= first[0].keys()
     assert all(float(np.float32(line["loss"])) == line["loss"] for line in first)  # as computed
     assert any(round(line["loss"], 4) != line["loss"] for line in first)
-    assert any(round(line["gnorm"], 3) != line["gnorm"] for line in first)  # 3 digits in the log
+    for name, digits in {"gnorm": 3, "ups": 2, "train_wall": 0}.items():  # digits in the log
+        assert any(round(line[name], digits) != line[name] for line in first), name
 
 
 def test_a_run_that_was_killed_has_the_lines_of_an_uninterrupted_one(
@@ -190,6 +192,24 @@ def test_a_full_disk_leaves_whole_lines_and_does_not_stop_training(
     updates = [json.loads(line)["num_updates"] for line in lines]
     assert updates[-1] == 200
     assert len(updates) < 200
+
+
+def test_a_disk_that_is_gone_does_not_stop_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = MetricsLog(tmp_path / METRICS_FILE, 0)
+
+    class Stale:  # as a file whose server is gone: every operation fails
+        def __getattr__(self, name: str) -> Callable[..., int]:
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "_file", Stale())
+        for update in (1, 2):
+            log.write("train_inner", update, {"loss": 0.5})
+    log.write("train_inner", 3, {"loss": 0.25})
+    assert caplog.text.count("lines are missing (Stale file handle)") == 1
+    assert [line["num_updates"] for line in read_metrics(tmp_path)] == [3]
 
 
 def test_a_run_without_the_file_is_named(tmp_path: Path) -> None:

@@ -179,6 +179,14 @@ def test_message_about_a_short_yaml_file_says_what_to_type(tmp_path):
             "dataset.max_token=3",
             "dataset.max_token: there is no such setting; did you mean dataset.max_tokens?",
         ),
+        (
+            "max_update=3",
+            "max_update: there is no such setting; did you mean optimization.max_update?",
+        ),
+        (
+            "encoder_layers=3",
+            "encoder_layers: there is no such setting; did you mean model.encoder_layers?",
+        ),
         ("modle.encoder_layers=3", "modle.encoder_layers: there is no such setting"),
         ("model.encoder_layers=two", "model.encoder_layers=two: a whole number is needed"),
         ("model.encoder_layers=2.5", "model.encoder_layers=2.5: a whole number is needed"),

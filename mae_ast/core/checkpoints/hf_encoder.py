@@ -85,7 +85,8 @@ def classifier_fields(spec: ClassifierSpec) -> dict[str, Any]:
         "problem_type": problem_type(spec.independent),
         "id2label": {str(n): name for n, name in enumerate(names)},
         "label2id": {name: n for n, name in enumerate(names)},
-        "labels": dict(zip(spec.labels.mids, names, strict=True)),
+        # Pairs, since transformers sorts the keys of mappings when it saves the file.
+        "labels": [list(each) for each in zip(spec.labels.mids, names, strict=True)],
     }
 
 
@@ -160,14 +161,15 @@ def _classifier_spec(fields: Mapping[str, Any]) -> ClassifierSpec:
     names = labels_of(fields)
     if names is None:
         raise ValueError("id2label is missing")
-    labels, independent = fields.get("labels"), is_independent(fields)
+    independent = is_independent(fields)
     multi_label = bool(fields.get("multi_label", independent))
-    if not isinstance(labels, Mapping) or tuple(labels.values()) != names:  # of an earlier task
-        labels, multi_label = {f"class_{n}": name for n, name in enumerate(names)}, independent
+    pairs = [(mid, name) for mid, name in fields.get("labels") or ()]
+    if tuple(name for _, name in pairs) != names:  # of an earlier task
+        pairs, multi_label = [(f"class_{n}", name) for n, name in enumerate(names)], independent
     return ClassifierSpec(
         _encoder_config(fields),
         HeadConfig(len(names), **{key: fields[f"head_{key}"] for key in _HEAD_KEYS}),
-        Labels(tuple(labels), names),
+        Labels(tuple(mid for mid, _ in pairs), names),
         independent,
         multi_label,
         int(fields["clip_samples"]),

@@ -98,7 +98,8 @@ class Manifest:
             )
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path}: no such manifest; 'mae-ast manifest DIR...' writes one from folders"
+                f"{path}: no such manifest; 'mae-ast manifest' writes manifests of folders, and "
+                "'mae-ast prepare' those of labelled data"
             )
         with path.open("rb") as file:
             root = _parse_root(file.readline(), path)

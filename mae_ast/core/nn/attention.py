@@ -105,12 +105,11 @@ def _attend_in_blocks(
 ) -> Tensor:
     """Compute :func:`_attend_by_matrix` for a few heads at a time."""
     batch, heads, num_queries, _ = q.shape
-    size = max(1, BLOCK_SCORES // (num_queries * k.shape[2]))
+    size = max(1, BLOCK_SCORES // max(1, num_queries * k.shape[2]))
     if mask is not None:
         mask = mask.expand(batch, heads, *mask.shape[2:]).flatten(0, 1)
-    num_blocks = -(-batch * heads // size)
-    masks = [None] * num_blocks if mask is None else list(mask.split(size))
     qs, ks, vs = (x.flatten(0, 1).split(size) for x in (q, k, v))
+    masks = [None] * len(qs) if mask is None else list(mask.split(size))
     blocks = zip(qs, ks, vs, masks, strict=True)
     attended = torch.cat([_attend_by_matrix(*each, dropout_p) for each in blocks])
     out: Tensor = attended.unflatten(0, (batch, heads))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mae_ast.core.nn.precision import cpu_features, uses_bfloat16
+from mae_ast.core.nn.transformer import is_compiled
 
 
 @contextmanager
@@ -24,14 +25,15 @@ def packed_weights(layers: Iterable[nn.Module], precision: str) -> Iterator[None
     """Use packed weights in linear layers, in forward passes without gradients.
 
     The results are those of autocast up to rounding. Nothing changes if the precision is not
-    bfloat16, on devices other than x86 CPUs with bfloat16 units, in compiled code, and with
-    gradients.
+    bfloat16, on devices other than x86 CPUs with bfloat16 units, in compiled code, with gradients,
+    and in layers whose weight is no plain parameter, as with pruning.
 
     Args:
         layers: modules that contain the linear layers.
         precision: as in :func:`mae_ast.core.nn.precision.compute_in`.
     """
-    parts = (part for layer in layers for part in layer.modules())
+    # A layer that was compiled with one forward would be recompiled with another.
+    parts = (part for layer in layers if not is_compiled(layer) for part in layer.modules())
     linears = [part for part in parts if type(part) is nn.Linear and _is_suitable(part, precision)]
     for linear in linears:
         linear.forward = partial(_forward, linear, _packed(linear))  # type: ignore[method-assign]
@@ -70,7 +72,8 @@ def _packed(linear: nn.Linear) -> _Packed:
 
 @lru_cache
 def _vector(size: int) -> Tensor:
-    return torch.randn(size, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.randn(size, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def _forward(linear: nn.Linear, packed: _Packed, x: Tensor) -> Tensor:
@@ -85,7 +88,8 @@ def _forward(linear: nn.Linear, packed: _Packed, x: Tensor) -> Tensor:
 def _is_suitable(linear: nn.Linear, precision: str) -> bool:
     weight = linear.weight
     return (
-        weight.device.type == "cpu"
+        type(weight) is nn.Parameter  # neither quantised nor computed by a hook, as in pruning
+        and weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and linear.bias is not None
         and uses_bfloat16(precision, weight)

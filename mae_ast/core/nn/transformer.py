@@ -168,6 +168,11 @@ def compile_layers(model: nn.Module) -> None:
             layer.compute = torch.compile(layer.compute)  # type: ignore[method-assign]
 
 
+def is_compiled(layer: nn.Module) -> bool:
+    """Return whether a layer was compiled by :func:`compile_layers` or by its ``compile``."""
+    return "compute" in vars(layer) or layer._compiled_call_impl is not None
+
+
 class Transformer(nn.Module):
     """Stack of transformer layers with one more layer norm.
 

@@ -83,6 +83,9 @@ class SpectrogramTransformerPreTrainedModel(PreTrainedModel):
 class SpectrogramTransformerModel(SpectrogramTransformerPreTrainedModel):
     """Encoder of MAE-AST, SSAST, AST or Audio-MAE, from waveforms at 16 kHz."""
 
+    # The head of a classifier.
+    _keys_to_ignore_on_load_unexpected = [r"^head\."]  # noqa: RUF012
+
     def __init__(self, config: SpectrogramTransformerConfig) -> None:
         super().__init__(config)
         width = config.encoder_embed_dim
@@ -232,10 +235,15 @@ class SpectrogramTransformerForAudioClassification(SpectrogramTransformerPreTrai
                 :class:`SpectrogramTransformerModel`. No hidden states are returned if clips are
                 split into windows.
             labels: (B,) int64, the classes; if multi-label (B, C), 1 for the classes of a clip.
+                Unless ``problem_type`` is set, floating-point labels set it to multi-label, and
+                others to single-label, as in transformers' own classes.
 
         Raises:
             ValueError: the clips are shorter than one patch.
         """
+        if labels is not None and self.config.problem_type is None:
+            kind = "multi" if labels.is_floating_point() else "single"
+            self.config.problem_type = f"{kind}_label_classification"
         states = None
         parts = [] if self.training else self.windows(input_values, attention_mask)
         if len(parts) > len(input_values):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from fairseq.logging import progress_bar
-from fairseq.logging.meters import AverageMeter, MetersDict
+from fairseq.logging.meters import MetersDict
 
 from mae_ast.trainer import metrics_log
 from mae_ast.trainer.fairseq_patches import weights_and_biases
@@ -72,6 +73,12 @@ def _exact(stats: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values before they were rounded."""
     meters = getattr(stats, "meters", {})
     return {
-        name: meters[name].avg if isinstance(meters.get(name), AverageMeter) else value
+        name: _unrounded(meters[name]) if hasattr(meters.get(name), "round") else value
         for name, value in stats.items()
     }
+
+
+def _unrounded(meter: Any) -> Any:
+    copied = copy.copy(meter)
+    copied.round = None
+    return copied.smoothed_value

@@ -8,6 +8,7 @@ import gc
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from mae_ast.core.nn import packed
 from mae_ast.core.nn.packed import packed_weights
@@ -88,17 +89,60 @@ def test_other_layers_and_precisions_are_left_alone(layer):
         assert [part for part in layer.modules() if "forward" in vars(part)] == [attention.k_proj]
 
 
-def test_compiled_layers_compute_as_before(layer):
+@pytest.mark.parametrize("whole", [False, True], ids=["compute", "layer"])
+def test_compiled_layers_compute_as_before_and_are_compiled_once(layer, whole):
     x = torch.randn(2, 5, 64)
     expected = in_bfloat16(layer, x)
-    layer.compute = torch.compile(layer.compute, backend="eager")
-    found = in_packed(layer, x)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    if whole:
+        layer.compile(backend=backend)
+    else:
+        layer.compute = torch.compile(layer.compute, backend=backend)
+    for _ in range(3):
+        found = in_packed(layer, x)
+    assert (found - expected).norm() < 0.01 * expected.norm()
+    assert len(graphs) == 1
+
+
+def test_weights_that_a_hook_computes_are_not_packed(layer):
+    prune.random_unstructured(layer.fc1, "weight", amount=0.3)
+    x = torch.randn(2, 5, 64)
+    in_packed(layer, x)
+    with torch.no_grad():
+        layer.fc1.weight_orig.mul_(3)  # the hook sets .weight in the next forward pass
+    found, expected = in_packed(layer, x), in_bfloat16(layer, x)
     assert (found - expected).norm() < 0.01 * expected.norm()
 
 
-def test_packed_weights_end_with_the_layer(layer):
+def test_defaults_of_torch_have_no_influence(layer):
+    x = torch.randn(2, 5, 64)
+    expected = in_bfloat16(layer, x)
+    packed._vector.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            found = in_packed(layer, x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (found - expected).norm() < 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 64), (2, 0, 64)])
+def test_a_batch_of_nothing_gives_nothing(layer, shape):
+    assert in_packed(layer, torch.randn(shape)).shape == shape
+
+
+def test_packed_weights_end_with_the_layer():
+    gc.collect()  # layers of earlier tests
+    before = len(packed._kept)
+    layer = TransformerLayer(64, 128, 4).eval()  # pytest keeps what a fixture returns
     in_packed(layer, torch.randn(1, 2, 64))
-    count = len(packed._kept)
+    assert len(packed._kept) == before + 6
     del layer
     gc.collect()
-    assert len(packed._kept) == count - 6
+    assert len(packed._kept) == before
