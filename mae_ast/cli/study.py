@@ -78,7 +78,7 @@ def study(
     if jobs is None:
         jobs = len(found.cells) if has_launcher(given) else 1
     folder = out or Path("outputs") / "study" / found.name
-    settings = {
+    settings: dict[str, object] = {
         "study": found.name,
         "scale": found.scale,
         "data": str(data.folder.resolve()),
@@ -115,7 +115,7 @@ def _run(
 
 def _write(study: Study, folder: Path, outcomes: Sequence[Outcome]) -> None:
     """Write and print the tables, and write the plot."""
-    from mae_ast.study.figures import study_figure
+    from mae_ast.study.plot import study_figure
     from mae_ast.study.tables import compare, markdown, measures_of, write_csv
 
     write_csv(folder / CSV_FILE, study, outcomes)

@@ -226,7 +226,7 @@ def _cells(
 def _agrees(values: Mapping[str, str], selection: Mapping[str, Any]) -> bool:
     """Return whether a cell has the selected values; a list selects any of its items."""
     return all(
-        values.get(axis) in map(str, wanted if isinstance(wanted, list) else [wanted])
+        values.get(axis) in list(map(str, wanted if isinstance(wanted, list) else [wanted]))
         for axis, wanted in selection.items()
     )
 

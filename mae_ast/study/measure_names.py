@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Measure:
-    """How a measure is named and printed.
+    """Heading of a measure and format of its values.
 
     Args:
         title: heading of its column.
         digits: digits after the decimal point.
         factor: printed value per unit of the measure.
         unit: unit of the printed value.
-        lower_is_better: as it says.
+        lower_is_better: a lower value is better.
     """
 
     title: str

@@ -24,7 +24,7 @@ from mae_ast.trainer.metrics_log import read_metrics
 
 MASK_TYPE, RATIO = "random_mask", 0.75  # of the masks that all cells are scored with
 MAX_CLIPS = 2000  # of each set that features are scored on
-WARM_UP = 0.2  # fraction of the updates whose times are left out
+WARM_UP = 0.2  # fraction of the updates whose times are omitted
 
 
 def measure_run(run: Path, data: StudyData, updates_to: float | None = None) -> dict[str, float]:
@@ -82,7 +82,7 @@ def measure_baselines(run: Path, data: StudyData) -> dict[str, float]:
     """
     model = with_random_weights(load(run / RUN_FILE))
     layers = range(1, model.config.encoder_layers + 1)
-    found = {}
+    found: dict[str, float] = {}
     for probe in data.probes:
         sets = probe.read(MAX_CLIPS)
         random = _score(model, sets, layers, f"random weights, {probe.name}")

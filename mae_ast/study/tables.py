@@ -1,4 +1,4 @@
-"""Tables of a study: its cells, mean and standard deviation over seeds, and its comparisons."""
+"""Tables of a study: its cells, mean and std over seeds, and its comparisons."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def markdown(study: Study, outcomes: Sequence[Outcome], verdicts: Sequence[Verdi
     names = measures_of(outcomes)
     seeds = len({each.cell.seed for each in outcomes})
     lines = [f"# {study.title}", "", study.finding, ""]
-    lines += [f"Scale `{study.scale}`, {seeds} seeds: mean ± standard deviation.", ""]
+    lines += [f"Scale `{study.scale}`, {seeds} seeds: mean ± std.", ""]
     titles = [heading(name) for name in names]
     lines += _rows([*study.axes, "seeds", *titles], _means(study, outcomes, names))
     if verdicts:
@@ -73,8 +73,7 @@ def markdown(study: Study, outcomes: Sequence[Outcome], verdicts: Sequence[Verdi
 def compare(study: Study, outcomes: Sequence[Outcome]) -> list[Verdict]:
     """Compare cells as the study says; pairs agree in the seed and in all other axes.
 
-    A difference is shown (or reversed) if its mean over the pairs is larger than its standard
-    deviation.
+    A difference is shown (or reversed) if its mean over the pairs is larger than its std.
     """
     verdicts = []
     for each in study.compare:

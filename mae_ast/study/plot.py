@@ -18,7 +18,7 @@ def study_figure(title: str, outcomes: Sequence[Outcome], names: Sequence[str]) 
 
     Args:
         title: title of the plot.
-        outcomes: the cells; failed ones are left out.
+        outcomes: the cells; failed ones are omitted.
         names: names of the measures.
     """
     settings = list(dict.fromkeys(each.cell.setting for each in outcomes))
