@@ -59,6 +59,7 @@ def crossvalidate(
         run_identity,
         train_command,
     )
+    from mae_ast.trainer.several_runs import working_in
 
     require(*TRAINING, "matplotlib")  # the last one for the report
     folders = folds.find_folds(data)
@@ -80,7 +81,7 @@ def crossvalidate(
     }
     inputs = folds.inputs_of(folders)
     try:
-        with folds.working_in(out, settings, inputs) as lock, Trainings() as trainings:
+        with working_in(out, settings, inputs) as lock, Trainings() as trainings:
             scores = []
             for folder, command in commands.items():
                 _train(trainings, command, lock, out / folder.name)
@@ -97,9 +98,9 @@ def _settings_of_folds(
     folders: list[Path], out: Path, checkpoint: str, given: list[str]
 ) -> dict[str, Any]:
     """Return the settings of each fold from its data, by its name, and print those of the first."""
-    from mae_ast.finetune.crossvalidation import SETTINGS_FILE, has_begun
     from mae_ast.finetune.settings_from_data import NOTE_KEY, as_overrides, settings_of_run
     from mae_ast.trainer import resume_guard
+    from mae_ast.trainer.several_runs import SETTINGS_FILE, has_begun
 
     recorded = resume_guard.recorded(out / SETTINGS_FILE, NOTE_KEY) if has_begun(out) else None
     found: dict[str, Any] = {}
@@ -117,7 +118,7 @@ def _train(trainings: Trainings, command: list[str], lock: int, run: Path) -> No
     Raises:
         ValueError: the run was interrupted, and its last update not saved.
     """
-    from mae_ast.finetune.crossvalidation import is_trained, was_interrupted
+    from mae_ast.trainer.several_runs import is_trained, was_interrupted
 
     if is_trained(run):
         return

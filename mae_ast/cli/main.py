@@ -32,6 +32,7 @@ from mae_ast.cli import (
     reconstruct,
     report,
     stats,
+    study,
     superb,
 )
 from mae_ast.console import describe, named_extras
@@ -40,7 +41,10 @@ from mae_ast.console import describe, named_extras
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Data": (manifest.manifest, stats.stats, pack.pack),
     "Train": (pretrain.pretrain, finetune.finetune, crossvalidate.crossvalidate, demo.demo),
-    "Evaluate": (evaluate.evaluate, probe.probe, report.report, superb.superb),
+    "Evaluate": (
+        *(evaluate.evaluate, probe.probe, report.report, study.study),
+        superb.superb,
+    ),
     "Use a model": (
         *(models.models, download.download, predict.predict, extract.extract),
         *(reconstruct.reconstruct, convert.convert),

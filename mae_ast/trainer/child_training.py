@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -27,16 +29,17 @@ class Interrupted(BaseException):
 
 
 class Trainings:
-    """Context manager that runs training processes one at a time and forwards signals to them.
+    """Context manager that runs training processes and forwards signals to them.
 
-    On the first signal the training saves and exits; a second SIGINT kills it. If no training is
-    running, a signal raises :class:`Interrupted`. If SIGINT is ignored, it stays ignored. Use it in
-    the main thread.
+    On the first signal the trainings save and exit; a second SIGINT kills them. If no training is
+    running, a signal raises :class:`Interrupted`. If SIGINT is ignored, it stays ignored. Enter it
+    in the main thread; :meth:`run` may be called in several threads.
     """
 
     def __init__(self) -> None:
-        self._child: subprocess.Popen[Any] | None = None
-        self._is_starting = False
+        self._children: set[subprocess.Popen[Any]] = set()
+        self._num_starting = 0
+        self._lock = threading.Lock()
         self._is_killed = False
         self._received: int | None = None
         self._handlers: dict[int, Any] = {}
@@ -76,22 +79,24 @@ class Trainings:
         options: dict[str, Any] = {"process_group": 0}  # new in Python 3.11, which fairseq needs
         if on_line is not None:
             options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        self._is_starting = True
-        self._child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            pass_fds=pass_fds,
-            env=environment,
-            **options,
-        )
-        self._is_starting = False
         if self._received is not None:
-            self._child.send_signal(signal.SIGTERM)
-        for line in self._child.stdout or ():
+            raise Interrupted(self._received)
+        with self._starting():
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                pass_fds=pass_fds,
+                env=environment,
+                **options,
+            )
+            self._children.add(child)
+        if self._received is not None:
+            child.send_signal(signal.SIGTERM)
+        for line in child.stdout or ():
             assert on_line is not None
             on_line(line)
-        status = self._child.wait()
-        self._child = None
+        status = child.wait()
+        self._children.discard(child)
         if self._is_killed:
             raise SystemExit(STATUS_AT_ONCE)
         stopped = self._received is not None
@@ -100,21 +105,36 @@ class Trainings:
         if self._received is not None:
             raise Interrupted(self._received)
 
+    @contextmanager
+    def _starting(self) -> Iterator[None]:
+        """Let a signal that arrives meanwhile not raise, but reach the process that is started."""
+        with self._lock:
+            self._num_starting += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_starting -= 1
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         is_second = number == self._received == signal.SIGINT
         self._received = number
-        if self._child is None:
-            if not self._is_starting:
+        children = list(self._children)
+        if not children:
+            if not self._num_starting:
                 raise Interrupted(number)
         elif is_second:
-            self._kill(self._child)
+            self._kill(children)
         else:
             if number == signal.SIGINT:
                 os.write(2, f"{SAVING}\n".encode())
-            self._child.send_signal(signal.SIGTERM)
+            for child in children:
+                child.send_signal(signal.SIGTERM)
 
-    def _kill(self, child: subprocess.Popen[Any]) -> None:
-        if child.poll() is None:  # else the PID may have been reused
+    def _kill(self, children: Sequence[subprocess.Popen[Any]]) -> None:
+        running = [child for child in children if child.poll() is None]  # else a reused PID
+        if running:
             os.write(2, f"{AT_ONCE}\n".encode())
-            os.killpg(child.pid, signal.SIGKILL)
             self._is_killed = True
+        for child in running:
+            os.killpg(child.pid, signal.SIGKILL)

@@ -4,8 +4,9 @@ Each line has
 
 - ``timestamp``: ISO 8601, UTC;
 - ``kind``: ``train_inner`` (since the last line of this kind), ``train`` (one epoch, or its part so
-  far at a signal), the name of the validation split, or ``health`` (feature metrics);
-- ``epoch``, except for ``health``, and ``num_updates``;
+  far at a signal), the name of the validation split, ``health`` (feature metrics), or ``end``
+  (duration and peak memory of the process, when it ends);
+- ``epoch``, except for ``health`` and ``end``, and ``num_updates``;
 - the values in full precision; ``null`` if a value is not finite.
 
 A run that resumes removes the lines of later updates, which it repeats.

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from fairseq.logging import metrics, progress_bar
 
+from mae_ast.bench.machine import peak_memory
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.plural import plural
 from mae_ast.core.models.classifier import Classifier
@@ -36,6 +37,7 @@ class RunReport:
         self._trainer: Any = None
         self._begin_s: float | None = None
         self._first_update = 0
+        self._begin_gib = 0.0
         self._has_progress = False
 
     def begin(self, cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> None:
@@ -48,6 +50,7 @@ class RunReport:
             if trainer.is_data_parallel_master:
                 logger.info("%s", describe(cfg, trainer, task, epoch_itr))
                 _begin_files(cfg, trainer)
+                self._begin_gib = _peak_gib(trainer.device)
 
     def after_update(self, cfg: Any, trainer: Any, epoch_itr: Any) -> None:
         """Log a first progress line unless ``common.log_interval`` has already produced one."""
@@ -73,8 +76,15 @@ class RunReport:
         reason = ""
         if early_stopping.has_stopped(cfg.checkpoint.patience):
             reason = f", after {cfg.checkpoint.patience} validations without improvement"
-        elapsed = duration(time.monotonic() - begin_s)
+        seconds = time.monotonic() - begin_s
+        elapsed = duration(seconds)
         logger.info("done: update %d%s; took %s; %s", num_updates, reason, elapsed, _saving(cfg))
+        peak_gib = _peak_gib(trainer.device)
+        metrics_log.record(
+            "end",
+            num_updates,
+            {"seconds": seconds, "peak_gib": peak_gib, "peak_gib_at_begin": self._begin_gib},
+        )
 
 
 def describe(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> str:
@@ -104,6 +114,13 @@ def describe(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> str:
     if trainer.get_num_updates():
         parts.append(f"resuming from update {trainer.get_num_updates()}")
     return "; ".join(parts)
+
+
+def _peak_gib(device: torch.device) -> float:
+    """Return the peak memory so far: of tensors on a GPU, else of this process, in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return peak_memory()
 
 
 def _begin_files(cfg: Any, trainer: Any) -> None:

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from mae_ast.finetune import crossvalidation as folds
-from mae_ast.finetune.crossvalidation import FoldScore, working_in
+from mae_ast.finetune.crossvalidation import FoldScore
+from mae_ast.trainer.several_runs import is_trained, was_interrupted, working_in
 
 
 @pytest.fixture
@@ -100,8 +101,8 @@ def test_run_is_complete_at_any_of_its_limits(
     tmp_path: Path, limits: dict[str, float], patience: int, trained: bool
 ) -> None:
     """The run has 90 updates, 3 epochs, 1 hour and 2 validations without improvement."""
-    assert not folds.is_trained(tmp_path)
-    assert folds.was_interrupted(tmp_path)
+    assert not is_trained(tmp_path)
+    assert was_interrupted(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     state = {
         "cfg": {"optimization": NEVER | limits, "checkpoint": {"patience": patience}},
@@ -113,11 +114,11 @@ def test_run_is_complete_at_any_of_its_limits(
         },
     }
     torch.save(state, tmp_path / "checkpoints" / "checkpoint_last.pt")
-    assert folds.is_trained(tmp_path) is trained
-    assert not folds.was_interrupted(tmp_path)
+    assert is_trained(tmp_path) is trained
+    assert not was_interrupted(tmp_path)
     state["extra_state"][TASK]["interrupted"] = True
     torch.save(state, tmp_path / "checkpoints" / "checkpoint_last.pt")
-    assert folds.was_interrupted(tmp_path)
+    assert was_interrupted(tmp_path)
 
 
 def test_folds_trained_with_other_settings_are_refused(tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ def test_folder_is_locked_while_a_killed_program_s_child_lives(tmp_path: Path) -
 import os, signal, sys
 from pathlib import Path
 from mae_ast.trainer.child_training import Trainings
-from mae_ast.finetune.crossvalidation import working_in
+from mae_ast.trainer.several_runs import working_in
 with working_in(Path({str(out)!r}), {{}}) as lock, Trainings() as trainings:
     trainings.run([sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"],
                   [lock])

@@ -115,3 +115,29 @@ def test_signal_between_trainings_raises_at_once() -> None:
 
     with Trainings(), pytest.raises(Interrupted):
         signalled()
+
+
+def test_signal_reaches_all_trainings_and_starts_no_further_one(tmp_path: Path) -> None:
+    paths = [tmp_path / "one", tmp_path / "two"]
+    caught: list[int] = []
+
+    def run(trainings: Trainings, path: Path) -> None:
+        with pytest.raises(Interrupted) as error:
+            trainings.run(program(SAVES.format(path=str(path), status=0)))
+        caught.append(error.value.number)
+
+    with Trainings() as trainings:
+        threads = [threading.Thread(target=run, args=(trainings, path)) for path in paths]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + 30
+        while not all(path.is_file() and path.read_text() for path in paths):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+        for thread in threads:
+            thread.join()
+        with pytest.raises(Interrupted):
+            trainings.run(program("pass"))
+    assert caught == [signal.SIGTERM, signal.SIGTERM]
+    assert [path.read_text() for path in paths] == ["saved", "saved"]

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from mae_ast.finetune import crossvalidation as folds
-from mae_ast.trainer import stop_request
+from mae_ast.trainer import several_runs, stop_request
 
 from .classification import Log, finetune_here, write_corpus, write_pretrained
 from .test_ending import requested_at
@@ -45,19 +44,19 @@ def test_early_stop_ends_the_run(
     """The first validation is the best; four more end the run after fifteen updates."""
     monkeypatch.setattr(stop_request, "is_requested", requested_at(8))
     assert updates() == list(range(1, 9))
-    assert not folds.is_trained(tmp_path)
-    assert folds.was_interrupted(tmp_path)
+    assert not several_runs.is_trained(tmp_path)
+    assert several_runs.was_interrupted(tmp_path)
     monkeypatch.setattr(stop_request, "is_requested", lambda: False)
     assert updates() == list(range(9, 16))
-    assert folds.is_trained(tmp_path)
-    assert not folds.was_interrupted(tmp_path)
+    assert several_runs.is_trained(tmp_path)
+    assert not several_runs.was_interrupted(tmp_path)
     assert updates() == []
     assert updates("checkpoint.patience=5") == [16, 17, 18]
 
 
 def test_time_limit_ends_the_run(updates: Any, tmp_path: Path) -> None:
     assert updates("optimization.stop_time_hours=0.000001") == [1]
-    assert folds.is_trained(tmp_path)
+    assert several_runs.is_trained(tmp_path)
 
 
 def test_minimum_learning_rate_is_no_interruption(updates: Any, tmp_path: Path) -> None:
@@ -65,6 +64,6 @@ def test_minimum_learning_rate_is_no_interruption(updates: Any, tmp_path: Path) 
     decay = ("optimization.lr=[0.003]", "optimization.max_update=20")
     limit = "optimization.stop_min_lr=0.0029"
     assert updates(*decay, limit) == [1, 2, 3]
-    assert not folds.is_trained(tmp_path)
-    assert not folds.was_interrupted(tmp_path)
+    assert not several_runs.is_trained(tmp_path)
+    assert not several_runs.was_interrupted(tmp_path)
     assert updates(*decay, limit) == []

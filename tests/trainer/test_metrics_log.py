@@ -34,11 +34,13 @@ RUN = (
     *("task.probe_interval_updates=4", "optimization.max_update=10"),
 )
 TIMES = {"timestamp", "wall", "train_wall", "wps", "ups", "clips_per_s", "seconds"}
+MEMORY = {"peak_gib", "peak_gib_at_begin"}
 
 
 def exact(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run without times and speeds."""
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(run)]
+    """Return the lines of a run without times, speeds and memory."""
+    omitted = TIMES | MEMORY
+    return [{k: v for k, v in line.items() if k not in omitted} for line in read_metrics(run)]
 
 
 def starts(run: Path) -> list[dict[str, Any]]:
@@ -58,6 +60,7 @@ def test_every_logged_value_has_a_line_with_all_digits(
         "train": [7, 10],
         "valid": [3, 6, 7, 9, 10],
         "health": [4, 8],
+        "end": [10],
     }
     for kind in ("train_inner", "train", "valid"):
         logged = [json.loads(r.getMessage()) for r in caplog.records if r.name == kind]
@@ -71,6 +74,9 @@ def test_every_logged_value_has_a_line_with_all_digits(
                 close = pytest.approx(float(text[prefix + name]), abs=rounding, rel=1e-5)
                 assert line[name] == close, name
     assert all("rank_me" in line for line in by_kind["health"])
+    (end,) = by_kind["end"]
+    assert 0 < end["seconds"] < 300
+    assert 0.1 < end["peak_gib_at_begin"] <= end["peak_gib"] < 8
     first = by_kind["train_inner"]
     assert set(VALUES) <= first[0].keys()
     assert all(float(np.float32(line["loss"])) == line["loss"] for line in first)  # as computed

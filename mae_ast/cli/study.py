@@ -1,0 +1,141 @@
+"""``mae-ast study NAME KEY=VALUE...``: train, measure and compare the cells of a study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mae_ast.core.io.plural import plural
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mae_ast.study.data import StudyData
+    from mae_ast.study.definition import Study
+    from mae_ast.study.runs import Outcome
+
+OWN_KEYS = ("scale", "data")
+CSV_FILE, TABLE_FILE, PLOT_FILE = "cells.csv", "study.md", "study.png"
+
+
+def study(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|FILE", help="Name of a study, or path of a YAML file.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE...",
+            help="scale=NAME (default: demo), data=NAME or data=FOLDER (default: that of the "
+            "scale); other keys override the settings of all cells.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the cells and the tables; default: outputs/study/NAME."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds of each setting.")] = 3,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of cells to train at a time; default: 1, or all if hydra/launcher=NAME "
+            "submits them.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the cells and the estimated time only.")
+    ] = False,
+) -> None:
+    """Train a run for each setting and seed of a study, measure all alike, and compare.
+
+    Each cell is an ordinary run, OUT/CELL. The same command again keeps finished cells and resumes
+    the others. A cell that fails is named, and the others go on. With hydra/launcher=submitit_slurm
+    the cells are submitted to a cluster.
+
+    The measures of all cells are written to OUT/cells.csv, the tables to OUT/study.md, a plot to
+    OUT/study.png.
+
+    The command saves and exits on Ctrl-C, SIGTERM or SIGUSR1.
+    """
+    from mae_ast.console import TRAINING, require
+    from mae_ast.study.data import find_data
+    from mae_ast.study.definition import DEFAULT_SCALE, read_study
+    from mae_ast.study.runs import has_launcher
+    from mae_ast.trainer import sweep
+
+    require(*TRAINING, "matplotlib")
+    own = {key: value for key, _, value in (each.partition("=") for each in overrides or [])}
+    given = [each for each in overrides or [] if each.partition("=")[0] not in OWN_KEYS]
+    sweep.check_launcher(given)
+    found = read_study(name, seeds, own.get("scale", DEFAULT_SCALE), given)
+    data = find_data(own.get("data", found.data))
+    if dry_run:
+        _list_cells(found, data)
+        return
+    if jobs is None:
+        jobs = len(found.cells) if has_launcher(given) else 1
+    folder = out or Path("outputs") / "study" / found.name
+    settings: dict[str, object] = {
+        "study": found.name,
+        "scale": found.scale,
+        "data": str(data.folder.resolve()),
+        "overrides": given,
+    }
+    outcomes = _run(found, data, folder, settings, jobs)
+    if outcomes is None:
+        return
+    _write(found, folder, outcomes)
+    if failed := [each for each in outcomes if each.error]:
+        for each in failed:
+            typer.echo(f"{each.cell.name}: {each.error}", err=True)
+        raise SystemExit(
+            f"mae-ast: error: {len(failed)} of {plural(len(outcomes), 'cell')} failed; the same "
+            "command tries them again"
+        )
+
+
+def _run(
+    study: Study, data: StudyData, folder: Path, settings: dict[str, object], jobs: int
+) -> list[Outcome] | None:
+    """Run the cells; ``None`` if a signal stopped them."""
+    from mae_ast.study.runs import Runner
+    from mae_ast.trainer.child_training import Interrupted, Trainings
+    from mae_ast.trainer.several_runs import working_in
+
+    try:
+        with working_in(folder, settings) as lock, Trainings() as trainings:
+            return Runner(study, data, folder, trainings, lock, jobs).run()
+    except Interrupted as request:
+        typer.echo(f"stopped on {request}; the same command resumes")
+        return None
+
+
+def _write(study: Study, folder: Path, outcomes: Sequence[Outcome]) -> None:
+    """Write and print the tables, and write the plot."""
+    from mae_ast.study.plot import study_figure
+    from mae_ast.study.tables import compare, markdown, measures_of, write_csv
+
+    write_csv(folder / CSV_FILE, study, outcomes)
+    text = markdown(study, outcomes, compare(study, outcomes))
+    (folder / TABLE_FILE).write_text(text, encoding="utf-8")
+    names = measures_of(outcomes)
+    if names:
+        study_figure(study.title, outcomes, names).savefig(folder / PLOT_FILE, dpi=120)
+    typer.echo(text)
+    for name in (CSV_FILE, TABLE_FILE, PLOT_FILE):
+        typer.echo(str(folder / name))
+
+
+def _list_cells(study: Study, data: StudyData) -> None:
+    """Print all cells with the estimated time of each, and of all."""
+    from mae_ast.study.estimate import estimate
+
+    seconds = estimate({cell.setting: cell for cell in reversed(study.cells)}, data)
+    for cell in study.cells:
+        minutes = seconds[cell.setting] / 60
+        typer.echo(f"{cell.name:40} {minutes:7.1f} min  {cell.config} {' '.join(cell.overrides)}")
+    total = sum(seconds[cell.setting] for cell in study.cells) / 60
+    typer.echo(f"{plural(len(study.cells), 'cell')}, about {total:.0f} min, one after another")

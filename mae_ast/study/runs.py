@@ -1,0 +1,190 @@
+"""Train and measure the cells of a study, each in a folder of its own; finished ones are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from mae_ast.console import progress_bar
+from mae_ast.core.checkpoints.reader import RUN_FILE, read_state
+from mae_ast.core.io.first_line import first_line
+from mae_ast.core.io.settings_note import file_digest, write_note
+from mae_ast.study.data import StudyData
+from mae_ast.study.definition import Cell, Study
+from mae_ast.study.measures import measure_baselines, measure_run
+from mae_ast.trainer import sweep
+from mae_ast.trainer.child_training import Trainings
+from mae_ast.trainer.command import train_command
+from mae_ast.trainer.several_runs import is_trained, was_interrupted
+
+LOG_FILE = "train.log"  # in a run's folder: what the training process printed
+MEASURES_FILE = "measures.json"  # in a run's folder
+BASELINES = "baselines"  # subfolder of the study
+_UPDATE = re.compile(r"\]\[train_inner\]\[INFO\] - (\{.*\})")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of a cell.
+
+    Args:
+        cell: the cell.
+        measures: its measures (:data:`mae_ast.study.measure_names.MEASURES`); ``None``: it failed.
+        error: why it failed; empty if it did not.
+    """
+
+    cell: Cell
+    measures: dict[str, float] | None
+    error: str = ""
+
+
+class Runner:
+    """Train and measure cells.
+
+    Args:
+        study: the study.
+        data: its data.
+        out: its folder.
+        trainings: forwards signals to the training processes.
+        lock: file descriptor that stays open while a process trains.
+        jobs: number of cells that are trained at a time.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        data: StudyData,
+        out: Path,
+        trainings: Trainings,
+        lock: int,
+        jobs: int = 1,
+    ) -> None:
+        self._study, self._data, self._out = study, data, out
+        self._trainings, self._lock, self._jobs = trainings, lock, jobs
+        self._measuring = Lock()  # measures use all cores
+
+    def run(self) -> list[Outcome]:
+        """Run all cells; one that fails does not stop the others.
+
+        Raises:
+            Interrupted: a signal was received, and the trainings have saved.
+        """
+        cells = self._study.cells
+        found: dict[str, Outcome] = {}
+        with progress_bar(self._study.title, "cell", len(cells)) as bar:
+
+            def show(cell: Cell, update: object) -> None:
+                bar.set_postfix({"now": cell.name, "update": update})
+
+            if self._jobs == 1:
+                for cell in cells:
+                    found[cell.name] = self._run_one(cell, show)
+                    bar.update()
+            else:
+                with ThreadPoolExecutor(self._jobs) as pool:
+                    futures = [pool.submit(self._run_one, cell, show) for cell in cells]
+                    for future in as_completed(futures):
+                        found[future.result().cell.name] = future.result()
+                        bar.update()
+        return [found[cell.name] for cell in cells]
+
+    def _run_one(self, cell: Cell, show: Callable[[Cell, object], None]) -> Outcome:
+        run = self._out / cell.name
+        try:
+            show(cell, "...")
+            self._train(cell, run, lambda update: show(cell, update))
+            with self._measuring:
+                show(cell, "measuring")
+                return Outcome(cell, self._measure(run))
+        except (ValueError, OSError) as error:
+            return Outcome(cell, None, first_line(error))
+
+    def _train(self, cell: Cell, run: Path, show: Callable[[object], None]) -> None:
+        """Train a cell, unless it has reached its end.
+
+        Raises:
+            ValueError: training failed; the message names its log.
+        """
+        if is_trained(run):
+            return
+        run.mkdir(parents=True, exist_ok=True)
+        path = run / LOG_FILE
+        with path.open("a", buffering=1, encoding="utf-8") as log:
+
+            def record(line: str) -> None:
+                log.write(line)
+                if match := _UPDATE.search(line):
+                    show(json.loads(match[1])["num_updates"])
+
+            try:
+                self._trainings.run(
+                    cell_command(cell, self._data, run), [self._lock], self._environment(), record
+                )
+            except ValueError as error:
+                raise ValueError(f"training failed, see {path}") from error
+        if not is_trained(run) and was_interrupted(run):
+            raise ValueError(f"{run}: ended before its last update; the same command resumes")
+
+    def _measure(self, run: Path) -> dict[str, float]:
+        state = read_state(run / RUN_FILE)
+        model = json.dumps(state["cfg"]["model"], sort_keys=True, default=str)
+        key = hashlib.sha256(model.encode()).hexdigest()[:12]
+        probes = [[p.name, str(p.train), str(p.test)] for p in self._data.probes]
+        inputs = {"checkpoint": file_digest(run / RUN_FILE), "probes": probes}
+        own = _kept(
+            run / MEASURES_FILE,
+            inputs,
+            lambda: measure_run(run, self._data, self._study.updates_to),
+        )
+        baselines = _kept(
+            self._out / BASELINES / f"{key}.json",
+            {"probes": probes},
+            lambda: measure_baselines(run, self._data),
+        )
+        return own | baselines
+
+    def _environment(self) -> dict[str, str]:
+        # One core is for the data workers; threads that compete for a core slow one another down.
+        cores = max(1, (os.cpu_count() or 1) - 1)
+        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // self._jobs))
+        return {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": threads}
+
+
+def cell_command(cell: Cell, data: StudyData, run: Path) -> list[str]:
+    """Return the command line that trains a cell, through hydra's launcher if one is chosen.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    overrides = list(cell.overrides)
+    if has_launcher(overrides):
+        overrides.append("--multirun")
+    return train_command(data.folder, cell.config, run, overrides)
+
+
+def has_launcher(overrides: Sequence[str]) -> bool:
+    """Return whether a launcher of hydra starts the cells, such as that of a cluster."""
+    _, settings = sweep.split_options(overrides)
+    return any(each.lstrip("+").startswith("hydra/launcher=") for each in settings)
+
+
+def _kept(
+    path: Path, inputs: dict[str, Any], compute: Callable[[], dict[str, float]]
+) -> dict[str, float]:
+    """Return the measures of a file, or compute and write them if their inputs have changed."""
+    if path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept.get("inputs") == inputs:
+            measures: dict[str, float] = kept["measures"]
+            return measures
+    found = compute()
+    write_note(path, {"inputs": inputs, "measures": found})
+    return found

@@ -1,0 +1,156 @@
+"""Tables of a study: its cells, mean and std over seeds, and its comparisons."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mae_ast.core.io.atomic import atomic_write
+from mae_ast.study.definition import Comparison, Study
+from mae_ast.study.measure_names import heading, measure_of
+from mae_ast.study.runs import Outcome
+
+SHOWN, NOT_SHOWN, REVERSED = "shown", "not shown", "reversed"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A comparison as measured.
+
+    Args:
+        comparison: the comparison.
+        values: ratio or difference of each pair of cells.
+        verdict: whether the measured difference has the direction of the paper's.
+    """
+
+    comparison: Comparison
+    values: tuple[float, ...]
+    verdict: str
+
+
+def write_csv(path: Path, study: Study, outcomes: Sequence[Outcome]) -> None:
+    """Write all measures of all cells, one row per cell; a failed cell has empty measures."""
+    names = measures_of(outcomes)
+    with atomic_write(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow((*study.axes, "seed", "cell", *names))
+        for each in outcomes:
+            values = [each.measures.get(name, "") if each.measures else "" for name in names]
+            writer.writerow((*each.cell.values.values(), each.cell.seed, each.cell.name, *values))
+
+
+def measures_of(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return the names of all measures that a cell has, in order."""
+    return list(dict.fromkeys(name for each in outcomes for name in each.measures or {}))
+
+
+def markdown(study: Study, outcomes: Sequence[Outcome], verdicts: Sequence[Verdict]) -> str:
+    """Return the tables of a study as Markdown."""
+    names = measures_of(outcomes)
+    seeds = len({each.cell.seed for each in outcomes})
+    lines = [f"# {study.title}", "", study.finding, ""]
+    lines += [f"Scale `{study.scale}`, {seeds} seeds: mean ± std.", ""]
+    titles = [heading(name) for name in names]
+    lines += _rows([*study.axes, "seeds", *titles], _means(study, outcomes, names))
+    if verdicts:
+        lines += ["## The finding", ""]
+        columns = ["the paper", "measured here", "in the paper", "at this scale"]
+        lines += _rows(columns, [_verdict_row(each) for each in verdicts])
+    if rows := study.paper.get("rows"):
+        lines += [f"## The paper's numbers ({study.paper['source']})", ""]
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        lines += _rows(columns, [[str(row.get(key, "")) for key in columns] for row in rows])
+    if study.limits:
+        lines += ["## Limits", "", study.limits, ""]
+    if failed := [each for each in outcomes if each.error]:
+        lines += ["## Failed", "", *(f"- {each.cell.name}: {each.error}" for each in failed), ""]
+    return "\n".join(lines)
+
+
+def compare(study: Study, outcomes: Sequence[Outcome]) -> list[Verdict]:
+    """Compare cells as the study says; pairs agree in the seed and in all other axes.
+
+    A difference is shown (or reversed) if its mean over the pairs is larger than its std.
+    """
+    verdicts = []
+    for each in study.compare:
+        values = tuple(_pairs(each, outcomes))
+        verdicts.append(Verdict(each, values, _judge(each, values)))
+    return verdicts
+
+
+def _pairs(comparison: Comparison, outcomes: Sequence[Outcome]) -> list[float]:
+    selected: list[dict[object, float]] = []
+    for wanted in (comparison.of, comparison.against):
+        found: dict[object, float] = {}
+        for each in outcomes:
+            values, value = each.cell.values, (each.measures or {}).get(comparison.measure)
+            if value is not None and wanted.items() <= values.items():
+                rest = tuple(item for item in values.items() if item[0] not in wanted)
+                found[(rest, each.cell.seed)] = value
+        selected.append(found)
+    of, against = selected
+    shared = [key for key in of if key in against]
+    if comparison.form == "ratio":
+        return [against[key] / of[key] for key in shared]
+    return [of[key] - against[key] for key in shared]
+
+
+def _judge(comparison: Comparison, values: Sequence[float]) -> str:
+    if not values:
+        return "not measured"
+    neutral = 1.0 if comparison.form == "ratio" else 0.0
+    lower_is_better = measure_of(comparison.measure).lower_is_better
+    sign = -1 if lower_is_better and comparison.form == "difference" else 1
+    mean = sign * (statistics.mean(values) - neutral)
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    if abs(mean) <= spread:
+        return NOT_SHOWN
+    return SHOWN if mean > 0 else REVERSED
+
+
+def _verdict_row(each: Verdict) -> list[str]:
+    measure = measure_of(each.comparison.measure)
+    title = heading(each.comparison.measure).partition(" (")[0]
+    if not each.values:
+        return [each.comparison.claim, title, each.comparison.paper, each.verdict]
+    is_ratio = each.comparison.form == "ratio"
+    factor, digits = (1.0, 2) if is_ratio else (measure.factor, measure.digits)
+    text = _mean_text(each.values, factor, digits)
+    unit = " times" if is_ratio else f" {'points' if measure.unit == '%' else measure.unit}"
+    sign = "+" if not is_ratio and statistics.mean(each.values) > 0 else ""
+    measured = f"{title}: {sign}{text}{unit.rstrip()}"
+    return [each.comparison.claim, measured, each.comparison.paper, each.verdict]
+
+
+def _means(study: Study, outcomes: Sequence[Outcome], names: Sequence[str]) -> list[list[str]]:
+    """Return a row for each setting: its values, number of seeds, and measures."""
+    settings: dict[str, list[Outcome]] = {}
+    for each in outcomes:
+        settings.setdefault(each.cell.setting, []).append(each)
+    rows = []
+    for own in settings.values():
+        done = [each.measures for each in own if each.measures is not None]
+        cells = [_cell_text(name, [m[name] for m in done if name in m]) for name in names]
+        rows.append([*own[0].cell.values.values(), str(len(done)), *cells])
+    return rows
+
+
+def _cell_text(name: str, values: Sequence[float]) -> str:
+    measure = measure_of(name)
+    return _mean_text(values, measure.factor, measure.digits) if values else "-"
+
+
+def _mean_text(values: Sequence[float], factor: float, digits: int) -> str:
+    mean = f"{factor * statistics.mean(values):,.{digits}f}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {factor * statistics.stdev(values):.{digits}f}"
+
+
+def _rows(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [heading, ["---"] * len(heading), *rows]
+    return [*(f"| {' | '.join(cells)} |" for cells in lines), ""]
