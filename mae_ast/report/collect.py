@@ -14,7 +14,7 @@ from mae_ast.core.checkpoints.run_files import list_checkpoints
 from mae_ast.core.checkpoints.training_record import training_record
 from mae_ast.core.io.near_files import suggestion
 from mae_ast.trainer.command import NOTE
-from mae_ast.trainer.metrics_log import METRICS_FILE, read_metrics
+from mae_ast.trainer.metrics_log import END, METRICS_FILE, read_metrics
 from mae_ast.trainer.run_record import STARTS_FILE
 
 EVALUATION_FILE = "summary.json"  # of `mae-ast evaluate`
@@ -30,7 +30,8 @@ class Run:
         name: short name, unique among the runs of a report.
         folder: folder of the run.
         starts: lines of ``starts.jsonl``.
-        lines: lines of ``metrics.jsonl``.
+        lines: lines of ``metrics.jsonl`` with metrics.
+        ends: its lines on the ends of processes.
         begun_with: content of ``begun_with.json``.
         checkpoint: the last checkpoint; ``None`` if there is none.
         cfg: settings in the checkpoint, by section.
@@ -45,6 +46,7 @@ class Run:
     folder: Path
     starts: list[Entries]
     lines: list[Entries]
+    ends: list[Entries]
     begun_with: Entries
     checkpoint: Path | None
     cfg: Mapping[str, Mapping[str, Any]]
@@ -107,9 +109,10 @@ def read_run(folder: Path, name: str, data: Path | None = None) -> Run:
     """
     _check_run(folder)
     notes: list[str] = []
-    lines = []
+    all_lines = []
     if (folder / METRICS_FILE).is_file():
-        lines = [line for line in read_metrics(folder) if isinstance(line.get("kind"), str)]
+        all_lines = [line for line in read_metrics(folder) if isinstance(line.get("kind"), str)]
+    lines = [line for line in all_lines if line["kind"] != END]
     if not lines:
         notes.append(f"curves: {folder / METRICS_FILE} does not exist or is empty")
     starts = _json_lines(folder / STARTS_FILE)
@@ -131,6 +134,7 @@ def read_run(folder: Path, name: str, data: Path | None = None) -> Run:
         folder,
         starts,
         lines,
+        [line for line in all_lines if line["kind"] == END],
         begun_with,
         checkpoint,
         sections,

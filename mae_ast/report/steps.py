@@ -50,9 +50,10 @@ def step_times(runs: Sequence[Run], device: str, num_measured: int) -> list[Time
 
     Returns:
         For each run ``run``, its number; ``update_s`` and ``clips_per_s``, medians of its training
-        lines; and if measured the ``parts`` in seconds, ``clips`` and ``seconds`` of the batch,
-        ``batch``, the run's number of clips, ``parameters``, ``precision``, ``counted_gib`` (not
-        for classifiers), ``peak_gib`` (on a GPU) and ``hardware``.
+        lines, and ``process_gib``, its peak memory; and if measured the ``parts`` in seconds,
+        ``clips`` and ``seconds`` of the batch, ``batch``, the run's number of clips,
+        ``parameters``, ``precision``, ``counted_gib`` (not for classifiers), ``peak_gib`` (on a
+        GPU) and ``hardware``.
     """
     found = []
     for number, run in enumerate(runs):
@@ -68,7 +69,7 @@ def step_times(runs: Sequence[Run], device: str, num_measured: int) -> list[Time
 
 
 def recorded(run: Run) -> Times:
-    """Return medians over the second half of a run's training lines, past the warm-up."""
+    """Return medians over the second half of a run's training lines, and its peak memory."""
     lines = [line for line in run.lines if line["kind"] == TRAINING]
     lines = lines[len(lines) // 2 :]
     rates = {key: [line[key] for line in lines if line.get(key)] for key in ("ups", "clips_per_s")}
@@ -77,6 +78,8 @@ def recorded(run: Run) -> Times:
         found["update_s"] = 1 / median(rates["ups"])
     if rates["clips_per_s"]:
         found["clips_per_s"] = median(rates["clips_per_s"])
+    if peaks := [line["peak_gib"] for line in run.ends if line.get("peak_gib")]:
+        found["process_gib"] = max(peaks)
     return found
 
 

@@ -20,7 +20,7 @@ from mae_ast.evaluate.masked_prediction import masked_scores
 from mae_ast.evaluate.probe import ProbeData, ProbeScore, rank_me, score, with_random_weights
 from mae_ast.hub.load import Pretrained, load
 from mae_ast.study.data import StudyData
-from mae_ast.trainer.metrics_log import read_metrics
+from mae_ast.trainer.metrics_log import END, read_metrics
 
 MASK_TYPE, RATIO = "random_mask", 0.75  # of the masks that all cells are scored with
 MAX_CLIPS = 2000  # of each set that features are scored on
@@ -128,7 +128,7 @@ def _costs(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         if before >= first and after > before
     ]
     found = {"update_s": statistics.median(times)} if times else {}
-    ends = [line for line in lines if line["kind"] == "end"]
+    ends = [line for line in lines if line["kind"] == END]
     if ends:
         found["peak_gib"] = max(line["peak_gib"] for line in ends)
         found["memory_gib"] = max(line["peak_gib"] - line["peak_gib_at_begin"] for line in ends)

@@ -28,6 +28,7 @@ from typing import Any
 from mae_ast.core.io.atomic import atomic_write
 
 METRICS_FILE = "metrics.jsonl"  # in a run's folder
+END = "end"  # kind of the line about the end of a process
 
 logger = logging.getLogger(__name__)
 

@@ -81,7 +81,7 @@ class RunReport:
         logger.info("done: update %d%s; took %s; %s", num_updates, reason, elapsed, _saving(cfg))
         peak_gib = _peak_gib(trainer.device)
         metrics_log.record(
-            "end",
+            metrics_log.END,
             num_updates,
             {"seconds": seconds, "peak_gib": peak_gib, "peak_gib_at_begin": self._begin_gib},
         )

@@ -115,6 +115,8 @@ def test_a_step_is_recorded_and_split(run):
     assert (times["clips"], times["batch"], times["seconds"]) == (4, 4, 0.5)
     assert 0 < times["counted_gib"] < 0.1
     assert found.notes == []
+    ends = [{"kind": "end", "peak_gib": peak} for peak in (1.5, 2.0, None)]
+    assert recorded(dataclasses.replace(found, ends=ends))["process_gib"] == 2.0
     assert step_times([found], "cpu", 0) == [{"run": 0, **recorded(found)}]
 
 

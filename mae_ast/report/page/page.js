@@ -13,7 +13,8 @@ function stepCard(times) {
   const title = element("b", {}, values.runs[times.run]);
   const recorded = times.update_s === undefined ? "no update times are recorded"
     : `recorded: ${milliseconds(times.update_s)} per update` +
-      (times.clips_per_s === undefined ? "" : `, ${numberText(times.clips_per_s)} clips per second`);
+      (times.clips_per_s === undefined ? "" : `, ${numberText(times.clips_per_s)} clips per second`) +
+      (times.process_gib === undefined ? "" : `, peak memory ${memoryText(times.process_gib)}`);
   const card = element("div", { class: "card clip" }, title, element("div", { class: "soft" }, recorded));
   if (!times.parts) return card;
   const total = PARTS.reduce((sum, part) => sum + times.parts[part], 0);
