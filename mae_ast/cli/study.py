@@ -71,7 +71,12 @@ def study(
     given = [each for each in overrides or [] if each.partition("=")[0] not in OWN_KEYS]
     sweep.check_launcher(given)
     found = read_study(name, seeds, own.get("scale", DEFAULT_SCALE), given)
-    data = find_data(own.get("data", found.data))
+    wanted = own.get("data", found.data)
+    if not wanted:
+        raise ValueError(
+            f"scale={found.scale}: data=FOLDER is needed, with train.tsv and valid.tsv"
+        )
+    data = find_data(wanted)
     if dry_run:
         _list_cells(found, data)
         return
