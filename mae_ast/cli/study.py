@@ -21,7 +21,7 @@ CSV_FILE, TABLE_FILE, PLOT_FILE = "cells.csv", "study.md", "study.png"
 
 
 def study(
-    name: Annotated[
+    definition: Annotated[
         str, typer.Argument(metavar="NAME|FILE", help="Name of a study, or path of a YAML file.")
     ],
     overrides: Annotated[
@@ -37,7 +37,7 @@ def study(
         typer.Option(help="Folder for the cells and the tables; default: outputs/study/NAME."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds of each setting.")] = 3,
-    jobs: Annotated[
+    parallel: Annotated[
         int | None,
         typer.Option(
             min=1,
@@ -70,7 +70,7 @@ def study(
     own = {key: value for key, _, value in (each.partition("=") for each in overrides or [])}
     given = [each for each in overrides or [] if each.partition("=")[0] not in OWN_KEYS]
     sweep.check_launcher(given)
-    found = read_study(name, seeds, own.get("scale", DEFAULT_SCALE), given)
+    found = read_study(definition, seeds, own.get("scale", DEFAULT_SCALE), given)
     wanted = own.get("data", found.data)
     if not wanted:
         raise ValueError(
@@ -80,8 +80,8 @@ def study(
     if dry_run:
         _list_cells(found, data)
         return
-    if jobs is None:
-        jobs = len(found.cells) if has_launcher(given) else 1
+    if parallel is None:
+        parallel = len(found.cells) if has_launcher(given) else 1
     folder = out or Path("outputs") / "study" / found.name
     settings: dict[str, object] = {
         "study": found.name,
@@ -89,7 +89,7 @@ def study(
         "data": str(data.folder.resolve()),
         "overrides": given,
     }
-    outcomes = _run(found, data, folder, settings, jobs)
+    outcomes = _run(found, data, folder, settings, parallel)
     if outcomes is None:
         return
     _write(found, folder, outcomes)
@@ -103,7 +103,7 @@ def study(
 
 
 def _run(
-    study: Study, data: StudyData, folder: Path, settings: dict[str, object], jobs: int
+    study: Study, data: StudyData, folder: Path, settings: dict[str, object], parallel: int
 ) -> list[Outcome] | None:
     """Run the cells; ``None`` if a signal stopped them."""
     from mae_ast.study.runs import Runner
@@ -112,7 +112,7 @@ def _run(
 
     try:
         with working_in(folder, settings) as lock, Trainings() as trainings:
-            return Runner(study, data, folder, trainings, lock, jobs).run()
+            return Runner(study, data, folder, trainings, lock, parallel).run()
     except Interrupted as request:
         typer.echo(f"stopped on {request}; the same command resumes")
         return None

@@ -55,7 +55,7 @@ class Runner:
         out: its folder.
         trainings: forwards signals to the training processes.
         lock: file descriptor that stays open while a process trains.
-        jobs: number of cells that are trained at a time.
+        parallel: number of cells that are trained at a time.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class Runner:
         out: Path,
         trainings: Trainings,
         lock: int,
-        jobs: int = 1,
+        parallel: int = 1,
     ) -> None:
         self._study, self._data, self._out = study, data, out
-        self._trainings, self._lock, self._jobs = trainings, lock, jobs
+        self._trainings, self._lock, self._parallel = trainings, lock, parallel
         self._measuring = Lock()  # measures use all cores
 
     def run(self) -> list[Outcome]:
@@ -84,12 +84,12 @@ class Runner:
             def show(cell: Cell, update: object) -> None:
                 bar.set_postfix({"now": cell.name, "update": update})
 
-            if self._jobs == 1:
+            if self._parallel == 1:
                 for cell in cells:
                     found[cell.name] = self._run_one(cell, show)
                     bar.update()
             else:
-                with ThreadPoolExecutor(self._jobs) as pool:
+                with ThreadPoolExecutor(self._parallel) as pool:
                     futures = [pool.submit(self._run_one, cell, show) for cell in cells]
                     for future in as_completed(futures):
                         found[future.result().cell.name] = future.result()
@@ -154,7 +154,7 @@ class Runner:
     def _environment(self) -> dict[str, str]:
         # One core is for the data workers; threads that compete for a core slow one another down.
         cores = max(1, (os.cpu_count() or 1) - 1)
-        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // self._jobs))
+        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // self._parallel))
         return {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": threads}
 
 
