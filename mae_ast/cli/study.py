@@ -52,8 +52,8 @@ def study(
     """Train a run for each setting and seed of a study, measure all alike, and compare.
 
     Each cell is an ordinary run, OUT/CELL. The same command again keeps finished cells and resumes
-    the others. A cell that fails is named, and the others go on. With hydra/launcher=submitit_slurm
-    the cells are submitted to a cluster.
+    the others. A cell that fails is named, and the others continue. With
+    hydra/launcher=submitit_slurm the cells are submitted to a cluster.
 
     The measures of all cells are written to OUT/cells.csv, the tables to OUT/study.md, a plot to
     OUT/study.png.

@@ -138,7 +138,11 @@ class Runner:
         model = json.dumps(state["cfg"]["model"], sort_keys=True, default=str)
         key = hashlib.sha256(model.encode()).hexdigest()[:12]
         probes = [[p.name, str(p.train), str(p.test)] for p in self._data.probes]
-        inputs = {"checkpoint": file_digest(run / RUN_FILE), "probes": probes}
+        inputs = {
+            "checkpoint": file_digest(run / RUN_FILE),
+            "probes": probes,
+            "updates_to": self._study.updates_to,
+        }
         own = _kept(
             run / MEASURES_FILE,
             inputs,

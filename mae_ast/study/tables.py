@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mae_ast.core.io.atomic import atomic_write
+from mae_ast.core.io.plural import plural
 from mae_ast.study.definition import Comparison, Study
 from mae_ast.study.measure_names import heading, measure_of
 from mae_ast.study.runs import Outcome
@@ -52,7 +53,7 @@ def markdown(study: Study, outcomes: Sequence[Outcome], verdicts: Sequence[Verdi
     names = measures_of(outcomes)
     seeds = len({each.cell.seed for each in outcomes})
     lines = [f"# {study.title}", "", study.finding, ""]
-    lines += [f"Scale `{study.scale}`, {seeds} seeds: mean ± std.", ""]
+    lines += [f"Scale `{study.scale}`, {plural(seeds, 'seed')}: mean ± std.", ""]
     titles = [heading(name) for name in names]
     lines += _rows([*study.axes, "seeds", *titles], _means(study, outcomes, names))
     if verdicts:

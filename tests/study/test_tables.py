@@ -89,6 +89,9 @@ def test_tables_hold_means_deviations_and_what_failed(study, outcomes):
     assert "| system | ESC-50 |" in text
     assert "- ssast-8-seed1: training failed, see train.log" in text
     assert "It is small." in text
+    assert "Scale `demo`, 2 seeds: mean ± std." in text
+    first = [each for each in outcomes if each.cell.seed == 1]
+    assert "Scale `demo`, 1 seed: mean ± std." in markdown(study, first, [])
 
 
 def test_csv_holds_all_cells(tmp_path, study, outcomes):
