@@ -66,6 +66,13 @@ class StudyData:
     folder: Path
     probes: tuple[Probe, ...]
 
+    @property
+    def labelled(self) -> Path | None:
+        """Folder of the labelled clips of the probe during training; ``None``: there is none."""
+        folders = [self.folder, *(probe.train.parent for probe in self.probes)]
+        wanted = ("train.lbl", "valid.lbl")
+        return next((f for f in folders if all((f / name).is_file() for name in wanted)), None)
+
 
 def find_data(data: str) -> StudyData:
     """Find the data of a study.

@@ -126,12 +126,16 @@ class Runner:
 
             try:
                 self._trainings.run(
-                    cell_command(cell, self._data, run), [self._lock], self._environment(), record
+                    self._command(cell, run), [self._lock], self._environment(), record
                 )
             except ValueError as error:
                 raise ValueError(f"training failed, see {path}") from error
         if not is_trained(run) and was_interrupted(run):
             raise ValueError(f"{run}: ended before its last update; the same command resumes")
+
+    def _command(self, cell: Cell, run: Path) -> list[str]:
+        labelled = None if self._study.updates_to is None else self._data.labelled
+        return cell_command(cell, self._data, run, labelled)
 
     def _measure(self, run: Path) -> dict[str, float]:
         state = read_state(run / RUN_FILE)
@@ -162,13 +166,23 @@ class Runner:
         return {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": threads}
 
 
-def cell_command(cell: Cell, data: StudyData, run: Path) -> list[str]:
+def cell_command(
+    cell: Cell, data: StudyData, run: Path, labelled: Path | None = None
+) -> list[str]:
     """Return the command line that trains a cell, through hydra's launcher if one is chosen.
+
+    Args:
+        cell: the cell.
+        data: data of the study.
+        run: folder of the run.
+        labelled: folder of the labelled clips of the probe during training; ``None``: no probe.
 
     Raises:
         ValueError: there is no such preset.
     """
     overrides = list(cell.overrides)
+    if labelled is not None:
+        overrides.insert(0, f"task.probe_data={labelled.resolve()}")
     if has_launcher(overrides):
         overrides.append("--multirun")
     return train_command(data.folder, cell.config, run, overrides)
