@@ -14,7 +14,9 @@ def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN", help="Run folders of 'mae-ast pretrain' or 'mae-ast finetune'."
+            metavar="RUN",
+            help="Run folders of 'mae-ast pretrain' or 'mae-ast finetune', or folders of "
+            "'mae-ast study'.",
         ),
     ],
     out: Annotated[
@@ -44,7 +46,9 @@ def report(
     ] = True,
     device: Device = None,
 ) -> None:
-    """Write a page on one run or several: settings, curves, sounds, embeddings and tables.
+    """Write a page on runs or studies: settings, curves, sounds, embeddings and tables.
+
+    Of a study it shows the tables, a plot of all measures, and the first run of each setting.
 
     The page is one HTML file that needs no network. Masked and reconstructed spectrograms are made
     audible by Griffin-Lim. What a run lacks is named on the page.
@@ -59,10 +63,12 @@ def report(
     from mae_ast.report.contents import Choices, contents
     from mae_ast.report.page import write_page
     from mae_ast.report.reconstructions import Excerpts
+    from mae_ast.report.studies import split_studies
 
-    found = read_runs(runs, data)
+    folders, studies = split_studies(runs)
+    found = read_runs(folders, data)
     chosen = Choices(title, Excerpts(clips, seconds), labels, timing, usable_device(device))
-    values = contents(found, chosen, bar("making the page", "part"))
+    values = contents(found, chosen, bar("making the page", "part"), studies)
     size = write_page(values, out)
     for name, note in values["notes"]:
         typer.echo(f"{name}: {note}" if name else note, err=True)

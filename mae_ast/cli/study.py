@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mae_ast.study.runs import Outcome
 
 OWN_KEYS = ("scale", "data")
-CSV_FILE, TABLE_FILE, PLOT_FILE = "cells.csv", "study.md", "study.png"
+CSV_FILE, TABLES_FILE, PLOT_FILE = "cells.csv", "study.md", "study.png"
 
 
 def study(
@@ -121,17 +121,21 @@ def _run(
 def _write(study: Study, folder: Path, outcomes: Sequence[Outcome]) -> None:
     """Write and print the tables, and write the plot."""
     from mae_ast.study.plot import study_figure
+    from mae_ast.study.summary import SUMMARY_FILE, write_summary
     from mae_ast.study.tables import compare, markdown, measures_of, write_csv
 
     write_csv(folder / CSV_FILE, study, outcomes)
-    text = markdown(study, outcomes, compare(study, outcomes))
-    (folder / TABLE_FILE).write_text(text, encoding="utf-8")
+    verdicts = compare(study, outcomes)
+    write_summary(folder / SUMMARY_FILE, study, outcomes, verdicts)
+    text = markdown(study, outcomes, verdicts)
+    (folder / TABLES_FILE).write_text(text, encoding="utf-8")
     names = measures_of(outcomes)
     if names:
         study_figure(study.title, outcomes, names).savefig(folder / PLOT_FILE, dpi=120)
     typer.echo(text)
-    for name in (CSV_FILE, TABLE_FILE, PLOT_FILE):
+    for name in (CSV_FILE, TABLES_FILE, PLOT_FILE):
         typer.echo(str(folder / name))
+    typer.echo(f"curves, sounds and embeddings, for a browser: mae-ast report {folder}")
 
 
 def _list_cells(study: Study, data: StudyData) -> None:

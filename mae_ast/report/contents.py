@@ -44,13 +44,19 @@ class Choices:
     device: str
 
 
-def contents(runs: Sequence[Run], choices: Choices, progress: Progress | None = None) -> Contents:
+def contents(
+    runs: Sequence[Run],
+    choices: Choices,
+    progress: Progress | None = None,
+    studies: Sequence[Contents] = (),
+) -> Contents:
     """Collect what the page shows; the values can be written as JSON.
 
     Args:
         runs: runs of any number.
         choices: choices for the page.
         progress: wrapper of the iteration over the parts that take long.
+        studies: summaries of studies (:mod:`mae_ast.study.summary`).
     """
     sounds = Sounds()
     some = runs[:MAX_WITH_SOUND]
@@ -69,8 +75,9 @@ def contents(runs: Sequence[Run], choices: Choices, progress: Progress | None = 
     if not choices.measured:
         notes.append(["", "parts of a step: not measured, because of --no-timing"])
     return {
-        "title": choices.title or _title(runs),
+        "title": choices.title or _title(runs, studies),
         "about": _about(len(runs)),
+        "studies": list(studies),
         "runs": [run.name for run in runs],
         "facts": tables.facts(runs),
         "settings": settings,
@@ -85,7 +92,9 @@ def contents(runs: Sequence[Run], choices: Choices, progress: Progress | None = 
     }
 
 
-def _title(runs: Sequence[Run]) -> str:
+def _title(runs: Sequence[Run], studies: Sequence[Contents]) -> str:
+    if studies:
+        return ", ".join(study["title"] for study in studies)
     if len(runs) > MAX_NAMED:
         return plural(len(runs), "run")
     return ", ".join(run.name for run in runs)

@@ -15,7 +15,10 @@ from typing import Any
 
 from mae_ast.core.io.atomic import atomic_write
 
-SCRIPTS = ("elements.js", "sounds.js", "curves.js", "spectrograms.js", "scatter.js", "page.js")
+SCRIPTS = (
+    *("elements.js", "sounds.js", "study.js", "curves.js", "spectrograms.js", "scatter.js"),
+    "page.js",
+)
 # Characters that end a script block or a line of JavaScript.
 _ESCAPES = {
     "<": "\\u003c",

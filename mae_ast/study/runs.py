@@ -166,9 +166,7 @@ class Runner:
         return {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": threads}
 
 
-def cell_command(
-    cell: Cell, data: StudyData, run: Path, labelled: Path | None = None
-) -> list[str]:
+def cell_command(cell: Cell, data: StudyData, run: Path, labelled: Path | None = None) -> list[str]:
     """Return the command line that trains a cell, through hydra's launcher if one is chosen.
 
     Args:

@@ -18,6 +18,27 @@ SHOWN, NOT_SHOWN, REVERSED = "shown", "not shown", "reversed"
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table of texts.
+
+    Args:
+        title: its title; may be empty.
+        columns: headings of the columns.
+        rows: a text for each column.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> list[str]:
+        """Return its lines in Markdown, title included."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        title = [f"## {self.title}", ""] if self.title else []
+        return [*title, *(f"| {' | '.join(cells)} |" for cells in lines), ""]
+
+
+@dataclass(frozen=True)
 class Verdict:
     """A comparison as measured.
 
@@ -48,22 +69,29 @@ def measures_of(outcomes: Sequence[Outcome]) -> list[str]:
     return list(dict.fromkeys(name for each in outcomes for name in each.measures or {}))
 
 
-def markdown(study: Study, outcomes: Sequence[Outcome], verdicts: Sequence[Verdict]) -> str:
-    """Return the tables of a study as Markdown."""
+def tables(study: Study, outcomes: Sequence[Outcome], verdicts: Sequence[Verdict]) -> list[Table]:
+    """Return the measures of each setting, the comparisons, and the paper's numbers."""
     names = measures_of(outcomes)
+    columns = [*study.axes, "seeds", *map(heading, names)]
+    found = [Table("", columns, _means(study, outcomes, names))]
+    if verdicts:
+        columns = ["the paper", "measured here", "in the paper", "at this scale"]
+        found.append(Table("The finding", columns, [_verdict_row(each) for each in verdicts]))
+    if rows := study.paper.get("rows"):
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        title = f"The paper's numbers ({study.paper['source']})"
+        cells = [[str(row.get(key, "")) for key in columns] for row in rows]
+        found.append(Table(title, columns, cells))
+    return found
+
+
+def markdown(study: Study, outcomes: Sequence[Outcome], verdicts: Sequence[Verdict]) -> str:
+    """Return the texts and tables of a study as Markdown."""
     seeds = len({each.cell.seed for each in outcomes})
     lines = [f"# {study.title}", "", study.finding, ""]
     lines += [f"Scale `{study.scale}`, {plural(seeds, 'seed')}: mean ± std.", ""]
-    titles = [heading(name) for name in names]
-    lines += _rows([*study.axes, "seeds", *titles], _means(study, outcomes, names))
-    if verdicts:
-        lines += ["## The finding", ""]
-        columns = ["the paper", "measured here", "in the paper", "at this scale"]
-        lines += _rows(columns, [_verdict_row(each) for each in verdicts])
-    if rows := study.paper.get("rows"):
-        lines += [f"## The paper's numbers ({study.paper['source']})", ""]
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        lines += _rows(columns, [[str(row.get(key, "")) for key in columns] for row in rows])
+    for table in tables(study, outcomes, verdicts):
+        lines += table.markdown()
     if study.limits:
         lines += ["## Limits", "", study.limits, ""]
     if failed := [each for each in outcomes if each.error]:
@@ -150,8 +178,3 @@ def _mean_text(values: Sequence[float], factor: float, digits: int) -> str:
     if len(values) < 2:
         return mean
     return f"{mean} ± {factor * statistics.stdev(values):.{digits}f}"
-
-
-def _rows(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [heading, ["---"] * len(heading), *rows]
-    return [*(f"| {' | '.join(cells)} |" for cells in lines), ""]

@@ -42,7 +42,9 @@ function sections() {
     table.rows.length ? tableOf(table, "settings") : element("p", {}, "None.")]);
   const results = tablesSection([["Last validation", values.validation],
     ["Frozen features, last metrics of the run", values.probe], ["mae-ast evaluate", values.evaluation]]);
+  const studies = (values.studies ?? []).map((study, n) => [n ? `study-${n + 1}` : "study", study.title, studySection(study)]);
   return [
+    ...studies,
     ["runs", values.runs.length === 1 ? "Run" : "Runs", [tableOf(values.facts, "facts")]],
     ["settings", "Settings", settings],
     ["curves", "Curves", values.panels.length ? curvesSection() : []],

@@ -1,0 +1,73 @@
+"""Summary of a study as JSON, ``study.json``, which ``mae-ast report`` shows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mae_ast.core.io.settings_note import read_note, write_note
+from mae_ast.study.definition import Study
+from mae_ast.study.measure_names import heading, measure_of
+from mae_ast.study.runs import Outcome
+from mae_ast.study.tables import Verdict, measures_of, tables
+
+SUMMARY_FILE = "study.json"  # in the folder of a study
+
+
+def write_summary(
+    path: Path, study: Study, outcomes: Sequence[Outcome], verdicts: Sequence[Verdict]
+) -> None:
+    """Write the texts, tables, measures and names of the cells of a study.
+
+    The file has "title", "finding", "limits", "scale", "seeds"; "settings", the names of the
+    combinations; "tables", each with "title", "columns" and "rows"; "measures", each with "title"
+    and "values", for each setting those of its seeds; "runs", for each setting the names of its
+    trained cells; and "failed", pairs of a cell and its error.
+    """
+    settings: dict[str, list[Outcome]] = {}
+    for each in outcomes:
+        settings.setdefault(each.cell.setting, []).append(each)
+    measures = [
+        {
+            "title": heading(name),
+            "values": [
+                [
+                    measure_of(name).factor * each.measures[name]
+                    for each in own
+                    if each.measures and name in each.measures
+                ]
+                for own in settings.values()
+            ],
+        }
+        for name in measures_of(outcomes)
+    ]
+    content = {
+        "title": study.title,
+        "finding": study.finding,
+        "limits": study.limits,
+        "scale": study.scale,
+        "seeds": len({each.cell.seed for each in outcomes}),
+        "settings": list(settings),
+        "tables": [dataclasses.asdict(each) for each in tables(study, outcomes, verdicts)],
+        "measures": measures,
+        "runs": [[each.cell.name for each in own if not each.error] for own in settings.values()],
+        "failed": [[each.cell.name, each.error] for each in outcomes if each.error],
+    }
+    write_note(path, content)
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """Return the summary of a study; ``None`` if the folder has none.
+
+    Raises:
+        ValueError: the file is damaged, or is no summary.
+    """
+    path = folder / SUMMARY_FILE
+    if not path.is_file():
+        return None
+    found = read_note(path, "the command of the study writes it again")
+    if "settings" not in found:
+        raise ValueError(f"{path}: is no summary of a study")
+    return found
