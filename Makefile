@@ -19,7 +19,7 @@ READY := $(VENV)/ready-$(STATE)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(addprefix -c ,$(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test quick test-newest test-oldest test-light test-kits lint type docs light \
+.PHONY: help venv demo reference test quick test-newest test-oldest test-light test-kits lint type docs light \
   unit format clean
 
 help:  ## list the targets
@@ -41,6 +41,9 @@ $(READY):
 
 demo: $(READY)  ## pretrain on spoken words, evaluate and plot, in minutes
 	$(BIN)/mae-ast demo
+
+reference: $(READY)  ## train the demo's model, and compare its metrics with recorded ones
+	PATH=$(CURDIR)/$(BIN):$$PATH scripts/reference_run.sh
 
 test: lint type docs light unit  ## everything that has to hold
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Gather recordings of people and instruments from two packages of Debian and Ubuntu.
 #
-# Usage: [NAME=VALUE ...] scripts/real_corpus.sh [DIR]
+# Usage: [NAME=VALUE ...] scripts/real_corpus.sh
 #
-# DIR (default: real) gets
+# OUT gets
 #
 #   clips/, licenses/       the recordings, and the copyright files of the packages
 #   train.tsv, valid.tsv    manifests for pretraining, without the test clips below
@@ -20,6 +20,7 @@
 set -euo pipefail
 
 # Variables and their defaults:
+OUT=${OUT:-real}              # folder of the corpus
 PACKAGES=${PACKAGES:-}        # folder with the .deb files; empty: download
 ALSO=${ALSO:-}                # further folder of audio for pretraining, such as demo/corpus/clips
 MAX_TEST=${MAX_TEST:-60}      # syllables of a language in test.tsv; the others are for pretraining
@@ -36,12 +37,11 @@ fail() {
   exit 1
 }
 
-out=${1:-real}
 for command in dpkg mae-ast; do
   command -v "$command" > /dev/null || fail "$command: not found on the PATH"
 done
-mkdir -p "$out"
-out=$(cd "$out" && pwd)
+mkdir -p "$OUT"
+out=$(cd "$OUT" && pwd)
 
 # find_package NAME: path of its .deb file
 find_package() {
@@ -63,7 +63,7 @@ rm -rf "$unpacked" "$out"/{clips,licenses,language,family}
 mkdir -p "$unpacked" "$out/licenses"
 for name in "${names[@]}"; do
   package=$(find_package "$name")
-  [[ -n $package ]] || fail "PACKAGES=$PACKAGES: no $name_*.deb"
+  [[ -n $package ]] || fail "PACKAGES=$PACKAGES: no ${name}_*.deb"
   dpkg -x "$package" "$unpacked"
   cp "$unpacked/usr/share/doc/$name/copyright" "$out/licenses/$name"
 done

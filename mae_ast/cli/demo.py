@@ -16,6 +16,9 @@ def demo(
     takes: Annotated[
         int, typer.Option(min=1, help="Number of times each voice says each word.")
     ] = 3,
+    corpus_only: Annotated[
+        bool, typer.Option("--corpus-only", help="Synthesise the corpus, OUT/corpus, only.")
+    ] = False,
 ) -> None:
     """Synthesise a corpus of words, pretrain a small MAE-AST on it, probe and fine-tune it.
 
@@ -33,4 +36,8 @@ def demo(
         )
     require(*TRAINING, "matplotlib")
     sys.path.insert(0, str(checkout))
-    importlib.import_module("scripts.demo.run").run_demo(out, updates, takes)
+    run = importlib.import_module("scripts.demo.run")
+    if corpus_only:
+        run.write_corpus(out, takes)
+    else:
+        run.run_demo(out, updates, takes)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -21,14 +19,13 @@ from mae_ast.study.data import StudyData
 from mae_ast.study.definition import Cell, Study
 from mae_ast.study.measures import measure_baselines, measure_run
 from mae_ast.trainer import sweep
-from mae_ast.trainer.child_training import Trainings
+from mae_ast.trainer.child_training import Trainings, training_environment, update_of
 from mae_ast.trainer.command import train_command
 from mae_ast.trainer.several_runs import is_trained, was_interrupted
 
 LOG_FILE = "train.log"  # in a run's folder: what the training process printed
 MEASURES_FILE = "measures.json"  # in a run's folder
 BASELINES = "baselines"  # subfolder of the study
-_UPDATE = re.compile(r"\]\[train_inner\]\[INFO\] - (\{.*\})")
 
 
 @dataclass(frozen=True)
@@ -121,12 +118,15 @@ class Runner:
 
             def record(line: str) -> None:
                 log.write(line)
-                if match := _UPDATE.search(line):
-                    show(json.loads(match[1])["num_updates"])
+                if update := update_of(line):
+                    show(update["num_updates"])
 
             try:
                 self._trainings.run(
-                    self._command(cell, run), [self._lock], self._environment(), record
+                    self._command(cell, run),
+                    [self._lock],
+                    training_environment(self._parallel),
+                    record,
                 )
             except ValueError as error:
                 raise ValueError(f"training failed, see {path}") from error
@@ -158,12 +158,6 @@ class Runner:
             lambda: measure_baselines(run, self._data),
         )
         return own | baselines
-
-    def _environment(self) -> dict[str, str]:
-        # One core is for the data workers; threads that compete for a core slow one another down.
-        cores = max(1, (os.cpu_count() or 1) - 1)
-        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // self._parallel))
-        return {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": threads}
 
 
 def cell_command(cell: Cell, data: StudyData, run: Path, labelled: Path | None = None) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -12,6 +14,28 @@ from types import FrameType
 from typing import Any
 
 from mae_ast.trainer.stop_request import AT_ONCE, SAVING, SIGNALS, STATUS_AT_ONCE
+
+_UPDATE_LINE = re.compile(r"\]\[train_inner\]\[INFO\] - (\{.*\})")  # of fairseq's log
+
+
+def training_environment(parallel: int = 1) -> dict[str, str]:
+    """Return the environment of a training process on the CPU.
+
+    A core is for the data workers, since threads that compete for a core slow one another down.
+
+    Args:
+        parallel: number of processes that train at a time and share the cores.
+    """
+    cores = max(1, (os.cpu_count() or 1) - 1)
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // parallel))
+    settings = {"HYDRA_FULL_ERROR": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": threads}
+    return {**os.environ, **settings}
+
+
+def update_of(line: str) -> dict[str, Any] | None:
+    """Return the metrics of a training process's line on updates; ``None``: it is another line."""
+    found = _UPDATE_LINE.search(line)
+    return None if found is None else json.loads(found[1])
 
 
 class Interrupted(BaseException):

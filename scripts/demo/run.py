@@ -57,10 +57,8 @@ def run_demo(
         ValueError: the folder holds a run that was trained on another corpus.
         SystemExit: a training failed or was stopped.
     """
-    corpus, run, finetuned = folder / "corpus", folder / "run", folder / "finetuned"
-    _check_corpus(run, takes)
-    corpus.mkdir(parents=True, exist_ok=True)
-    make_corpus(corpus, takes, os.cpu_count() or 1, bar("speaking", "voice"))
+    run, finetuned = folder / "run", folder / "finetuned"
+    corpus = write_corpus(folder, takes)
     identity = json.loads(description(takes))
 
     checkpoint = run / RUN_FILE
@@ -100,6 +98,19 @@ def run_demo(
     )
     typer.echo(f"curves, sounds and embeddings, for a browser: {page}")
     return results
+
+
+def write_corpus(folder: Path, takes: int) -> Path:
+    """Write the corpus of the demo, unless it exists; return its folder.
+
+    Raises:
+        ValueError: the folder holds a run that was trained on another corpus.
+    """
+    corpus = folder / "corpus"
+    _check_corpus(folder / "run", takes)
+    corpus.mkdir(parents=True, exist_ok=True)
+    make_corpus(corpus, takes, os.cpu_count() or 1, bar("speaking", "voice"))
+    return corpus
 
 
 def _pretrain(corpus: Path, run: Path, updates: int, drawn: list[Path]) -> Results:

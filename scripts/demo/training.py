@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
 from pathlib import Path
 
 from mae_ast.console import progress_bar
 from mae_ast.core.checkpoints.reader import RUN_FILE, read_state
-from mae_ast.trainer.child_training import Interrupted, Trainings
+from mae_ast.trainer.child_training import Interrupted, Trainings, training_environment, update_of
 from mae_ast.trainer.command import train_command
-
-_UPDATE = re.compile(r"\]\[train_inner\]\[INFO\] - (\{.*\})")
 
 _SHOWN = ("mse", "info_nce_accuracy", "accuracy")  # next to the progress bar
 
@@ -58,13 +53,12 @@ def train(
 
         def record(line: str) -> None:
             log.write(line)
-            if match := _UPDATE.search(line):
-                values = json.loads(match[1])
+            if values := update_of(line):
                 progress.update(int(values["num_updates"]) - progress.n)
                 progress.set_postfix({key: values[key] for key in _SHOWN if key in values})
 
         try:
-            trainings.run(command, environment=_environment(), on_line=record)
+            trainings.run(command, environment=training_environment(), on_line=record)
         except ValueError as error:
             raise SystemExit(f"mae-ast: error: training failed, see {log_file}") from error
         except Interrupted:
@@ -73,17 +67,6 @@ def train(
             raise SystemExit(0) from None
     if num_updates(last) < updates:  # the training process itself received a signal
         raise SystemExit(f"mae-ast: error: {_stopped(last, updates)}")
-
-
-def _environment() -> dict[str, str]:
-    # One core is for the data worker; threads that compete for a core slow one another down.
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) - 1))
-    return {
-        **os.environ,
-        "HYDRA_FULL_ERROR": "1",
-        "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": threads,
-    }
 
 
 def _stopped(last: Path, updates: int) -> str:

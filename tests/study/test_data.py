@@ -33,10 +33,14 @@ def test_labels_of_a_folder_are_its_probe(tmp_path):
 
 def test_data_of_the_package_says_how_to_make_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"corpus/train\.tsv: no such file; 'mae-ast demo' makes"):
+    with pytest.raises(
+        ValueError, match=r"corpus/train\.tsv: no such file; 'mae-ast demo --corpus-only' makes"
+    ):
         find_data("demo")
     touch(tmp_path / "demo" / "corpus", "train.tsv", "valid.tsv")
-    with pytest.raises(ValueError, match=r"corpus/test\.tsv: no such file; 'mae-ast demo' makes"):
+    with pytest.raises(
+        ValueError, match=r"corpus/test\.tsv: no such file; 'mae-ast demo --corpus-only' makes"
+    ):
         find_data("demo")
     touch(tmp_path / "demo" / "corpus", "test.tsv")
     (probe,) = find_data("demo").probes
