@@ -32,6 +32,7 @@ EXTRAS = {
         "tensorboardX": "tensorboardX",
         "matplotlib": "matplotlib",
         "sklearn": "scikit-learn",
+        "threadpoolctl": "threadpoolctl",
     },
     "superb": {"s3prl": "s3prl"},
     "timm": {"timm": "timm", "torchvision": "torchvision"},

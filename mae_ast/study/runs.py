@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
+
+from threadpoolctl import threadpool_limits
 
 from mae_ast.console import progress_bar
 from mae_ast.core.checkpoints.reader import RUN_FILE, read_state
@@ -66,7 +69,7 @@ class Runner:
     ) -> None:
         self._study, self._data, self._out = study, data, out
         self._trainings, self._lock, self._parallel = trainings, lock, parallel
-        self._measuring = Lock()  # measures use all cores
+        self._measuring = Lock()  # the limit of threads holds for the whole process
 
     def run(self) -> list[Outcome]:
         """Run all cells; one that fails does not stop the others.
@@ -98,7 +101,9 @@ class Runner:
         try:
             show(cell, "...")
             self._train(cell, run, lambda update: show(cell, update))
-            with self._measuring:
+            # Threads that compete with a training for a core slow both down.
+            threads = (os.cpu_count() or 1) // self._parallel or 1
+            with self._measuring, threadpool_limits(threads):
                 show(cell, "measuring")
                 return Outcome(cell, self._measure(run))
         except (ValueError, OSError) as error:

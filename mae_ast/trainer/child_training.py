@@ -26,8 +26,9 @@ def training_environment(parallel: int = 1) -> dict[str, str]:
     Args:
         parallel: number of processes that train at a time and share the cores.
     """
-    cores = max(1, (os.cpu_count() or 1) - 1)
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // parallel))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(
+        max(1, ((os.cpu_count() or 1) - 1) // parallel)
+    )
     settings = {"HYDRA_FULL_ERROR": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": threads}
     return {**os.environ, **settings}
 
