@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mae_ast.cli.options import Overrides, PretrainPreset, data_argument
+from mae_ast.cli.quiet import quiet
 from mae_ast.core.io.plural import plural
 
 if TYPE_CHECKING:  # fairseq takes seconds to import
@@ -42,7 +40,7 @@ def plan(
         raise ValueError(f"--gpus {gpus} --nodes {nodes}: at least 1 each")
     results = None if bench is None else read_results(bench)
     folder = data if data.is_dir() else data.parent
-    with _quiet():
+    with quiet():
         from mae_ast.bench.plan import compose_settings, make_plan, time_plan  # fairseq
 
         settings = compose_settings(folder, config, overrides or [])
@@ -102,16 +100,3 @@ def _times(timed: Timed, results: Mapping[str, Any]) -> dict[str, str]:
         time += f"{timed.throughput_ratio:.0%} of this speed that training from files reached there"
     lines["wall time"] = f"{time}; without gradient sums over GPUs, validation and checkpoints"
     return lines
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence hydra, fairseq and the data set."""
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # by hydra, about its versions
-            yield
-    finally:
-        logging.disable(before)

@@ -140,9 +140,13 @@ def _write(study: Study, folder: Path, outcomes: Sequence[Outcome]) -> None:
 
 def _list_cells(study: Study, data: StudyData) -> None:
     """Print all cells with the estimated time of each, and of all."""
+    from mae_ast.cli.quiet import quiet
+    from mae_ast.console import bar
     from mae_ast.study.estimate import estimate
 
-    seconds = estimate({cell.setting: cell for cell in reversed(study.cells)}, data)
+    settings = {cell.setting: cell for cell in reversed(study.cells)}
+    with quiet():
+        seconds = estimate(settings, data, bar("estimating", "setting"))
     for cell in study.cells:
         minutes = seconds[cell.setting] / 60
         typer.echo(f"{cell.name:40} {minutes:7.1f} min  {cell.config} {' '.join(cell.overrides)}")

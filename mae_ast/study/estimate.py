@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mae_ast.bench.plan import compose_settings, make_plan
 from mae_ast.bench.training import seconds_per_update
+from mae_ast.core.io.read_ahead import Progress
 from mae_ast.study.data import StudyData
 from mae_ast.study.definition import Cell
 from mae_ast.trainer.command import train_command
@@ -18,19 +19,23 @@ TRIAL_UPDATES, WARM_UP = 24, 8
 OVERHEAD_S = 60.0  # of a cell: start of the process, validation, measures
 
 
-def estimate(cells: Mapping[str, Cell], data: StudyData) -> dict[str, float]:
+def estimate(
+    cells: Mapping[str, Cell], data: StudyData, progress: Progress | None = None
+) -> dict[str, float]:
     """Return the seconds that cells take.
 
     Args:
         cells: one cell for each setting, by the setting.
         data: data of the study.
+        progress: wrapper of the iteration over the cells.
 
     Raises:
         ValueError: the settings of a cell are invalid, or the trial failed.
     """
     operations: dict[str, float] = {}  # of an update
     updates: dict[str, int] = {}
-    for setting, cell in cells.items():
+    for setting in cells if progress is None else progress(cells, len(cells)):
+        cell = cells[setting]
         settings = compose_settings(data.folder, cell.config, list(cell.overrides))
         plan = make_plan(settings, data.folder / "train.tsv", 1)
         operations[setting] = plan.flops * plan.clips_per_update
