@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -121,13 +122,14 @@ def _run(
 def _write(study: Study, folder: Path, outcomes: Sequence[Outcome]) -> None:
     """Write and print the tables, and write the plot."""
     from mae_ast.study.plot import study_figure
-    from mae_ast.study.summary import SUMMARY_FILE, write_summary
+    from mae_ast.study.summary import SUMMARY_FILE, origin_of, write_summary
     from mae_ast.study.tables import compare, markdown, measures_of, write_csv
 
     write_csv(folder / CSV_FILE, study, outcomes)
     verdicts = compare(study, outcomes)
-    write_summary(folder / SUMMARY_FILE, study, outcomes, verdicts)
-    text = markdown(study, outcomes, verdicts)
+    origin = origin_of(folder, outcomes, ["mae-ast", *sys.argv[1:]])
+    write_summary(folder / SUMMARY_FILE, study, outcomes, verdicts, origin)
+    text = markdown(study, outcomes, verdicts, origin)
     (folder / TABLES_FILE).write_text(text, encoding="utf-8")
     names = measures_of(outcomes)
     if names:

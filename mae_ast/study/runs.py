@@ -24,6 +24,7 @@ from mae_ast.study.measures import measure_baselines, measure_run
 from mae_ast.trainer import sweep
 from mae_ast.trainer.child_training import Trainings, training_environment, update_of
 from mae_ast.trainer.command import train_command
+from mae_ast.trainer.run_record import started_by
 from mae_ast.trainer.several_runs import is_trained, was_interrupted
 
 LOG_FILE = "train.log"  # in a run's folder: what the training process printed
@@ -119,6 +120,10 @@ class Runner:
             return
         run.mkdir(parents=True, exist_ok=True)
         path = run / LOG_FILE
+        overrides = self._overrides(cell)
+        # Trains the same run alone.
+        command = ["mae-ast", "pretrain", str(self._data.folder), "--config", cell.config]
+        command += ["--out", str(run)]
         with path.open("a", buffering=1, encoding="utf-8") as log:
 
             def record(line: str) -> None:
@@ -128,9 +133,9 @@ class Runner:
 
             try:
                 self._trainings.run(
-                    self._command(cell, run),
+                    train_command(self._data.folder, cell.config, run, overrides),
                     [self._lock],
-                    training_environment(self._parallel),
+                    training_environment(self._parallel) | started_by([*command, *overrides]),
                     record,
                 )
             except ValueError as error:
@@ -138,9 +143,11 @@ class Runner:
         if not is_trained(run) and was_interrupted(run):
             raise ValueError(f"{run}: ended before its last update; the same command resumes")
 
-    def _command(self, cell: Cell, run: Path) -> list[str]:
-        labelled = None if self._study.updates_to is None else self._data.labelled
-        return cell_command(cell, self._data, run, labelled)
+    def _overrides(self, cell: Cell) -> list[str]:
+        found = list(cell.overrides)
+        if self._study.updates_to is not None and (labelled := self._data.labelled):
+            found.insert(0, f"task.probe_data={labelled}")
+        return [*found, "--multirun"] if has_launcher(found) else found
 
     def _measure(self, run: Path) -> dict[str, float]:
         state = read_state(run / RUN_FILE)
@@ -163,26 +170,6 @@ class Runner:
             lambda: measure_baselines(run, self._data),
         )
         return own | baselines
-
-
-def cell_command(cell: Cell, data: StudyData, run: Path, labelled: Path | None = None) -> list[str]:
-    """Return the command line that trains a cell, through hydra's launcher if one is chosen.
-
-    Args:
-        cell: the cell.
-        data: data of the study.
-        run: folder of the run.
-        labelled: folder of the labelled clips of the probe during training; ``None``: no probe.
-
-    Raises:
-        ValueError: there is no such preset.
-    """
-    overrides = list(cell.overrides)
-    if labelled is not None:
-        overrides.insert(0, f"task.probe_data={labelled.resolve()}")
-    if has_launcher(overrides):
-        overrides.append("--multirun")
-    return train_command(data.folder, cell.config, run, overrides)
 
 
 def has_launcher(overrides: Sequence[str]) -> bool:

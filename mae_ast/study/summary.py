@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,18 @@ from mae_ast.core.io.settings_note import read_note, write_note
 from mae_ast.study.definition import Study
 from mae_ast.study.measure_names import heading, measure_of
 from mae_ast.study.runs import Outcome
-from mae_ast.study.tables import Verdict, measures_of, tables
+from mae_ast.study.tables import Origin, Verdict, measures_of, tables
+from mae_ast.trainer.run_record import first_start
 
 SUMMARY_FILE = "study.json"  # in the folder of a study
 
 
 def write_summary(
-    path: Path, study: Study, outcomes: Sequence[Outcome], verdicts: Sequence[Verdict]
+    path: Path,
+    study: Study,
+    outcomes: Sequence[Outcome],
+    verdicts: Sequence[Verdict],
+    origin: Origin,
 ) -> None:
     """Write the texts, tables, measures and names of the cells of a study.
 
@@ -50,12 +56,36 @@ def write_summary(
         "scale": study.scale,
         "seeds": len({each.cell.seed for each in outcomes}),
         "settings": list(settings),
-        "tables": [dataclasses.asdict(each) for each in tables(study, outcomes, verdicts)],
+        "tables": [dataclasses.asdict(each) for each in tables(study, outcomes, verdicts, origin)],
         "measures": measures,
         "runs": [[each.cell.name for each in own if not each.error] for own in settings.values()],
         "failed": [[each.cell.name, each.error] for each in outcomes if each.error],
     }
     write_note(path, content)
+
+
+def origin_of(folder: Path, outcomes: Sequence[Outcome], command: Sequence[str]) -> Origin:
+    """Return where the measures of a study come from, by what the starts of its runs record.
+
+    Args:
+        folder: folder of the study.
+        outcomes: its cells.
+        command: command line of the study.
+    """
+    starts = [first_start(folder / each.cell.name) for each in outcomes]
+
+    def values(of: Callable[[Mapping[str, Any]], Any]) -> str:
+        found = dict.fromkeys(str(of(start)) for start in starts if start and of(start))
+        return ", ".join(found) or "not recorded"
+
+    dates = sorted(str(start["timestamp"])[:10] for start in starts if start.get("timestamp"))
+    return {
+        "command": shlex.join(command),
+        "hardware": values(lambda start: start.get("hardware")),
+        "commit": values(lambda start: start.get("commit")),
+        "mae-ast": values(lambda start: start.get("versions", {}).get("mae-ast")),
+        "date": " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "not recorded",
+    }
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:

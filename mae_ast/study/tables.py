@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from mae_ast.core.io.plural import plural
 from mae_ast.study.definition import Comparison, Study
 from mae_ast.study.measure_names import heading, measure_of
 from mae_ast.study.runs import Outcome
+
+Origin = Mapping[str, str]  # of the measures: command, hardware, commit, versions, dates
 
 SHOWN, NOT_SHOWN, REVERSED = "shown", "not shown", "reversed"
 
@@ -69,8 +71,10 @@ def measures_of(outcomes: Sequence[Outcome]) -> list[str]:
     return list(dict.fromkeys(name for each in outcomes for name in each.measures or {}))
 
 
-def tables(study: Study, outcomes: Sequence[Outcome], verdicts: Sequence[Verdict]) -> list[Table]:
-    """Return the measures of each setting, the comparisons, and the paper's numbers."""
+def tables(
+    study: Study, outcomes: Sequence[Outcome], verdicts: Sequence[Verdict], origin: Origin
+) -> list[Table]:
+    """Return the measures of each setting, the comparisons, the paper's numbers, and the origin."""
     names = measures_of(outcomes)
     columns = [*study.axes, "seeds", *map(heading, names)]
     found = [Table("", columns, _means(study, outcomes, names))]
@@ -82,15 +86,18 @@ def tables(study: Study, outcomes: Sequence[Outcome], verdicts: Sequence[Verdict
         title = f"The paper's numbers ({study.paper['source']})"
         cells = [[str(row.get(key, "")) for key in columns] for row in rows]
         found.append(Table(title, columns, cells))
+    found.append(Table("Measured", ["", ""], list(origin.items())))
     return found
 
 
-def markdown(study: Study, outcomes: Sequence[Outcome], verdicts: Sequence[Verdict]) -> str:
+def markdown(
+    study: Study, outcomes: Sequence[Outcome], verdicts: Sequence[Verdict], origin: Origin
+) -> str:
     """Return the texts and tables of a study as Markdown."""
     seeds = len({each.cell.seed for each in outcomes})
     lines = [f"# {study.title}", "", study.finding, ""]
     lines += [f"Scale `{study.scale}`, {plural(seeds, 'seed')}: mean ± std.", ""]
-    for table in tables(study, outcomes, verdicts):
+    for table in tables(study, outcomes, verdicts, origin):
         lines += table.markdown()
     if study.limits:
         lines += ["## Limits", "", study.limits, ""]

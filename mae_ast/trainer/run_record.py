@@ -9,6 +9,7 @@ import secrets
 import shlex
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,21 @@ logger = logging.getLogger(__name__)
 
 def defer_command() -> None:
     """Hand this program's command over to the process that trains, which replaces it."""
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    os.environ[_COMMAND] = json.dumps([command, os.getcwd()])
+    os.environ |= started_by([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def started_by(command: Sequence[str]) -> dict[str, str]:
+    """Return the environment in which a training process records this command as its own."""
+    return {_COMMAND: json.dumps([shlex.join(command), os.getcwd()])}
+
+
+def first_start(folder: Path) -> dict[str, Any]:
+    """Return the first start of a run; empty if it is not recorded."""
+    path = folder / STARTS_FILE
+    with suppress(OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8").partition("\n")[0])
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def append(folder: Path, num_updates: int, device: str, processes: int, **more: Any) -> None:

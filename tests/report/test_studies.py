@@ -11,7 +11,7 @@ import pytest
 from mae_ast.report.studies import split_studies
 from mae_ast.study.definition import Cell, Comparison, Study
 from mae_ast.study.runs import Outcome
-from mae_ast.study.summary import write_summary
+from mae_ast.study.summary import origin_of, write_summary
 from mae_ast.study.tables import compare
 
 from .browser import PROGRAM, Browser
@@ -54,7 +54,8 @@ def study(run: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "study"
     for cell in cells[:3]:
         shutil.copytree(run, folder / cell.name)
-    write_summary(folder / "study.json", found, outcomes, compare(found, outcomes))
+    origin = origin_of(folder, outcomes, ["mae-ast", "study", "my depth"])
+    write_summary(folder / "study.json", found, outcomes, compare(found, outcomes), origin)
     return folder
 
 
@@ -66,6 +67,13 @@ def test_a_study_stands_for_the_first_run_of_each_setting(study: Path, run: Path
         "title": "words, linear probe (%)",
         "values": [[70.0, 80.0], [60.0]],
     }
+    assert summary["tables"][-1]["rows"] == [
+        ["command", "mae-ast study 'my depth'"],
+        ["hardware", "a machine"],
+        ["commit", "abc1234"],
+        ["mae-ast", "not recorded"],
+        ["date", "2026-11-26"],
+    ]
     assert summary["failed"] == [["2-b-seed2", "training failed"]]
     assert summary["tables"][1]["rows"][0][-1] == "shown"
 

@@ -26,6 +26,7 @@ FASTER = comparison("update_s", {"system": "MAE-AST"}, {"system": "SSAST"}, "rat
 BETTER = comparison("words_linear", {"system": "MAE-AST"}, {"system": "SSAST"}, "difference")
 SLOWER = comparison("update_s", {"layers": "8"}, {"layers": "4"}, "difference")
 DEEPER = comparison("words_linear", {"layers": "8"}, {"layers": "4"}, "difference")
+ORIGIN = {"command": "mae-ast study depth", "hardware": "a machine"}
 SAME = comparison("update_s", {"system": "SSAST"}, {"layers": "8"}, "ratio")
 
 
@@ -81,7 +82,7 @@ def test_difference_within_its_spread_is_not_shown(study, outcomes):
 
 
 def test_tables_hold_means_deviations_and_what_failed(study, outcomes):
-    text = markdown(study, outcomes, compare(study, outcomes))
+    text = markdown(study, outcomes, compare(study, outcomes), ORIGIN)
     assert "| MAE-AST | 4 | 2 | 105 ± 7 | 71.0 ± 1.4 |" in text
     assert "| SSAST | 8 | 0 | - | - |" in text
     assert "| a claim | update: 2.05 ± 0.06 times | 3 times | shown |" in text
@@ -89,9 +90,10 @@ def test_tables_hold_means_deviations_and_what_failed(study, outcomes):
     assert "| system | ESC-50 |" in text
     assert "- ssast-8-seed1: training failed, see train.log" in text
     assert "It is small." in text
+    assert "| command | mae-ast study depth |" in text
     assert "Scale `demo`, 2 seeds: mean ± std." in text
     first = [each for each in outcomes if each.cell.seed == 1]
-    assert "Scale `demo`, 1 seed: mean ± std." in markdown(study, first, [])
+    assert "Scale `demo`, 1 seed: mean ± std." in markdown(study, first, [], {})
 
 
 def test_csv_holds_all_cells(tmp_path, study, outcomes):
