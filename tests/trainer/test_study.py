@@ -90,6 +90,9 @@ def test_study_measures_all_cells_and_names_the_one_that_fails(whole: tuple[Path
     assert "decoder_layers=-2" in (out / "2-seed1" / "train.log").read_text()
     assert "Two layers are better" in (out / "study.md").read_text()
     assert (out / "study.png").stat().st_size > 10_000
+    (start,) = (out / CELLS[0] / "starts.jsonl").read_text().splitlines()
+    assert json.loads(start)["command"].startswith("mae-ast pretrain ")
+    assert json.loads((out / "study.json").read_text())["runs"] == [["1-seed1"], []]
     peak = json.loads((out / CELLS[0] / "measures.json").read_text())["measures"]["peak_gib"]
     assert 0.1 < peak < 8
 

@@ -23,8 +23,9 @@ def finished_run(tmp_path):
     return tmp_path
 
 
-def test_command_runs_the_demo_of_the_checkout(mae_ast_command, finished_run):
-    _, message = mae_ast_command("demo", "--out", finished_run, "--takes", 2)
+@pytest.mark.parametrize("options", [(), ("--corpus-only",)])
+def test_command_runs_the_demo_of_the_checkout(mae_ast_command, finished_run, options):
+    _, message = mae_ast_command("demo", "--out", finished_run, "--takes", 2, *options)
     assert str(finished_run / "run") in message
     assert "--takes 2" in message
     assert not (finished_run / "corpus").exists()
