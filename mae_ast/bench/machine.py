@@ -83,7 +83,17 @@ def commit() -> str | None:
 
 
 def peak_memory(used: resource.struct_rusage | None = None) -> float:
-    """Return the peak memory of a process (default: this one) in GiB."""
+    """Return the peak memory in GiB, of this process or of one that has ended.
+
+    Args:
+        used: resources of the process that has ended; default: this process. On Linux they are at
+            least the peak memory of the program that started it.
+    """
+    status = Path("/proc/self/status")
+    if used is None and status.is_file():  # getrusage starts at the parent's peak, too
+        found = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)
+        if found is not None:
+            return int(found[1]) / 2**20
     used = used or resource.getrusage(resource.RUSAGE_SELF)
     unit = 1 if sys.platform == "darwin" else 1024
     return used.ru_maxrss * unit / 2**30

@@ -123,7 +123,7 @@ def _write(study: Study, folder: Path, outcomes: Sequence[Outcome]) -> None:
     """Write and print the tables, and write the plot."""
     from mae_ast.study.plot import study_figure
     from mae_ast.study.summary import SUMMARY_FILE, origin_of, write_summary
-    from mae_ast.study.tables import compare, markdown, measures_of, write_csv
+    from mae_ast.study.tables import compare, markdown, tabulated, write_csv
 
     write_csv(folder / CSV_FILE, study, outcomes)
     verdicts = compare(study, outcomes)
@@ -131,7 +131,7 @@ def _write(study: Study, folder: Path, outcomes: Sequence[Outcome]) -> None:
     write_summary(folder / SUMMARY_FILE, study, outcomes, verdicts, origin)
     text = markdown(study, outcomes, verdicts, origin)
     (folder / TABLES_FILE).write_text(text, encoding="utf-8")
-    names = measures_of(outcomes)
+    names = tabulated(study, outcomes)
     if names:
         study_figure(study.title, outcomes, names).savefig(folder / PLOT_FILE, dpi=120)
     typer.echo(text)

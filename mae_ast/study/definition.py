@@ -8,10 +8,12 @@ A cell is one run: a value of each axis, and a seed. A study file has
     omit: [{AXIS: VALUE, ...}]   combinations that are not run
     also: [{where: {AXIS: VALUE, ...}, overrides}]   further overrides of some combinations
     updates_to: 0.6              optional: accuracy of the probe during training
-    compare: [{claim, measure, of, against, as, paper}]
+    tabulate: [measures]         optional: measures in the tables and the plot; default: all
+    compare: [{claim, measure, of, against, as, margin, paper}]
     paper: {source, rows}        the paper's own numbers
 
-Among the overrides of a value, ``config=NAME`` selects another preset.
+Among the overrides of a value, ``config=NAME`` selects another preset. A measure of probes, such as
+``linear``, stands for that of each probe of the data.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_ast.core.io.first_line import first_line
-from mae_ast.study.measure_names import measure_of
+from mae_ast.study.measure_names import kind_of
 from mae_ast.trainer.command import config_dir
 
 DEFAULT_SCALE = "demo"
@@ -32,7 +34,7 @@ FOLDER = "study"  # below the presets' folder
 FORMS = ("ratio", "difference")
 _KEYS = (
     *("title", "finding", "limits", "scale", "axes", "omit", "also"),
-    *("updates_to", "compare", "paper"),
+    *("updates_to", "tabulate", "compare", "paper"),
 )
 _PRESET = "config="
 
@@ -71,11 +73,13 @@ class Comparison:
 
     Args:
         claim: what the paper says, as a sentence.
-        measure: name of the measure.
+        measure: name of the measure, or of one that each probe has.
         of, against: values of axes that select the two groups of cells; the cells of both that
             agree in the seed and all other axes are compared.
         form: "ratio", ``against`` divided by ``of``, such as a speed-up; or "difference", ``of``
             minus ``against``.
+        margin: the claim is that ``of`` is not worse than ``against`` by this much; ``None``: that
+            it is better.
         paper: what the paper reports.
     """
 
@@ -84,6 +88,7 @@ class Comparison:
     of: Mapping[str, str]
     against: Mapping[str, str]
     form: str
+    margin: float | None
     paper: str
 
 
@@ -99,6 +104,7 @@ class Study:
         axes: names of the values of each axis.
         cells: the runs: all seeds of the first combination, then of the next.
         updates_to: accuracy to reach by the probe during training; ``None``: not measured.
+        tabulate: measures in the tables and the plot, as in ``Comparison``; empty: all.
         compare: the differences to look at.
         paper: the paper's own numbers: "source", and "rows", each with values of axes and numbers.
     """
@@ -112,6 +118,7 @@ class Study:
     axes: Mapping[str, tuple[str, ...]]
     cells: tuple[Cell, ...]
     updates_to: float | None
+    tabulate: tuple[str, ...]
     compare: tuple[Comparison, ...]
     paper: Mapping[str, Any]
 
@@ -154,6 +161,7 @@ def read_study(
         axes=axes,
         cells=cells,
         updates_to=content.get("updates_to"),
+        tabulate=tuple(_measure(path, name) for name in content.get("tabulate", [])),
         compare=tuple(_comparison(path, each, axes) for each in content.get("compare", [])),
         paper=content.get("paper", {}),
     )
@@ -231,6 +239,14 @@ def _agrees(values: Mapping[str, str], selection: Mapping[str, Any]) -> bool:
     )
 
 
+def _measure(path: Path, name: str) -> str:
+    try:
+        kind_of(name)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return name
+
+
 def _comparison(
     path: Path, given: Mapping[str, Any], axes: Mapping[str, Sequence[str]]
 ) -> Comparison:
@@ -238,17 +254,15 @@ def _comparison(
         form = given["as"]
         found = Comparison(
             given["claim"],
-            given["measure"],
+            _measure(path, given["measure"]),
             {axis: str(value) for axis, value in given["of"].items()},
             {axis: str(value) for axis, value in given["against"].items()},
             form,
+            None if given.get("margin") is None else float(given["margin"]),
             str(given.get("paper", "")),
         )
-        measure_of(found.measure)
     except KeyError as error:
         raise ValueError(f"{path}: a comparison has no {error.args[0]}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
     if form not in FORMS:
         raise ValueError(f"{path}: as: {form}; must be one of {', '.join(FORMS)}")
     for axis, value in (*found.of.items(), *found.against.items()):

@@ -52,6 +52,15 @@ def measure_of(name: str) -> Measure:
     return MEASURES[_split(name)[1]]
 
 
+def kind_of(name: str) -> str:
+    """Return the key of ``MEASURES`` of a measure: "linear" of "words_linear".
+
+    Raises:
+        ValueError: there is no such measure.
+    """
+    return _split(name)[1]
+
+
 def heading(name: str) -> str:
     """Return the heading of a measure: the name of its probe, its title, and its unit."""
     probe, _ = _split(name)

@@ -12,7 +12,7 @@ from mae_ast.core.io.settings_note import read_note, write_note
 from mae_ast.study.definition import Study
 from mae_ast.study.measure_names import heading, measure_of
 from mae_ast.study.runs import Outcome
-from mae_ast.study.tables import Origin, Verdict, measures_of, tables
+from mae_ast.study.tables import Origin, Verdict, tables, tabulated
 from mae_ast.trainer.run_record import first_start
 
 SUMMARY_FILE = "study.json"  # in the folder of a study
@@ -47,7 +47,7 @@ def write_summary(
                 for own in settings.values()
             ],
         }
-        for name in measures_of(outcomes)
+        for name in tabulated(study, outcomes)
     ]
     content = {
         "title": study.title,

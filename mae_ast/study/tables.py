@@ -11,7 +11,7 @@ from pathlib import Path
 from mae_ast.core.io.atomic import atomic_write
 from mae_ast.core.io.plural import plural
 from mae_ast.study.definition import Comparison, Study
-from mae_ast.study.measure_names import heading, measure_of
+from mae_ast.study.measure_names import heading, kind_of, measure_of
 from mae_ast.study.runs import Outcome
 
 Origin = Mapping[str, str]  # of the measures: command, hardware, commit, versions, dates
@@ -46,11 +46,13 @@ class Verdict:
 
     Args:
         comparison: the comparison.
+        measure: the measure that is compared.
         values: ratio or difference of each pair of cells.
         verdict: whether the measured difference has the direction of the paper's.
     """
 
     comparison: Comparison
+    measure: str
     values: tuple[float, ...]
     verdict: str
 
@@ -71,11 +73,23 @@ def measures_of(outcomes: Sequence[Outcome]) -> list[str]:
     return list(dict.fromkeys(name for each in outcomes for name in each.measures or {}))
 
 
+def tabulated(study: Study, outcomes: Sequence[Outcome]) -> list[str]:
+    """Return the names of the measures that the tables and the plot of a study show."""
+    found = measures_of(outcomes)
+    wanted = [name for each in study.tabulate for name in _measures_like(each, found)]
+    return list(dict.fromkeys(wanted)) if study.tabulate else found
+
+
+def _measures_like(wanted: str, names: Sequence[str]) -> list[str]:
+    """Return a measure, or that of each probe."""
+    return [name for name in names if wanted in (name, kind_of(name))]
+
+
 def tables(
     study: Study, outcomes: Sequence[Outcome], verdicts: Sequence[Verdict], origin: Origin
 ) -> list[Table]:
     """Return the measures of each setting, the comparisons, the paper's numbers, and the origin."""
-    names = measures_of(outcomes)
+    names = tabulated(study, outcomes)
     columns = [*study.axes, "seeds", *map(heading, names)]
     found = [Table("", columns, _means(study, outcomes, names))]
     if verdicts:
@@ -109,21 +123,25 @@ def markdown(
 def compare(study: Study, outcomes: Sequence[Outcome]) -> list[Verdict]:
     """Compare cells as the study says; pairs agree in the seed and in all other axes.
 
-    A difference is shown (or reversed) if its mean over the pairs is larger than its std.
+    A difference is shown (or reversed) if its mean over the pairs is larger than its std. That
+    cells are not worse is shown if the mean minus the std is above the negative margin, and
+    reversed if the mean plus the std is below.
     """
     verdicts = []
+    names = measures_of(outcomes)
     for each in study.compare:
-        values = tuple(_pairs(each, outcomes))
-        verdicts.append(Verdict(each, values, _judge(each, values)))
+        for name in _measures_like(each.measure, names) or [each.measure]:
+            values = tuple(_pairs(each, name, outcomes))
+            verdicts.append(Verdict(each, name, values, _judge(each, name, values)))
     return verdicts
 
 
-def _pairs(comparison: Comparison, outcomes: Sequence[Outcome]) -> list[float]:
+def _pairs(comparison: Comparison, name: str, outcomes: Sequence[Outcome]) -> list[float]:
     selected: list[dict[object, float]] = []
     for wanted in (comparison.of, comparison.against):
         found: dict[object, float] = {}
         for each in outcomes:
-            values, value = each.cell.values, (each.measures or {}).get(comparison.measure)
+            values, value = each.cell.values, (each.measures or {}).get(name)
             if value is not None and wanted.items() <= values.items():
                 rest = tuple(item for item in values.items() if item[0] not in wanted)
                 found[(rest, each.cell.seed)] = value
@@ -135,13 +153,13 @@ def _pairs(comparison: Comparison, outcomes: Sequence[Outcome]) -> list[float]:
     return [of[key] - against[key] for key in shared]
 
 
-def _judge(comparison: Comparison, values: Sequence[float]) -> str:
+def _judge(comparison: Comparison, name: str, values: Sequence[float]) -> str:
     if not values:
         return "not measured"
     neutral = 1.0 if comparison.form == "ratio" else 0.0
-    lower_is_better = measure_of(comparison.measure).lower_is_better
+    lower_is_better = measure_of(name).lower_is_better
     sign = -1 if lower_is_better and comparison.form == "difference" else 1
-    mean = sign * (statistics.mean(values) - neutral)
+    mean = sign * (statistics.mean(values) - neutral) + (comparison.margin or 0.0)
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     if abs(mean) <= spread:
         return NOT_SHOWN
@@ -149,8 +167,8 @@ def _judge(comparison: Comparison, values: Sequence[float]) -> str:
 
 
 def _verdict_row(each: Verdict) -> list[str]:
-    measure = measure_of(each.comparison.measure)
-    title = heading(each.comparison.measure).partition(" (")[0]
+    measure = measure_of(each.measure)
+    title = heading(each.measure).partition(" (")[0]
     if not each.values:
         return [each.comparison.claim, title, each.comparison.paper, each.verdict]
     is_ratio = each.comparison.form == "ratio"
@@ -158,7 +176,8 @@ def _verdict_row(each: Verdict) -> list[str]:
     text = _mean_text(each.values, factor, digits)
     unit = " times" if is_ratio else f" {'points' if measure.unit == '%' else measure.unit}"
     sign = "+" if not is_ratio and statistics.mean(each.values) > 0 else ""
-    measured = f"{title}: {sign}{text}{unit.rstrip()}"
+    count = plural(len(each.values), "pair")
+    measured = f"{title}: {sign}{text}{unit.rstrip()} ({count})"
     return [each.comparison.claim, measured, each.comparison.paper, each.verdict]
 
 

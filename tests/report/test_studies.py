@@ -28,7 +28,13 @@ def study(run: Path, tmp_path: Path) -> Path:
         Cell({"layers": "2 <b>"}, 2, "demo", ()),
     ]
     claim = Comparison(
-        "One is better", "words_linear", {"layers": "1"}, {"layers": "2 <b>"}, "difference", "yes"
+        claim="One is better",
+        measure="words_linear",
+        of={"layers": "1"},
+        against={"layers": "2 <b>"},
+        form="difference",
+        margin=None,
+        paper="yes",
     )
     found = Study(
         name="depth",
@@ -40,6 +46,7 @@ def study(run: Path, tmp_path: Path) -> Path:
         axes={"layers": ("1", "2 <b>")},
         cells=tuple(cells),
         updates_to=None,
+        tabulate=(),
         compare=(claim,),
         paper={},
     )

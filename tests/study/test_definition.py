@@ -73,6 +73,7 @@ def test_studies_of_the_package_are_valid(name, scale):
     [
         ({"axis": {}}, "axis: no such key; keys are title, finding, "),
         ({"axes": {}}, "axes: a mapping is needed"),
+        ({"tabulate": ["speed"]}, "measure 'speed': no such measure; they are "),
         ({"title": 3}, "title: a text is needed"),
         (
             {"axes": {"x": {"a/b": [], "a b": []}}, "compare": []},

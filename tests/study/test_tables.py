@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 
 import pytest
 
 from mae_ast.study.definition import Cell, Comparison, Study
 from mae_ast.study.runs import Outcome
-from mae_ast.study.tables import compare, markdown, measures_of, write_csv
+from mae_ast.study.tables import compare, markdown, measures_of, tabulated, write_csv
 
 # Two seeds of each: update_s and words_linear.
 MEASURED = {
@@ -18,8 +19,10 @@ MEASURED = {
 }
 
 
-def comparison(measure: str, of: dict, against: dict, form: str) -> Comparison:
-    return Comparison("a claim", measure, of, against, form, "3 times")
+def comparison(
+    measure: str, of: dict, against: dict, form: str, margin: float | None = None
+) -> Comparison:
+    return Comparison("a claim", measure, of, against, form, margin, "3 times")
 
 
 FASTER = comparison("update_s", {"system": "MAE-AST"}, {"system": "SSAST"}, "ratio")
@@ -56,6 +59,7 @@ def study(outcomes: list[Outcome]) -> Study:
         axes={"system": ("MAE-AST", "SSAST"), "layers": ("4", "8")},
         cells=tuple(each.cell for each in outcomes),
         updates_to=None,
+        tabulate=(),
         compare=(FASTER, BETTER, SLOWER, DEEPER),
         paper={"source": "a paper", "rows": [{"system": "SSAST", "ESC-50": 88.8}]},
     )
@@ -81,12 +85,39 @@ def test_difference_within_its_spread_is_not_shown(study, outcomes):
     assert better.verdict == "not shown"
 
 
+def test_cells_are_not_worse_within_a_margin(study, outcomes):
+    def verdict(margin: float, of: str, against: str) -> str:
+        claim = comparison(
+            "linear", {"system": of}, {"system": against}, "difference", margin
+        )  # of each probe; the pairs differ by 0.04 and 0.01
+        (found,) = compare(dataclasses.replace(study, compare=(claim,)), outcomes)
+        assert found.measure == "words_linear"
+        return found.verdict
+
+    assert verdict(0.0, "MAE-AST", "SSAST") == "shown"
+    assert verdict(0.05, "SSAST", "MAE-AST") == "shown"
+    assert verdict(0.03, "SSAST", "MAE-AST") == "not shown"
+    assert verdict(0.0, "SSAST", "MAE-AST") == "reversed"
+
+
+def test_tables_and_plot_hold_the_measures_that_the_study_names(study, outcomes):
+    some = dataclasses.replace(study, tabulate=("linear",))
+    assert tabulated(some, outcomes) == ["words_linear"]
+    assert tabulated(study, outcomes) == ["update_s", "words_linear"]
+    text = markdown(some, outcomes, [], ORIGIN)
+    assert "| system | layers | seeds | words, linear probe (%) |" in text
+    outcomes[0].measures["other_linear"] = 0.5
+    assert tabulated(some, outcomes) == ["words_linear", "other_linear"]
+
+
 def test_tables_hold_means_deviations_and_what_failed(study, outcomes):
     text = markdown(study, outcomes, compare(study, outcomes), ORIGIN)
     assert "| MAE-AST | 4 | 2 | 105 ± 7 | 71.0 ± 1.4 |" in text
     assert "| SSAST | 8 | 0 | - | - |" in text
-    assert "| a claim | update: 2.05 ± 0.06 times | 3 times | shown |" in text
-    assert "| a claim | words, linear probe: +2.5 ± 2.1 points | 3 times | shown |" in text
+    assert "| a claim | update: 2.05 ± 0.06 times (2 pairs) | 3 times | shown |" in text
+    assert (
+        "| a claim | words, linear probe: +2.5 ± 2.1 points (2 pairs) | 3 times | shown |" in text
+    )
     assert "| system | ESC-50 |" in text
     assert "- ssast-8-seed1: training failed, see train.log" in text
     assert "It is small." in text
