@@ -22,6 +22,7 @@ def facts(runs: Sequence[Run]) -> Table:
     described = [_facts_of(run) for run in runs]
     names = dict.fromkeys(name for each in described for name in each)
     rows = [[name, *(each.get(name, "") for each in described)] for name in names]
+    rows = [row for row in rows if any(row[1:])]
     return {"columns": ["", *(run.name for run in runs)], "rows": rows}
 
 

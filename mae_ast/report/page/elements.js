@@ -23,7 +23,7 @@ function tableOf(table, kind = "") {
   const row = (cell, texts) => element("tr", {}, ...texts.map((text) => element(cell, {}, text)));
   return element("div", { class: "card scroll" },
     element("table", { class: kind },
-      element("thead", {}, row("th", table.columns)),
+      table.columns.some(Boolean) ? element("thead", {}, row("th", table.columns)) : null,
       element("tbody", {}, ...table.rows.map((texts) => row("td", texts)))));
 }
 

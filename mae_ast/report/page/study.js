@@ -7,7 +7,9 @@ function studySection(study) {
   const seeds = `${study.seeds} ${study.seeds === 1 ? "seed" : "seeds"}`;
   return [
     element("p", {}, study.finding),
-    ...tables.flatMap((table) => [element("h3", {}, table.title || `Measures: mean ± std over ${seeds}`), tableOf(table)]),
+    ...tables.flatMap((table) => table === measured
+      ? [element("h3", {}, `Measures: mean ± std over ${seeds}`), tableOf(table, "measures")]
+      : [element("h3", {}, table.title), tableOf(table)]),
     study.limits ? element("p", {}, `Limits: ${study.limits}`) : null,
     element("h3", {}, "Measures of all runs"),
     element("p", {}, "A dot is a run, a line the mean over seeds. Point at a row to read its values."),
