@@ -19,6 +19,11 @@ TESTS = Path(__file__).parent
 SLOW_FOLDERS = {"trainer", "superb", "golden", "scripts"}  # they train, or run s3prl
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one more than there are cores, since tests wait for the programs that they start."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of slow folders, and run them first, so that all processes end together."""
     for item in items:
