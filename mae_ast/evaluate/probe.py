@@ -1,16 +1,19 @@
 """Evaluate frozen features with a linear probe and k-NN (baselines: random weights, mean log-mel).
 
 Embeddings, the mean over time of each layer, are computed once. Held-out training clips select the
-layer and the regularisation; the test clips are used once. The baselines, the same network with
-random weights and the mean log-mel spectrum, are evaluated in the same way.
+layer and the regularisation, in several splits if there are few of them; the test clips are used
+once. The baselines, the same network with random weights and the mean log-mel spectrum, are
+evaluated in the same way.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +34,10 @@ from mae_ast.evaluate.embeddings import embed, mean_log_mel, mean_of_layers
 from mae_ast.hub.load import Pretrained
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # scikit-learn's C: smaller is more regularisation
-FIRST_STRENGTH = 1e-3  # used to compare layers
+FIRST_STRENGTH = 1e-2  # used to compare layers
 DEV_RATIO = 0.2
+# Few held-out clips tell layers apart badly, above all if most are right: several splits then.
+ENOUGH_DEV_CLIPS, MAX_SPLITS = 500, 5
 MAX_ITERATIONS = 200  # weakly regularised fits converge slowly and gain little
 NUM_NEAREST = 10  # k of k-NN
 
@@ -100,7 +105,7 @@ def probe(
         ValueError: no clip of a set can be used, the training clips have one class or one group
             only, or the model's features are not finite.
     """
-    _split(train)  # raises before anything is embedded
+    _splits(train, 1)  # raises before anything is embedded
     chosen = list(layers or range(1, model.config.encoder_layers + 1))
     min_samples = model.patch_shape.min_samples
     sets, scores = [train, test], {}
@@ -140,24 +145,35 @@ def score(
     test: np.ndarray,
     test_data: ProbeData,
     layers: Sequence[int],
+    max_splits: int = MAX_SPLITS,
 ) -> ProbeScore:
-    """Choose layer and regularisation on a held-out part, refit on all training clips, and test.
+    """Choose layer and regularisation on held-out parts, refit on all training clips, and test.
 
     Args:
         train, test: features, (rows, layers, D).
         train_data, test_data: their targets and groups.
         layers: indices of the layers, for ``ProbeScore.layer``.
+        max_splits: largest number of splits into training and held-out clips; as many are used as
+            hold out ``ENOUGH_DEV_CLIPS`` clips in all.
 
     Raises:
         ValueError: the training clips have one class or one group only.
     """
     targets = train_data.targets
-    fit, dev = _split(train_data)
+    splits = _splits(train_data, max_splits)
 
+    @cache
     def on_dev(layer: int, strength: float) -> float:
         features = train[:, layer]
-        probe = _linear(targets, strength).fit(features[fit], targets[fit])
-        return _measure(probe, features[dev], targets[dev])
+        scores = [
+            _measure(
+                _linear(targets, strength).fit(features[fit], targets[fit]),
+                features[dev],
+                targets[dev],
+            )
+            for fit, dev in splits
+        ]
+        return sum(scores) / len(scores)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -177,8 +193,8 @@ def score(
     )
 
 
-def _split(data: ProbeData) -> tuple[np.ndarray, np.ndarray]:
-    """Split rows into training and held-out rows that share no group.
+def _splits(data: ProbeData, most: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Split rows into training and held-out rows that share no group, up to ``most`` times.
 
     Raises:
         ValueError: there is one group only, or the rows to fit have one class only.
@@ -188,14 +204,18 @@ def _split(data: ProbeData) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(
             f"{where}: all clips belong to one group (--group); at least 2 groups are needed"
         )
-    splits = GroupShuffleSplit(1, test_size=DEV_RATIO, random_state=0)
-    fit, dev = next(splits.split(data.targets, groups=data.groups))
-    if not (data.targets[fit] != data.targets[fit[0]]).any():
+    enough = math.ceil(ENOUGH_DEV_CLIPS / (DEV_RATIO * len(data.targets)))
+    splitter = GroupShuffleSplit(min(most, enough), test_size=DEV_RATIO, random_state=0)
+    splits = list(splitter.split(data.targets, groups=data.groups))
+    usable = [
+        (fit, dev) for fit, dev in splits if (data.targets[fit] != data.targets[fit[0]]).any()
+    ]
+    if not usable:
         raise ValueError(
-            f"{where}: the {len(fit)} of {len(data.groups)} clips that fit the probe all have the "
-            "same labels; at least 2 classes are needed"
+            f"{where}: the {len(splits[0][0])} of {len(data.groups)} clips that fit the probe all "
+            "have the same labels; at least 2 classes are needed"
         )
-    return fit, dev
+    return usable
 
 
 def _linear(targets: np.ndarray, strength: float) -> Pipeline:

@@ -152,9 +152,22 @@ def test_groups_stay_together(monkeypatch):
     train = np.stack([groups, *np.random.default_rng(0).standard_normal((3, 200))], 1)[:, None]
     data = ProbeData(None, targets, groups, LABELS)
     score(train, data, train, data, [1])
-    held_out = seen[0]
-    assert len(held_out) == 4
-    assert all(part == held_out for part in seen[: 1 + len(probing.STRENGTHS)])
+    parts = seen[: probing.MAX_SPLITS]
+    assert all(len(part) == 4 for part in parts)
+    assert len({frozenset(part) for part in parts}) == probing.MAX_SPLITS
+    # the same parts for each strength; that of the first is known; then the two test scores
+    assert seen[:-2] == parts * len(probing.STRENGTHS)
+    seen.clear()
+    score(train, data, train, data, [1], max_splits=1)
+    assert seen[:-2] == parts[:1] * len(probing.STRENGTHS)
+
+
+@pytest.mark.parametrize(("count", "splits"), [(200, 5), (1000, 3), (2500, 1), (5000, 1)])
+def test_few_clips_are_split_several_times(count, splits):
+    data = ProbeData(None, np.arange(count) % CLASSES, np.arange(count), LABELS)
+    found = probing._splits(data, probing.MAX_SPLITS)
+    assert len(found) == splits
+    assert all(len(dev) == count // 5 for _, dev in found)
 
 
 @pytest.mark.parametrize("rank", [1, 5, 32])
