@@ -32,6 +32,7 @@ EXTRAS = {
         "tensorboardX": "tensorboardX",
         "matplotlib": "matplotlib",
         "sklearn": "scikit-learn",
+        "scipy": "scipy",
         "threadpoolctl": "threadpoolctl",
     },
     "superb": {"s3prl": "s3prl"},

@@ -64,6 +64,7 @@ def study(
     from mae_ast.console import TRAINING, require
     from mae_ast.study.data import find_data
     from mae_ast.study.definition import DEFAULT_SCALE, read_study
+    from mae_ast.study.measures import MAX_CLIPS
     from mae_ast.study.runs import has_launcher
     from mae_ast.trainer import sweep
 
@@ -78,6 +79,9 @@ def study(
             f"scale={found.scale}: data=FOLDER is needed, with train.tsv and valid.tsv"
         )
     data = find_data(wanted)
+    data.check(MAX_CLIPS)
+    if not has_launcher(given):
+        _check_settings(found, data)
     if dry_run:
         _list_cells(found, data)
         return
@@ -112,7 +116,8 @@ def _run(
     from mae_ast.trainer.several_runs import working_in
 
     try:
-        with working_in(folder, settings) as lock, Trainings() as trainings:
+        inputs = {"content": data.content()}
+        with working_in(folder, settings, inputs) as lock, Trainings() as trainings:
             return Runner(study, data, folder, trainings, lock, parallel).run()
     except Interrupted as request:
         typer.echo(f"stopped on {request}; the same command resumes")
@@ -131,13 +136,32 @@ def _write(study: Study, folder: Path, outcomes: Sequence[Outcome]) -> None:
     write_summary(folder / SUMMARY_FILE, study, outcomes, verdicts, origin)
     text = markdown(study, outcomes, verdicts, origin)
     (folder / TABLES_FILE).write_text(text, encoding="utf-8")
-    names = tabulated(study, outcomes)
-    if names:
-        study_figure(study.title, outcomes, names).savefig(folder / PLOT_FILE, dpi=120)
     typer.echo(text)
-    for name in (CSV_FILE, TABLES_FILE, PLOT_FILE):
-        typer.echo(str(folder / name))
-    typer.echo(f"curves, sounds and embeddings, for a browser: mae-ast report {folder}")
+    written = [folder / CSV_FILE, folder / TABLES_FILE]
+    if names := tabulated(study, outcomes):
+        written.append(folder / PLOT_FILE)
+        study_figure(study.title, outcomes, names).savefig(written[-1], dpi=120)
+    for path in written:
+        typer.echo(str(path))
+    if names:
+        typer.echo(f"curves, sounds and embeddings, for a browser: mae-ast report {folder}")
+
+
+def _check_settings(study: Study, data: StudyData) -> None:
+    """Compose the settings of each combination, so that errors show before training.
+
+    Raises:
+        ValueError: an override is invalid; the message names a cell.
+    """
+    from mae_ast.bench.plan import compose_settings
+    from mae_ast.cli.quiet import quiet
+
+    with quiet():
+        for cell in {cell.setting: cell for cell in study.cells}.values():
+            try:
+                compose_settings(data.folder, cell.config, cell.overrides)
+            except ValueError as error:
+                raise ValueError(f"{cell.name}: {error}") from error
 
 
 def _list_cells(study: Study, data: StudyData) -> None:

@@ -105,7 +105,7 @@ def probe(
         ValueError: no clip of a set can be used, the training clips have one class or one group
             only, or the model's features are not finite.
     """
-    _splits(train, 1)  # raises before anything is embedded
+    check_training_clips(train)  # before anything is embedded
     chosen = list(layers or range(1, model.config.encoder_layers + 1))
     min_samples = model.patch_shape.min_samples
     sets, scores = [train, test], {}
@@ -126,6 +126,15 @@ def probe(
                 found.append(embedded)
             scores[name] = score(found[0], sets[0], found[1], sets[1], compared)
     return scores
+
+
+def check_training_clips(train: ProbeData) -> None:
+    """Check that a probe can be fitted.
+
+    Raises:
+        ValueError: the clips have one class or one group only.
+    """
+    _splits(train, MAX_SPLITS)
 
 
 def with_random_weights(model: Pretrained, seed: int = 2203_16691) -> Pretrained:
@@ -201,9 +210,7 @@ def _splits(data: ProbeData, most: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """
     where = "the probe" if data.manifest is None else data.manifest.path
     if len(np.unique(data.groups)) < 2:
-        raise ValueError(
-            f"{where}: all clips belong to one group (--group); at least 2 groups are needed"
-        )
+        raise ValueError(f"{where}: all clips belong to one group; at least 2 groups are needed")
     enough = math.ceil(ENOUGH_DEV_CLIPS / (DEV_RATIO * len(data.targets)))
     splitter = GroupShuffleSplit(min(most, enough), test_size=DEV_RATIO, random_state=0)
     splits = list(splitter.split(data.targets, groups=data.groups))

@@ -13,11 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mae_ast.core.io.labels import LABELS_FILE
+from mae_ast.core.io.manifest import Manifest, evenly_spaced
 from mae_ast.evaluate.probe import ProbeData
 from mae_ast.trainer.command import config_dir
+from mae_ast.trainer.resume_guard import inputs_of
 
 FOLDER = "study/data"  # below the presets' folder
+# 0.2 s, more than a patch of 16 frames: all models are measured on the same clips.
+MIN_SAMPLES = 3_200
 
 
 @dataclass(frozen=True)
@@ -39,18 +45,19 @@ class Probe:
     def read(self, max_clips: int) -> tuple[ProbeData, ProbeData]:
         """Read the training and test clips, at most ``max_clips`` of each, evenly spaced.
 
+        Clips shorter than ``MIN_SAMPLES`` are omitted.
+
         Raises:
             FileNotFoundError, ValueError: a file does not exist, or is invalid.
         """
-        from mae_ast.core.io.manifest import evenly_spaced
         from mae_ast.evaluate.probe_data import match_classes, read_labelled
 
         train, test = match_classes(
             read_labelled(self.train, self.group), read_labelled(self.test, self.group)
         )
         return (
-            train.take(evenly_spaced(len(train.targets), max_clips)),
-            test.take(evenly_spaced(len(test.targets), max_clips)),
+            train.take(_chosen(train.manifest, max_clips)),
+            test.take(_chosen(test.manifest, max_clips)),
         )
 
 
@@ -72,6 +79,39 @@ class StudyData:
         folders = [self.folder, *(probe.train.parent for probe in self.probes)]
         wanted = ("train.lbl", "valid.lbl")
         return next((f for f in folders if all((f / name).is_file() for name in wanted)), None)
+
+    def valid(self, max_clips: int) -> Manifest:
+        """Return at most ``max_clips`` validation clips, evenly spaced.
+
+        Raises:
+            FileNotFoundError, ManifestError: the manifest does not exist, or is invalid.
+        """
+        manifest = Manifest.load(self.folder / "valid.tsv")
+        return manifest.take(_chosen(manifest, max_clips))
+
+    def content(self) -> dict[str, str]:
+        """Return the content of all manifests and labels, by path relative to the folder."""
+        names = ["train.tsv", "valid.tsv"]
+        found = inputs_of(self.folder, names)
+        for probe in self.probes:
+            files = [probe.train, probe.test]
+            files += [path.with_suffix(".lbl") for path in files]
+            files.append(probe.train.parent / LABELS_FILE)
+            found |= inputs_of(probe.train.parent, [path.name for path in files], f"{probe.name}: ")
+        return found
+
+    def check(self, max_clips: int) -> None:
+        """Read the clips and labels of all probes.
+
+        Raises:
+            FileNotFoundError, ValueError: a file does not exist or is invalid, or a probe cannot be
+                fitted.
+        """
+        from mae_ast.evaluate.probe import check_training_clips
+
+        for probe in self.probes:
+            train, _ = probe.read(max_clips)
+            check_training_clips(train)
 
 
 def find_data(data: str) -> StudyData:
@@ -102,6 +142,13 @@ def find_data(data: str) -> StudyData:
             if not path.is_file():
                 raise ValueError(f"{path}: no such file; '{content['made_by']}' makes it")
     return StudyData(folder, tuple(probes))
+
+
+def _chosen(manifest: Manifest, max_clips: int) -> np.ndarray:
+    """Return the rows of at most ``max_clips`` clips that are long enough, evenly spaced."""
+    rows = np.flatnonzero(manifest.num_samples >= MIN_SAMPLES)
+    chosen: np.ndarray = rows[evenly_spaced(len(rows), max_clips)]
+    return chosen
 
 
 def _check(folder: Path, advice: str) -> None:

@@ -1,19 +1,7 @@
-"""Definition of a study, from YAML: axes of settings, seeds, and the differences to look at.
+"""Definition of a study: its cells, and the differences to look at.
 
-A cell is one run: a value of each axis, and a seed. A study file has
-
-    title, finding, limits     texts: its name, what the paper found, what the scale cannot show
-    scale: {NAME: {config, overrides, data}}
-    axes: {AXIS: {VALUE: [overrides] or {SCALE: [overrides]}}}
-    omit: [{AXIS: VALUE, ...}]   combinations that are not run
-    also: [{where: {AXIS: VALUE, ...}, overrides}]   further overrides of some combinations
-    updates_to: 0.6              optional: accuracy of the probe during training
-    tabulate: [measures]         optional: measures in the tables and the plot; default: all
-    compare: [{claim, measure, of, against, as, margin, paper}]
-    paper: {source, rows}        the paper's own numbers
-
-Among the overrides of a value, ``config=NAME`` selects another preset. A measure of probes, such as
-``linear``, stands for that of each probe of the data.
+A cell is one run: a value of each axis, and a seed. :mod:`mae_ast.study.file` describes the keys of
+a study's file. Among overrides, ``config=NAME`` selects another preset.
 """
 
 from __future__ import annotations
@@ -25,18 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mae_ast.core.io.first_line import first_line
+from mae_ast.study.file import Claim, Paper, StudyFile, read_file
 from mae_ast.study.measure_names import kind_of
 from mae_ast.trainer.command import config_dir
 
 DEFAULT_SCALE = "demo"
 FOLDER = "study"  # below the presets' folder
 FORMS = ("ratio", "difference")
-_KEYS = (
-    *("title", "finding", "limits", "scale", "axes", "omit", "also"),
-    *("updates_to", "tabulate", "compare", "paper"),
-)
-_PRESET = "config="
+MAX_NAME = 200  # characters of a cell's folder
+_PRESET, _SEED = "config=", "common.seed"
+
+Axes = dict[str, dict[str, list[str]]]  # overrides by axis and value
 
 
 @dataclass(frozen=True)
@@ -106,7 +93,7 @@ class Study:
         updates_to: accuracy to reach by the probe during training; ``None``: not measured.
         tabulate: measures in the tables and the plot, as in ``Comparison``; empty: all.
         compare: the differences to look at.
-        paper: the paper's own numbers: "source", and "rows", each with values of axes and numbers.
+        paper: the paper's own numbers; ``None``: there are none.
     """
 
     name: str
@@ -120,7 +107,7 @@ class Study:
     updates_to: float | None
     tabulate: tuple[str, ...]
     compare: tuple[Comparison, ...]
-    paper: Mapping[str, Any]
+    paper: Paper | None
 
 
 def study_names() -> list[str]:
@@ -140,30 +127,37 @@ def read_study(
         overrides: overrides of all cells; they take precedence.
 
     Raises:
-        ValueError: there is no such study or scale, or the file is invalid; the message names it.
+        ValueError: there is no such study or scale, an override is invalid, or the file is; the
+            message names it.
     """
     path = _find(study)
-    content = _read(path)
-    scales = _part(path, content, "scale", dict)
-    if scale not in scales:
-        raise ValueError(f"scale={scale}: {path.name} has the scales {', '.join(scales)}")
-    axes = {
-        axis: tuple(map(str, values)) for axis, values in _part(path, content, "axes", dict).items()
-    }
-    cells = tuple(_cells(path, content, scale, seeds, overrides))
+    content = read_file(path)
+    if scale not in content.scale:
+        raise ValueError(f"scale={scale}: {path.name} has the scales {', '.join(content.scale)}")
+    _check_overrides(overrides)
+    if wrong := [axis for axis, values in content.axes.items() if not isinstance(values, dict)]:
+        raise ValueError(f"{path}: axes.{wrong[0]}: a mapping of values is needed")
+    every_value = {axis: tuple(values) for axis, values in content.axes.items()}
+    axes = {axis: _values_at(path, content, axis, scale) for axis in every_value}
+    for key, selections in (("omit", content.omit), ("also", [a.where for a in content.also])):
+        for selection in selections:
+            _check_selection(path, key, selection, every_value)
+    cells = tuple(_cells(path, content, axes, scale, seeds, overrides))
+    if not cells:
+        raise ValueError(f"{path}: has no cells at scale={scale}")
     return Study(
         name=path.stem,
-        title=_part(path, content, "title", str),
-        finding=_part(path, content, "finding", str),
-        limits=content.get("limits", ""),
+        title=content.title,
+        finding=content.finding,
+        limits=content.limits,
         scale=scale,
-        data=str(scales[scale]["data"]) if "data" in scales[scale] else "",
-        axes=axes,
+        data=content.scale[scale].data,
+        axes={axis: tuple(values) for axis, values in axes.items()},
         cells=cells,
-        updates_to=content.get("updates_to"),
-        tabulate=tuple(_measure(path, name) for name in content.get("tabulate", [])),
-        compare=tuple(_comparison(path, each, axes) for each in content.get("compare", [])),
-        paper=content.get("paper", {}),
+        updates_to=content.updates_to,
+        tabulate=tuple(_measure(path, name) for name in content.tabulate),
+        compare=tuple(_comparison(path, each, every_value) for each in content.compare),
+        paper=content.paper,
     )
 
 
@@ -177,58 +171,86 @@ def _find(study: str) -> Path:
     raise ValueError(f"{study}: no such study or file; studies are {', '.join(study_names())}")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: is not YAML ({first_line(error)})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: is not a study; a mapping with title, scale and axes is needed")
-    if unknown := [key for key in content if key not in _KEYS]:
-        raise ValueError(f"{path}: {unknown[0]}: no such key; keys are {', '.join(_KEYS)}")
-    return content
-
-
-def _part(path: Path, content: Mapping[str, Any], key: str, kind: type) -> Any:
-    if not isinstance(content.get(key), kind) or not content[key]:
-        what = "a text" if kind is str else "a mapping"
-        raise ValueError(f"{path}: {key}: {what} is needed")
-    return content[key]
+def _values_at(path: Path, content: StudyFile, axis: str, scale: str) -> dict[str, list[str]]:
+    """Return the overrides of the values of an axis, without those that omit the scale."""
+    found = {}
+    for value, given in content.axes[axis].items():
+        where = f"{path}: axes.{axis}.{value}"
+        if isinstance(given, dict):
+            if unknown := [each for each in given if each not in content.scale]:
+                raise ValueError(f"{where}.{unknown[0]}: no such scale")
+            if scale not in given:
+                continue
+            given = given[scale]
+        if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
+            raise ValueError(f"{where}: a list of KEY=VALUE is needed")
+        found[value] = given
+    return found
 
 
 def _cells(
-    path: Path, content: Mapping[str, Any], scale: str, seeds: int, overrides: Sequence[str]
+    path: Path,
+    content: StudyFile,
+    axes: Axes,
+    scale: str,
+    seeds: int,
+    overrides: Sequence[str],
 ) -> Iterator[Cell]:
-    axes: Mapping[str, Mapping[str, Any]] = content["axes"]
-    base = content["scale"][scale]
-    omitted = content.get("omit", [])
+    base = content.scale[scale]
+    known: dict[object, str] = {}  # cells by their settings
     names = set()
     for chosen in itertools.product(*axes.values()):
-        values = dict(zip(axes, map(str, chosen), strict=True))
-        if any(_agrees(values, each) for each in omitted):
+        values = dict(zip(axes, chosen, strict=True))
+        if any(_agrees(values, each) for each in content.omit):
             continue
-        settings = [f"{_PRESET}{base['config']}", *base.get("overrides", [])]
-        for axis, value in zip(axes, chosen, strict=True):
-            given = axes[axis][value]
-            settings += given.get(scale, []) if isinstance(given, dict) else given or []
-        for each in content.get("also", []):
-            if _agrees(values, each["where"]):
-                settings += each["overrides"]
-        for each in settings:
-            if not isinstance(each, str) or not ("=" in each or each.startswith("~")):
-                where = ", ".join(values.values())
-                raise ValueError(f"{path}: overrides of {where}: {each!r} is not KEY=VALUE")
+        settings = [f"{_PRESET}{base.config}", *base.overrides]
+        settings += [each for axis, value in values.items() for each in axes[axis][value]]
+        settings += [
+            each for also in content.also if _agrees(values, also.where) for each in also.overrides
+        ]
+        try:
+            _check_overrides(settings)
+        except ValueError as error:
+            raise ValueError(f"{path}: {', '.join(values.values())}: {error}") from None
+        settings += overrides
         config = [each for each in settings if each.startswith(_PRESET)][-1]
-        own = [each for each in settings if not each.startswith(_PRESET)]
+        own = tuple(each for each in settings if not each.startswith(_PRESET))
         for seed in range(1, seeds + 1):
-            all_overrides = (*own, f"common.seed={seed}", *overrides)
+            all_overrides = (*own, f"{_SEED}={seed}")
             cell = Cell(values, seed, config.removeprefix(_PRESET), all_overrides)
             if cell.name in names:
                 raise ValueError(f"{path}: two cells have the name {cell.name}; rename a value")
+            if len(cell.name) > MAX_NAME:
+                raise ValueError(f"{path}: {cell.name}: longer than {MAX_NAME} characters")
+            other = known.setdefault((cell.config, cell.overrides), cell.name)
+            if other != cell.name:
+                raise ValueError(f"{path}: {other} and {cell.name} have the same settings")
             names.add(cell.name)
             yield cell
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+    for each in overrides:
+        if not ("=" in each or each.startswith("~")):
+            raise ValueError(f"{each!r} is not KEY=VALUE")
+        if each.lstrip("+~").partition("=")[0] == _SEED:
+            raise ValueError(f"{each}: the seeds are set by --seeds")
+
+
+def _check_selection(
+    path: Path, key: str, selection: Mapping[str, Any], axes: Mapping[str, Sequence[str]]
+) -> None:
+    """Check that a selection names axes and values that exist.
+
+    Raises:
+        ValueError: it does not, or it is empty.
+    """
+    if not selection:
+        raise ValueError(f"{path}: {key}: values of axes are needed")
+    for axis, wanted in selection.items():
+        for value in wanted if isinstance(wanted, list) else [wanted]:
+            if str(value) not in axes.get(axis, ()):
+                raise ValueError(f"{path}: {key} names {axis}: {value}, which no cell has")
 
 
 def _agrees(values: Mapping[str, str], selection: Mapping[str, Any]) -> bool:
@@ -247,25 +269,24 @@ def _measure(path: Path, name: str) -> str:
     return name
 
 
-def _comparison(
-    path: Path, given: Mapping[str, Any], axes: Mapping[str, Sequence[str]]
-) -> Comparison:
-    try:
-        form = given["as"]
-        found = Comparison(
-            given["claim"],
-            _measure(path, given["measure"]),
-            {axis: str(value) for axis, value in given["of"].items()},
-            {axis: str(value) for axis, value in given["against"].items()},
-            form,
-            None if given.get("margin") is None else float(given["margin"]),
-            str(given.get("paper", "")),
+def _comparison(path: Path, given: Claim, axes: Mapping[str, Sequence[str]]) -> Comparison:
+    of, against = (
+        {axis: str(value) for axis, value in each.items()} for each in (given.of, given.against)
+    )
+    for selection in (of, against):
+        _check_selection(path, "compare", selection, axes)
+    if of.keys() != against.keys() or of == against:
+        raise ValueError(
+            f"{path}: {given.claim}: of and against need other values of the same axes"
         )
-    except KeyError as error:
-        raise ValueError(f"{path}: a comparison has no {error.args[0]}") from None
-    if form not in FORMS:
-        raise ValueError(f"{path}: as: {form}; must be one of {', '.join(FORMS)}")
-    for axis, value in (*found.of.items(), *found.against.items()):
-        if value not in axes.get(axis, ()):
-            raise ValueError(f"{path}: a comparison names {axis}: {value}, which no cell has")
-    return found
+    if given.form not in FORMS:
+        raise ValueError(f"{path}: form: {given.form}; must be one of {', '.join(FORMS)}")
+    return Comparison(
+        given.claim,
+        _measure(path, given.measure),
+        of,
+        against,
+        given.form,
+        given.margin,
+        given.paper,
+    )

@@ -12,6 +12,7 @@ from mae_ast.bench.training import seconds_per_update
 from mae_ast.core.io.read_ahead import Progress
 from mae_ast.study.data import StudyData
 from mae_ast.study.definition import Cell
+from mae_ast.trainer.child_training import training_environment
 from mae_ast.trainer.command import train_command
 from mae_ast.trainer.metrics_log import read_metrics
 
@@ -58,7 +59,9 @@ def _trial(cell: Cell, data: StudyData) -> float:
         command = train_command(
             data.folder, cell.config, Path(folder), [*cell.overrides, *settings]
         )
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=training_environment()
+        )
         if done.returncode:
             last = (done.stdout + done.stderr).strip().rpartition("\n")[2]
             raise ValueError(f"the trial of {cell.name} failed: {last}")

@@ -15,6 +15,7 @@ class Measure:
         factor: printed value per unit of the measure.
         unit: unit of the printed value.
         lower_is_better: a lower value is better.
+        is_baseline: it is measured for the first seed only.
     """
 
     title: str
@@ -22,6 +23,7 @@ class Measure:
     factor: float = 1.0
     unit: str = ""
     lower_is_better: bool = False
+    is_baseline: bool = False
 
 
 # Those of each probe have its name in front: "words_linear".
@@ -36,10 +38,10 @@ MEASURES = {
     "linear": Measure("linear probe", 1, 100, "%"),
     "knn": Measure("k-NN", 1, 100, "%"),
     "layer": Measure("layer", 1),
-    "random_linear": Measure("linear probe, random weights", 1, 100, "%"),
-    "random_knn": Measure("k-NN, random weights", 1, 100, "%"),
-    "log_mel_linear": Measure("linear probe, mean log-mel", 1, 100, "%"),
-    "log_mel_knn": Measure("k-NN, mean log-mel", 1, 100, "%"),
+    "random_linear": Measure("linear probe, random weights", 1, 100, "%", is_baseline=True),
+    "random_knn": Measure("k-NN, random weights", 1, 100, "%", is_baseline=True),
+    "log_mel_linear": Measure("linear probe, mean log-mel", 1, 100, "%", is_baseline=True),
+    "log_mel_knn": Measure("k-NN, mean log-mel", 1, 100, "%", is_baseline=True),
 }
 
 

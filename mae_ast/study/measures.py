@@ -13,7 +13,6 @@ import torch
 
 from mae_ast.console import bar
 from mae_ast.core.checkpoints.reader import RUN_FILE, read_state
-from mae_ast.core.io.manifest import Manifest, evenly_spaced
 from mae_ast.core.models.encoder import MaskedEncoder
 from mae_ast.evaluate.embeddings import embed, mean_log_mel, mean_of_layers
 from mae_ast.evaluate.masked_prediction import masked_scores
@@ -22,6 +21,7 @@ from mae_ast.hub.load import Pretrained, load
 from mae_ast.study.data import StudyData
 from mae_ast.trainer.metrics_log import END, read_metrics
 
+MEASURES_VERSION = 2  # increased when a measure changes, so that old ones are measured again
 MASK_TYPE, RATIO = "random_mask", 0.75  # of the masks that all cells are scored with
 MAX_CLIPS = 2000  # of each set that features are scored on
 WARM_UP = 0.2  # fraction of the updates whose times are omitted
@@ -51,13 +51,12 @@ def measure_run(run: Path, data: StudyData, updates_to: float | None = None) -> 
     cfg = read_state(run / RUN_FILE)["cfg"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load(run / RUN_FILE).to(device)
-    valid = Manifest.load(data.folder / "valid.tsv")
-    valid = valid.take(evenly_spaced(len(valid), MAX_CLIPS))
+    valid = data.valid(MAX_CLIPS)
     if isinstance(model, MaskedEncoder):
         scores = masked_scores(model, valid, MASK_TYPE, RATIO)
         if cfg["criterion"]["reconstruction_weight"]:
             found["relative_mse"] = scores.relative_mse
-        if cfg["criterion"]["classification_weight"]:
+        if cfg["criterion"]["classification_weight"] and scores.accuracy is not None:
             found["info_nce_accuracy"] = scores.accuracy
     last = mean_of_layers(model, [model.config.encoder_layers])
     embedded, _ = embed(valid, last, model.patch_shape.min_samples)

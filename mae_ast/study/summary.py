@@ -11,11 +11,15 @@ from typing import Any
 from mae_ast.core.io.settings_note import read_note, write_note
 from mae_ast.study.definition import Study
 from mae_ast.study.measure_names import heading, measure_of
-from mae_ast.study.runs import Outcome
+from mae_ast.study.runs import Outcome, by_setting
 from mae_ast.study.tables import Origin, Verdict, tables, tabulated
 from mae_ast.trainer.run_record import first_start
 
 SUMMARY_FILE = "study.json"  # in the folder of a study
+_KEYS = (
+    *("title", "finding", "limits", "scale", "seeds", "settings", "tables", "measures", "runs"),
+    "failed",
+)
 
 
 def write_summary(
@@ -28,13 +32,11 @@ def write_summary(
     """Write the texts, tables, measures and names of the cells of a study.
 
     The file has "title", "finding", "limits", "scale", "seeds"; "settings", the names of the
-    combinations; "tables", each with "title", "columns" and "rows"; "measures", each with "title"
-    and "values", for each setting those of its seeds; "runs", for each setting the names of its
-    trained cells; and "failed", pairs of a cell and its error.
+    combinations; "tables", each with "kind", "title", "columns" and "rows"; "measures", each with
+    "title" and "values", for each setting those of its seeds; "runs", for each setting the names of
+    its trained cells; and "failed", pairs of a cell and its error.
     """
-    settings: dict[str, list[Outcome]] = {}
-    for each in outcomes:
-        settings.setdefault(each.cell.setting, []).append(each)
+    settings = by_setting(outcomes)
     measures = [
         {
             "title": heading(name),
@@ -65,7 +67,7 @@ def write_summary(
 
 
 def origin_of(folder: Path, outcomes: Sequence[Outcome], command: Sequence[str]) -> Origin:
-    """Return where the measures of a study come from, by what the starts of its runs record.
+    """Return command, hardware, commit and dates of a study, as its runs record them.
 
     Args:
         folder: folder of the study.
@@ -98,6 +100,6 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     found = read_note(path, "the command of the study writes it again")
-    if "settings" not in found:
+    if not all(key in found for key in _KEYS):
         raise ValueError(f"{path}: is no summary of a study")
     return found

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import csv
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scipy.stats import t as student
+
 from mae_ast.core.io.atomic import atomic_write
 from mae_ast.core.io.plural import plural
-from mae_ast.study.definition import Comparison, Study
+from mae_ast.study.definition import Cell, Comparison, Study
 from mae_ast.study.measure_names import heading, kind_of, measure_of
-from mae_ast.study.runs import Outcome
+from mae_ast.study.runs import Outcome, by_setting
 
 Origin = Mapping[str, str]  # of the measures: command, hardware, commit, versions, dates
 
 SHOWN, NOT_SHOWN, REVERSED = "shown", "not shown", "reversed"
+CONFIDENCE = 0.95  # of a verdict
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,13 @@ class Table:
     """A table of texts.
 
     Args:
+        kind: "measures", "comparisons", "paper" or "origin".
         title: its title; may be empty.
         columns: headings of the columns.
         rows: a text for each column.
     """
 
+    kind: str
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -37,7 +43,8 @@ class Table:
         """Return its lines in Markdown, title included."""
         lines = [self.columns, ["---"] * len(self.columns), *self.rows]
         title = [f"## {self.title}", ""] if self.title else []
-        return [*title, *(f"| {' | '.join(cells)} |" for cells in lines), ""]
+        rows = ([cell.replace("|", "\\|") for cell in cells] for cells in lines)
+        return [*title, *(f"| {' | '.join(cells)} |" for cells in rows), ""]
 
 
 @dataclass(frozen=True)
@@ -91,16 +98,18 @@ def tables(
     """Return the measures of each setting, the comparisons, the paper's numbers, and the origin."""
     names = tabulated(study, outcomes)
     columns = [*study.axes, "seeds", *map(heading, names)]
-    found = [Table("", columns, _means(study, outcomes, names))]
+    found = [Table("measures", "", columns, _means(study, outcomes, names))]
     if verdicts:
         columns = ["the paper", "measured here", "in the paper", "at this scale"]
-        found.append(Table("The finding", columns, [_verdict_row(each) for each in verdicts]))
-    if rows := study.paper.get("rows"):
+        found.append(
+            Table("comparisons", "The finding", columns, [_verdict_row(each) for each in verdicts])
+        )
+    if study.paper is not None:
+        rows = study.paper.rows
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        title = f"The paper's numbers ({study.paper['source']})"
         cells = [[str(row.get(key, "")) for key in columns] for row in rows]
-        found.append(Table(title, columns, cells))
-    found.append(Table("Measured", ["", ""], list(origin.items())))
+        found.append(Table("paper", f"The paper's numbers ({study.paper.source})", columns, cells))
+    found.append(Table("origin", "Measured", ["", ""], list(origin.items())))
     return found
 
 
@@ -123,45 +132,63 @@ def markdown(
 def compare(study: Study, outcomes: Sequence[Outcome]) -> list[Verdict]:
     """Compare cells as the study says; pairs agree in the seed and in all other axes.
 
-    A difference is shown (or reversed) if its mean over the pairs is larger than its std. That
-    cells are not worse is shown if the mean minus the std is above the negative margin, and
-    reversed if the mean plus the std is below.
+    A claim is shown, or reversed, if the mean over the pairs differs from no difference (that they
+    are not worse: from the margin) with a confidence of 95 % (one-sided t-test).
     """
     verdicts = []
     names = measures_of(outcomes)
     for each in study.compare:
         for name in _measures_like(each.measure, names) or [each.measure]:
-            values = tuple(_pairs(each, name, outcomes))
-            verdicts.append(Verdict(each, name, values, _judge(each, name, values)))
+            values, is_complete = _pairs(each, name, outcomes)
+            verdict = _judge(each, name, values) if is_complete else "incomplete"
+            verdicts.append(Verdict(each, name, values, verdict))
     return verdicts
 
 
-def _pairs(comparison: Comparison, name: str, outcomes: Sequence[Outcome]) -> list[float]:
-    selected: list[dict[object, float]] = []
-    for wanted in (comparison.of, comparison.against):
-        found: dict[object, float] = {}
-        for each in outcomes:
-            values, value = each.cell.values, (each.measures or {}).get(name)
-            if value is not None and wanted.items() <= values.items():
-                rest = tuple(item for item in values.items() if item[0] not in wanted)
-                found[(rest, each.cell.seed)] = value
-        selected.append(found)
-    of, against = selected
-    shared = [key for key in of if key in against]
-    if comparison.form == "ratio":
-        return [against[key] / of[key] for key in shared]
-    return [of[key] - against[key] for key in shared]
+def _pairs(
+    comparison: Comparison, name: str, outcomes: Sequence[Outcome]
+) -> tuple[tuple[float, ...], bool]:
+    """Return the ratio or difference of each pair, and whether all measured cells have one."""
+    of, against = (
+        {
+            _rest_of(each.cell, wanted): each.measures.get(name, math.nan)
+            for each in outcomes
+            if each.measures is not None and wanted.items() <= each.cell.values.items()
+        }
+        for wanted in (comparison.of, comparison.against)
+    )
+    pairs = [(of[key], against[key]) for key in of if key in against]
+    values = [
+        _value_of(comparison, name, *pair) for pair in pairs if not any(map(math.isnan, pair))
+    ]
+    is_complete = len(values) in (0, len(pairs))
+    return tuple(value for value in values if value is not None), is_complete
+
+
+def _rest_of(cell: Cell, selection: Mapping[str, str]) -> object:
+    return cell.seed, tuple(item for item in cell.values.items() if item[0] not in selection)
+
+
+def _value_of(comparison: Comparison, name: str, of: float, against: float) -> float | None:
+    """Return how much, or how many times, one value is better; ``None``: it cannot be divided."""
+    if comparison.form == "difference":
+        return of - against
+    if measure_of(name).lower_is_better:
+        of, against = against, of
+    return of / against if against else None
 
 
 def _judge(comparison: Comparison, name: str, values: Sequence[float]) -> str:
     if not values:
         return "not measured"
-    neutral = 1.0 if comparison.form == "ratio" else 0.0
-    lower_is_better = measure_of(name).lower_is_better
-    sign = -1 if lower_is_better and comparison.form == "difference" else 1
-    mean = sign * (statistics.mean(values) - neutral) + (comparison.margin or 0.0)
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    if abs(mean) <= spread:
+    if len(values) < 2:
+        return "one pair only"
+    is_ratio = comparison.form == "ratio"
+    sign = -1 if measure_of(name).lower_is_better and not is_ratio else 1
+    mean = sign * (statistics.mean(values) - is_ratio) + (comparison.margin or 0.0)
+    count = len(values)
+    error = float(student.ppf(CONFIDENCE, count - 1)) * statistics.stdev(values) / count**0.5
+    if abs(mean) <= error:
         return NOT_SHOWN
     return SHOWN if mean > 0 else REVERSED
 
@@ -183,20 +210,24 @@ def _verdict_row(each: Verdict) -> list[str]:
 
 def _means(study: Study, outcomes: Sequence[Outcome], names: Sequence[str]) -> list[list[str]]:
     """Return a row for each setting: its values, number of seeds, and measures."""
-    settings: dict[str, list[Outcome]] = {}
-    for each in outcomes:
-        settings.setdefault(each.cell.setting, []).append(each)
     rows = []
-    for own in settings.values():
+    for own in by_setting(outcomes).values():
         done = [each.measures for each in own if each.measures is not None]
-        cells = [_cell_text(name, [m[name] for m in done if name in m]) for name in names]
+        cells = [_cell_text(name, [m.get(name) for m in done]) for name in names]
         rows.append([*own[0].cell.values.values(), str(len(done)), *cells])
     return rows
 
 
-def _cell_text(name: str, values: Sequence[float]) -> str:
+def _cell_text(name: str, values: Sequence[float | None]) -> str:
+    """Return mean and std of the seeds, and how many of them have a value if not all do."""
     measure = measure_of(name)
-    return _mean_text(values, measure.factor, measure.digits) if values else "-"
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    text = _mean_text(known, measure.factor, measure.digits)
+    if measure.is_baseline or len(known) == len(values):
+        return text
+    return f"{text} ({len(known)} of {len(values)})"
 
 
 def _mean_text(values: Sequence[float], factor: float, digits: int) -> str:

@@ -48,7 +48,7 @@ def study(run: Path, tmp_path: Path) -> Path:
         updates_to=None,
         tabulate=(),
         compare=(claim,),
-        paper={},
+        paper=None,
     )
     scores = (0.7, 0.8, 0.6)
     outcomes = [
@@ -82,7 +82,7 @@ def test_a_study_stands_for_the_first_run_of_each_setting(study: Path, run: Path
         ["date", "2026-11-26"],
     ]
     assert summary["failed"] == [["2-b-seed2", "training failed"]]
-    assert summary["tables"][1]["rows"][0][-1] == "shown"
+    assert summary["tables"][1]["rows"][0][-1] == "one pair only"
 
 
 def test_damaged_and_failed_studies_are_refused(study: Path) -> None:
@@ -111,7 +111,13 @@ def test_page_of_a_study(study: Path, tmp_path: Path, mae_ast_command) -> None:
         sections = browser.run("[...document.querySelectorAll('section')].map((each) => each.id)")
         assert sections[:2] == ["study", "runs"]
         text = browser.run("document.querySelector('#study').innerText")
-        for part in ("One layer suffices.", "It is small.", "shown", "75.0 ± 7.1", "2-b-seed2"):
+        for part in (
+            "One layer suffices.",
+            "It is small.",
+            "one pair only",
+            "75.0 ± 7.1",
+            "2-b-seed2",
+        ):
             assert part in text
         assert browser.run("document.querySelectorAll('#study svg circle').length") == 2 * 3
         x, y, _ = center(browser, "#study .dots rect")

@@ -8,7 +8,6 @@ import pytest
 import yaml
 
 from mae_ast.study.definition import read_study, study_names
-from mae_ast.study.measure_names import measure_of
 from mae_ast.trainer.command import find_preset
 
 STUDY = {
@@ -26,7 +25,7 @@ STUDY = {
             "measure": "words_linear",
             "of": {"layers": 4},
             "against": {"layers": 2},
-            "as": "difference",
+            "form": "difference",
         }
     ],
 }
@@ -50,7 +49,7 @@ def test_cells_combine_all_values_and_seeds_except_omitted_ones(tmp_path):
     ]
     assert study.cells[-1].overrides == (
         *("a=1", "network=demo_ssast", "model.encoder_layers=4"),
-        *("common.seed=2", "b=2"),
+        *("b=2", "common.seed=2"),
     )
     assert study.cells[-1].setting == "SSAST, 4"
     assert study.axes == {"system": ("MAE-AST", "SSAST"), "layers": ("2", "4")}
@@ -63,32 +62,73 @@ def test_studies_of_the_package_are_valid(name, scale):
     assert len(study.cells) == 3 * len({cell.setting for cell in study.cells})
     for cell in study.cells:
         find_preset(cell.config, "pretrain")
-    assert study.compare
     for each in study.compare:
-        measure_of(each.measure)
+        for selection in (each.of, each.against):
+            assert any(selection.items() <= cell.values.items() for cell in study.cells), each.claim
+
+
+def test_values_that_omit_a_scale_have_no_cells_there(tmp_path):
+    scales = {**STUDY["scale"], "paper": {"config": "mae_ast"}}
+    axes = {**STUDY["axes"], "layers": {2: {"demo": ["a=2"]}, 4: {"paper": []}}}
+    path = write(tmp_path, scale=scales, axes=axes, omit=[])
+    demo, paper = (read_study(path, 1, scale) for scale in ("demo", "paper"))
+    assert [cell.name for cell in demo.cells] == ["mae-ast-2-seed1", "ssast-2-seed1"]
+    assert [cell.name for cell in paper.cells] == ["mae-ast-4-seed1"]
+    assert demo.axes["layers"] == ("2",)
+
+
+ONE_AXIS = {"axes": {"x": {"a": [], "b": ["k=1"]}}, "compare": [], "omit": []}
+CLAIM = STUDY["compare"][0]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"axis": {}}, "axis: no such key; keys are title, finding, "),
-        ({"axes": {}}, "axes: a mapping is needed"),
+        ({"axes": 3}, "axes: a mapping is needed"),
+        ({"axes": {"x": [1]}, "omit": [], "compare": []}, "axes.x: a mapping of values is needed"),
+        ({"axes": {"x": {}}, "omit": [], "compare": []}, "has no cells at scale=demo"),
+        (ONE_AXIS | {"axes": {"x": {"a": 3}}}, "axes.x.a: a list of KEY=VALUE is needed"),
+        (ONE_AXIS | {"axes": {"x": {"a": {"dem": []}}}}, "axes.x.a.dem: no such scale"),
+        (ONE_AXIS | {"axes": {"x": {"a/b": [], "a b": ["k=1"]}}}, "two cells have the name a-b-"),
+        (
+            ONE_AXIS | {"axes": {"x": {"a": [], "b": []}}},
+            "a-seed1 and b-seed1 have the same settings",
+        ),
+        (ONE_AXIS | {"axes": {"x": {"a" * 300: []}}}, "longer than 200 characters"),
+        (ONE_AXIS | {"axes": {"x": {"a": ["lr"]}}}, "a: 'lr' is not KEY=VALUE"),
+        (
+            ONE_AXIS | {"axes": {"x": {"a": ["common.seed=1"]}}},
+            "a: common.seed=1: the seeds are set",
+        ),
         ({"tabulate": ["speed"]}, "measure 'speed': no such measure; they are "),
-        ({"title": 3}, "title: a text is needed"),
+        ({"tabulate": "linear"}, "tabulate: a list is needed"),
+        ({"title": None}, "title: a text is needed"),
+        ({"updates_to": "much"}, "updates_to: a number is needed"),
+        ({"paper": {"rows": []}}, "paper.source: is needed"),
+        ({"scale": {"demo": {}}}, "scale.demo.config: is needed"),
         (
-            {"axes": {"x": {"a/b": [], "a b": []}}, "compare": []},
-            "two cells have the name a-b-seed1",
+            {"scale": {"demo": {"config": "demo", "override": []}}},
+            "scale.demo.override: no such key",
         ),
-        ({"axes": {"x": {"a": ["lr"]}}, "compare": []}, "overrides of a: 'lr' is not KEY=VALUE"),
-        ({"compare": [{"claim": "x"}]}, "a comparison has no as"),
+        ({"omit": ["x"]}, "omit: a mapping is needed"),
+        ({"omit": [{"layer": 2}]}, "omit names layer: 2, which no cell has"),
+        ({"omit": [{}]}, "omit: values of axes are needed"),
+        ({"also": [{"where": {"layers": 2}}]}, "also[0].overrides: is needed"),
+        ({"also": [{"where": {"layers": 3}, "overrides": []}]}, "also names layers: 3"),
+        ({"compare": [{"claim": "x"}]}, "compare[0].against: is needed"),
+        ({"compare": {"claim": "x"}}, "compare: a list is needed"),
         (
-            {"compare": [STUDY["compare"][0] | {"of": {"layers": 6}}]},
-            "a comparison names layers: 6, which no cell has",
+            {"compare": [CLAIM | {"of": {"layers": 6}}]},
+            "compare names layers: 6, which no cell has",
         ),
-        ({"compare": [STUDY["compare"][0] | {"as": "sum"}]}, "as: sum; must be one of ratio, diff"),
+        ({"compare": [CLAIM | {"of": {"system": "SSAST"}}]}, "other values of the same axes"),
+        ({"compare": [CLAIM | {"form": "sum"}]}, "form: sum; must be one of ratio, difference"),
+        ({"compare": [CLAIM | {"margn": 1}]}, "margn: no such key; keys are claim, "),
+        ({"compare": [CLAIM | {"margin": "small"}]}, "margin: a number is needed"),
         (
-            {"compare": [STUDY["compare"][0] | {"measure": "speed"}]},
-            "measure 'speed': no such measure; they are update_s, ",
+            {"compare": [CLAIM | {"measure": "speed"}]},
+            "measure 'speed': no such measure; they are ",
         ),
     ],
 )
@@ -96,6 +136,17 @@ def test_invalid_studies_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=r"depth\.yaml: ") as error:
         read_study(write(tmp_path, **changes), 1)
     assert message in str(error.value)
+
+
+def test_invalid_overrides_are_refused(tmp_path):
+    path = write(tmp_path)
+    with pytest.raises(ValueError, match="'layers' is not KEY=VALUE"):
+        read_study(path, 1, overrides=["layers"])
+    with pytest.raises(ValueError, match=r"\+common\.seed=7: the seeds are set by --seeds"):
+        read_study(path, 3, overrides=["+common.seed=7"])
+    study = read_study(path, 1, overrides=["config=mae_ast", "~a"])
+    assert {cell.config for cell in study.cells} == {"mae_ast"}
+    assert study.cells[0].overrides == ("a=1", "model.encoder_layers=2", "~a", "common.seed=1")
 
 
 def test_unknown_names_are_refused(tmp_path):

@@ -35,7 +35,7 @@ STUDY = {
             "measure": "labels_linear",
             "of": {"layers": 2},
             "against": {"layers": 1},
-            "as": "difference",
+            "form": "difference",
         }
     ],
 }

@@ -2,12 +2,12 @@
 const DOTS = { width: 420, row: 22, label: 150, right: 14, bottom: 26 };
 
 function studySection(study) {
-  const [measured, finding, ...rest] = study.tables;
-  const tables = [finding, measured, ...rest].filter(Boolean);
+  const order = ["comparisons", "measures", "paper", "origin"];
+  const tables = [...study.tables].sort((a, b) => order.indexOf(a.kind) - order.indexOf(b.kind));
   const seeds = `${study.seeds} ${study.seeds === 1 ? "seed" : "seeds"}`;
   return [
     element("p", {}, study.finding),
-    ...tables.flatMap((table) => table === measured
+    ...tables.flatMap((table) => table.kind === "measures"
       ? [element("h3", {}, `Measures: mean ± std over ${seeds}`), tableOf(table, "measures")]
       : [element("h3", {}, table.title), tableOf(table)]),
     study.limits ? element("p", {}, `Limits: ${study.limits}`) : null,
