@@ -3,7 +3,7 @@
 #
 # Usage: [NAME=VALUE ...] scripts/real_corpus.sh
 #
-# OUT gets
+# OUT, a folder of its own, gets
 #
 #   clips/, licenses/       the recordings, and the copyright files of the packages
 #   train.tsv, valid.tsv    manifests for pretraining, without the test clips below
@@ -43,28 +43,42 @@ done
 mkdir -p "$OUT"
 out=$(cd "$OUT" && pwd)
 
-# find_package NAME: path of its .deb file
+marker=$out/.real_corpus # in folders that this script made
+if [[ ! -f $marker ]]; then
+  for folder in clips licenses language family; do
+    [[ ! -e $out/$folder ]] || fail "OUT=$OUT: has $folder, which this script did not make"
+  done
+fi
+packages=${PACKAGES:-$out/packages}
+[[ -z $PACKAGES || -d $PACKAGES ]] || fail "PACKAGES=$PACKAGES: no such folder"
+
+# find_package NAME: path of its newest .deb file
 find_package() {
-  find "${PACKAGES:-$out/packages}" -name "$1_*.deb" 2> /dev/null | sort | tail -n 1
+  find "$packages" -name "$1_*.deb" | sort -V | tail -n 1
 }
 
 names=(klettres-data sonic-pi-samples)
 if [[ -z $PACKAGES ]]; then
   command -v apt-get > /dev/null || fail "apt-get: not found; PACKAGES names a folder of .deb files"
-  mkdir -p "$out/packages"
+  mkdir -p "$packages"
   for name in "${names[@]}"; do
-    [[ -n $(find_package "$name") ]] || (cd "$out/packages" && apt-get download "$name") ||
+    [[ -n $(find_package "$name") ]] || (cd "$packages" && apt-get download "$name") ||
       fail "apt-get download $name: failed; 'apt-get update' may help"
   done
 fi
 
 unpacked=$out/unpacked
-rm -rf "$unpacked" "$out"/{clips,licenses,language,family}
-mkdir -p "$unpacked" "$out/licenses"
+rm -rf "$unpacked"
 for name in "${names[@]}"; do
   package=$(find_package "$name")
-  [[ -n $package ]] || fail "PACKAGES=$PACKAGES: no ${name}_*.deb"
+  [[ -n $package ]] || fail "$packages: has no ${name}_*.deb"
+  mkdir -p "$unpacked"
   dpkg -x "$package" "$unpacked"
+done
+touch "$marker"
+rm -rf "$out"/{clips,licenses,language,family}
+mkdir "$out/licenses"
+for name in "${names[@]}"; do
   cp "$unpacked/usr/share/doc/$name/copyright" "$out/licenses/$name"
 done
 

@@ -19,11 +19,14 @@ from pathlib import Path
 
 from scipy.stats import t as student
 
+from mae_ast.bench.machine import commit
 from mae_ast.core.checkpoints.reader import RUN_FILE
 from mae_ast.core.io.atomic import atomic_write
 from mae_ast.core.io.manifest import Manifest
+from mae_ast.core.io.settings_note import file_digest
 from mae_ast.hub.load import PretrainedMaeAst, load
 from mae_ast.trainer.metrics_log import read_metrics
+from mae_ast.trainer.run_record import first_start
 from scripts.demo.cache import cached
 from scripts.demo.evaluate import evaluate
 from scripts.demo.recognition import probe_words
@@ -50,19 +53,50 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--band", type=Path, metavar="FILE", help="recorded band; default: that of the repository"
     )
     chosen = parser.parse_args(arguments)
-    found = {run.name: metrics_of(run, chosen.corpus) for run in chosen.runs}
+    path = chosen.band or max(RESULTS.glob(PATTERN), key=lambda file: file.stem[-10:], default=None)
+    if path is None and chosen.record is None:
+        parser.error(f"{RESULTS}: no {PATTERN}; --record makes one")
+    try:
+        for run in chosen.runs:
+            check_commit(run)
+        if chosen.record is not None:
+            check_number(len(chosen.runs))
+        found = {run.name: metrics_of(run, chosen.corpus) for run in chosen.runs}
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"reference_band: error: {error}")
     if chosen.record is not None:
         write_band(chosen.record, found)
         print(chosen.record)
         return
-    path = chosen.band or max(RESULTS.glob(PATTERN), key=lambda file: file.stem[-10:], default=None)
-    if path is None:
-        parser.error(f"{RESULTS}: no {PATTERN}; --record makes one")
     recorded = read_band(path)
     outside = [line for run, metrics in found.items() for line in compare(run, metrics, recorded)]
     if outside:
         sys.exit(f"outside the band of {path.name}: {', '.join(outside)}")
     print(f"inside the band of {path.name}")
+
+
+def check_commit(run: Path) -> None:
+    """Check that a run was trained by the current commit.
+
+    Raises:
+        ValueError: it was not.
+    """
+    trained_by, current = first_start(run).get("commit"), commit()
+    if trained_by != current:
+        raise ValueError(
+            f"{run}: was trained at commit {trained_by}, not {current}; remove it, or choose "
+            "another OUT"
+        )
+
+
+def check_number(count: int) -> None:
+    """Check that there are enough runs for a band.
+
+    Raises:
+        ValueError: there are fewer than three.
+    """
+    if count < 3:
+        raise ValueError(f"a band needs at least 3 runs, not {count}")
 
 
 def metrics_of(run: Path, corpus: Path) -> Metrics:
@@ -74,13 +108,16 @@ def metrics_of(run: Path, corpus: Path) -> Metrics:
 
     Raises:
         FileNotFoundError: the run has no checkpoint or no metrics.
+        ValueError: a metric is missing or not finite.
     """
     found: Metrics = {}
     for line in read_metrics(run):
         for metric in KINDS.get(line["kind"], ()):
+            if line.get(metric) is None:
+                raise ValueError(f"{run}: no {metric} at update {line['num_updates']}")
             found[f"{metric} at {line['num_updates']}"] = line[metric]
     checkpoint = run / RUN_FILE
-    inputs = {"updates": max(line["num_updates"] for line in read_metrics(run))}
+    inputs = {"checkpoint": file_digest(checkpoint)}
     trained = cached(run / TRAINED_FILE, inputs, lambda: _trained(checkpoint, corpus))
     del trained["minutes"]
     return found | trained
@@ -127,13 +164,7 @@ def compare(run: str, metrics: Metrics, recorded: Mapping[str, Sequence[float]])
 
 
 def write_band(path: Path, found: Mapping[str, Metrics]) -> None:
-    """Write the metrics of runs: a row for each metric, a column for each run.
-
-    Raises:
-        ValueError: there are fewer than three runs.
-    """
-    if len(found) < 3:
-        raise ValueError(f"a band needs at least 3 runs, not {len(found)}")
+    """Write the metrics of runs: a row for each metric, a column for each run."""
     first = next(iter(found.values()))
     with atomic_write(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -5,7 +5,8 @@
 #
 # 'make reference' is the same. The band is that of eight seeds, in
 # benchmarks/results/reference_run_*.csv; the script prints a row for each metric and update, and
-# fails if one lies outside. The same command resumes. To record a band anew:
+# fails if one lies outside. A run that was stopped resumes; a finished one of another commit is
+# refused. To record a band anew:
 #
 #   SEEDS='1 2 3 4 5 6 7 8' scripts/reference_run.sh --record reference.csv
 #

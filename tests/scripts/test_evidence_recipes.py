@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from mae_ast.bench.machine import commit
 from mae_ast.core.io.manifest import Manifest
+from mae_ast.core.io.settings_note import file_digest
 from mae_ast.study.data import find_data
 
 from .test_recipes import run, start
@@ -80,7 +82,7 @@ def test_real_corpus_has_two_tasks_whose_tests_are_not_for_pretraining(
     assert len(clips("language/train.tsv")) == 6
     tests = Manifest.load(real / "language" / "test.tsv")
     paths = [tests.row_path(row) for row in range(len(tests))]
-    assert [path[-12:] for path in paths] == [
+    assert [path[-11:] for path in paths] == [
         f"{language}/ab-{number}.ogg" for language in ("de", "fr") for number in (2, 4)
     ]
     assert clips("family/test.tsv") == ["drum_2.flac", "tabla_2.flac"]
@@ -95,11 +97,25 @@ def test_real_corpus_has_two_tasks_whose_tests_are_not_for_pretraining(
 
 
 @needs_dpkg
-def test_real_corpus_names_the_package_that_is_missing(tmp_path: Path) -> None:
-    process = start("real_corpus.sh", cwd=tmp_path, PACKAGES=".")
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"PACKAGES": "."}, ".: has no klettres-data_*.deb"),
+        ({"PACKAGES": "missing"}, "PACKAGES=missing: no such folder"),
+        ({"OUT": "mine", "PACKAGES": "."}, "OUT=mine: has clips, which this script did not make"),
+    ],
+)
+def test_real_corpus_refuses_wrong_folders(
+    tmp_path: Path, variables: dict[str, str], message: str
+) -> None:
+    precious = tmp_path / "mine" / "clips" / "precious.wav"
+    precious.parent.mkdir(parents=True)
+    precious.touch()
+    process = start("real_corpus.sh", cwd=tmp_path, **variables)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert output == "real_corpus.sh: error: PACKAGES=.: no klettres-data_*.deb\n"
+    assert output == f"real_corpus.sh: error: {message}\n"
+    assert precious.is_file()
 
 
 def test_reference_run_trains_each_seed_and_records_or_compares(tmp_path: Path) -> None:
@@ -115,13 +131,18 @@ mkdir -p "$6"
 seed=${7#common.seed=}
 line='"num_updates": 300, "loss": 7.'$seed', "mse": 1, "info_nce": 1, "info_nce_accuracy": 1'
 echo '{"kind": "valid", '"$line"'}' > "$6/metrics.jsonl"
-echo '{"inputs": {"updates": 300}, "results": {"mse, trained": 0.06, "minutes": 1}}' \
+mkdir -p "$6/checkpoints"
+touch "$6/checkpoints/checkpoint_last.pt"
+echo '{"commit": "'$COMMIT'"}' > "$6/starts.jsonl"
+echo '{"inputs": {"checkpoint": "'$DIGEST'"}, "results": {"mse, trained": 0.06, "minutes": 1}}' \
   > "$6/trained.json"
 """
     )
     stub.chmod(0o755)
     path = os.pathsep.join([str(stub.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
-    variables = {"PATH": path, "OUT": "my runs", "DEMO": "my demo"}
+    (tmp_path / "empty").touch()
+    variables = {"PATH": path, "OUT": "my runs", "DEMO": "my demo", "COMMIT": str(commit())}
+    variables["DIGEST"] = file_digest(tmp_path / "empty")
     output = run(
         "reference_run.sh", "--record", "band.csv", cwd=tmp_path, SEEDS="1 2 3", **variables
     )

@@ -18,10 +18,13 @@ VALUES = (1.0, 1.1, 0.9, 1.05)
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Folders of runs whose losses at update 300 are ``VALUES``."""
     monkeypatch.setattr(reference_band, "_trained", lambda *_: {"mse, trained": 0.06})
+    monkeypatch.setattr(reference_band, "commit", lambda: "abc1234")
     folders = []
     for number, value in enumerate(VALUES, 1):
         folder = tmp_path / f"seed{number}"
-        folder.mkdir()
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints" / "checkpoint_last.pt").touch()
+        (folder / "starts.jsonl").write_text('{"commit": "abc1234"}\n')
         stamp = {"timestamp": "2026-11-26T00:00:00+00:00", "num_updates": 300}
         valid = dict.fromkeys(("mse", "info_nce", "info_nce_accuracy"), value)
         lines = [
@@ -60,8 +63,18 @@ def test_runs_are_recorded_and_compared(runs: list[Path], tmp_path: Path, capsys
     with pytest.raises(SystemExit, match=r"outside the band of band\.csv: loss at 300 of seed1"):
         main([*common, "--band", str(band), str(runs[0])])
     assert re.search(r"loss at 300 +3\.0000 .* outside\n", capsys.readouterr().out)
-    with pytest.raises(ValueError, match="at least 3 runs"):
+    with pytest.raises(SystemExit, match="error: a band needs at least 3 runs, not 1"):
         main([*common, "--record", str(band), str(runs[0])])
+
+
+def test_runs_of_another_commit_or_without_a_value_are_refused(runs: list[Path]):
+    path = runs[0] / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"loss": 1.0', '"loss": null'))
+    with pytest.raises(SystemExit, match=r"error: .*seed1: no loss at update 300"):
+        main(["--corpus", "corpus", "--band", "band.csv", str(runs[0])])
+    (runs[1] / "starts.jsonl").write_text('{"commit": "other"}\n')
+    with pytest.raises(SystemExit, match="was trained at commit other, not abc1234; remove it"):
+        main(["--corpus", "corpus", "--band", "band.csv", str(runs[1])])
 
 
 def test_a_metric_that_a_run_lacks_is_outside(runs: list[Path], tmp_path: Path):
