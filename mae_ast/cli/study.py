@@ -80,6 +80,7 @@ def study(
         )
     data = find_data(wanted)
     data.check(MAX_CLIPS)
+    found = found.on(data.overrides)
     if not has_launcher(given):
         _check_settings(found, data)
     if dry_run:

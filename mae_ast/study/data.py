@@ -1,8 +1,9 @@
 """Data of a study: manifests to pretrain on, and labelled splits to probe.
 
 A data file, below ``config/study/data``, has ``folder`` (with ``train.tsv`` and ``valid.tsv``),
-``made_by`` (how to make it), and ``probes``: by name a mapping of ``folder`` (relative to the data;
-default: the data), ``train``, ``test`` (names of splits) and ``group`` (a regular expression).
+``made_by`` (how to make it), ``overrides`` of all runs on it, and ``probes``: by name a mapping of
+``folder`` (relative to the data; default: the data), ``train``, ``test`` (names of splits) and
+``group`` (a regular expression).
 """
 
 from __future__ import annotations
@@ -68,10 +69,12 @@ class StudyData:
     Args:
         folder: folder of ``train.tsv`` and ``valid.tsv``.
         probes: the labelled tasks; possibly none.
+        overrides: overrides of all runs; those of a study take precedence.
     """
 
     folder: Path
     probes: tuple[Probe, ...]
+    overrides: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> Path | None:
@@ -141,7 +144,7 @@ def find_data(data: str) -> StudyData:
         for path in (probe.train, probe.test):
             if not path.is_file():
                 raise ValueError(f"{path}: no such file; '{content['made_by']}' makes it")
-    return StudyData(folder, tuple(probes))
+    return StudyData(folder, tuple(probes), tuple(content.get("overrides", [])))
 
 
 def _chosen(manifest: Manifest, max_clips: int) -> np.ndarray:

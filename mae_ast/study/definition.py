@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,11 @@ class Study:
     tabulate: tuple[str, ...]
     compare: tuple[Comparison, ...]
     paper: Paper | None
+
+    def on(self, overrides: Sequence[str]) -> Study:
+        """Return the study with overrides of all cells that its own ones take precedence over."""
+        cells = [replace(cell, overrides=(*overrides, *cell.overrides)) for cell in self.cells]
+        return replace(self, cells=tuple(cells))
 
 
 def study_names() -> list[str]:
