@@ -48,7 +48,7 @@ def report(
 ) -> None:
     """Write a page on runs or studies: settings, curves, sounds, embeddings and tables.
 
-    Of a study it shows the tables, a plot of all measures, and the first run of each setting.
+    The page of a study shows its tables, plots of its measures, and the first run of each setting.
 
     The page is one HTML file that needs no network. Masked and reconstructed spectrograms are made
     audible by Griffin-Lim. What a run lacks is named on the page.

@@ -51,7 +51,7 @@ def study(folder: Path, data: Path, out: str, *arguments: str) -> Training:
 
 
 def rows(out: Path) -> list[dict[str, str]]:
-    """All cells without what a clock or the memory says."""
+    """Rows of ``cells.csv`` without times and memory."""
     with (out / "cells.csv").open() as file:
         return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
 
