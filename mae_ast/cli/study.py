@@ -154,10 +154,11 @@ def _check_settings(study: Study, data: StudyData) -> None:
     Raises:
         ValueError: an override is invalid; the message names a cell.
     """
-    from mae_ast.bench.plan import compose_settings
     from mae_ast.cli.quiet import quiet
 
     with quiet():
+        from mae_ast.bench.plan import compose_settings  # fairseq, which logs when it is imported
+
         for cell in {cell.setting: cell for cell in study.cells}.values():
             try:
                 compose_settings(data.folder, cell.config, cell.overrides)
@@ -169,10 +170,11 @@ def _list_cells(study: Study, data: StudyData) -> None:
     """Print all cells with the estimated time of each, and of all."""
     from mae_ast.cli.quiet import quiet
     from mae_ast.console import bar
-    from mae_ast.study.estimate import estimate
 
     settings = {cell.setting: cell for cell in reversed(study.cells)}
     with quiet():
+        from mae_ast.study.estimate import estimate
+
         seconds = estimate(settings, data, bar("estimating", "setting"))
     for cell in study.cells:
         minutes = seconds[cell.setting] / 60
