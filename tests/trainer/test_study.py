@@ -87,6 +87,7 @@ def test_study_measures_all_cells_and_names_the_one_that_fails(whole: tuple[Path
     assert found[1]["rank_me"] == ""
     assert "2-seed1: training failed, see out/2-seed1/train.log" in output
     assert "1 of 2 cells failed; the same command tries them again" in output
+    assert "DEBUG" not in output
     assert "decoder_layers=-2" in (out / "2-seed1" / "train.log").read_text()
     assert "Two layers are better" in (out / "study.md").read_text()
     assert (out / "study.png").stat().st_size > 10_000
