@@ -93,7 +93,7 @@ class StudyData:
         return manifest.take(_chosen(manifest, max_clips))
 
     def content(self) -> dict[str, str]:
-        """Return the content of all manifests and labels, by path relative to the folder."""
+        """Return the content of all manifests and labels, by probe and file name."""
         names = ["train.tsv", "valid.tsv"]
         found = inputs_of(self.folder, names)
         for probe in self.probes:

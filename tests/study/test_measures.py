@@ -10,9 +10,9 @@ import soundfile
 import torch
 
 from mae_ast.core.io.manifest import Manifest, write_manifest
-from mae_ast.core.models.config import MaeAstConfig, SsastConfig
+from mae_ast.core.models.config import AudioMaeConfig, MaeAstConfig, SsastConfig
 from mae_ast.evaluate.masked_prediction import masked_scores
-from mae_ast.hub.load import PretrainedMaeAst, PretrainedSsast
+from mae_ast.hub.load import PretrainedAudioMae, PretrainedMaeAst, PretrainedSsast
 from mae_ast.study.measure_names import MEASURES, heading, measure_of
 from mae_ast.study.measures import _costs, _first_update
 
@@ -113,3 +113,31 @@ def test_masks_are_the_same_for_all_models_and_settings(manifest):
     scores = masked_scores(ssast, manifest, "random_mask", 0.75)
     assert 0.5 < scores.relative_mse < 50
     assert 0 <= scores.accuracy <= 1
+
+
+@pytest.mark.usefixtures("manifest")  # writes the usable clips
+def test_clips_that_are_short_or_damaged_are_skipped(tmp_path):
+    (tmp_path / "damaged.wav").write_bytes(b"RIFF")
+    soundfile.write(tmp_path / "short.wav", np.zeros(2000), 16_000)
+    rows = [("0.wav", 16_000, 16_000), ("1.wav", 24_000, 16_000), ("2.wav", 16_000, 16_000)]
+    rows += [("damaged.wav", 16_000, 16_000), ("short.wav", 2000, 16_000)]
+    write_manifest(tmp_path / "more.tsv", str(tmp_path), rows)
+    more = Manifest.load(tmp_path / "more.tsv")
+    model = mae_ast()
+    found = masked_scores(model, more, "random_mask", 0.75)
+    assert found.num_masked > 0
+    usable = more.take([0, 1, 2])
+    assert found.num_masked == masked_scores(model, usable, "random_mask", 0.75).num_masked
+    with pytest.raises(ValueError, match=r"more\.tsv: no clip can be used"):
+        masked_scores(model, more.take([3, 4]), "random_mask", 0.75)
+
+
+def test_a_system_without_info_nce_has_no_accuracy_of_it(manifest):
+    torch.manual_seed(0)
+    config = AudioMaeConfig(
+        **SMALL, decoder_layers=2, decoder_embed_dim=32, decoder_attention_heads=4
+    )
+    model = PretrainedAudioMae(config, "random_mask").eval()
+    found = masked_scores(model, manifest, "random_mask", 0.75)
+    assert found.accuracy is None
+    assert found.relative_mse > 0
