@@ -23,6 +23,8 @@ import torch
 
 from mae_ast.trainer.command import module_command
 
+from .forked import Fork
+
 REPOSITORY = Path(__file__).parents[2]
 CONFIG_DIR = REPOSITORY / "config" / "pretrain"
 USER_DIR = REPOSITORY / "mae_ast"
@@ -154,15 +156,38 @@ def train_command(
 
 
 class Training:
-    """Training program in its own process group, and its log."""
+    """Training program in its own process group, and its log.
 
-    def __init__(self, command: Sequence[str] | str, log: Path, **environment: str) -> None:
+    Args:
+        command: the program and its arguments.
+        log: file for its output; its errors are beside it.
+        forked: run the program in a fork that has PyTorch and fairseq, see :mod:`.forked`.
+        environment: environment variables to set.
+    """
+
+    process: subprocess.Popen[bytes] | Fork
+
+    def __init__(
+        self, command: Sequence[str] | str, log: Path, forked: bool = False, **environment: str
+    ) -> None:
         self.log = log
         self.folder = _run_folder(command, log.parent)
         # Holds sockets, whose paths must be short.
         self.temporary = tempfile.TemporaryDirectory(prefix="t")
         log.parent.mkdir(parents=True, exist_ok=True)
+        env = {
+            **os.environ,
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": "1",
+            "HYDRA_FULL_ERROR": "1",
+            "PYTHONFAULTHANDLER": "1",  # see stacks()
+            "TMPDIR": self.temporary.name,
+            **environment,
+        }
         with log.open("wb") as out, log.with_suffix(".stderr").open("wb") as errors:
+            if forked:
+                self.process = Fork(list(command), log.parent, out.name, errors.name, env)
+                return
             # Tests in the background ignore SIGINT; the programs that they start must not.
             default_sigint = ("env", "--default-signal=INT")
             self.process = subprocess.Popen(
@@ -172,15 +197,7 @@ class Training:
                 stdout=out,
                 stderr=errors,
                 cwd=log.parent,
-                env={
-                    **os.environ,
-                    "CUDA_VISIBLE_DEVICES": "",
-                    "OMP_NUM_THREADS": "1",
-                    "HYDRA_FULL_ERROR": "1",
-                    "PYTHONFAULTHANDLER": "1",  # see stacks()
-                    "TMPDIR": self.temporary.name,
-                    **environment,
-                },
+                env=env,
                 start_new_session=True,
             )
 
@@ -321,7 +338,8 @@ def starting(folder: Path) -> Iterator[Start]:
     ) -> Training:
         command = train_command(data, folder / out, *overrides, config=config, program=program)
         log = folder / f"{out}_{len(running)}.log"
-        running.append(Training(command, log, **environment))
+        is_plain = not environment and program in ((str(TRAIN_PROGRAM),), LAUNCHER)
+        running.append(Training(command, log, forked=is_plain, **environment))
         return running[-1]
 
     try:
