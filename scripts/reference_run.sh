@@ -32,7 +32,7 @@ for seed in $SEEDS; do
   run=$OUT/seed$seed
   runs+=("$run")
   mae-ast pretrain "$DEMO/corpus" --config demo --out "$run" common.seed="$seed" \
-    task.probe_data="$DEMO/corpus" task.probe_interval_updates=300 task.probe_clips=1000
+    task.probe_data="$DEMO/corpus" task.probe_interval_updates=300 task.probe_clips=500
 done
 PYTHONPATH=$(cd "$(dirname "$0")/.." && pwd) \
   python -m scripts.reference_band --corpus "$DEMO/corpus" "$@" "${runs[@]}"
