@@ -27,7 +27,7 @@ MAX_CLIPS = 2000  # of each set that features are scored on
 WARM_UP = 0.2  # fraction of the updates whose times are omitted
 
 
-def measure_run(run: Path, data: StudyData, updates_to: float | None = None) -> dict[str, float]:
+def measure_run(run: Path, data: StudyData) -> dict[str, float]:
     """Measure a trained cell.
 
     All cells are scored on the same clips, with the same masks (for equal patches): the masked
@@ -38,16 +38,12 @@ def measure_run(run: Path, data: StudyData, updates_to: float | None = None) -> 
     Args:
         run: folder of the run.
         data: data of the study.
-        updates_to: accuracy of the probe during training whose first update is sought.
 
     Raises:
         ValueError: features are not finite, or a file is invalid.
         FileNotFoundError: the run has no checkpoint.
     """
-    lines = read_metrics(run)
-    found = _costs(lines)
-    if updates_to is not None and (update := _first_update(lines, updates_to)) is not None:
-        found["updates_to"] = update
+    found = _costs(read_metrics(run))
     cfg = read_state(run / RUN_FILE)["cfg"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load(run / RUN_FILE).to(device)
@@ -134,9 +130,13 @@ def _costs(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
-def _first_update(lines: Sequence[Mapping[str, Any]], accuracy: float) -> int | None:
-    """Return the first update at which the probe during training reaches an accuracy."""
-    for line in lines:
+def updates_to(run: Path, accuracy: float) -> dict[str, float]:
+    """Find the first update at which the probe during training reaches an accuracy.
+
+    Returns:
+        ``updates_to``; empty if the run does not reach it.
+    """
+    for line in read_metrics(run):
         if line["kind"] == "health" and (line.get("linear_accuracy") or 0) >= accuracy:
-            return int(line["num_updates"])
-    return None
+            return {"updates_to": line["num_updates"]}
+    return {}

@@ -23,7 +23,7 @@ from mae_ast.core.io.first_line import first_line
 from mae_ast.core.io.settings_note import file_digest, write_note
 from mae_ast.study.data import StudyData
 from mae_ast.study.definition import Cell, Study
-from mae_ast.study.measures import MEASURES_VERSION, measure_baselines, measure_run
+from mae_ast.study.measures import MEASURES_VERSION, measure_baselines, measure_run, updates_to
 from mae_ast.trainer import sweep
 from mae_ast.trainer.child_training import Trainings, training_environment, update_of
 from mae_ast.trainer.command import NOTE, run_identity, train_command
@@ -180,13 +180,11 @@ class Runner:
         common = {"version": MEASURES_VERSION, "content": self._content}
         found = _cached(
             run / MEASURES_FILE,
-            {
-                **common,
-                "checkpoint": file_digest(run / RUN_FILE),
-                "updates_to": self._study.updates_to,
-            },
-            lambda: measure_run(run, self._data, self._study.updates_to),
+            {**common, "checkpoint": file_digest(run / RUN_FILE)},
+            lambda: measure_run(run, self._data),
         )
+        if self._study.updates_to is not None:
+            found |= updates_to(run, self._study.updates_to)
         if cell.seed == self._study.cells[0].seed:
             model = json.dumps(state["cfg"]["model"], sort_keys=True, default=str)
             key = hashlib.sha256(model.encode()).hexdigest()[:12]

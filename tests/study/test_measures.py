@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from mae_ast.core.models.config import AudioMaeConfig, MaeAstConfig, SsastConfig
 from mae_ast.evaluate.masked_prediction import masked_scores
 from mae_ast.hub.load import PretrainedAudioMae, PretrainedMaeAst, PretrainedSsast
 from mae_ast.study.measure_names import MEASURES, heading, measure_of
-from mae_ast.study.measures import _costs, _first_update
+from mae_ast.study.measures import _costs, updates_to
+from mae_ast.trainer.metrics_log import METRICS_FILE
 
 SMALL = {
     "encoder_layers": 1,
@@ -45,11 +47,12 @@ def test_memory_is_the_maximum_over_all_starts():
     assert _costs(ends) == {"peak_gib": 1.5, "memory_gib": 1.0}
 
 
-def test_first_update_that_reaches_an_accuracy():
+def test_first_update_that_reaches_an_accuracy(tmp_path: Path):
     lines = [line("health", n, n, linear_accuracy=n / 100) for n in (20, 40, 60)]
-    assert _first_update(lines, 0.3) == 40
-    assert _first_update(lines, 0.7) is None
-    assert _first_update([line("health", 20, 1, rank_me=3.0)], 0.1) is None
+    lines.insert(0, line("health", 10, 1, rank_me=3.0))
+    (tmp_path / METRICS_FILE).write_text("".join(f"{json.dumps(each)}\n" for each in lines))
+    assert updates_to(tmp_path, 0.3) == {"updates_to": 40}
+    assert updates_to(tmp_path, 0.7) == {}
 
 
 def test_measures_of_probes_have_the_name_in_front():
