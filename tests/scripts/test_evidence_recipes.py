@@ -154,7 +154,7 @@ echo '{"inputs": {"checkpoint": "'$DIGEST'"}, "results": {"mse, trained": 0.06, 
     assert calls[0] == "demo --corpus-only --out my demo"
     assert calls[1] == (
         "pretrain my demo/corpus --config demo --out my runs/seed1 common.seed=1 "
-        "task.probe_data=my demo/corpus task.probe_interval_updates=300 task.probe_clips=1000"
+        "task.probe_data=my demo/corpus task.probe_interval_updates=300 task.probe_clips=500"
     )
     assert len(calls) == 4
     output = run("reference_run.sh", "--band", "band.csv", cwd=tmp_path, **variables)

@@ -75,7 +75,7 @@ class _Server:
             [sys.executable, "-W", "ignore", "-m", __name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            bufsize=0,  # select() sees no lines in a buffer
             cwd=Path(__file__).parents[2],
             env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         )
@@ -84,7 +84,7 @@ class _Server:
     def start(self, **request: Any) -> int:
         """Start a program and return its PID, which is that of its process group, too."""
         assert self._process.stdin is not None
-        print(json.dumps(request), file=self._process.stdin, flush=True)
+        self._process.stdin.write(f"{json.dumps(request)}\n".encode())
         while (started := self._read()) is None:
             pass
         self._statuses.pop(started, None)  # of another process, if PIDs begin anew
@@ -99,7 +99,7 @@ class _Server:
     def _read(self) -> int | None:
         """Read a line; return the PID of a program that has started."""
         assert self._process.stdout is not None
-        line = json.loads(self._process.stdout.readline())
+        line = json.loads(_read_line(self._process.stdout.fileno()))
         if "status" in line:
             self._statuses[line["pid"]] = line["status"]
             return None
@@ -119,7 +119,7 @@ def serve() -> dict[str, Any] | None:
         sys.stdout.flush()
         if not select.select([0], [], [], POLL_S)[0]:
             continue
-        line = _read_line()
+        line = _read_line(0)
         if not line:
             return None
         started, starts = os.pipe()
@@ -136,10 +136,10 @@ def serve() -> dict[str, Any] | None:
         print(json.dumps({"pid": pid}), flush=True)
 
 
-def _read_line() -> bytes:
-    """Read a line from stdin without a buffer, which select() would not see."""
+def _read_line(descriptor: int) -> bytes:
+    """Read a line without a buffer, which select() would not see; empty at the end."""
     line = b""
-    while not line.endswith(b"\n") and (byte := os.read(0, 1)):
+    while not line.endswith(b"\n") and (byte := os.read(descriptor, 1)):
         line += byte
     return line
 
