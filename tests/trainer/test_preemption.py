@@ -219,6 +219,7 @@ def test_data_workers_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> Non
         limits.append(timeout)
         join(process, timeout)
 
+    gc.collect()  # loaders of other tests
     loader = iter(DataLoader(range(8), num_workers=2))  # type: ignore[arg-type]
     next(loader)
     monkeypatch.setattr(BaseProcess, "join", join_and_record)
