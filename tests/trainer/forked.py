@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -72,7 +73,7 @@ class _Server:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", __name__],
+            [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,  # select() sees no lines in a buffer
@@ -165,8 +166,10 @@ def run(command: list[str], cwd: str, files: Sequence[str], env: dict[str, str])
 
 
 if __name__ == "__main__":
-    for name in IMPORTED:
-        __import__(name)
+    with warnings.catch_warnings():  # what the programs warn of is theirs to show
+        warnings.simplefilter("ignore")
+        for name in IMPORTED:
+            __import__(name)
     wanted = serve()
     if wanted is not None:
         run(**wanted)
