@@ -64,7 +64,7 @@ class MaeAstCriterion(FairseqCriterion):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
         """Return the loss summed over masked patches, their number, and the values to log."""
         inputs = sample["net_input"]
-        mask = MaskIds(*inputs["mask"])  # the trainer makes a plain tuple of it
+        mask = MaskIds.of(inputs["mask"])
         prediction = model(inputs["source"], inputs["lengths"], mask)
         num_masked = sample["num_masked"]
         logging_output: dict[str, Any] = {
@@ -81,7 +81,9 @@ class MaeAstCriterion(FairseqCriterion):  # type: ignore[misc]
             loss = loss + self.reconstruction_weight * mse
             logging_output["mse"] = mse.detach()
         if self.classification_weight:
-            nce = info_nce_loss(prediction.classification, prediction.target, prediction.valid)
+            nce = info_nce_loss(
+                prediction.classification, prediction.target, prediction.valid, prediction.ends
+            )
             loss = loss + self.classification_weight * nce.loss
             logging_output["info_nce"] = nce.loss.detach()
             logging_output["num_correct"] = nce.num_correct

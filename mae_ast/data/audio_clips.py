@@ -186,10 +186,14 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
 
     def batch_by_size(self, indices: np.ndarray, *args: Any, **kwargs: Any) -> list[Any]:
         """Make batches as fairseq does; set ``num_used`` to the number of distinct clips."""
-        # Larger indices are repeats of a clip in the same epoch.
-        self.num_used = int(np.count_nonzero(indices < len(self)))
+        self.count_distinct(indices)
         batches: list[Any] = super().batch_by_size(indices, *args, **kwargs)
         return batches
+
+    def count_distinct(self, indices: np.ndarray) -> None:
+        """Set ``num_used``, the number of distinct clips of an epoch."""
+        # Larger indices are repeats of a clip in the same epoch.
+        self.num_used = int(np.count_nonzero(indices < len(self)))
 
     def num_tokens(self, index: int) -> int:
         """Return a clip's samples at 16 kHz, the unit of ``dataset.max_tokens``."""

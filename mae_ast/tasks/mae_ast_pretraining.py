@@ -45,6 +45,13 @@ class MaeAstPretrainingConfig(AudioTaskConfig):
     pad_audio: bool = setting(
         False, help="zero-pad clips to the longest of their batch; false: crop them to the shortest"
     )
+    batching: str = setting(
+        "cropped",
+        help="cropped: batches of clips of similar lengths, cropped to the shortest (see "
+        "task.pad_audio); packed: clips of any lengths in random order, side by side in rows of "
+        "dataset.max_tokens samples, neither padded nor cropped below task.max_sample_size",
+        choices=("cropped", "packed"),
+    )
     roll_mag: bool = setting(
         False,
         help="shift training clips circularly by a random offset; scale by a random factor from "
@@ -115,6 +122,8 @@ class MaeAstPretrainingTask(AudioTask):
             raise RuntimeError(
                 "call build_model before load_dataset: the data depends on the model's patch size"
             )
+        if self.cfg.batching == "packed":
+            self._check_packing()
         return PretrainingDataset(
             manifest,
             Collater(
@@ -127,11 +136,39 @@ class MaeAstPretrainingTask(AudioTask):
             seed=self.cfg.seed,
             shuffle=split == self.cfg.train_subset,
             roll_mag=self.cfg.roll_mag,
+            packed=self.cfg.batching == "packed",
             min_samples=self.cfg.min_sample_size,
             max_keep_samples=self.cfg.max_keep_size,
             max_samples=self.cfg.max_sample_size,
             max_bad_fraction=self.cfg.max_bad_fraction,
         )
+
+    def _check_packing(self) -> None:
+        """Refuse settings that rows of clips do not support.
+
+        Raises:
+            ValueError: such a setting; the message names it.
+        """
+        config, on_cpu = self._model.config, self.cfg.cpu or not torch.cuda.is_available()
+        problems = (
+            (self.cfg.pad_audio, "task.pad_audio=true: nothing is padded"),
+            (
+                self.cfg.mask_type == "random_mask_batched",
+                "task.mask_type=random_mask_batched: clips of different lengths share no mask",
+            ),
+            (
+                config.input_frames is not None,
+                f"model.input_frames={config.input_frames}: clips keep their lengths",
+            ),
+            (
+                config.attention_dropout > 0 and not on_cpu,
+                f"model.attention_dropout={config.attention_dropout} on a GPU, whose kernel for "
+                "clips of different lengths has no dropout; set it to 0",
+            ),
+        )
+        for is_set, problem in problems:
+            if is_set:
+                raise ValueError(f"task.batching=packed does not support {problem}")
 
     def post_validate(self, model: Any, stats: dict[str, Any], agg: Any) -> None:
         """Plot the reconstruction of a few validation clips in TensorBoard."""

@@ -76,12 +76,12 @@ class Clips:
 
 def loss_of(prediction: Prediction) -> Tensor:
     """Return the loss summed over masked patches, of the heads that were computed."""
-    target, valid = prediction.target, prediction.valid
+    target, valid, ends = prediction.target, prediction.valid, prediction.ends
     loss = target.new_zeros(())
     if prediction.reconstruction is not None:
         loss = loss + 10 * reconstruction_loss(prediction.reconstruction, target, valid)
     if prediction.classification is not None:
-        loss = loss + info_nce_loss(prediction.classification, target, valid).loss
+        loss = loss + info_nce_loss(prediction.classification, target, valid, ends).loss
     return loss
 
 

@@ -92,7 +92,7 @@ class Toy(ToyEncoder, MaskedEncoder):
         with self.compute():
             encoded = self.encode_visible(patches, mask)
             tokens, padding = scatter_tokens(encoded, self.mask_emb, mask, patches.shape[1])
-            positions = self._positions(patches.shape[1], None)
+            positions = self._positions(patches.shape[1], clips=mask.clips)
             predicted = self.predictor(tokens + positions, padding, ids=mask.masked_ids)
             reconstruction = self.final_proj_reconstruction(predicted)
         return Prediction(reconstruction, None, self.targets(patches, mask), mask.valid)
@@ -100,8 +100,11 @@ class Toy(ToyEncoder, MaskedEncoder):
     @torch.no_grad()
     def targets(self, patches: Tensor, mask: MaskIds) -> Tensor:
         """Return the teacher's output (B, M, D) float32 at the masked patches."""
-        num_steps = mask.num_own // self.patch_shape.per_column if mask.padded else None
-        encoded = self.teacher.encode_tokens(self.teacher.embed(patches), num_steps)
+        num_steps = None
+        if mask.padded and mask.clips is None:
+            num_steps = mask.num_own // self.patch_shape.per_column
+        tokens = self.teacher.embed(patches)
+        encoded = self.teacher.encode_tokens(tokens, num_steps, clips=mask.clips)
         return gather_tokens(encoded, mask.masked_ids).float()
 
     @torch.no_grad()

@@ -66,7 +66,8 @@ class Batch:
     Args:
         ids: (B,) int64, rows in the manifest.
         source: (B, L) int16 waveforms, or (B, T, 128) float32 log-mel.
-        lengths: (B,) int64, valid samples or frames of each clip; ``None``: no clip is padded.
+        lengths: (B,) int64, valid samples or frames of each clip, of a row its valid frames;
+            ``None``: no clip is padded.
         mask: visible and masked patches.
         num_visible, num_masked: number of such patches in the batch.
         num_samples: number of valid samples in the batch.
@@ -128,12 +129,8 @@ class Collater:
         """
         if not clips:
             return self._empty_batch()
+        self.check_lengths(clips)
         lengths = [len(clip.samples) for clip in clips]
-        if min(lengths) < self.config.patch_shape.min_samples:
-            raise ValueError(
-                f"a clip of {min(lengths)} samples at 16 kHz is shorter than one patch "
-                f"({self.config.patch_shape.min_samples})"
-            )
         length = max(lengths) if self.pad else min(lengths)
         if self.config.input_frames is not None:
             length = min(length, num_samples_of_frames(self.config.input_frames))
@@ -144,11 +141,25 @@ class Collater:
             part = clip.samples[start : start + length]
             row[: len(part)] = part
         lengths = [min(n, length) for n in lengths]
-        mask = self._draw_masks(clips, lengths)
+        mask = pad_mask_ids(self.draw_masks(clips, lengths))
         ids = torch.tensor([clip.id for clip in clips])
         return self._batch(ids, waveforms, lengths, mask)
 
-    def _draw_masks(self, clips: Sequence[Clip], lengths: list[int]) -> MaskIds:
+    def check_lengths(self, clips: Sequence[Clip]) -> None:
+        """Check that each clip has at least one patch.
+
+        Raises:
+            ValueError: a clip is shorter.
+        """
+        shortest = min((len(clip.samples) for clip in clips), default=None)
+        least = self.config.patch_shape.min_samples
+        if shortest is not None and shortest < least:
+            raise ValueError(
+                f"a clip of {shortest} samples at 16 kHz is shorter than one patch ({least})"
+            )
+
+    def draw_masks(self, clips: Sequence[Clip], lengths: Sequence[int]) -> list[MaskIds]:
+        """Draw the mask of each clip, of ``lengths`` samples."""
         strategy = mask_strategy(self.mask_type, self.config.mask_length)
         shape, ratio = self.config.patch_shape, self.config.random_mask_prob
         # Masks have generators of their own, so that they do not depend on whether the clip had to
@@ -157,12 +168,10 @@ class Collater:
         if self.mask_type == "random_mask_batched":
             state = generators[0].get_state()
             generators = [torch.Generator().set_state(state) for _ in clips]
-        return pad_mask_ids(
-            [
-                strategy(1, shape.grid(num_frames(length)), ratio, generator=generator)
-                for length, generator in zip(lengths, generators, strict=True)
-            ]
-        )
+        return [
+            strategy(1, shape.grid(num_frames(length)), ratio, generator=generator)
+            for length, generator in zip(lengths, generators, strict=True)
+        ]
 
     def _batch(self, ids: Tensor, waveforms: Tensor, lengths: list[int], mask: MaskIds) -> Batch:
         is_padded = any(length < waveforms.shape[1] for length in lengths)

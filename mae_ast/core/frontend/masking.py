@@ -14,10 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from mae_ast.core.frontend.rows import RowClips, TokenEnds
 
 Grid = tuple[int, int]  # patches along time, patches along mel
 
@@ -37,15 +39,25 @@ class MaskIds(NamedTuple):
         masked_ids: (B, M) int64, the patches that are hidden and predicted, in ascending order.
         padded: the clips have different numbers of patches, and rows are padded with -1. ``False``
             guarantees that there is no -1, so that no padding mask is needed.
+        clips: ends of the clips of a row (see :mod:`mae_ast.core.frontend.rows`), whose ids count
+            the patches of the whole row; ``None``: a batch of clips.
     """
 
     visible_ids: Tensor
     masked_ids: Tensor
     padded: bool = False
+    clips: RowClips | None = None
+
+    @classmethod
+    def of(cls, fields: Sequence[Any]) -> MaskIds:
+        """Restore a mask from the nested tuples that trainers make of it."""
+        visible, masked, padded, clips = fields
+        return cls(visible, masked, padded, None if clips is None else RowClips(*clips))
 
     def to(self, device: torch.device | str) -> MaskIds:
         """Return the ids on a device."""
-        return MaskIds(self.visible_ids.to(device), self.masked_ids.to(device), self.padded)
+        clips = None if self.clips is None else self.clips.to(device)
+        return MaskIds(self.visible_ids.to(device), self.masked_ids.to(device), self.padded, clips)
 
     @property
     def num_patches(self) -> int:
@@ -61,6 +73,11 @@ class MaskIds(NamedTuple):
     def valid(self) -> Tensor | None:
         """(B, M) bool, the masked patches that are not padding; ``None``: all."""
         return self.masked_ids >= 0 if self.padded else None
+
+    @property
+    def masked_ends(self) -> Tensor | None:
+        """(C + 1,) int64, ends of the masked patches of each clip of a row; ``None``: no row."""
+        return None if self.clips is None else self.clips.masked_ends
 
 
 def count_visible(num_patches: int, ratio: float) -> int:
@@ -156,7 +173,8 @@ def retain_spans(
             "mask_type retain_spans hides spans of time and needs frame tokens of 128 mel bins; "
             f"this grid has {grid[1]} patches along mel"
         )
-    num_masked = min(num_patches - 1, round(num_patches * (1 - math.exp(-density))))
+    hidden = masked_fraction("retain_spans", density)
+    num_masked = min(num_patches - 1, round(num_patches * hidden))
     length = torch.full((batch_size, 1), span_length, device=device)
     num_blocks = _blocks_needed(num_masked / num_patches, grid, (span_length, 1))
     first = first_cover(grid, length, torch.ones_like(length), num_blocks, generator)
@@ -212,7 +230,7 @@ def structured_mask(
 
 def scatter_tokens(
     visible: Tensor, mask_token: Tensor, mask: MaskIds, num_patches: int
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | TokenEnds | None]:
     """Put visible tokens back in position and the mask token in all other positions.
 
     Args:
@@ -222,17 +240,21 @@ def scatter_tokens(
         num_patches: N of the longest clip.
 
     Returns:
-        The tokens (B, N, D) and the padding mask (B, N) bool, True = padding; ``None``: no padding.
+        The tokens (B, N, D) and the padding mask (B, N) bool, True = padding; or, of a row, the
+        ends of its clips; ``None``: no padding.
     """
     batch, _, width = visible.shape
-    slots, padding_mask, ids = num_patches, None, mask.visible_ids
+    slots, ids = num_patches, mask.visible_ids
+    padding: Tensor | TokenEnds | None = None
     if mask.padded:
         # Padding is scattered to an extra slot, which is then removed.
         slots, ids = num_patches + 1, ids.where(ids >= 0, num_patches)
-        padding_mask = torch.arange(num_patches, device=ids.device) >= mask.num_own[:, None]
+        padding = torch.arange(num_patches, device=ids.device) >= mask.num_own[:, None]
+    if mask.clips is not None:
+        padding = TokenEnds(mask.clips.ends, mask.clips.masked_ends)
     tokens = mask_token.to(visible.dtype).expand(batch, slots, width)
     tokens = tokens.scatter(1, ids.unsqueeze(2).expand(-1, -1, width), visible)[:, :num_patches]
-    return tokens, padding_mask
+    return tokens, padding
 
 
 def hide_lowest(scores: Tensor, num_masked: int) -> MaskIds:
@@ -304,6 +326,11 @@ def pad_mask_ids(masks: Sequence[MaskIds]) -> MaskIds:
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
 
     return MaskIds(stack(visible), stack(masked), padded)
+
+
+def masked_fraction(mask_type: str, ratio: float) -> float:
+    """Return the fraction of patches that a strategy hides; for spans, ``ratio`` is a density."""
+    return 1 - math.exp(-ratio) if mask_type == "retain_spans" else ratio
 
 
 def check_mask(mask_type: str, ratio: float, patches_per_column: int) -> None:

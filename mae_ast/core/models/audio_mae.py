@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mae_ast.core.frontend.masking import MaskIds, scatter_tokens
+from mae_ast.core.frontend.rows import PrefixedRow, TokenEnds
 from mae_ast.core.models.config import WINDOW, AudioMaeConfig
 from mae_ast.core.models.encoder import MaskedEncoder, Prediction
 from mae_ast.core.nn.positions import FixedPositions
@@ -78,7 +79,7 @@ class AudioMae(MaskedEncoder):
             variance, offset = torch.var_mean(target, dim=2, keepdim=True)
             scale = (variance + TARGET_EPS).sqrt()
             target = (target - offset) / scale
-        return Prediction(reconstruction, None, target, mask.valid, offset, scale)
+        return Prediction(reconstruction, None, target, mask.valid, offset, scale, mask.masked_ends)
 
     def predict(self, patches: Tensor, mask: MaskIds, ids: Tensor | None = None) -> Tensor:
         """Predict patches from the visible ones.
@@ -86,7 +87,7 @@ class AudioMae(MaskedEncoder):
         Args:
             patches: (B, N, P); the masked ones are not used.
             mask: partition into visible and masked patches.
-            ids: (B, K) int64, the patches to predict; ``None``: all.
+            ids: (B, K) int64, the patches to predict, of a row the masked ones; ``None``: all.
 
         Returns:
             (B, K, P), or (B, N, P).
@@ -107,31 +108,35 @@ class AudioMae(MaskedEncoder):
         """Decode patches from the encoder output.
 
         Args:
-            encoded: (B, 1 + V, D), CLS and the visible patches.
+            encoded: (B, 1 + V, D), CLS and the visible patches; of a row, (1, C + V, D).
             mask: partition into visible and masked patches.
             num_patches: N.
-            ids: (B, K) int64, the patches to return; ``None``: all.
+            ids: (B, K) int64, the patches to return, of a row the masked ones; ``None``: all.
 
         Returns:
             (B, K, D_dec), or (B, N, D_dec).
         """
         num_prefix = self.config.prefix_tokens
         visible = self.post_enc_proj(encoded)
-        tokens, padding_mask = scatter_tokens(
-            visible[:, num_prefix:], self.decoder_mask_emb, mask, num_patches
-        )
+        prefix, visible = visible.tensor_split([visible.shape[1] - mask.visible_ids.shape[1]], 1)
+        tokens, padding = scatter_tokens(visible, self.decoder_mask_emb, mask, num_patches)
         grid = (num_patches // self.patch_shape.per_column, self.patch_shape.per_column)
-        positions = self.decoder_positions(grid)
+        positions = self.decoder_positions(grid, clips=mask.clips)
         if not self.decoder.is_global:
             x = tokens + positions[:, num_prefix:]
-            decoded: Tensor = self.decoder(x, grid, padding_mask, ids)
+            decoded: Tensor = self.decoder(x, grid, padding, ids)
             return decoded
-        if padding_mask is not None:
-            prefix_mask = padding_mask.new_zeros(len(padding_mask), num_prefix)
-            padding_mask = torch.cat((prefix_mask, padding_mask), dim=1)
-        x = torch.cat((visible[:, :num_prefix], tokens), dim=1) + positions
+        if isinstance(padding, TokenEnds):
+            row = PrefixedRow(padding.tokens, num_patches, num_prefix)
+            x = row.join(prefix, tokens + positions[:, num_prefix:])  # CLS has no position
+            ids = None if ids is None else row.tokens[ids.clamp(min=0)]
+            out_of_row: Tensor = self.decoder(x, grid, padding._replace(tokens=row.ends), ids)
+            return row.split(out_of_row)[1] if ids is None else out_of_row
+        if padding is not None:
+            padding = torch.cat((padding.new_zeros(len(padding), num_prefix), padding), dim=1)
+        x = torch.cat((prefix, tokens), dim=1) + positions
         if ids is not None:
-            out: Tensor = self.decoder(x, grid, padding_mask, ids + num_prefix)
+            out: Tensor = self.decoder(x, grid, padding, ids + num_prefix)
             return out
-        everything: Tensor = self.decoder(x, grid, padding_mask)
+        everything: Tensor = self.decoder(x, grid, padding)
         return everything[:, num_prefix:]

@@ -22,6 +22,7 @@ from mae_ast.core.frontend.fbank import fbank, fit_frames, num_frames_of
 from mae_ast.core.frontend.input_norm import InputNorm
 from mae_ast.core.frontend.masking import MaskIds
 from mae_ast.core.frontend.patches import patchify
+from mae_ast.core.frontend.rows import PrefixedRow, RowClips, TokenEnds, frames_of_row
 from mae_ast.core.models.config import EncoderConfig, PretrainingConfig
 from mae_ast.core.nn.dropout import Dropout
 from mae_ast.core.nn.pooling import masked_mean
@@ -97,13 +98,21 @@ class Encoder(nn.Module):
         """Compute log-mel: (B, L) -> (B, T, F) float32, not normalised; a valid ``source``."""
         return fbank(waveforms, self.config.window_type)
 
-    def spectrogram(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return normalised log-mel (B, T, F) float32; T = ``input_frames`` if that is set."""
+    def spectrogram(
+        self, source: Tensor, lengths: Tensor | None = None, clips: RowClips | None = None
+    ) -> Tensor:
+        """Return normalised log-mel (B, T, F) float32; T = ``input_frames`` if that is set.
+
+        Of a row, with its ``clips``, ``lengths`` is the number (1,) of its valid frames.
+        """
         target = self.config.input_frames
         with torch.autocast(source.device.type, enabled=False):
             if source.ndim == 2:
                 source = self.log_mel(source)
-                lengths = None if lengths is None else num_frames_of(lengths)
+                if clips is not None:
+                    source = source[:, frames_of_row(clips, self.patch_shape, source.shape[1])]
+                elif lengths is not None:
+                    lengths = num_frames_of(lengths)
             if target is not None:
                 if lengths is None:  # exclude padding from the batch statistics
                     lengths = torch.full((source.shape[0],), source.shape[1], device=source.device)
@@ -111,9 +120,11 @@ class Encoder(nn.Module):
             normalised: Tensor = self.batch_norm(source, lengths)
             return normalised
 
-    def patches(self, source: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return the normalised patches (B, N, P) float32 of waveforms or log-mel."""
-        return patchify(self.spectrogram(source, lengths), self.patch_shape)
+    def patches(
+        self, source: Tensor, lengths: Tensor | None = None, clips: RowClips | None = None
+    ) -> Tensor:
+        """Return the normalised patches (B, N, P) float32; see :meth:`spectrogram`."""
+        return patchify(self.spectrogram(source, lengths, clips), self.patch_shape)
 
     def num_steps(self, source: Tensor, lengths: Tensor | None) -> Tensor | None:
         """Return the valid time steps of each clip, (B,) int64.
@@ -138,6 +149,7 @@ class Encoder(nn.Module):
         tokens: Tensor,
         num_steps: Tensor | None = None,
         ids: Tensor | None = None,
+        clips: RowClips | None = None,
     ) -> Tensor:
         """Run the transformer on the tokens of all patches.
 
@@ -146,10 +158,15 @@ class Encoder(nn.Module):
             num_steps: (B,) int64, valid time steps of each clip; ``None``: all.
             ids: (B, M) int64, patches whose tokens are returned; ``None``: all tokens, including
                 the prefix.
+            clips: clips of a row, whose masked patches ``ids`` are; ``None``: no row.
 
         Returns:
-            (B, K + N, D), or (B, M, D).
+            (B, K + N, D), or (B, M, D); of a row, (1, C K + N, D), or (1, M, D).
         """
+        if clips is not None:
+            ends = TokenEnds(clips.ends, None if ids is None else clips.masked_ends)
+            positions = self._positions(tokens.shape[1], clips=clips)
+            return self._encode_row(tokens, positions, ends, ids)
         ids = None if ids is None else ids + self.config.prefix_tokens
         encoded: Tensor = self.encoder(*self._all_inputs(tokens, num_steps), ids)
         return encoded
@@ -166,13 +183,16 @@ class Encoder(nn.Module):
                 fitted to; ``None``: all.
 
         Returns:
-            (B, K + V, D).
+            (B, K + V, D); of a row, (1, C K + V, D), the prefix tokens of all clips in front.
         """
         num_prefix, ids = self.config.prefix_tokens, mask.visible_ids
-        positions = self._positions(patches.shape[1], num_steps).expand(len(patches), -1, -1)
+        positions = self._positions(patches.shape[1], num_steps, mask.clips)
+        positions = positions.expand(len(patches), -1, -1)
         own = gather_tokens(positions[:, num_prefix:], ids)
         positions = torch.cat((positions[:, :num_prefix], own), dim=1) if num_prefix else own
         tokens = self.dropout_input(self.embed(gather_tokens(patches, ids)))
+        if mask.clips is not None:
+            return self._encode_row(tokens, positions, TokenEnds(mask.clips.visible_ends))
         padding = ids < 0 if mask.padded else None
         encoded: Tensor = self.encoder(*self._inputs(tokens, positions, padding))
         return encoded
@@ -237,10 +257,33 @@ class Encoder(nn.Module):
         out: Tensor = stack.layer_norm(states[-1].float()) if stack.norm_first else states[-1]
         return out
 
-    def _positions(self, num_patches: int, num_steps: Tensor | None) -> Tensor:
-        per_column = self.patch_shape.per_column
-        positions: Tensor = self.positions((num_patches // per_column, per_column), num_steps)
+    def _positions(
+        self, num_patches: int, num_steps: Tensor | None = None, clips: RowClips | None = None
+    ) -> Tensor:
+        grid = num_patches // self.patch_shape.per_column, self.patch_shape.per_column
+        positions: Tensor = self.positions(grid, num_steps, clips)
         return positions
+
+    def _encode_row(
+        self, tokens: Tensor, positions: Tensor, ends: TokenEnds, ids: Tensor | None = None
+    ) -> Tensor:
+        """Run the transformer on a row of tokens (1, S, D) with positions (1, K + S, D).
+
+        Returns:
+            (1, C K + S, D), the prefix tokens of all clips in front; or (1, M, D) with ``ids``.
+        """
+        num_prefix, num_clips = self.config.prefix_tokens, len(ends.tokens) - 1
+        if not num_prefix:
+            own: Tensor = self.encoder(tokens + positions, ends, ids)
+            return own
+        prefix = (self.prefix_tokens + positions[:, :num_prefix]).repeat(1, num_clips, 1)
+        row = PrefixedRow(ends.tokens, tokens.shape[1], num_prefix)
+        x = row.join(prefix.to(tokens.dtype), tokens + positions[:, num_prefix:])
+        ends = ends._replace(tokens=row.ends)
+        if ids is not None:
+            selected: Tensor = self.encoder(x, ends, row.tokens[ids.clamp(min=0)])
+            return selected
+        return torch.cat(row.split(self.encoder(x, ends)), dim=1)
 
     def _valid(self, num_patches: int, num_steps: Tensor | None) -> Tensor | None:
         """Return the patches (B, N) bool within the valid time steps; ``None``: all."""
@@ -283,6 +326,7 @@ class Prediction:
             divided by ``scale``; or other targets, of another size than a patch.
         valid: (B, M) bool, False = padding; ``None``: all valid.
         offset, scale: (B, M, 1) float32, mean and std of each patch; ``None``: 0 and 1.
+        ends: (C + 1,) int64, ends of the masked patches of each clip of a row; ``None``: no row.
     """
 
     reconstruction: Tensor | None
@@ -291,6 +335,7 @@ class Prediction:
     valid: Tensor | None
     offset: Tensor | None = None
     scale: Tensor | None = None
+    ends: Tensor | None = None
 
     def rebuilt(self) -> Tensor:
         """Return the reconstruction with ``scale`` and ``offset`` undone, (B, M, P) float32."""
@@ -310,8 +355,10 @@ class MaskedEncoder(Encoder):
         """Predict the masked patches from the visible ones.
 
         Args:
-            source: (B, L) int16 or float waveforms at 16 kHz, or (B, T, 128) log-mel.
-            lengths: (B,) int64, valid samples (or frames) of each clip; ``None``: all.
+            source: (B, L) int16 or float waveforms at 16 kHz, or (B, T, 128) log-mel; or a row of
+                clips (B = 1), see :mod:`mae_ast.core.frontend.rows`.
+            lengths: (B,) int64, valid samples (or frames) of each clip; ``None``: all. Of a row,
+                the number of its frames that belong to clips.
             mask: partition of each clip's patches into visible and masked ones.
 
         Raises:
@@ -330,7 +377,7 @@ class MaskedEncoder(Encoder):
                 "patches overlap, so that visible patches would reveal masked ones; pretraining "
                 "needs ast_kernel_stride_* equal to ast_kernel_size_*"
             )
-        patches = self.patches(source, lengths)
+        patches = self.patches(source, lengths, mask.clips)
         input_frames, num_patches = self.config.input_frames, patches.shape[1]
         if input_frames is not None and not mask.padded and mask.num_patches > num_patches:
             raise ValueError(

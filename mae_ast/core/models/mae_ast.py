@@ -75,14 +75,15 @@ class MaeAst(MaskedEncoder):
                 for head in (self.final_proj_reconstruction, self.final_proj_classification)
             )
         target = gather_tokens(patches, mask.masked_ids)
-        return Prediction(reconstruction, classification, target, mask.valid)
+        return Prediction(reconstruction, classification, target, mask.valid, ends=mask.masked_ends)
 
     def decode(self, encoded: Tensor, mask: MaskIds, num_patches: int) -> Tensor:
         """Decode the masked tokens (B, M, D_dec) from the encoder output (B, V, D)."""
-        tokens, padding_mask = scatter_tokens(
+        tokens, padding = scatter_tokens(
             self.post_enc_proj(encoded), self.decoder_mask_emb, mask, num_patches
         )
         per_column = self.patch_shape.per_column
-        positions = self.decoder_positions((num_patches // per_column, per_column))
-        decoded: Tensor = self.decoder(tokens + positions, padding_mask, ids=mask.masked_ids)
+        grid = num_patches // per_column, per_column
+        positions = self.decoder_positions(grid, clips=mask.clips)
+        decoded: Tensor = self.decoder(tokens + positions, padding, ids=mask.masked_ids)
         return decoded

@@ -68,7 +68,7 @@ class Ssast(MaskedEncoder):
                     encoded = self.encode_masked(patches, mask)
                 predicted.append(head(encoded) if is_computed else None)
         target = gather_tokens(patches, mask.masked_ids)
-        return Prediction(predicted[0], predicted[1], target, mask.valid)
+        return Prediction(predicted[0], predicted[1], target, mask.valid, ends=mask.masked_ends)
 
     def encode_masked(self, patches: Tensor, mask: MaskIds) -> Tensor:
         """Encode patches (B, N, P), masked ones hidden; return the masked tokens (B, M, D)."""
@@ -78,9 +78,9 @@ class Ssast(MaskedEncoder):
         if mask.padded:
             # Padding is scattered to an extra slot, which is then removed.
             ids, slots = ids.where(ids >= 0, num_patches), num_patches + 1
-            if self.config.input_frames is None:
+            if self.config.input_frames is None and mask.clips is None:
                 num_steps = mask.num_own // self.patch_shape.per_column
         hidden = torch.zeros(batch, slots, dtype=torch.bool, device=tokens.device)
         hidden = hidden.scatter(1, ids, True)[:, :num_patches]
         tokens = torch.where(hidden.unsqueeze(2), self.mask_emb.to(tokens.dtype), tokens)
-        return self.encode_tokens(tokens, num_steps, ids=mask.masked_ids)
+        return self.encode_tokens(tokens, num_steps, mask.masked_ids, mask.clips)

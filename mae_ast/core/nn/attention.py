@@ -1,18 +1,19 @@
 """Scaled dot-product attention: q (B, H, Q, D), k and v (B, H, N, D) -> (B, H, Q, D).
 
-D is the width of a head here. This is ``F.scaled_dot_product_attention``, except in two cases:
+D is the width of a head here. This is ``F.scaled_dot_product_attention``, except in these cases:
 
 - On a CPU, with attention dropout (for which there is no fused kernel) or in bfloat16 (where the
   fused kernel is not faster), the scores are computed as matrices in the dtype of the queries;
   without gradients, a few heads at a time, so that they stay in the cache.
-- On a GPU in half precision, padded batches use the kernel for sequences of variable length, which
-  computes no scores of padding and needs no mask.
+- On a GPU in half precision, padded batches and rows of clips use the kernel for sequences of
+  variable length, which computes no scores of padding and needs no mask. On a CPU, the clips of a
+  row are computed one after another, see :mod:`mae_ast.core.nn.row_attention`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import cast
 
 import torch
@@ -20,6 +21,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mae_ast.core.nn.dropout import dropout
+from mae_ast.core.nn.row_attention import (
+    WithinClips,
+    attend_each_clip,
+    attend_each_clip_with_dropout,
+)
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -58,11 +64,14 @@ class KeyPadding:
         return F.pad(pairs.flatten(), (1, 0)).int()
 
 
+AttentionMask = Tensor | KeyPadding | WithinClips
+
+
 def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    mask: Tensor | KeyPadding | None = None,
+    mask: AttentionMask | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
     """Compute scaled dot-product attention.
@@ -71,7 +80,7 @@ def attend(
         q: (B, H, Q, D).
         k, v: (B, H, N, D).
         mask: bool tensor broadcastable to (B, H, Q, N), True where to attend; or the padding of the
-            keys; ``None``: attend everywhere.
+            keys; or the clips of a row (B = 1); ``None``: attend everywhere.
         dropout_p: dropout probability of the attention weights.
 
     Returns:
@@ -81,6 +90,16 @@ def attend(
         if has_varlen(q, dropout_p):
             return attend_by_lengths(q, k, v, mask)
         mask = mask.attention_mask
+    if isinstance(mask, WithinClips):
+        if has_varlen(q, dropout_p):
+            return attend_by_ends(q, k, v, mask)
+        if q.device.type == "cpu":
+            if dropout_p == 0:
+                return attend_each_clip(q, k, v, mask)
+            attend_clip = partial(attend, dropout_p=dropout_p)
+            with_dropout: Tensor = attend_each_clip_with_dropout(q, k, v, mask, attend_clip)
+            return with_dropout
+        mask = mask.attention_mask(q.shape[2], k.shape[2])
     in_blocks = not (torch.is_grad_enabled() or dropout_p > 0)
     num_scores = q.shape[2 if in_blocks else 0 : -1].numel() * k.shape[2]  # held at a time
     is_cheaper = q.dtype == torch.bfloat16 and num_scores <= MAX_SCORES
@@ -130,6 +149,14 @@ def attend_by_lengths(q: Tensor, k: Tensor, v: Tensor, padding: KeyPadding) -> T
     y: Tensor = kernel(*rows, query_ends, padding.ends, num_queries, k.shape[2])
     attended: Tensor = y.unflatten(0, (batch, num_queries))
     return attended.transpose(1, 2)
+
+
+def attend_by_ends(q: Tensor, k: Tensor, v: Tensor, within: WithinClips) -> Tensor:
+    """Compute :func:`attend` of a row with the kernel for sequences of variable length."""
+    rows = [x[0].transpose(0, 1) for x in (q, k, v)]  # (N, H, D)
+    kernel = cast(Callable[..., Tensor], varlen_attn)
+    y: Tensor = kernel(*rows, *within.int32, q.shape[2], k.shape[2])
+    return y.transpose(0, 1).unsqueeze(0)
 
 
 def has_varlen(q: Tensor, dropout_p: float = 0.0) -> bool:

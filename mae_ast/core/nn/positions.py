@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mae_ast.core.frontend.fbank import NUM_MEL_BINS
 from mae_ast.core.frontend.patches import PatchShape
+from mae_ast.core.frontend.rows import RowClips, places_in_clips
 from mae_ast.core.nn.transformer import INIT_STD
 
 
@@ -108,18 +109,28 @@ class FixedPositions(nn.Module):
         """Compute a table without patches on the default device."""
         self.register_buffer("table", self.build(0), persistent=False)
 
-    def forward(self, grid: tuple[int, int], num_steps: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        grid: tuple[int, int],
+        num_steps: Tensor | None = None,
+        clips: RowClips | None = None,
+    ) -> Tensor:
         """Return the embeddings of the prefix tokens and a grid: (1, K + T' F', D).
 
         Args:
             grid: (T', F') of the batch.
             num_steps: ignored, since fixed positions do not depend on the length of a clip.
+            clips: clips of a row, each of which starts at the first position; ``None``: no row.
         """
         num_rows = self.num_prefix + grid[0] * grid[1]
         if num_rows > len(self.table):
             # Powers of two: clips of all lengths grow the table a few times, not at each step.
             self.table = self.build(1 << (grid[0] - 1).bit_length()).to(self.table)
-        return self.table[:num_rows].unsqueeze(0)
+        if clips is None:
+            return self.table[:num_rows].unsqueeze(0)
+        places, _ = places_in_clips(clips.ends, num_rows - self.num_prefix)
+        own = self.table[self.num_prefix + places]
+        return torch.cat((self.table[: self.num_prefix], own)).unsqueeze(0)
 
     def build(self, along_time: int) -> Tensor:
         """Compute the table (K + T' F', D) for ``along_time`` time steps, on the default device."""
@@ -170,23 +181,32 @@ class LearnedPositions(nn.Module):
         self.table = nn.Parameter(torch.empty(1, num_prefix + grid[0] * grid[1], dim))
         nn.init.trunc_normal_(self.table, std=INIT_STD)
 
-    def forward(self, grid: tuple[int, int], num_steps: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        grid: tuple[int, int],
+        num_steps: Tensor | None = None,
+        clips: RowClips | None = None,
+    ) -> Tensor:
         """Return the embeddings for a grid.
 
         Args:
             grid: (T', F') of the batch.
             num_steps: (B,) int64, the time steps T' of each clip, to which its embeddings are
                 adapted, so that they do not depend on the batch; ``None``: T' for all clips.
+            clips: clips of a row, to each of which the embeddings are adapted; ``None``: no row.
 
         Returns:
             (1, K + T' F', D), or (B, K + T' F', D) if ``num_steps`` is given.
         """
-        if num_steps is None and grid == self.grid:
+        if num_steps is None and clips is None and grid == self.grid:
             return self.table
         prefix, patches = self.table.split(
             [self.num_prefix, self.table.shape[1] - self.num_prefix], dim=1
         )
-        fitted = fit_positions(patches, self.grid, grid, num_steps)
+        if clips is None:
+            fitted = fit_positions(patches, self.grid, grid, num_steps)
+        else:
+            fitted = fit_positions_of_row(patches, self.grid, grid, clips)
         return torch.cat((prefix.expand(len(fitted), -1, -1), fitted), dim=1)
 
 
@@ -204,22 +224,37 @@ def fit_positions(
     device = table.device
     if num_steps is None:
         num_steps = torch.full((1,), want[0], device=device)
+    table = _fit_mel(table, have, want[1])
+    index = torch.arange(want[0], device=device)
+    rows = _source_rows(index, num_steps.unsqueeze(1), have[0])
+    return _interpolate(table, rows).flatten(1, 2)  # (B, T', F', D) -> (B, N', D)
+
+
+def fit_positions_of_row(
+    table: Tensor, have: tuple[int, int], want: tuple[int, int], clips: RowClips
+) -> Tensor:
+    """Do as :func:`fit_positions` for each clip of a row of the grid ``want``: (1, N', D)."""
+    index, lengths = places_in_clips(clips.ends // want[1], want[0])
+    rows = _source_rows(index, lengths, have[0])
+    return _interpolate(_fit_mel(table, have, want[1]), rows).flatten(0, 1).unsqueeze(0)
+
+
+def _fit_mel(table: Tensor, have: tuple[int, int], want: int) -> Tensor:
+    """Crop or interpolate embeddings (1, T F, D) along mel: (T, F', D)."""
     table = table.reshape(*have, -1)
-    if want[1] != have[1]:
-        rows = _source_rows(torch.full((1,), want[1], device=device), want[1], have[1])[0]
-        table = _interpolate(table.transpose(0, 1), rows).transpose(0, 1)  # (T, F', D)
-    fitted = _interpolate(table, _source_rows(num_steps, want[0], have[0]))  # (B, T', F', D)
-    return fitted.flatten(1, 2)
+    if want == have[1]:
+        return table
+    index = torch.arange(want, device=table.device)
+    rows = _source_rows(index, torch.full_like(index, want), have[1])
+    return _interpolate(table.transpose(0, 1), rows).transpose(0, 1)
 
 
-def _source_rows(lengths: Tensor, num: int, have: int) -> Tensor:
-    """Map positions 0 to num - 1 of axes of ``lengths`` (B,) to an axis of length ``have``.
+def _source_rows(index: Tensor, lengths: Tensor, have: int) -> Tensor:
+    """Map positions ``index`` of axes of ``lengths`` to an axis of length ``have``.
 
     Returns:
-        (B, num) float32, fractional row indices.
+        Fractional row indices, float32, of the shape that the two broadcast to.
     """
-    index = torch.arange(num, device=lengths.device)
-    lengths = lengths.unsqueeze(1)
     centre = (have // 2 - lengths // 2 + index).float()
     stretched = (index + 0.5) * (have / lengths.clamp(min=1)) - 0.5
     return torch.where(lengths < have, centre, stretched).clamp(0, have - 1)

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mae_ast.core.nn.attention import KeyPadding, attend
+from mae_ast.core.frontend.rows import TokenEnds
+from mae_ast.core.nn.attention import AttentionMask, KeyPadding, attend
 from mae_ast.core.nn.dropout import Dropout
+from mae_ast.core.nn.row_attention import WithinClips
 
 INIT_STD = 0.02
 LAYER_NORM_EPS = 1e-5  # torch's default
@@ -60,7 +62,7 @@ class SelfAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Tensor | KeyPadding | None = None,
+        mask: AttentionMask | None = None,
         queries: Tensor | None = None,
     ) -> Tensor:
         """Compute multi-head self-attention.
@@ -85,6 +87,19 @@ class SelfAttention(nn.Module):
         """Split into heads: (B, N, D) -> (B, H, N, D / H)."""
         head_dim = y.shape[2] // self.num_heads
         return y.reshape(*y.shape[:2], self.num_heads, head_dim).transpose(1, 2)
+
+
+def attention_masks(
+    padding: Tensor | TokenEnds | None, selects: bool
+) -> tuple[AttentionMask | None, AttentionMask | None]:
+    """Return the masks of a stack's layers and of its last one, which may select its queries."""
+    if padding is None:
+        return None, None
+    if isinstance(padding, Tensor):
+        mask = KeyPadding(padding)
+        return mask, mask
+    within = WithinClips(padding)
+    return within, WithinClips(padding, selected=True) if selects else within
 
 
 class TransformerLayer(nn.Module):
@@ -128,7 +143,7 @@ class TransformerLayer(nn.Module):
         self.activation_dropout = Dropout(activation_dropout)
 
     def forward(
-        self, x: Tensor, mask: Tensor | KeyPadding | None = None, ids: Tensor | None = None
+        self, x: Tensor, mask: AttentionMask | None = None, ids: Tensor | None = None
     ) -> Tensor:
         """Compute the layer: (B, N, D) -> (B, N, D), or (B, K, D) for the tokens ``ids`` (B, K)."""
         if self.checkpoint_activations and torch.is_grad_enabled():
@@ -136,7 +151,7 @@ class TransformerLayer(nn.Module):
             return out
         return self.compute(x, mask, ids)
 
-    def compute(self, x: Tensor, mask: Tensor | KeyPadding | None, ids: Tensor | None) -> Tensor:
+    def compute(self, x: Tensor, mask: AttentionMask | None, ids: Tensor | None) -> Tensor:
         """Compute the layer without activation checkpointing; see :meth:`forward`."""
         if self.norm_first:
             normed = self.self_attn_layer_norm(x)
@@ -220,29 +235,36 @@ class Transformer(nn.Module):
         self.layer_norm = nn.LayerNorm(embed_dim, layer_norm_eps)
 
     def forward(
-        self, x: Tensor, padding_mask: Tensor | None = None, ids: Tensor | None = None
+        self,
+        x: Tensor,
+        padding: Tensor | TokenEnds | None = None,
+        ids: Tensor | None = None,
     ) -> Tensor:
         """Run all layers.
 
         Args:
-            x, padding_mask, ids: as in :meth:`layer_outputs`.
+            x, padding, ids: as in :meth:`layer_outputs`.
 
         Returns:
             (B, N, D), or (B, K, D), after the final layer norm if layers are pre-norm.
         """
-        for output in self.layer_outputs(x, padding_mask, ids):
+        for output in self.layer_outputs(x, padding, ids):
             x = output
         return self.layer_norm(x) if self.norm_first else x
 
     def layer_outputs(
-        self, x: Tensor, padding_mask: Tensor | None = None, ids: Tensor | None = None
+        self,
+        x: Tensor,
+        padding: Tensor | TokenEnds | None = None,
+        ids: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """Yield the output of each layer, which is computed when it is asked for.
 
         Args:
             x: (B, N, D).
-            padding_mask: (B, N) bool, True = padding, at the end of each clip; ``None``: no
-                padding. Padding does not influence the other tokens.
+            padding: (B, N) bool, True = padding, at the end of each clip, which does not influence
+                the other tokens; or the ends of the clips of a row (B = 1), to which attention is
+                restricted; ``None``: no padding.
             ids: (B, K) int64, the tokens to return; the last layer computes no others. ``None``:
                 all tokens.
 
@@ -250,13 +272,14 @@ class Transformer(nn.Module):
             (B, N, D), before the final layer norm; for the last layer (B, K, D) if ``ids`` is
             given.
         """
-        mask = None if padding_mask is None else KeyPadding(padding_mask)
+        mask, last_mask = attention_masks(padding, selects=ids is not None)
         if not self.norm_first:
             x = self.layer_norm(x)
         x = self.dropout(x)
         for layer in self.layers:
-            layer_ids = ids if layer is self.layers[-1] else None
-            y = layer(x, mask, layer_ids)
+            is_last = layer is self.layers[-1]
+            layer_ids = ids if is_last else None
+            y = layer(x, last_mask if is_last else mask, layer_ids)
             if self.training and self.layerdrop > 0:
                 keep = torch.rand((), device=x.device) >= self.layerdrop
                 y = torch.where(keep, y, x if layer_ids is None else gather_tokens(x, layer_ids))

@@ -19,8 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mae_ast.core.frontend.masking import Grid
-from mae_ast.core.nn.attention import KeyPadding
-from mae_ast.core.nn.transformer import LAYER_NORM_EPS, TransformerLayer, gather_tokens
+from mae_ast.core.frontend.rows import TokenEnds, clips_of
+from mae_ast.core.nn.transformer import (
+    LAYER_NORM_EPS,
+    TransformerLayer,
+    attention_masks,
+    gather_tokens,
+)
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,61 @@ class Windows:
         return overhang[0], overhang[1], overhang[2], overhang[3]
 
 
+class RowWindows:
+    """Partition of each clip of a row into windows, with the interface of :class:`Windows`.
+
+    The windows of a clip are those that :class:`Windows` gives for it alone. Their number depends
+    on the clips; it is padded to one that suffices for any clips.
+
+    Args:
+        ends: (C + 1,) int64, ends of the clips' patches.
+        grid: (T', F') of the row.
+        size, shift: as in :class:`Windows`.
+    """
+
+    def __init__(
+        self, ends: Tensor, grid: Grid, size: tuple[int, int], shift: tuple[int, int] = (0, 0)
+    ) -> None:
+        self.num_patches = grid[0] * grid[1]
+        steps, self.device = ends // grid[1], ends.device
+        before = -shift[0] % size[0]
+        lengths = steps.diff()
+        counts = (before + lengths + size[0] - 1) // size[0] * (lengths > 0)
+        last = F.pad(counts.cumsum(0), (1, 0))  # (C + 1,), ends of the clips' windows
+        # A clip has at most two windows more than its whole ones.
+        window = torch.arange(grid[0] // size[0] + 2 * len(lengths), device=self.device)
+        clip = clips_of(window, last).clamp(max=len(lengths) - 1)
+        first = (window - last[clip]) * size[0] - before
+        step = first[:, None] + torch.arange(size[0], device=self.device)  # within the clip
+        is_own = (step >= 0) & (step < lengths[clip][:, None]) & (window < last[-1])[:, None]
+        step = step + steps[clip][:, None]
+        before = -shift[1] % size[1]
+        along_mel = (before + grid[1] + size[1] - 1) // size[1]
+        mel = (torch.arange(along_mel * size[1], device=self.device) - before).view(-1, size[1])
+        is_in = is_own[:, None, :, None] & ((mel >= 0) & (mel < grid[1]))[:, None, :]
+        places = step[:, None, :, None] * grid[1] + mel[:, None, :]  # (W_t, W_f, time, mel)
+        num_places = size[0] * size[1]
+        self._valid = is_in.reshape(-1, num_places)
+        self._places = places.reshape(-1, num_places).where(self._valid, self.num_patches)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """Cut into windows: (1, N, C) -> (W, S, C), with zeros where a window has no patch."""
+        return F.pad(x[0], (0, 0, 0, 1))[self._places]
+
+    def join(self, windows: Tensor) -> Tensor:
+        """Put windows back together: (W, S, C) -> (1, N, C)."""
+        places = self._places.flatten()
+        order = torch.arange(len(places), device=self.device)
+        source = places.new_empty(self.num_patches + 1).scatter(0, places, order)
+        return windows.flatten(0, 1)[source[: self.num_patches]].unsqueeze(0)
+
+    def attention_mask(self) -> Tensor:
+        """Build the attention mask (W, 1, 1, S) bool, True where to attend."""
+        # A window without patches attends to itself: a softmax over no keys gives NaN.
+        valid = self._valid | ~self._valid.any(1, keepdim=True)
+        return valid[:, None, None, :]
+
+
 class GridTransformer(nn.Module):
     """Stack of pre-norm transformer layers on a grid, with window or global attention.
 
@@ -140,7 +200,7 @@ class GridTransformer(nn.Module):
         self,
         x: Tensor,
         grid: Grid,
-        padding_mask: Tensor | None = None,
+        padding: Tensor | TokenEnds | None = None,
         ids: Tensor | None = None,
     ) -> Tensor:
         """Run all layers.
@@ -149,24 +209,34 @@ class GridTransformer(nn.Module):
             x: (B, N, D), one token per patch of the grid; with prefix tokens if all layers are
                 global.
             grid: (T', F'), patches along time and mel.
-            padding_mask: (B, N) bool, True = padding, at the end of each clip; ``None``: no
-                padding. Padding does not influence the other tokens.
+            padding: as in :meth:`mae_ast.core.nn.transformer.Transformer.layer_outputs`.
             ids: (B, K) int64, the tokens to return; ``None``: all tokens.
 
         Returns:
             (B, N, D), or (B, K, D).
         """
-        global_mask = None if padding_mask is None else KeyPadding(padding_mask)
-        masks: dict[tuple[int, int], Tensor | None] = {}
+        mask, last_mask = attention_masks(padding, selects=ids is not None)
+        known: dict[tuple[int, int], tuple[Windows | RowWindows, Tensor | None]] = {}
         for layer, shift in zip(self.layers, self.shifts, strict=True):
-            layer_ids = ids if layer is self.layers[-1] else None
+            is_last = layer is self.layers[-1]
+            layer_ids = ids if is_last else None
             if shift is None:
-                x = layer(x, global_mask, layer_ids)
+                x = layer(x, last_mask if is_last else mask, layer_ids)
                 continue
-            windows = Windows(grid, self.window, shift)
-            if shift not in masks:
-                masks[shift] = windows.attention_mask(len(x), padding_mask, x)
-            x = windows.join(layer(windows.cut(x), masks[shift]))
+            if shift not in known:
+                known[shift] = self._windows(x, grid, shift, padding)
+            windows, window_mask = known[shift]
+            x = windows.join(layer(windows.cut(x), window_mask))
             x = x if layer_ids is None else gather_tokens(x, layer_ids)
         out: Tensor = self.layer_norm(x)
         return out
+
+    def _windows(
+        self, x: Tensor, grid: Grid, shift: tuple[int, int], padding: Tensor | TokenEnds | None
+    ) -> tuple[Windows | RowWindows, Tensor | None]:
+        """Return the windows of a shift, and their attention mask."""
+        if isinstance(padding, TokenEnds):
+            of_clips = RowWindows(padding.tokens, grid, self.window, shift)
+            return of_clips, of_clips.attention_mask()
+        windows = Windows(grid, self.window, shift)
+        return windows, windows.attention_mask(len(x), padding, x)
