@@ -9,12 +9,17 @@ from typing import Any
 import torch
 
 from mae_ast.core.frontend.augment import roll_and_scale
-from mae_ast.core.frontend.collate import Batch, Clip, Collater, clip_generator
+from mae_ast.core.frontend.collate import (
+    FOR_AUGMENTATION,
+    NUM_PURPOSES,
+    Batch,
+    Clip,
+    Collater,
+    clip_generator,
+)
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.data.audio_clips import AudioClips
 from mae_ast.data.bad_files import BadFile, FilesRead
-
-_FOR_AUGMENTATION = 2  # purpose of a generator, besides those of a Clip
 
 
 class PretrainingDataset(AudioClips):
@@ -48,13 +53,19 @@ class PretrainingDataset(AudioClips):
         self.roll_mag = roll_mag and shuffle
 
     def __getitem__(self, index: int) -> Clip | BadFile:
-        """Decode and crop a clip."""
-        clip = Clip.of(int(self.rows[index]), torch.empty(0), self.seed, self.epoch)
-        samples = self.read_part(index, clip.generator)
+        """Decode and crop a clip.
+
+        Args:
+            index: index of the clip, plus ``len(self)`` for each earlier draw in this epoch.
+        """
+        repeat, position = divmod(int(index), len(self))
+        clip = Clip.of(int(self.rows[position]), torch.empty(0), self.seed, self.epoch, repeat)
+        samples = self.read_part(position, clip.generator)
         if isinstance(samples, BadFile):
-            return samples
+            return dataclasses.replace(samples, repeat=repeat)
         if self.roll_mag:
-            generator = clip_generator(self.seed, self.epoch, clip.id, _FOR_AUGMENTATION)
+            purpose = FOR_AUGMENTATION + NUM_PURPOSES * repeat
+            generator = clip_generator(self.seed, self.epoch, clip.id, purpose)
             samples = roll_and_scale(samples, generator)
         return dataclasses.replace(clip, samples=samples)
 
@@ -65,7 +76,7 @@ class PretrainingDataset(AudioClips):
         """
         clips = [clip for clip in samples if isinstance(clip, Clip)]
         bad = [file for file in samples if isinstance(file, BadFile)]
-        files = FilesRead(self.split, [clip.id for clip in clips], bad)
+        files = FilesRead(self.split, [clip.id for clip in clips if clip.repeat == 0], bad)
         return {**to_sample(self.collate(clips)), "files": files}
 
 

@@ -40,7 +40,7 @@ def _clear_hydra():
 
 def plan_of(data: Path, *overrides: str, gpus: int = 1, config: str = "mae_ast"):
     settings = compose_settings(data, config, [*SMALL, *overrides])
-    return make_plan(settings, data / "train.tsv", gpus), settings
+    return make_plan(settings, [data / "train.tsv"], gpus), settings
 
 
 def test_counts_batches_as_training_forms_them(data):
