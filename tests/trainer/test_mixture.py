@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,15 @@ import pytest
 
 from mae_ast.data.mixed_dataset import MixedDataset
 from mae_ast.data.mixture import Mixture
+from mae_ast.tasks.audio_task import data_folders
+from mae_ast.tasks.mae_ast_classification import (
+    MaeAstClassificationConfig,
+    MaeAstClassificationTask,
+)
 
-from .conftest import LAUNCHER, Start, write_clips
+from .conftest import write_clips
 from .test_dataset import batches, task_with
+from .test_metrics_log import exact
 
 NAMES = ("a", "b", "c")
 
@@ -148,6 +155,8 @@ def test_epochs_have_the_shares_and_rotate(two: Path) -> None:
         rows = drawn_rows(epoch)
         assert [sum(n for row, n in rows.items() if (row >= 12) == b) for b in (0, 1)] == [4, 12]
         assert all(rows[row] == 3 for row in range(12, 16))
+        of_epoch = task.dataset("train").clips_of_epoch()
+        assert of_epoch.tolist() == sorted(rows.elements())
         assert sum(batch["clips_of"]["large"] for batch in epoch) == 4
         assert sum(batch["clips_of"]["small"] for batch in epoch) == 12
         seen += rows
@@ -226,43 +235,55 @@ def test_batches_must_be_rebuilt(two: Path) -> None:
         task_of(two, rebuild_batches=False)
 
 
+def test_fine_tuning_refuses_several_folders(two: Path) -> None:
+    folders = [str(two / "large"), str(two / "small")]
+    with pytest.raises(ValueError, match=r"^task\.data lists 2 folders; fine-tuning reads one"):
+        MaeAstClassificationTask(MaeAstClassificationConfig(data=folders, seed=1))
+
+
+@pytest.mark.parametrize("data", [None, [], [None]])
+def test_data_without_a_folder_is_refused(data: Any) -> None:
+    with pytest.raises(ValueError, match=r"^task\.data=(null|\[\]|\[None\]); a folder is needed"):
+        data_folders(data)
+
+
 # --- a run --------------------------------------------------------------------------------------
 
 RUN = (
     *("task.mixture=[0.3,0.7]", "dataset.batch_size=4", "task.max_sample_size=9000"),
-    *("dataset.num_workers=0", "optimization.max_update=9", "model.dropout=0"),
-    *("checkpoint.save_interval_updates=6", "checkpoint.keep_interval_updates=-1"),
+    *("dataset.num_workers=0", "optimization.max_update=9", "checkpoint.save_interval_updates=6"),
+    *("checkpoint.keep_interval_updates=-1", "model.input_stats=fixed"),
 )
 
 
 def test_a_run_logs_its_corpora_and_resumes_within_an_epoch(
-    two: Path, tmp_path: Path, start: Start
+    two: Path,
+    tmp_path: Path,
+    train_here: Callable[..., list[dict[str, str]]],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """An epoch has 4 updates: 5 clips of large, 11 of small, 2 or 3 of them of a bad file."""
     data = shutil.copytree(two, tmp_path / "data")
-    garbage = data / "small" / "train_03.flac"
-    garbage.write_bytes(b"no sound")
+    (data / "small" / "train_03.flac").write_bytes(b"no sound")
     folders: Any = f"[{data}/large,{data}/small]"
-    checkpoints = [tmp_path / run / "checkpoints" for run in ("whole", "resumed")]
 
-    whole = start(folders, *RUN, out="whole", program=LAUNCHER).finish()
-    checkpoints[1].mkdir(parents=True)
-    shutil.copy(checkpoints[0] / "checkpoint_2_6.pt", checkpoints[1] / "checkpoint_last.pt")
-    resumed = start(folders, *RUN, out="resumed", program=LAUNCHER).finish()
-
-    assert "clips per epoch: 5 of large (each of 12 clips 0.417 times), 11 of small" in whole.output
-    (skipped,) = re.findall("skipping bad file: .*", whole.output)
+    train_here(folders, *RUN)
+    text = caplog.text
+    assert "clips per epoch: 5 of large (each of 12 clips 0.417 times), 11 of small" in text
+    (skipped,) = re.findall("skipping bad file: .*", text)
     assert skipped.endswith(f"({data}/small/train.tsv:5)")
-    assert sorted(resumed.updates) == [7, 8, 9]
-    assert all(resumed.updates[number] == whole.updates[number] for number in resumed.updates)
-    assert resumed.stats("valid")[-1]["valid_loss"] == whole.stats("valid")[-1]["valid_loss"]
+    warning = f"clips of {data}/large/train.tsv and {data}/small/train.tsv has mean"
+    assert warning in text
+    assert "mae-ast stats" not in text  # it reads a single manifest
+    whole = exact(tmp_path)
     counts = [
-        {
-            int(stats["epoch"]): (stats["train_clips_large"], stats["train_clips_small"])
-            for stats in run.stats("train")
-        }
-        for run in (whole, resumed)
+        (line["clips_large"], line["clips_small"]) for line in whole if line["kind"] == "train"
     ]
-    assert counts[0][1] in (("5", "8"), ("5", "9"))
-    assert counts[0][2] in (("5", "8"), ("5", "9"))
-    assert counts[1][2] == counts[0][2]
+    assert set(counts[:2]) <= {(5, 8), (5, 9)}
+    by_update = [line for line in whole if line["kind"] == "train_inner"]
+    assert sum(line["clips_small"] for line in by_update[:8]) == counts[0][1] + counts[1][1]
+
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copy(checkpoints / "checkpoint_2_6.pt", checkpoints / "checkpoint_last.pt")
+    train_here(folders, *RUN)
+    assert exact(tmp_path) == whole
