@@ -19,6 +19,7 @@ from mae_ast.tasks.mae_ast_classification import (
     MaeAstClassificationConfig,
     MaeAstClassificationTask,
 )
+from mae_ast.trainer import ranks
 
 from .conftest import write_clips
 from .test_dataset import batches, task_with
@@ -211,6 +212,22 @@ def test_shares_hold_among_the_clips_that_fit_into_a_batch(two: Path) -> None:
     dataset.sizes[:12] = 20_000
     with pytest.raises(ValueError, match=r"large/train\.tsv: all clips are skipped for their len"):
         dataset.filter_indices_by_size(order, 10_600)
+
+
+def test_another_rank_takes_the_rates_of_all_corpora_from_rank_0(
+    two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(two, tmp_path / "two")
+    for path in folder.glob("*/train.tsv"):  # without sample rates
+        path.write_text(path.read_text().replace("\t16000\n", "\n"))
+    sent: list[bytes] = []
+    monkeypatch.setattr(ranks, "from_first", lambda key, compute: sent.append(compute()) or sent[0])
+    first = task_of(folder).dataset("train").manifest
+    monkeypatch.setattr(ranks, "from_first", lambda key, compute: sent[0])
+    other = task_of(folder).dataset("train").manifest
+    assert other.sample_rates.tolist() == [16_000] * 16
+    assert [each.sample_rates.sum() for each in other.manifests] == [0, 0]  # it read no headers
+    assert other.digest() == first.digest()
 
 
 def test_validation_reads_all_clips_once(two: Path) -> None:
