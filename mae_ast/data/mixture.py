@@ -1,11 +1,12 @@
 """Mixture of corpora: the ratio of an epoch's clips that each corpus gets, and which clips.
 
 An epoch has as many clips as all corpora together. ``counts`` divides this number by the shares, to
-the clip. A corpus whose count is greater than its size repeats clips, one whose count is smaller is
-subsampled: each clip is drawn ``count // size`` times, and the rest of the count are neighbours on
-a circle of all clips in random order, on which each epoch starts where the last one ended. So a
-clip is drawn floor or ceil of ``count / size`` times in an epoch, and floor or ceil of
-``epochs * count / size`` times in several; all clips are drawn before one is drawn once more.
+the clip. A corpus whose count is greater than its size repeats clips; one whose count is smaller is
+subsampled. Each clip is drawn ``count // size`` times. The remaining ``count % size`` clips are
+consecutive ones of all clips in a random order, which is the same in all epochs: each epoch starts
+where the last one ended, and the first clip follows the last. So a clip is drawn floor or ceil of
+``count / size`` times in an epoch, and floor or ceil of ``epochs * count / size`` times in several;
+all clips are drawn before one is drawn once more.
 
 What an epoch draws is a function of (seed, epoch) alone.
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-_FOR_CIRCLE = 0  # purpose of a generator, besides that of the order of an epoch
+_FOR_DRAWS = 0  # purpose of a generator, besides that of the order of an epoch
 _TAKEN = ("per_s",)  # clips_NAME is another logged value
 
 
@@ -108,9 +109,9 @@ class Mixture:
             each, rest = divmod(int(count), int(size)) if count else (0, 0)
             times = np.full(size, each, dtype=np.int64)
             if rest:
-                circle = np.random.default_rng((seed, corpus, _FOR_CIRCLE)).permutation(size)
+                order = np.random.default_rng((seed, corpus, _FOR_DRAWS)).permutation(size)
                 begin = (epoch - 1) * rest
-                times[circle[np.arange(begin, begin + rest) % size]] += 1
+                times[order[np.arange(begin, begin + rest) % size]] += 1
             drawn.append(times)
         return np.concatenate(drawn)
 
