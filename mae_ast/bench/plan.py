@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ from mae_ast.console import bar
 from mae_ast.core.frontend.collate import Collater
 from mae_ast.core.frontend.fbank import num_samples_of_frames
 from mae_ast.core.io.audio import SAMPLE_RATE
-from mae_ast.core.io.manifest import Manifest
+from mae_ast.core.io.joined import read_manifests
 from mae_ast.core.io.plural import plural
 from mae_ast.core.models.registry import SYSTEMS, parse_pretraining_config, system_name
+from mae_ast.data.mixed_dataset import MixedDataset
+from mae_ast.data.mixture import Mixture
 from mae_ast.data.pretraining_dataset import PretrainingDataset
 from mae_ast.plugin import register
-from mae_ast.trainer.command import train_command
+from mae_ast.trainer.command import Data, train_command
 from mae_ast.trainer.presets import check_preset, compose_preset, search_path_of
 from mae_ast.trainer.schedule import planned_updates
 from mae_ast.trainer.settings import drop_defaults_of_others, explain
@@ -63,7 +66,8 @@ class Plan:
     Args:
         gpus: number of GPUs over all nodes.
         update_freq: batches per GPU and update.
-        num_clips: number of clips of the manifest.
+        num_clips: number of clips of the manifests.
+        mixture: clips per epoch of each corpus, as a text; empty for a single one.
         clips_skipped: number of them that are too short or fit into no batch.
         batches: batches of an epoch.
         updates: number of updates.
@@ -75,6 +79,7 @@ class Plan:
     gpus: int
     update_freq: int
     num_clips: int
+    mixture: str
     clips_skipped: int
     batches: Batches
     updates: int
@@ -136,7 +141,7 @@ class Timed:
     workers: float | None
 
 
-def compose_settings(data: Path, config: str, overrides: Sequence[str]) -> Any:
+def compose_settings(data: Data, config: str, overrides: Sequence[str]) -> Any:
     """Compose the settings that ``mae-ast pretrain`` uses with the same arguments.
 
     Raises:
@@ -168,23 +173,26 @@ def compose_settings(data: Path, config: str, overrides: Sequence[str]) -> Any:
     return settings
 
 
-def make_plan(settings: Any, manifest: Path, gpus: int) -> Plan:
+def make_plan(settings: Any, manifests: Sequence[Path], gpus: int) -> Plan:
     """Count batches, updates, hours and operations of a run.
 
     Args:
         settings: settings from :func:`compose_settings`.
-        manifest: manifest of the training clips.
+        manifests: manifests of the training clips, one per corpus.
         gpus: number of GPUs over all nodes.
 
     Raises:
-        FileNotFoundError: the manifest does not exist.
-        ValueError: the manifest or the settings are invalid for training.
+        FileNotFoundError: a manifest does not exist.
+        ValueError: a manifest or the settings are invalid for training.
     """
     task, data = settings.task, settings.dataset
     config = parse_pretraining_config(settings.model, task.mask_type)
-    rows = Manifest.read(manifest)
+    folders = [manifest.parent for manifest in manifests]
+    mixture = Mixture.of(folders, task.mixture, task.mixture_temperature)
+    rows = read_manifests(manifests)
     rows.probe_rates(bar("reading sample rates", "file"))
-    dataset = PretrainingDataset(
+    build: Any = PretrainingDataset if mixture is None else partial(MixedDataset, mixture=mixture)
+    dataset = build(
         rows,
         Collater(config, task.mask_type, pad=task.pad_audio, random_crop=task.random_crop),
         seed=settings.common.seed,
@@ -212,6 +220,7 @@ def make_plan(settings: Any, manifest: Path, gpus: int) -> Plan:
         gpus=gpus,
         update_freq=update_freq,
         num_clips=len(rows),
+        mixture="" if mixture is None else dataset.epoch_text(),
         clips_skipped=len(rows) - len(dataset) + skipped,
         batches=batches,
         updates=updates,
@@ -224,11 +233,12 @@ def make_plan(settings: Any, manifest: Path, gpus: int) -> Plan:
 
 def _batches(dataset: Any, config: Any, task: Any, data: Any) -> tuple[Batches, int]:
     """Return the batches that fairseq's trainer forms, and the number of clips without a batch."""
+    dataset.set_epoch(1)
     with data_utils.numpy_seed(dataset.seed + 1):
         order = dataset.ordered_indices()
     longest = data.max_tokens
     if longest is not None:
-        order = order[dataset.sizes[order] <= longest]
+        order, _ = dataset.filter_indices_by_size(order, longest)
     if not len(order):
         raise ValueError(f"dataset.max_tokens={longest} is below the shortest clip")
     made = dataset.batch_by_size(
@@ -246,7 +256,7 @@ def _batches(dataset: Any, config: Any, task: Any, data: Any) -> tuple[Batches, 
     if config.input_frames is not None:
         max_samples = num_samples_of_frames(config.input_frames)
     clips = np.array([len(batch) for batch in made])
-    sizes = [np.minimum(dataset.sizes[np.asarray(batch)], max_samples) for batch in made]
+    sizes = [np.minimum(dataset.num_tokens_vec(np.asarray(batch)), max_samples) for batch in made]
     if task.pad_audio:
         samples = np.array([size.sum() for size in sizes])
         lengths = np.array([size.max() for size in sizes])

@@ -39,7 +39,7 @@ def finetune(
     """
     start_training(
         "finetune",
-        data,
+        [data],
         config,
         out,
         overrides,

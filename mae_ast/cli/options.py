@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,6 +49,27 @@ def model_argument(metavar: str, text: str = CHECKPOINT_HELP) -> Any:
 def data_argument(text: str) -> Any:
     """Return the argument for the folder of the manifests."""
     return typer.Argument(metavar="DATA", help=text)
+
+
+def split_data(data: Path, arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Split the arguments of a command that takes several data folders, then settings.
+
+    Args:
+        data: the first folder.
+        arguments: what follows it.
+
+    Returns:
+        The folders, and what begins with the first option or ``KEY=VALUE``.
+    """
+    count = 0
+    while count < len(arguments) and not _is_setting(arguments[count]):
+        count += 1
+    return [data, *map(Path, arguments[:count])], list(arguments[count:])
+
+
+def _is_setting(argument: str) -> bool:
+    is_deletion = argument.startswith("~") and not argument.startswith("~/")
+    return "=" in argument or argument.startswith(("-", "+")) or is_deletion
 
 
 def seed_option(drawn: str) -> Any:
@@ -144,6 +165,16 @@ Multirun = Annotated[
         "-m",
         help="Start the jobs of a sweep, such as model.encoder_layers=6,12, each in its own folder "
         "OUT/0, OUT/1, ...; or one job in OUT by hydra's launcher, such as SLURM's.",
+    ),
+]
+DataAndOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[DATA]... KEY=VALUE",
+        help="More folders of data, to pretrain on a mixture (task.mixture=[0.7,0.3]); then "
+        "settings that differ from the preset, such as optimization.max_update=100000. Options of "
+        "fairseq-hydra-train are passed on, too.",
+        show_default=False,
     ),
 ]
 Overrides = Annotated[

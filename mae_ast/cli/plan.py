@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mae_ast.cli.options import Overrides, PretrainPreset, data_argument
+from mae_ast.cli.options import DataAndOverrides, PretrainPreset, data_argument, split_data
 from mae_ast.cli.quiet import quiet
 from mae_ast.core.io.plural import plural
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # fairseq takes seconds to import
 
 def plan(
     data: Annotated[Path, data_argument("Folder with train.tsv, or a manifest.")],
-    overrides: Overrides = None,
+    overrides: DataAndOverrides = None,
     config: PretrainPreset = "mae_ast",
     gpus: Annotated[int, typer.Option(help="Number of GPUs per node.")] = 1,
     nodes: Annotated[int, typer.Option(help="Number of nodes.")] = 1,
@@ -39,13 +39,15 @@ def plan(
     if gpus < 1 or nodes < 1:
         raise ValueError(f"--gpus {gpus} --nodes {nodes}: at least 1 each")
     results = None if bench is None else read_results(bench)
-    folder = data if data.is_dir() else data.parent
+    given, arguments = split_data(data, overrides or [])
+    folders = [each if each.is_dir() else each.parent for each in given]
     with quiet():
         from mae_ast.bench.plan import compose_settings, make_plan, time_plan  # fairseq
 
-        settings = compose_settings(folder, config, overrides or [])
-        manifest = data if data.is_file() else data / f"{settings.dataset.train_subset}.tsv"
-        made = make_plan(settings, manifest, gpus * nodes)
+        settings = compose_settings(folders, config, arguments)
+        name = f"{settings.dataset.train_subset}.tsv"
+        manifests = [each if each.is_file() else each / name for each in given]
+        made = make_plan(settings, manifests, gpus * nodes)
 
     lines = _counts(made, settings.model._name)
     if results is None:
@@ -68,6 +70,7 @@ def _counts(made: Plan, system: str) -> dict[str, str]:
     lines = {
         "clips": f"{made.num_clips - made.clips_skipped:,} of {made.num_clips:,}, "
         f"{made.hours_per_epoch:,.1f} h after cropping",
+        **({"mixture": made.mixture} if made.mixture else {}),
         "model": f"{system}, {made.parameters / 1e6:.1f} M parameters, "
         f"{made.num_patches} patches per clip, {masked:.1%} masked",
         "batch per GPU": f"{made.clips_per_batch:.1f} clips on average ({batches.clips.min()} to "

@@ -13,7 +13,7 @@ import typer
 
 def start_training(
     kind: str,
-    data: Path,
+    data: Sequence[Path],
     config: str,
     out: Path,
     overrides: Sequence[str] | None,
@@ -23,6 +23,8 @@ def start_training(
     random_weights: bool = False,
 ) -> NoReturn:
     """Start or resume a run of a kind, ``pretrain`` or ``finetune``, with the command's arguments.
+
+    Fine-tuning reads a single folder of ``data``.
 
     Raises:
         ValueError: the preset does not exist, the run was started with different settings, or
@@ -48,7 +50,7 @@ def start_training(
             from mae_ast.finetune.settings_from_data import NOTE_KEY, as_overrides, settings_of_run
 
             recorded = resume_guard.recorded(out / NOTE, NOTE_KEY) if has_begun else None
-            found, origin = settings_of_run(recorded, data, checkpoint, arguments)
+            found, origin = settings_of_run(recorded, data[0], checkpoint, arguments)
             settings[NOTE_KEY] = found
             from_data = as_overrides(found, arguments)
             report_settings(from_data, origin)

@@ -170,6 +170,10 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
         if self.shuffle:
             self._epoch[0] = epoch
 
+    def clips_of_epoch(self) -> np.ndarray:
+        """Return the clips of an epoch in the order of ``rows``, with repeats: (clips,) int64."""
+        return np.arange(len(self))
+
     def ordered_indices(self) -> np.ndarray:
         """Return indices by decreasing length, so that batches hold clips of similar length.
 
@@ -197,11 +201,11 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
 
     def num_tokens(self, index: int) -> int:
         """Return a clip's samples at 16 kHz, the unit of ``dataset.max_tokens``."""
-        return int(self.sizes[index])
+        return int(self.sizes[index % len(self)])
 
     def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
         """Return :meth:`num_tokens` of several clips."""
-        tokens: np.ndarray = self.sizes[indices]
+        tokens: np.ndarray = self.sizes[indices % len(self)]
         return tokens
 
     def size(self, index: int) -> int:

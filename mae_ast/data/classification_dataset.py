@@ -161,15 +161,6 @@ class ClassificationDataset(AudioClips):
         order = drawn + len(self) * _num_earlier(drawn)
         return order
 
-    def num_tokens(self, index: int) -> int:
-        """Return a clip's samples at 16 kHz, the unit of ``dataset.max_tokens``."""
-        return int(self.sizes[index % len(self)])
-
-    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
-        """Return :meth:`num_tokens` of several clips."""
-        tokens: np.ndarray = self.sizes[indices % len(self)]
-        return tokens
-
     def filter_indices_by_size(
         self, indices: np.ndarray, max_sizes: int
     ) -> tuple[np.ndarray, list[int]]:

@@ -10,6 +10,8 @@ import torch
 from mae_ast.core.frontend.fbank import num_samples_of_frames
 from mae_ast.core.frontend.input_stats import are_far, mean_and_std, moments
 from mae_ast.core.io.audio import SAMPLE_RATE
+from mae_ast.core.io.joined import JoinedManifest
+from mae_ast.core.io.manifest import evenly_spaced
 from mae_ast.core.models.encoder import Encoder
 from mae_ast.data.audio_clips import MAX_SKIPPED, AudioClips
 from mae_ast.data.bad_files import BadFile
@@ -35,7 +37,8 @@ def statistics_warning(clips: AudioClips, encoder: Encoder) -> str | None:
         return None
     window = encoder.config.window_type
     total, count = torch.zeros(3, dtype=torch.float64), 0
-    for index in np.unique(np.linspace(0, len(clips) - 1, NUM_MEASURED).astype(np.int64)):
+    of_epoch = clips.clips_of_epoch()  # in the shares of a mixture
+    for index in np.unique(of_epoch[evenly_spaced(len(of_epoch), NUM_MEASURED)]):
         samples = clips.read_middle(int(index), round(MEASURED_S * SAMPLE_RATE))
         if not isinstance(samples, BadFile):
             total, count = total + moments(samples, window), count + 1
@@ -46,11 +49,14 @@ def statistics_warning(clips: AudioClips, encoder: Encoder) -> str | None:
     used_mean, used_std = float(norm.running_mean), float(norm.running_var) ** 0.5
     if not are_far(mean, std, used_mean, used_std):
         return None
+    command = (
+        f" ('mae-ast stats {clips.manifest.path} --window {window}' computes them over all clips)"
+    )
     return (
         f"model.input_mean={used_mean:.4g} and model.input_std={used_std:.4g} are far from the "
         f"data: log-mel of {count} clips of {clips.manifest.path} has mean {mean:.4g} and std "
-        f"{std:.4g}; set model.input_mean={mean:.4f} model.input_std={std:.4f} "
-        f"('mae-ast stats {clips.manifest.path} --window {window}' computes them over all clips)"
+        f"{std:.4g}; set model.input_mean={mean:.4f} model.input_std={std:.4f}"
+        f"{'' if isinstance(clips.manifest, JoinedManifest) else command}"
     )
 
 

@@ -14,7 +14,14 @@ import numpy as np
 import torch
 
 from mae_ast.core.frontend.augment import roll_and_scale
-from mae_ast.core.frontend.collate import Batch, Clip, Collater, clip_generator
+from mae_ast.core.frontend.collate import (
+    FOR_AUGMENTATION,
+    NUM_PURPOSES,
+    Batch,
+    Clip,
+    Collater,
+    clip_generator,
+)
 from mae_ast.core.frontend.collate_rows import RowCollater
 from mae_ast.core.frontend.fbank import FRAME_LENGTH, FRAME_SHIFT
 from mae_ast.core.frontend.masking import masked_fraction
@@ -24,7 +31,7 @@ from mae_ast.data.audio_clips import AudioClips
 from mae_ast.data.bad_files import BadFile, FilesRead
 from mae_ast.data.pack_rows import pack_rows
 
-_FOR_AUGMENTATION = 2  # purpose of a generator, besides those of a Clip
+_FOR_ROWS = 2  # purpose of a generator, besides those of a mixture
 
 
 class PretrainingDataset(AudioClips):
@@ -62,22 +69,21 @@ class PretrainingDataset(AudioClips):
         self._collate_row: RowCollater | None = None
 
     def __getitem__(self, index: int) -> Clip | BadFile:
-        """Decode and crop a clip."""
-        clip = Clip.of(int(self.rows[index]), torch.empty(0), self.seed, self.epoch)
-        samples = self.read_part(index, clip.generator)
+        """Decode and crop a clip.
+
+        Args:
+            index: index of the clip, plus ``len(self)`` for each earlier draw in this epoch.
+        """
+        repeat, position = divmod(int(index), len(self))
+        clip = Clip.of(int(self.rows[position]), torch.empty(0), self.seed, self.epoch, repeat)
+        samples = self.read_part(position, clip.generator)
         if isinstance(samples, BadFile):
-            return samples
+            return dataclasses.replace(samples, repeat=repeat)
         if self.roll_mag:
-            generator = clip_generator(self.seed, self.epoch, clip.id, _FOR_AUGMENTATION)
+            purpose = FOR_AUGMENTATION + NUM_PURPOSES * repeat
+            generator = clip_generator(self.seed, self.epoch, clip.id, purpose)
             samples = roll_and_scale(samples, generator)
         return dataclasses.replace(clip, samples=samples)
-
-    def ordered_indices(self) -> np.ndarray:
-        """Return indices in random order if the data set is packed; else as the base class."""
-        order = super().ordered_indices()
-        if self.packed and self.shuffle:
-            order = np.random.default_rng(np.random.randint(2**31)).permutation(order)
-        return order
 
     def batch_by_size(
         self,
@@ -97,6 +103,9 @@ class PretrainingDataset(AudioClips):
             )
             return batches
         self.count_distinct(indices)
+        if self.shuffle:
+            key = self.seed, self.epoch, _FOR_ROWS
+            indices = np.random.default_rng(key).permutation(indices)
         shape = self._row_shape(max_tokens, max_sentences)
         self._collate_row = RowCollater(self.collate, shape)
         steps = self._steps(self.num_tokens_vec(indices))
@@ -128,7 +137,7 @@ class PretrainingDataset(AudioClips):
         """
         clips = [clip for clip in samples if isinstance(clip, Clip)]
         bad = [file for file in samples if isinstance(file, BadFile)]
-        files = FilesRead(self.split, [clip.id for clip in clips], bad)
+        files = FilesRead(self.split, [clip.id for clip in clips if clip.repeat == 0], bad)
         collate = self.collate if self._collate_row is None else self._collate_row
         return {**to_sample(collate(clips)), "files": files}
 

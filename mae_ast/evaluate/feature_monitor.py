@@ -51,8 +51,8 @@ class FeatureMonitor:
     probe: tuple[ProbeData, ProbeData] | None
 
     @classmethod
-    def read(cls, clips: Path, labelled: Path | None, num_clips: int) -> FeatureMonitor:
-        """Read manifests and labels.
+    def read(cls, clips: Manifest, labelled: Path | None, num_clips: int) -> FeatureMonitor:
+        """Select clips, and read labelled ones.
 
         Args:
             clips: manifest of the clips for RankMe.
@@ -66,8 +66,7 @@ class FeatureMonitor:
         """
         if num_clips < MIN_CLIPS:
             raise ValueError(f"task.probe_clips={num_clips}; at least {MIN_CLIPS} are needed")
-        manifest = Manifest.read(clips)
-        manifest = manifest.take(evenly_spaced(len(manifest), num_clips))
+        manifest = clips.take(evenly_spaced(len(clips), num_clips))
         manifest.check_paths()
         manifest.check_segments()
         if labelled is None:

@@ -12,6 +12,8 @@ from typing import Any
 from mae_ast.core.checkpoints.reader import CheckpointError, file_of, read_state
 from mae_ast.core.checkpoints.run_files import list_checkpoints
 from mae_ast.core.checkpoints.training_record import training_record
+from mae_ast.core.io.joined import load_manifests
+from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.io.near_files import suggestion
 from mae_ast.trainer.command import NOTE
 from mae_ast.trainer.metrics_log import END, METRICS_FILE, read_metrics
@@ -35,7 +37,7 @@ class Run:
         begun_with: content of ``begun_with.json``.
         checkpoint: the last checkpoint; ``None`` if there is none.
         cfg: settings in the checkpoint, by section.
-        data: folder of its manifests; ``None`` if it is not recorded.
+        data: folders of its manifests; empty if they are not recorded.
         num_updates: updates of the checkpoint, or of the last line.
         is_finetuned: whether the run trained a classifier.
         evaluations: summaries of ``mae-ast evaluate``, by the name of their folder.
@@ -50,7 +52,7 @@ class Run:
     begun_with: Entries
     checkpoint: Path | None
     cfg: Mapping[str, Mapping[str, Any]]
-    data: Path | None
+    data: tuple[Path, ...]
     num_updates: int
     is_finetuned: bool
     evaluations: dict[str, Entries]
@@ -60,16 +62,17 @@ class Run:
         """Return a setting of the checkpoint; ``None`` if it is not recorded."""
         return self.cfg.get(section, {}).get(key)
 
-    def manifest(self, key: str, default: str) -> Path:
-        """Return the manifest of a split; ``key`` of ``dataset.*`` names the split.
+    def load_manifest(self, key: str, default: str) -> Manifest:
+        """Load the manifests of a split, joined; ``key`` of ``dataset.*`` names the split.
 
         Raises:
             ValueError: the folder of the data is not recorded.
+            FileNotFoundError, ManifestError: a manifest does not exist, or is invalid.
         """
-        if self.data is None:
+        if not self.data:
             raise ValueError("the folder of the data is not recorded; --data names it")
         split = str(self.setting("dataset", key) or default).split(",")[0]
-        return self.data / f"{split}.tsv"
+        return load_manifests([folder / f"{split}.tsv" for folder in self.data])
 
     def note(self, part: str, reason: object) -> None:
         """Note that a part is missing on the page, and why."""
@@ -138,12 +141,19 @@ def read_run(folder: Path, name: str, data: Path | None = None) -> Run:
         begun_with,
         checkpoint,
         sections,
-        data or (Path(str(recorded)) if recorded else None),
+        (data,) if data is not None else _paths(recorded),
         int(updates or max((line["num_updates"] for line in lines), default=0)),
         is_finetuned,
         evaluations,
         notes,
     )
+
+
+def _paths(recorded: Any) -> tuple[Path, ...]:
+    """Return the data folders that are recorded: a path, a list of paths, or nothing."""
+    if isinstance(recorded, (list, tuple)):
+        return tuple(Path(str(folder)) for folder in recorded)
+    return (Path(str(recorded)),) if recorded else ()
 
 
 def unique_names(folders: Sequence[Path]) -> list[str]:

@@ -71,13 +71,11 @@ def embeddings(
 
 def labelled_folder(run: Run) -> Path | None:
     """Return the folder of a run's labelled clips; ``None`` if there is none."""
-    probe_data = run.setting("task", "probe_data")
-    for folder in (Path(str(probe_data)) if probe_data else None, run.data):
-        if (
-            folder is not None
-            and (folder / f"{SPLIT}.lbl").is_file()
-            and (folder / LABELS_FILE).is_file()
-        ):
+    folders = list(run.data)
+    if probe_data := run.setting("task", "probe_data"):
+        folders.insert(0, Path(str(probe_data)))
+    for folder in folders:
+        if (folder / f"{SPLIT}.lbl").is_file() and (folder / LABELS_FILE).is_file():
             return folder
     return None
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from mae_ast.core.frontend.collate import Batch, Clip, Collater
 from mae_ast.core.inference.reconstruct import reconstruct
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError
-from mae_ast.core.io.manifest import Manifest, evenly_spaced
+from mae_ast.core.io.manifest import evenly_spaced
 from mae_ast.evaluate.read_clips import read_or_skip
 from mae_ast.hub.load import load_masked
 from mae_ast.report.collect import Run
@@ -75,7 +75,7 @@ def _add_run(
     device: str,
     sounds: Sounds,
 ) -> None:
-    manifest = Manifest.load(run.manifest("valid_subset", "valid"))
+    manifest = run.load_manifest("valid_subset", "valid")
     assert run.checkpoint is not None
     model: Any = load_masked(run.checkpoint).to(device)
     seed = int(run.setting("task", "seed") or 0)

@@ -137,7 +137,7 @@ def _training(run: Run, device: torch.device) -> _Training:
         model = encoder = load_masked(run.checkpoint)
         mask_type = str(model.mask_type)
     encoder.precision = run.setting("model", "precision") or encoder.config.precision
-    manifest = Manifest.load(run.manifest("train_subset", "train"))
+    manifest = run.load_manifest("train_subset", "train")
     crop = run.setting("task", "max_sample_size")
     sizes = manifest.num_samples
     typical = int(min(crop or sizes.max(), median(sizes.tolist())))

@@ -84,7 +84,7 @@ def _facts_of(run: Run) -> dict[str, str]:
     found = {
         "stage": " ".join(filter(None, (stage, str(run.setting("model", "_name") or "")))),
         "folder": str(run.folder),
-        "data": str(run.data or ""),
+        "data": ", ".join(map(str, run.data)),
         "preset": str(run.begun_with.get("config") or ""),
         "updates": str(run.num_updates),
     }

@@ -38,7 +38,7 @@ def estimate(
     for setting in cells if progress is None else progress(cells, len(cells)):
         cell = cells[setting]
         settings = compose_settings(data.folder, cell.config, list(cell.overrides))
-        plan = make_plan(settings, data.folder / "train.tsv", 1)
+        plan = make_plan(settings, [data.folder / "train.tsv"], 1)
         operations[setting] = plan.flops * plan.clips_per_update
         updates[setting] = plan.updates
     first = next(iter(cells))

@@ -20,6 +20,7 @@ from typing_extensions import Self
 
 from mae_ast.console import bar
 from mae_ast.core.io.audio import SAMPLE_RATE
+from mae_ast.core.io.joined import load_manifests, read_manifests
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.nn.malloc import keep_freed_memory
@@ -43,7 +44,9 @@ training_loop.apply()
 class AudioTaskConfig(FairseqDataclass):  # type: ignore[misc]
     """Settings under ``task.*`` that all tasks share. Sizes are in samples at 16 kHz."""
 
-    data: str = setting(MISSING, help="folder that holds the manifests train.tsv, valid.tsv, ...")
+    data: Any = setting(  # noqa: RUF009  (a text or, in pretraining, also a list)
+        MISSING, help="folder that holds the manifests train.tsv, valid.tsv, ..."
+    )
     max_keep_size: Optional[int] = setting(  # noqa: UP045
         None, help="skip clips longer than this many samples at 16 kHz; null: no limit", minimum=1
     )
@@ -93,7 +96,7 @@ class AudioTask(InterruptibleTask):
             value, least = getattr(cfg, key), cfg.min_sample_size or 0
             if value is not None and value < least:
                 raise ValueError(f"task.{key}={value} is less than task.min_sample_size={least}")
-        self.folder = absolute(cfg.data)
+        self.folders = data_folders(cfg.data)
         self.audio_seconds = 0.0  # of all workers, since the first update
         self._num_loads = 0
         self._is_checked = False
@@ -174,21 +177,23 @@ class AudioTask(InterruptibleTask):
         raise NotImplementedError
 
     def _manifest(self, split: str, key: str) -> Manifest:
-        path = self.folder / f"{split}.tsv"
+        paths = [folder / f"{split}.tsv" for folder in self.folders]
         loaded = []
 
         def sample_rates() -> bytes:
-            loaded.append(Manifest.load(path, bar("reading sample rates", "file")))
+            loaded.append(load_manifests(paths, bar("reading sample rates", "file")))
             return zlib.compress(loaded[0].sample_rates.tobytes())
 
         rates = ranks.from_first(f"{key}/rates", sample_rates)
         if loaded:
             return loaded[0]
-        manifest = Manifest.read(path)
+        manifest = read_manifests(paths)
         manifest.check_paths()
         found = np.frombuffer(zlib.decompress(rates), dtype=np.int32)
         if len(found) != len(manifest):
-            raise ValueError(f"{path}: lists {len(manifest)} files, but {len(found)} on rank 0")
+            raise ValueError(
+                f"{manifest.path}: lists {len(manifest)} files, but {len(found)} on rank 0"
+            )
         manifest.sample_rates = found.copy()
         return manifest
 
@@ -338,6 +343,18 @@ class AudioTask(InterruptibleTask):
             self._problem = self._problem or dataset.bad_files.problem(*numbers)
         if self._problem:
             self.failed = self.should_stop = True
+
+
+def data_folders(data: Any) -> list[Path]:
+    """Return the folders that ``task.data`` names, a path or a list of paths, as absolute paths.
+
+    Raises:
+        ValueError: there is none.
+    """
+    given = list(data) if isinstance(data, Sequence) and not isinstance(data, str) else [data]
+    if not given or any(folder is None for folder in given):
+        raise ValueError(f"task.data={'null' if data is None else data}; a folder is needed")
+    return [absolute(str(folder)) for folder in given]
 
 
 def absolute(folder: str) -> Path:

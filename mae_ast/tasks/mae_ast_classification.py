@@ -51,6 +51,12 @@ class MaeAstClassificationTask(AudioTask):
 
     def __init__(self, cfg: MaeAstClassificationConfig) -> None:
         super().__init__(cfg)
+        if len(self.folders) > 1:
+            raise ValueError(
+                f"task.data lists {len(self.folders)} folders; fine-tuning reads one, with one "
+                "list of classes"
+            )
+        (self.folder,) = self.folders
         self.labels = Labels.read(self.folder / LABELS_FILE)
         if len(self.labels) < 2 and not cfg.multi_label:
             raise LabelError(

@@ -4,21 +4,27 @@
 import dataclasses
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
+from fairseq.logging import metrics
 from fairseq.tasks import register_task
-from omegaconf import II
+from omegaconf import II, MISSING
 from tensorboardX import SummaryWriter
 
 import mae_ast.criterions.mae_ast  # noqa: F401  (fairseq imports no criterions of a user-dir)
 from mae_ast.core.frontend.collate import Clip, Collater
 from mae_ast.core.inference.reconstruct import Reconstruction, reconstruct
+from mae_ast.core.io.joined import read_manifests
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.settings import setting
+from mae_ast.data.mixed_dataset import MixedDataset
+from mae_ast.data.mixture import Mixture
 from mae_ast.data.pretraining_dataset import PretrainingDataset
 from mae_ast.tasks.audio_task import AudioTask, AudioTaskConfig, absolute
 from mae_ast.trainer.fairseq_patches import logged_values
@@ -36,6 +42,21 @@ FLUSH_S = 2  # seconds until a plot is on disk
 class MaeAstPretrainingConfig(AudioTaskConfig):
     """Settings under ``task.*``. Sizes are in samples at 16 kHz."""
 
+    data: Any = setting(  # noqa: RUF009
+        MISSING,
+        help="folder that holds the manifests train.tsv, valid.tsv, ..., or a list of such folders",
+    )
+    mixture: Optional[list[float]] = setting(  # noqa: RUF009, UP045
+        None,
+        help="share of each folder of task.data in the clips of an epoch, such as [0.7,0.3]; null: "
+        "by size, see task.mixture_temperature",
+    )
+    mixture_temperature: float = setting(
+        1.0,
+        help="share of each folder of task.data: proportional to (number of clips) ** (1 / this); "
+        "1: each clip once per epoch",
+        positive=True,
+    )
     mask_type: str = setting(
         "random_mask",
         help="masking strategy: random_mask (random tokens of each clip), random_mask_batched (the "
@@ -89,6 +110,12 @@ class MaeAstPretrainingTask(AudioTask):
 
     def __init__(self, cfg: MaeAstPretrainingConfig) -> None:
         super().__init__(cfg)
+        self.mixture = Mixture.of(self.folders, cfg.mixture, cfg.mixture_temperature)
+        if self.mixture is not None and not cfg.rebuild_batches:
+            raise ValueError(
+                "task.rebuild_batches=false: a mixture of several data folders draws other clips "
+                "in each epoch; set it to true"
+            )
         self._model: Any = None
         self._writer: SummaryWriter | None = None
         self._monitor = self._build_monitor(cfg)
@@ -124,7 +151,11 @@ class MaeAstPretrainingTask(AudioTask):
             )
         if self.cfg.batching == "packed":
             self._check_packing()
-        return PretrainingDataset(
+        is_training = split == self.cfg.train_subset
+        build: Any = PretrainingDataset
+        if is_training and self.mixture is not None:
+            build = partial(MixedDataset, mixture=self.mixture)
+        dataset: PretrainingDataset = build(
             manifest,
             Collater(
                 self._model.config,
@@ -134,7 +165,7 @@ class MaeAstPretrainingTask(AudioTask):
                 compute_fbank=self._fbank_in_workers(),
             ),
             seed=self.cfg.seed,
-            shuffle=split == self.cfg.train_subset,
+            shuffle=is_training,
             roll_mag=self.cfg.roll_mag,
             packed=self.cfg.batching == "packed",
             min_samples=self.cfg.min_sample_size,
@@ -142,6 +173,24 @@ class MaeAstPretrainingTask(AudioTask):
             max_samples=self.cfg.max_sample_size,
             max_bad_fraction=self.cfg.max_bad_fraction,
         )
+        return dataset
+
+    def train_step(
+        self, sample: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, int, dict[str, Any]]:
+        """Run fairseq's step; log the number of clips of each corpus of a mixture."""
+        loss, sample_size, logging_output = super().train_step(sample, *args, **kwargs)
+        for name, count in sample.get("clips_of", {}).items():
+            logging_output[f"clips_{name}"] = float(count)
+        return loss, sample_size, logging_output
+
+    def reduce_metrics(self, logging_outputs: Sequence[dict[str, Any]], criterion: Any) -> None:
+        """Log the criterion's values and, as sums, the clips of each corpus of a mixture."""
+        super().reduce_metrics(logging_outputs, criterion)
+        if criterion.training and self.mixture is not None:
+            for key in (f"clips_{name}" for name in self.mixture.names):
+                count = round(sum(float(log.get(key, 0)) for log in logging_outputs))
+                metrics.log_scalar_sum(key, count, priority=161)
 
     def _check_packing(self) -> None:
         """Refuse settings that rows of clips do not support.
@@ -204,7 +253,8 @@ class MaeAstPretrainingTask(AudioTask):
             PeriodicMonitor,
         )
 
-        clips = self.folder / f"{cfg.valid_subset.split(',')[0]}.tsv"
+        name = f"{cfg.valid_subset.split(',')[0]}.tsv"
+        clips = read_manifests([folder / name for folder in self.folders])
         labelled = None if cfg.probe_data is None else absolute(cfg.probe_data)
         monitor = FeatureMonitor.read(clips, labelled, cfg.probe_clips)
         return PeriodicMonitor(monitor, cfg.probe_interval_updates, cfg.tensorboard_logdir)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import mae_ast
 from mae_ast.hub.sources import is_path
 from mae_ast.trainer import sweep
+
+Data = Path | Sequence[Path]  # one data folder, or several
 
 PACKAGE = Path(mae_ast.__file__).absolute().parent  # links unresolved, as in its __path__
 NOTE = "begun_with.json"  # in a run's folder
@@ -74,12 +78,12 @@ def module_command(name: str) -> list[str]:
 
 
 def train_command(
-    data: Path, config: str, out: Path, overrides: list[str], kind: str = "pretrain"
+    data: Data, config: str, out: Path, overrides: list[str], kind: str = "pretrain"
 ) -> list[str]:
     """Return the command line of a training process.
 
     Args:
-        data: folder of the manifests.
+        data: folder of the manifests, or several.
         config: name of a preset or path of a YAML file.
         out: folder of the run; for a sweep, the parent of the jobs' folders.
         overrides: hydra's overrides and options, in any order; relative paths are made absolute.
@@ -104,7 +108,7 @@ def train_command(
         *options,
         *("--config-dir", str(preset.resolve().parent), "--config-name", preset.stem),
         f"common.user_dir={_quoted(PACKAGE)}",
-        f"task.data={_quoted(data.resolve())}",
+        f"task.data={_data(data)}",
         *folders,
         *search_path,
         *settings,
@@ -122,11 +126,12 @@ def _search_path(preset: Path, parts: Path, settings: list[str]) -> list[str]:
     return [f"{SEARCH_PATH}[{_quoted(f'file://{parts}')}]"]
 
 
-def run_identity(data: Path, config: str, checkpoint: str | None = None) -> dict[str, str]:
+def run_identity(data: Data, config: str, checkpoint: str | None = None) -> dict[str, Any]:
     """Return the settings that identify a run: data, preset and initial checkpoint."""
     preset = str(Path(config).resolve()) if config.endswith(".yaml") else config
+    folders = [str(folder.resolve()) for folder in _folders(data)]
     return {
-        "data": str(data.resolve()),
+        "data": folders[0] if len(folders) == 1 else folders,
         "config": preset,
         **({} if checkpoint is None else {"checkpoint": _source(checkpoint)}),
     }
@@ -144,12 +149,24 @@ def initial_weights(checkpoint: str, random_weights: bool) -> list[str]:
     return [f"model.checkpoint={checkpoint}"]
 
 
+def _folders(data: Data) -> Sequence[Path]:
+    return [data] if isinstance(data, Path) else data
+
+
+def _data(data: Data) -> str:
+    """Return a value of ``task.data`` in hydra's grammar, with absolute paths."""
+    quoted = [_quoted(folder.resolve()) for folder in _folders(data)]
+    return quoted[0] if len(quoted) == 1 else f"[{','.join(quoted)}]"
+
+
 def _absolute(override: str, is_multirun: bool = False) -> str:
     key, equals, value = override.partition("=")
     if is_multirun and _is_path(key) and re.fullmatch(r"[^'\"\[({]+,[^'\"\[({]+", value):
         return f"{key}=" + ",".join(
             _absolute(f"{key}={each.strip()}").removeprefix(f"{key}=") for each in value.split(",")
         )
+    if key.lstrip("+") == "task.data" and value.startswith("["):
+        return override  # the task makes the paths of a list absolute
     source = value.strip("\"'")
     path = Path(source).expanduser()
     if key.lstrip("+") in PATH_KEYS and equals and value not in ("null", "checkpoint_last.pt"):

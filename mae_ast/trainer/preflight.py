@@ -16,9 +16,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict, read_write
 
 from mae_ast.core.checkpoints.run_files import list_checkpoints
+from mae_ast.core.io.joined import read_manifests
 from mae_ast.core.io.labels import LABELS_FILE
-from mae_ast.core.io.manifest import Manifest
-from mae_ast.tasks.audio_task import AudioTask, absolute
+from mae_ast.data.mixture import corpus_names
+from mae_ast.tasks.audio_task import AudioTask, data_folders
 from mae_ast.tasks.mae_ast_classification import MaeAstClassificationTask
 from mae_ast.trainer import console_filter, resume_guard
 from mae_ast.trainer.fairseq_patches.checkpoint_loading import find_start
@@ -76,19 +77,27 @@ def check(config: Any) -> None:
 
 
 def guard_resume(config: Any) -> None:
-    """Refuse to resume a run whose manifests, labels or initial weights are others.
+    """Refuse to resume a run whose manifests, labels, mixture or initial weights are others.
 
     Raises:
         SystemExit: with one line that names the file or setting, then and now.
     """
     cfg = _with_defaults(config)
     inputs: dict[str, Any] = {}
-    if folder := OmegaConf.select(cfg, "task.data"):  # None if it is missing
+    if data := OmegaConf.select(cfg, "task.data"):  # None if it is missing
         splits = _splits(cfg)
         names = [f"{split}.tsv" for split in splits]
         if TASK_REGISTRY.get(cfg.task._name) is MaeAstClassificationTask:
             names += [LABELS_FILE, *(f"{split}.lbl" for split in splits)]
-        inputs |= resume_guard.inputs_of(absolute(folder), names)
+        folders = data_folders(data)
+        if len(folders) == 1:
+            inputs |= resume_guard.inputs_of(folders[0], names)
+        else:
+            for folder, corpus in zip(folders, corpus_names(folders), strict=True):
+                inputs |= resume_guard.inputs_of(folder, names, f"{corpus}/")
+            for key in ("mixture", "mixture_temperature"):
+                value = cfg.task.get(key)
+                inputs[f"task.{key}"] = list(value) if OmegaConf.is_list(value) else value
     inputs[resume_guard.START_KEY] = cfg.checkpoint.finetune_from_model
     resume_guard.check_or_record(inputs)
 
@@ -133,6 +142,7 @@ def _check_parts(kind: type[AudioTask], cfg: Any) -> None:
     task.build_criterion(cfg.criterion)
     for split in _splits(cfg):
         if cfg.distributed_training.distributed_world_size > 1:  # rank 0 reads the headers, later
-            Manifest.read(task.folder / f"{split}.tsv").check_paths()
+            paths = [folder / f"{split}.tsv" for folder in task.folders]
+            read_manifests(paths).check_paths()
         else:
             task.load_dataset(split)

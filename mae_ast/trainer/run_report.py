@@ -20,6 +20,7 @@ from mae_ast.core.io.plural import plural
 from mae_ast.core.models.classifier import Classifier
 from mae_ast.core.models.registry import system_name
 from mae_ast.core.nn.precision import has_bfloat16_units
+from mae_ast.data.mixed_dataset import MixedDataset
 from mae_ast.trainer import metrics_log, run_record
 from mae_ast.trainer.fairseq_patches import early_stopping, weights_and_biases
 from mae_ast.trainer.schedule import planned_updates
@@ -106,6 +107,7 @@ def describe(cfg: Any, trainer: Any, task: Any, epoch_itr: Any) -> str:
         f"{what}, {millions:.3g} M parameters",
         f"{plural(len(clips), 'clip')}{too_long} ({hours:.3g} h), "
         f"{len(clips) / updates_per_epoch:.3g} per update",
+        *([dataset.epoch_text()] if isinstance(dataset, MixedDataset) else []),
         _updates(cfg.optimization, len(epoch_itr), updates_per_epoch),
         f"{_device(trainer)} in {_precision(cfg, trainer)}, "
         f"{plural(trainer.data_parallel_world_size, 'process', 'processes')}",

@@ -123,7 +123,11 @@ def _type(hint: Any) -> str:
     members = [member for member in typing.get_args(hint) if member is not type(None)]
     if members and type(None) in typing.get_args(hint):
         return f"{_type(members[0])} or null"
-    return {bool: "bool", int: "int", float: "float", str: "str"}.get(hint, "")
+    if typing.get_origin(hint) is list:
+        return f"list of {_type(members[0])}"
+    # Any: task.data, a path or, as its help says, a list of paths.
+    names = {bool: "bool", int: "int", float: "float", str: "str", Any: "str"}
+    return names.get(hint, "")
 
 
 def _text(value: Any) -> str:

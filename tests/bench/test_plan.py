@@ -40,7 +40,7 @@ def _clear_hydra():
 
 def plan_of(data: Path, *overrides: str, gpus: int = 1, config: str = "mae_ast"):
     settings = compose_settings(data, config, [*SMALL, *overrides])
-    return make_plan(settings, data / "train.tsv", gpus), settings
+    return make_plan(settings, [data / "train.tsv"], gpus), settings
 
 
 def test_counts_batches_as_training_forms_them(data):
@@ -54,6 +54,23 @@ def test_counts_batches_as_training_forms_them(data):
     assert plan.batches.clips[5] > 3
     assert plan.batches.samples[5] % plan.batches.clips[5] == 0
     assert plan.hours_per_epoch < sum(min(n, 160_000) for n in LENGTHS) / 16_000 / 3600
+
+
+def test_a_mixture_is_counted_as_training_draws_it(data, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    (other / "train.tsv").write_text("/nowhere\n1.flac\t160000\t16000\n2.flac\t160000\t16000\n")
+    folders = [data, other]
+    settings = compose_settings(folders, "mae_ast", [*SMALL, "task.mixture=[1,3]"])
+    plan = make_plan(settings, [folder / "train.tsv" for folder in folders], 1)
+    assert (plan.num_clips, plan.clips_skipped, plan.batches.clips.sum()) == (34, 2, 32)
+    assert plan.mixture == (
+        f"clips per epoch: 8 of {data.name} (each of 30 clips 0.267 times), "
+        f"24 of {other.name} (each of 2 clips 12 times)"
+    )
+    assert plan.batches.samples.sum() >= 24 * 160_000
+    settings.task.mixture = [1, 2, 3]
+    with pytest.raises(ValueError, match="the number of shares is 3"):
+        make_plan(settings, [folder / "train.tsv" for folder in folders], 1)
 
 
 def test_padded_clips_are_not_cut_to_the_shortest(data):

@@ -10,8 +10,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mae_ast.cli.options import split_data
 from mae_ast.trainer import resume_guard
-from mae_ast.trainer.command import PACKAGE, config_dir, module_command, train_command
+from mae_ast.trainer.command import (
+    PACKAGE,
+    config_dir,
+    module_command,
+    run_identity,
+    train_command,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +39,35 @@ def test_paths_are_absolute_and_other_overrides_untouched(tmp_path, monkeypatch)
     assert f"hydra.run.dir='{tmp_path}/out'" in command
     assert f"checkpoint.save_dir='{tmp_path}/saved'" in command
     assert command[-2:] == ["model.encoder_layers=3", "checkpoint.restore_file=null"]
+
+
+def test_several_data_folders_are_a_list(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [Path("a"), Path("b, c")]
+    command = train_command(folders, "mae_ast", Path("out"), ["task.data=[a,b]"])
+    assert f"task.data=['{tmp_path}/a','{tmp_path}/b, c']" in command
+    assert command[-1] == "task.data=[a,b]"  # the task makes these absolute
+    assert run_identity(folders, "demo")["data"] == [f"{tmp_path}/a", f"{tmp_path}/b, c"]
+    assert run_identity(Path("a"), "demo") == run_identity([Path("a")], "demo")
+    assert run_identity(Path("a"), "demo")["data"] == f"{tmp_path}/a"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folders", "settings"),
+    [
+        ([], ["a"], []),
+        (
+            ["b", "~/c", "task.mixture=[1,2,3]", "d"],
+            ["a", "b", "~/c"],
+            ["task.mixture=[1,2,3]", "d"],
+        ),
+        (["b", "--cfg", "job"], ["a", "b"], ["--cfg", "job"]),
+        (["+run_config=local", "b"], ["a"], ["+run_config=local", "b"]),
+        (["~task.seed"], ["a"], ["~task.seed"]),
+    ],
+)
+def test_data_folders_come_before_the_settings(arguments, folders, settings):
+    assert split_data(Path("a"), arguments) == ([Path(each) for each in folders], settings)
 
 
 def test_paths_of_models_are_absolute_and_names_unchanged(tmp_path, monkeypatch):

@@ -60,7 +60,7 @@ def model(small_config) -> MaeAst:
 
 
 def test_metrics_of_labelled_clips(folder: Path, model: MaeAst) -> None:
-    found = FeatureMonitor.read(folder / "valid.tsv", folder, 100).metrics(model)
+    found = FeatureMonitor.read(Manifest.read(folder / "valid.tsv"), folder, 100).metrics(model)
     assert list(found) == ["rank_me", "linear_accuracy", "knn_accuracy", "layer", "skipped"]
     assert found["linear_accuracy"] == 1
     assert found["knn_accuracy"] == 1
@@ -78,18 +78,18 @@ def test_random_labels_score_at_chance_level(folder: Path, model: MaeAst) -> Non
         write_clip_labels(
             folder / f"{split}.lbl", [[WORDS[c]] for c in rng.integers(2, size=count)]
         )
-    found = FeatureMonitor.read(folder / "valid.tsv", folder, 100).metrics(model)
+    found = FeatureMonitor.read(Manifest.read(folder / "valid.tsv"), folder, 100).metrics(model)
     assert 0.1 < found["linear_accuracy"] < 0.9
 
 
 def test_only_rank_me_without_labels(folder: Path, model: MaeAst) -> None:
-    monitor = FeatureMonitor.read(folder / "train.tsv", None, 100)
+    monitor = FeatureMonitor.read(Manifest.read(folder / "train.tsv"), None, 100)
     assert list(monitor.metrics(model)) == ["rank_me", "skipped"]
     assert monitor.log_mel_metrics(model) == {}
 
 
 def test_collapsed_features_have_rank_1(folder: Path, model: MaeAst) -> None:
-    monitor = FeatureMonitor.read(folder / "train.tsv", None, 100)
+    monitor = FeatureMonitor.read(Manifest.read(folder / "train.tsv"), None, 100)
     before = monitor.metrics(model)["rank_me"]
     with torch.no_grad():
         model.encoder.layers[-1].final_layer_norm.weight.zero_()
@@ -101,14 +101,14 @@ def test_collapsed_features_have_rank_1(folder: Path, model: MaeAst) -> None:
 def test_several_labels_give_mean_average_precision(tmp_path: Path, model: MaeAst) -> None:
     """Only the test clips have several labels."""
     folder = write_labelled(tmp_path / "both", both_in_every=3)
-    monitor = FeatureMonitor.read(folder / "valid.tsv", folder, 100)
+    monitor = FeatureMonitor.read(Manifest.read(folder / "valid.tsv"), folder, 100)
     found = monitor.metrics(model)
     assert 0.7 < found["linear_mAP"] <= 1
     assert set(monitor.log_mel_metrics(model)) == {"linear_mAP", "knn_mAP"}
 
 
 def test_selected_clips_are_evenly_spaced_and_reproducible(folder: Path) -> None:
-    monitor = FeatureMonitor.read(folder / "train.tsv", folder, 22)
+    monitor = FeatureMonitor.read(Manifest.read(folder / "train.tsv"), folder, 22)
     assert monitor.probe is not None
     train, test = monitor.probe
     assert (len(monitor.clips), len(train.targets), len(test.targets)) == (22, 22, 16)
@@ -118,7 +118,7 @@ def test_selected_clips_are_evenly_spaced_and_reproducible(folder: Path) -> None
     assert numbers[-1] == 31
     assert set(np.diff(numbers)) == {1, 2}
     assert train.targets.tolist() == [n % 2 for n in numbers]
-    again = FeatureMonitor.read(folder / "train.tsv", folder, 22)
+    again = FeatureMonitor.read(Manifest.read(folder / "train.tsv"), folder, 22)
     assert [again.clips.row_path(row) for row in range(22)] == names
 
 
@@ -131,7 +131,7 @@ def test_taken_rows_keep_their_paths_and_lines(folder: Path) -> None:
 
 
 def test_short_and_damaged_clips_are_skipped_and_counted(folder: Path, model: MaeAst) -> None:
-    whole = FeatureMonitor.read(folder / "valid.tsv", folder, 100)
+    whole = FeatureMonitor.read(Manifest.read(folder / "valid.tsv"), folder, 100)
     soundfile.write(folder / "valid3.wav", np.zeros(500), 16_000, subtype="PCM_16")
     (folder / "valid4.wav").write_bytes(b"no music")
     (folder / "train5.wav").unlink()
@@ -153,15 +153,15 @@ def test_read_names_a_missing_file(folder: Path, tmp_path: Path, file: str) -> N
     write_manifest(own / "clips.tsv", str(folder), [("valid0.wav", 8_000, 16_000)])
     (folder / file).unlink()
     with pytest.raises(FileNotFoundError, match=file):
-        FeatureMonitor.read(own / "clips.tsv", folder, 100)
+        FeatureMonitor.read(Manifest.read(own / "clips.tsv"), folder, 100)
 
 
 def test_rejects_too_few_clips_or_classes(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"task\.probe_clips=19; at least 20"):
-        FeatureMonitor.read(folder / "valid.tsv", folder, 19)
+        FeatureMonitor.read(Manifest.read(folder / "valid.tsv"), folder, 19)
     write_clip_labels(folder / "train.lbl", [["low"]] * 32)
     with pytest.raises(ValueError, match=r"train\.tsv: 32 clips of 1 class"):
-        FeatureMonitor.read(folder / "valid.tsv", folder, 100)
+        FeatureMonitor.read(Manifest.read(folder / "valid.tsv"), folder, 100)
 
 
 class CountingMonitor:
@@ -216,7 +216,9 @@ def test_errors_are_logged_as_warnings(caplog, error: Exception) -> None:
 def test_non_finite_features_are_logged_as_a_warning(caplog, folder: Path, model: MaeAst) -> None:
     with torch.no_grad():
         model.post_extract_proj.weight.fill_(float("nan"))
-    monitor = PeriodicMonitor(FeatureMonitor.read(folder / "valid.tsv", folder, 100), 1, None)
+    monitor = PeriodicMonitor(
+        FeatureMonitor.read(Manifest.read(folder / "valid.tsv"), folder, 100), 1, None
+    )
     monitor.after_update(model, 1)
     assert [r.getMessage() for r in caplog.records] == [
         "no feature metrics after update 1: the model's features are not finite; its training has "
@@ -228,7 +230,7 @@ def test_model_and_random_state_are_unchanged(folder: Path, model: MaeAst) -> No
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    monitor = FeatureMonitor.read(folder / "valid.tsv", folder, 100)
+    monitor = FeatureMonitor.read(Manifest.read(folder / "valid.tsv"), folder, 100)
     first = monitor.metrics(model)
     monitor.log_mel_metrics(model)
     assert first == monitor.metrics(model)
@@ -245,7 +247,7 @@ def test_ssast_is_monitored(folder: Path) -> None:
         encoder_layers=2, encoder_embed_dim=64, encoder_ffn_embed_dim=96, encoder_attention_heads=1
     )
     model = Ssast(config).train()
-    found = FeatureMonitor.read(folder / "valid.tsv", folder, 100).metrics(model)
+    found = FeatureMonitor.read(Manifest.read(folder / "valid.tsv"), folder, 100).metrics(model)
     assert found["linear_accuracy"] > 0.7
     assert found["rank_me"] > 1
     assert found["skipped"] == 0

@@ -70,7 +70,8 @@ def test_training_is_recorded_without_the_path_of_the_data():
     assert training_record({"model": {}}, "pretraining") == {}
     damaged = {"cfg": None, "optimizer_history": [], "extra_state": {"val_loss": float("nan")}}
     assert training_record(damaged, "pretraining") == {}
-    assert training_record({"cfg": {"task": {"data": "/a/b"}}}, "pretraining")["data"] == "b"
+    for data, name in (("/a/b", "b"), (["/a/b", "/c/d"], "b, d")):
+        assert training_record({"cfg": {"task": {"data": data}}}, "pretraining")["data"] == name
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "transformers"])

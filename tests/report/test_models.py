@@ -57,7 +57,7 @@ def test_pixels_span_the_scale():
 
 
 def test_missing_clips_are_noted(run, tmp_path):
-    found = dataclasses.replace(read_run(run, "tones"), data=tmp_path)
+    found = dataclasses.replace(read_run(run, "tones"), data=(tmp_path,))
     assert reconstructions([found], Excerpts(2, 5.0), "cpu", Sounds()) == []
     assert embeddings([found], None, "cpu", Sounds()) == []
     assert [note.partition(":")[0] for note in found.notes] == ["reconstructions", "embeddings"]

@@ -22,9 +22,19 @@ def test_names_are_as_short_as_they_are_unique():
 
 def test_a_run_is_read(run, corpus):
     found = read_run(run, "tones")
-    assert (found.num_updates, found.is_finetuned, found.data) == (40, False, corpus)
+    assert (found.num_updates, found.is_finetuned, found.data) == (40, False, (corpus,))
     assert len(found.starts) == 2
     assert found.notes == []
+
+
+def test_a_run_on_several_folders_has_the_clips_of_all(write_run, corpus, tmp_path):
+    other = shutil.copytree(corpus, tmp_path / "other")
+    found = read_run(write_run(tmp_path / "run", task__data=[str(corpus), str(other)]), "run")
+    assert found.data == (corpus, other)
+    clips, single = found.load_manifest("valid_subset", "valid"), len(list(corpus.glob("valid_*")))
+    assert len(clips) == 2 * single
+    assert clips.audio_path(single).startswith(str(other))
+    assert read_run(tmp_path / "run", "run", data=other).data == (other,)
 
 
 def test_missing_parts_are_noted(run, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,13 @@ def load(data: Path, split: str = "train", seed: int = 1, **options: Any) -> Pre
 
 
 def task_with(
-    data: Path, split: str, seed: int, train_subset: str = "train", **options: Any
+    data: Path | Sequence[Path], split: str, seed: int, train_subset: str = "train", **options: Any
 ) -> MaeAstPretrainingTask:
     options.setdefault("mask_type", "chunk_mask")
     options.setdefault("fp16", True)  # the filterbank is left to the model
     task = MaeAstPretrainingTask(
         MaeAstPretrainingConfig(
-            data=str(data),
+            data=str(data) if isinstance(data, Path) else [str(folder) for folder in data],
             seed=seed,
             cpu=True,
             train_subset=train_subset,

@@ -14,7 +14,7 @@ import torch
 import mae_ast
 from mae_ast.core.io.settings_note import list_content
 from mae_ast.trainer import resume_guard
-from mae_ast.trainer.command import NOTE, train_command
+from mae_ast.trainer.command import NOTE, Data, train_command
 
 from .classification import finetune_here, write_corpus, write_pretrained
 from .conftest import SMALL_DECODER, SMALL_ENCODER, SMALL_RUN, Training, write_clips
@@ -114,7 +114,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
     monkeypatch.setenv("MAE_AST_RUN_NOTE", "")  # restored afterwards
     out = tmp_path / "run"
 
-    def start(data: Path, *overrides: str, kind: str = "pretrain") -> None:
+    def start(data: Data, *overrides: str, kind: str = "pretrain") -> None:
         resume_guard.check_and_defer(out / NOTE, {"data": "here"}, (out / NOTE).exists())
         command = train_command(data, "demo", out, list(overrides), kind)
         folder = command[command.index("--config-dir") + 1]
@@ -155,6 +155,24 @@ def test_rewritten_files_and_other_initial_weights_are_refused(
     words = "checkpoint.finetune_from_model null, not 'mae_ast_patch'; "
     assert words in refusal(start, data, other, kind=kind)
     start(data, kind=kind)
+
+
+def test_rewritten_manifests_and_another_mixture_of_several_folders_are_refused(
+    start: Callable[..., None], tmp_path: Path
+) -> None:
+    data = [write_corpus(tmp_path / name) for name in ("one", "two")]
+    start(data, "task.mixture=[1,2]")
+    start(data, "task.mixture=[1.0,2.0]")
+    note = json.loads((tmp_path / "run" / NOTE).read_text())
+    assert list(note)[1:5] == ["one/train.tsv", "one/valid.tsv", "two/train.tsv", "two/valid.tsv"]
+    with pytest.raises(
+        ValueError, match=r"with task\.mixture \[1\.0, 2\.0\], not \[1\.0, 3\.0\]; "
+    ):
+        start(data, "task.mixture=[1,3]")
+    with (data[1] / "train.tsv").open("a") as manifest:
+        manifest.write("tone.flac\t16000\t16000\n")
+    with pytest.raises(ValueError, match=r"was started with two/train\.tsv '"):
+        start(data, "task.mixture=[1,2]")
 
 
 def test_clips_may_be_moved(start: Callable[..., None], tmp_path: Path) -> None:

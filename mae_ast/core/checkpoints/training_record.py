@@ -47,7 +47,9 @@ def _validation(state: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def data_name(path: Any) -> str:
-    """Return the name of a data folder without the path to it; empty if there is none."""
+    """Return the name of a data folder, or of several, without paths; empty if there is none."""
+    if isinstance(path, (list, tuple)):
+        return ", ".join(filter(None, map(data_name, path)))
     folder = PurePath(path) if isinstance(path, (str, PurePath)) else PurePath()
     if _FOLD.fullmatch(folder.name) and folder.parent.name:
         return f"{folder.parent.name}/{folder.name}"

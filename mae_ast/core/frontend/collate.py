@@ -18,7 +18,8 @@ from mae_ast.core.frontend.fbank import fbank, num_frames, num_samples_of_frames
 from mae_ast.core.frontend.masking import MaskIds, mask_strategy, pad_mask_ids
 from mae_ast.core.frontend.patches import PatchShape
 
-_FOR_CROPS, _FOR_MASK = 0, 1
+# Purposes of a clip's generators. If it is drawn again in an epoch, NUM_PURPOSES is added.
+_FOR_CROPS, _FOR_MASK, FOR_AUGMENTATION, NUM_PURPOSES = range(4)
 
 
 def clip_generator(seed: int, epoch: int, clip: int, purpose: int = 0) -> torch.Generator:
@@ -41,21 +42,32 @@ class Clip:
         samples: (L,) int16 at 16 kHz.
         generator: generator of the clip's crop.
         mask_generator: generator of the clip's mask.
+        repeat: number of times the clip was drawn before in this epoch.
     """
 
     id: int
     samples: Tensor
     generator: torch.Generator
     mask_generator: torch.Generator
+    repeat: int = 0
 
     @classmethod
-    def of(cls, id: int, samples: Tensor, seed: int, epoch: int) -> Clip:  # noqa: A002
-        """Return a clip with its generators."""
+    def of(
+        cls,
+        id: int,  # noqa: A002
+        samples: Tensor,
+        seed: int,
+        epoch: int,
+        repeat: int = 0,
+    ) -> Clip:
+        """Return a clip with its generators, which differ for each repeat."""
+        earlier = NUM_PURPOSES * repeat
         return cls(
             id,
             samples,
-            clip_generator(seed, epoch, id, _FOR_CROPS),
-            clip_generator(seed, epoch, id, _FOR_MASK),
+            clip_generator(seed, epoch, id, _FOR_CROPS + earlier),
+            clip_generator(seed, epoch, id, _FOR_MASK + earlier),
+            repeat,
         )
 
 

@@ -139,7 +139,11 @@ class Manifest:
 
     def audio_path(self, row: int) -> str:
         """Return the path of a row, joined to the root."""
-        return os.path.join(self.root, self.row_path(row))
+        return os.path.join(self.root_of(row), self.row_path(row))
+
+    def root_of(self, row: int) -> str:
+        """Return the folder that the path of a row is relative to."""
+        return self.root
 
     def where(self, row: int) -> str:
         """Return ``file:line`` of a row, for messages."""
@@ -200,7 +204,7 @@ class Manifest:
             if problem := _problem_of(self.audio_path(row)):
                 raise ManifestError(
                     f"{self.where(row)}: {self.audio_path(row)}: {problem}; paths are relative to "
-                    f"the root on line 1 ({self.root})"
+                    f"the root on line 1 ({self.root_of(row)})"
                 )
 
     def check_segments(self, at_most: int = 10_000) -> None:

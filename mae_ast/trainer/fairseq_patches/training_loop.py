@@ -19,6 +19,7 @@ import fairseq_cli.train
 import torch
 import torch.utils.data._utils
 from fairseq import checkpoint_utils
+from fairseq.data import data_utils
 from fairseq.data.iterators import BackgroundConsumer
 from fairseq.nan_detector import NanDetector
 from fairseq.optim.fp16_optimizer import FP16Optimizer
@@ -91,11 +92,27 @@ def apply() -> None:
     FP16Optimizer.build_fp32_params = classmethod(_with_marks(copies.__func__))
     FP16Optimizer.build_optimizer = classmethod(_without_flattening(build.__func__))
 
+    # Validation subsets that no setting names are looked for in task.data, which must be a text.
+    # Remove when it may be a list.
+    find = data_utils._find_extra_valid_paths
+    data_utils._find_extra_valid_paths = _in_each_folder(find)
+
     log_files.apply()
     logged_values.apply()
     checkpoint_saving.apply()
     checkpoint_loading.apply()
     error_lines.apply()
+
+
+def _in_each_folder(find: Callable[[str], set[str]]) -> Callable[[Any], set[str]]:
+    def wrapper(data: Any) -> set[str]:
+        from mae_ast.tasks.audio_task import data_folders  # a module that imports this one
+
+        if isinstance(data, str):
+            return find(data)
+        return {name for folder in data_folders(data) for name in find(str(folder))}
+
+    return wrapper
 
 
 def _with_marks(copies_of: Callable[..., Any]) -> Callable[..., Any]:
