@@ -1,4 +1,4 @@
-"""Helpers to train on several processes in tests (gloo, on the CPU)."""
+"""Helpers to train on two processes in tests (gloo, on the CPU)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .conftest import LAUNCHER, Start, Training
 TWO = "distributed_training.distributed_world_size=2"
 
 
-def rank_overrides(rank: int, port: int, count: int = 2) -> tuple[str, ...]:
-    """Build the overrides for one of ``count`` ranks."""
+def rank_overrides(rank: int, port: int) -> tuple[str, ...]:
+    """Build the overrides for one of two ranks."""
     return (
-        f"distributed_training.distributed_world_size={count}",
+        TWO,
         f"distributed_training.distributed_rank={rank}",
         "distributed_training.distributed_no_spawn=true",
         f"distributed_training.distributed_init_method=tcp://localhost:{port}",
@@ -35,17 +35,15 @@ def start_ranks(
     *overrides: str,
     out: str,
     program: Sequence[str] = LAUNCHER,
-    count: int = 2,
 ) -> list[Training]:
-    """Start one command for each rank.
+    """Start one command for each of two ranks.
 
     Args:
         start: function that starts a training.
         data: folder of manifests, or one for each rank, whose folder is then ``{out}_{rank}``.
-        overrides: overrides for all ranks.
+        overrides: overrides for both ranks.
         out: folder of the run.
         program: program of each rank.
-        count: number of ranks.
     """
     port = free_port()
     has_own_folders = not isinstance(data, Path)
@@ -53,9 +51,9 @@ def start_ranks(
         start(
             data[rank] if has_own_folders else data,
             *overrides,
-            *rank_overrides(rank, port, count),
+            *rank_overrides(rank, port),
             out=f"{out}_{rank}" if has_own_folders else out,
             program=program,
         )
-        for rank in range(count)
+        for rank in range(2)
     ]
