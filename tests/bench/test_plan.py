@@ -14,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from typer.testing import CliRunner
 
 from mae_ast.bench.plan import compose_settings, make_plan, time_plan
+from mae_ast.bench.state_memory import StateMemory, state_memory
 from mae_ast.cli.main import app
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.registry import parse_config
@@ -77,6 +78,46 @@ def test_updates_per_epoch_for_gpus_and_update_freq(data, gpus, update_freq, upd
     assert plan.updates == 550_000
     assert plan.epochs == pytest.approx(550_000 / updates)
     assert plan.hours == pytest.approx(plan.hours_per_epoch * plan.epochs)
+
+
+def test_batches_per_update_are_divided_among_the_gpus(data):
+    for gpus in (1, 2, 4):
+        plan, _ = plan_of(data, "task.batches_per_update=4", gpus=gpus)
+        assert plan.update_freq == 4 // gpus
+        assert plan.updates_per_epoch == 2
+    with pytest.raises(ValueError, match="=4: not divisible by 3 processes; use 3 or 6, or 1, 2"):
+        plan_of(data, "task.batches_per_update=4", gpus=3)
+
+
+# Overrides, number of GPUs, and bytes per parameter.
+STATES = [
+    ((), 1, 16),
+    (("model.precision=bfloat16",), 1, 16),  # the parameters stay in float32
+    ((), 8, 20),  # DDP sums gradients in buckets
+    (("+distributed_training.gradient_as_bucket_view=true",), 8, 16),
+    (("+common.fp16=true",), 1, 20),
+    (("+common.fp16=true",), 2, 22),
+    (("+common.bf16=true", "+common.memory_efficient_bf16=true"), 1, 12),
+]
+
+
+@pytest.mark.parametrize(("overrides", "gpus", "expected"), STATES)
+def test_state_has_these_bytes_per_parameter(data, overrides, gpus, expected):
+    state = state_memory(compose_settings(data, "mae_ast", overrides), 10**6, gpus)
+    assert state.bytes_per_parameter == expected
+    assert state.gigabytes == pytest.approx(expected / 1000)
+
+
+def test_vit_l_needs_no_sharding_and_a_larger_state_does():
+    parts = {"weights": 4, "gradients": 4, "moments": 8}
+    large = StateMemory(304_000_000, parts)
+    assert large.describe() == (
+        "4.86 GB: 304.0 M parameters x 16 bytes (4 weights, 4 gradients, 8 moments)"
+    )
+    assert large.smallest_gpu == 12
+    assert large.advise().startswith("DDP suffices, no sharding (FSDP, ZeRO) is needed: a GPU of 12")
+    assert StateMemory(5 * 10**9, parts).smallest_gpu is None
+    assert "shard it (FSDP, ZeRO)" in StateMemory(5 * 10**9, parts).advise()
 
 
 def test_the_first_limit_ends_the_run(data):
@@ -167,6 +208,8 @@ def test_command_prints_counts_and_times(data):
     assert said["clips"].strip().startswith("30 of 32, ")
     assert "16 GPUs x update_freq 1" in said["batch per update"]
     assert said["updates"].strip() == "550,000; 1 per epoch"
+    assert " M parameters x 20 bytes (4 weights, " in said["state per GPU"]
+    assert said["parallelism"].strip().startswith("DDP suffices")
     assert said["epochs"].strip() == "550,000.0"
     assert "a machine, 2026-01-01" in said["measured"]
     assert "for the steps alone" in said["wall time"]
