@@ -34,6 +34,7 @@ from mae_ast.data.mixture import Mixture
 from mae_ast.data.pretraining_dataset import PretrainingDataset
 from mae_ast.plugin import register
 from mae_ast.trainer.command import Data, train_command
+from mae_ast.trainer.global_batch import set_update_freq
 from mae_ast.trainer.presets import check_preset, compose_preset, search_path_of
 from mae_ast.trainer.schedule import planned_updates
 from mae_ast.trainer.settings import drop_defaults_of_others, explain
@@ -206,6 +207,7 @@ def make_plan(settings: Any, manifests: Sequence[Path], gpus: int) -> Plan:
             "set dataset.max_tokens or dataset.batch_size: the batch size is unlimited"
         )
     batches, skipped = _batches(dataset, config, task, data)
+    set_update_freq(settings, gpus)
     (update_freq, *others) = settings.optimization.update_freq
     if others:
         raise ValueError("optimization.update_freq has several values; a plan supports one")

@@ -31,10 +31,12 @@ def plan(
 ) -> None:
     """Predict the size and duration of a pretraining run.
 
-    Counts batches, updates, epochs and hours of audio for the settings of 'mae-ast pretrain'.
-    Nothing is trained and no audio is read.
+    Counts batches, updates, epochs and hours of audio for the settings of 'mae-ast pretrain', and
+    the memory of weights, gradients and moments on each GPU. Nothing is trained and no audio is
+    read.
     """
     from mae_ast.bench.report import read_results
+    from mae_ast.bench.state_memory import state_memory
 
     if gpus < 1 or nodes < 1:
         raise ValueError(f"--gpus {gpus} --nodes {nodes}: at least 1 each")
@@ -49,7 +51,9 @@ def plan(
         manifests = [each if each.is_file() else each / name for each in given]
         made = make_plan(settings, manifests, gpus * nodes)
 
+    state = state_memory(settings, made.parameters, made.gpus)
     lines = _counts(made, settings.model._name)
+    lines |= {"state per GPU": state.describe(), "parallelism": state.advise()}
     if results is None:
         lines["wall time"] = "unknown; --bench predicts it from results of 'mae-ast bench'"
     else:

@@ -40,7 +40,7 @@ _BATCH, _UPDATES, _EPOCHS = (
     "optimization.max_epoch",
 )
 _WORLD, _FREQ = "distributed_training.distributed_world_size", "optimization.update_freq"
-_SAMPLES = "task.max_sample_size"
+_SAMPLES, _BATCHES = "task.max_sample_size", "task.batches_per_update"
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,8 @@ def derive(
     given = _numbers(overrides)
     samples = int(given.get(_SAMPLES, min(data.longest_samples, MAX_CLIP_S * SAMPLE_RATE)))
     batch = int(given.get(_BATCH, _batch_size(data.num_clips, samples / SAMPLE_RATE)))
-    per_update = batch * given.get(_WORLD, 1) * given.get(_FREQ, 1)
+    batches = given.get(_BATCHES) or given.get(_WORLD, 1) * given.get(_FREQ, 1)
+    per_update = batch * batches
     per_epoch = math.ceil(data.num_clips / max(per_update, 1))
     epochs = given.get(_EPOCHS) or round(EPOCHS_OF_ONE_CLIP / math.sqrt(data.num_clips))
     if not given.get(_EPOCHS):

@@ -75,6 +75,18 @@ class AudioTaskConfig(FairseqDataclass):  # type: ignore[misc]
         help="group clips into new batches in each epoch; false: keep the batches of the first "
         "epoch (read by fairseq)",
     )
+    batches_per_update: Optional[int] = setting(  # noqa: UP045
+        None,
+        help="number of batches of an update over all processes; a run keeps it if it resumes on "
+        "another number of processes, since optimization.update_freq is set to this divided by "
+        "the number of processes; null: optimization.update_freq batches per process",
+        minimum=1,
+    )
+    save_in_background: bool = setting(
+        False,
+        help="write checkpoints while training continues, from a copy of weights and optimizer "
+        "state in host memory (12 bytes per parameter); false: training waits, without a copy",
+    )
     seed: int = II("common.seed")
     train_subset: str = II("dataset.train_subset")
     best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")

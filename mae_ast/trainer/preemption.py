@@ -1,7 +1,8 @@
 """Graceful shutdown: on SIGTERM, SIGUSR1 or SIGINT, or when too many files are bad, save and exit.
 
-A stop request (:mod:`mae_ast.trainer.stop_request`) is sent with the logged values, which all ranks
-sum in each step, so all ranks stop after the same step. Then a checkpoint is saved and the process
+A stop request (:mod:`mae_ast.trainer.stop_request`), or that a checkpoint could not be written in
+the background, is sent with the logged values, which all ranks sum in each step, so all ranks stop
+after the same step. Then a checkpoint is saved and the process
 exits with status 0, ready to be requeued.
 """
 
@@ -19,6 +20,7 @@ import torch
 from fairseq.tasks import FairseqTask
 
 from mae_ast.trainer import stop_request
+from mae_ast.trainer.fairseq_patches import background_saving
 from mae_ast.trainer.stop_request import SIGNALS
 
 
@@ -61,7 +63,8 @@ class InterruptibleTask(FairseqTask):  # type: ignore[misc]
         """Run fairseq's step, and add this rank's stop request to the logged values."""
         stop_request.begin_update()
         loss, sample_size, logging_output = super().train_step(*args, **kwargs)
-        logging_output["stop_requested"] = float(stop_request.is_requested())
+        stops = stop_request.is_requested() or background_saving.writer.has_failed
+        logging_output["stop_requested"] = float(stops)
         return loss, sample_size, logging_output
 
     def reduce_metrics(self, logging_outputs: Sequence[dict[str, Any]], criterion: Any) -> None:

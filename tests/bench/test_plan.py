@@ -11,9 +11,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
 from mae_ast.bench.plan import compose_settings, make_plan, time_plan
+from mae_ast.bench.state_memory import StateMemory, state_memory
 from mae_ast.cli.main import app
 from mae_ast.core.models.mae_ast import MaeAst
 from mae_ast.core.models.registry import parse_config
@@ -94,6 +96,46 @@ def test_updates_per_epoch_for_gpus_and_update_freq(data, gpus, update_freq, upd
     assert plan.updates == 550_000
     assert plan.epochs == pytest.approx(550_000 / updates)
     assert plan.hours == pytest.approx(plan.hours_per_epoch * plan.epochs)
+
+
+def test_batches_per_update_are_divided_among_the_gpus(data):
+    plan, _ = plan_of(data, "task.batches_per_update=4", gpus=2)
+    assert plan.update_freq == 2
+    assert plan.updates_per_epoch == 2
+    with pytest.raises(ValueError, match="=4: not divisible by 3 processes; use 3 or 6, or 1, 2"):
+        plan_of(data, "task.batches_per_update=4", gpus=3)
+
+
+def test_state_has_these_bytes_per_parameter(data):
+    settings = compose_settings(data, "mae_ast", [])
+
+    def bytes_with(gpus: int, **changes: bool) -> int:
+        changed = OmegaConf.to_container(settings)
+        for values in changed.values():
+            if isinstance(values, dict):
+                values.update({key: changes[key] for key in changes.keys() & values.keys()})
+        return state_memory(OmegaConf.create(changed), 10**6, gpus).bytes_per_parameter
+
+    assert bytes_with(1) == 16  # also with model.precision=bfloat16, which keeps them in float32
+    assert bytes_with(8) == 20  # DDP sums gradients in buckets
+    assert bytes_with(8, gradient_as_bucket_view=True) == 16
+    assert bytes_with(1, fp16=True) == 20
+    assert bytes_with(2, bf16=True) == 22
+    assert bytes_with(1, bf16=True, memory_efficient_bf16=True) == 12
+
+
+def test_vit_l_needs_no_sharding_and_a_larger_state_does():
+    parts = {"weights": 4, "gradients": 4, "moments": 8}
+    large = StateMemory(304_000_000, parts)
+    assert large.describe() == (
+        "4.86 GB: 304.0 M parameters x 16 bytes (4 weights, 4 gradients, 8 moments)"
+    )
+    assert large.smallest_gpu == 12
+    assert large.advise().startswith(
+        "DDP suffices, no sharding (FSDP, ZeRO) is needed: a GPU of 12"
+    )
+    assert StateMemory(5 * 10**9, parts).smallest_gpu is None
+    assert "shard it (FSDP, ZeRO)" in StateMemory(5 * 10**9, parts).advise()
 
 
 def test_the_first_limit_ends_the_run(data):
@@ -184,6 +226,8 @@ def test_command_prints_counts_and_times(data):
     assert said["clips"].strip().startswith("30 of 32, ")
     assert "16 GPUs x update_freq 1" in said["batch per update"]
     assert said["updates"].strip() == "550,000; 1 per epoch"
+    assert " M parameters x 20 bytes (4 weights, " in said["state per GPU"]
+    assert said["parallelism"].strip().startswith("DDP suffices")
     assert said["epochs"].strip() == "550,000.0"
     assert "a machine, 2026-01-01" in said["measured"]
     assert "for the steps alone" in said["wall time"]

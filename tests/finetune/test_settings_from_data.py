@@ -86,6 +86,8 @@ def test_settings_of_the_user_are_kept_and_others_follow() -> None:
     assert "batch_size" not in found
     assert found["max_update"] == 50 * 13  # of 128 clips each
     assert found["lr"] == [4e-4]
+    divided = ("task.batches_per_update=2", "distributed_training.distributed_world_size=2")
+    assert settings(data(1_600), "dataset.batch_size=64", *divided) == found
     found = settings(data(1_600), "optimization.max_epoch=4", "optimization.lr=[0.1]")
     assert (found["max_update"], found["validate_interval"]) == (200, 1)
     assert "lr" not in found

@@ -30,6 +30,7 @@ CONFIG_DIR = REPOSITORY / "config" / "pretrain"
 USER_DIR = REPOSITORY / "mae_ast"
 TRAIN_PROGRAM = Path(sys.executable).with_name("fairseq-hydra-train")
 LAUNCHER = tuple(module_command("mae_ast.launch"))  # the command that ``mae-ast pretrain`` starts
+FORKED_RANKS = tuple(module_command("tests.trainer.forked_ranks"))  # the same; forks the ranks
 
 DEADLINE_S = 300.0  # for one program; several times what a loaded machine takes
 
@@ -338,7 +339,7 @@ def starting(folder: Path) -> Iterator[Start]:
     ) -> Training:
         command = train_command(data, folder / out, *overrides, config=config, program=program)
         log = folder / f"{out}_{len(running)}.log"
-        is_plain = not environment and program in ((str(TRAIN_PROGRAM),), LAUNCHER)
+        is_plain = not environment and program in ((str(TRAIN_PROGRAM),), LAUNCHER, FORKED_RANKS)
         running.append(Training(command, log, forked=is_plain, **environment))
         return running[-1]
 

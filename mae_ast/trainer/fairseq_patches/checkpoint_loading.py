@@ -33,7 +33,8 @@ from mae_ast.core.checkpoints.run_files import (
 )
 from mae_ast.core.io.first_line import first_line
 from mae_ast.hub.registry import RELEASED
-from mae_ast.trainer import ranks
+from mae_ast.trainer import global_batch, ranks
+from mae_ast.trainer.fairseq_patches.background_saving import writer
 from mae_ast.trainer.fairseq_patches.checkpoint_saving import recorded_updates, remove_leftovers
 from mae_ast.trainer.fairseq_patches.replaced import replaced
 from mae_ast.trainer.statistics_guard import assert_same_statistics
@@ -163,6 +164,7 @@ def _with_start(load: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
         if trainer.checkpoint_suffix or cfg.continue_once:  # sharded: left to fairseq
             return load(cfg, trainer, *args, **kwargs)
+        writer.wait()  # of a training in this process that has ended with an error
         last = os.path.join(cfg.save_dir, LAST)
         with ExitStack() as during:
             start = _find_start_on_rank_0(cfg, trainer, f"mae_ast/start/{next(numbers)}")
@@ -173,7 +175,7 @@ def _with_start(load: Callable[..., Any]) -> Callable[..., Any]:
                 settings = {"restore_file": start.path, "finetune_from_model": None}
                 during.enter_context(_override_file_checks({start.path: True}))
                 during.enter_context(replaced(cfg, **settings))
-                during.enter_context(_reading_with(_resume))
+                during.enter_context(_reading_with(_resume_with(trainer.cfg)))
             else:
                 model = trainer.get_model()
                 model.weights_are_from = start.source
@@ -206,17 +208,25 @@ def _reading_with(reader: Callable[..., Any]) -> AbstractContextManager[None]:
     return replaced(checkpoint_utils, load_checkpoint_to_cpu=partial(reader, read))
 
 
-def _resume(read: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> Any:
-    if "optimizer_history" not in read_state(path):  # checkpoint.reset_optimizer is set
-        return _only_weights(read_checkpoint(path).weights)
-    try:
-        return read(path, *args, **kwargs)
-    except Exception as error:  # torch raises many classes
-        reason = first_line(error)
-        raise CheckpointError(
-            f"{path}: cannot be read ({reason}); move it elsewhere, and the same command resumes "
-            "from the newest of the other checkpoints"
-        ) from error
+def _resume_with(cfg: Any) -> Callable[..., Any]:
+    """Return a function that reads a checkpoint for a run with these settings."""
+
+    def resume(read: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> Any:
+        if "optimizer_history" not in read_state(path):  # checkpoint.reset_optimizer is set
+            return _only_weights(read_checkpoint(path).weights)
+        try:
+            state = read(path, *args, **kwargs)
+        except Exception as error:  # torch raises many classes
+            reason = first_line(error)
+            raise CheckpointError(
+                f"{path}: cannot be read ({reason}); move it elsewhere, and the same command "
+                "resumes from the newest of the other checkpoints"
+            ) from error
+        if warning := global_batch.resume(state, cfg):
+            logger.warning("%s: %s", path, warning)
+        return state
+
+    return resume
 
 
 def _weights_for(model: Any) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,14 @@ from mae_ast.console import readable
 from mae_ast.core.checkpoints.run_files import LAST, list_checkpoints
 from mae_ast.core.io.atomic import atomic_write
 from mae_ast.trainer import ranks
+from mae_ast.trainer.fairseq_patches.background_saving import recording, writer
 
 NOTE = "last_save.json"  # a run's progress, in case its last checkpoint is lost
 _CRASH = "crash.pt"  # written when training diverges, for inspection
 _RETRY_DELAYS_S = (2.5, 2.5)  # before a failed write is retried
 _PERMANENT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
+
+_numbers = itertools.count()  # of messages between ranks
 
 logger = logging.getLogger(__name__)
 
@@ -159,36 +163,64 @@ def _os_error(error: BaseException | None) -> OSError | None:
     return error
 
 
-def _on_all_ranks(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-    numbers = itertools.count()
+def finish(num_updates: int) -> None:
+    """Wait until the last checkpoint is written, on all ranks.
 
+    Args:
+        num_updates: number of updates so far.
+
+    Raises:
+        ValueError: it could not be written.
+    """
+    if writer.is_started:
+        _report(writer.wait(), num_updates)
+
+
+def _on_all_ranks(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
+        num_updates = trainer.get_num_updates()
+        finish(num_updates)
+        if getattr(trainer.cfg.task, "save_in_background", False) and not cfg.no_save:
+            with recording() as jobs:
+                saved = save_checkpoint(cfg, trainer, *args, **kwargs)
+            if saved is not None:
+                jobs.append(partial(_record_save, saved, num_updates))
+            writer.start(jobs)
+            return saved
         saved, problem = None, None
         try:
             saved = save_checkpoint(cfg, trainer, *args, **kwargs)
         except SavingError as error:
             problem = error
-
-        def report() -> bytes:
-            if problem is not None:
-                raise problem
-            return b""
-
-        try:
-            if not cfg.no_save:
-                ranks.from_first(f"mae_ast/saved/{next(numbers)}", report)
-            report()
-        except (SavingError, ValueError) as error:
-            raise ValueError(f"ended at update {trainer.get_num_updates()}: {error}") from None
+        if not cfg.no_save:
+            _report(problem, num_updates)
         if saved is not None:
-            num_updates = trainer.get_num_updates()
-            name = os.path.basename(saved)
-            if name != LAST:  # not logged: it is saved after each epoch
-                logger.info("update %d: saved %s", num_updates, name)
-            _record_progress(Path(cfg.save_dir), num_updates)
+            _record_save(saved, num_updates)
         return saved
 
     return wrapper
+
+
+def _report(problem: BaseException | None, num_updates: int) -> None:
+    """Raise the error of a save on all ranks; rank 0 has made it."""
+
+    def outcome() -> bytes:
+        if problem is not None:
+            raise problem
+        return b""
+
+    try:
+        ranks.from_first(f"mae_ast/saved/{next(_numbers)}", outcome)
+        outcome()
+    except (SavingError, ValueError) as error:
+        raise ValueError(f"ended at update {num_updates}: {error}") from None
+
+
+def _record_save(path: str, num_updates: int) -> None:
+    name = os.path.basename(path)
+    if name != LAST:  # not logged: it is saved after each epoch
+        logger.info("update %d: saved %s", num_updates, name)
+    _record_progress(Path(path).parent, num_updates)
 
 
 def _with_clear_error(verify: Callable[[str], None]) -> Callable[[str], None]:

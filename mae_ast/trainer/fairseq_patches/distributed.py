@@ -63,6 +63,19 @@ def configure_devices(cfg: Any) -> None:
         (_check_gpus if on_gpu else cpu_ranks.configure)(cfg.distributed_training)
 
 
+def num_ranks(training: Any) -> int:
+    """Return the number of ranks, which torchrun sets, if the settings have more than one.
+
+    Args:
+        training: settings ``distributed_training.*``.
+    """
+    num = int(training.distributed_world_size)
+    is_given = training.distributed_init_method is not None
+    if num > 1 and not is_given and all(key in os.environ for key in _TORCHRUN):
+        return int(os.environ["WORLD_SIZE"])
+    return num
+
+
 def _on_gpu(cfg: Any) -> bool:
     # In this order: GPUs can no longer be hidden once torch has queried them.
     return not cfg.common.cpu and torch.cuda.is_available()

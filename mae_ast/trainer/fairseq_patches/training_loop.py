@@ -37,6 +37,7 @@ from mae_ast.trainer.fairseq_patches import (
     logged_values,
     weights_and_biases,
 )
+from mae_ast.trainer.global_batch import set_update_freq
 from mae_ast.trainer.run_report import RunReport
 from mae_ast.trainer.schedule import check_schedule
 from mae_ast.trainer.settings import drop_defaults_of_others, explain
@@ -158,6 +159,7 @@ def _with_checks(add_defaults: Callable[[Any], None]) -> Callable[[Any], None]:
         weights_and_biases.check(cfg)
         check_schedule(cfg)
         distributed.configure_devices(cfg)
+        set_update_freq(cfg, distributed.num_ranks(cfg.distributed_training))
 
     return wrapper
 
@@ -169,12 +171,14 @@ def _with_hooks(validate_and_save: Callable[..., Any]) -> Callable[..., Any]:
         is_over = False
         if ends:  # first: there may be no time for anything else
             checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
+            checkpoint_saving.finish(trainer.get_num_updates())
         if not (ends and task.failed):  # resuming would not repeat what is due after this update
             _report.after_update(cfg, trainer, epoch_itr)
             if hasattr(task, "after_update"):
                 task.after_update(trainer.get_model(), trainer.get_num_updates())
             losses, is_over = validate_and_save(cfg, trainer, task, epoch_itr, *args)
         if ends:
+            checkpoint_saving.finish(trainer.get_num_updates())
             task.before_exit()
             logger.info(
                 "update %d: saved and exited on a signal; the same command resumes",
@@ -208,6 +212,9 @@ def _with_report(train: Callable[..., Any]) -> Callable[..., Any]:
                 "lr_scheduler.warmup_updates"
             ) from error
         was_last_epoch = epoch_itr.next_epoch_idx > (cfg.optimization.max_epoch or math.inf)
+        # It is too late to wait when the learning rate is known to have fallen to stop_min_lr.
+        if result[1] or was_last_epoch or cfg.optimization.stop_min_lr >= 0:
+            checkpoint_saving.finish(trainer.get_num_updates())
         if result[1] or was_last_epoch:
             if not getattr(task, "should_stop", False):
                 _report.end(cfg, trainer)
