@@ -35,7 +35,7 @@ def statistics_warning(clips: AudioClips, encoder: Encoder) -> str | None:
         return None
     window = encoder.config.window_type
     total, count = torch.zeros(3, dtype=torch.float64), 0
-    for index in np.unique(np.linspace(0, len(clips) - 1, NUM_MEASURED).astype(np.int64)):
+    for index in _measured(clips):
         samples = clips.read_middle(int(index), round(MEASURED_S * SAMPLE_RATE))
         if not isinstance(samples, BadFile):
             total, count = total + moments(samples, window), count + 1
@@ -52,6 +52,13 @@ def statistics_warning(clips: AudioClips, encoder: Encoder) -> str | None:
         f"{std:.4g}; set model.input_mean={mean:.4f} model.input_std={std:.4f} "
         f"('mae-ast stats {clips.manifest.path} --window {window}' computes them over all clips)"
     )
+
+
+def _measured(clips: AudioClips) -> np.ndarray:
+    """Return the indices of the clips that are measured."""
+    if clips.shard_order is not None:
+        return clips.shard_order.spread(NUM_MEASURED)
+    return np.unique(np.linspace(0, len(clips) - 1, NUM_MEASURED).astype(np.int64))
 
 
 def crop_warning(

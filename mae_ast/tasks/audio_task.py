@@ -67,6 +67,12 @@ class AudioTaskConfig(FairseqDataclass):  # type: ignore[misc]
         help="stop training when more than this fraction of the files read in an epoch, and more "
         "than 20 files, cannot be decoded",
     )
+    shards_at_once: Optional[int] = setting(  # noqa: UP045
+        None,
+        help="number of tar shards whose clips are shuffled together, so that each is read in one "
+        "part of the epoch only; null: 8 if shards are remote, else all",
+        minimum=1,
+    )
     rebuild_batches: bool = setting(
         True,
         help="group clips into new batches in each epoch; false: keep the batches of the first "
@@ -99,6 +105,7 @@ class AudioTask(InterruptibleTask):
         self._is_checked = False
         self._logged_long: set[str] = set()
         self._tallied_update = -1
+        self._is_unreachable = False  # the problem is a server that cannot be reached
         self._problem = ""  # error that must stop training; "": none
 
     @classmethod
@@ -221,9 +228,12 @@ class AudioTask(InterruptibleTask):
                 f"dataset.max_tokens={longest} is less than the shortest clip of "
                 f"{dataset.manifest.path} ({dataset.sizes.min()} samples at 16 kHz)"
             )
-        return super().get_batch_iterator(
+        iterator = super().get_batch_iterator(
             dataset, max_tokens, max_sentences, longest, ignore_invalid_inputs, *args, **kwargs
         )
+        if dataset.shard_order is not None:
+            dataset.shard_order.keep(iterator)
+        return iterator
 
     def filter_indices_by_size(
         self, indices: np.ndarray, dataset: AudioClips, max_positions: int, *args: Any
@@ -271,6 +281,7 @@ class AudioTask(InterruptibleTask):
             num_bad, num_read = dataset.bad_files.counts() if counts_now else (0, 0)
             logging_output[f"num_bad_{split}"] = float(num_bad)
             logging_output[f"num_read_{split}"] = float(num_read)
+            logging_output[f"unreachable_{split}"] = float(bool(dataset.bad_files.unreachable))
         return loss, sample_size, logging_output
 
     def valid_step(
@@ -288,6 +299,8 @@ class AudioTask(InterruptibleTask):
         if not self._problem:
             super().before_exit()
             return
+        if self._is_unreachable:
+            raise SystemExit(f"mae-ast: error: {self._problem}")
         found = [
             dataset.manifest.segment(row)
             for dataset in self.datasets.values()
@@ -336,6 +349,12 @@ class AudioTask(InterruptibleTask):
         for split, dataset in self.datasets.items():
             numbers = total(f"num_bad_{split}"), total(f"num_read_{split}"), dataset.num_used
             self._problem = self._problem or dataset.bad_files.problem(*numbers)
+            if total(f"unreachable_{split}"):
+                self._is_unreachable = True
+                self._problem = dataset.bad_files.unreachable or (
+                    f"{dataset.manifest.path}: another process could not fetch a shard; see its "
+                    "message"
+                )
         if self._problem:
             self.failed = self.should_stop = True
 

@@ -131,6 +131,7 @@ class MaeAstPretrainingTask(AudioTask):
             max_keep_samples=self.cfg.max_keep_size,
             max_samples=self.cfg.max_sample_size,
             max_bad_fraction=self.cfg.max_bad_fraction,
+            shards_at_once=self.cfg.shards_at_once,
         )
 
     def post_validate(self, model: Any, stats: dict[str, Any], agg: Any) -> None:
