@@ -144,13 +144,16 @@ def _make_room(part: Path, size: int | None = None) -> bool:
         size = part.stat().st_size if size is None else size
         shards = []
         room = cache_bytes() - size
+        own_name = _name_of_part(part)
         for path in part.parent.iterdir():
             with suppress(FileNotFoundError):
                 status = path.stat()
-                match = _PART.fullmatch(path.name)
-                if match is not None and path != part and _is_abandoned(path, match[1]):
+                name = _name_of_part(path)
+                if path == part:
+                    continue
+                if name is not None and (name == own_name or _is_abandoned(path, name)):
                     path.unlink()
-                elif path != part:
+                else:
                     room -= status.st_size
                     if not path.name.startswith("."):
                         shards.append((status.st_mtime_ns, status.st_size, path))
@@ -162,6 +165,11 @@ def _make_room(part: Path, size: int | None = None) -> bool:
         if room >= 0:
             os.truncate(part, size)
     return room >= 0
+
+
+def _name_of_part(path: Path) -> str | None:
+    match = _PART.fullmatch(path.name)
+    return None if match is None else match[1]
 
 
 def _is_abandoned(part: Path, name: str) -> bool:

@@ -17,10 +17,10 @@ from mae_ast.core.io.remote.urls import SCHEMES, RemoteError, scheme_of
 
 CONNECT_S = 15.0  # timeout of connecting
 SILENT_S = 60.0  # timeout of reading: maximum time without data
-HTTP_BUFFER = 2**20  # bytes
 RANGE_BYTES = 2**24  # read at a time by schemes other than HTTP
 
-_WORTH_RETRYING = frozenset({408, 425, 429})  # of the statuses from 400 to 499
+# Of the statuses from 400 to 499. S3 reports a slow connection as 400, aiohttp a garbled response.
+_WORTH_RETRYING = frozenset({400, 408, 425, 429})
 # Mistakes of a program or its settings; everything else may be the network's fault.
 _BUGS = (ImportError, TypeError, AttributeError, NameError, LookupError, AssertionError)
 
@@ -105,7 +105,8 @@ def reason(error: Exception) -> str:
     status = _status(error)
     if status is not None:
         return f"status {status}"
-    # aiohttp and fsspec name the class of an error, and not always anything else.
+    if type(error).__name__ == "ClientPayloadError":  # of aiohttp, with details of the protocol
+        return "the connection ended early"
     return first_line(error) or type(error).__name__
 
 
@@ -126,8 +127,8 @@ def _file_system(url: str) -> Any:
 
     # aiohttp would end each transfer after five minutes, and ignore the proxy of the environment.
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENT_S)
-    client = {"timeout": timeout, "trust_env": True, "read_bufsize": HTTP_BUFFER}
-    return fsspec.filesystem(scheme, client_kwargs=client)
+    # Its buffer stays small: if a connection breaks, what is in it is lost.
+    return fsspec.filesystem(scheme, client_kwargs={"timeout": timeout, "trust_env": True})
 
 
 def _by_http(system: Any, url: str, start: int, version: str | None) -> Stream:
