@@ -6,7 +6,9 @@ ranges by their own packages (s3fs, gcsfs, huggingface_hub), which also find the
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,6 +110,17 @@ def reason(error: Exception) -> str:
     if type(error).__name__ == "ClientPayloadError":  # of aiohttp, with details of the protocol
         return "the connection ended early"
     return first_line(error) or type(error).__name__
+
+
+def _after_fork() -> None:
+    """Let fsspec start a thread of its own in a forked process, such as a data worker."""
+    if (asyn := sys.modules.get("fsspec.asyn")) is not None:
+        asyn.reset_lock()
+
+
+# Older fsspec waits for the parent's thread, forever. Remove when 2026.9 is the oldest one allowed.
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _file_system(url: str) -> Any:
