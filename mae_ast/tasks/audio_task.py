@@ -21,6 +21,7 @@ from typing_extensions import Self
 from mae_ast.console import bar
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.manifest import Manifest
+from mae_ast.core.io.remote.patience import patience_s
 from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.nn.malloc import keep_freed_memory
 from mae_ast.core.settings import check_fields, setting
@@ -32,6 +33,8 @@ from mae_ast.trainer.best_metric import AUTO, direction_warning
 from mae_ast.trainer.fairseq_patches import early_stopping, training_loop
 from mae_ast.trainer.preemption import InterruptibleTask
 from mae_ast.trainer.schedule import schedule_warning
+
+SPARE_WAIT_S = 600.0  # that ranks wait for each other, beyond the time to wait for a server
 
 logger = logging.getLogger(__name__)
 
@@ -252,6 +255,8 @@ class AudioTask(InterruptibleTask):
     def begin_epoch(self, epoch: int, model: Any) -> None:
         """Reset the counts of bad files; the trainer calls this on all processes each epoch."""
         super().begin_epoch(epoch, model)
+        if any(dataset.manifest.may_be_remote for dataset in self.datasets.values()):
+            ranks.allow_waits(patience_s() + SPARE_WAIT_S)
         for split in sorted(self.datasets):
             bad_files = self.datasets[split].bad_files
             if split == self.cfg.train_subset:
