@@ -38,6 +38,7 @@ EXTRAS = {
     "superb": {"s3prl": "s3prl"},
     "timm": {"timm": "timm", "torchvision": "torchvision"},
     "onnx": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
+    "remote": {"aiohttp": "aiohttp"},  # fsspec is there with torch
     "demo": {"espeakng_loader": "espeakng-loader"},
 }
 TRAINING = ("fairseq", "hydra", "omegaconf", "tensorboardX", "sklearn")

@@ -17,8 +17,10 @@ from torch.utils.data import get_worker_info
 from mae_ast.core.frontend.collate import draw_start
 from mae_ast.core.io.audio import SAMPLE_RATE, AudioError
 from mae_ast.core.io.manifest import Manifest, ManifestError
+from mae_ast.core.io.remote.urls import RemoteError
 from mae_ast.core.io.segment import SegmentError, read_segment
 from mae_ast.data.bad_files import BadFile, BadFiles
+from mae_ast.data.shard_order import ShardOrder
 from mae_ast.trainer import ranks
 from mae_ast.trainer.preemption import heed_only_the_trainer
 
@@ -40,6 +42,8 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
         max_keep_samples: skip longer clips, at 16 kHz; ``None``: no limit.
         max_samples: crop longer clips to this length, at 16 kHz; ``None``: no limit.
         max_bad_fraction: maximum ratio of unusable files among those read.
+        shards_at_once: number of shards whose clips are shuffled together; ``None``: 8 if they are
+            remote, else all.
 
     Raises:
         ManifestError: a clip is shorter than one patch, or all clips are skipped.
@@ -57,6 +61,7 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
         max_keep_samples: int | None = None,
         max_samples: int | None = None,
         max_bad_fraction: float = 0.01,
+        shards_at_once: int | None = None,
     ) -> None:
         super().__init__()
         self.manifest = manifest
@@ -92,6 +97,7 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
                 f"task.min_sample_size; set it to at least {self._min_samples} samples at 16 kHz"
             )
         self.bad_files = BadFiles(manifest, max_bad_fraction)
+        self.shard_order = ShardOrder.of(manifest, self.rows, shards_at_once, seed, shuffle)
         self.num_used = len(self.rows)  # distinct clips in an epoch
         self.lengths = lengths[self.rows]
         self.sizes = np.minimum(lengths[self.rows], max_samples or np.iinfo(np.int64).max)
@@ -124,11 +130,15 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
             (L,) int16 samples at 16 kHz.
         """
         self._prepare_worker()
+        if self.shard_order is not None:
+            self.shard_order.before_reading(index)
         row = int(self.rows[index])
         num_samples = int(self.sizes[index])
         slack = int(self.lengths[index]) - num_samples if self.random_crop else 0
         try:
             return self._read(row, draw_start(slack, generator), num_samples)
+        except RemoteError as error:
+            return BadFile(row, str(error), ends_run=True)
         except (AudioError, OSError) as error:
             return BadFile(row, str(error))
 
@@ -139,7 +149,7 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
         num_samples = min(length, max(max_samples, self._min_samples))
         try:
             return self._read(row, (length - num_samples) // 2, num_samples)
-        except (AudioError, OSError) as error:
+        except (AudioError, RemoteError, OSError) as error:
             return BadFile(row, str(error))
 
     def _read(self, row: int, start: int, num_samples: int) -> torch.Tensor:
@@ -189,7 +199,12 @@ class AudioClips(FairseqDataset):  # type: ignore[misc]
         return order
 
     def batch_by_size(self, indices: np.ndarray, *args: Any, **kwargs: Any) -> list[Any]:
-        """Make batches as fairseq does; set ``num_used`` to the number of distinct clips."""
+        """Make batches as fairseq does; set ``num_used`` to the number of distinct clips.
+
+        Clips are arranged by groups of shards first, if :attr:`shard_order` is set.
+        """
+        if self.shard_order is not None:
+            indices = np.concatenate(self.shard_order.groups(indices, self.epoch))
         self.count_distinct(indices)
         batches: list[Any] = super().batch_by_size(indices, *args, **kwargs)
         return batches

@@ -30,11 +30,14 @@ class BadFile:
         id: row of the clip in the manifest.
         reason: error message.
         repeat: number of times the clip was drawn before in this epoch.
+        ends_run: the file could not be had, which says nothing about it: its server cannot be
+            reached. Training stops at once, to be resumed later.
     """
 
     id: int
     reason: str
     repeat: int = 0
+    ends_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class BadFiles:
         self.manifest = manifest
         self.max_fraction = max_fraction
         self._state = np.zeros(len(manifest), dtype=np.uint8)
+        self.unreachable = ""  # why a file could not be had; "": all could
         self.logged = np.zeros(len(manifest), dtype=np.uint8)  # 1: the row was logged as bad
 
     def begin_epoch(self) -> None:
@@ -74,6 +78,11 @@ class BadFiles:
         """Count the files of a batch; log each bad one the first time."""
         self._state[read.good] = _GOOD
         for file in read.bad:
+            if file.ends_run:
+                if not self.unreachable:
+                    self.unreachable = file.reason
+                    logger.error("training ends: %s", file.reason)
+                continue
             if file.repeat == 0:
                 self._state[file.id] = _BAD
             if not self.logged[file.id]:

@@ -102,7 +102,7 @@ class ClassificationDataset(AudioClips):
         target = torch.from_numpy(self.labels.multi_hot([row])[0])
         hidden, visible_ids = torch.zeros(2, 2, dtype=torch.int64), None
         if self.shuffle:
-            samples, target = self._mix(samples, target, generator(_FOR_MIXING))
+            samples, target = self._mix(position, samples, target, generator(_FOR_MIXING))
             samples = self.augmentation.augment(samples, generator(_FOR_AUGMENTATION))
             frames = num_frames(len(samples))
             for_masking = generator(_FOR_MASKING)
@@ -169,13 +169,15 @@ class ClassificationDataset(AudioClips):
         return indices[fits], indices[~fits].tolist()
 
     def _mix(
-        self, samples: Tensor, target: Tensor, generator: torch.Generator
+        self, position: int, samples: Tensor, target: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Apply mixup with another clip of the split, if drawn and if that clip can be read."""
         drawn = self.augmentation.draw_mixing(len(self), generator)
         if drawn is None:
             return samples, target
         partner, ratio = drawn
+        if self.shard_order is not None:  # another shard may not be in the cache
+            partner = self.shard_order.companion(position, partner)
         other = self.read_part(partner, generator)
         if isinstance(other, BadFile):  # counted when the clip itself is drawn
             return samples, target

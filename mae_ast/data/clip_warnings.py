@@ -37,8 +37,7 @@ def statistics_warning(clips: AudioClips, encoder: Encoder) -> str | None:
         return None
     window = encoder.config.window_type
     total, count = torch.zeros(3, dtype=torch.float64), 0
-    of_epoch = clips.clips_of_epoch()  # in the shares of a mixture
-    for index in np.unique(of_epoch[evenly_spaced(len(of_epoch), NUM_MEASURED)]):
+    for index in _measured(clips):
         samples = clips.read_middle(int(index), round(MEASURED_S * SAMPLE_RATE))
         if not isinstance(samples, BadFile):
             total, count = total + moments(samples, window), count + 1
@@ -58,6 +57,14 @@ def statistics_warning(clips: AudioClips, encoder: Encoder) -> str | None:
         f"{std:.4g}; set model.input_mean={mean:.4f} model.input_std={std:.4f}"
         f"{'' if isinstance(clips.manifest, JoinedManifest) else command}"
     )
+
+
+def _measured(clips: AudioClips) -> np.ndarray:
+    """Return the indices of the clips that are measured."""
+    if clips.shard_order is not None:
+        return clips.shard_order.spread(NUM_MEASURED)
+    of_epoch = clips.clips_of_epoch()  # in the shares of a mixture
+    return np.unique(of_epoch[evenly_spaced(len(of_epoch), NUM_MEASURED)])
 
 
 def crop_warning(

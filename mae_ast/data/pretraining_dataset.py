@@ -108,8 +108,14 @@ class PretrainingDataset(AudioClips):
             indices = np.random.default_rng(key).permutation(indices)
         shape = self._row_shape(max_tokens, max_sentences)
         self._collate_row = RowCollater(self.collate, shape)
-        steps = self._steps(self.num_tokens_vec(indices))
-        return [indices[row] for row in pack_rows(steps.tolist(), shape.num_steps, shape.num_clips)]
+        groups = [indices]
+        if self.shard_order is not None:
+            groups = self.shard_order.groups(indices, self.epoch)
+        rows: list[np.ndarray] = []
+        for group in groups:
+            steps = self._steps(self.num_tokens_vec(group)).tolist()
+            rows += [group[row] for row in pack_rows(steps, shape.num_steps, shape.num_clips)]
+        return rows
 
     def _row_shape(self, max_tokens: int | None, max_sentences: int | None) -> RowShape:
         if max_tokens is None:

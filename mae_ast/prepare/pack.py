@@ -8,6 +8,7 @@ For ``train.tsv``, the output folder contains
     train.lbl, labels.csv  labels, if there are any beside the original manifest
     train.left_out.txt     skipped files and the reasons; they have no row and no label
     train.pack.json        description of the packed data and the options
+    SHA256SUMS             checksums of the shards of all splits, by which remote ones are verified
 
 Rows keep their order. Packing can be interrupted at any time; it resumes and writes identical files
 (:mod:`mae_ast.prepare.shard_writer`). Files are read, decoded, encoded and written in pieces, so
@@ -36,6 +37,7 @@ from mae_ast.core.io.retry import is_transient
 from mae_ast.core.io.segment import Segment
 from mae_ast.core.io.settings_note import file_digest
 from mae_ast.prepare.pack_files import copied, decoded_digest, transcoded
+from mae_ast.prepare.shard_sums import write_sums
 from mae_ast.prepare.shard_writer import PackedFile, Shards
 
 JOBS = 8  # files read at a time
@@ -119,7 +121,10 @@ def pack(
             for_each_ahead(pack_row, left, add, jobs, jobs, progress)
             shards.end()
             _write_lists(manifest, shards, skipped_list)
+            write_sums(out, manifest.path.stem, renew=True)
             shards.remove_journal()
+    else:
+        write_sums(out, manifest.path.stem, renew=False)  # packed by an earlier version
     with shards.manifest.open("rb") as lines:
         names = [line.split(b":")[0] for line in lines][1:]
     found = skipped_list if skipped_list.exists() else None

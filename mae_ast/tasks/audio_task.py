@@ -22,6 +22,7 @@ from mae_ast.console import bar
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.io.joined import load_manifests, read_manifests
 from mae_ast.core.io.manifest import Manifest
+from mae_ast.core.io.remote.patience import patience_s
 from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.nn.malloc import keep_freed_memory
 from mae_ast.core.settings import check_fields, setting
@@ -33,6 +34,8 @@ from mae_ast.trainer.best_metric import AUTO, direction_warning
 from mae_ast.trainer.fairseq_patches import early_stopping, training_loop
 from mae_ast.trainer.preemption import InterruptibleTask
 from mae_ast.trainer.schedule import schedule_warning
+
+SPARE_WAIT_S = 600.0  # that ranks wait for each other, beyond the time to wait for a server
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +72,12 @@ class AudioTaskConfig(FairseqDataclass):  # type: ignore[misc]
         0.01,
         help="stop training when more than this fraction of the files read in an epoch, and more "
         "than 20 files, cannot be decoded",
+    )
+    shards_at_once: Optional[int] = setting(  # noqa: UP045
+        None,
+        help="number of tar shards whose clips are shuffled together, so that each is read in one "
+        "part of the epoch only; null: 8 if shards are remote, else all",
+        minimum=1,
     )
     rebuild_batches: bool = setting(
         True,
@@ -114,6 +123,7 @@ class AudioTask(InterruptibleTask):
         self._is_checked = False
         self._logged_long: set[str] = set()
         self._tallied_update = -1
+        self._is_unreachable = False  # the problem is a server that cannot be reached
         self._problem = ""  # error that must stop training; "": none
 
     @classmethod
@@ -238,9 +248,12 @@ class AudioTask(InterruptibleTask):
                 f"dataset.max_tokens={longest} is less than the shortest clip of "
                 f"{dataset.manifest.path} ({dataset.sizes.min()} samples at 16 kHz)"
             )
-        return super().get_batch_iterator(
+        iterator = super().get_batch_iterator(
             dataset, max_tokens, max_sentences, longest, ignore_invalid_inputs, *args, **kwargs
         )
+        if dataset.shard_order is not None:
+            dataset.shard_order.keep(iterator)
+        return iterator
 
     def filter_indices_by_size(
         self, indices: np.ndarray, dataset: AudioClips, max_positions: int, *args: Any
@@ -259,6 +272,8 @@ class AudioTask(InterruptibleTask):
     def begin_epoch(self, epoch: int, model: Any) -> None:
         """Reset the counts of bad files; the trainer calls this on all processes each epoch."""
         super().begin_epoch(epoch, model)
+        if any(dataset.manifest.may_be_remote for dataset in self.datasets.values()):
+            ranks.allow_waits(patience_s() + SPARE_WAIT_S)
         for split in sorted(self.datasets):
             bad_files = self.datasets[split].bad_files
             if split == self.cfg.train_subset:
@@ -288,6 +303,7 @@ class AudioTask(InterruptibleTask):
             num_bad, num_read = dataset.bad_files.counts() if counts_now else (0, 0)
             logging_output[f"num_bad_{split}"] = float(num_bad)
             logging_output[f"num_read_{split}"] = float(num_read)
+            logging_output[f"unreachable_{split}"] = float(bool(dataset.bad_files.unreachable))
         return loss, sample_size, logging_output
 
     def valid_step(
@@ -305,6 +321,8 @@ class AudioTask(InterruptibleTask):
         if not self._problem:
             super().before_exit()
             return
+        if self._is_unreachable:
+            raise SystemExit(f"mae-ast: error: {self._problem}")
         found = [
             dataset.manifest.segment(row)
             for dataset in self.datasets.values()
@@ -353,6 +371,12 @@ class AudioTask(InterruptibleTask):
         for split, dataset in self.datasets.items():
             numbers = total(f"num_bad_{split}"), total(f"num_read_{split}"), dataset.num_used
             self._problem = self._problem or dataset.bad_files.problem(*numbers)
+            if total(f"unreachable_{split}"):
+                self._is_unreachable = True
+                self._problem = dataset.bad_files.unreachable or (
+                    f"{dataset.manifest.path}: another process could not fetch a shard; see its "
+                    "message"
+                )
         if self._problem:
             self.failed = self.should_stop = True
 

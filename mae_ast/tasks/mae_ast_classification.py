@@ -127,6 +127,7 @@ class MaeAstClassificationTask(AudioTask):
             max_keep_samples=self.cfg.max_keep_size,
             max_samples=self.cfg.max_sample_size if is_training else None,
             max_bad_fraction=self.cfg.max_bad_fraction,
+            shards_at_once=self.cfg.shards_at_once,
         )
 
     def valid_step(

@@ -172,6 +172,7 @@ class MaeAstPretrainingTask(AudioTask):
             max_keep_samples=self.cfg.max_keep_size,
             max_samples=self.cfg.max_sample_size,
             max_bad_fraction=self.cfg.max_bad_fraction,
+            shards_at_once=self.cfg.shards_at_once,
         )
         return dataset
 

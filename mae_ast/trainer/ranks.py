@@ -12,6 +12,7 @@ from contextlib import suppress
 from datetime import timedelta
 
 from torch import Tensor, distributed
+from torch.distributed import distributed_c10d
 from torch.distributed.distributed_c10d import Store, _get_default_store
 
 from mae_ast.console import is_for_user
@@ -19,6 +20,7 @@ from mae_ast.console import is_for_user
 _RANK_0_TIMEOUT = timedelta(days=7)  # if rank 0 ends, the store ends with it
 _ALL_RANKS_TIMEOUT = timedelta(hours=1)  # other ranks already have the value of rank 0
 _EXIT_TIMEOUT = timedelta(minutes=1)
+_COLLECTIVES_WAIT_S = 1800.0  # the higher one of torch's defaults
 _VALUE, _ERROR = b"+", b"-"
 
 
@@ -108,6 +110,18 @@ def maximum(values: Tensor) -> Tensor:
     moved = values.to("cuda") if is_gpu else values.clone()
     distributed.all_reduce(moved, distributed.ReduceOp.MAX)
     return moved.to(values.device)
+
+
+def allow_waits(seconds: float) -> None:
+    """Let ranks wait at least this long for each other, in collectives of all process groups.
+
+    By default they wait for 10 minutes with NCCL and 30 with gloo, then the run crashes.
+    """
+    if not _are_several():
+        return
+    limit = timedelta(seconds=max(seconds, _COLLECTIVES_WAIT_S))
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(limit, group)
 
 
 def _are_several() -> bool:

@@ -6,6 +6,9 @@ WebDataset shard), or a zip without compression. Reading a clip takes one contig
 typically 100 kB or more, so clips are read in batch order, at random over all shards; sorting them
 would not be faster.
 
+The archive may be a tar on a server, ``https://HOST/train-00000.tar:offset:length``. It is fetched
+as a whole into a local cache (:mod:`mae_ast.core.io.remote.cache`) and read there.
+
 A tar stores a 512-byte header with name and length before each file's content. Tars written by this
 package also store the CRC-32 of the content in a pax record, because no decoder detects damage in a
 WAV file.
@@ -23,6 +26,8 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import BinaryIO, NamedTuple, cast
 
+from mae_ast.core.io.remote.cache import open_shard
+from mae_ast.core.io.remote.urls import SCHEMES, is_url, name_of, unsupported_scheme
 from mae_ast.core.io.section import Section
 
 BLOCK = tarfile.BLOCKSIZE  # bytes; a tar consists of blocks of this size
@@ -51,7 +56,7 @@ class Member(NamedTuple):
     """Location of a file inside an archive.
 
     Args:
-        archive: path of the archive.
+        archive: path or URL of the archive.
         offset: start of the file's content, in bytes.
         length: size of the content, in bytes.
     """
@@ -96,14 +101,17 @@ def open_member(member: Member) -> OpenMember:
     Raises:
         FileNotFoundError: the archive does not exist.
         ArchiveError: the archive is damaged, or the manifest belongs to another archive.
+        RemoteError: the archive cannot be fetched.
         OSError: the archive cannot be read.
     """
-    archive = _open_archive(member.archive)
+    # Opened each time: the cache of remote shards could not free the room of a removed one that
+    # stays open.
+    archive = _Archive(member.archive) if is_url(member.archive) else _open_archive(member.archive)
     begin = max(0, member.offset - _MAX_HEADER_BYTES)
     num_bytes = member.length if member.length <= _IN_MEMORY_BYTES else _CHUNK_BYTES
     block = memoryview(archive.read(begin, member.offset + num_bytes - begin))
     before, content = bytes(block[: member.offset - begin]), block[member.offset - begin :]
-    is_tar = member.archive.lower().endswith(TAR_SUFFIX)
+    is_tar = _file_name(member.archive).lower().endswith(TAR_SUFFIX)
     suffix, path, crc32 = _parse_header(before, member) if is_tar else (None, "", None)
     if suffix is None:
         suffix = _suffix_of(bytes(content[:64]))
@@ -120,7 +128,7 @@ def check_member(member: Member) -> bool:
     """Verify a file of any length against its checksum; return ``False`` if it has none.
 
     Raises:
-        FileNotFoundError, ArchiveError, OSError: see :func:`open_member`.
+        FileNotFoundError, ArchiveError, RemoteError, OSError: see :func:`open_member`.
     """
     opened = open_member(member)
     if member.length > _IN_MEMORY_BYTES and opened.crc32 is not None:
@@ -137,10 +145,16 @@ def check_member(member: Member) -> bool:
 def why_missing(path: str) -> str:
     """Return why a path of a manifest, loose or inside an archive, does not exist; '' if it does.
 
+    Servers are not asked: of a URL, only its form is checked.
+
     Raises:
         OSError: the file system cannot be read.
     """
     member = Member.parse(path)
+    if is_url(path):
+        return "" if member is not None else "a URL must name a file in a tar, URL:offset:length"
+    if scheme := unsupported_scheme(path):
+        return f"{scheme}:// is not supported; expected one of {', '.join(SCHEMES)}"
     try:
         status = os.stat(path if member is None else member.archive)
         is_there = stat.S_ISREG(status.st_mode)
@@ -204,6 +218,9 @@ class _Archive:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        if is_url(path):
+            self._fd = open_shard(path)
+            return
         try:
             self._fd = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
@@ -237,6 +254,10 @@ def _open_archive(path: str) -> _Archive:
 
 # Call after an archive was rewritten under its old name.
 close_archives = _open_archive.cache_clear
+
+
+def _file_name(archive: str) -> str:
+    return name_of(archive) if is_url(archive) else archive
 
 
 class _InMemoryFile(io.BytesIO):

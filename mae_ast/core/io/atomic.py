@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -59,6 +60,35 @@ def file_lock(path: Path) -> Iterator[int]:
         yield lock.fileno()
         with suppress(OSError):  # before unlocking: afterwards, it may belong to another process
             name.unlink()
+
+
+@contextmanager
+def try_lock(path: Path) -> Iterator[bool]:
+    """Hold the lock of :func:`file_lock`; yield ``False`` if another process holds it."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(path))
+        except ValueError:
+            is_held = False
+        else:
+            is_held = True
+        yield is_held
+
+
+@contextmanager
+def wait_for_lock(path: Path, poll_s: float = 0.05) -> Iterator[None]:
+    """Hold the lock of :func:`file_lock`, after waiting for the process that holds it.
+
+    Args:
+        path: path to lock.
+        poll_s: time between two attempts, in seconds.
+    """
+    while True:
+        with try_lock(path) as is_held:
+            if is_held:
+                yield
+                return
+        time.sleep(poll_s)
 
 
 def _locked(name: Path, path: Path) -> BinaryIO:

@@ -26,6 +26,7 @@ from mae_ast.core.io.decoding.downmix import Downmix
 from mae_ast.core.io.decoding.length import AudioHeader, AudioInfo
 from mae_ast.core.io.decoding.resample import SAMPLE_RATE, Part, resample_to_16k, to_pcm16
 from mae_ast.core.io.first_line import first_line
+from mae_ast.core.io.remote.urls import RemoteError, is_url
 from mae_ast.core.io.retry import is_transient, retried
 
 __all__ = [
@@ -72,6 +73,7 @@ def probe_audio(path: str | os.PathLike[str]) -> AudioInfo:
 
     Raises:
         FileNotFoundError: the file does not exist.
+        RemoteError: the file is in a remote shard that cannot be fetched.
         AudioError: the file is empty, has no audio stream, or no decoder can read it.
     """
 
@@ -141,6 +143,7 @@ def read_audio(
 
     Raises:
         FileNotFoundError: the file does not exist.
+        RemoteError: the file is in a remote shard that cannot be fetched.
         AudioError: the file cannot be decoded, contains no audio, or has values that are not finite
             or far beyond full scale.
     """
@@ -284,7 +287,7 @@ def _with_decoder(
                 return second(file)
             except (*_DECODER_ERRORS, AudioError) as error:
                 raise AudioError(f"{path}: {problem} ({reason})") from error
-    except (AudioError, FileNotFoundError):
+    except (AudioError, FileNotFoundError, RemoteError):
         raise
     except Exception as error:  # decoders raise many kinds of errors; all mean a bad file
         raise AudioError(f"{path}: {problem} ({first_line(error)})") from error
@@ -322,7 +325,10 @@ def _check_rate(rate: int, file: AudioFile) -> int:
 
 
 def _absolute_path(path: str | os.PathLike[str]) -> str:
-    return os.path.abspath(os.fspath(path))  # FFmpeg would take a relative "12:30.mkv" for a URL
+    path = os.fspath(path)
+    if is_url(path):
+        return path
+    return os.path.abspath(path)  # FFmpeg would take a relative "12:30.mkv" for a URL
 
 
 def _error_reason(error: Exception, file: AudioFile) -> str:

@@ -55,6 +55,11 @@ class JoinedManifest(Manifest):
         """Return ``file:line`` of a row in its manifest, for messages."""
         return self._manifest_of(row).where(int(self._row_of_part[row]))
 
+    @property
+    def may_be_remote(self) -> bool:
+        """True if one of the manifests may have rows whose files are on a server."""
+        return any(each.may_be_remote for each in self.manifests)
+
     def digest(self) -> bytes:
         """Return the SHA-256 of the rows' paths, lengths, sample rates and, if any, starts."""
         digest = hashlib.sha256()

@@ -8,6 +8,8 @@ clip:
     path<TAB>length<TAB>sample rate<TAB>start       a segment of a file
 
 Paths may name files inside archives, ``archive:offset:length`` (:mod:`mae_ast.core.io.archive`).
+The root, or an archive, may be a URL (:mod:`mae_ast.core.io.remote`); such rows need their sample
+rate, and nothing is asked of the server until a clip is read.
 Without the third column, sample rates are read from the files' headers once and cached beside the
 manifest. A segment begins at sample ``start``, counted from 0, and is ``length`` samples long, both
 at the given sample rate. Several rows may name segments of one file. A row without a start is read
@@ -22,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +36,7 @@ from mae_ast.core.io.checksum import sha256
 from mae_ast.core.io.manifest_parser import WHOLE, ManifestError, parse_rows
 from mae_ast.core.io.rate_cache import read_cache, write_cache
 from mae_ast.core.io.read_ahead import Progress, for_each_ahead
+from mae_ast.core.io.remote.urls import SCHEMES, is_url, join, unsupported_scheme
 from mae_ast.core.io.retry import retried
 from mae_ast.core.io.segment import Segment, segment_problem
 
@@ -49,7 +53,7 @@ class Manifest:
 
     Args:
         path: path of the manifest, for messages.
-        root: folder that relative paths start from.
+        root: folder that relative paths start from; may be a URL.
         packed_paths: the paths of all rows, UTF-8, concatenated.
         path_ends: (rows,) int64, end of each path in ``packed_paths``.
         lines: (rows,) int64, line numbers in the file.
@@ -139,10 +143,10 @@ class Manifest:
 
     def audio_path(self, row: int) -> str:
         """Return the path of a row, joined to the root."""
-        return os.path.join(self.root_of(row), self.row_path(row))
+        return join(self.root_of(row), self.row_path(row))
 
     def root_of(self, row: int) -> str:
-        """Return the folder that the path of a row is relative to."""
+        """Return the folder or URL that the path of a row is relative to."""
         return self.root
 
     def where(self, row: int) -> str:
@@ -161,6 +165,15 @@ class Manifest:
     def has_segments(self) -> bool:
         """True if a row has a start."""
         return bool((self.starts != WHOLE).any())
+
+    @cached_property
+    def may_be_remote(self) -> bool:
+        """True if the root or a row is a URL; of the rows, only ``://`` is searched for."""
+        return is_url(self.root) or b"://" in self._packed_paths
+
+    def is_remote(self, row: int) -> bool:
+        """Return whether the file of a row is on a server."""
+        return self.may_be_remote and is_url(self.audio_path(row))
 
     @property
     def num_samples(self) -> np.ndarray:
@@ -211,14 +224,16 @@ class Manifest:
         """Check that segments lie within their files, by the length and rate in the header.
 
         Of each file, the last one of at most ``at_most`` segments is checked, which are spread
-        evenly over the rows. Segments of files whose header gives no length are checked when they
-        are read.
+        evenly over the rows. Segments of remote files, and of files whose header gives no length,
+        are checked when they are read.
 
         Raises:
             ManifestError: a segment reaches beyond the end of its file, or its sample rate is not
                 that of the file.
         """
         rows = np.flatnonzero(self.starts != WHOLE)
+        if self.may_be_remote:  # would fetch whole shards
+            rows = np.array([row for row in rows.tolist() if not self.is_remote(row)], np.int64)
         last: dict[tuple[str, int], tuple[int, Segment]] = {}
         for row in rows[evenly_spaced(len(rows), at_most)].tolist():
             segment = self.segment(row)
@@ -240,10 +255,19 @@ class Manifest:
         """Read missing sample rates from the cache or the files' headers.
 
         The rate stays 0 if a header cannot be read; decoding that file then reports the error.
+
+        Raises:
+            ManifestError: the sample rate of a remote file is missing.
         """
         unknown = np.flatnonzero(self.sample_rates == 0)
         if not len(unknown):
             return
+        if self.may_be_remote:
+            for row in filter(self.is_remote, unknown.tolist()):
+                raise ManifestError(
+                    f"{self.where(row)}: {self.audio_path(row)}: has no sample rate, which rows of "
+                    "remote shards need in the third column; 'mae-ast pack' writes it"
+                )
         cache = self.path.with_name(self.path.name + ".rates.npz")
         digest = sha256(self.path)
         cached = read_cache(cache, digest, len(self))
@@ -329,4 +353,11 @@ def _parse_root(line: bytes, path: Path) -> str:
             f"{path}:1: {root!r} is not a root folder; line 1 must be the folder that paths are "
             "relative to ('/' for absolute paths)"
         )
+    if scheme := unsupported_scheme(root):
+        raise ManifestError(
+            f"{path}:1: {root}: {scheme}:// is not supported; expected a folder, or a URL of "
+            f"{', '.join(SCHEMES)}"
+        )
+    if is_url(root):
+        return root.rstrip("/")
     return os.path.normpath(path.parent.resolve() / root)

@@ -12,6 +12,7 @@ import av
 import soundfile
 
 from mae_ast.core.io.archive import close_archives
+from mae_ast.core.io.remote.urls import RemoteError
 
 WAITS_S = (0.1, 0.4)  # before the second and the third attempt
 
@@ -54,6 +55,8 @@ def retried(read: Callable[P, R]) -> Callable[P, R]:
 
 def is_transient(error: BaseException) -> bool:
     """Return whether an error, or any error in its chain of causes, is transient."""
+    if isinstance(error, RemoteError):  # was retried for long enough
+        return False
     return any(
         (
             isinstance(each, OSError)

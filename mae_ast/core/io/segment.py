@@ -27,6 +27,7 @@ from mae_ast.core.io.audio import (
     read_header,
     stream_audio,
 )
+from mae_ast.core.io.remote.urls import is_url
 
 R = TypeVar("R")
 
@@ -142,7 +143,8 @@ def check_end(segment: Segment) -> None:
         AudioError: the file cannot be read.
     """
     if problem := _end_problem(segment):
-        raise SegmentError(f"{os.path.abspath(segment.path)}: {problem}")
+        path = segment.path if is_url(segment.path) else os.path.abspath(segment.path)
+        raise SegmentError(f"{path}: {problem}")
 
 
 def segment_problem(segment: Segment, sample_rate: int) -> str:
