@@ -1,8 +1,8 @@
-"""A GPU without hardware: fake tensors on "cuda", which have shapes, dtypes and devices, no values.
+"""A GPU without hardware: fake tensors on "cuda", which have all but values.
 
-An operation that needs a value on the host (``item``, a condition, ``nonzero``), that copies between
-the devices, or that gets tensors of both, raises an error. Kernels are not run, so that a GPU is
-needed to compare values; see ``tests/gpu``.
+An operation that needs a value on the host (``item``, a condition, ``nonzero``), that copies
+between the devices, or that gets tensors of both, raises an error. Kernels are not run: values are
+compared on a GPU only, see ``tests/gpu``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from mae_ast.core.frontend.fbank import filterbank
+from mae_ast.core.frontend.fbank import WINDOW_POWERS, filterbank
 from mae_ast.core.nn.precision import has_bfloat16_units
 
 DEVICE = torch.device("cuda", 0)
@@ -31,18 +31,28 @@ M = TypeVar("M", bound=nn.Module)
 @contextmanager
 def fake_gpu() -> Iterator[None]:
     """Let the tensors of this context be fake, and those on "cuda" usable."""
-    no_values = (filterbank, has_bfloat16_units)  # caches: fake tensors must not outlive their mode
-    for cached in no_values:
-        cached.cache_clear()
     with (
         patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
         patch("torch.cuda.is_bf16_supported", lambda including_emulation=True: True),
         patch("torch.cuda.get_device_capability", lambda device=None: CAPABILITY),
         FakeTensorMode(),
+        _empty_caches(),
     ):
+        for window in WINDOW_POWERS:
+            filterbank(DEVICE, window)  # copied to a device once
         yield
-    for cached in no_values:
+
+
+@contextmanager
+def _empty_caches() -> Iterator[None]:
+    """Keep what is cached of the fake GPU to this context."""
+    for cached in (filterbank, has_bfloat16_units):
         cached.cache_clear()
+    try:
+        yield
+    finally:
+        for cached in (filterbank, has_bfloat16_units):
+            cached.cache_clear()
 
 
 def on_gpu(values: Any) -> Any:

@@ -26,8 +26,8 @@ from tests.fake_gpu import DEVICE, NoCopies, backward, fake_gpu, move, on_gpu
 from tests.systems.cases import CASES, EQUAL, FIRST, UNEQUAL, Case
 
 PRETRAINING = (
-    *("mae_ast: frames", "mae_ast: pre-norm", "mae_ast: batch statistics", "mae_ast: fixed length"),
-    *("ssast: two passes", "audio_mae: global", "audio_mae: local, shifted", "toy: patches"),
+    *("mae_ast: batch statistics", "mae_ast: pre-norm", "ssast: two passes", "audio_mae: global"),
+    *("audio_mae: local, shifted", "toy: patches"),
 )
 
 # The kinds of batches: waveforms, lengths and masks for a model.
@@ -53,10 +53,11 @@ def with_precision(model: nn.Module, precision: str) -> nn.Module:
 
 def train_on_gpu(model: nn.Module, loss_of_inputs: Callable[..., Tensor], *inputs: Any) -> None:
     """Compute a loss and its gradients on the fake GPU, and check all devices and dtypes."""
+    with torch.no_grad():
+        loss_of_inputs(*inputs)  # the tables of positions grow
     with fake_gpu():
         inputs = on_gpu(inputs)
         move(model)
-        loss_of_inputs(*inputs)  # fills caches and tables
         with NoCopies():
             loss = loss_of_inputs(*inputs)
             backward(loss)
@@ -136,12 +137,12 @@ def test_fine_tuning(
 def test_features(case: Case, batch: Callable[[Any], Clips]) -> None:
     model = case.build(precision="auto").eval()
     clips = batch(model)
-    with fake_gpu(), torch.no_grad():
+    with torch.no_grad():
+        model.hidden_states(clips.source, clips.lengths)  # the tables of positions grow
+    with fake_gpu(), torch.no_grad(), NoCopies():
         source, lengths = on_gpu((clips.source, clips.lengths))
-        move(model).hidden_states(source, lengths)
-        with NoCopies():
-            states = model.hidden_states(source, lengths)
-            outputs = [*states, model.last_hidden_state(states), model.pooled(source, lengths)]
+        states = move(model).hidden_states(source, lengths)
+        outputs = [*states, model.last_hidden_state(states), model.pooled(source, lengths)]
     assert {x.device for x in outputs} == {DEVICE}
 
 
