@@ -51,7 +51,7 @@ class TorchAdam(torch.optim.Optimizer):
     supports_flat_params = True
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient; return what ``closure`` returns."""
         loss = None
         if closure is not None:

@@ -27,7 +27,8 @@ class AdamSettings(FairseqDataclass):  # type: ignore[misc]
         metadata={"help": "constant added to the denominator for numerical stability"},
     )
     weight_decay: float = field(
-        default=0.0, metadata={"help": "decoupled weight decay coefficient; 0: none"}
+        default=0.0,
+        metadata={"help": "decoupled weight decay coefficient, for all parameters; 0: none"},
     )
     lr: Any = field(default=II("optimization.lr"))
 

@@ -2,11 +2,11 @@
 
     python scripts/benchmarks/kernels.py
 
-An update of the full-size model (MAE-AST, 12 + 2 layers of width 768) scales the gradients, computes
-and clips their norm, and steps. On a GPU the kernels that are launched are counted. On a CPU,
-PyTorch's operations are counted instead, without those that only create or view a tensor. There, an
-operation on all parameters counts once; on a GPU, PyTorch launches several kernels for it, one for
-up to 36 parameters (for the step) or 320 blocks of 65,536 values.
+An update of the full-size model (MAE-AST, 12 + 2 layers of width 768) scales the gradients,
+computes and clips their norm, and steps. On a GPU, the kernels that are launched are counted. On a
+CPU, PyTorch's operations are counted instead, without those that only create or view a tensor.
+There, an operation on all parameters counts once; on a GPU, PyTorch launches several kernels for
+it, one for up to 36 parameters (for the step) or 320 blocks of 65,536 values.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import pytest
 import torch
 from fairseq import optim
 from fairseq.dataclass.configs import FairseqConfig
-from fairseq.optim.fp16_optimizer import MemoryEfficientFP16Optimizer
+from fairseq.optim.fp16_optimizer import FP16Optimizer, MemoryEfficientFP16Optimizer
 from fairseq.utils import clip_grad_norm_
 from omegaconf import OmegaConf
 from torch import nn
@@ -22,6 +22,7 @@ from mae_ast.core.frontend.masking import random_mask
 from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.core.models.mae_ast import MaeAst
 from tests.core.vits import loss_of
+from tests.fake_gpu import NoCopies, fake_gpu
 
 THEIRS, OURS = "adam", "mae_ast_adam"
 UPDATES = 50
@@ -157,6 +158,20 @@ def test_an_update_takes_as_many_operations_for_more_parameters() -> None:
     assert counts[0] == counts[1] <= 12
 
 
+@pytest.mark.parametrize("name", [OURS, "mae_ast_adamw"])
+def test_an_update_does_not_wait_for_the_gpu(name: str) -> None:
+    with fake_gpu():
+        params = [nn.Parameter(torch.ones(3, n, device="cuda")) for n in (2, 5)]
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer = build(name, params)
+        with NoCopies():
+            optimizer.multiply_grads(torch.ones((), device="cuda"))
+            norm = optimizer.clip_grad_norm(1.0)
+            optimizer.step()
+    assert norm.device.type == optimizer.optimizer.state[params[0]]["exp_avg"].device.type == "cuda"
+
+
 # --- clipping -----------------------------------------------------------------------------------
 
 
@@ -196,42 +211,47 @@ def test_norm_without_gradients_is_zero() -> None:
 # --- half precision -----------------------------------------------------------------------------
 
 
-def memory_efficient(name: str, params: list[nn.Parameter]) -> Any:
-    """Wrap an optimizer as fairseq does with ``common.memory_efficient_bf16``."""
+def wrapped(kind: str, name: str, params: list[nn.Parameter]) -> Any:
+    """Wrap an optimizer as fairseq does with ``common.bf16`` or ``memory_efficient_bf16``."""
     cfg = OmegaConf.structured(FairseqConfig)
-    cfg.common.bf16 = cfg.common.memory_efficient_bf16 = True
-    return MemoryEfficientFP16Optimizer(cfg, params, build(name, params))
+    cfg.common.bf16 = True
+    if kind == "memory efficient":
+        return MemoryEfficientFP16Optimizer(cfg, params, build(name, params))
+    copies = FP16Optimizer.build_fp32_params(None, params, flatten=False)
+    return FP16Optimizer(cfg, params, build(name, copies), copies)
 
 
 def update_half(optimizer: Any, params: list[nn.Parameter], seed: int) -> None:
     draws = torch.Generator().manual_seed(seed)
-    for p in params:
-        p.grad = torch.randn(p.shape, generator=draws).to(p)
+    optimizer.zero_grad()
+    loss = sum((p.float() * torch.randn(p.shape, generator=draws)).sum() for p in params)
+    optimizer.backward(loss)
     optimizer.multiply_grads(0.5)
     optimizer.clip_grad_norm(2.0)
     optimizer.step()
 
 
-def test_memory_efficient_training_equals_that_of_fairseq() -> None:
+@pytest.mark.parametrize("kind", ["memory efficient", "float32 copies"])
+def test_half_precision_equals_that_of_fairseq(kind: str) -> None:
     torch.manual_seed(0)
     initial = [nn.Parameter(torch.randn(5, n).bfloat16()) for n in (1, 4)]
     ours, theirs = copy.deepcopy(initial), copy.deepcopy(initial)
-    first, other = memory_efficient(OURS, ours), memory_efficient(THEIRS, theirs)
+    first, other = wrapped(kind, OURS, ours), wrapped(kind, THEIRS, theirs)
     for seed in range(5):
         update_half(first, ours, seed)
         update_half(other, theirs, seed)
-    state = other.state_dict()
-    assert all(each["exp_avg"].dtype == torch.float32 for each in state["state"].values())
-    first = memory_efficient(OURS, ours)
-    first.load_state_dict(copy.deepcopy(state))  # resumes
+    state = copy.deepcopy(other.state_dict())
+    first = wrapped(kind, OURS, ours)
+    first.load_state_dict(state)  # resumes
     for seed in range(5, 10):
         update_half(first, ours, seed)
         update_half(other, theirs, seed)
     for p, expected, before in zip(ours, theirs, initial, strict=True):
         assert_close(p, expected, rtol=2**-7, atol=1e-6)  # a step of bfloat16
         assert not torch.equal(p, before)
-        assert first.optimizer.state[p]["exp_avg"].dtype == torch.float32
-        assert first.optimizer.state[p]["step"] == 10
+    for moments in first.optimizer.state.values():
+        assert moments["exp_avg"].dtype == moments["exp_avg_sq"].dtype == torch.float32
+        assert moments["step"] == 10
 
 
 def test_fairseq_may_flatten_the_parameters() -> None:

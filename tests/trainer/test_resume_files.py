@@ -84,7 +84,7 @@ def test_runs_of_fairseqs_adam_and_of_the_preset_resume_one_another(
     assert [line["num_updates"] for line in found] == ["4", "5"]
     for after, before in zip(found, expected[3:], strict=True):
         for key in ("loss", "gnorm"):
-            assert float(after[key]) == pytest.approx(float(before[key]), rel=1e-4)
+            assert float(after[key]) == pytest.approx(float(before[key]), abs=2e-3)  # rounded
     state = torch.load("checkpoints/checkpoint_last.pt", weights_only=True)["last_optimizer_state"]
     assert {each["step"] for each in state["state"].values()} == {5}
 
