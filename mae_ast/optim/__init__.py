@@ -1,1 +1,1 @@
-"""fairseq optimizers: AdamW with decoupled groups of decay and learning rate."""
+"""fairseq optimizers in a few kernels per update: Adam and AdamW."""

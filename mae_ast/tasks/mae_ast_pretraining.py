@@ -16,7 +16,8 @@ from fairseq.tasks import register_task
 from omegaconf import II, MISSING
 from tensorboardX import SummaryWriter
 
-import mae_ast.criterions.mae_ast  # noqa: F401  (fairseq imports no criterions of a user-dir)
+import mae_ast.criterions.mae_ast
+import mae_ast.optim.adam  # noqa: F401  (fairseq imports nothing but tasks and models)
 from mae_ast.core.frontend.collate import Clip, Collater
 from mae_ast.core.inference.reconstruct import Reconstruction, reconstruct
 from mae_ast.core.io.joined import read_manifests

@@ -43,6 +43,7 @@ TITLES = {
     ("model", "mae_ast_classifier"): "Classifier on a pretrained encoder",
     ("criterion", "mae_ast"): "Pretraining criterion",
     ("criterion", "mae_ast_classification"): "Classification criterion",
+    ("optimizer", "mae_ast_adam"): "Adam",
     ("optimizer", "mae_ast_adamw"): "AdamW",
 }
 

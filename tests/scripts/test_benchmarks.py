@@ -14,8 +14,8 @@ FOLDER = Path(__file__).parents[2] / "scripts" / "benchmarks"
 PROGRAMS = sorted(path.name for path in FOLDER.glob("*.py") if path.stem != "measuring")
 
 
-def test_eight_programs():
-    assert len(PROGRAMS) == 8
+def test_nine_programs():
+    assert len(PROGRAMS) == 9
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -71,6 +71,24 @@ def test_resumes_from_the_newest_complete_checkpoint(
     assert not list(begun.glob("*.tmp"))
 
 
+@pytest.mark.parametrize("preset_first", [False, True])
+def test_runs_of_fairseqs_adam_and_of_the_preset_resume_one_another(
+    train_here: Train, four_clips: Path, preset_first: bool
+) -> None:
+    """Earlier versions of the presets had fairseq's optimizer; the moments are kept."""
+    overrides: list[tuple[str, ...]] = [("optimizer._name=adam",), ()]
+    first, second = reversed(overrides) if preset_first else overrides
+    expected = train_here(four_clips, *until(5), "checkpoint.save_dir=whole")
+    train_here(four_clips, *until(3), *first)
+    found = train_here(four_clips, *until(5), *second)
+    assert [line["num_updates"] for line in found] == ["4", "5"]
+    for after, before in zip(found, expected[3:], strict=True):
+        for key in ("loss", "gnorm"):
+            assert float(after[key]) == pytest.approx(float(before[key]), abs=2e-3)  # rounded
+    state = torch.load("checkpoints/checkpoint_last.pt", weights_only=True)["last_optimizer_state"]
+    assert {each["step"] for each in state["state"].values()} == {5}
+
+
 def test_all_ranks_resume_from_the_checkpoint_of_rank_0(
     four_clips: Path, start: Start, tmp_path: Path
 ) -> None:

@@ -204,13 +204,11 @@ def test_invalid_keys_and_values_end_in_one_line(override, message):
 
 
 def test_another_name_drops_the_defaults_of_the_presets_one(tmp_path):
-    settings = compose_settings(
-        tmp_path, "mae_ast", ["optimizer._name=mae_ast_adamw", "lr_scheduler._name=cosine"]
-    )
+    """The keys of fairseq's ``adam`` are those of a preset of the user's own."""
+    given = ["optimizer._name=mae_ast_adamw", "lr_scheduler._name=cosine"]
+    settings = compose_settings(tmp_path, "mae_ast", [*given, "+optimizer.use_old_adam=false"])
     assert "use_old_adam" not in settings.optimizer
     assert "power" not in settings.lr_scheduler
     assert settings.lr_scheduler.warmup_updates == 32_000
     with pytest.raises(ValueError, match=r"^optimizer.use_old_adam: there is no such setting"):
-        compose_settings(
-            tmp_path, "mae_ast", ["optimizer._name=mae_ast_adamw", "optimizer.use_old_adam=true"]
-        )
+        compose_settings(tmp_path, "mae_ast", [*given, "+optimizer.use_old_adam=true"])
