@@ -7,6 +7,7 @@ of each program that it starts, and its exit status in the end, to stdout: JSON,
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import os
 import runpy
@@ -21,7 +22,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-IMPORTED = ("torch", "torchaudio", "tensorboardX", "fairseq_cli.hydra_train", "fairseq_cli.train")
+IMPORTED = (
+    *("torch", "torchaudio", "tensorboardX", "fairseq_cli.hydra_train", "fairseq_cli.train"),
+    "torch._dynamo",  # by each optimizer
+)
 POLL_S = 0.01
 
 
@@ -150,6 +154,7 @@ def run(command: list[str], cwd: str, files: Sequence[str], env: dict[str, str])
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    _use_python_path()
     descriptors = [os.open(os.devnull, os.O_RDONLY)]
     descriptors += [os.open(file, os.O_WRONLY | os.O_APPEND) for file in files]
     for number, descriptor in enumerate(descriptors):
@@ -165,11 +170,22 @@ def run(command: list[str], cwd: str, files: Sequence[str], env: dict[str, str])
         runpy.run_path(command[0], run_name="__main__")
 
 
+def _use_python_path() -> None:
+    """Do what Python does with ``PYTHONPATH`` at its start; run a ``sitecustomize.py`` there."""
+    folders = list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+    sys.path[:0] = folders
+    for folder in folders:
+        if (hook := Path(folder, "sitecustomize.py")).exists():
+            runpy.run_path(str(hook))
+            return
+
+
 if __name__ == "__main__":
     with warnings.catch_warnings():  # what the programs warn of is theirs to show
         warnings.simplefilter("ignore")
         for name in IMPORTED:
             __import__(name)
+    gc.freeze()  # forks would copy each page of what is collected
     wanted = serve()
     if wanted is not None:
         run(**wanted)

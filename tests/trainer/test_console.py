@@ -17,7 +17,7 @@ from mae_ast.trainer.command import train_command
 from mae_ast.trainer.console_filter import ConsoleFilter, ConsoleFormatter
 
 from .classification import HERE
-from .conftest import SMALL_DECODER, SMALL_ENCODER, SMALL_RUN, Training
+from .conftest import SMALL_DECODER, SMALL_ENCODER, SMALL_RUN, WITH_TENSORBOARD, Training
 
 LINE = re.compile(r"\[[\d-]+ [\d:]+,\d+\]\[([\w.]+)\]\[(\w+)\] - (.*)")
 SHOWN = ("train_inner", "train", "valid")
@@ -40,7 +40,7 @@ def programs(
 ) -> Iterator[dict[str, Training]]:
     """Run ``mae-ast pretrain`` and ``finetune`` at once, with 60 updates each."""
     folder = tmp_path_factory.mktemp("console")
-    small = (*SMALL_ENCODER, *SMALL_DECODER, *SMALL_RUN)
+    small = (*SMALL_ENCODER, *SMALL_DECODER, *SMALL_RUN, WITH_TENSORBOARD)
     commands = {
         "pretrain": ("pretrain", corpus, "--out", folder / "pretrain", *small, *SIXTY),
         "finetune": (

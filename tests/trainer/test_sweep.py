@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from .conftest import SMALL_DECODER, SMALL_ENCODER, SMALL_RUN, VALUES, Training
+from .conftest import (
+    SMALL_DECODER,
+    SMALL_ENCODER,
+    SMALL_RUN,
+    VALUES,
+    WITH_TENSORBOARD,
+    Training,
+)
 from .ranks import TWO
 from .test_ctrl_c import PROGRAM
 
@@ -36,7 +43,8 @@ def test_sweep_trains_and_resumes_each_job_in_its_own_folder(
     corpus: Path, tmp_path: Path, train_here: Callable[..., list[dict[str, str]]]
 ) -> None:
     out, layers = tmp_path / "my runs", "model.encoder_layers=1,2"
-    first = pretrain(corpus, tmp_path, layers, "--multirun", "optimization.max_update=2")
+    layers_and_log = (layers, WITH_TENSORBOARD)
+    first = pretrain(corpus, tmp_path, *layers_and_log, "--multirun", "optimization.max_update=2")
     assert "[fairseq_cli.train]" not in first.output
     assert len(first.output.splitlines()) <= 40
     assert first.output.count(" - pretraining mae_ast, ") == 2
