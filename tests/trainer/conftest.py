@@ -56,8 +56,8 @@ SMALL_RUN = (
     "dataset.max_tokens=64000",
     "dataset.validate_interval_updates=0",
     "dataset.validate_interval=1000",
-    "common.tensorboard_logdir=null",  # each plot of validation clips takes a second
 )
+WITHOUT_TENSORBOARD = "common.tensorboard_logdir=null"  # a plot of validation clips takes a second
 WITH_TENSORBOARD = "common.tensorboard_logdir=tblog"  # as in the presets
 WITHOUT_DROPOUT = (
     "model.dropout=0",
@@ -153,6 +153,7 @@ def train_command(
         *SMALL_ENCODER,
         *(SMALL_DECODER if config == "mae_ast" else ()),
         *SMALL_RUN,
+        WITHOUT_TENSORBOARD,
         *overrides,
     ]
 

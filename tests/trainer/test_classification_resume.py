@@ -1,4 +1,4 @@
-"""The training of ``mae-ast finetune`` as a process: killed or interrupted and resumed, and on two ranks."""
+"""Trainings of ``mae-ast finetune``: killed or interrupted and resumed, and on two ranks."""
 
 from __future__ import annotations
 

@@ -26,7 +26,6 @@ from .conftest import (
     ONLY_TRAINING,
     SMALL_ENCODER,
     SMALL_RUN,
-    WITH_TENSORBOARD,
     TRAINING_KEYS,
     Start,
     Training,
@@ -89,7 +88,7 @@ def runs(
 
     runs = {
         "frame": start_for_all(corpus, *SHORT, *ONLY_TRAINING, config="ssast_frame"),
-        "patch": pretrain("ssast_patch", WITH_TENSORBOARD),
+        "patch": pretrain("ssast_patch"),
         "preset of another system": pretrain("mae_ast", "model._name=ssast"),
     }
     yield runs
