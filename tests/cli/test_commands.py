@@ -1,6 +1,5 @@
 """``mae-ast manifest``, ``stats`` and ``reconstruct``, run as processes."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from mae_ast.core.frontend.fbank import fbank
 from mae_ast.core.io.manifest import Manifest
 from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.core.models.mae_ast import MaeAst
+from tests.trainer.forked import run_forked
 
 pytestmark = pytest.mark.slow
 
@@ -21,9 +21,7 @@ COMMAND = Path(sys.executable).with_name("mae-ast")
 
 
 def run(*arguments, cwd=None):
-    return subprocess.run(
-        [COMMAND, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120
-    )
+    return run_forked([COMMAND, *arguments], cwd)
 
 
 def write(path, seconds, rate=16_000, seed=0):

@@ -58,6 +58,8 @@ SMALL_RUN = (
     "dataset.validate_interval_updates=0",
     "dataset.validate_interval=1000",
 )
+WITHOUT_TENSORBOARD = "common.tensorboard_logdir=null"  # a plot of validation clips takes a second
+WITH_TENSORBOARD = "common.tensorboard_logdir=tblog"  # as in the presets
 WITHOUT_DROPOUT = (
     "model.dropout=0",
     "model.attention_dropout=0",
@@ -152,6 +154,7 @@ def train_command(
         *SMALL_ENCODER,
         *(SMALL_DECODER if config == "mae_ast" else ()),
         *SMALL_RUN,
+        WITHOUT_TENSORBOARD,
         *overrides,
     ]
 
@@ -335,12 +338,13 @@ def starting(folder: Path) -> Iterator[Start]:
         out: str = "out",
         config: str = "mae_ast",
         program: Sequence[str] = (str(TRAIN_PROGRAM),),
+        forked: bool = True,
         **environment: str,
     ) -> Training:
         command = train_command(data, folder / out, *overrides, config=config, program=program)
         log = folder / f"{out}_{len(running)}.log"
-        is_plain = not environment and program in ((str(TRAIN_PROGRAM),), LAUNCHER, FORKED_RANKS)
-        running.append(Training(command, log, forked=is_plain, **environment))
+        is_known = program in ((str(TRAIN_PROGRAM),), LAUNCHER, FORKED_RANKS)
+        running.append(Training(command, log, forked=forked and is_known, **environment))
         return running[-1]
 
     try:

@@ -6,22 +6,32 @@ of each program that it starts, and its exit status in the end, to stdout: JSON,
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
+import gc
 import json
+import logging
 import os
 import runpy
 import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-IMPORTED = ("torch", "torchaudio", "tensorboardX", "fairseq_cli.hydra_train", "fairseq_cli.train")
+IMPORTED = (
+    *("torch", "torchaudio", "tensorboardX", "fairseq_cli.hydra_train", "fairseq_cli.train"),
+    "torch._dynamo",  # by each optimizer
+)
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 POLL_S = 0.01
 
 
@@ -68,6 +78,24 @@ class Fork:
         self.send_signal(signal.SIGKILL)
 
 
+def run_forked(
+    command: Sequence[object], cwd: Path | None = None, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, like :func:`subprocess.run` with its output captured."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, errors = Path(folder, "out"), Path(folder, "errors")
+        out.touch()
+        errors.touch()
+        arguments = list(map(str, command))
+        env = {**os.environ, **ENVIRONMENT}
+        program = Fork(arguments, cwd or Path.cwd(), str(out), str(errors), env)
+        try:
+            status = program.wait(timeout)
+        finally:
+            program.kill()
+        return subprocess.CompletedProcess(arguments, status, out.read_text(), errors.read_text())
+
+
 class _Server:
     """The process that forks, seen from a test process."""
 
@@ -78,7 +106,7 @@ class _Server:
             stdout=subprocess.PIPE,
             bufsize=0,  # select() sees no lines in a buffer
             cwd=Path(__file__).parents[2],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            env={**os.environ, **ENVIRONMENT},
         )
         self._statuses: dict[int, int] = {}
 
@@ -150,6 +178,7 @@ def run(command: list[str], cwd: str, files: Sequence[str], env: dict[str, str])
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    _use_python_path()
     descriptors = [os.open(os.devnull, os.O_RDONLY)]
     descriptors += [os.open(file, os.O_WRONLY | os.O_APPEND) for file in files]
     for number, descriptor in enumerate(descriptors):
@@ -157,19 +186,77 @@ def run(command: list[str], cwd: str, files: Sequence[str], env: dict[str, str])
         os.close(descriptor)
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a test in the background ignores it
+    os.execv = _become  # type: ignore[assignment]
     if command[0] == sys.executable:
-        sys.argv = command[command.index("-m") + 1 :]
-        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        _run_module(command)
     else:
         sys.argv = command
         runpy.run_path(command[0], run_name="__main__")
 
 
+def _run_module(command: Sequence[str]) -> None:
+    sys.argv = list(command[command.index("-m") + 1 :])
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+def _become(program: str, command: Sequence[str]) -> NoReturn:
+    """Stand in for ``os.execv``, with which ``mae-ast pretrain`` becomes the training."""
+    assert program == sys.executable
+    try:
+        _run_module(command)
+    except Exception:  # the caller would not see it, either
+        traceback.print_exc()
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _use_python_path() -> None:
+    """Do what Python does with ``PYTHONPATH`` at its start; run a ``sitecustomize.py`` there."""
+    folders = list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+    sys.path[:0] = folders
+    for folder in folders:
+        if (hook := Path(folder, "sitecustomize.py")).exists():
+            runpy.run_path(str(hook))
+            return
+
+
+class _End:
+    """Exit of a fork without the teardown of the interpreter, which would copy all its memory."""
+
+    def __init__(self) -> None:
+        self._status: int | None = None  # the interpreter's own exit
+        atexit.register(self._exit)  # before all others, so it runs after them
+
+    @contextmanager
+    def of_program(self) -> Iterator[None]:
+        """Note the exit status of the program that runs in the context."""
+        try:
+            yield
+        except SystemExit as end:
+            self._status = end.code if isinstance(end.code, int) else int(end.code is not None)
+            raise
+        except Exception:
+            self._status = 1
+            raise
+        else:
+            self._status = 0
+
+    def _exit(self) -> None:
+        if self._status is not None:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(self._status & 0xFF)
+
+
 if __name__ == "__main__":
+    end = _End()
     with warnings.catch_warnings():  # what the programs warn of is theirs to show
         warnings.simplefilter("ignore")
         for name in IMPORTED:
             __import__(name)
+    logging.getLogger().handlers.clear()  # fairseq's, which a launcher precedes with its own
+    gc.freeze()  # forks would copy each page of what is collected
     wanted = serve()
     if wanted is not None:
-        run(**wanted)
+        with end.of_program():
+            run(**wanted)

@@ -1,4 +1,4 @@
-"""``mae-ast finetune`` as a process: killed or interrupted and resumed, and on two ranks."""
+"""Trainings of ``mae-ast finetune``: killed or interrupted and resumed, and on two ranks."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     def start(out: str, *overrides: str) -> Training:
         given = [f"model.checkpoint={pretrained}", *RUN, *overrides]
         command = train_command(data, "demo", folder / out, given, "finetune")
-        running.append(Training(command, folder / f"{out}_{len(running)}.log"))
+        running.append(Training(command, folder / f"{out}_{len(running)}.log", forked=True))
         return running[-1]
 
     def start_ranks() -> list[Training]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,8 @@ from mae_ast.trainer.console_filter import ConsoleFilter, ConsoleFormatter
 
 from .classification import HERE
 from .conftest import SMALL_DECODER, SMALL_ENCODER, SMALL_RUN, Training
+from .forked import run_forked
+from .test_ctrl_c import PROGRAM
 
 LINE = re.compile(r"\[[\d-]+ [\d:]+,\d+\]\[([\w.]+)\]\[(\w+)\] - (.*)")
 SHOWN = ("train_inner", "train", "valid")
@@ -257,18 +258,13 @@ def test_refused_programs_leave_no_folder(corpus: Path, tones: Path, tmp_path: P
         "checkpoint": ("finetune", tmp_path / "no.pt", tones, "--config", "demo"),
     }
     (tmp_path / "taken").touch()
-    running = {
-        name: subprocess.Popen(
-            mae_ast_command(*arguments, "--out", tmp_path / name),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for name, arguments in mistakes.items()
-    }
-    outputs = {name: program.communicate(timeout=200)[0] for name, program in running.items()}
+    outputs: dict[str, str] = {}
+    for name, arguments in mistakes.items():
+        done = run_forked([PROGRAM, *arguments, "--out", tmp_path / name])
+        assert done.returncode == 1
+        assert done.stdout == ""
+        outputs[name] = done.stderr
     for name, text in outputs.items():
-        assert running[name].returncode == 1
         (line,) = text.splitlines()
         assert line.startswith("mae-ast: error: ")
         assert not (tmp_path / name).exists()

@@ -66,7 +66,8 @@ class Commands:
     def start(self, *overrides: str) -> Training:
         command = [str(COMMAND), "crossvalidate", str(self.checkpoint), str(self.data)]
         command += ["--out", str(self.out), *RUN, *overrides]
-        self.running.append(Training(command, self.folder / f"{len(self.running)}.log"))
+        log = self.folder / f"{len(self.running)}.log"
+        self.running.append(Training(command, log, forked=True))
         return self.running[-1]
 
     def updates(self, fold: str) -> int:

@@ -17,6 +17,7 @@ from .conftest import (
     SMALL_DECODER,
     SMALL_ENCODER,
     SMALL_RUN,
+    WITHOUT_TENSORBOARD,
     Start,
     Training,
 )
@@ -27,7 +28,8 @@ from .test_preemption import assert_no_process_is_left, last_saved
 PROGRAM = str(Path(sys.executable).with_name("mae-ast"))
 UPDATES = 12
 RUN = (
-    *(*SMALL_ENCODER, *SMALL_DECODER, *SMALL_RUN, "dataset.num_workers=2"),
+    *(*SMALL_ENCODER, *SMALL_DECODER, *SMALL_RUN, WITHOUT_TENSORBOARD),
+    "dataset.num_workers=2",
     *("model.encoder_layerdrop=0.3", f"optimization.max_update={UPDATES}"),
 )
 # Makes saving take forever.
@@ -57,7 +59,8 @@ def uninterrupted(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 def pretrain(corpus: Path, folder: Path, *prefix: str) -> Training:
     command = [*prefix, PROGRAM, "pretrain", str(corpus), "--out", str(folder / "run"), *RUN]
-    return Training(command, folder / f"{len(list(folder.glob('*.log')))}.log")
+    log = folder / f"{len(list(folder.glob('*.log')))}.log"
+    return Training(command, log, forked=not prefix)
 
 
 def test_ignored_sigint_stays_ignored(uninterrupted: Training) -> None:

@@ -14,7 +14,7 @@ import torch
 from mae_ast.core.io.labels import write_clip_labels
 
 from .classification import write_corpus
-from .conftest import ONLY_TRAINING, Start, write_clips
+from .conftest import ONLY_TRAINING, WITH_TENSORBOARD, Start, write_clips
 from .test_plots import read_events
 
 Train = Callable[..., list[dict[str, str]]]
@@ -56,7 +56,7 @@ def test_metrics_are_logged_and_weights_are_unchanged(
 ) -> None:
     train_here(data, *RUN, f"checkpoint.save_dir={data}/without")
     monitor = ("task.probe_interval_updates=2", f"task.probe_data={data}/labelled")
-    train_here(data, *RUN, f"checkpoint.save_dir={data}/with", *monitor)
+    train_here(data, *RUN, WITH_TENSORBOARD, f"checkpoint.save_dir={data}/with", *monitor)
     lines = [json.loads(r.getMessage()) for r in caplog.records if r.name == "health"]
     assert [line["num_updates"] for line in lines] == [2, 4]
     for line in lines:
@@ -83,7 +83,7 @@ def test_metrics_are_logged_and_weights_are_unchanged(
 def test_monitor_is_off_by_default(
     data: Path, train_here: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
-    train_here(data, *RUN, "checkpoint.no_save=true")
+    train_here(data, *RUN, WITH_TENSORBOARD, "checkpoint.no_save=true")
     assert not [r for r in caplog.records if r.name == "health"]
     assert not (data / "tblog" / "health").exists()
 

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.image import imread
 from tensorboardX.proto.event_pb2 import Event
 
-from .conftest import write_clips, write_manifest
+from .conftest import WITH_TENSORBOARD, write_clips, write_manifest
 
 Train = Callable[..., list[dict[str, str]]]
 
@@ -63,6 +63,7 @@ def train(train_here: Train, data: Path, *overrides: str) -> None:
         "optimization.max_update=2",
         "checkpoint.no_save=true",
         "dataset.validate_interval=1",
+        WITH_TENSORBOARD,
         *overrides,
     )
     assert len(logged) == 2

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import subprocess
 from glob import glob
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from mae_ast.trainer.presets import check_preset, compose_preset, read_preset
 
 from . import preset_settings
 from .conftest import LAUNCHER, TRAIN_PROGRAM, USER_DIR
+from .forked import run_forked
 
 RECORDED = preset_settings.read()
 FILES = preset_settings.preset_files()
@@ -44,11 +44,8 @@ def test_preset_has_the_recorded_settings(file):
 def test_stock_fairseq_shows_the_same_settings(kind, name):
     folder = preset_settings.CONFIG / kind
     user_dir = f"common.user_dir={USER_DIR}"
-    done = subprocess.run(
-        [TRAIN_PROGRAM, "--config-dir", folder, "--config-name", name, user_dir, "--cfg", "job"],
-        capture_output=True,
-        text=True,
-        timeout=120,
+    done = run_forked(
+        [TRAIN_PROGRAM, "--config-dir", folder, "--config-name", name, user_dir, "--cfg", "job"]
     )
     assert done.returncode == 0, done.stderr
     shown = preset_settings.flatten(OmegaConf.create(done.stdout))
@@ -62,13 +59,7 @@ def test_settings_written_to_one_file_are_a_preset(tmp_path):
     folder = tmp_path / "with space, comma"
     folder.mkdir()
     given = ["pretrain", "manifests", "--config", "ssast_frame", "--cfg", "job"]
-    done = subprocess.run(
-        [*module_command("mae_ast"), *given],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = run_forked([*module_command("mae_ast"), *given], cwd=folder)
     assert done.returncode == 0, done.stderr
     assert list(folder.iterdir()) == []
     file = folder / "mine.yaml"
@@ -180,12 +171,9 @@ def test_training_warns_about_settings_that_parts_replace(tmp_path):
     file = tmp_path / "finetune" / "esc50.yaml"
     assert check_preset(file) is None
     file.write_text(file.read_text() + "\noptimization:\n  lr: [0.001]\n")
-    done = subprocess.run(
+    done = run_forked(
         [*LAUNCHER, "--config-dir", file.parent, "--config-name", "esc50", "--cfg", "job"],
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
     )
     warning = REPLACED.format(file=file) + "optimization.lr"
     assert done.stderr.splitlines() == [f"mae-ast: warning: {warning}"]

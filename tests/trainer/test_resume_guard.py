@@ -213,12 +213,14 @@ def test_command_refuses_a_rewritten_manifest(few_clips: Path, tmp_path: Path) -
         *(PROGRAM, "pretrain", str(data), "--out", "run", *SMALL_ENCODER, *SMALL_DECODER),
         *(*SMALL_RUN, *RUN),
     ]
-    Training([*command, "optimization.max_update=1"], tmp_path / "first.log").finish()
+    first = [*command, "optimization.max_update=1"]
+    Training(first, tmp_path / "first.log", forked=True).finish()
     last = tmp_path / "run" / "checkpoints" / "checkpoint_last.pt"
     saved = last.read_bytes()
     with (data / "train.tsv").open("a") as manifest:
         manifest.write("train_00.flac\t16000\t16000\n")
-    again = Training([*command, "optimization.max_update=2"], tmp_path / "second.log")
+    second = [*command, "optimization.max_update=2"]
+    again = Training(second, tmp_path / "second.log", forked=True)
     assert again.wait() == 1
     line = again.errors.splitlines()[-1]
     assert line.startswith(f"mae-ast: error: {tmp_path / 'run'}: was started with train.tsv '3 ")

@@ -176,7 +176,7 @@ def order(shards: Path, **options: Any) -> ShardOrder:
 
 def test_lengths_of_neighbouring_groups_meet(shards: Path) -> None:
     groups = order(shards)
-    arranged = groups.arrange(np.arange(NUM_SHARDS * PER_SHARD), 1)
+    arranged = np.concatenate(groups.groups(np.arange(NUM_SHARDS * PER_SHARD), 1))
     falls = [second < first for first, second in pairwise(arranged)]
     at_limits = falls[7::8]
     assert [key for key, _ in groupby(falls[:7] + falls[8:15] + falls[16:])] == [False, True, False]
@@ -187,7 +187,7 @@ def test_companions_and_measured_clips_are_in_the_shards_at_hand(shards: Path) -
     groups = order(shards)
     everything = np.arange(NUM_SHARDS * PER_SHARD)
     for epoch in (1, 2):
-        arranged = groups.arrange(everything, epoch)
+        arranged = np.concatenate(groups.groups(everything, epoch))
         for index in (int(arranged[0]), int(arranged[-1])):
             group = set(arranged[:8].tolist() if index in arranged[:8] else arranged[-8:].tolist())
             assert {groups.companion(index, drawn) for drawn in range(100)} == group
@@ -197,7 +197,7 @@ def test_companions_and_measured_clips_are_in_the_shards_at_hand(shards: Path) -
             assert set(measured) <= set(arranged[:8].tolist())
             assert len({index // PER_SHARD for index in measured}) == 1
     repeats = np.array([3, 5, 3 + len(everything)])  # of balanced draws
-    assert sorted(groups.arrange(repeats, 1).tolist()) == repeats.tolist()
+    assert sorted(np.concatenate(groups.groups(repeats, 1)).tolist()) == repeats.tolist()
 
 
 # --- remote -------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_each_remote_shard_is_fetched_once_per_epoch(remote: Path, server: WebSe
 def test_the_next_group_is_fetched_ahead(remote: Path, server: WebServer) -> None:
     task = task_with(remote, "train", 1, shards_at_once=1)
     clips = task.dataset("train")
-    arranged = clips.shard_order.arrange(np.arange(len(clips)), 1)
+    arranged = np.concatenate(clips.shard_order.groups(np.arange(len(clips)), 1))
     for index in arranged[:2].tolist():
         clips.read_part(index, None)
         clips.shard_order._prefetcher.wait()

@@ -84,7 +84,7 @@ def runs(
         out = tmp_path_factory.mktemp(config)
         arguments = [*SMALL_ENCODER, *SMALL_RUN, *SHORT, *overrides]
         command = mae_ast.trainer.command.train_command(corpus, config, out, arguments)
-        return Training(command, out / "run.log", HYDRA_FULL_ERROR="0")
+        return Training(command, out / "run.log", forked=True, HYDRA_FULL_ERROR="0")
 
     runs = {
         "frame": start_for_all(corpus, *SHORT, *ONLY_TRAINING, config="ssast_frame"),

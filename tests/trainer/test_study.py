@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from .conftest import DEADLINE_S, SMALL_DECODER, SMALL_ENCODER, SMALL_RUN, Training
+from .conftest import (
+    DEADLINE_S,
+    SMALL_DECODER,
+    SMALL_ENCODER,
+    SMALL_RUN,
+    WITHOUT_TENSORBOARD,
+    Training,
+)
 from .test_ctrl_c import PROGRAM
 
 STUDY = {
@@ -23,6 +30,7 @@ STUDY = {
             "config": "demo",
             "overrides": [
                 *(*SMALL_ENCODER, *SMALL_DECODER, *SMALL_RUN, "dataset.num_workers=0"),
+                WITHOUT_TENSORBOARD,
                 *("task.min_sample_size=3000", "optimization.max_update=8"),
                 *("dataset.disable_validation=true", "checkpoint.save_interval_updates=4"),
             ],
@@ -47,7 +55,8 @@ def study(folder: Path, data: Path, out: str, *arguments: str) -> Training:
     file = folder / "decoder.yaml"
     file.write_text(yaml.safe_dump(STUDY, sort_keys=False))
     command = [PROGRAM, "study", str(file), f"data={data}", "--out", out, "--seeds", "1"]
-    return Training([*command, *arguments], folder / f"{len(list(folder.glob('*.log')))}.log")
+    log = folder / f"{len(list(folder.glob('*.log')))}.log"
+    return Training([*command, *arguments], log, forked=True)
 
 
 def rows(out: Path) -> list[dict[str, str]]:

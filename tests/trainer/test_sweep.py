@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from .conftest import SMALL_DECODER, SMALL_ENCODER, SMALL_RUN, VALUES, Training
+from .conftest import (
+    SMALL_DECODER,
+    SMALL_ENCODER,
+    SMALL_RUN,
+    VALUES,
+    WITHOUT_TENSORBOARD,
+    Training,
+)
 from .ranks import TWO
 from .test_ctrl_c import PROGRAM
 
@@ -20,7 +27,8 @@ JOB = ("model.encoder_layers=2", "optimization.max_update=3", "dataset.num_worke
 def pretrain(corpus: Path, folder: Path, *arguments: str) -> Training:
     """Run ``mae-ast pretrain`` to the end; ``--multirun`` may stand between overrides."""
     command = [PROGRAM, "pretrain", str(corpus), "--out", "my runs", *RUN, *arguments]
-    run = Training(command, folder / f"{len(list(folder.glob('*.log')))}.log")
+    log = folder / f"{len(list(folder.glob('*.log')))}.log"
+    run = Training(command, log, forked="hydra/launcher=submitit_local" not in arguments)
     try:
         return run.finish()
     finally:
@@ -41,7 +49,8 @@ def test_sweep_trains_and_resumes_each_job_in_its_own_folder(
     assert len(first.output.splitlines()) <= 40
     assert first.output.count(" - pretraining mae_ast, ") == 2
     assert "UserWarning" not in first.output
-    second = pretrain(corpus, tmp_path, layers, "--multirun", "optimization.max_update=3")
+    rest = ("optimization.max_update=3", WITHOUT_TENSORBOARD)
+    second = pretrain(corpus, tmp_path, layers, "--multirun", *rest)
     for number in (0, 1):
         run = out / str(number)
         last = state(run)
@@ -63,7 +72,7 @@ def test_submitit_trains_a_job_in_the_folder_of_the_command(corpus: Path, tmp_pa
     """It has several processes, although submitit's program does not import this package."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher.config")
     launcher = ("hydra/launcher=submitit_local", "--multirun", "hydra.launcher.timeout_min=9")
-    pretrain(corpus, tmp_path, *launcher, "optimization.max_update=2", TWO)
+    pretrain(corpus, tmp_path, *launcher, "optimization.max_update=2", TWO, WITHOUT_TENSORBOARD)
     run = tmp_path / "my runs"
     assert state(run)["optimizer_history"][-1]["num_updates"] == 2
     (output,) = (run / ".submitit").glob("*/*_log.out")

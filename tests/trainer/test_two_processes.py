@@ -20,7 +20,15 @@ from mae_ast.trainer.metrics_log import read_metrics
 from mae_ast.trainer.run_record import STARTS_FILE
 from mae_ast.trainer.stop_request import SAVING
 
-from .conftest import LAUNCHER, ONLY_TRAINING, VALUES, WITHOUT_DROPOUT, Start, Training
+from .conftest import (
+    LAUNCHER,
+    ONLY_TRAINING,
+    VALUES,
+    WITH_TENSORBOARD,
+    WITHOUT_DROPOUT,
+    Start,
+    Training,
+)
 from .ranks import TWO, free_port, start_ranks
 from .test_preemption import assert_no_process_is_left
 
@@ -181,14 +189,18 @@ def test_run_stopped_at_random_resumes_bit_exactly(
 def test_one_command_starts_two_processes_on_a_cpu(
     corpus: Path, start: Start, ranks_and_one: tuple[list[Training], Training]
 ) -> None:
-    """Ctrl-C reaches all processes and stops the run; torchrun resumes it."""
+    """Ctrl-C reaches all processes and stops the run; torchrun resumes it.
+
+    Plots of validation clips, which only rank 0 draws, have no effect on training.
+    """
     (uninterrupted, _), _ = ranks_and_one
-    first = start(corpus, *RUN, TWO, out="run", program=LAUNCHER)
+    first = start(corpus, *RUN, TWO, WITH_TENSORBOARD, out="run", program=LAUNCHER)
     first.wait_for_update(UPDATES + 1)
     first.signal_group(signal.SIGINT)
     first.finish()
     assert first.errors.splitlines().count(SAVING) == 1
     assert_no_process_is_left(first)
+    assert len(list(Path(first.log.parent, "run", "tblog", "pictures").iterdir())) == 1
     assert UPDATES < max(first.updates) < UPDATES * EPOCHS
     torchrun = Path(sys.executable).with_name("torchrun")
     program = (str(torchrun), "--nproc-per-node=2", f"--master-port={free_port()}", "--no-python")
