@@ -177,7 +177,11 @@ class ShardOrder:
         shuffled: list[Any] = []
         for begin, end in zip([0, *limits], [*limits, len(batches)], strict=True):
             blocks = [batches[at : min(at + block, end)] for at in range(begin, end, block)]
-            for number in np.random.permutation(len(blocks)).tolist():
+            # The last batch may hold clips of the next group, and stays at the limit then.
+            turns = self._turns_of(np.asarray(batches[end - 1]))
+            num_moved = len(blocks) - int(turns.max() > turns[0])
+            order = np.random.permutation(num_moved).tolist()
+            for number in [*order, *range(num_moved, len(blocks))]:
                 shuffled += blocks[number]
         return shuffled
 

@@ -161,6 +161,19 @@ def test_kept_batches_are_shuffled_within_their_groups(shards: Path) -> None:
     assert sorted(first) == sorted(second)
 
 
+def test_a_batch_of_two_groups_stays_between_them(shards: Path) -> None:
+    task = task_with(shards, "train", 1, shards_at_once=2)
+    for epoch in range(1, 6):
+        epochs = task.get_batch_iterator(
+            task.dataset("train"), max_sentences=3, seed=1, epoch=epoch, disable_iterator_cache=True
+        )
+        rows = [row for batch in rows_of(epochs.next_epoch_itr()) for row in batch]
+        changes = [a // PER_SHARD != b // PER_SHARD for a, b in pairwise(rows)]
+        groups = [{row // PER_SHARD for row in rows[at : at + 8]} for at in (0, 8, 16)]
+        assert [len(group) for group in groups] == [2, 2, 2]
+        assert sum(changes) > 3
+
+
 def test_validation_keeps_the_order_of_the_manifest(shards: Path) -> None:
     task = task_with(shards, "train", 1, train_subset="other", shards_at_once=2)
     batches = task.get_batch_iterator(task.dataset("train"), max_sentences=2, seed=1)
@@ -204,7 +217,7 @@ def test_companions_and_measured_clips_are_in_the_shards_at_hand(shards: Path) -
 
 
 def test_each_remote_shard_is_fetched_once_per_epoch(remote: Path, server: WebServer) -> None:
-    epochs = iterator(remote, shards_at_once=1, num_workers=2)
+    epochs = iterator(remote, shards_at_once=1, num_workers=1)
     assert not server.requests
     for epoch in range(1, 4):
         batches = rows_of(epochs.next_epoch_itr())
