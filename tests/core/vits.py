@@ -8,8 +8,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mae_ast.core.frontend.collate import Clip, Collater
+from mae_ast.core.frontend.collate_rows import RowCollater
 from mae_ast.core.frontend.fbank import num_frames
 from mae_ast.core.frontend.masking import pad_mask_ids, random_mask
+from mae_ast.core.frontend.rows import RowShape
 from mae_ast.core.models.encoder import Encoder, Prediction
 from mae_ast.core.models.losses import info_nce_loss, reconstruction_loss
 from mae_ast.core.models.registry import build_encoder
@@ -72,6 +75,19 @@ class Clips:
     def predict(self, model: Any) -> Prediction:
         out: Prediction = model(self.source, self.lengths, self.mask)
         return out
+
+
+class Row(Clips):
+    """The clips side by side in a row, which has room for two more and for five time steps."""
+
+    def __init__(self, model: Any, *lengths: int) -> None:
+        super().__init__(model, *lengths)
+        patches = model.patch_shape
+        steps = sum(patches.grid(num_frames(n))[0] for n in lengths)
+        shape = RowShape(steps + 5, len(lengths) + 2, patches, model.config.random_mask_prob)
+        collate = RowCollater(Collater(model.config, "random_mask"), shape)
+        batch = collate([Clip.of(row, wave, 1, 1) for row, wave in enumerate(self.waves)])
+        self.source, self.lengths, self.mask = batch.source, batch.lengths, batch.mask
 
 
 def loss_of(prediction: Prediction) -> Tensor:

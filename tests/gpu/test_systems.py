@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
+from typing_extensions import Self
 
 from mae_ast.core.frontend.fbank import fbank
 from mae_ast.core.models.classifier import Classifier, HeadConfig
@@ -19,7 +20,7 @@ from mae_ast.core.models.registry import build_encoder
 from mae_ast.core.nn import attention
 from mae_ast.core.nn.attention import KeyPadding, attend, has_varlen
 from mae_ast.core.nn.transformer import TransformerLayer, compile_layers
-from tests.core.vits import Clips, loss_of
+from tests.core.vits import Clips, Row, loss_of
 from tests.sounds import pcm16, speech_like
 from tests.systems.cases import CASES
 
@@ -44,14 +45,21 @@ ALL_SYSTEMS = pytest.mark.parametrize("name", NAMES)
 EQUAL, UNEQUAL = (48_000, 48_000, 48_000, 48_000), (48_000, 20_000, 33_000, 41_000)
 
 
+BATCHES = pytest.mark.parametrize("kind", ["equal", "padded", "packed"])
+
+
 class Batch(Clips):
     """Clips that can be moved to a device."""
 
-    def to(self, device: str) -> Batch:
+    def to(self, device: str) -> Self:
         moved = copy.copy(self)
         moved.source, moved.mask = self.source.to(device), self.mask.to(device)
         moved.lengths = None if self.lengths is None else self.lengths.to(device)
         return moved
+
+
+class RowBatch(Row, Batch):
+    """Clips side by side in a row, which can be moved to a device."""
 
 
 def build(name: str) -> Any:
@@ -63,7 +71,12 @@ def build(name: str) -> Any:
     return case.system.network(config).train()
 
 
-def batch_for(model: Any, lengths: tuple[int, ...]) -> Batch:
+def batch_for(model: Any, kind: str) -> Batch:
+    if kind == "packed":
+        if not isinstance(model, MaskedEncoder):
+            pytest.skip("only pretraining is packed")
+        return RowBatch(model, *UNEQUAL)
+    lengths = EQUAL if kind == "equal" else UNEQUAL
     return Batch(model.encoder if isinstance(model, Classifier) else model, *lengths)
 
 
@@ -119,15 +132,13 @@ def no_synchronisation() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("lengths", [EQUAL, UNEQUAL], ids=["equal", "padded"])
+@BATCHES
 @pytest.mark.parametrize("how", ["float32", "bfloat16", "float16", "half", "compiled"])
 @ALL_SYSTEMS
-def test_losses_and_gradients_match_float32_on_the_cpu(
-    name: str, how: str, lengths: tuple[int, ...]
-) -> None:
+def test_losses_and_gradients_match_float32_on_the_cpu(name: str, how: str, kind: str) -> None:
     """``float16`` corresponds to fairseq's ``common.amp``, ``half`` to its ``common.fp16``."""
     model = build(name)
-    batch = batch_for(model, lengths)
+    batch = batch_for(model, kind)
     expected_loss, expected = step(model, batch)
 
     model, batch = copy.deepcopy(model).to(DEVICE), batch.to(DEVICE)
@@ -149,12 +160,12 @@ def test_losses_and_gradients_match_float32_on_the_cpu(
     assert difference(found, expected) < gradient_bound
 
 
-@pytest.mark.parametrize("lengths", [EQUAL, UNEQUAL], ids=["equal", "padded"])
+@BATCHES
 @ALL_SYSTEMS
-def test_a_step_never_waits_for_the_device(name: str, lengths: tuple[int, ...]) -> None:
+def test_a_step_never_waits_for_the_device(name: str, kind: str) -> None:
     model = build(name).to(DEVICE)
     set_precision(model, "bfloat16")
-    batch = batch_for(model, lengths).to(DEVICE)
+    batch = batch_for(model, kind).to(DEVICE)
     training_loss(model, batch).backward()  # warm-up: libraries initialise
     with no_synchronisation():
         training_loss(model, batch).backward()
@@ -163,7 +174,7 @@ def test_a_step_never_waits_for_the_device(name: str, lengths: tuple[int, ...]) 
 @pytest.mark.parametrize("name", ["mae_ast: patches", "mae_ast: frames", "ssast: patches"])
 def test_activation_checkpointing_keeps_dropout(name: str) -> None:
     model = build(name).to(DEVICE)
-    batch = batch_for(model, EQUAL).to(DEVICE)
+    batch = batch_for(model, "equal").to(DEVICE)
     results = []
     for checkpointed in (False, True):
         for layer in model.modules():
@@ -203,8 +214,20 @@ def test_padded_batches_use_varlen_attention(monkeypatch: pytest.MonkeyPatch) ->
     )
     model = build("mae_ast: patches").to(DEVICE)
     set_precision(model, "auto")
-    training_loss(model, batch_for(model, UNEQUAL).to(DEVICE)).backward()
+    training_loss(model, batch_for(model, "padded").to(DEVICE)).backward()
     assert len(calls) == 3 + 2  # encoder and decoder layers
+
+
+def test_a_compiled_layer_is_compiled_once_for_all_rows() -> None:
+    torch.compiler.reset()
+    model = build("mae_ast: patches").to(DEVICE)
+    set_precision(model, "bfloat16")
+    compile_layers(model)
+    training_loss(model, RowBatch(model, *UNEQUAL).to(DEVICE)).backward()
+    counters = torch._dynamo.utils.counters["stats"]
+    before = counters["unique_graphs"]
+    training_loss(model, RowBatch(model, *reversed(UNEQUAL)).to(DEVICE)).backward()
+    assert counters["unique_graphs"] == before
 
 
 def test_filterbank_matches_the_cpu() -> None:

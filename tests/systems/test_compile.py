@@ -17,7 +17,7 @@ from mae_ast.core.nn.attention import KeyPadding
 from mae_ast.core.nn.transformer import TransformerLayer
 from tests.core.vits import Clips, loss_of
 from tests.systems.cases import CASES
-from tests.systems.test_fake_gpu import BATCHES
+from tests.systems.test_fake_gpu import BATCHES, PRETRAINING_BATCHES
 
 Step = Callable[..., Tensor]
 
@@ -35,7 +35,7 @@ def assert_one_graph(model: nn.Module, step: Step, *inputs: Any, backend: str = 
     assert_close(results[1], results[0])
 
 
-@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+@pytest.mark.parametrize("batch", PRETRAINING_BATCHES.values(), ids=PRETRAINING_BATCHES)
 @pytest.mark.parametrize(
     "name", ["mae_ast: patches", "ssast: patches", "audio_mae: local, shifted"]
 )

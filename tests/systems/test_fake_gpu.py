@@ -21,7 +21,7 @@ from mae_ast.core.frontend.masking import structured_mask
 from mae_ast.core.models.classifier import Classifier, HeadConfig
 from mae_ast.core.models.encoder import Encoder
 from mae_ast.core.models.registry import build_encoder
-from tests.core.vits import Clips, loss_of
+from tests.core.vits import Clips, Row, loss_of
 from tests.fake_gpu import DEVICE, NoCopies, backward, fake_gpu, move, on_gpu
 from tests.systems.cases import CASES, EQUAL, FIRST, UNEQUAL, Case
 
@@ -35,6 +35,7 @@ BATCHES: dict[str, Callable[[Encoder], Clips]] = {
     "cropped": lambda model: Clips(model, *EQUAL),
     "padded": lambda model: Clips(model, *UNEQUAL),
 }
+PRETRAINING_BATCHES = BATCHES | {"packed": lambda model: Row(model, *UNEQUAL)}
 PRECISIONS: dict[str, Callable[[Any], Any]] = {
     "float32": lambda model: with_precision(model, "float32"),
     "bfloat16": lambda model: with_precision(model, "bfloat16"),
@@ -69,7 +70,7 @@ def train_on_gpu(model: nn.Module, loss_of_inputs: Callable[..., Tensor], *input
 
 
 @pytest.mark.parametrize("name", PRETRAINING)
-@batches
+@pytest.mark.parametrize("batch", PRETRAINING_BATCHES.values(), ids=PRETRAINING_BATCHES)
 @precisions
 def test_pretraining(
     name: str, batch: Callable[[Any], Clips], convert: Callable[[Any], Any]
