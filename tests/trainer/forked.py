@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -109,21 +110,24 @@ class _Server:
             env={**os.environ, **ENVIRONMENT},
         )
         self._statuses: dict[int, int] = {}
+        self._lock = threading.Lock()  # tests start programs in threads, too
 
     def start(self, **request: Any) -> int:
         """Start a program and return its PID, which is that of its process group, too."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{json.dumps(request)}\n".encode())
-        while (started := self._read()) is None:
-            pass
-        self._statuses.pop(started, None)  # of another process, if PIDs begin anew
-        return started
+        with self._lock:
+            self._process.stdin.write(f"{json.dumps(request)}\n".encode())
+            while (started := self._read()) is None:
+                pass
+            self._statuses.pop(started, None)  # of another process, if PIDs begin anew
+            return started
 
     def status(self, pid: int) -> int | None:
         """Return the exit status of a program that has ended."""
-        while pid not in self._statuses and select.select([self._process.stdout], [], [], 0)[0]:
-            self._read()
-        return self._statuses.get(pid)
+        with self._lock:
+            while pid not in self._statuses and select.select([self._process.stdout], [], [], 0)[0]:
+                self._read()
+            return self._statuses.get(pid)
 
     def _read(self) -> int | None:
         """Read a line; return the PID of a program that has started."""
