@@ -12,6 +12,7 @@ import yaml
 
 from mae_ast.cli.options import split_data
 from mae_ast.trainer import resume_guard
+<<<<<<< HEAD
 from mae_ast.trainer.command import (
     PACKAGE,
     config_dir,
@@ -19,6 +20,10 @@ from mae_ast.trainer.command import (
     run_identity,
     train_command,
 )
+=======
+from mae_ast.trainer.command import PACKAGE, config_dir, module_command, train_command
+from tests.trainer.forked import run_forked
+>>>>>>> trim
 
 pytestmark = pytest.mark.slow
 
@@ -104,13 +109,7 @@ def test_overrides_reach_the_training_process(tmp_path):
     folder = tmp_path / "with space, comma (and) more"
     folder.mkdir()
     command = train_command(folder, "demo", folder / "run", ["model.encoder_layers=3"])
-    done = subprocess.run(
-        [*command, "--cfg", "job"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "HYDRA_FULL_ERROR": "1"},
-    )
+    done = run_forked([*command, "--cfg", "job"])
     assert done.returncode == 0, done.stderr
     settings = yaml.safe_load(done.stdout)
     assert settings["task"]["data"] == str(folder)

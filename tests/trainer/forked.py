@@ -110,9 +110,7 @@ class _Server:
             env={**os.environ, **ENVIRONMENT},
         )
         self._statuses: dict[int, int] = {}
-        # Threads of a test wait for programs while others start some: a thread must not read the
-        # line that another one waits for.
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # tests start programs in threads, too
 
     def start(self, **request: Any) -> int:
         """Start a program and return its PID, which is that of its process group, too."""
@@ -122,7 +120,7 @@ class _Server:
             while (started := self._read()) is None:
                 pass
             self._statuses.pop(started, None)  # of another process, if PIDs begin anew
-        return started
+            return started
 
     def status(self, pid: int) -> int | None:
         """Return the exit status of a program that has ended."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from .conftest import LAUNCHER, Start, Training
+from .conftest import DEADLINE_S, LAUNCHER, Start, Training
+from .forked import ENVIRONMENT, Fork
 
 TWO = "distributed_training.distributed_world_size=2"
 
@@ -57,3 +59,30 @@ def start_ranks(
         )
         for rank in range(2)
     ]
+
+
+def last_lines(program: str, folder: Path, *arguments: Sequence[object]) -> list[str]:
+    """Run a program as two ranks; return the last line that each prints.
+
+    Args:
+        program: its text.
+        folder: folder for its file and logs.
+        arguments: command line of each rank, after rank and port.
+    """
+    port = free_port()
+    file = folder / "program.py"
+    file.write_text(program)
+    logs = [folder / f"rank{rank}.log" for rank in range(len(arguments))]
+    running: list[Fork] = []
+    try:
+        for rank, (log, given) in enumerate(zip(logs, arguments, strict=True)):
+            log.touch()
+            command = [str(file), *map(str, (rank, port, *given))]
+            env = {**os.environ, **ENVIRONMENT}
+            running.append(Fork(command, folder, str(log), str(log), env))
+        for each in running:
+            each.wait(DEADLINE_S)
+    finally:
+        for each in running:
+            each.kill()
+    return [log.read_text().splitlines()[-1] for log in logs]

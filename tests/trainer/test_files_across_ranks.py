@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from .conftest import (
-    DEADLINE_S,
-    ONLY_TRAINING,
-    REPOSITORY,
-    Start,
-    Training,
-    sound,
-    write_manifest,
-)
-from .ranks import free_port, start_ranks
+from .conftest import ONLY_TRAINING, Start, Training, sound, write_manifest
+from .ranks import last_lines, start_ranks
 from .test_bad_files import garbage_rows, good_rows
 from .test_dataset import task_with
 
@@ -119,26 +109,6 @@ with user_errors():
 """
 
 
-def load_in_two(*folders: Path) -> list[str]:
-    """Load one folder on each of two ranks; return the last line that each prints."""
-    port = free_port()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", LOAD, str(rank), str(port), str(folder)],
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank, folder in enumerate(folders)
-    ]
-    try:
-        return [each.communicate(timeout=DEADLINE_S)[0].splitlines()[-1] for each in processes]
-    finally:
-        for process in processes:
-            process.kill()
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Folder with three clips of 1 s at 48 kHz and a manifest without sample rates."""
@@ -152,12 +122,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("can_write", [True, False])
-def test_rank_0_reads_the_headers_for_all(folder: Path, can_write: bool) -> None:
+def test_rank_0_reads_the_headers_for_all(folder: Path, tmp_path: Path, can_write: bool) -> None:
     """With and without a cache of sample rates; rank 1 cannot read the headers."""
     cache = folder / "valid.tsv.rates.npz"
     if not can_write:
         cache.mkdir()
-    assert load_in_two(folder, folder) == ["[16000, 16000, 16000]"] * 2
+    assert last_lines(LOAD, tmp_path, [folder], [folder]) == ["[16000, 16000, 16000]"] * 2
     assert cache.is_file() == can_write
 
 
@@ -166,14 +136,14 @@ def test_ranks_with_different_clips_give_a_one_line_error(folder: Path, tmp_path
     lines = (folder / "valid.tsv").read_text().splitlines(keepends=True)
     (other / "valid.tsv").write_text("".join([*lines[:-1], "0.flac\t48000\n"]))
     differs = "valid.tsv: the clips and their lengths on rank 1 differ from those on rank 0; "
-    for line in load_in_two(folder, other):
+    for line in last_lines(LOAD, tmp_path, [folder], [other]):
         assert line.startswith(f"mae-ast: error: {differs}")
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_manifest_missing_on_one_rank_stops_both(folder: Path, tmp_path: Path, rank: int) -> None:
-    folders = [folder, folder]
-    folders[rank] = tmp_path / "none"
-    lines = load_in_two(*folders)
+    folders = [[folder], [folder]]
+    folders[rank] = [tmp_path / "none"]
+    lines = last_lines(LOAD, tmp_path, *folders)
     assert all(line.startswith("mae-ast: error: ") for line in lines)
     assert all("/none/valid.tsv: no such manifest" in line for line in lines)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 
-from .conftest import DEADLINE_S
-from .ranks import free_port
+from .ranks import last_lines
 
 # Rank 0 fails; rank 1 reads its message later.
 FAIL = """
@@ -38,16 +36,10 @@ except ValueError as error:
 @pytest.mark.parametrize(
     ("function", "prefix"), [("from_first", "1: "), ("agree", "1: rank 0 failed: ")]
 )
-def test_failed_rank_0_waits_until_all_ranks_have_its_message(function: str, prefix: str) -> None:
-    port = str(free_port())
-    command = [sys.executable, "-c", FAIL]
-    processes = [
-        subprocess.Popen([*command, str(rank), port, function], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    first, other = (
-        process.communicate(timeout=DEADLINE_S)[1].splitlines()[-1] for process in processes
-    )
+def test_failed_rank_0_waits_until_all_ranks_have_its_message(
+    tmp_path: Path, function: str, prefix: str
+) -> None:
+    first, other = last_lines(FAIL, tmp_path, [function], [function])
     assert first == "0: no such manifest"
     assert other == f"{prefix}no such manifest"
 

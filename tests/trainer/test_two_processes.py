@@ -149,10 +149,13 @@ def stop(ranks: list[Training], number: signal.Signals, which: int) -> None:
         rank.process.send_signal(number)
     for rank in ranks:
         status = rank.wait()
+        if number == signal.SIGKILL and rank is ranks[which]:
+            assert status == -signal.SIGKILL  # its data workers may lose a connection to it
+            continue
         assert "Traceback" not in rank.output, rank.tail
         if number == signal.SIGUSR1:
             assert status == 0, rank.tail
-        elif rank is not ranks[which]:
+        else:
             assert status == 1, rank.tail
             assert "another process of this run ended" in rank.errors.splitlines()[-1]
 
