@@ -12,7 +12,6 @@ import yaml
 
 from mae_ast.cli.options import split_data
 from mae_ast.trainer import resume_guard
-<<<<<<< HEAD
 from mae_ast.trainer.command import (
     PACKAGE,
     config_dir,
@@ -20,10 +19,7 @@ from mae_ast.trainer.command import (
     run_identity,
     train_command,
 )
-=======
-from mae_ast.trainer.command import PACKAGE, config_dir, module_command, train_command
 from tests.trainer.forked import run_forked
->>>>>>> trim
 
 pytestmark = pytest.mark.slow
 
