@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from .ranks import last_lines
+from .conftest import DEADLINE_S
+from .ranks import free_port, last_lines
 
 # Rank 0 fails; rank 1 reads its message later.
 FAIL = """
