@@ -33,6 +33,7 @@ EXTRAS = {
         "matplotlib": "matplotlib",
         "sklearn": "scikit-learn",
         "scipy": "scipy",
+        "sortedcontainers": "sortedcontainers",
         "threadpoolctl": "threadpoolctl",
     },
     "superb": {"s3prl": "s3prl"},

@@ -14,8 +14,8 @@ FOLDER = Path(__file__).parents[2] / "scripts" / "benchmarks"
 PROGRAMS = sorted(path.name for path in FOLDER.glob("*.py") if path.stem != "measuring")
 
 
-def test_nine_programs():
-    assert len(PROGRAMS) == 9
+def test_ten_programs():
+    assert len(PROGRAMS) == 10
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -261,7 +261,8 @@ class Encoder(nn.Module):
         self, num_patches: int, num_steps: Tensor | None = None, clips: RowClips | None = None
     ) -> Tensor:
         grid = num_patches // self.patch_shape.per_column, self.patch_shape.per_column
-        positions: Tensor = self.positions(grid, num_steps, clips)
+        row = {} if clips is None else {"clips": clips}  # exported positions have no rows
+        positions: Tensor = self.positions(grid, num_steps, **row)
         return positions
 
     def _encode_row(

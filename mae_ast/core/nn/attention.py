@@ -97,8 +97,7 @@ def attend(
             if dropout_p == 0:
                 return attend_each_clip(q, k, v, mask)
             attend_clip = partial(attend, dropout_p=dropout_p)
-            with_dropout: Tensor = attend_each_clip_with_dropout(q, k, v, mask, attend_clip)
-            return with_dropout
+            return attend_each_clip_with_dropout(q, k, v, mask, attend_clip)
         mask = mask.attention_mask(q.shape[2], k.shape[2])
     in_blocks = not (torch.is_grad_enabled() or dropout_p > 0)
     num_scores = q.shape[2 if in_blocks else 0 : -1].numel() * k.shape[2]  # held at a time

@@ -52,7 +52,6 @@ def attend_each_clip(q: Tensor, k: Tensor, v: Tensor, within: WithinClips) -> Te
     return out
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # its shapes differ from row to row
 def attend_each_clip_with_dropout(
     q: Tensor, k: Tensor, v: Tensor, within: WithinClips, attend: Callable[..., Tensor]
 ) -> Tensor:

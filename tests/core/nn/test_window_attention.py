@@ -139,7 +139,7 @@ def test_global_stack_equals_the_transformer():
     ids = torch.tensor([[1, 7], [3, 2]])
     assert model.is_global
     assert not build(None, (0, 0)).is_global
-    for arguments in ({}, {"padding_mask": padding_mask}, {"ids": ids}):
+    for arguments in ({}, {"padding": padding_mask}, {"ids": ids}):
         assert torch.equal(model(x, (7, 8), **arguments), theirs(x, **arguments))
 
 
