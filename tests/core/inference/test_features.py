@@ -429,8 +429,9 @@ def test_missing_and_damaged_files_are_named(model, tmp_path):
 
 
 AN_HOUR = """
-import resource, sys
+import sys
 import numpy as np, soundfile, torch
+from mae_ast.bench.machine import peak_memory
 from mae_ast.core.models.config import MaeAstConfig
 from mae_ast.core.inference import features
 from mae_ast.core.inference.features import extract_features
@@ -447,7 +448,7 @@ found = extract_features(MaeAst(config), path)
 assert found.lengths.tolist() == [(359_998) // 16], found.lengths
 assert bool(found.hidden_states[0].isfinite().all())
 assert bool((found.hidden_states[0].abs().sum(2) > 0).all())
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+print(peak_memory())
 """
 
 

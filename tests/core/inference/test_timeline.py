@@ -110,12 +110,9 @@ def test_an_overview_has_few_bins_of_equal_duration(total, size):
 
 
 SIX_HOURS = """
-import resource
 import numpy as np, torch
+from mae_ast.bench.machine import peak_memory
 from mae_ast.core.inference.timeline import mean_spans, merge_spans, stream_windows
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 def blocks():
     for number in range(330):
@@ -126,11 +123,11 @@ def scored(windows):
         yield start, start + len(samples), np.eye(2)[int(samples[-1])]
 
 next(stream_windows(blocks(), 960_000, 480_000))
-before = peak()
+before = peak_memory()
 segments = merge_spans(mean_spans(scored(stream_windows(blocks(), 960_000, 480_000))), 0.0, 1)
 assert len(segments) > 100, len(segments)
 assert segments[-1].end == 330 * 2**20, segments[-1]
-print(peak() - before)
+print(1024 * (peak_memory() - before))
 """
 
 
