@@ -16,6 +16,11 @@ from torch import Tensor
 
 from mae_ast.core.frontend.rows import TokenEnds, clips_of
 
+# Q N of the longest clips whose scores are computed as matrices, and H Q N of a block of heads,
+# which stays in the cache.
+MAX_SCORES = 2**20
+BLOCK_SCORES = 2**21
+
 
 class WithinClips:
     """Restriction of attention to the clips of a row.
@@ -67,16 +72,36 @@ def _clips(query_ends: Tensor, key_ends: Tensor) -> list[tuple[slice, slice]]:
     return [(slice(*queries), slice(*keys)) for queries, keys in pairs if queries[0] < queries[1]]
 
 
+def _blocks(q: Tensor, k: Tensor) -> list[slice]:
+    """Return the heads of a clip whose scores are computed as matrices at a time.
+
+    There are none where the fused kernel is faster: in float32, and for long clips.
+    """
+    heads, num_scores = q.shape[1], q.shape[2] * k.shape[2]
+    if q.dtype != torch.bfloat16 or num_scores > MAX_SCORES:
+        return []
+    size = BLOCK_SCORES // num_scores
+    return [slice(begin, begin + size) for begin in range(0, heads, size)]
+
+
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, query_ends: Tensor, key_ends: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the output, laid out as (1, Q, H, D), and the log-sum-exp (1, H, Q) of the scores."""
+    """Return the output, laid out as (1, Q, H, D), and the log-sum-exp (1, H, Q) of the scores.
+
+    The log-sum-exp is only that of the fused kernel, whose backward needs it.
+    """
     batch, heads, num_queries, width = q.shape
     out = q.new_empty(batch, num_queries, heads, width).transpose(1, 2)
-    sums = torch.empty(batch, heads, num_queries, dtype=torch.float32)
+    sums = torch.zeros(batch, heads, num_queries, dtype=torch.float32)
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     for own, keys in _clips(query_ends, key_ends):
-        out[:, :, own], sums[:, :, own] = kernel(q[:, :, own], k[:, :, keys], v[:, :, keys])
+        clip = q[:, :, own], k[:, :, keys], v[:, :, keys]
+        blocks = _blocks(*clip[:2])
+        for block in blocks:
+            out[0, block, own] = _matrix_forward(*(x[0, block] for x in clip))
+        if not blocks:
+            out[:, :, own], sums[:, :, own] = kernel(*clip)
     return out, sums
 
 
@@ -93,11 +118,31 @@ def _backward(
     grad_q, grad_k, grad_v = (_zeros_like_tokens(x) for x in (q, k, v))
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     for own, keys in _clips(query_ends, key_ends):
-        grad_q[:, :, own], grad_k[:, :, keys], grad_v[:, :, keys] = kernel(
-            *(grad[:, :, own], q[:, :, own], k[:, :, keys], v[:, :, keys]),
-            *(out[:, :, own], sums[:, :, own], 0.0, False),
-        )
+        clip = grad[:, :, own], q[:, :, own], k[:, :, keys], v[:, :, keys]
+        blocks = _blocks(*clip[1:3])
+        for block in blocks:
+            grads = _matrix_backward(*(x[0, block] for x in clip))
+            grad_q[0, block, own], grad_k[0, block, keys], grad_v[0, block, keys] = grads
+        if not blocks:
+            grad_q[:, :, own], grad_k[:, :, keys], grad_v[:, :, keys] = kernel(
+                *(*clip, out[:, :, own], sums[:, :, own], 0.0, False)
+            )
     return grad_q, grad_k, grad_v
+
+
+def _matrix_forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return the output (H, Q, D) of some heads."""
+    out: Tensor = ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(-1) @ v
+    return out
+
+
+def _matrix_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    """Return the gradients of the queries, keys and values of some heads; all (H, Q or N, D)."""
+    scale = q.shape[-1] ** -0.5
+    q = q * scale
+    weights = (q @ k.mT).softmax(-1)
+    grad_scores = torch.ops.aten._softmax_backward_data(grad @ v.mT, weights, -1, q.dtype)
+    return scale * (grad_scores @ k), grad_scores.mT @ q, weights.mT @ grad
 
 
 def _zeros_like_tokens(x: Tensor) -> Tensor:
