@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
@@ -106,8 +107,13 @@ class RowShape:
         return num_samples_of_frames(self.num_frames + LOST_FRAMES * (self.num_ends - 1))
 
     def _with_rounding(self, ratio: float) -> int:
-        """Return the maximum number of patches, if that of each clip is a rounded fraction."""
-        return min(self.num_patches, math.ceil(ratio * self.num_patches) + self.num_clips)
+        """Return the maximum number of patches, if that of each clip is a rounded fraction.
+
+        Nothing is rounded if the fraction of each time step is a whole number of patches.
+        """
+        is_whole = (Fraction(ratio) * self.patches.per_column).denominator == 1
+        num_rounded = 0 if is_whole else self.num_clips
+        return min(self.num_patches, math.ceil(ratio * self.num_patches) + num_rounded)
 
 
 def clips_of(places: Tensor, ends: Tensor) -> Tensor:

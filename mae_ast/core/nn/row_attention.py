@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -66,10 +65,9 @@ def attend_each_clip_with_dropout(
     return torch.cat([attend(*clip) if clip[0].shape[2] else clip[0] for clip in clips], dim=2)
 
 
-def _clips(query_ends: Tensor, key_ends: Tensor) -> list[tuple[slice, slice]]:
-    """Return the slices of the queries and of the keys of each clip that has queries."""
-    pairs = zip(pairwise(query_ends.tolist()), pairwise(key_ends.tolist()), strict=True)
-    return [(slice(*queries), slice(*keys)) for queries, keys in pairs if queries[0] < queries[1]]
+def _split(row: Tensor, ends: Tensor) -> tuple[Tensor, ...]:
+    """Return the views (H, Q, ...) of the clips of a row (1, H, Q, ...)."""
+    return row[0].split_with_sizes(ends.diff().tolist(), dim=1)
 
 
 def _blocks(q: Tensor, k: Tensor) -> list[slice]:
@@ -77,7 +75,7 @@ def _blocks(q: Tensor, k: Tensor) -> list[slice]:
 
     There are none where the fused kernel is faster: in float32, and for long clips.
     """
-    heads, num_scores = q.shape[1], q.shape[2] * k.shape[2]
+    heads, num_scores = len(q), q.shape[1] * k.shape[1]
     if q.dtype != torch.bfloat16 or num_scores > MAX_SCORES:
         return []
     size = BLOCK_SCORES // num_scores
@@ -94,14 +92,21 @@ def _forward(
     batch, heads, num_queries, width = q.shape
     out = q.new_empty(batch, num_queries, heads, width).transpose(1, 2)
     sums = torch.zeros(batch, heads, num_queries, dtype=torch.float32)
+    scaled = q * _scale(q)
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    for own, keys in _clips(query_ends, key_ends):
-        clip = q[:, :, own], k[:, :, keys], v[:, :, keys]
-        blocks = _blocks(*clip[:2])
+    of_queries = (_split(x, query_ends) for x in (q, scaled, out, sums))
+    for q_clip, scaled_clip, out_clip, sums_clip, k_clip, v_clip in zip(
+        *of_queries, _split(k, key_ends), _split(v, key_ends), strict=True
+    ):
+        if not q_clip.shape[1]:
+            continue
+        blocks = _blocks(q_clip, k_clip)
         for block in blocks:
-            out[0, block, own] = _matrix_forward(*(x[0, block] for x in clip))
+            out_clip[block] = _weights(scaled_clip[block], k_clip[block]) @ v_clip[block]
         if not blocks:
-            out[:, :, own], sums[:, :, own] = kernel(*clip)
+            fused = kernel(q_clip[None], k_clip[None], v_clip[None])
+            out_clip.copy_(fused[0][0])
+            sums_clip.copy_(fused[1][0])
     return out, sums
 
 
@@ -115,34 +120,44 @@ def _backward(
     query_ends: Tensor,
     key_ends: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_q, grad_k, grad_v = (_zeros_like_tokens(x) for x in (q, k, v))
+    grads = _zeros_like_tokens(q), _zeros_like_tokens(k), _zeros_like_tokens(v)
+    scaled = q * _scale(q)
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    for own, keys in _clips(query_ends, key_ends):
-        clip = grad[:, :, own], q[:, :, own], k[:, :, keys], v[:, :, keys]
-        blocks = _blocks(*clip[1:3])
+    of_queries = (_split(x, query_ends) for x in (grad, q, scaled, out, sums, grads[0]))
+    of_keys = (_split(x, key_ends) for x in (k, v, *grads[1:]))
+    for grad_clip, q_clip, scaled_clip, out_clip, sums_clip, grad_q, *keys in zip(
+        *of_queries, *of_keys, strict=True
+    ):
+        if not q_clip.shape[1]:
+            continue
+        k_clip, v_clip, grad_k, grad_v = keys
+        blocks = _blocks(q_clip, k_clip)
         for block in blocks:
-            grads = _matrix_backward(*(x[0, block] for x in clip))
-            grad_q[0, block, own], grad_k[0, block, keys], grad_v[0, block, keys] = grads
-        if not blocks:
-            grad_q[:, :, own], grad_k[:, :, keys], grad_v[:, :, keys] = kernel(
-                *(*clip, out[:, :, own], sums[:, :, own], 0.0, False)
+            grad_q[block], grad_k[block], grad_v[block] = _matrix_backward(
+                grad_clip[block], scaled_clip[block], k_clip[block], v_clip[block]
             )
-    return grad_q, grad_k, grad_v
+        if not blocks:
+            inputs = grad_clip, q_clip, k_clip, v_clip, out_clip, sums_clip
+            fused = kernel(*(x[None] for x in inputs), 0.0, False)
+            for of_clip, found in zip((grad_q, grad_k, grad_v), fused, strict=True):
+                of_clip.copy_(found[0])
+    return grads
 
 
-def _matrix_forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return the output (H, Q, D) of some heads."""
-    out: Tensor = ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(-1) @ v
-    return out
+def _scale(q: Tensor) -> float:
+    return float(q.shape[-1] ** -0.5)
 
 
-def _matrix_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+def _weights(scaled: Tensor, k: Tensor) -> Tensor:
+    """Return the attention weights (H, Q, N) of some heads, of their queries times the scale."""
+    return (scaled @ k.mT).softmax(-1)
+
+
+def _matrix_backward(grad: Tensor, scaled: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     """Return the gradients of the queries, keys and values of some heads; all (H, Q or N, D)."""
-    scale = q.shape[-1] ** -0.5
-    q = q * scale
-    weights = (q @ k.mT).softmax(-1)
-    grad_scores = torch.ops.aten._softmax_backward_data(grad @ v.mT, weights, -1, q.dtype)
-    return scale * (grad_scores @ k), grad_scores.mT @ q, weights.mT @ grad
+    weights = _weights(scaled, k)
+    grad_scores = torch.ops.aten._softmax_backward_data(grad @ v.mT, weights, -1, k.dtype)
+    return _scale(k) * (grad_scores @ k), grad_scores.mT @ scaled, weights.mT @ grad
 
 
 def _zeros_like_tokens(x: Tensor) -> Tensor:
