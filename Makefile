@@ -90,10 +90,13 @@ test-oldest:  ## pytest with the oldest dependencies that pyproject.toml allows
 test-light: $(READY)  ## install the wheel without extras on each Python that is there, and check it
 	$(BIN)/python -m scripts.light_install
 
-# Under 10 minutes on an H100, with the packages of this environment.
+# Under 10 minutes on an H100, with the packages of this environment. REFERENCE is a checkout of
+# the authors' repository, whose step is then compared with ours.
 gpu: $(READY)  ## on a machine with a GPU: its tests, then the benchmark suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu tests/gpu --numprocesses 12
 	$(BIN)/mae-ast bench --device cuda --minutes 6
+	$(if $(REFERENCE),$(BIN)/python scripts/benchmarks/step_against_reference.py --device cuda \
+	  --reference $(REFERENCE))
 
 test-kits:  ## the evaluation kits' own checkers: HEAR, X-ARES, mteb
 	$(MAKE) venv VENV=.venv-kits

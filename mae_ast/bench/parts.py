@@ -5,7 +5,7 @@ from __future__ import annotations
 from mae_ast.bench.files import DECODING, LOADING
 from mae_ast.bench.kernels import FBANK, MASKS
 from mae_ast.bench.setting import Part
-from mae_ast.bench.steps import LENGTHS, STEPS
+from mae_ast.bench.steps import LENGTHS, PACKING, STEPS
 from mae_ast.bench.training import TRAINING
 
 PARTS: dict[str, Part] = {
@@ -15,5 +15,6 @@ PARTS: dict[str, Part] = {
     "loading": LOADING,
     "training": TRAINING,
     "steps": STEPS,
+    "packing": PACKING,
     "lengths": LENGTHS,
 }

@@ -1,4 +1,4 @@
-"""Measure training steps at full width, over batch sizes, clip lengths and mask ratios.
+"""Measure training steps at full width: batch sizes, lengths, mask ratios, packed, compiled.
 
 A step consists of the filterbank (on a GPU; on a CPU it runs in the data loader's workers),
 forward, losses, backward and AdamW. Masks are drawn beforehand, as in the data loader.
@@ -7,6 +7,7 @@ forward, losses, backward and AdamW. Masks are drawn beforehand, as in the data 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -23,12 +24,16 @@ from mae_ast.bench.work import (
     peak_bytes,
     pretraining_loss,
 )
-from mae_ast.core.frontend.fbank import fbank
+from mae_ast.core.frontend.collate import Clip, Collater
+from mae_ast.core.frontend.collate_rows import RowCollater
+from mae_ast.core.frontend.fbank import fbank, num_frames
 from mae_ast.core.frontend.masking import MaskIds
+from mae_ast.core.frontend.rows import RowShape
 from mae_ast.core.io.audio import SAMPLE_RATE
 from mae_ast.core.models.registry import SYSTEMS, parse_config, system_name
 from mae_ast.core.nn.malloc import keep_freed_memory
 from mae_ast.core.nn.precision import has_bfloat16_units
+from mae_ast.core.nn.transformer import compile_layers
 from mae_ast.trainer.command import config_dir
 from mae_ast.trainer.presets import read_preset
 
@@ -59,6 +64,7 @@ SYSTEM_CASES: tuple[tuple[str, str, dict[str, Any], str], ...] = (
         "random_mask",
     ),
 )
+FORMS = ("eager", "compiled")
 QUICK = {
     "encoder_layers": 2,
     "encoder_embed_dim": 64,
@@ -113,6 +119,29 @@ def length_cases(setting: Setting) -> list[Case]:
     return [{**case, **fixed, "system": name} for case in (*over_length, *over_ratio)]
 
 
+def form_cases(setting: Setting) -> list[Case]:
+    """Return cases of patches and frames, cropped and packed, eager and compiled, without dropout.
+
+    All clips have one length, so that both batches hold the same audio.
+    """
+    forms = [(batching, form) for batching in ("cropped", "packed") for form in FORMS]
+    networks = {"patch": ({}, "chunk_mask"), "frame": (FRAMES, "random_mask")}
+    return [
+        {
+            "name": f"MAE-AST {name}, 12 layers",
+            "preset": "mae_ast",
+            "model": {**model, **NO_DROPOUT},
+            "mask_type": mask_type,
+            "batch": int(setting.pick(cpu=4, gpu=64, quick=2)),
+            "clip_s": 2.0 if setting.quick else CLIP_S,
+            "batching": batching,
+            "form": form,
+        }
+        for name, (model, mask_type) in networks.items()
+        for batching, form in (forms[:1] + forms[-1:] if setting.quick else forms)
+    ]
+
+
 def measure_step(case: Case, setting: Setting) -> Row:
     """Measure time, memory and speed of a training step."""
     try:
@@ -131,23 +160,20 @@ class _Training:
     Args:
         model: model in train mode.
         source: waveforms (B, L) on a GPU, log-mel (B, T, F) on a CPU.
+        lengths: valid frames (1,) of a row; ``None``: no row.
         mask: mask of the batch.
         optimizer: optimizer of the model.
     """
 
     model: nn.Module
     source: Tensor
+    lengths: Tensor | None
     mask: MaskIds
     optimizer: torch.optim.Optimizer
 
-    @property
-    def num_patches(self) -> int:
-        """Return the number of patches of a clip."""
-        return self.mask.visible_ids.shape[1] + self.mask.masked_ids.shape[1]
-
     def backward(self) -> None:
         """Run forward and backward."""
-        pretraining_loss(self.model, self.source, self.mask).backward()
+        pretraining_loss(self.model, self.source, self.mask, self.lengths).backward()
 
     def step(self) -> None:
         """Run a whole training step."""
@@ -160,12 +186,29 @@ def _prepare(case: Case, config: Any, setting: Setting) -> _Training:
     torch.manual_seed(0)
     device, batch = setting.device, case["batch"]
     model = SYSTEMS[system_name(config)].network(config).to(device).train()
-    num_samples = _num_samples(case)
-    waveforms = torch.randint(-8000, 8000, (batch, num_samples), dtype=torch.int16)
-    source = waveforms.to(device) if setting.is_gpu else fbank(waveforms)
-    mask = draw_mask(config, case["mask_type"], num_samples, batch).to(device)
+    if case.get("form") == "compiled":
+        compile_layers(model)
+    waveforms = torch.randint(-8000, 8000, (batch, _num_samples(case)), dtype=torch.int16)
+    if case.get("batching") == "packed":
+        source, lengths, mask = _row_of(waveforms, config, case["mask_type"], not setting.is_gpu)
+    else:
+        source, lengths = waveforms if setting.is_gpu else fbank(waveforms), None
+        mask = draw_mask(config, case["mask_type"], _num_samples(case), batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    return _Training(model, source, mask, optimizer)
+    lengths = None if lengths is None else lengths.to(device)
+    return _Training(model, source.to(device), lengths, mask.to(device), optimizer)
+
+
+def _row_of(
+    waveforms: Tensor, config: Any, mask_type: str, compute_fbank: bool
+) -> tuple[Tensor, Tensor | None, MaskIds]:
+    """Pack waveforms (B, L) into a row; return its source, valid frames and mask."""
+    shape, num_clips = config.patch_shape, len(waveforms)
+    steps = num_clips * shape.grid(num_frames(waveforms.shape[1]))[0]
+    collater = Collater(config, mask_type, compute_fbank=compute_fbank)
+    row = RowCollater(collater, RowShape(steps, num_clips, shape, config.random_mask_prob))
+    packed = row([Clip.of(n, wave, seed=1, epoch=1) for n, wave in enumerate(waveforms)])
+    return packed.source, packed.lengths, packed.mask
 
 
 def _measure_step(case: Case, setting: Setting) -> Row:
@@ -209,7 +252,7 @@ def _measure_step(case: Case, setting: Setting) -> Row:
         "clips_per_s": batch / taken.median,
         "ms_per_clip": 1000 * taken.median / batch,
         "optimizer_s": update.median,
-        "num_patches": training.num_patches,
+        "num_patches": math.prod(config.patch_shape.grid(num_frames(_num_samples(case)))),
         "parameters": parameters,
         "flops_per_clip": flops,
         "flops_per_s": flops_per_s,
@@ -287,6 +330,16 @@ STEPS = Part(
     measure_step,
     _COLUMNS,
     lambda setting: setting.pick(cpu=25, gpu=5, quick=0.5),
+    is_alone=True,
+)
+PACKING = Part(
+    "Packed and compiled steps",
+    "Steps of MAE-AST, 12 + 2 layers, dropout 0, on clips of 10 s: in a batch of clips (cropped) "
+    "or side by side in a row (packed), eager or with compiled layers. Compilation is not timed.",
+    form_cases,
+    measure_step,
+    (_COLUMNS[0], Column("batch", "batching"), Column("layers", "form"), *_COLUMNS[1:]),
+    lambda setting: setting.pick(cpu=45, gpu=15, quick=10),
     is_alone=True,
 )
 LENGTHS = Part(

@@ -52,12 +52,14 @@ class Activations:
     transient: float
 
 
-def pretraining_loss(model: nn.Module, source: Tensor, mask: MaskIds) -> Tensor:
+def pretraining_loss(
+    model: nn.Module, source: Tensor, mask: MaskIds, lengths: Tensor | None = None
+) -> Tensor:
     """Compute 10 MSE + InfoNCE per masked patch, or 10 MSE if the system has no InfoNCE."""
-    out = model(source, None, mask)
-    loss: Tensor = 10 * reconstruction_loss(out.reconstruction, out.target)
+    out = model(source, lengths, mask)
+    loss: Tensor = 10 * reconstruction_loss(out.reconstruction, out.target, out.valid)
     if out.classification is not None:
-        loss = loss + info_nce_loss(out.classification, out.target).loss
+        loss = loss + info_nce_loss(out.classification, out.target, out.valid, out.ends).loss
     return loss / mask.masked_ids.numel()
 
 

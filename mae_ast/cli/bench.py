@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mae_ast.bench.suite import Measured
 
 # Names of mae_ast.bench.parts.PARTS, in their order.
-PART_NAMES = ("masks", "fbank", "decoding", "loading", "training", "steps", "lengths")
+PART_NAMES = ("masks", "fbank", "decoding", "loading", "training", "steps", "packing", "lengths")
 BATCHES = {"cuda": "64,256", "cpu": "4"}
 LOG_FILE = "log.txt"
 
@@ -29,7 +29,7 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="model.KEY=VALUE",
-            help="Settings of the models in the parts steps and lengths.",
+            help="Settings of the models in the parts steps, packing and lengths.",
             show_default=False,
         ),
     ] = None,

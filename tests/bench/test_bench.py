@@ -31,6 +31,7 @@ from mae_ast.bench.work import (
 )
 from mae_ast.cli.bench import bench
 from mae_ast.cli.main import app
+from mae_ast.core.frontend.collate_rows import RowCollater as Row
 from mae_ast.core.frontend.fbank import num_samples_of_frames
 from mae_ast.core.models.config import AudioMaeConfig, MaeAstConfig, SsastConfig
 from mae_ast.core.models.registry import SYSTEMS, system_name
@@ -319,6 +320,25 @@ def test_plot_shows_measured_and_counted_values():
     assert figure.get_suptitle() == "MAE-AST patch, 12 + 2 layers, 2 clips, float32, dropout 0"
     assert list(measured.get_ydata()) == [0.5, 1.2]
     assert list(counted.get_ydata()) == pytest.approx([0.5, 1.3])  # 0.1 + 3 * 0.4
+
+
+def test_clips_are_packed_and_layers_compiled(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(steps, "compile_layers", compiled.append)
+    rows_of = []
+    monkeypatch.setattr(steps, "RowCollater", lambda *given: rows_of.append(given) or Row(*given))
+    given = setting(tmp_path, quick=True)
+    measured = [steps.measure_step(case, given) for case in steps.form_cases(given)]
+    assert [(row["batching"], row["form"]) for row in measured] == [
+        *(("cropped", "eager"), ("packed", "compiled")),
+        *(("cropped", "eager"), ("packed", "compiled")),
+    ]
+    assert len(compiled) == len(rows_of) == 2
+    assert [row["num_patches"] for row in measured] == [96, 96, 99, 99]
+    for cropped, packed in (measured[:2], measured[2:]):
+        assert cropped["flops_per_clip"] == packed["flops_per_clip"]
+        assert packed["clips_per_s"] == pytest.approx(2 / packed["median_s"])
+        assert packed["median_s"] > 0
 
 
 # --- errors ---------------------------------------------------------------------------------------
