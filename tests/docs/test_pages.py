@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -91,12 +92,17 @@ def test_default_requirement_and_range_of_options():
     assert row.split(" | ")[1] == "required"
 
 
+@cache
+def configuration_reference():
+    return configuration.reference()
+
+
 @pytest.mark.parametrize(
     ("section", "registry"),
     [("task", TASK_DATACLASS_REGISTRY), ("model", MODEL_DATACLASS_REGISTRY)],
 )
 def test_keys_are_all_described(section, registry):
-    reference = configuration.reference()
+    reference = configuration_reference()
     ours = {name: kind for name, kind in registry.items() if kind.__module__.startswith("mae_ast")}
     assert len(ours) >= 2
     for name, kind in ours.items():
@@ -109,7 +115,7 @@ def test_keys_are_all_described(section, registry):
 
 
 def test_values_of_presets_are_named():
-    reference = configuration.reference()
+    reference = configuration_reference()
     text = reference.partition("{ #task-mae_ast_pretraining }")[2].partition("\n### ")[0]
     (row,) = re.findall(r"^\| `task\.max_sample_size`.*$", text, re.MULTILINE)
     assert "`mae_ast`: `250000`" in row

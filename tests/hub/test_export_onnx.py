@@ -40,7 +40,6 @@ EXPORTED = {
     "mae_ast: patches": "waveform",
     "mae_ast: frames": "waveform-int16",
     "ssast: patches": "waveform",
-    "ssast: frames": "waveform",
     "ast: two": "waveform",
     "audio_mae: fixed length": "waveform-int16",
     "mae_ast: pre-norm": "log-mel",
