@@ -20,8 +20,8 @@ SLOW_FOLDERS = {"trainer", "superb", "golden", "scripts"}  # they train, or run 
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Return two more than there are cores, since tests wait for the programs that they start."""
-    return (os.cpu_count() or 1) + 2
+    """Return one more than there are cores, since tests wait for the programs that they start."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
