@@ -1,4 +1,6 @@
-"""Measure training steps at full width: batch sizes, lengths, mask ratios, packed, compiled.
+"""Measure training steps at full width.
+
+They vary in batch size, clip length, mask ratio, batching (cropped, packed) and compilation.
 
 A step consists of the filterbank (on a GPU; on a CPU it runs in the data loader's workers),
 forward, losses, backward and AdamW. Masks are drawn beforehand, as in the data loader.

@@ -92,6 +92,7 @@ def test_documented_preset_with_a_part_of_its_own(tmp_path):
     assert composed["lr_scheduler.total_num_update"] == 100_000
 
 
+# Of both kinds; what is tested depends on the folder and not on the preset.
 @pytest.mark.parametrize("file", FILES[::5], ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_copied_preset_finds_its_parts(file, tmp_path):
     copy = tmp_path / file.name
