@@ -19,6 +19,7 @@ from omegaconf import open_dict, read_write
 from mae_ast.plugin import register
 from mae_ast.trainer import console_filter, stop_request
 from mae_ast.trainer.fairseq_patches import early_stopping, logged_values
+from mae_ast.trainer.presets import share_config_store
 
 _train = fairseq_cli.hydra_train._hydra_main
 
@@ -26,6 +27,7 @@ _train = fairseq_cli.hydra_train._hydra_main
 def install() -> None:
     """Register the plug-in, and make :func:`train` the job of ``fairseq-hydra-train``."""
     register()
+    share_config_store()
     fairseq_cli.hydra_train._hydra_main = train
 
 

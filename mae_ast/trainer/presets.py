@@ -21,6 +21,15 @@ NAMED_SECTIONS = ("task", "model", "criterion", "optimizer", "lr_scheduler")
 SEARCH_PATH = "hydra.searchpath="  # override: further folders with parts
 
 
+def share_config_store() -> None:
+    """Let hydra compose without a copy of its store, which holds all of fairseq's dataclasses.
+
+    hydra copies the sources of a composition, and the store with them, which takes longer than all
+    the rest. There is one store only, and what is loaded from it is copied anyway.
+    """
+    ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
+
+
 def compose_preset(file: Path, overrides: Sequence[str] = ()) -> Any:
     """Compose a preset with hydra.
 
@@ -36,6 +45,7 @@ def compose_preset(file: Path, overrides: Sequence[str] = ()) -> Any:
     Raises:
         hydra's and omegaconf's exceptions: a part is missing, or an override is invalid.
     """
+    share_config_store()
     GlobalHydra.instance().clear()
     with (
         warnings.catch_warnings(),

@@ -28,9 +28,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hydra.core.config_store import ConfigStore
+
 IMPORTED = (
     *("torch", "torchaudio", "tensorboardX", "fairseq_cli.hydra_train", "fairseq_cli.train"),
     "torch._dynamo",  # by each optimizer
+    *("av", "soundfile"),
 )
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 POLL_S = 0.01
@@ -258,6 +261,7 @@ if __name__ == "__main__":
         warnings.simplefilter("ignore")
         for name in IMPORTED:
             __import__(name)
+    ConfigStore.__deepcopy__ = lambda self, memo: self  # hydra would copy it for each composition
     logging.getLogger().handlers.clear()  # fairseq's, which a launcher precedes with its own
     gc.freeze()  # forks would copy each page of what is collected
     wanted = serve()
