@@ -12,6 +12,8 @@ import pytest
 import mae_ast
 
 PACKAGE = Path(mae_ast.__file__).parent
+REPOSITORY = Path(__file__).parents[1]
+CACHE = REPOSITORY / ".mypy_cache"
 
 PROGRAM = """
 import torch
@@ -34,8 +36,10 @@ def test_programs_are_checked_against_the_annotations(tmp_path):
     assert (PACKAGE / "py.typed").is_file()
     # mypy does not follow the import hook of an editable installation.
     environment = {**os.environ, "MYPYPATH": str(PACKAGE.parent)}
+    # With the settings of this project, which are strict, and the cache of `make type`.
+    project = ["--config-file", REPOSITORY / "pyproject.toml", "--cache-dir", CACHE]
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "program.py"],
+        [sys.executable, "-m", "mypy", *project, "program.py"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -37,7 +37,6 @@ LENGTHS = (2_800, 16_000, 40_000, 159_520, 260_000)
 NAMES = ("dog", "rain", "siren", "speech", "wind")
 # Input, and systems with patches and frames.
 EXPORTED = {
-    "mae_ast: patches": "waveform",
     "mae_ast: frames": "waveform-int16",
     "ssast: patches": "waveform",
     "ast: two": "waveform",

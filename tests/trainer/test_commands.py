@@ -6,8 +6,6 @@ from __future__ import annotations
 import math
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from mae_ast.hub import export
 from tests.sounds import speech_like
 
 from .conftest import CONFIG_DIR, ONLY_TRAINING, TRAIN_PROGRAM, USER_DIR, Training, write_clips
+from .forked import run_forked
 
 SETUP = """\
 export HYDRA_FULL_ERROR=1
@@ -212,9 +211,10 @@ def test_published_settings_build_with_six_layers(
     assert model.post_extract_proj.weight.shape == (768, chan * time)
 
 
-def test_register_works_after_importing_the_package() -> None:
+def test_register_works_after_importing_the_package(tmp_path: Path) -> None:
     """fairseq ignores a user_dir whose package is already imported."""
-    program = f"""
+    program = tmp_path / "program.py"
+    program.write_text(f"""
 import mae_ast, mae_ast.core.models.mae_ast
 from argparse import Namespace
 from fairseq.utils import import_user_module
@@ -231,8 +231,6 @@ assert MODEL_REGISTRY["mae_ast"].__name__ == "FairseqMaeAst"
 assert CRITERION_REGISTRY["mae_ast"].__name__ == "MaeAstCriterion"
 assert "mae_ast_pretraining" in TASK_DATACLASS_REGISTRY
 import_user_module(Namespace(user_dir={str(USER_DIR)!r}))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
-    )
+""")
+    done = run_forked([program])
     assert done.returncode == 0, done.stderr
