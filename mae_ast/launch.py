@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from mae_ast.trainer import console_filter, stop_request
 
@@ -37,8 +35,8 @@ def main() -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from mae_ast.trainer import preflight
-    from mae_ast.trainer.presets import check_preset, compose_preset, search_path_of
-    from mae_ast.trainer.settings import explain
+    from mae_ast.trainer.presets import check_preset
+    from mae_ast.trainer.settings import explain_composition
 
     preflight.apply()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach this function
@@ -53,10 +51,7 @@ def main() -> None:
         with user_errors(), hydra_job.leave_signals_to_jobs(sys.argv):
             cli_main()
     except (HydraException, OmegaConfBaseException) as error:
-        preset: Any = {}
-        with suppress(HydraException, OmegaConfBaseException):
-            preset = compose_preset(file, search_path_of(arguments.overrides))
-        sys.exit(f"mae-ast: error: {explain(error, preset, file.name)}")
+        sys.exit(f"mae-ast: error: {explain_composition(error, file, arguments.overrides)}")
     except OSError as error:  # such as a folder that cannot be created
         sys.exit(f"mae-ast: error: {describe(error)}")
 

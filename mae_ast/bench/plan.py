@@ -37,7 +37,7 @@ from mae_ast.trainer.command import Data, train_command
 from mae_ast.trainer.global_batch import set_update_freq
 from mae_ast.trainer.presets import check_preset, compose_preset, search_path_of
 from mae_ast.trainer.schedule import planned_updates
-from mae_ast.trainer.settings import drop_defaults_of_others, explain
+from mae_ast.trainer.settings import drop_defaults_of_others, explain_composition
 
 TASK = "mae_ast_pretraining"
 # Settings besides sizes that change the training step of a system.
@@ -157,18 +157,16 @@ def compose_settings(data: Data, config: str, overrides: Sequence[str]) -> Any:
     launching = ("hydra.", "hydra/", "+run_config=", "-")
     given = arguments[arguments.index(name) + 1 :]
     check_preset(file, given)
-    search_path = search_path_of(given)
-    wanted = search_path + [each for each in given if not each.startswith(launching)]
+    wanted = search_path_of(given)
+    wanted += [each for each in given if not each.startswith(launching)]
     hydra_init(name)
-    preset: Any = {}
     try:
-        preset = compose_preset(file, search_path)
         settings = compose_preset(file, wanted)
         drop_defaults_of_others(settings)
         add_defaults(settings)
         OmegaConf.resolve(settings)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(explain(error, preset, file.name)) from None
+        raise ValueError(explain_composition(error, file, given)) from None
     if settings.task._name != TASK:
         raise ValueError(f"task._name={settings.task._name}: must be {TASK}")
     return settings

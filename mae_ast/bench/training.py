@@ -38,7 +38,7 @@ def measure_training(case: Case, setting: Setting) -> Row:
         RuntimeError: training failed; the message holds the last line of its output.
     """
     batch = int(setting.pick(cpu=4, gpu=256, quick=4))
-    updates = int(setting.pick(cpu=12, gpu=80, quick=8))
+    updates = int(setting.pick(cpu=12, gpu=80, quick=4))
     every = int(setting.pick(cpu=1, gpu=5, quick=1))
     folder = Path(setting.folder) / "training"
     write_corpus(folder, 4 if setting.quick else FILES, batch * (updates + 2))

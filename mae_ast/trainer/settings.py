@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY, MODEL_DATACLASS_REGISTRY
 from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from mae_ast.trainer.presets import NAMED_SECTIONS
+from mae_ast.trainer.presets import NAMED_SECTIONS, compose_preset, search_path_of
 
 _WRONG_TYPE = re.compile(
     r"alue '(.*)' (?:of type '\w+' could not be converted to |is not a valid |for field of type ')"
@@ -76,6 +80,20 @@ def drop_defaults_of_others(cfg: Any) -> None:
             others = (defaults_of(section, other) for other in registered(section))
             if key not in own and any(key in each and each[key] == value for each in others):
                 del settings[key]
+
+
+def explain_composition(error: Exception, file: Path, overrides: Sequence[str]) -> str:
+    """Turn an error of composing a preset into one line that says what to type.
+
+    Args:
+        error: error raised while settings were composed or merged with their dataclasses.
+        file: YAML file of the preset.
+        overrides: hydra's overrides; only the search path is used.
+    """
+    preset: Any = {}
+    with suppress(HydraException, OmegaConfBaseException):
+        preset = compose_preset(file, search_path_of(overrides))
+    return explain(error, preset, file.name)
 
 
 def explain(error: Exception, preset: Any, file: str = "the YAML file") -> str:

@@ -20,7 +20,7 @@ from tests.sounds import pcm16, speech_like, write_with_av
 pytestmark = pytest.mark.slow
 
 SECONDS = 2.3
-PARTS = 20
+PARTS = 8
 
 # RAW has no header. libsndfile cannot read the DWVW that it writes, nothing reads its 20-bit ALAC,
 # and it cannot write MPEG layers I and II.
