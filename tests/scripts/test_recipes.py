@@ -21,6 +21,7 @@ from mae_ast.prepare import esc50
 from mae_ast.trainer.command import initial_weights, train_command
 from tests.trainer.classification import LABELS, tone, write_pretrained
 from tests.trainer.conftest import write_clips
+from tests.trainer.forked import run_forked
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 RECIPES = sorted(path.name for path in SCRIPTS.glob("*.sh"))
@@ -199,7 +200,8 @@ def test_esc50_is_prepared_cross_validated_and_reported(tmp_path):
     settings = [*initial_weights(str(checkpoint), random_weights=False), *arguments]
     fold1 = out / "folds" / "fold1"
     command = train_command(out / "manifests" / "fold1", "esc50", fold1, settings, "finetune")
-    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    done = run_forked(command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     for fold in range(2, 5):
         shutil.copytree(fold1, out / "folds" / f"fold{fold}")
 

@@ -161,7 +161,7 @@ def test_exported_checkpoint_gives_equal_features_in_s3prl(
     export.to_released_file(model, tmp_path / "released.pt")
     expert = hubconf.mae_ast_local(str(tmp_path / "released.pt")).eval()
     (tmp_path / "released.pt").unlink()
-    for seconds in (0.3, 1.0, 9.97, 20.0):
+    for seconds in (0.3, 9.97):
         wave = speech_like(round(16_000 * seconds))
         with torch.no_grad():
             ours = model.extract_features(wave, window_s=30.0).time_steps
