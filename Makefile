@@ -16,8 +16,11 @@ LOWER_BOUNDS := build/lower-bounds.txt
 STATE := $(shell (cat $(CONSTRAINTS) pyproject.toml setup.py Makefile; $(PYTHON) --version) | \
   cksum | cut -d ' ' -f 1)
 READY := $(VENV)/ready-$(STATE)
-# Python compiles what is imported; pip would compile everything, which takes a minute.
+# Compiled below, by all cores at once.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile $(addprefix -c ,$(CONSTRAINTS))
+
+# Tests start many programs; without bytecode on disk, each would compile the package again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo reference test quick gpu test-newest test-oldest test-light test-kits lint type docs light \
@@ -38,6 +41,7 @@ $(READY):
 	@$(PIP) torch torchaudio numpy cython setuptools wheel
 	@echo "building fairseq and installing the rest (3 to 5 minutes) ..."
 	@$(PIP) --no-build-isolation -e '.[$(EXTRAS)]'
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > $(VENV)/compile.log || true
 	@touch $@
 
 demo: $(READY)  ## pretrain on spoken words, evaluate and plot, in minutes
