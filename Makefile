@@ -41,7 +41,7 @@ $(READY):
 	@$(PIP) torch torchaudio numpy cython setuptools wheel
 	@echo "building fairseq and installing the rest (3 to 5 minutes) ..."
 	@$(PIP) --no-build-isolation -e '.[$(EXTRAS)]'
-	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > $(VENV)/compile.log || true
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # some packages hold templates of code
 	@touch $@
 
 demo: $(READY)  ## pretrain on spoken words, evaluate and plot, in minutes
