@@ -246,7 +246,7 @@ def test_rejects_invalid_options(arguments, message, tmp_path):
 
 @pytest.fixture(scope="module")
 def quick_results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Run the parts without training in tiny sizes; return the folder and the output."""
+    """Run two parts in tiny sizes; return the folder and the output."""
     folder = tmp_path_factory.mktemp("bench")
     names = "masks,lengths"
     done = subprocess.run(

@@ -38,6 +38,7 @@ NAMES = ("dog", "rain", "siren", "speech", "wind")
 # Input, and systems with patches and frames.
 EXPORTED = {
     "mae_ast: frames": "waveform-int16",
+    "ssast: patches": "waveform",
     "ast: two": "waveform",
     "audio_mae: fixed length": "waveform-int16",
     "mae_ast: pre-norm": "log-mel",

@@ -2,16 +2,18 @@
 
 import re
 import shutil
+from copy import deepcopy
 from glob import glob
 from pathlib import Path
 
 import pytest
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.initialize import hydra_init
+from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from mae_ast.bench.plan import compose_settings
-from mae_ast.trainer.command import PACKAGE, module_command, train_command
+from mae_ast.trainer.command import PACKAGE, config_dir, module_command, train_command
 from mae_ast.trainer.presets import check_preset, compose_preset, read_preset
 
 from . import preset_settings
@@ -196,3 +198,14 @@ def test_wheel_has_all_parts_of_the_presets():
     assert {"finetune/esc50.yaml", "finetune/recipe/esc50.yaml"} <= set(matched)
     files = [path for path in preset_settings.CONFIG.rglob("*") if path.is_file()]
     assert len(matched) == len(files)
+
+
+def test_composed_settings_share_nothing_with_those_that_hydra_stores():
+    """hydra's store is not copied, see ``share_config_store``; what is loaded from it is."""
+    hydra_init("demo")
+    file = config_dir() / "pretrain" / "demo.yaml"
+    first = compose_preset(file)
+    assert deepcopy(ConfigStore.instance()) is ConfigStore.instance()
+    seed = first.common.seed
+    first.common.seed = seed + 1
+    assert compose_preset(file).common.seed == seed
